@@ -1,0 +1,244 @@
+//! Flags that every program has, and how a command line that is wrong is told so.
+//!
+//! Invariant: `--json` gets its one object even when the rest of the command line does not parse.
+
+use crate::console::{self, Stream};
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
+use bitnet_formats::ErrorCode;
+use clap::error::ErrorKind;
+use clap::{Args, Parser, ValueEnum};
+use std::ffi::OsString;
+use std::io::Write;
+use std::num::NonZeroUsize;
+
+/// More threads than this is a typing error.
+const MOST_THREADS: usize = 1024;
+
+/// When output is coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ColorWhen {
+    /// On a terminal, unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Flags that every program has; flatten them into the program's own.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GlobalArgs {
+    /// Worker threads [default: all available cores], for example --threads 2
+    ///
+    /// Results are the same bytes for every number of threads.
+    #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads, help_heading = "General")]
+    pub threads: Option<NonZeroUsize>,
+
+    /// Say nothing but errors and the result
+    #[arg(long, short = 'q', global = true, help_heading = "General")]
+    pub quiet: bool,
+
+    /// Colours; NO_COLOR is honoured, for example --color never
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "General"
+    )]
+    pub color: ColorWhen,
+
+    /// Print exactly one JSON object on stdout, also on failure
+    ///
+    /// Its keys are listed in formats/report.md. Progress and notes are not printed.
+    #[arg(long, global = true, help_heading = "General")]
+    pub json: bool,
+}
+
+impl GlobalArgs {
+    /// `--threads`, or the cores this process may use.
+    pub fn thread_count(&self) -> usize {
+        let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.threads.map_or_else(available, NonZeroUsize::get)
+    }
+}
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let expected = || format!("expected a number from 1 to {MOST_THREADS}");
+    let n: NonZeroUsize = text.parse().map_err(|_| expected())?;
+    if n.get() > MOST_THREADS {
+        Err(expected())
+    } else {
+        Ok(n)
+    }
+}
+
+/// Parses a command line; help and version go to `out`, errors to `err` (under `--json`: to `out`).
+///
+/// # Errors
+/// The status to return when there is nothing left to do.
+pub fn parse<P: Parser>(
+    args: impl Iterator<Item = OsString>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Result<P, ExitStatus> {
+    let args: Vec<OsString> = args.collect();
+    let error = match P::try_parse_from(&args) {
+        Ok(parsed) => return Ok(parsed),
+        Err(error) => error,
+    };
+    // the command line did not parse, so these two are looked for by hand
+    let flags = || args.iter().skip(1).take_while(|a| *a != "--");
+    let json = flags().any(|a| a == "--json");
+    let color = color_flag(flags());
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let text = error.render();
+            let written = if console::colored(color, Stream::Out) {
+                write!(out, "{}", text.ansi())
+            } else {
+                write!(out, "{text}")
+            };
+            // a closed pipe is success, and for anything else there is nowhere to tell it
+            Err(match written.and_then(|()| out.flush()) {
+                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => ExitStatus::CouldNot,
+                _ => ExitStatus::Done,
+            })
+        }
+        _ => {
+            let failure = usage_failure(&error.render().to_string());
+            let global = GlobalArgs {
+                json,
+                color,
+                ..GlobalArgs::default()
+            };
+            Err(console::Console::new(&global, out, err).finish(Err(failure)))
+        }
+    }
+}
+
+fn color_flag<'a>(args: impl Iterator<Item = &'a OsString>) -> ColorWhen {
+    let mut found = ColorWhen::Auto;
+    let mut next_is_value = false;
+    for arg in args.filter_map(|a| a.to_str()) {
+        let value = if next_is_value {
+            Some(arg)
+        } else {
+            arg.strip_prefix("--color=")
+        };
+        next_is_value = arg == "--color";
+        match value {
+            Some("always") => found = ColorWhen::Always,
+            Some("never") => found = ColorWhen::Never,
+            _ => {}
+        }
+    }
+    found
+}
+
+/// clap's several lines in our one line and hints.
+fn usage_failure(rendered: &str) -> Failure {
+    let mut message = String::new();
+    let mut hints: Vec<String> = Vec::new();
+    for line in rendered.lines() {
+        let text = line.trim();
+        if let Some(tip) = text.strip_prefix("tip: ") {
+            hints.push(tip.to_owned());
+        } else if let Some(usage) = text.strip_prefix("Usage: ") {
+            hints.push(format!("usage: {usage}"));
+        } else if text.starts_with("For more information") {
+            hints.push("--help explains every flag".to_owned());
+        } else if !text.is_empty() && hints.is_empty() {
+            let text = text.strip_prefix("error: ").unwrap_or(text);
+            if !message.is_empty() {
+                message.push(' ');
+            }
+            message.push_str(text);
+        }
+    }
+    // a program called without arguments: clap renders its help as the error
+    if message.is_empty() {
+        message.push_str("arguments are missing");
+    }
+    hints
+        .into_iter()
+        .fold(Failure::new(ErrorCode::Usage, message), Failure::hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    #[command(name = "t", version)]
+    struct T {
+        /// A file
+        file: String,
+        #[command(flatten)]
+        global: GlobalArgs,
+    }
+
+    fn parse_text(args: &[&str]) -> (Result<T, ExitStatus>, String, String) {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let args = args.iter().map(OsString::from);
+        let result = parse(
+            std::iter::once(OsString::from("t")).chain(args),
+            &mut out,
+            &mut err,
+        );
+        (
+            result,
+            String::from_utf8(out).unwrap(),
+            String::from_utf8(err).unwrap(),
+        )
+    }
+
+    #[test]
+    fn usage_errors_are_one_line_with_hints_or_one_object() {
+        let (result, out, err) = parse_text(&["a", "--thread", "2"]);
+        assert_eq!(result.unwrap_err(), ExitStatus::CouldNot);
+        assert!(out.is_empty());
+        let mut lines = err.lines();
+        assert!(
+            lines
+                .next()
+                .unwrap()
+                .starts_with("error: unexpected argument '--thread'"),
+            "{err}"
+        );
+        assert!(lines.all(|l| l.starts_with("hint: ")), "{err}");
+
+        let (_, out, err) = parse_text(&["--json"]);
+        assert!(err.is_empty());
+        let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(json["error"]["code"], "usage");
+        assert!(
+            json["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("<FILE>"),
+            "{json}"
+        );
+    }
+
+    #[test]
+    fn help_is_data_and_threads_are_bounded() {
+        let (result, out, _) = parse_text(&["--help"]);
+        assert_eq!(result.unwrap_err(), ExitStatus::Done);
+        assert!(out.contains("--threads"));
+        for bad in ["0", "-1", "1025", "x"] {
+            assert!(parse_text(&["a", "--threads", bad]).0.is_err(), "{bad}");
+        }
+        assert_eq!(
+            parse_text(&["a", "-j", "3"])
+                .0
+                .unwrap()
+                .global
+                .thread_count(),
+            3
+        );
+    }
+}

@@ -1,0 +1,248 @@
+//! The two streams of a program and who may speak on them when.
+//!
+//! Invariant: under `--json` stdout gets exactly one object; notes go to stderr and are silent
+//! under `--quiet` and `--json`; errors are never silent. Whether a stream is a terminal is asked
+//! only when the writers are the process's own (see [`crate::main`]).
+
+use crate::args::{ColorWhen, GlobalArgs};
+use crate::exit_status::ExitStatus;
+use crate::failure::Failure;
+use serde_json::Value;
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether `out` and `err` are the process's own stdout and stderr.
+pub(crate) static STANDARD_STREAMS: AtomicBool = AtomicBool::new(false);
+
+#[derive(Clone, Copy)]
+pub(crate) enum Stream {
+    Out,
+    Err,
+}
+
+fn is_terminal(stream: Stream) -> bool {
+    STANDARD_STREAMS.load(Ordering::Relaxed)
+        && match stream {
+            Stream::Out => io::stdout().is_terminal(),
+            Stream::Err => io::stderr().is_terminal(),
+        }
+}
+
+pub(crate) fn colored(when: ColorWhen, stream: Stream) -> bool {
+    match when {
+        ColorWhen::Always => true,
+        ColorWhen::Never => false,
+        ColorWhen::Auto => {
+            // https://no-color.org: set and not empty
+            std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+                && std::env::var_os("TERM").is_none_or(|v| v != "dumb")
+                && is_terminal(stream)
+        }
+    }
+}
+
+/// The streams of a program, with its global flags applied.
+pub struct Console<'a> {
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+    json: bool,
+    quiet: bool,
+    color_out: bool,
+    color_err: bool,
+    shows_progress: bool,
+}
+
+impl<'a> Console<'a> {
+    /// The streams of a program.
+    pub fn new(global: &GlobalArgs, out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
+        Self {
+            out,
+            err,
+            json: global.json,
+            quiet: global.quiet,
+            color_out: colored(global.color, Stream::Out),
+            color_err: colored(global.color, Stream::Err),
+            shows_progress: !global.json && !global.quiet && is_terminal(Stream::Err),
+        }
+    }
+
+    /// Whether `--json` was given.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether stderr is a terminal that may show progress.
+    pub fn shows_progress(&self) -> bool {
+        self.shows_progress
+    }
+
+    /// Data for people, one line on stdout; nothing under `--json`.
+    ///
+    /// # Errors
+    /// A closed pipe or a full disk.
+    pub fn line(&mut self, text: impl Display) -> Result<(), Failure> {
+        if !self.json {
+            writeln!(self.out, "{text}")?;
+        }
+        Ok(())
+    }
+
+    /// Data without a line break (streamed text), flushed; nothing under `--json`.
+    ///
+    /// # Errors
+    /// A closed pipe or a full disk.
+    pub fn text(&mut self, text: impl Display) -> Result<(), Failure> {
+        if !self.json {
+            write!(self.out, "{text}")?;
+            self.out.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Talk, one line on stderr; nothing under `--quiet` and `--json`.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn note(&mut self, text: impl Display) -> Result<(), Failure> {
+        if !self.json && !self.quiet {
+            writeln!(self.err, "{text}")?;
+        }
+        Ok(())
+    }
+
+    /// A warning, one line on stderr; nothing under `--json` (put it into the object instead).
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn warn(&mut self, text: impl Display) -> Result<(), Failure> {
+        if !self.json {
+            let label = paint(self.color_err, "33", "warning:");
+            writeln!(self.err, "{label} {text}")?;
+        }
+        Ok(())
+    }
+
+    /// The one object, on stdout, only under `--json`. Call it once.
+    ///
+    /// # Errors
+    /// A closed pipe or a full disk.
+    pub fn json(&mut self, object: &Value) -> Result<(), Failure> {
+        if self.json {
+            writeln!(self.out, "{object}")?;
+        }
+        Ok(())
+    }
+
+    /// `text` in bold on a coloured stdout.
+    pub fn bold(&self, text: &str) -> String {
+        paint(self.color_out, "1", text)
+    }
+
+    /// `text` in green (`good`) or red on a coloured stdout: verdicts.
+    pub fn verdict(&self, good: bool, text: &str) -> String {
+        paint(self.color_out, if good { "32" } else { "31" }, text)
+    }
+
+    /// Reports a failure, if there is one, and says how the program ended.
+    pub fn finish(mut self, result: Result<ExitStatus, Failure>) -> ExitStatus {
+        let written = match result {
+            Ok(status) => self.out.flush().map(|()| status),
+            Err(failure) if failure.is_closed_pipe() => return ExitStatus::Done,
+            Err(failure) => self.report(&failure).map(|()| ExitStatus::CouldNot),
+        };
+        match written {
+            Ok(status) => status,
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitStatus::Done,
+            // there is nowhere left to tell it
+            Err(_) => ExitStatus::CouldNot,
+        }
+    }
+
+    fn report(&mut self, failure: &Failure) -> io::Result<()> {
+        if self.json {
+            writeln!(self.out, "{}", failure.to_json())?;
+            return self.out.flush();
+        }
+        self.out.flush()?;
+        let label = paint(self.color_err, "1;31", "error:");
+        writeln!(self.err, "{label} {}", failure.message)?;
+        let label = paint(self.color_err, "36", "hint:");
+        for hint in &failure.hints {
+            writeln!(self.err, "{label} {hint}")?;
+        }
+        self.err.flush()
+    }
+}
+
+fn paint(colored: bool, style: &str, text: &str) -> String {
+    if colored {
+        format!("\x1b[{style}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_formats::ErrorCode;
+
+    struct Closed;
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn json_is_alone_on_stdout() {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let global = GlobalArgs {
+            json: true,
+            ..GlobalArgs::default()
+        };
+        let mut console = Console::new(&global, &mut out, &mut err);
+        console.line("talk").unwrap();
+        console.note("talk").unwrap();
+        assert_eq!(
+            console.finish(Err(Failure::new(ErrorCode::Io, "no").hint("try"))),
+            ExitStatus::CouldNot
+        );
+        assert!(err.is_empty());
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "{\"status\":\"error\",\"error\":{\"code\":\"io\",\"message\":\"no\",\"hint\":\"try\"}}\n"
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_success() {
+        let mut err = Vec::new();
+        let mut closed = Closed;
+        let mut console = Console::new(&GlobalArgs::default(), &mut closed, &mut err);
+        let result = console.line("data").map(|()| ExitStatus::Different);
+        assert_eq!(console.finish(result), ExitStatus::Done);
+        assert!(err.is_empty());
+    }
+
+    #[test]
+    fn errors_speak_under_quiet_and_notes_do_not() {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let global = GlobalArgs {
+            quiet: true,
+            color: ColorWhen::Always,
+            ..GlobalArgs::default()
+        };
+        let mut console = Console::new(&global, &mut out, &mut err);
+        console.note("talk").unwrap();
+        let _ = console.finish(Err(Failure::usage("no")));
+        assert_eq!(
+            String::from_utf8(err).unwrap(),
+            "\x1b[1;31merror:\x1b[0m no\n"
+        );
+    }
+}

@@ -1,0 +1,68 @@
+//! Manners shared by the programs: exit status, error text, progress, report.
+//!
+//! Invariant: a program is a library function `run(args, out, err) -> ExitStatus` that prints
+//! nothing anywhere else. stdout (`out`) is data, stderr (`err`) is talk; `--json` prints exactly one
+//! JSON object on stdout, also on failure. Signals, terminals and the process's exit code are met
+//! in [`main`] alone, so a test calls `run` and sees all there is.
+//!
+//! A program looks like this:
+//!
+//! ```no_run
+//! use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs};
+//! use std::{ffi::OsString, io::Write};
+//!
+//! #[derive(clap::Parser)]
+//! #[command(name = "bitnet-example", version, about = "Shows the shape of a program")]
+//! struct Args {
+//!     /// What to open, for example ./model.gguf
+//!     model: std::path::PathBuf,
+//!     #[command(flatten)]
+//!     global: GlobalArgs,
+//! }
+//!
+//! pub fn run(args: impl Iterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> ExitStatus {
+//!     let args: Args = match bitnet_cli::parse(args, out, err) {
+//!         Ok(args) => args,
+//!         Err(status) => return status,
+//!     };
+//!     let mut console = Console::new(&args.global, out, err);
+//!     let result = work(&args, &mut console);
+//!     console.finish(result)
+//! }
+//!
+//! fn work(args: &Args, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
+//!     console.note("opening")?; // stderr, silent under --quiet and --json
+//!     console.line(args.model.display())?; // stdout, silent under --json
+//!     console.json(&serde_json::json!({"status": "done"}))?; // stdout, only under --json
+//!     Ok(ExitStatus::Done)
+//! }
+//!
+//! // main.rs: fn main() -> std::process::ExitCode { bitnet_cli::main(bitnet_example::run) }
+//! # fn main() -> std::process::ExitCode { bitnet_cli::main(run) }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod console;
+mod exit_status;
+mod failure;
+mod generate;
+mod main_entry;
+mod progress;
+mod resources;
+mod size;
+mod table;
+
+pub use args::{ColorWhen, GlobalArgs, parse};
+pub use console::Console;
+pub use exit_status::ExitStatus;
+pub use failure::Failure;
+pub use generate::{Shell, completions, man_page};
+pub use main_entry::{interrupted, main};
+pub use progress::{Bar, Progress};
+pub use resources::{ResourceMonitor, peak_rss_bytes};
+pub use size::{human_bytes, human_duration, parse_size};
+pub use table::Table;
+
+pub use bitnet_formats::{ErrorCode, FormatError};

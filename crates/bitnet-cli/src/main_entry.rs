@@ -1,0 +1,38 @@
+//! What `main` does around `run`: signals, the real streams, the exit code.
+//!
+//! Invariant: an interrupted program leaves no partial output behind and exits 130, at once, from
+//! whatever it was doing.
+
+use crate::console::STANDARD_STREAMS;
+use crate::exit_status::ExitStatus;
+use std::env::ArgsOs;
+use std::io::{self, BufWriter, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether SIGINT, SIGTERM or SIGHUP arrived: the process is about to exit, start nothing new.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// The whole `main` of a program.
+pub fn main(run: impl FnOnce(ArgsOs, &mut dyn Write, &mut dyn Write) -> ExitStatus) -> ExitCode {
+    STANDARD_STREAMS.store(true, Ordering::Relaxed);
+    let installed = ctrlc::set_handler(|| {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+        bitnet_formats::remove_partial_outputs();
+        std::process::exit(130);
+    });
+    let mut err = io::stderr();
+    if let Err(e) = installed {
+        // outputs are still whole or absent, but an interrupted directory may leave its partial
+        let _ = writeln!(err, "warning: no signal handler: {e}");
+    }
+    // a table or a listing is many small writes; Console flushes at the end
+    let mut out = BufWriter::new(io::stdout());
+    let status = run(std::env::args_os(), &mut out, &mut err);
+    let _ = out.flush();
+    status.into()
+}

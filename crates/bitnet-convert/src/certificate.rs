@@ -1,0 +1,112 @@
+//! The record that a conversion leaves: digests of what was read and of what was written.
+//!
+//! Invariant: every digest was taken in the one pass over the source, from the values that were
+//! written; nothing is read again to certify it. The layout is `formats/certificate.md`.
+
+use crate::plan::Plan;
+use crate::side_files;
+use crate::source_hash::{hex, sha256_hex};
+use bitnet_formats::{FileDigest, FormatError};
+use bitnet_model::{Certificate, Checkpoint, DenseRecord, FileRecord, TernaryHasher, TernaryRecord, Verdict};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// Values per block of a dense tensor's digest (`formats/certificate.md`).
+const DENSE_BLOCK: usize = 1 << 20;
+
+/// What the pass found out about the tensors.
+#[derive(Debug, Default)]
+pub struct Digests {
+    /// Ternary tensors as the source has them.
+    pub source: TernaryHasher,
+    /// Ternary tensors as the output has them.
+    pub output: TernaryHasher,
+    /// Relative errors of rounded scales, by canonical name.
+    pub rounded: BTreeMap<String, f64>,
+    /// Dense tensors as the output has them, by canonical name.
+    pub dense: BTreeMap<String, DenseRecord>,
+}
+
+/// The digest of a dense tensor whose values come piece by piece.
+#[derive(Debug, Default)]
+pub struct DenseDigest {
+    block: Sha256,
+    filled: usize,
+    blocks: Vec<u8>,
+}
+
+impl DenseDigest {
+    /// Appends values.
+    pub fn update(&mut self, mut values: &[f32]) {
+        while !values.is_empty() {
+            let (now, later) = values.split_at(values.len().min(DENSE_BLOCK - self.filled));
+            let bytes: Vec<u8> = now.iter().flat_map(|v| v.to_le_bytes()).collect();
+            self.block.update(&bytes);
+            self.filled += now.len();
+            if self.filled == DENSE_BLOCK {
+                self.end_block();
+            }
+            values = later;
+        }
+    }
+
+    fn end_block(&mut self) {
+        let block = std::mem::take(&mut self.block);
+        self.blocks.extend_from_slice(&block.finalize());
+        self.filled = 0;
+    }
+
+    /// Lower-case hexadecimal.
+    pub fn finish(mut self) -> String {
+        if self.filled > 0 {
+            self.end_block();
+        }
+        hex(&Sha256::digest(&self.blocks))
+    }
+}
+
+/// Digests of the files beside the weights that a conversion reads.
+pub fn side_digests(checkpoint: &Checkpoint) -> Result<Vec<FileDigest>, FormatError> {
+    let Some(directory) = &checkpoint.directory else { return Ok(Vec::new()) };
+    let mut digests = Vec::new();
+    for name in std::iter::once("config.json".to_owned()).chain(side_files::names(directory)?) {
+        if let Some(bytes) = checkpoint.side_file(&name)? {
+            let (path, len) = (directory.join(&name), bytes.len() as u64);
+            digests.push(FileDigest { path, bytes: len, sha256: sha256_hex(&bytes) });
+        }
+    }
+    Ok(digests)
+}
+
+/// The certificate of a conversion.
+pub fn build(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    sources: &[FileDigest],
+    outputs: &[FileDigest],
+    digests: &Digests,
+    lossless: bool,
+) -> Certificate {
+    let record = |f: &FileDigest| FileRecord {
+        name: f.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        bytes: f.bytes,
+        sha256: f.sha256.clone(),
+    };
+    let ternary = digests.output.tensors().map(|digest| TernaryRecord {
+        digest: digest.clone(),
+        verdict: digests.rounded.get(&digest.name).map_or(Verdict::Exact, |e| Verdict::Rounded(*e)),
+    });
+    Certificate {
+        tool: concat!("bitnet-convert ", env!("CARGO_PKG_VERSION")).to_owned(),
+        family: checkpoint.family.name.to_owned(),
+        target: plan.target.name.to_owned(),
+        config: checkpoint.config.clone(),
+        source: sources.iter().map(record).collect(),
+        output: outputs.iter().map(record).collect(),
+        ternary: ternary.collect(),
+        dense: digests.dense.values().cloned().collect(),
+        source_ternary_sha256: digests.source.finish(),
+        ternary_sha256: digests.output.finish(),
+        lossless,
+    }
+}

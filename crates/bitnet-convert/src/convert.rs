@@ -1,0 +1,385 @@
+//! The conversion as a program: choose a target, plan, pass, publish, report.
+//!
+//! Invariant: the order is always check, write, publish, report; an error at any point before
+//! publishing leaves nothing behind.
+
+use crate::args::{Args, ConvertArgs};
+use crate::certificate;
+use crate::pipeline::{self, Passed};
+use crate::plan::{self, Loss, Plan, Request};
+use crate::side_files;
+use crate::targets::{self, GGUF_PREFERENCE, Kind, Target};
+use bitnet_cli::{
+    Console, Failure, Progress, ResourceMonitor, Table, human_bytes, human_duration, peak_rss_bytes,
+};
+use bitnet_formats::{
+    Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, ScaleRounding,
+};
+use bitnet_model::Checkpoint;
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Runs a conversion.
+pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
+    let monitor = ResourceMonitor::start();
+    let convert = &args.convert;
+    let (Some(source), Some(output)) = (&convert.source, &convert.output) else {
+        return Err(Failure::usage("SRC and -o OUT are missing"));
+    };
+    let candidates = candidates(convert.to, output)?;
+    let checkpoint = crate::open(source, &convert.how)?;
+    refuse_writing_into_the_source(&checkpoint, output)?;
+    if !convert.dry_run {
+        refuse_existing_certificate(output, candidates[0].kind, convert.force)?;
+    }
+    let mut refusals: Vec<String> = Vec::new();
+    for (n, &target) in candidates.iter().enumerate() {
+        let request = request(convert, output, target);
+        let attempt = attempt(args, &checkpoint, &request, &refusals, &monitor, console);
+        match attempt {
+            // what one target cannot hold, the next one may
+            Err(e) if n + 1 < candidates.len() && is_refusal(&e) => {
+                refusals.push(format!("{}: {}", target.name, e.message));
+            }
+            done => return done,
+        }
+    }
+    Ok(())
+}
+
+fn is_refusal(failure: &Failure) -> bool {
+    matches!(failure.code, ErrorCode::TargetCannotHold | ErrorCode::ScaleRounding)
+}
+
+/// The targets to try, in order.
+fn candidates(to: Option<&'static Target>, output: &Path) -> Result<Vec<&'static Target>, Failure> {
+    let is_gguf = output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    if let Some(target) = to {
+        if target.kind == Kind::HuggingFace && is_gguf {
+            let message = format!("{} is a directory, found an output named .gguf", target.name);
+            return Err(Failure::usage(message).hint("--to gguf-i2_s, or another output name"));
+        }
+        return Ok(vec![target]);
+    }
+    if is_gguf {
+        return Ok(GGUF_PREFERENCE.iter().filter_map(|name| targets::by_name(name)).collect());
+    }
+    let suffix = output.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    if ["safetensors", "bin", "pt", "pth", "json"].contains(&suffix.as_str()) {
+        let message = format!("an output named .{suffix} says no target");
+        return Err(Failure::usage(message)
+            .hint("name a directory for a Hugging Face checkpoint, or a .gguf file")
+            .hint("--to names the target; `bitnet-convert list` lists them"));
+    }
+    Ok(targets::by_name("hf-packed").into_iter().collect())
+}
+
+fn request<'a>(convert: &ConvertArgs, output: &'a Path, target: &'static Target) -> Request<'a> {
+    Request {
+        output,
+        target,
+        embeddings: convert.embeddings,
+        rounding: match convert.allow_scale_rounding {
+            true => ScaleRounding::Allow,
+            false => ScaleRounding::Refuse,
+        },
+        split_max_size: convert.split_max_size,
+    }
+}
+
+/// An output inside the source directory, or one that is a source file, would change the input.
+fn refuse_writing_into_the_source(checkpoint: &Checkpoint, output: &Path) -> Result<(), Failure> {
+    let Ok(output) = std::fs::canonicalize(output) else { return Ok(()) };
+    let is_source = |path: &Path| std::fs::canonicalize(path).is_ok_and(|p| p == output);
+    let file = checkpoint.file.parts.iter().map(|p| p.path()).find(|p| is_source(p));
+    let directory = checkpoint.directory.as_deref().filter(|d| is_source(d));
+    match file.or(directory) {
+        None => Ok(()),
+        Some(path) => {
+            let message = format!("{}: the output is the source", path.display());
+            Err(Failure::usage(message).hint("name another output"))
+        }
+    }
+}
+
+/// `OUT.certificate.json`; for directories inside it.
+fn certificate_path(output: &Path, kind: Kind) -> PathBuf {
+    match kind {
+        Kind::HuggingFace => output.join("certificate.json"),
+        Kind::Gguf => {
+            let mut name: OsString = output.file_name().unwrap_or_default().to_owned();
+            name.push(".certificate.json");
+            output.with_file_name(name)
+        }
+    }
+}
+
+fn refuse_existing_certificate(output: &Path, kind: Kind, force: bool) -> Result<(), Failure> {
+    let path = certificate_path(output, kind);
+    if kind == Kind::Gguf && !force && path.exists() {
+        let message = format!("{}: the certificate of an earlier output exists", path.display());
+        return Err(Failure::new(ErrorCode::Exists, message).hint("--force replaces it"));
+    }
+    Ok(())
+}
+
+/// Plans and, unless it is a dry run, converts to one target.
+fn attempt(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    request: &Request<'_>,
+    refusals: &[String],
+    monitor: &ResourceMonitor,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    let plan = plan::build(checkpoint, request)?;
+    if args.convert.to.is_none() {
+        for refusal in refusals {
+            console.note(format_args!("not {refusal}"))?;
+        }
+        console.note(format_args!("--to {}: {}", plan.target.name, plan.target.about))?;
+    }
+    if args.convert.dry_run {
+        return print_plan(checkpoint, &plan, console);
+    }
+    let progress = Progress::new(console);
+    let threads = args.global.thread_count();
+    let published = publish(checkpoint, &plan, request, args.convert.force, threads, &progress);
+    progress.clear();
+    report(checkpoint, &plan, request, &published?, monitor, console)
+}
+
+/// What exists now.
+struct Published {
+    sources: Vec<FileDigest>,
+    outputs: Vec<FileDigest>,
+    certificate: PathBuf,
+    ternary_sha256: String,
+    source_ternary_sha256: String,
+    losses: Vec<Loss>,
+}
+
+fn publish(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    request: &Request<'_>,
+    force: bool,
+    threads: usize,
+    progress: &Progress,
+) -> Result<Published, FormatError> {
+    let certificate = certificate_path(request.output, plan.target.kind);
+    let directory = match plan.target.kind {
+        Kind::HuggingFace => Some(ArtifactDirectory::create(request.output, force)?),
+        Kind::Gguf => None,
+    };
+    let create = |path: &Path| match &directory {
+        Some(directory) => directory.file(&file_name(path)),
+        None => Artifact::create(path, force),
+    };
+    let artifacts = plan.files.iter().map(|f| create(&f.path)).collect::<Result<Vec<_>, _>>()?;
+    let passed = pipeline::run(checkpoint, plan, request, artifacts, threads, progress)?;
+    let Passed { mut sources, artifacts, digests, losses: found } = passed;
+    sources.extend(certificate::side_digests(checkpoint)?);
+    let losses: Vec<Loss> = merge(&plan.losses, found);
+
+    if directory.is_none() && force && certificate.exists() {
+        // it speaks of the output that is about to be replaced
+        std::fs::remove_file(&certificate).map_err(|e| FormatError::io(&certificate, &e))?;
+    }
+    // the first part of a split file last: readers start there
+    let mut outputs = Vec::with_capacity(artifacts.len() + plan.side_files.len());
+    for artifact in artifacts.into_iter().rev() {
+        outputs.push(artifact.finish()?);
+    }
+    outputs.reverse();
+    for (name, bytes) in &plan.side_files {
+        let mut artifact = create(&request.output.join(name))?;
+        artifact.write(bytes)?;
+        outputs.push(artifact.finish()?);
+    }
+    let object =
+        certificate::build(checkpoint, plan, &sources, &outputs, &digests, losses.is_empty());
+    let mut artifact = create(&certificate)?;
+    artifact.write(&side_files::pretty(&object.to_json()))?;
+    artifact.finish()?;
+    if let Some(directory) = directory {
+        directory.finish()?;
+    }
+    let (ternary_sha256, source_ternary_sha256) = (object.ternary_sha256, object.source_ternary_sha256);
+    Ok(Published { sources, outputs, certificate, ternary_sha256, source_ternary_sha256, losses })
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Losses the plan knew, with what reading the weights added.
+fn merge(planned: &[Loss], found: Vec<Loss>) -> Vec<Loss> {
+    // those without a figure were possible, and are real only if the pass found them
+    let known = planned.iter().filter(|l| l.max_relative.is_some()).cloned();
+    known.chain(found).collect()
+}
+
+fn source_json(checkpoint: &Checkpoint, files: Option<&[FileDigest]>) -> Value {
+    let mut object = json!({
+        "path": checkpoint.path.display().to_string(),
+        "container": checkpoint.file.container,
+        "family": checkpoint.family.name,
+    });
+    if let Some(files) = files {
+        object["files"] = files.iter().map(digest_json).collect();
+    }
+    object
+}
+
+/// A file as reports name it.
+pub fn digest_json(file: &FileDigest) -> Value {
+    json!({"path": file.path.display().to_string(), "bytes": file.bytes, "sha256": file.sha256})
+}
+
+fn bits_per_weight(checkpoint: &Checkpoint, plan: &Plan) -> f64 {
+    let (bytes, weights) = plan.ternary_bits(checkpoint);
+    if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
+}
+
+fn report(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    request: &Request<'_>,
+    published: &Published,
+    monitor: &ResourceMonitor,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    let Published { sources, outputs, certificate, ternary_sha256, source_ternary_sha256, losses } = published;
+    let bytes: u64 = outputs.iter().map(|f| f.bytes).sum();
+    let lossless = losses.is_empty();
+    let bits = bits_per_weight(checkpoint, plan);
+    let (seconds, anon) = (monitor.seconds(), monitor.rss_anon_peak_bytes());
+    console.json(&json!({
+        "status": "converted",
+        "lossless": lossless,
+        "target": plan.target.name,
+        "source": source_json(checkpoint, Some(sources)),
+        "output": {
+            "path": request.output.display().to_string(),
+            "container": plan.target.container(),
+            "bytes": bytes,
+            "files": outputs.iter().map(digest_json).collect::<Value>(),
+            "certificate": certificate.display().to_string(),
+        },
+        "ternary_sha256": ternary_sha256,
+        "source_ternary_sha256": source_ternary_sha256,
+        "tensors": plan.items.len(),
+        "bits_per_weight": bits,
+        "losses": losses.iter().map(Loss::to_json).collect::<Value>(),
+        "seconds": seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "rss_anon_peak_bytes": anon,
+    }))?;
+    console.line(format_args!(
+        "{} from {} ({}, {}) in {}",
+        console.bold(plan.target.name),
+        checkpoint.path.display(),
+        checkpoint.family.name,
+        checkpoint.file.container,
+        human_duration(seconds),
+    ))?;
+    console.line(format_args!(
+        "  output          {} ({}, {} tensors, {bits:.2} bits per ternary weight)",
+        request.output.display(),
+        human_bytes(bytes),
+        plan.items.len(),
+    ))?;
+    console.line(format_args!("  certificate     {}", certificate.display()))?;
+    console.line(format_args!("  ternary_sha256  {ternary_sha256}"))?;
+    let verdict = console.verdict(lossless, if lossless { "yes" } else { "no" });
+    console.line(format_args!("  lossless        {verdict}{}", loss_summary(losses)))?;
+    if let Some(anon) = anon {
+        console.note(format_args!("peak anonymous memory {}", human_bytes(anon)))?;
+    }
+    Ok(())
+}
+
+/// `: scales of 210 tensors rounded, relative error up to 2.3e-4`
+fn loss_summary(losses: &[Loss]) -> String {
+    let mut parts = Vec::new();
+    for (kind, what) in [("scale-rounding", "scales"), ("dense-rounding", "values")] {
+        let of_kind = || losses.iter().filter(|l| l.kind == kind);
+        let worst = of_kind().filter_map(|l| l.max_relative).fold(0.0, f64::max);
+        let mut text = match of_kind().count() {
+            0 => continue,
+            1 => format!("{what} of {}", of_kind().map(|l| l.tensor.as_str()).collect::<String>()),
+            n => format!("{what} of {n} tensors"),
+        };
+        text.push_str(" rounded");
+        if worst > 0.0 {
+            text.push_str(&format!(", relative error up to {worst:.1e}"));
+        }
+        parts.push(text);
+    }
+    if parts.is_empty() { String::new() } else { format!(": {}", parts.join("; ")) }
+}
+
+fn print_plan(checkpoint: &Checkpoint, plan: &Plan, console: &mut Console<'_>) -> Result<(), Failure> {
+    let bits = bits_per_weight(checkpoint, plan);
+    let mut files: Vec<Value> = Vec::new();
+    for file in &plan.files {
+        files.push(json!({"path": file.path.display().to_string(), "bytes": file.header.total}));
+    }
+    for (name, bytes) in &plan.side_files {
+        files.push(json!({"path": name, "bytes": bytes.len()}));
+    }
+    let tensors = plan.items.iter().map(|item| {
+        json!({
+            "name": item.tensor.name,
+            "source_name": item.source_name,
+            "from": item.from,
+            "to": item.to,
+            "shape": item.tensor.shape,
+            "bytes": item.tensor.len,
+        })
+    });
+    console.json(&json!({
+        "status": "planned",
+        "target": plan.target.name,
+        "source": source_json(checkpoint, None),
+        "output": {"container": plan.target.container(), "files": files},
+        "tensors": tensors.collect::<Value>(),
+        "total_bytes": plan.total_bytes(),
+        "bits_per_weight": bits,
+        "peak_memory_bytes": plan.peak_memory,
+        "losses": plan.losses.iter().map(Loss::to_json).collect::<Value>(),
+    }))?;
+    let mut table = Table::new(&["tensor", "from", "to", ">shape", ">bytes"]);
+    for item in &plan.items {
+        let shape: Vec<_> = item.tensor.shape.iter().map(usize::to_string).collect();
+        table.row([
+            item.tensor.name.clone(),
+            item.from.clone(),
+            item.to.clone(),
+            shape.join(" x "),
+            item.tensor.len.to_string(),
+        ]);
+    }
+    console.line(table)?;
+    console.line("")?;
+    for file in &plan.files {
+        console.line(format_args!("{} ({} bytes)", file.path.display(), file.header.total))?;
+    }
+    for (name, bytes) in &plan.side_files {
+        console.line(format_args!("{name} ({} bytes)", bytes.len()))?;
+    }
+    console.line(format_args!(
+        "{} tensors, {} in all, {bits:.2} bits per ternary weight, about {} of memory; nothing was written",
+        plan.items.len(),
+        human_bytes(plan.total_bytes()),
+        human_bytes(plan.peak_memory),
+    ))?;
+    if plan.losses.is_empty() {
+        console.line("lossless as far as can be seen without reading the weights")?;
+    } else {
+        console.line(format_args!("would lose{}", loss_summary(&plan.losses)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! `bitnet-convert`: checkpoint in, packed artifact out.
+//!
+//! Invariant: nothing lossy happens unasked, nothing is written before everything that can be refused
+//! was checked, and an output appears whole or not at all. The input is opened for reading only.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod certificate;
+mod convert;
+mod inspect;
+mod list;
+mod pipeline;
+mod plan;
+mod scales;
+mod side_files;
+mod source_hash;
+mod targets;
+
+pub use targets::{Kind, Linears, TARGETS, Target};
+
+use args::{Args, Command, SourceArgs};
+use bitnet_cli::{Console, ExitStatus, Failure};
+use bitnet_model::{Checkpoint, OpenOptions};
+use clap::CommandFactory;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+
+/// The program; see the crate.
+pub fn run(
+    args: impl Iterator<Item = OsString>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> ExitStatus {
+    let args: Args = match bitnet_cli::parse(args, out, err) {
+        Ok(args) => args,
+        Err(status) => return status,
+    };
+    // these two write to `out` themselves
+    let script = match &args.command {
+        Some(Command::Completions { shell }) => {
+            Some(bitnet_cli::completions(Args::command(), *shell, out))
+        }
+        Some(Command::Man) => Some(bitnet_cli::man_page(Args::command(), out)),
+        _ => None,
+    };
+    let mut console = Console::new(&args.global, out, err);
+    let result = match (&args.command, script) {
+        (_, Some(written)) => written,
+        (Some(Command::Inspect(inspect)), _) => inspect::run(inspect, &mut console),
+        (Some(Command::List), _) => list::run(&mut console),
+        _ => convert::run(&args, &mut console),
+    };
+    console.finish(result.map(|()| ExitStatus::Done))
+}
+
+/// The definition of the command line, for tests of its help and documentation.
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
+fn open(path: &Path, how: &SourceArgs) -> Result<Checkpoint, Failure> {
+    let options = OpenOptions {
+        layout: how.layout.clone(),
+        ternary_trained: how.ternary_trained,
+        ..OpenOptions::default()
+    };
+    Ok(Checkpoint::open(path, &options)?)
+}

@@ -1,0 +1,466 @@
+//! The one pass that reads, hashes, converts and writes. Threads live here and nowhere else.
+//!
+//! Invariant: the bytes written depend on the plan and the source alone. Threads share out pieces of
+//! one tensor; tensors are converted, digested and written in plan order. Every queue is bounded, so
+//! working memory is a few tensors whatever the model's size.
+//!
+//! ```text
+//! walk ──(bytes are in the page cache)──▶ convert ──pieces──▶ write (and hash, in `Artifact`)
+//!                                            └────matrices──▶ digest (certificate)
+//! ```
+
+use crate::certificate::{DenseDigest, Digests};
+use crate::plan::{Action, Item, Loss, PIECE, Plan, Request, permuted_head_dim};
+use crate::scales;
+use crate::source_hash::SourceHash;
+use bitnet_cli::{Bar, Progress};
+use bitnet_formats::{
+    Artifact, Encoding, ErrorCode, Exactness, FileDigest, FormatError, PackedTensor, Packing, PlainType, ScaleRounding,
+    dense_to_f32, encode_dense,
+};
+use bitnet_model::{
+    Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, dense_sha256, gguf_from_hf_rows,
+    hf_from_gguf_rows,
+};
+use bitnet_ternary::TernaryMatrix;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::ScopedJoinHandle;
+
+/// Pieces that may wait for the disk.
+pub const QUEUE: usize = 3;
+/// Bytes of one task when a tensor is shared out.
+const TASK: usize = 128 << 10;
+
+/// What a pass found out.
+#[derive(Debug)]
+pub struct Passed {
+    pub sources: Vec<FileDigest>,
+    pub artifacts: Vec<Artifact>,
+    pub digests: Digests,
+    pub losses: Vec<Loss>,
+}
+
+/// A piece of an output tensor.
+enum Piece {
+    Made(Vec<u8>),
+    /// Bytes of a source tensor, straight from the map.
+    Source(Slot, Range<usize>),
+}
+
+/// Converts everything; the artifacts are written but not finished.
+pub fn run(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    request: &Request<'_>,
+    artifacts: Vec<Artifact>,
+    threads: usize,
+    progress: &Progress,
+) -> Result<Passed, FormatError> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("convert-{i}"))
+        .build()
+        .map_err(|e| FormatError::new(ErrorCode::Io, format!("cannot start {threads} threads: {e}")))?;
+    let walk = SourceHash::new(&checkpoint.file);
+    std::thread::scope(|scope| {
+        let walker = scope.spawn(|| walk.run(progress));
+        let (pieces, to_write) = sync_channel(QUEUE);
+        let writer = scope.spawn(|| write(checkpoint, plan, artifacts, to_write, progress));
+        let (matrices, to_digest) = sync_channel(1);
+        let digester = scope.spawn(|| digest(to_digest));
+
+        let mut converter = Converter {
+            checkpoint,
+            plan,
+            rounding: request.rounding,
+            walk: &walk,
+            pieces,
+            matrices,
+            losses: Vec::new(),
+            dense: BTreeMap::new(),
+        };
+        // this thread is one of the pool's while it computes
+        let converted = pool.install(|| converter.run());
+        let losses = std::mem::take(&mut converter.losses);
+        let dense = std::mem::take(&mut converter.dense);
+        // closes both queues
+        drop(converter);
+        match converted {
+            Ok(()) => walk.want_all(),
+            Err(_) => walk.stop(),
+        }
+        let written = join(writer);
+        let mut digests = join(digester);
+        digests.dense = dense;
+        let sources = join(walker);
+        // a reader that went away stops the converter: its own error says more than the closed queue
+        let artifacts = written?;
+        converted?;
+        let sources = sources.ok_or_else(stopped)?;
+        Ok(Passed { sources, artifacts, digests, losses })
+    })
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    match thread.join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+fn stopped() -> FormatError {
+    FormatError::new(ErrorCode::Io, "the conversion was stopped")
+}
+
+/// A matrix on its way to the certificate.
+struct Digestible {
+    slot: Slot,
+    source: Arc<TernaryMatrix>,
+    /// What the output holds, where that differs, and by which relative error.
+    rounded: Option<(TernaryMatrix, f64)>,
+}
+
+/// Digests matrices as they come.
+fn digest(matrices: Receiver<Digestible>) -> Digests {
+    let mut digests = Digests::default();
+    for Digestible { slot, source, rounded } in matrices {
+        let name = slot.to_string();
+        let of_source = TensorDigest::of(&name, &source);
+        digests.output.insert(match rounded {
+            None => of_source.clone(),
+            Some((matrix, error)) => {
+                digests.rounded.insert(name.clone(), error);
+                TensorDigest::of(&name, &matrix)
+            }
+        });
+        digests.source.insert(of_source);
+    }
+    digests
+}
+
+/// Writes pieces as they come; they come in plan order.
+fn write(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    mut artifacts: Vec<Artifact>,
+    pieces: Receiver<(usize, Piece)>,
+    progress: &Progress,
+) -> Result<Vec<Artifact>, FormatError> {
+    for (artifact, file) in artifacts.iter_mut().zip(&plan.files) {
+        artifact.set_len(file.header.total)?;
+        artifact.write(&file.header.bytes)?;
+    }
+    let mut file_bar: Option<(usize, Bar)> = None;
+    let tensor_bar = progress.bytes("", 0);
+    let mut current = usize::MAX;
+    for (index, piece) in pieces {
+        let Some(item) = plan.items.get(index) else { continue };
+        let Some(artifact) = artifacts.get_mut(item.file) else { continue };
+        if current != index {
+            current = index;
+            artifact.write_zeros(item.offset.saturating_sub(artifact.position()))?;
+            tensor_bar.restart(&item.tensor.name, item.tensor.len);
+            if file_bar.as_ref().is_none_or(|(file, _)| *file != item.file) {
+                let (path, header) = (&plan.files[item.file].path, &plan.files[item.file].header);
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let bar = progress.bytes(format!("write {name}"), header.total);
+                if let Some((_, old)) = file_bar.replace((item.file, bar)) {
+                    old.finish();
+                }
+            }
+        }
+        let bytes = match &piece {
+            Piece::Made(bytes) => bytes.as_slice(),
+            Piece::Source(slot, range) => {
+                let info = checkpoint.tensor_range(*slot);
+                let bytes = info.map_or(&[][..], |info| checkpoint.file.bytes(info));
+                bytes.get(range.clone()).unwrap_or(&[])
+            }
+        };
+        artifact.write(bytes)?;
+        tensor_bar.advance(bytes.len() as u64);
+        if let Some((_, bar)) = &file_bar {
+            bar.advance(bytes.len() as u64);
+        }
+    }
+    tensor_bar.finish();
+    for (artifact, file) in artifacts.iter_mut().zip(&plan.files) {
+        artifact.write_zeros(file.header.total.saturating_sub(artifact.position()))?;
+    }
+    Ok(artifacts)
+}
+
+struct Converter<'a> {
+    checkpoint: &'a Checkpoint,
+    plan: &'a Plan,
+    rounding: ScaleRounding,
+    walk: &'a SourceHash<'a>,
+    pieces: SyncSender<(usize, Piece)>,
+    matrices: SyncSender<Digestible>,
+    losses: Vec<Loss>,
+    dense: BTreeMap<String, DenseRecord>,
+}
+
+impl Converter<'_> {
+    fn run(&mut self) -> Result<(), FormatError> {
+        // a scale beside its weights is written after them
+        let mut last: Option<Arc<TernaryMatrix>> = None;
+        for (index, item) in self.plan.items.iter().enumerate() {
+            self.item(index, item, &mut last).map_err(|e| {
+                // where in the target, unless a place in the source is known
+                e.in_tensor(&item.tensor.name)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn item(
+        &mut self,
+        index: usize,
+        item: &Item,
+        last: &mut Option<Arc<TernaryMatrix>>,
+    ) -> Result<(), FormatError> {
+        match (&item.action, item.slot) {
+            (Action::Ready(bytes), _) => self.send(index, Piece::Made(bytes.clone())),
+            (Action::Scale, _) => {
+                let scales = last.take().map(|m| m.normal_scales_or_stored());
+                let [scale] = scales.as_deref().unwrap_or(&[]) else {
+                    let message = "expected one scale per tensor";
+                    return Err(FormatError::new(ErrorCode::TargetCannotHold, message));
+                };
+                self.send(index, Piece::Made(scale.to_le_bytes().to_vec()))
+            }
+            (_, None) => Ok(()),
+            (Action::Pack(packing), Some(slot)) => {
+                let source = self.matrix(slot)?;
+                let matrix = self.in_target_rows(slot, &source);
+                let error = packing.check_scales(&matrix, self.rounding)?;
+                let packed = pack(*packing, &matrix, item.tensor.len);
+                let rounded = match error > 0.0 {
+                    true => Some((self.unpack(slot, *packing, &matrix, &packed)?, error)),
+                    false => None,
+                };
+                self.digest(item, Digestible { slot, source, rounded })?;
+                self.send(index, Piece::Made(packed))?;
+                *last = Some(matrix);
+                Ok(())
+            }
+            (Action::Dequantise(plain), Some(slot)) => {
+                let source = self.matrix(slot)?;
+                let matrix = self.in_target_rows(slot, &source);
+                let error = scales::check_float(&matrix, *plain, self.rounding)?;
+                let rounded = match error > 0.0 {
+                    true => Some((scales::rounded(&source, *plain)?, error)),
+                    false => None,
+                };
+                self.digest(item, Digestible { slot, source, rounded })?;
+                self.dequantise(index, &matrix, *plain)
+            }
+            (Action::CopyMaster, Some(slot)) => {
+                let source = self.matrix(slot)?;
+                self.digest(item, Digestible { slot, source, rounded: None })?;
+                self.copy_master(index, slot)
+            }
+            (Action::Copy, Some(slot)) => {
+                self.wait_for(slot)?;
+                // checks that the values are finite
+                let dense = self.checkpoint.dense(slot)?;
+                self.record(slot, &dense, dense_sha256(&dense)?, Verdict::Exact);
+                self.send_source(index, slot, 0..dense.bytes.len())
+            }
+            (Action::Recode(to), Some(slot)) => {
+                self.wait_for(slot)?;
+                self.recode(index, item, slot, *to)
+            }
+        }
+    }
+
+    fn send(&self, index: usize, piece: Piece) -> Result<(), FormatError> {
+        self.pieces.send((index, piece)).map_err(|_| stopped())
+    }
+
+    fn send_source(&self, index: usize, slot: Slot, range: Range<usize>) -> Result<(), FormatError> {
+        for start in range.clone().step_by(PIECE as usize) {
+            let end = range.end.min(start + PIECE as usize);
+            self.send(index, Piece::Source(slot, start..end))?;
+        }
+        Ok(())
+    }
+
+    fn wait_for(&self, slot: Slot) -> Result<(), FormatError> {
+        match self.checkpoint.tensor_range(slot) {
+            Some(info) if !self.walk.wait_for(info, info.len) => Err(stopped()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The matrix of a linear in Hugging Face order.
+    fn matrix(&self, slot: Slot) -> Result<Arc<TernaryMatrix>, FormatError> {
+        self.wait_for(slot)?;
+        Ok(Arc::new(self.checkpoint.ternary(slot)?))
+    }
+
+    fn in_target_rows(&self, slot: Slot, matrix: &Arc<TernaryMatrix>) -> Arc<TernaryMatrix> {
+        // before packing: some packings mix rows
+        match permuted_head_dim(self.checkpoint, self.plan.target.kind, slot) {
+            Some(head_dim) => Arc::new(gguf_from_hf_rows(matrix, head_dim)),
+            None => Arc::clone(matrix),
+        }
+    }
+
+    /// What a reader of packed bytes will see, in Hugging Face order.
+    fn unpack(
+        &self,
+        slot: Slot,
+        packing: &dyn Packing,
+        matrix: &TernaryMatrix,
+        bytes: &[u8],
+    ) -> Result<TernaryMatrix, FormatError> {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        // scales outside the bytes are f32 and never rounded
+        let outside = (!packing.holds_scales()).then_some(matrix.scales());
+        let seen = packing.unpack(&PackedTensor { bytes, rows, cols, outside })?;
+        Ok(match permuted_head_dim(self.checkpoint, self.plan.target.kind, slot) {
+            Some(head_dim) => hf_from_gguf_rows(&seen, head_dim),
+            None => seen,
+        })
+    }
+
+    /// Sends a matrix to the certificate and notes what rounding did to it.
+    fn digest(&mut self, item: &Item, matrix: Digestible) -> Result<(), FormatError> {
+        // those that the plan has seen are in the plan
+        let name = &item.tensor.name;
+        if let (Some((_, error)), false) =
+            (&matrix.rounded, self.plan.losses.iter().any(|l| l.tensor == *name))
+        {
+            self.losses.push(Loss {
+                tensor: name.clone(),
+                kind: "scale-rounding",
+                max_relative: Some(*error),
+                max_absolute: None,
+            });
+        }
+        self.matrices.send(matrix).map_err(|_| stopped())
+    }
+
+    fn record(&mut self, slot: Slot, dense: &DenseTensor<'_>, values_sha256: String, verdict: Verdict) {
+        let (name, shape) = (slot.to_string(), dense.shape.to_vec());
+        self.dense.insert(name.clone(), DenseRecord { name, shape, values_sha256, verdict });
+    }
+
+    fn dequantise(&self, index: usize, matrix: &TernaryMatrix, to: PlainType) -> Result<(), FormatError> {
+        let row = matrix.cols() * to.size();
+        let rows_per_piece = (PIECE as usize / row.max(1)).max(1);
+        for first in (0..matrix.rows()).step_by(rows_per_piece) {
+            let rows = rows_per_piece.min(matrix.rows() - first);
+            let mut out = vec![0; rows * row];
+            let rows_per_task = (TASK / row.max(1)).max(1);
+            out.par_chunks_mut((rows_per_task * row).max(1)).enumerate().for_each(|(n, out)| {
+                scales::dequantise(matrix, to, first + n * rows_per_task, out);
+            });
+            self.send(index, Piece::Made(out))?;
+        }
+        Ok(())
+    }
+
+    fn copy_master(&self, index: usize, slot: Slot) -> Result<(), FormatError> {
+        let source = self.checkpoint.linear(slot)?;
+        let bytes = self.checkpoint.file.bytes(&source.info);
+        let Some(head_dim) = source.permuted_head_dim else {
+            return self.send_source(index, slot, 0..bytes.len());
+        };
+        // a GGUF of master weights keeps q and k in paired rows: back to the order of the checkpoint
+        let row = bytes.len() / source.rows.max(1);
+        let half = head_dim / 2;
+        for first in (0..source.rows).step_by(head_dim.max(1)) {
+            let mut head = Vec::with_capacity(head_dim * row);
+            for r in 0..head_dim {
+                let at = (first + 2 * (r % half) + r / half) * row;
+                head.extend_from_slice(bytes.get(at..at + row).unwrap_or(&[]));
+            }
+            self.send(index, Piece::Made(head))?;
+        }
+        Ok(())
+    }
+
+    fn recode(&mut self, index: usize, item: &Item, slot: Slot, to: Encoding) -> Result<(), FormatError> {
+        let dense = self.checkpoint.dense(slot)?;
+        let row = dense.shape.last().copied().unwrap_or(1).max(1);
+        let rows = dense.shape.iter().product::<usize>() / row;
+        let row_bytes = dense.bytes.len() / rows.max(1);
+        // whole rows: blocks never cross one
+        let rows_per_task = (TASK / 4 / row).max(1);
+        let tasks_per_piece = (PIECE as usize / TASK).max(1);
+        let mut exactness = Exactness::default();
+        let mut written = DenseDigest::default();
+        for piece in dense.bytes.chunks((rows_per_task * tasks_per_piece * row_bytes).max(1)) {
+            let tasks: Vec<(Vec<u8>, Vec<f32>, Exactness)> = piece
+                .par_chunks((rows_per_task * row_bytes).max(1))
+                .map(|bytes| {
+                    let mut values = vec![0f32; bytes.len() / row_bytes.max(1) * row];
+                    dense_to_f32(dense.encoding, bytes, &mut values)?;
+                    let mut out = Vec::new();
+                    let exactness = encode_dense(&values, to, &mut out)?;
+                    if !exactness.is_exact() {
+                        dense_to_f32(to, &out, &mut values)?;
+                    }
+                    Ok((out, values, exactness))
+                })
+                .collect::<Result<_, FormatError>>()?;
+            let mut out = Vec::with_capacity(tasks.iter().map(|(o, ..)| o.len()).sum());
+            for (bytes, values, e) in tasks {
+                out.extend_from_slice(&bytes);
+                written.update(&values);
+                exactness = exactness.merge(e);
+            }
+            self.send(index, Piece::Made(out))?;
+        }
+        let verdict = match exactness.is_exact() {
+            true => Verdict::Exact,
+            false => Verdict::Rounded(exactness.max_rel),
+        };
+        self.record(slot, &dense, written.finish(), verdict);
+        if verdict != Verdict::Exact {
+            self.losses.push(Loss {
+                tensor: item.tensor.name.clone(),
+                kind: "dense-rounding",
+                max_relative: Some(exactness.max_rel),
+                max_absolute: Some(exactness.max_abs),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Packs a matrix, its units shared out over the pool.
+fn pack(packing: &dyn Packing, matrix: &TernaryMatrix, len: u64) -> Vec<u8> {
+    let trailer = packing.trailer(matrix);
+    let units = (len as usize).saturating_sub(trailer.len());
+    let mut out = Vec::with_capacity(len as usize);
+    out.resize(units, 0);
+    let unit = packing.unit_len(matrix.rows(), matrix.cols()).max(1);
+    let units_per_task = (TASK / unit).max(1);
+    out.par_chunks_mut(units_per_task * unit).enumerate().for_each(|(n, out)| {
+        packing.pack_units(matrix, n * units_per_task, out);
+    });
+    out.extend_from_slice(&trailer);
+    out
+}
+
+trait OneScale {
+    /// The one scale of a matrix: as stored, or what repeated ones collapse to.
+    fn normal_scales_or_stored(&self) -> Vec<f32>;
+}
+
+impl OneScale for TernaryMatrix {
+    fn normal_scales_or_stored(&self) -> Vec<f32> {
+        match self.scales() {
+            bitnet_ternary::Scales::PerTensor(scale) => vec![*scale],
+            _ => self.normal_scales().as_slice().to_vec(),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Scales that can be judged without reading weights, and scales in float targets.
+//!
+//! Invariant: a float target holds `trit * scale` exactly if and only if it holds every scale that
+//! multiplies a non-zero trit.
+
+use bitnet_formats::{ErrorCode, FormatError, PackedTensor, PlainType, ScaleRounding};
+use bitnet_model::{Checkpoint, LinearRule, LinearSource, ScaleDirection, Slot};
+use bitnet_ternary::{
+    Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
+};
+
+/// Columns of a probe: a multiple of every block.
+const PROBE: usize = 256;
+
+/// A row of ones with the scale of a linear, if that is one number that can be read without reading
+/// the weights. Anything wrong with it is found again, with its place, when the weights are read.
+pub fn probe(checkpoint: &Checkpoint, slot: Slot, source: &LinearSource) -> Option<TernaryMatrix> {
+    let scale = match &source.rule {
+        LinearRule::Packed { outside: Some(_), .. } | LinearRule::PackedValues { outside: Some(_), .. } => {
+            match checkpoint.stored_scale(slot).ok()?? {
+                (value, ScaleDirection::Multiply) => value,
+                (value, ScaleDirection::Divide) => 1.0 / value,
+            }
+        }
+        LinearRule::Packed { packing, outside: None } => {
+            // a packing with a trailer keeps its scale there; block scales lie all over the tensor
+            let any = matrix(1.0)?;
+            if packing.trailer(&any).is_empty() {
+                return None;
+            }
+            let bytes = checkpoint.file.bytes(&source.info);
+            let tensor = PackedTensor { bytes, rows: source.rows, cols: source.cols, outside: None };
+            match packing.scales(&tensor).ok()? {
+                Scales::PerTensor(scale) => scale,
+                _ => return None,
+            }
+        }
+        _ => return None,
+    };
+    matrix(scale)
+}
+
+fn matrix(scale: f32) -> Option<TernaryMatrix> {
+    TernaryMatrix::new(1, PROBE, vec![1; PROBE], Scales::PerTensor(scale)).ok()
+}
+
+/// The stored value of a scale.
+fn round_trip(scale: f32, to: PlainType) -> f32 {
+    match to {
+        PlainType::F16 => f16_to_f32(f32_to_f16(scale)),
+        PlainType::Bf16 => bf16_to_f32(f32_to_bf16(scale)),
+        _ => scale,
+    }
+}
+
+/// Whether `trit * scale` can be stored as numbers of a type: the largest relative error.
+///
+/// # Errors
+/// `scale-rounding` when it is not exact and `rounding` refuses; `target-cannot-hold` for a scale
+/// that would become 0 or infinite.
+pub fn check_float(
+    matrix: &TernaryMatrix,
+    to: PlainType,
+    rounding: ScaleRounding,
+) -> Result<f64, FormatError> {
+    if to == PlainType::F32 {
+        return Ok(0.0);
+    }
+    let name = to.safetensors_name().to_ascii_lowercase();
+    let mut worst = (0.0, 0.0);
+    for &scale in matrix.normal_scales().as_slice() {
+        let stored = round_trip(scale, to);
+        if stored == scale {
+            continue;
+        }
+        if stored == 0.0 || !stored.is_finite() {
+            let message = format!("the scale {scale:e} would become {stored} in {name}");
+            return Err(FormatError::new(ErrorCode::TargetCannotHold, message).hint("f32 holds it"));
+        }
+        let error = ((f64::from(stored) - f64::from(scale)) / f64::from(scale)).abs();
+        if error > worst.0 {
+            worst = (error, scale.into());
+        }
+    }
+    let (error, scale) = worst;
+    if error > 0.0 && rounding == ScaleRounding::Refuse {
+        let message = format!("the scale {scale:e} is not exact in {name}, relative error {error:.3e}");
+        return Err(FormatError::new(ErrorCode::ScaleRounding, message)
+            .hint("choose a target with f32 scales, or --allow-scale-rounding"));
+    }
+    Ok(error)
+}
+
+/// What a reader of `trit * scale` numbers of a type will see.
+///
+/// # Errors
+/// Never for a matrix that [`check_float`] accepted.
+pub fn rounded(matrix: &TernaryMatrix, to: PlainType) -> Result<TernaryMatrix, FormatError> {
+    let each = |scales: &[f32]| scales.iter().map(|s| round_trip(*s, to)).collect();
+    let scales = match matrix.scales() {
+        Scales::PerTensor(scale) => Scales::PerTensor(round_trip(*scale, to)),
+        Scales::PerRow(scales) => Scales::PerRow(each(scales)),
+        Scales::PerGroup { group, scales } => Scales::PerGroup { group: *group, scales: each(scales) },
+    };
+    TernaryMatrix::new(matrix.rows(), matrix.cols(), matrix.trits().to_vec(), scales)
+        .map_err(|e| FormatError::new(ErrorCode::TargetCannotHold, e.to_string()))
+}
+
+/// Writes rows `first ..` of `trit * scale` as little-endian numbers; `out` holds whole rows.
+pub fn dequantise(matrix: &TernaryMatrix, to: PlainType, first: usize, out: &mut [u8]) {
+    let cols = matrix.cols();
+    let size = to.size();
+    if cols == 0 {
+        return;
+    }
+    for (n, bytes) in out.chunks_exact_mut(cols * size).enumerate() {
+        let row = first + n;
+        // trits that share a scale, one run after the other
+        let run = match matrix.scales() {
+            Scales::PerGroup { group, .. } => *group,
+            _ => cols,
+        };
+        let trits = matrix.row(row).chunks(run);
+        for (k, (trits, bytes)) in trits.zip(bytes.chunks_mut(run * size)).enumerate() {
+            let scale = matrix.scales().at(row, k * run, cols);
+            match to {
+                PlainType::F16 => fill(trits, bytes, |s| f32_to_f16(s).to_le_bytes(), scale),
+                PlainType::Bf16 => fill(trits, bytes, |s| f32_to_bf16(s).to_le_bytes(), scale),
+                _ => fill(trits, bytes, f32::to_le_bytes, scale),
+            }
+        }
+    }
+}
+
+fn fill<const N: usize>(trits: &[i8], bytes: &mut [u8], encode: impl Fn(f32) -> [u8; N], scale: f32) {
+    let values = [encode(-scale), encode(0.0), encode(scale)];
+    let (numbers, _) = bytes.as_chunks_mut::<N>();
+    for (number, trit) in numbers.iter_mut().zip(trits) {
+        *number = values[usize::from((trit + 1) as u8).min(2)];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_refused_named_and_measured() {
+        let m = matrix(0.1).unwrap();
+        assert_eq!(check_float(&m, PlainType::F32, ScaleRounding::Refuse).unwrap(), 0.0);
+        let refused = check_float(&m, PlainType::Bf16, ScaleRounding::Refuse).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::ScaleRounding);
+        let error = check_float(&m, PlainType::Bf16, ScaleRounding::Allow).unwrap();
+        assert!(error > 0.0 && error < 1.0 / 256.0, "{error}");
+        let tiny = check_float(&matrix(1e-30).unwrap(), PlainType::F16, ScaleRounding::Allow);
+        assert_eq!(tiny.unwrap_err().code, ErrorCode::TargetCannotHold);
+        assert_eq!(check_float(&matrix(0.5).unwrap(), PlainType::F16, ScaleRounding::Refuse).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn numbers_are_trits_times_scales() {
+        let scales = Scales::PerGroup { group: 32, scales: vec![0.5, 2.0] };
+        let trits: Vec<i8> = (0..64).map(|i| (i % 3) as i8 - 1).collect();
+        let m = TernaryMatrix::new(1, 64, trits.clone(), scales).unwrap();
+        let mut out = vec![0; 64 * 2];
+        dequantise(&m, PlainType::F16, 0, &mut out);
+        for (c, (t, b)) in trits.iter().zip(out.chunks(2)).enumerate() {
+            let scale = if c < 32 { 0.5 } else { 2.0 };
+            assert_eq!(f16_to_f32(u16::from_le_bytes([b[0], b[1]])), f32::from(*t) * scale);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What lies beside the weights of a Hugging Face checkpoint.
+//!
+//! Invariant: a file that is copied is copied byte for byte; only `config.json` is rewritten, because
+//! it says how the linears are stored, and of it only what changes.
+
+use bitnet_formats::{FormatError, Gguf, Container};
+use bitnet_model::{Checkpoint, HfStorage};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// The key transformers keeps a model's name under.
+const NAME_KEY: &str = "_name_or_path";
+
+/// Side files longer than this are not what lies beside a model's weights.
+const LONGEST: u64 = 256 << 20;
+
+/// Whether a file beside the weights belongs to the model: tokenizer, templates, generation defaults,
+/// custom code, licence. Weights in any form, indices and the files written anew do not.
+fn is_side_file(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let rewritten = lower == "config.json"
+        || lower.ends_with(".index.json")
+        || lower.ends_with("certificate.json");
+    let known = [".json", ".jinja", ".model", ".txt", ".py", ".md", ".tiktoken"];
+    let licence = ["license", "licence", "notice", "use_policy"];
+    !rewritten
+        && !lower.starts_with('.')
+        && (known.iter().any(|end| lower.ends_with(end)) || licence.iter().any(|l| lower.starts_with(l)))
+}
+
+/// Names of the files beside the weights that belong to the model, sorted.
+pub fn names(directory: &Path) -> Result<Vec<String>, FormatError> {
+    let failed = |e: std::io::Error| FormatError::io(directory, &e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        // a link counts as what it leads to: hub caches are made of links
+        let regular = std::fs::metadata(entry.path()).is_ok_and(|m| m.is_file() && m.len() <= LONGEST);
+        if let (true, Ok(name)) = (regular, entry.file_name().into_string())
+            && is_side_file(&name)
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The side files of a Hugging Face output.
+pub fn collect(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
+    if checkpoint.file.container == Gguf.name() {
+        return bitnet_model::tokenizer_files_from_gguf(&checkpoint.file.metadata);
+    }
+    let Some(directory) = &checkpoint.directory else { return Ok(Vec::new()) };
+    let mut files = Vec::new();
+    for name in names(directory)? {
+        let path = directory.join(&name);
+        let bytes = std::fs::read(&path).map_err(|e| FormatError::io(&path, &e))?;
+        files.push((name, bytes));
+    }
+    Ok(files)
+}
+
+/// The name of the model, where the source has one. Never the name of a file or directory: the same
+/// model gives the same bytes wherever it lies.
+pub fn model_name(checkpoint: &Checkpoint) -> Option<String> {
+    let name = if checkpoint.file.container == Gguf.name() {
+        checkpoint.file.metadata.get("general.name")?.as_str()
+    } else {
+        checkpoint.config_json.as_ref()?.get(NAME_KEY)?.as_str()
+    };
+    name.filter(|n| !n.is_empty()).map(str::to_owned)
+}
+
+/// The `config.json` of a Hugging Face output.
+pub fn config_json(checkpoint: &Checkpoint, storage: HfStorage) -> Vec<u8> {
+    let original = checkpoint.config_json.as_ref();
+    let mut config = checkpoint.family.hf_config_json(&checkpoint.config, original, storage);
+    if let (None, Some(name), Value::Object(keys)) = (original, model_name(checkpoint), &mut config) {
+        keys.insert(NAME_KEY.to_owned(), json!(name));
+    }
+    pretty(&config)
+}
+
+/// JSON as transformers writes it: two spaces, a line break at the end.
+pub fn pretty(value: &Value) -> Vec<u8> {
+    let mut text = format!("{value:#}").into_bytes();
+    text.push(b'\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_and_what_is_written_anew_are_not_side_files() {
+        for name in ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "LICENSE", "merges.txt", "a.py"] {
+            assert!(is_side_file(name), "{name}");
+        }
+        for name in [
+            "config.json",
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "certificate.json",
+            "x.certificate.json",
+            ".gitattributes",
+            "model.gguf",
+        ] {
+            assert!(!is_side_file(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What `--to` can name: one row per target.
+//!
+//! Invariant: a target is a container and a way of storing the linears; everything else (names,
+//! metadata, dense tensors) follows from those two and the family. Adding a packing that GGUF can
+//! hold is one row here.
+
+use bitnet_formats::{Packing, PlainType, packing_by_name};
+
+/// How a target stores the linears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Linears {
+    /// In the packing of this name.
+    Packed(&'static str),
+    /// As numbers `trit * scale` of this type.
+    Float(PlainType),
+    /// Master weights as they are in the source; anything else as `Float`.
+    Master(PlainType),
+}
+
+/// The kind of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One `.gguf` file, or several when split.
+    Gguf,
+    /// A Hugging Face checkpoint directory.
+    HuggingFace,
+}
+
+/// A container and a way of storing the linears.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The value of `--to`.
+    pub name: &'static str,
+    /// The kind of output.
+    pub kind: Kind,
+    /// How the linears are stored.
+    pub linears: Linears,
+    /// One line for `list`.
+    pub about: &'static str,
+}
+
+impl Target {
+    /// The packing of the linears, if they are packed.
+    pub fn packing(&self) -> Option<&'static dyn Packing> {
+        match self.linears {
+            Linears::Packed(name) => packing_by_name(name),
+            _ => None,
+        }
+    }
+
+    /// `gguf` or `safetensors`.
+    pub fn container(&self) -> &'static str {
+        match self.kind {
+            Kind::Gguf => "gguf",
+            Kind::HuggingFace => "safetensors",
+        }
+    }
+
+    /// `general.file_type` of a GGUF file (llama.cpp's `LLAMA_FTYPE`).
+    pub fn gguf_file_type(&self) -> Option<u32> {
+        match self.linears {
+            Linears::Packed(_) => self.packing()?.gguf_file_type(),
+            Linears::Float(PlainType::F32) => Some(0),
+            Linears::Float(PlainType::F16) => Some(1),
+            Linears::Float(PlainType::Bf16) => Some(32),
+            _ => None,
+        }
+    }
+}
+
+/// Every target.
+pub static TARGETS: &[Target] = &[
+    Target {
+        name: "gguf-i2_s",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("i2_s"),
+        about: "2 bits and one f32 scale per tensor; bitnet.cpp, ik_llama.cpp",
+    },
+    Target {
+        name: "gguf-tq2_0",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("tq2_0"),
+        about: "2.06 bits, f16 scale per 256; llama.cpp",
+    },
+    Target {
+        name: "gguf-tq1_0",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("tq1_0"),
+        about: "1.69 bits, f16 scale per 256; llama.cpp",
+    },
+    Target {
+        name: "gguf-f32",
+        kind: Kind::Gguf,
+        linears: Linears::Float(PlainType::F32),
+        about: "dequantised to f32, always exact",
+    },
+    Target {
+        name: "gguf-f16",
+        kind: Kind::Gguf,
+        linears: Linears::Float(PlainType::F16),
+        about: "dequantised to f16",
+    },
+    Target {
+        name: "gguf-bf16",
+        kind: Kind::Gguf,
+        linears: Linears::Float(PlainType::Bf16),
+        about: "dequantised to bf16",
+    },
+    Target {
+        name: "hf-packed",
+        kind: Kind::HuggingFace,
+        linears: Linears::Packed("hf_u8"),
+        about: "transformers' packed uint8 with weight_scale, 2 bits",
+    },
+    Target {
+        name: "hf-bf16",
+        kind: Kind::HuggingFace,
+        linears: Linears::Master(PlainType::Bf16),
+        about: "master weights as they are, otherwise dequantised to bf16",
+    },
+];
+
+/// What `.gguf` without `--to` tries, best first: the smallest that every known reader of BitNet
+/// files takes, then those with finer scales, then the one that holds anything.
+pub static GGUF_PREFERENCE: [&str; 4] = ["gguf-i2_s", "gguf-tq2_0", "gguf-tq1_0", "gguf-f32"];
+
+/// The target of this name.
+pub fn by_name(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|t| t.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_names_a_writable_packing_that_its_container_holds() {
+        for target in TARGETS {
+            if let Linears::Packed(name) = target.linears {
+                let packing = target.packing().unwrap_or_else(|| panic!("{name}"));
+                assert!(packing.is_writable(), "{name}");
+                assert_eq!(packing.gguf_type().is_some(), target.kind == Kind::Gguf, "{name}");
+            }
+            assert_eq!(target.gguf_file_type().is_some(), target.kind == Kind::Gguf);
+        }
+        for name in GGUF_PREFERENCE {
+            assert!(by_name(name).is_some_and(|t| t.kind == Kind::Gguf), "{name}");
+        }
+    }
+}

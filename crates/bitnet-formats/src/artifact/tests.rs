@@ -1,0 +1,340 @@
+//! Outputs appear whole or not at all, whatever happens in between.
+
+use super::os::{exchange_in_steps, rename_unless_there};
+use super::*;
+use sha2::{Digest, Sha256};
+use std::sync::Barrier;
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn put(path: &Path, bytes: &[u8], force: bool) -> Result<FileDigest, FormatError> {
+    let mut artifact = Artifact::create(path, force)?;
+    artifact.write(bytes)?;
+    artifact.finish()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
+}
+
+/// An artifact as on a file system that has no unnamed files.
+fn beside(path: &Path, force: bool) -> Artifact {
+    let target = Target::new(path).unwrap();
+    let (partial, file) = target.new_partial(create_new).unwrap();
+    file.lock().unwrap();
+    Artifact::with(
+        target,
+        force,
+        file,
+        Place::Beside(Partial::register(partial, None)),
+    )
+}
+
+#[test]
+fn appears_whole_with_its_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    for named in [false, true] {
+        let mut artifact = if named {
+            beside(&path, false)
+        } else {
+            Artifact::create(&path, false).unwrap()
+        };
+        artifact.set_len(1 << 20).unwrap();
+        artifact.write(b"abc").unwrap();
+        artifact.write_zeros(5000).unwrap();
+        artifact.write(b"d").unwrap();
+        assert_eq!(artifact.position(), 5004);
+        assert!(!path.exists());
+        let digest = artifact.finish().unwrap();
+        let expected = [b"abc".as_slice(), &[0; 5000], b"d"].concat();
+        assert_eq!(fs::read(&path).unwrap(), expected);
+        let sha256 = sha256(&expected);
+        assert_eq!(
+            digest,
+            FileDigest {
+                path: path.clone(),
+                bytes: 5004,
+                sha256
+            }
+        );
+        assert_eq!(names(dir.path()), ["model.gguf"]);
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn hashes_of_every_length() {
+    let bytes: Vec<u8> = (0..5 * HASH_BUFFER + 3)
+        .map(|i| (i * 7 % 253) as u8)
+        .collect();
+    for len in [
+        0,
+        1,
+        HASH_BUFFER - 1,
+        HASH_BUFFER,
+        HASH_BUFFER + 1,
+        bytes.len(),
+    ] {
+        for step in [bytes.len(), 100_001] {
+            let mut stream = Sha256Stream::new();
+            bytes[..len]
+                .chunks(step)
+                .for_each(|chunk| stream.update(chunk));
+            assert_eq!(
+                stream.finish().unwrap(),
+                sha256(&bytes[..len]),
+                "{len} {step}"
+            );
+        }
+    }
+}
+
+#[test]
+fn replaces_only_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    put(&path, b"old", false).unwrap();
+    let refused = put(&path, b"new", false).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Exists);
+    assert_eq!(refused.hint.as_deref(), Some("--force replaces it"));
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    put(&path, b"new", true).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    let mut artifact = beside(&path, true);
+    artifact.write(b"newer").unwrap();
+    artifact.finish().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"newer");
+    assert_eq!(names(dir.path()), ["out"]);
+}
+
+#[test]
+fn what_appears_meanwhile_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    for named in [false, true] {
+        let mut artifact = if named {
+            beside(&path, false)
+        } else {
+            Artifact::create(&path, false).unwrap()
+        };
+        artifact.write(b"ours").unwrap();
+        fs::write(&path, b"theirs").unwrap();
+        assert_eq!(artifact.finish().unwrap_err().code, ErrorCode::Exists);
+        assert_eq!(fs::read(&path).unwrap(), b"theirs");
+        assert_eq!(names(dir.path()), ["out"]);
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn dropped_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    fs::write(&path, b"old").unwrap();
+    for named in [false, true] {
+        let mut artifact = if named {
+            beside(&path, true)
+        } else {
+            Artifact::create(&path, true).unwrap()
+        };
+        artifact.write(&[1; 3 * HASH_BUFFER]).unwrap();
+        drop(artifact);
+        assert_eq!(names(dir.path()), ["out"]);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+}
+
+#[test]
+fn odd_targets() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = |path: &Path| Artifact::create(path, true).unwrap_err().code;
+    assert_eq!(code(dir.path()), ErrorCode::Exists);
+    assert_eq!(code(Path::new("/dev/null")), ErrorCode::Exists);
+    assert_eq!(code(&dir.path().join("absent/out")), ErrorCode::Io);
+    assert_eq!(code(Path::new("/")), ErrorCode::Usage);
+    // a link stays a link
+    #[cfg(unix)]
+    {
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        fs::write(&real, b"old").unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        put(&link, b"new", true).unwrap();
+        assert_eq!(fs::read(&real).unwrap(), b"new");
+        assert!(link.is_symlink());
+    }
+}
+
+#[test]
+fn directory_appears_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    let directory = ArtifactDirectory::create(&path, false).unwrap();
+    let mut first = directory.file("a.bin").unwrap();
+    first.write(b"one").unwrap();
+    let second = directory.file("b.bin").unwrap();
+    // unfinished, so not in it
+    let mut third = directory.file("c.bin").unwrap();
+    third.write(b"three").unwrap();
+    drop(third);
+    assert!(!path.exists());
+    let digest = first.finish().unwrap();
+    assert_eq!((digest.path, digest.bytes), (path.join("a.bin"), 3));
+    second.finish().unwrap();
+    assert_eq!(directory.file("a.bin").unwrap_err().code, ErrorCode::Exists);
+    for bad in ["", "..", "x/y", "/x"] {
+        assert_eq!(directory.file(bad).unwrap_err().code, ErrorCode::Usage);
+    }
+    assert_eq!(directory.finish().unwrap(), path);
+    assert_eq!(names(&path), ["a.bin", "b.bin"]);
+    assert_eq!(names(dir.path()), ["model"]);
+}
+
+#[test]
+fn directory_replaces_only_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    let write = |force: bool, name: &str| {
+        let directory = ArtifactDirectory::create(&path, force)?;
+        directory.file(name)?.finish()?;
+        directory.finish()
+    };
+    // an empty directory is no output
+    fs::create_dir(&path).unwrap();
+    write(false, "first").unwrap();
+    assert_eq!(write(false, "second").unwrap_err().code, ErrorCode::Exists);
+    write(true, "second").unwrap();
+    assert_eq!(names(&path), ["second"]);
+    // a directory in it: more than a checkpoint would be deleted
+    fs::create_dir(path.join("photos")).unwrap();
+    let refused = write(true, "third").unwrap_err();
+    assert!(refused.code == ErrorCode::Exists && refused.message.contains("photos"));
+    assert_eq!(names(&path), ["photos", "second"]);
+    // a file
+    fs::remove_dir_all(&path).unwrap();
+    fs::write(&path, b"file").unwrap();
+    assert_eq!(write(true, "fourth").unwrap_err().code, ErrorCode::Exists);
+    assert_eq!(names(dir.path()), ["model"]);
+    // dropped
+    fs::remove_file(&path).unwrap();
+    let directory = ArtifactDirectory::create(&path, false).unwrap();
+    directory.file("x").unwrap().finish().unwrap();
+    drop(directory);
+    assert!(names(dir.path()).is_empty());
+}
+
+#[test]
+fn leftovers_of_the_dead_are_swept_and_the_living_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    let living = ArtifactDirectory::create(&path, false).unwrap();
+    living.file("x").unwrap().finish().unwrap();
+    // what kill -9 leaves has no lock
+    fs::create_dir(dir.path().join(".model.partial-1-0")).unwrap();
+    fs::write(dir.path().join(".model.partial-1-0/x"), b"x").unwrap();
+    fs::write(dir.path().join(".model.partial-1-1"), b"x").unwrap();
+    fs::write(dir.path().join(".other.partial-1-1"), b"x").unwrap();
+    let second = ArtifactDirectory::create(&path, false).unwrap();
+    assert_eq!(names(dir.path()).len(), 3, "{:?}", names(dir.path()));
+    drop(second);
+    living.finish().unwrap();
+    assert_eq!(names(dir.path()), [".other.partial-1-1", "model"]);
+}
+
+#[test]
+fn two_steps_where_the_file_system_cannot_swap() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("new"), dir.path().join("out"));
+    fs::create_dir(&from).unwrap();
+    fs::create_dir(&to).unwrap();
+    fs::write(from.join("n"), b"").unwrap();
+    fs::write(to.join("o"), b"").unwrap();
+    exchange_in_steps(&from, &to).unwrap();
+    assert_eq!(
+        (names(&from), names(&to)),
+        (vec!["o".to_owned()], vec!["n".to_owned()])
+    );
+    assert_eq!(
+        rename_unless_there(&from, &to).unwrap_err().kind(),
+        ErrorKind::AlreadyExists
+    );
+    assert_eq!(names(dir.path()), ["new", "out"]);
+}
+
+/// In a process of its own, because the registry is one per process: the test runs itself.
+#[test]
+fn interrupted() {
+    const CHILD: &str = "BITNET_TEST_INTERRUPTED";
+    let Some(dir) = std::env::var_os(CHILD).map(PathBuf::from) else {
+        let dir = tempfile::tempdir().unwrap();
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "artifact::tests::interrupted"])
+            .env(CHILD, dir.path())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return assert!(names(dir.path()).is_empty());
+    };
+    let barrier = Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = beside(&dir.join("file"), false);
+            let directory = ArtifactDirectory::create(&dir.join("directory"), false).unwrap();
+            let mut inside = directory.file("inside").unwrap();
+            inside.write(b"x").unwrap();
+            barrier.wait();
+            barrier.wait();
+            // too late: nothing of it may appear
+            let _ = inside.finish();
+            assert!(directory.finish().is_err());
+            assert!(file.finish().is_err());
+        });
+        barrier.wait();
+        assert_eq!(names(&dir).len(), 2);
+        remove_partial_outputs();
+        barrier.wait();
+    });
+    assert!(names(&dir).is_empty());
+}
+
+/// `cargo test --release -p bitnet-formats sha256_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::print_stderr)]
+fn sha256_speed() {
+    let bytes = vec![7u8; 1 << 30];
+    let gb_per_s = |seconds: f64| bytes.len() as f64 / 1e9 / seconds;
+    for _ in 0..3 {
+        let start = std::time::Instant::now();
+        let direct = sha256(&bytes);
+        let direct_speed = gb_per_s(start.elapsed().as_secs_f64());
+        let start = std::time::Instant::now();
+        let mut stream = Sha256Stream::new();
+        stream.update(&bytes);
+        assert_eq!(stream.finish().unwrap(), direct);
+        let stream_speed = gb_per_s(start.elapsed().as_secs_f64());
+        let dir = tempfile::tempdir().unwrap();
+        let start = std::time::Instant::now();
+        let mut artifact = Artifact::create(&dir.path().join("out"), false).unwrap();
+        artifact.set_len(bytes.len() as u64).unwrap();
+        artifact.write(&bytes).unwrap();
+        let written = gb_per_s(start.elapsed().as_secs_f64());
+        artifact.finish().unwrap();
+        let synced = gb_per_s(start.elapsed().as_secs_f64());
+        eprintln!(
+            "direct {direct_speed:.2} GB/s, helper thread {stream_speed:.2} GB/s, \
+             artifact {written:.2} GB/s before and {synced:.2} GB/s after fsync"
+        );
+    }
+}

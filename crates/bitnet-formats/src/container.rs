@@ -1,0 +1,168 @@
+//! Containers: kinds of file that hold named tensors.
+//!
+//! Invariant: reading yields a [`TensorFile`] that keeps its promises; writing is planned in full
+//! before the first byte, so that a header is written once and outputs stream.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod gguf;
+mod safetensors;
+
+pub use gguf::Gguf;
+pub use safetensors::Safetensors;
+
+use crate::encoding::Encoding;
+use crate::error::{ErrorCode, FormatError};
+use crate::limits::Limits;
+use crate::mapped::Mapped;
+use crate::tensor_file::{Metadata, TensorFile};
+use std::path::{Path, PathBuf};
+
+/// A tensor about to be written. Tensors are written in plan order.
+#[derive(Debug, Clone)]
+pub struct PlannedTensor {
+    /// Name as stored.
+    pub name: String,
+    /// How its elements are stored.
+    pub encoding: Encoding,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// Everything about a file that is known before its data.
+#[derive(Debug, Clone, Default)]
+pub struct WritePlan {
+    /// Metadata, in order.
+    pub metadata: Metadata,
+    /// Tensors, in order.
+    pub tensors: Vec<PlannedTensor>,
+}
+
+/// The laid-out file: header bytes, then each tensor at its offset, zeros in between.
+#[derive(Debug, Clone)]
+pub struct Header {
+    /// Everything before the first tensor (padding included).
+    pub bytes: Vec<u8>,
+    /// Absolute offset of each planned tensor.
+    pub offsets: Vec<u64>,
+    /// File length (the last tensor is padded where the container wants it).
+    pub total: u64,
+}
+
+/// One kind of file that holds named tensors.
+pub trait Container: Sync {
+    /// `gguf`, `safetensors`: also its file and its page.
+    fn name(&self) -> &'static str;
+    /// Whether the first bytes of a file are this container's.
+    fn recognises(&self, head: &[u8]) -> bool;
+    /// Opens the model that `path` belongs to: a file, an index, or any part of a split one.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the files, with its place.
+    fn read(&self, path: &Path, limits: &Limits) -> Result<TensorFile, FormatError>;
+    /// Lays a file out.
+    ///
+    /// # Errors
+    /// Names, shapes or types this container cannot hold.
+    fn header(&self, plan: &WritePlan) -> Result<Header, FormatError>;
+}
+
+/// Every container. Adding one is a file, a `mod` line and a row.
+pub static CONTAINERS: &[&dyn Container] = &[&Gguf, &Safetensors];
+
+/// The container of this name.
+pub fn container_by_name(name: &str) -> Option<&'static dyn Container> {
+    CONTAINERS.iter().copied().find(|c| c.name() == name)
+}
+
+/// Opens a model: a checkpoint directory, a file of any container, an index, or any part of a split
+/// file.
+///
+/// In a directory the first of these counts: `model.safetensors.index.json`, `model.safetensors`,
+/// the only `*.safetensors.index.json`, the only `*.safetensors`, the only `.gguf` (or the parts of
+/// one split `.gguf`).
+///
+/// # Errors
+/// `unknown-container` when nothing recognises the file or the directory has no model or several;
+/// otherwise whatever is wrong with the files.
+pub fn open(path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
+    let found;
+    let path = if path.is_dir() {
+        found = model_of_directory(path)?;
+        &found
+    } else {
+        path
+    };
+    if path
+        .to_str()
+        .is_some_and(|p| p.ends_with(safetensors::INDEX_SUFFIX))
+    {
+        return Safetensors.read(path, limits);
+    }
+    let file = Mapped::open(path)?;
+    // long enough for every container to recognise itself
+    let head = file.bytes().get(..16).unwrap_or(file.bytes());
+    match CONTAINERS.iter().find(|c| c.recognises(head)) {
+        Some(container) => container.read(path, limits),
+        None => Err(unknown(path, head)),
+    }
+}
+
+fn unknown(path: &Path, head: &[u8]) -> FormatError {
+    let names: Vec<_> = CONTAINERS.iter().map(|c| c.name()).collect();
+    let names = names.join(" or ");
+    let error = |found: &str| {
+        let message = format!("expected {names}, found {found}");
+        FormatError::new(ErrorCode::UnknownContainer, message).in_file(path)
+    };
+    if head.is_empty() {
+        error("an empty file")
+    } else if head.starts_with(b"PK\x03\x04") || head.starts_with(&[0x80, 2]) {
+        error("a zip or pickle file, as PyTorch writes").hint("save the model as safetensors")
+    } else if head.starts_with(b"version https:/") {
+        error("a Git LFS pointer").hint("fetch the file itself: git lfs pull")
+    } else {
+        error("something else").hint("give a model file, its index, or its directory")
+    }
+}
+
+/// Which file of a directory is the model.
+fn model_of_directory(directory: &Path) -> Result<PathBuf, FormatError> {
+    let failed = |e: std::io::Error| FormatError::io(directory, &e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        // names that are not UTF-8 are none of those looked for
+        if let Ok(name) = entry.map_err(failed)?.file_name().into_string()
+            && !name.starts_with('.')
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    for name in ["model.safetensors.index.json", "model.safetensors"] {
+        if names.iter().any(|n| n == name) {
+            return Ok(directory.join(name));
+        }
+    }
+    for suffix in [".safetensors.index.json", ".safetensors", ".gguf"] {
+        let found: Vec<_> = names.iter().filter(|n| n.ends_with(suffix)).collect();
+        let mut models: Vec<_> = found.iter().map(|n| Gguf::whole_name(n)).collect();
+        models.dedup();
+        match (models.as_slice(), found.first()) {
+            ([], _) | (_, None) => {}
+            ([_], Some(name)) => return Ok(directory.join(name)),
+            (several, _) => {
+                let message = format!("expected one {suffix} file, found {}", several.len());
+                return Err(FormatError::new(ErrorCode::UnknownContainer, message)
+                    .in_file(directory)
+                    .hint("name one of the files"));
+            }
+        }
+    }
+    let message = "expected a model, found no .safetensors and no .gguf file";
+    Err(FormatError::new(ErrorCode::UnknownContainer, message)
+        .in_file(directory)
+        .hint("a checkpoint directory holds model.safetensors, or model.safetensors.index.json and its shards"))
+}

@@ -1,0 +1,120 @@
+//! Models in several GGUF files, each with a header and a data section of its own.
+//!
+//! Invariant: all parts are there, in order, agree on how many they are, and share no tensor.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::{Gguf, limit_exceeded, malformed, read_part};
+use crate::container::Container;
+use crate::error::FormatError;
+use crate::limits::Limits;
+use crate::mapped::Mapped;
+use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// `prefix-00001-of-00003.gguf`
+pub(super) struct SplitName {
+    /// The model's path as if it were one file.
+    pub(super) whole: PathBuf,
+    pub(super) count: usize,
+}
+
+impl SplitName {
+    pub(super) fn parse(path: &Path) -> Option<Self> {
+        let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let (prefix, number) = rest.rsplit_once('-')?;
+        let parse = |s: &str| {
+            let digits = s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+            if digits {
+                s.parse::<usize>().ok()
+            } else {
+                None
+            }
+        };
+        let (number, count) = (parse(number)?, parse(count)?);
+        (1..=count).contains(&number).then(|| Self {
+            whole: path.with_file_name(format!("{prefix}.gguf")),
+            count,
+        })
+    }
+}
+
+/// A `split.*` value; writers differ in the integer type.
+pub(super) fn split_key(metadata: &Metadata, key: &str) -> Result<Option<u64>, FormatError> {
+    let Some(value) = metadata.get(key) else {
+        return Ok(None);
+    };
+    match value.as_u64() {
+        Some(number) => Ok(Some(number)),
+        None => Err(malformed(format!("expected a count, found {value:?}")).in_tensor(key)),
+    }
+}
+
+pub(super) fn read_split(name: &SplitName, limits: &Limits) -> Result<TensorFile, FormatError> {
+    let mut parts = Vec::new();
+    let mut metadata = Metadata::default();
+    let mut tensors: Vec<TensorInfo> = Vec::new();
+    let mut names = HashSet::new();
+    let mut total = None;
+    let hint =
+        "all parts of a split model must lie in one directory, complete and under their names";
+    for number in 0..name.count {
+        let path = Gguf::split_name(&name.whole, number, name.count);
+        let place = |e: FormatError| e.in_file(&path).hint(hint);
+        let file = Mapped::open(&path).map_err(place)?;
+        let parsed = read_part(&file, number, limits).map_err(|e| e.in_file(&path))?;
+        let expect = |key: &str, expected: u64| match split_key(&parsed.metadata, key)? {
+            Some(found) if found == expected => Ok(()),
+            Some(found) => {
+                Err(malformed(format!("expected {expected}, found {found}")).in_tensor(key))
+            }
+            None => {
+                Err(malformed(format!("expected {expected}, found no such key")).in_tensor(key))
+            }
+        };
+        expect("split.count", name.count as u64).map_err(place)?;
+        expect("split.no", number as u64).map_err(place)?;
+        match (
+            total,
+            split_key(&parsed.metadata, "split.tensors.count").map_err(place)?,
+        ) {
+            (Some(expected), Some(_)) => expect("split.tensors.count", expected).map_err(place)?,
+            (None, found) => total = found,
+            (Some(_), None) => {}
+        }
+        for tensor in &parsed.tensors {
+            if !names.insert(tensor.name.clone()) {
+                let message = "an earlier part has this tensor too";
+                return Err(place(malformed(message).in_tensor(&tensor.name)));
+            }
+        }
+        if names.len() as u64 > limits.tensors {
+            return Err(place(limit_exceeded(
+                "tensors",
+                names.len() as u64,
+                limits.tensors,
+            )));
+        }
+        if number == 0 {
+            metadata = parsed.metadata;
+        }
+        tensors.extend(parsed.tensors);
+        parts.push(file);
+    }
+    match total {
+        Some(total) if total != tensors.len() as u64 => {
+            let message = format!(
+                "expected {total} tensors in all parts, found {}",
+                tensors.len()
+            );
+            let path = Gguf::split_name(&name.whole, 0, name.count);
+            Err(malformed(message)
+                .in_file(&path)
+                .in_tensor("split.tensors.count")
+                .hint(hint))
+        }
+        _ => Ok(TensorFile::new(Gguf.name(), parts, metadata, tensors)),
+    }
+}

@@ -1,0 +1,159 @@
+//! How the elements of one tensor are stored.
+//!
+//! Invariant: whatever a container says about a type ends as one of four kinds here: plain
+//! numbers, a dense block quantisation (embeddings and heads only), a ternary packing, or a type we
+//! do not know and therefore refuse to interpret.
+
+use crate::packing::{Packing, packing_by_name};
+
+/// Plain numbers, little-endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum PlainType {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U64,
+    U32,
+    U16,
+    U8,
+    Bool,
+}
+
+impl PlainType {
+    const ALL: [Self; 13] = [
+        Self::F64,
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::I64,
+        Self::I32,
+        Self::I16,
+        Self::I8,
+        Self::U64,
+        Self::U32,
+        Self::U16,
+        Self::U8,
+        Self::Bool,
+    ];
+
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 | Self::U64 => 8,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 2,
+            Self::I8 | Self::U8 | Self::Bool => 1,
+        }
+    }
+
+    /// Whether this is one of the three float types that weights come in.
+    pub fn is_float_weight(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+
+    /// The safetensors spelling.
+    pub fn safetensors_name(self) -> &'static str {
+        match self {
+            Self::F64 => "F64",
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::I64 => "I64",
+            Self::I32 => "I32",
+            Self::I16 => "I16",
+            Self::I8 => "I8",
+            Self::U64 => "U64",
+            Self::U32 => "U32",
+            Self::U16 => "U16",
+            Self::U8 => "U8",
+            Self::Bool => "BOOL",
+        }
+    }
+}
+
+/// Dense block quantisations, for embeddings and output heads only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(non_camel_case_types)]
+pub enum BlockType {
+    /// 32 int8 with one f16 scale, 34 bytes (GGUF type 8).
+    Q8_0,
+    /// 256 six-bit values with 16 int8 scales and one f16, 210 bytes (GGUF type 14).
+    Q6_K,
+}
+
+/// How a tensor's elements are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Encoding {
+    /// Plain numbers.
+    Plain(PlainType),
+    /// A dense block quantisation.
+    Block(BlockType),
+    /// Ternary weights in one of [`crate::PACKINGS`].
+    Ternary(&'static dyn Packing),
+    /// A GGUF type id we do not know; its length is the distance to the next tensor.
+    Unknown(u32),
+}
+
+impl Encoding {
+    /// Name for people and reports: `bf16`, `q6_k`, `i2_s`, `type-99`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Plain(p) => p.safetensors_name().to_ascii_lowercase(),
+            Self::Block(BlockType::Q8_0) => "q8_0".to_owned(),
+            Self::Block(BlockType::Q6_K) => "q6_k".to_owned(),
+            Self::Ternary(p) => p.name().to_owned(),
+            Self::Unknown(id) => format!("type-{id}"),
+        }
+    }
+
+    /// The encoding with this [`name`](Self::name); unknown types have none.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "q8_0" => return Some(Self::Block(BlockType::Q8_0)),
+            "q6_k" => return Some(Self::Block(BlockType::Q6_K)),
+            _ => {}
+        }
+        PlainType::ALL
+            .into_iter()
+            .map(Self::Plain)
+            .find(|e| e.name() == name)
+            .or_else(|| packing_by_name(name).map(Self::Ternary))
+    }
+}
+
+impl PartialEq for Encoding {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Plain(a), Self::Plain(b)) => a == b,
+            (Self::Block(a), Self::Block(b)) => a == b,
+            (Self::Ternary(a), Self::Ternary(b)) => a.name() == b.name(),
+            (Self::Unknown(a), Self::Unknown(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packing::PACKINGS;
+
+    #[test]
+    fn names_lead_back_to_their_encodings() {
+        let plain = PlainType::ALL.into_iter().map(Encoding::Plain);
+        let block = [BlockType::Q8_0, BlockType::Q6_K]
+            .into_iter()
+            .map(Encoding::Block);
+        let ternary = PACKINGS.iter().copied().map(Encoding::Ternary);
+        for e in plain.chain(block).chain(ternary) {
+            assert_eq!(Encoding::from_name(&e.name()), Some(e));
+        }
+        assert_eq!(Encoding::from_name("type-99"), None);
+    }
+}

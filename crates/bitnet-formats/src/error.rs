@@ -1,0 +1,192 @@
+//! The one error of this crate: what went wrong, where, what was expected, what was found.
+//!
+//! Invariant: `Display` is one line in lower case without a full stop; the remedy is the separate
+//! `hint`, which programs print on a line of its own.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Stable words for scripts; listed in `formats/report.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    /// The operating system refused.
+    Io,
+    /// The file ends before what its header promises.
+    Truncated,
+    /// The bytes contradict their own format.
+    Malformed,
+    /// A size beyond [`crate::Limits`].
+    LimitExceeded,
+    /// No container recognises the file.
+    UnknownContainer,
+    /// A tensor type this program cannot read.
+    UnknownType,
+    /// A tensor the model needs is absent.
+    MissingTensor,
+    /// A tensor the model has no place for.
+    ExtraTensor,
+    /// A tensor of another shape than the configuration says.
+    WrongShape,
+    /// A tensor of a type that its role cannot have.
+    WrongType,
+    /// A configuration key is absent or has a value that this program does not know.
+    UnsupportedConfig,
+    /// A quantisation method other than BitNet's.
+    UnknownQuantization,
+    /// Float weights that no ternary training made.
+    NotTernary,
+    /// Code 3 in packed data, which decoders disagree about.
+    BadCode,
+    /// NaN or infinity in weights or scales.
+    NonFinite,
+    /// A scale that the target cannot hold exactly.
+    ScaleRounding,
+    /// A shape or scale structure that the target cannot hold.
+    TargetCannotHold,
+    /// The output exists and `--force` was not given.
+    Exists,
+    /// More tokens than the model or the cache has places for.
+    ContextExceeded,
+    /// A tokenizer that cannot be built or cannot encode.
+    Tokenizer,
+    /// A chat template that is absent or fails.
+    ChatTemplate,
+    /// A kernel that is unknown or that this CPU cannot run.
+    Kernel,
+    /// A request that makes no sense.
+    Usage,
+}
+
+impl ErrorCode {
+    /// The word as reports spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Io => "io",
+            Self::Truncated => "truncated",
+            Self::Malformed => "malformed",
+            Self::LimitExceeded => "limit-exceeded",
+            Self::UnknownContainer => "unknown-container",
+            Self::UnknownType => "unknown-type",
+            Self::MissingTensor => "missing-tensor",
+            Self::ExtraTensor => "extra-tensor",
+            Self::WrongShape => "wrong-shape",
+            Self::WrongType => "wrong-type",
+            Self::UnsupportedConfig => "unsupported-config",
+            Self::UnknownQuantization => "unknown-quantization",
+            Self::NotTernary => "not-ternary",
+            Self::BadCode => "bad-code",
+            Self::NonFinite => "non-finite",
+            Self::ScaleRounding => "scale-rounding",
+            Self::TargetCannotHold => "target-cannot-hold",
+            Self::Exists => "exists",
+            Self::ContextExceeded => "context-exceeded",
+            Self::Tokenizer => "tokenizer",
+            Self::ChatTemplate => "chat-template",
+            Self::Kernel => "kernel",
+            Self::Usage => "usage",
+        }
+    }
+}
+
+/// An error with its place. Build with [`FormatError::new`], add places on the way up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormatError {
+    /// Stable word.
+    pub code: ErrorCode,
+    /// What was expected and what was found.
+    pub message: String,
+    /// File it happened in.
+    pub file: Option<PathBuf>,
+    /// Tensor or metadata key it happened in.
+    pub tensor: Option<String>,
+    /// Byte offset in the file.
+    pub offset: Option<u64>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl FormatError {
+    /// An error that does not know its place yet.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            file: None,
+            tensor: None,
+            offset: None,
+            hint: None,
+        }
+    }
+
+    /// Wraps an operating-system error.
+    pub fn io(path: &Path, error: &std::io::Error) -> Self {
+        Self::new(ErrorCode::Io, error.to_string()).in_file(path)
+    }
+
+    /// Adds the file, unless an inner place is known already.
+    #[must_use]
+    pub fn in_file(mut self, path: &Path) -> Self {
+        self.file.get_or_insert_with(|| path.to_owned());
+        self
+    }
+
+    /// Adds the tensor (or key), unless an inner place is known already.
+    #[must_use]
+    pub fn in_tensor(mut self, name: &str) -> Self {
+        self.tensor.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
+    /// Adds the byte offset, unless known already.
+    #[must_use]
+    pub fn at(mut self, offset: u64) -> Self {
+        self.offset.get_or_insert(offset);
+        self
+    }
+
+    /// Adds what to do about it, unless known already.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+}
+
+impl fmt::Display for FormatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{}: ", OneLine(&file.display().to_string()))?;
+        }
+        if let Some(tensor) = &self.tensor {
+            write!(f, "`{}`: ", OneLine(tensor))?;
+        }
+        write!(f, "{}", OneLine(&self.message))?;
+        if let Some(offset) = self.offset {
+            write!(f, " (at byte {offset})")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for FormatError {}
+
+/// Text that may come from a hostile file: line breaks and terminal escapes are spelled out, and a
+/// name of a megabyte does not fill the screen.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 500;
+        for (i, c) in self.0.chars().enumerate() {
+            if i == LONGEST {
+                return f.write_str("…");
+            }
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                fmt::Write::write_char(f, c)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,32 @@
+//! Bytes on disk to and from named tensors and trits; trusts nothing it reads.
+//!
+//! Invariant of this crate: every length, offset and dimension is checked before it is used or
+//! allocated for, and every failure is a [`FormatError`] that names place, expected and found.
+//! Containers (how named tensors lie in a file) and packings (how trits lie in bytes) are separate
+//! axes: after parsing, every container is the same plain [`TensorFile`].
+
+mod artifact;
+mod bytes;
+mod container;
+mod dense;
+mod encoding;
+mod error;
+mod limits;
+mod mapped;
+mod packing;
+mod tensor_file;
+
+pub use artifact::{
+    Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs,
+};
+pub use container::{
+    CONTAINERS, Container, Gguf, Header, PlannedTensor, Safetensors, WritePlan, container_by_name,
+    open,
+};
+pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
+pub use encoding::{BlockType, Encoding, PlainType};
+pub use error::{ErrorCode, FormatError};
+pub use limits::Limits;
+pub use mapped::Mapped;
+pub use packing::{PACKINGS, PackedTensor, Packing, ScaleRounding, packing_by_name};
+pub use tensor_file::{MetaArray, MetaValue, Metadata, TensorFile, TensorInfo};

@@ -1,0 +1,144 @@
+//! A file mapped read-only: the only `unsafe` of this crate.
+//!
+//! Invariant: inputs are opened for reading only, and [`Mapped::bytes`] is as long as the file was
+//! when it was opened. What we assume of the file is stated at the one `unsafe` block.
+
+#![allow(unsafe_code)]
+
+use crate::error::{ErrorCode, FormatError};
+use memmap2::{Mmap, MmapOptions};
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A read-only mapping of a whole file.
+pub struct Mapped {
+    path: PathBuf,
+    // None for an empty file: the kernel refuses mappings of length 0
+    map: Option<Mmap>,
+}
+
+impl Mapped {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or is not a regular file (a directory, a pipe, a device).
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        let failed = |e: std::io::Error| FormatError::io(path, &e);
+        // asked before opening, because opening a pipe would wait for its writer
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() {
+            let found = if kind.is_dir() {
+                "a directory"
+            } else {
+                "a pipe, socket or device"
+            };
+            let message = format!("expected a regular file, found {found}");
+            return Err(FormatError::new(ErrorCode::Io, message).in_file(path));
+        }
+        let file = File::open(path).map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
+        let map = if len == 0 {
+            None
+        } else {
+            let len = usize::try_from(len).map_err(|_| {
+                let message = format!("{len} bytes are more than this machine can address");
+                FormatError::new(ErrorCode::LimitExceeded, message).in_file(path)
+            })?;
+            // SAFETY: the map is read-only and private to this process, `len` is the length the
+            // file has now, and `bytes` only lends `&[u8]` for as long as the map lives. What the
+            // type system cannot see is another process: we assume that nobody truncates the file
+            // while it is mapped (reading past the new end would raise SIGBUS) or overwrites it in
+            // place (bytes could change between two reads). Programs that replace files by rename,
+            // as this crate does, leave the mapped file alone.
+            let map = unsafe { MmapOptions::new().len(len).map(&file) }.map_err(failed)?;
+            Some(map)
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+        })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+
+    /// Tells the kernel that the file will be read from start to end. Best effort.
+    pub fn advise_sequential(&self) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            let _ = map.advise(memmap2::Advice::Sequential);
+        }
+    }
+
+    /// Asks the kernel to start reading these bytes now. Best effort; out-of-range parts are
+    /// ignored.
+    pub fn will_need(&self, range: Range<u64>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            let len = map.len() as u64;
+            let (start, end) = (range.start.min(len), range.end.min(len));
+            if start < end {
+                let count = (end - start) as usize;
+                let _ = map.advise_range(memmap2::Advice::WillNeed, start as usize, count);
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
+impl fmt::Debug for Mapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapped")
+            .field("path", &self.path)
+            .field("len", &self.bytes().len())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_files_of_any_length_and_advice_never_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        for len in [0, 1, 4095, 4096, 4097, 100_000] {
+            let path = dir.path().join(format!("{len}"));
+            let bytes: Vec<u8> = (0..len).map(|i: usize| i as u8).collect();
+            std::fs::write(&path, &bytes).unwrap();
+            let mapped = Mapped::open(&path).unwrap();
+            assert_eq!(mapped.bytes(), bytes);
+            assert_eq!(mapped.path(), path);
+            mapped.advise_sequential();
+            mapped.will_need(0..1);
+            mapped.will_need(3..u64::MAX);
+            mapped.will_need(u64::MAX - 1..u64::MAX);
+        }
+    }
+
+    #[test]
+    fn only_regular_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Mapped::open(dir.path()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Io);
+        assert!(
+            error
+                .to_string()
+                .ends_with("expected a regular file, found a directory")
+        );
+        assert_eq!(
+            Mapped::open(&dir.path().join("absent")).unwrap_err().code,
+            ErrorCode::Io
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! Packings: ways of laying trits into bytes.
+//!
+//! Invariant: for every matrix a packing accepts, `unpack(pack(m))` has the same trits and the same
+//! scales in normal form; what it cannot hold exactly it refuses, unless asked to round scales, and
+//! then says by how much. Packing and unpacking work on independent units (byte ranges, rows), so
+//! that callers may spread one tensor over threads.
+
+#[cfg(test)]
+mod conformance;
+mod f16_blocks;
+mod hf_u8;
+mod i2_s;
+mod tq1_0;
+mod tq2_0;
+
+use crate::error::{ErrorCode, FormatError};
+use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
+use std::fmt::Debug;
+
+/// Packed bytes and the scales that travel beside them.
+#[derive(Debug, Clone, Copy)]
+pub struct PackedTensor<'a> {
+    /// The bytes as they lie in the file.
+    pub bytes: &'a [u8],
+    /// Rows of the matrix (not of the storage).
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub cols: usize,
+    /// Scales stored outside the bytes, already multipliers; `None` when the packing stores its own.
+    pub outside: Option<&'a Scales>,
+}
+
+/// What to do with a scale that the packing cannot hold exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleRounding {
+    /// Refuse, naming the error figure.
+    Refuse,
+    /// Round as the format's own encoder does.
+    Allow,
+}
+
+/// One way of laying trits into bytes.
+pub trait Packing: Sync + Debug {
+    /// `tq2_0`: also its file, its page and its name on the command line.
+    fn name(&self) -> &'static str;
+
+    /// GGUF tensor type id, for packings that GGUF can hold.
+    fn gguf_type(&self) -> Option<u32>;
+
+    /// `general.file_type` of a GGUF file whose matrices are packed so.
+    fn gguf_file_type(&self) -> Option<u32>;
+
+    /// Whether the scales are inside the packed bytes (`false`: a tensor beside them).
+    fn holds_scales(&self) -> bool;
+
+    /// Whether this packing is written, or only read.
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    /// Bytes of a packed `rows x cols` matrix, to lay out files with.
+    ///
+    /// # Errors
+    /// `target-cannot-hold` for shapes the packing cannot express (with the rule and a hint);
+    /// overflow.
+    fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError>;
+
+    /// As [`packed_len`](Self::packed_len), for reading: also accepts shapes that are legal to read
+    /// but not to write.
+    ///
+    /// # Errors
+    /// As `packed_len`.
+    fn stored_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
+        self.packed_len(rows, cols)
+    }
+
+    /// Whether the scales of `matrix` can be held: the largest relative error that storing them
+    /// causes (0 when exact).
+    ///
+    /// # Errors
+    /// `scale-rounding` when it is not exact and `rounding` refuses; `target-cannot-hold` for a
+    /// scale structure the packing has no room for, or a scale that would become 0 or infinite.
+    fn check_scales(
+        &self,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError>;
+
+    /// Bytes of one independent unit of a packed matrix with `cols` columns; packed bytes are
+    /// whole units, then what [`trailer`](Self::trailer) says. Never 0.
+    fn unit_len(&self, rows: usize, cols: usize) -> usize;
+
+    /// Writes `out.len() / unit_len` units, starting with unit `first`. `matrix` passed
+    /// `packed_len` and `check_scales`; units beyond the matrix are left as they are.
+    ///
+    /// Packings that are only read, and shapes that are legal only to read (those of
+    /// [`stored_len`](Self::stored_len)), are encoded here all the same, so that tests can hold the
+    /// layout against vectors from both sides.
+    fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]);
+
+    /// The bytes after the units (I2_S: scale and zeros).
+    fn trailer(&self, _matrix: &TernaryMatrix) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Packs a whole matrix on this thread.
+    ///
+    /// # Errors
+    /// As `packed_len` and `check_scales`; both refuse before a byte is made.
+    fn pack(
+        &self,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<Vec<u8>, FormatError> {
+        let len = self.packed_len(matrix.rows(), matrix.cols())? as usize;
+        self.check_scales(matrix, rounding)?;
+        let trailer = self.trailer(matrix);
+        let mut out = vec![0; len - trailer.len()];
+        self.pack_units(matrix, 0, &mut out);
+        out.extend_from_slice(&trailer);
+        Ok(out)
+    }
+
+    /// Unpacks rows `first ..` into `out` (`(n, cols)`, row-major trits). After an error the
+    /// contents of `out` mean nothing.
+    ///
+    /// # Errors
+    /// `bad-code` with row and column; `tensor.bytes` is checked against `stored_len` here
+    /// (`truncated`, `malformed`); `usage` for rows that the matrix does not have.
+    fn unpack_rows(
+        &self,
+        tensor: &PackedTensor<'_>,
+        first: usize,
+        out: &mut [i8],
+    ) -> Result<(), FormatError>;
+
+    /// The scales of a packed tensor: its own, or the ones beside it.
+    ///
+    /// # Errors
+    /// `non-finite` (NaN, infinity), `malformed` (negative, wrong count), `missing-tensor` when
+    /// they should lie beside the codes and are not given.
+    fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError>;
+
+    /// Unpacks a whole matrix on this thread.
+    ///
+    /// # Errors
+    /// As `unpack_rows` and `scales`; `limit-exceeded` for more columns than accumulate exactly.
+    fn unpack(&self, tensor: &PackedTensor<'_>) -> Result<TernaryMatrix, FormatError> {
+        // before the allocation: the bytes must be there that justify it
+        tensor.check_len(self.stored_len(tensor.rows, tensor.cols)?)?;
+        let mut trits = vec![0; elements(tensor.rows, tensor.cols)? as usize];
+        self.unpack_rows(tensor, 0, &mut trits)?;
+        TernaryMatrix::new(tensor.rows, tensor.cols, trits, self.scales(tensor)?)
+            .map_err(|e| matrix_error(&e))
+    }
+}
+
+/// Every packing. Adding one is a file, a `mod` line and a row.
+pub static PACKINGS: &[&dyn Packing] = &[
+    &hf_u8::HfU8,
+    &i2_s::I2S,
+    &i2_s::I2SArm64,
+    &i2_s::I2SRows4,
+    &tq1_0::Tq1_0,
+    &tq2_0::Tq2_0,
+];
+
+/// The packing of this name.
+pub fn packing_by_name(name: &str) -> Option<&'static dyn Packing> {
+    PACKINGS.iter().copied().find(|p| p.name() == name)
+}
+
+impl PackedTensor<'_> {
+    /// Whether the bytes are as many as the shape needs.
+    fn check_len(&self, needed: u64) -> Result<(), FormatError> {
+        let found = self.bytes.len() as u64;
+        let code = match found.cmp(&needed) {
+            std::cmp::Ordering::Less => ErrorCode::Truncated,
+            std::cmp::Ordering::Equal => return Ok(()),
+            std::cmp::Ordering::Greater => ErrorCode::Malformed,
+        };
+        let (rows, cols) = (self.rows, self.cols);
+        Err(FormatError::new(
+            code,
+            format!("a packed {rows} x {cols} matrix needs {needed} bytes, found {found}"),
+        ))
+    }
+
+    /// Checks the bytes against `needed` and the rows `first ..` that fill `out_len` trits against
+    /// the matrix.
+    fn check_rows(&self, needed: u64, first: usize, out_len: usize) -> Result<(), FormatError> {
+        self.check_len(needed)?;
+        let fits = if self.cols == 0 {
+            out_len == 0
+        } else {
+            out_len.is_multiple_of(self.cols)
+                && first
+                    .checked_add(out_len / self.cols)
+                    .is_some_and(|end| end <= self.rows)
+        };
+        if fits {
+            return Ok(());
+        }
+        let (rows, cols) = (self.rows, self.cols);
+        Err(FormatError::new(
+            ErrorCode::Usage,
+            format!("{out_len} trits from row {first} on are no rows of a {rows} x {cols} matrix"),
+        ))
+    }
+}
+
+/// `rows * cols`, where that does not overflow.
+fn elements(rows: usize, cols: usize) -> Result<u64, FormatError> {
+    rows.checked_mul(cols)
+        .map(|n| n as u64)
+        .filter(|&n| n < 1 << 62)
+        .ok_or_else(|| {
+            FormatError::new(
+                ErrorCode::LimitExceeded,
+                format!("{rows} x {cols} is more elements than any file holds"),
+            )
+        })
+}
+
+/// The 2-bit code of a trit.
+#[inline(always)]
+fn code(trit: i8) -> u8 {
+    (trit as u8).wrapping_add(1)
+}
+
+/// Unpacks one bit pair of each byte; returns the largest code met.
+fn unpack_pair<const SHIFT: u32>(codes: &[u8], trits: &mut [i8]) -> u8 {
+    let mut worst = 0;
+    for (t, b) in trits.iter_mut().zip(codes) {
+        let code = b >> SHIFT & 3;
+        worst = worst.max(code);
+        *t = code as i8 - 1;
+    }
+    worst
+}
+
+/// The error for code 3 (unpacked as the trit 2) somewhere in `trits`, rows `first ..` of a matrix.
+#[cold]
+fn bad_code(first: usize, cols: usize, trits: &[i8]) -> FormatError {
+    let at = trits.iter().position(|&t| t == 2).unwrap_or(0);
+    let (row, col) = (first + at / cols.max(1), at % cols.max(1));
+    FormatError::new(
+        ErrorCode::BadCode,
+        format!("row {row}, column {col}: expected a code 0, 1 or 2, found 3"),
+    )
+    .hint("decoders disagree about code 3; the file is damaged, or packed in another layout")
+}
+
+/// Checks a scale read from a file; `place` says where it stood.
+fn checked_scale(scale: f32, place: impl FnOnce() -> String) -> Result<f32, FormatError> {
+    if scale.is_finite() && scale >= 0.0 {
+        return Ok(scale);
+    }
+    let code = if scale.is_finite() {
+        ErrorCode::Malformed
+    } else {
+        ErrorCode::NonFinite
+    };
+    let expected = "expected a finite scale that is not negative";
+    Err(FormatError::new(
+        code,
+        format!("{}: {expected}, found {scale}", place()),
+    ))
+}
+
+/// The one scale of a packing that has room for no more.
+fn one_scale(matrix: &TernaryMatrix, name: &str) -> Result<f32, FormatError> {
+    // a per-tensor scale is kept as it is even where no trit votes: its bits are the source's
+    let normal = match matrix.scales() {
+        Scales::PerTensor(s) => return Ok(*s),
+        _ => matrix.normal_scales(),
+    };
+    match normal {
+        Scales::PerTensor(s) => Ok(s),
+        finer => Err(FormatError::new(
+            ErrorCode::TargetCannotHold,
+            format!(
+                "{name} holds one scale per tensor, found one per {}",
+                finer.structure()
+            ),
+        )
+        .hint("choose a target with row or block scales")),
+    }
+}
+
+/// A matrix error in this crate's words.
+fn matrix_error(error: &MatrixError) -> FormatError {
+    let code = match error {
+        MatrixError::TooManyColumns { .. } => ErrorCode::LimitExceeded,
+        MatrixError::BadScale { found, .. } if !found.is_finite() => ErrorCode::NonFinite,
+        MatrixError::NotATrit { .. } => ErrorCode::BadCode,
+        _ => ErrorCode::Malformed,
+    };
+    FormatError::new(code, error.to_string())
+}

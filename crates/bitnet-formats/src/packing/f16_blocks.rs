@@ -1,0 +1,345 @@
+//! What TQ1_0 and TQ2_0 share: rows of equal blocks, each with codes and its own f16 scale.
+//!
+//! Invariant: the scale of a block with a non-zero trit is the scale of its trits, rounded to f16
+//! only when that was allowed; a block without one stores scale 0, whatever the matrix says, as
+//! the peers' encoders do. A type of this kind says how codes lie ([`F16Block`]); everything else
+//! is here once.
+
+use super::{PackedTensor, Packing, ScaleRounding, bad_code, checked_scale, elements};
+use crate::error::{ErrorCode, FormatError};
+use bitnet_ternary::{Scales, TernaryMatrix, f16_to_f32, f32_is_f16_exact, f32_to_f16};
+use std::fmt::Debug;
+
+/// The layout of one block type. Slices handed in have exactly the lengths the constants say.
+pub(super) trait F16Block: Sync + Debug {
+    const NAME: &'static str;
+    const GGUF_TYPE: u32;
+    const GGUF_FILE_TYPE: u32;
+    /// Trits per block; one of `bitnet_ternary::GROUP_SIZES`.
+    const TRITS: usize;
+    /// Bytes per block, scale included.
+    const BYTES: usize;
+    /// Where in the block the f16 scale stands.
+    const SCALE_AT: usize;
+
+    /// Writes the codes of one block, `(TRITS,)` into `(BYTES,)`; leaves the scale alone.
+    fn encode(trits: &[i8], block: &mut [u8]);
+    /// Reads the codes of one block, code 3 as the trit 2; whether there was none.
+    fn decode(block: &[u8], trits: &mut [i8]) -> bool;
+    /// Whether all trits of the block are 0.
+    fn is_silent(block: &[u8]) -> bool;
+}
+
+impl<B: F16Block> Packing for B {
+    fn name(&self) -> &'static str {
+        B::NAME
+    }
+
+    fn gguf_type(&self) -> Option<u32> {
+        Some(B::GGUF_TYPE)
+    }
+
+    fn gguf_file_type(&self) -> Option<u32> {
+        Some(B::GGUF_FILE_TYPE)
+    }
+
+    fn holds_scales(&self) -> bool {
+        true
+    }
+
+    fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
+        if !cols.is_multiple_of(B::TRITS) {
+            return Err(FormatError::new(
+                ErrorCode::TargetCannotHold,
+                format!(
+                    "{} needs a multiple of {} columns, found {cols}",
+                    B::NAME,
+                    B::TRITS
+                ),
+            )
+            .hint("choose a target without blocks of that size, such as gguf-i2_s or hf-packed"));
+        }
+        elements(rows, cols)?;
+        elements(rows, cols / B::TRITS * B::BYTES)
+    }
+
+    fn check_scales(
+        &self,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        let mut worst = Rounded {
+            scale: 0.0,
+            error: 0.0,
+        };
+        let mut meet = |scale: f32, votes: &dyn Fn() -> bool| -> Result<(), FormatError> {
+            // whether anyone votes is asked last: it reads the trits
+            if !f32_is_f16_exact(scale) && votes() {
+                let error = f16_error(scale)?;
+                if error > worst.error {
+                    worst = Rounded { scale, error };
+                }
+            }
+            Ok(())
+        };
+        match matrix.scales() {
+            Scales::PerTensor(s) => meet(*s, &|| matrix.trits().iter().any(|&t| t != 0))?,
+            Scales::PerRow(scales) => {
+                for (row, &s) in scales.iter().enumerate() {
+                    meet(s, &|| !is_zero(matrix.row(row)))?;
+                }
+            }
+            Scales::PerGroup { group, scales } => {
+                let groups = matrix.trits().chunks_exact(*group);
+                for (trits, &s) in groups.zip(scales) {
+                    meet(s, &|| !is_zero(trits))?;
+                }
+                if let Some(two) = two_scales_in_a_block(matrix, *group, scales, B::TRITS) {
+                    let TwoScales { row, col, a, b } = two;
+                    let (name, trits) = (B::NAME, B::TRITS);
+                    return Err(FormatError::new(
+                        ErrorCode::TargetCannotHold,
+                        format!("row {row}, columns from {col}: {name} holds one scale per {trits}, found {a} and {b}"),
+                    )
+                    .hint(format!("choose a target with blocks of at most {group} columns")));
+                }
+            }
+        }
+        if worst.error > 0.0 && rounding == ScaleRounding::Refuse {
+            let Rounded { scale, error } = worst;
+            let stored = f32_to_f16(scale);
+            return Err(FormatError::new(
+                ErrorCode::ScaleRounding,
+                format!(
+                    "scale {scale} ({:#010x}) becomes {} ({stored:#06x}) in f16, relative error {error:.1e}",
+                    scale.to_bits(),
+                    f16_to_f32(stored)
+                ),
+            )
+            .hint("--allow-scale-rounding"));
+        }
+        Ok(worst.error)
+    }
+
+    /// One row of blocks.
+    fn unit_len(&self, _rows: usize, cols: usize) -> usize {
+        (cols / B::TRITS * B::BYTES).max(1)
+    }
+
+    fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
+        let per_row = matrix.cols() / B::TRITS;
+        if per_row == 0 {
+            return;
+        }
+        let rows = out.chunks_exact_mut(per_row * B::BYTES);
+        for (row, bytes) in (first..matrix.rows()).zip(rows) {
+            let blocks = bytes.chunks_exact_mut(B::BYTES);
+            let trits = matrix.row(row).chunks_exact(B::TRITS);
+            for (at, (block, trits)) in blocks.zip(trits).enumerate() {
+                B::encode(trits, block);
+                let d = block_scale::<B>(matrix.scales(), row, at, per_row, trits);
+                block[B::SCALE_AT..B::SCALE_AT + 2].copy_from_slice(&f32_to_f16(d).to_le_bytes());
+            }
+        }
+    }
+
+    fn unpack_rows(
+        &self,
+        tensor: &PackedTensor<'_>,
+        first: usize,
+        out: &mut [i8],
+    ) -> Result<(), FormatError> {
+        let PackedTensor {
+            bytes, rows, cols, ..
+        } = *tensor;
+        tensor.check_rows(self.stored_len(rows, cols)?, first, out.len())?;
+        let blocks = bytes.chunks_exact(B::BYTES).skip(first * (cols / B::TRITS));
+        let mut clean = true;
+        for (trits, block) in out.chunks_exact_mut(B::TRITS).zip(blocks) {
+            clean &= B::decode(block, trits);
+        }
+        if clean {
+            Ok(())
+        } else {
+            Err(bad_code(first, cols, out))
+        }
+    }
+
+    /// The block scales in normal form: per tensor, else per row, else per block, as far as blocks
+    /// with a non-zero trit agree; 0 where nobody votes.
+    fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
+        let PackedTensor {
+            bytes, rows, cols, ..
+        } = *tensor;
+        tensor.check_len(self.stored_len(rows, cols)?)?;
+        let per_row = cols / B::TRITS;
+        if per_row == 0 {
+            // no blocks; and the number of rows is then a bare claim, not to be allocated for
+            return Ok(Scales::PerTensor(0.0));
+        }
+        // one voter's scale for the tensor, one per row, all of them: kept while they suffice
+        let mut tensor_scale = Vote::Silent;
+        let mut by_row = Vec::with_capacity(rows);
+        let mut rows_agree = true;
+        for row in 0..rows {
+            let mut row_scale = Vote::Silent;
+            for at in 0..per_row {
+                let start = (row * per_row + at) * B::BYTES;
+                let block = &bytes[start..start + B::BYTES];
+                let d = checked_scale(read_scale::<B>(block), || {
+                    format!("row {row}, columns from {}: block scale", at * B::TRITS)
+                })?;
+                if !B::is_silent(block) {
+                    row_scale.meet(d);
+                    tensor_scale.meet(d);
+                }
+            }
+            rows_agree &= !matches!(row_scale, Vote::Split);
+            by_row.push(row_scale.value());
+        }
+        Ok(match tensor_scale {
+            Vote::Split if rows_agree => Scales::PerRow(by_row),
+            Vote::Split => {
+                let all = bytes.chunks_exact(B::BYTES);
+                let scales = all
+                    .map(|b| {
+                        if B::is_silent(b) {
+                            0.0
+                        } else {
+                            read_scale::<B>(b)
+                        }
+                    })
+                    .collect();
+                Scales::PerGroup {
+                    group: B::TRITS,
+                    scales,
+                }
+            }
+            one => Scales::PerTensor(one.value()),
+        })
+    }
+}
+
+/// A scale and the relative error of its nearest f16.
+struct Rounded {
+    scale: f32,
+    error: f64,
+}
+
+/// What the voters met so far say, compared by bits.
+enum Vote {
+    Silent,
+    One(f32),
+    Split,
+}
+
+impl Vote {
+    fn meet(&mut self, scale: f32) {
+        match *self {
+            Self::Silent => *self = Self::One(scale),
+            Self::One(s) if s.to_bits() != scale.to_bits() => *self = Self::Split,
+            _ => {}
+        }
+    }
+
+    fn value(&self) -> f32 {
+        if let Self::One(s) = *self { s } else { 0.0 }
+    }
+}
+
+fn is_zero(trits: &[i8]) -> bool {
+    // no early exit: almost every block has a non-zero trit, and the loop vectorises without
+    trits.iter().fold(0, |any, &t| any | t) == 0
+}
+
+fn read_scale<B: F16Block>(block: &[u8]) -> f32 {
+    f16_to_f32(u16::from_le_bytes([
+        block[B::SCALE_AT],
+        block[B::SCALE_AT + 1],
+    ]))
+}
+
+/// Relative error of storing `scale` as f16.
+fn f16_error(scale: f32) -> Result<f64, FormatError> {
+    let stored = f16_to_f32(f32_to_f16(scale));
+    let becomes = match stored {
+        s if s == 0.0 && scale != 0.0 => "0",
+        f32::INFINITY => "infinite",
+        _ => return Ok((f64::from(stored) - f64::from(scale)).abs() / f64::from(scale)),
+    };
+    Err(FormatError::new(
+        ErrorCode::TargetCannotHold,
+        format!(
+            "scale {scale} ({:#010x}) would become {becomes} in f16",
+            scale.to_bits()
+        ),
+    )
+    .hint("choose a target with f32 scales, such as gguf-i2_s"))
+}
+
+/// Two different scales that trits of one block need.
+struct TwoScales {
+    row: usize,
+    col: usize,
+    a: f32,
+    b: f32,
+}
+
+/// The first block of `trits` columns in which groups that vote differ.
+fn two_scales_in_a_block(
+    matrix: &TernaryMatrix,
+    group: usize,
+    scales: &[f32],
+    trits: usize,
+) -> Option<TwoScales> {
+    let (cols, per_block) = (matrix.cols(), trits / group);
+    if per_block < 2 || cols == 0 {
+        return None;
+    }
+    for (row, scales) in scales.chunks_exact(cols / group).enumerate() {
+        for (at, scales) in scales.chunks(per_block).enumerate() {
+            // groups of equal scale need no look at their trits
+            if scales.iter().all(|s| s.to_bits() == scales[0].to_bits()) {
+                continue;
+            }
+            let col = at * trits;
+            let mut vote = Vote::Silent;
+            for (&b, trits) in scales
+                .iter()
+                .zip(matrix.row(row)[col..].chunks_exact(group))
+            {
+                if is_zero(trits) {
+                    continue;
+                }
+                let a = vote.value();
+                vote.meet(b);
+                if matches!(vote, Vote::Split) {
+                    return Some(TwoScales { row, col, a, b });
+                }
+            }
+        }
+    }
+    None
+}
+
+/// The scale of one block: 0 where all its trits are, else that of its first trits that vote.
+fn block_scale<B: F16Block>(
+    scales: &Scales,
+    row: usize,
+    at: usize,
+    per_row: usize,
+    trits: &[i8],
+) -> f32 {
+    if is_zero(trits) {
+        return 0.0;
+    }
+    match scales {
+        Scales::PerTensor(s) => *s,
+        Scales::PerRow(s) => s[row],
+        Scales::PerGroup { group, scales } => {
+            let row_scales = &scales[row * per_row * B::TRITS / group..];
+            let voter = trits.iter().position(|&t| t != 0).unwrap_or(0);
+            row_scales[(at * B::TRITS + voter) / group]
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! `hf_u8`: the packed bytes of transformers' `quant_method: bitnet` (`formats/packing/hf_u8.md`).
+//!
+//! Invariant: with `R = ceil(M / 4)`, byte `(i, c)` holds column `c` of the rows `i`, `i + R`,
+//! `i + 2R` and `i + 3R`, lowest bit pair first, code = trit + 1; rows from `M` on are code 0. The
+//! scale is a tensor beside the codes and never in them.
+
+use super::{
+    PackedTensor, Packing, ScaleRounding, bad_code, checked_scale, code, elements, one_scale,
+    unpack_pair,
+};
+use crate::error::{ErrorCode, FormatError};
+use bitnet_ternary::{Scales, TernaryMatrix};
+
+/// transformers' U8 packing; see the module.
+#[derive(Debug)]
+pub(super) struct HfU8;
+
+impl Packing for HfU8 {
+    fn name(&self) -> &'static str {
+        "hf_u8"
+    }
+
+    fn gguf_type(&self) -> Option<u32> {
+        None
+    }
+
+    fn gguf_file_type(&self) -> Option<u32> {
+        None
+    }
+
+    fn holds_scales(&self) -> bool {
+        false
+    }
+
+    /// `ceil(rows / 4) * cols`; every shape is legal.
+    fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
+        elements(rows, cols)?;
+        elements(rows.div_ceil(4), cols)
+    }
+
+    /// The scale tensor has one element; its type, and so its rounding, is its writer's choice.
+    fn check_scales(
+        &self,
+        matrix: &TernaryMatrix,
+        _rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        one_scale(matrix, self.name()).map(|_| 0.0)
+    }
+
+    /// One row of bytes, four rows of the matrix.
+    fn unit_len(&self, _rows: usize, cols: usize) -> usize {
+        cols.max(1)
+    }
+
+    fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let quarter = rows.div_ceil(4); // R
+        if cols == 0 {
+            return;
+        }
+        for (unit, bytes) in out.chunks_exact_mut(cols).enumerate() {
+            let i = first.saturating_add(unit);
+            if i >= quarter {
+                return;
+            }
+            // the last rows of the last quarter may be missing: they stay code 0
+            match [i, i + quarter, i + 2 * quarter, i + 3 * quarter] {
+                [a, b, c, d] if d < rows => {
+                    let quad = matrix.row(a).iter().zip(matrix.row(b));
+                    let quad = quad.zip(matrix.row(c).iter().zip(matrix.row(d)));
+                    for (byte, ((a, b), (c, d))) in bytes.iter_mut().zip(quad) {
+                        *byte = code(*a) | code(*b) << 2 | code(*c) << 4 | code(*d) << 6;
+                    }
+                }
+                partial => {
+                    bytes.fill(0);
+                    for (pair, row) in partial.into_iter().enumerate().filter(|&(_, r)| r < rows) {
+                        for (byte, t) in bytes.iter_mut().zip(matrix.row(row)) {
+                            *byte |= code(*t) << (2 * pair);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn unpack_rows(
+        &self,
+        tensor: &PackedTensor<'_>,
+        first: usize,
+        out: &mut [i8],
+    ) -> Result<(), FormatError> {
+        let PackedTensor {
+            bytes, rows, cols, ..
+        } = *tensor;
+        tensor.check_rows(self.stored_len(rows, cols)?, first, out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let quarter = rows.div_ceil(4);
+        let mut worst = 0;
+        for (n, trits) in out.chunks_exact_mut(cols).enumerate() {
+            let row = first + n;
+            let at = row % quarter * cols;
+            let codes = &bytes[at..at + cols];
+            // the shift is a constant in each copy of the loop: SSE2 has no shift by lane
+            worst = worst.max(match row / quarter {
+                0 => unpack_pair::<0>(codes, trits),
+                1 => unpack_pair::<2>(codes, trits),
+                2 => unpack_pair::<4>(codes, trits),
+                _ => unpack_pair::<6>(codes, trits),
+            });
+        }
+        if worst == 3 {
+            Err(bad_code(first, cols, out))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
+        let Some(outside) = tensor.outside else {
+            return Err(FormatError::new(
+                ErrorCode::MissingTensor,
+                "hf_u8 codes need a scale tensor beside them, found none",
+            ));
+        };
+        let values = outside.as_slice();
+        let group_fits = match outside {
+            Scales::PerGroup { group, .. } => *group != 0 && tensor.cols.is_multiple_of(*group),
+            _ => true,
+        };
+        let expected = if group_fits {
+            outside.expected_len(tensor.rows, tensor.cols)
+        } else {
+            0
+        };
+        if !group_fits || values.len() != expected {
+            let found = values.len();
+            return Err(FormatError::new(
+                ErrorCode::Malformed,
+                format!(
+                    "expected {expected} scales per {}, found {found}",
+                    outside.structure()
+                ),
+            ));
+        }
+        for (i, &s) in values.iter().enumerate() {
+            checked_scale(s, || format!("scale {i}"))?;
+        }
+        Ok(outside.clone())
+    }
+}

@@ -1,0 +1,174 @@
+//! The plain value every container parses into: metadata and named byte ranges of mapped files.
+//!
+//! Invariant: every [`TensorInfo`] range lies inside its file, names are unique, ranges of one file
+//! do not overlap, and for known encodings the length equals what the shape needs. Containers
+//! establish this; nothing behind them checks it again.
+
+use crate::encoding::Encoding;
+use crate::mapped::Mapped;
+use std::collections::HashMap;
+
+/// A metadata value, GGUF's types; safetensors metadata are strings.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum MetaValue {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    U64(u64),
+    I64(i64),
+    F32(f32),
+    F64(f64),
+    Bool(bool),
+    /// Token strings in real files are sometimes not valid UTF-8, so strings are bytes.
+    String(Vec<u8>),
+    Array(MetaArray),
+}
+
+/// A homogeneous metadata array (GGUF has no nested arrays that anyone reads).
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum MetaArray {
+    U8(Vec<u8>),
+    I8(Vec<i8>),
+    U16(Vec<u16>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    U64(Vec<u64>),
+    I64(Vec<i64>),
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    Bool(Vec<bool>),
+    String(Vec<Vec<u8>>),
+}
+
+impl MetaValue {
+    /// A string value from text.
+    pub fn text(s: impl Into<String>) -> Self {
+        Self::String(s.into().into_bytes())
+    }
+
+    /// The text of a string value that is valid UTF-8.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(s) => std::str::from_utf8(s).ok(),
+            _ => None,
+        }
+    }
+
+    /// Any non-negative integer type as u64.
+    pub fn as_u64(&self) -> Option<u64> {
+        match *self {
+            Self::U8(v) => Some(v.into()),
+            Self::U16(v) => Some(v.into()),
+            Self::U32(v) => Some(v.into()),
+            Self::U64(v) => Some(v),
+            Self::I8(v) => v.try_into().ok(),
+            Self::I16(v) => v.try_into().ok(),
+            Self::I32(v) => v.try_into().ok(),
+            Self::I64(v) => v.try_into().ok(),
+            _ => None,
+        }
+    }
+
+    /// A float value.
+    pub fn as_f64(&self) -> Option<f64> {
+        match *self {
+            Self::F32(v) => Some(v.into()),
+            Self::F64(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// A bool value.
+    pub fn as_bool(&self) -> Option<bool> {
+        match *self {
+            Self::Bool(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+/// Ordered metadata with unique keys.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metadata(pub Vec<(String, MetaValue)>);
+
+impl Metadata {
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&MetaValue> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v)
+    }
+
+    /// Appends, or replaces the value of a key that is there.
+    pub fn set(&mut self, key: impl Into<String>, value: MetaValue) {
+        let key = key.into();
+        match self.0.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, v)) => *v = value,
+            None => self.0.push((key, value)),
+        }
+    }
+}
+
+/// One tensor of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorInfo {
+    /// Name as stored.
+    pub name: String,
+    /// How its elements are stored.
+    pub encoding: Encoding,
+    /// Sizes, **outermost first** (`[rows, cols]`), whatever order the container uses.
+    pub shape: Vec<usize>,
+    /// Which of [`TensorFile::parts`].
+    pub part: usize,
+    /// Byte offset from the start of that file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// One or more mapped files of one container kind, parsed.
+#[derive(Debug)]
+pub struct TensorFile {
+    /// `gguf` or `safetensors`.
+    pub container: &'static str,
+    /// The mapped files, in shard order.
+    pub parts: Vec<Mapped>,
+    /// Metadata (of the first part that carries it, for split files).
+    pub metadata: Metadata,
+    tensors: Vec<TensorInfo>,
+    by_name: HashMap<String, usize>,
+}
+
+impl TensorFile {
+    /// Assembles a parsed file; `tensors` in file order (part, then offset), names unique.
+    pub(crate) fn new(
+        container: &'static str,
+        parts: Vec<Mapped>,
+        metadata: Metadata,
+        tensors: Vec<TensorInfo>,
+    ) -> Self {
+        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Self { container, parts, metadata, tensors, by_name }
+    }
+
+    /// All tensors, in file order.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name.get(name).and_then(|&i| self.tensors.get(i))
+    }
+
+    /// The bytes of a tensor of this file.
+    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
+        // the container checked the range; an info of another file gives an empty slice
+        let range = tensor.offset as usize..tensor.offset.saturating_add(tensor.len) as usize;
+        self.parts.get(tensor.part).and_then(|p| p.bytes().get(range)).unwrap_or(&[])
+    }
+}

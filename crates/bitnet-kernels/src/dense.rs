@@ -1,0 +1,165 @@
+//! Dense rows times float activations: the head, and whatever else a checkpoint left unquantised.
+//!
+//! Invariant: every product is the canonical dot (`float_ops`); several rows and tokens run side by
+//! side only to hide latency and to widen a row once for several tokens.
+
+use crate::float_ops::{LANES, Lanes, add_lanes, fill_lanes, mul_add_lanes, mul_add_tail};
+use crate::output::Output;
+use bitnet_ternary::{bf16_to_f32, f16_to_f32};
+
+/// How a dense tensor stores its numbers, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenseType {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl DenseType {
+    /// Bytes per number.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A stored number that widens to `f32`.
+pub(crate) trait Element {
+    /// Bytes per number.
+    const SIZE: usize;
+    /// Widens the number at the start of `bytes`, exactly.
+    fn widen(bytes: &[u8]) -> f32;
+}
+
+pub(crate) struct F32;
+pub(crate) struct F16;
+pub(crate) struct Bf16;
+
+impl Element for F32 {
+    const SIZE: usize = 4;
+    #[inline(always)]
+    fn widen(b: &[u8]) -> f32 {
+        f32::from_le_bytes([b[0], b[1], b[2], b[3]])
+    }
+}
+
+impl Element for F16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    fn widen(b: &[u8]) -> f32 {
+        f16_to_f32(u16::from_le_bytes([b[0], b[1]]))
+    }
+}
+
+impl Element for Bf16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    fn widen(b: &[u8]) -> f32 {
+        bf16_to_f32(u16::from_le_bytes([b[0], b[1]]))
+    }
+}
+
+/// 16 numbers from `16 * E::SIZE` bytes.
+#[inline(always)]
+fn widen_lanes<E: Element>(bytes: &[u8]) -> Lanes {
+    let bytes = &bytes[..LANES * E::SIZE];
+    let mut lanes = [0.0; LANES];
+    for j in 0..LANES {
+        lanes[j] = E::widen(&bytes[j * E::SIZE..(j + 1) * E::SIZE]);
+    }
+    lanes
+}
+
+/// `out[token][row] = dot(rows[row], x[token])` for the rows of `out`.
+///
+/// `rows` is the whole matrix (or at least as much as `out` reaches into), `x` is `(tokens, cols)`.
+#[inline(always)]
+pub(crate) fn rows<E: Element>(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
+    let range = out.rows();
+    assert!(
+        rows.len() / E::SIZE >= range.end * cols,
+        "dense rows too short"
+    );
+    assert_eq!(x.len(), out.tokens() * cols);
+    let mut row = range.start;
+    while row + 8 <= range.end {
+        tokens::<E, 8>(rows, row, cols, x, out);
+        row += 8;
+    }
+    while row < range.end {
+        tokens::<E, 1>(rows, row, cols, x, out);
+        row += 1;
+    }
+}
+
+/// All tokens against `R` rows from `row` on.
+#[inline(always)]
+fn tokens<E: Element, const R: usize>(
+    rows: &[u8],
+    row: usize,
+    cols: usize,
+    x: &[f32],
+    out: &mut Output<'_>,
+) {
+    let row_bytes = cols * E::SIZE;
+    let rows: [&[u8]; R] =
+        std::array::from_fn(|r| &rows[(row + r) * row_bytes..(row + r + 1) * row_bytes]);
+    let at = row - out.rows().start;
+    let mut token = 0;
+    while token + 2 <= out.tokens() {
+        block::<E, R, 2>(&rows, cols, x, token, at, out);
+        token += 2;
+    }
+    if token < out.tokens() {
+        block::<E, R, 1>(&rows, cols, x, token, at, out);
+    }
+}
+
+/// `R` rows times `T` tokens from `token` on, to the rows from `at` on of the view `out`.
+#[inline(always)]
+fn block<E: Element, const R: usize, const T: usize>(
+    rows: &[&[u8]; R],
+    cols: usize,
+    x: &[f32],
+    token: usize,
+    at: usize,
+    out: &mut Output<'_>,
+) {
+    let x: [&[f32]; T] = std::array::from_fn(|t| &x[(token + t) * cols..(token + t + 1) * cols]);
+    let mut lanes = [[[0.0; LANES]; T]; R];
+    let chunks = cols / LANES;
+    for c in 0..chunks {
+        let x: [&Lanes; T] =
+            std::array::from_fn(|t| x[t][c * LANES..].first_chunk().unwrap_or(&[0.0; LANES]));
+        for r in 0..R {
+            let w = widen_lanes::<E>(&rows[r][c * LANES * E::SIZE..]);
+            for t in 0..T {
+                mul_add_lanes(&w, x[t], &mut lanes[r][t]);
+            }
+        }
+    }
+    let count = cols - chunks * LANES;
+    if count > 0 {
+        for r in 0..R {
+            let mut tail = [0; LANES * 4];
+            let bytes = &rows[r][chunks * LANES * E::SIZE..];
+            tail[..bytes.len()].copy_from_slice(bytes);
+            let w = widen_lanes::<E>(&tail);
+            for t in 0..T {
+                let x = fill_lanes(&x[t][chunks * LANES..]);
+                mul_add_tail(&w, &x, count, &mut lanes[r][t]);
+            }
+        }
+    }
+    for t in 0..T {
+        let out = &mut out.token_mut(token + t)[at..at + R];
+        for r in 0..R {
+            out[r] = add_lanes(lanes[r][t]);
+        }
+    }
+}

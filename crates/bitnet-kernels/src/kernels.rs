@@ -1,0 +1,321 @@
+//! The table of kernels, and how one is chosen.
+//!
+//! Invariant: a [`Backend`] is made in [`Backend::of`] only, which asks the CPU first.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512_vnni;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+
+use crate::activations::ActivationBatch;
+use crate::dense::DenseType;
+use crate::float_ops::FloatOps;
+use crate::lines::Line;
+use crate::output::Output;
+use crate::packed::{Done, PackedMatrix};
+use bitnet_ternary::{ActivationError, TernaryMatrix};
+use std::fmt;
+use std::ops::Range;
+
+/// All kernels of this architecture, fastest first, `scalar` last.
+pub static KERNELS: &[Kernel] = &[
+    #[cfg(target_arch = "x86_64")]
+    avx512_vnni::KERNEL,
+    #[cfg(target_arch = "x86_64")]
+    avx2::KERNEL,
+    scalar::KERNEL,
+];
+
+/// One way of computing ternary x int8 products: the integers
+/// `dot[g][r] = sum over k in group g of trit[r][k] * a[k]`, and everything beside them.
+pub struct Kernel {
+    /// Instruction set features: also the file's name and the value of `--kernel`.
+    pub name: &'static str,
+    /// What the CPU must have, for people: `AVX-512 F, BW, VNNI`.
+    pub requires: &'static str,
+    /// Whether this CPU has it.
+    pub is_available: fn() -> bool,
+    pub(crate) ternary: TernaryOps,
+    pub(crate) float: FloatOps,
+}
+
+/// The layout of a kernel and its products.
+///
+/// Calling an `unsafe` entry is sound when the CPU has what the kernel requires; a [`Backend`] is
+/// the proof of that.
+pub(crate) struct TernaryOps {
+    /// Rows that are computed together; a row range starts at a multiple.
+    pub tile_rows: usize,
+    /// Tokens interleaved in one panel of an [`ActivationBatch`]; 0 for a kernel without panels.
+    pub panel_tokens: usize,
+    /// Lines of scratch that `dots` and `sums` want.
+    pub scratch_lines: usize,
+    /// Lines of one tile of this many columns.
+    pub tile_lines: fn(cols: usize) -> usize,
+    /// Writes row-major trits `(rows, cols)` as tiles; rows behind the last one are zero trits.
+    pub pack: fn(trits: &[i8], cols: usize, tiles: &mut [Line]),
+    /// The inverse of `pack`.
+    pub unpack: fn(tiles: &[Line], cols: usize, trits: &mut [i8]),
+    /// The contract: exact dots of one tile with some tokens, `(tokens, groups, tile_rows)`.
+    pub dots: unsafe fn(
+        &Tile<'_>,
+        &ActivationBatch,
+        tokens: Range<usize>,
+        scratch: &mut [Line],
+        dots: &mut [i32],
+        Done<'_, i32>,
+    ),
+    /// The same sums over float activations `x: (tokens, cols)`, by rule 3 within each group.
+    pub sums: unsafe fn(&Tile<'_>, x: &[f32], sums: &mut [f32]),
+}
+
+/// One tile of a packed matrix.
+pub(crate) struct Tile<'a> {
+    /// `(tile_lines,)`
+    pub lines: &'a [Line],
+    /// Columns of the matrix, not 0.
+    pub cols: usize,
+    /// Columns per group of scales; `cols` when there is one group.
+    pub group: usize,
+}
+
+impl Tile<'_> {
+    /// Groups per row.
+    pub fn groups(&self) -> usize {
+        self.cols / self.group
+    }
+}
+
+/// A kernel that this CPU can run.
+#[derive(Clone, Copy)]
+pub struct Backend(&'static Kernel);
+
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for Backend {}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Backend({})", self.0.name)
+    }
+}
+
+/// Why there is no backend of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelError {
+    /// No kernel of this name in this build.
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: Vec<&'static str>,
+    },
+    /// The kernel exists, this CPU cannot run it.
+    Unavailable {
+        /// Its name.
+        name: &'static str,
+        /// What it requires.
+        requires: &'static str,
+    },
+}
+
+impl fmt::Display for KernelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { name, known } => {
+                write!(f, "unknown kernel `{name}`, known are {}", known.join(", "))
+            }
+            Self::Unavailable { name, requires } => {
+                write!(f, "kernel `{name}` needs {requires}, which this cpu lacks")
+            }
+        }
+    }
+}
+
+impl std::error::Error for KernelError {}
+
+impl Backend {
+    /// The one door: asks the CPU.
+    fn of(kernel: &'static Kernel) -> Option<Self> {
+        (kernel.is_available)().then_some(Self(kernel))
+    }
+
+    /// The fastest available kernel.
+    pub fn best() -> Self {
+        Self::available()
+            .next()
+            .unwrap_or(Self(&KERNELS[KERNELS.len() - 1])) // scalar needs nothing
+    }
+
+    /// The kernel of this name.
+    ///
+    /// # Errors
+    /// If there is none, or this CPU cannot run it: never a silent fallback.
+    pub fn by_name(name: &str) -> Result<Self, KernelError> {
+        let Some(kernel) = KERNELS.iter().find(|k| k.name == name) else {
+            return Err(KernelError::Unknown {
+                name: name.to_owned(),
+                known: KERNELS.iter().map(|k| k.name).collect(),
+            });
+        };
+        Self::of(kernel).ok_or(KernelError::Unavailable {
+            name: kernel.name,
+            requires: kernel.requires,
+        })
+    }
+
+    /// Every kernel this CPU can run, fastest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        KERNELS.iter().filter_map(Self::of)
+    }
+
+    /// The row of [`KERNELS`].
+    pub fn kernel(&self) -> &'static Kernel {
+        self.0
+    }
+
+    /// The kernel's name.
+    pub fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    /// Packs a matrix into this kernel's layout.
+    pub fn pack(&self, matrix: &TernaryMatrix) -> PackedMatrix {
+        PackedMatrix::new(*self, matrix)
+    }
+
+    /// Quantises `x`, row-major `(tokens, cols)`, to int8 (`design: numerics`, rule 1) and lays it
+    /// out for this kernel. Equals [`bitnet_ternary::quantize_row`] per token, bit for bit.
+    ///
+    /// # Errors
+    /// The first token with a NaN or an infinity, and where in it.
+    ///
+    /// # Panics
+    /// If the length of `x` is not a multiple of `cols`.
+    pub fn quantize(
+        &self,
+        x: &[f32],
+        cols: usize,
+        out: &mut ActivationBatch,
+    ) -> Result<(), (usize, ActivationError)> {
+        let panel = self.0.ternary.panel_tokens;
+        out.fill(*self, panel, x, cols, |x, values| {
+            // SAFETY: self exists, so the CPU has what the entry was instantiated with.
+            unsafe { (self.0.float.quantize)(x, values) }.ok_or_else(|| ActivationError {
+                index: x.iter().position(|v| !v.is_finite()).unwrap_or(0),
+            })
+        })
+    }
+}
+
+/// The canonical float operations: the same bits on every backend.
+///
+/// All panic if the lengths of their operands do not fit each other.
+impl Backend {
+    /// `sum a[i] * b[i]`, by rule 3.
+    pub fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        // SAFETY: self exists, so the CPU has what the entry was instantiated with.
+        unsafe { (self.0.float.dot)(a, b) }
+    }
+
+    /// `sum a[i]`, by rule 3.
+    pub fn sum(&self, a: &[f32]) -> f32 {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.sum)(a) }
+    }
+
+    /// `sum a[i]^2`, by rule 3.
+    pub fn sum_squares(&self, a: &[f32]) -> f32 {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.sum_squares)(a) }
+    }
+
+    /// `y[i] = a * x[i] + y[i]`, rounded once.
+    pub fn axpy(&self, a: f32, x: &[f32], y: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.axpy)(a, x, y) }
+    }
+
+    /// `x[i] *= a`.
+    pub fn scale(&self, a: f32, x: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.scale)(a, x) }
+    }
+
+    /// `y[i] += x[i]`.
+    pub fn add(&self, x: &[f32], y: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.add)(x, y) }
+    }
+
+    /// The largest element, exact; minus infinity if there is none. NaN does not vote.
+    pub fn max(&self, x: &[f32]) -> f32 {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.max)(x) }
+    }
+
+    /// `x[i] = exp(x[i])`, at most 1 ulp off (rule 5).
+    pub fn exp(&self, x: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.exp)(x) }
+    }
+
+    /// `gate[i] = silu(gate[i]) * up[i]`, `silu(x) = x / (1 + exp(-x))`.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.silu_mul)(gate, up) }
+    }
+
+    /// `gate[i] = max(gate[i], 0)^2 * up[i]`.
+    pub fn relu2_mul(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.relu2_mul)(gate, up) }
+    }
+
+    /// `gate[i] = gelu(gate[i]) * up[i]`, the tanh form of GELU.
+    pub fn gelu_tanh_mul(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.gelu_tanh_mul)(gate, up) }
+    }
+
+    /// `out[i] = weight[i] * (x[i] * (1 / sqrt(sum_squares(x) / n + eps)))`.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.rms_norm)(x, weight, eps, out) }
+    }
+
+    /// RoPE in the half-split form: `lo' = lo * cos - hi * sin`, `hi' = hi * cos + lo * sin`, every
+    /// product and sum rounded. `x` is `(2 * half,)`, `cos` and `sin` are `(half,)`.
+    pub fn rotate_halves(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.rotate_halves)(x, cos, sin) }
+    }
+
+    /// `out[t][r] = dot(row r, x[t])` for the rows that `out` owns.
+    ///
+    /// `rows` is the whole dense matrix, row-major `(rows, cols)`, little-endian, at any alignment;
+    /// `x` is `(tokens, cols)`.
+    pub fn dense_rows(
+        &self,
+        dtype: DenseType,
+        rows: &[u8],
+        cols: usize,
+        x: &[f32],
+        out: &mut Output<'_>,
+    ) {
+        let run = match dtype {
+            DenseType::F32 => self.0.float.dense_f32,
+            DenseType::F16 => self.0.float.dense_f16,
+            DenseType::Bf16 => self.0.float.dense_bf16,
+        };
+        // SAFETY: as in `dot`: self exists.
+        unsafe { run(rows, cols, x, out) }
+    }
+}

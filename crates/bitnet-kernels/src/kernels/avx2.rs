@@ -1,0 +1,257 @@
+//! AVX2 and FMA on the 2-bit [`tile`].
+//!
+//! Invariant: `vpmaddubsw` adds two products of a code (0..=2) and an activation into 16 bits, between
+//! -512 and 508; at most 64 of those are added before they are widened to 32 bits, and
+//! `64 * -512` is exactly the smallest `i16`: nothing saturates, -128 included.
+//!
+//! One token reads the packed bytes once, shifting each field down. Many tokens unpack [`tile::CHUNK`]
+//! columns of a tile into L1 and multiply them with panels of 6 tokens: 16 rows x 6 tokens are 12
+//! accumulators, two weights, one broadcast and one product fit the 16 registers.
+
+use super::tile::{self, BLOCK, COLS, ROWS};
+use super::{Kernel, TernaryOps, Tile};
+use crate::activations::ActivationBatch;
+use crate::float_ops;
+use crate::lines::Line;
+use crate::packed::Done;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "avx2",
+    requires: "AVX2, FMA",
+    is_available: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+    ternary: TernaryOps {
+        tile_rows: ROWS,
+        panel_tokens: PANEL,
+        scratch_lines: tile::SCRATCH_LINES,
+        tile_lines: tile::lines,
+        pack: tile::pack,
+        unpack: tile::unpack,
+        dots,
+        sums,
+    },
+    float: float_ops::instantiate!(#[target_feature(enable = "avx2,fma")]),
+};
+
+/// Tokens of a panel: 6 x 16 rows are 12 accumulators of 16-bit sums.
+const PANEL: usize = 6;
+
+/// Products of one 16-bit accumulator before it is widened; see the module's invariant.
+const PRODUCTS: usize = 64;
+
+/// Bytes ahead of the loads that are prefetched.
+const PREFETCH: usize = 2048;
+
+/// Half a line: 8 rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(line: &Line, half: usize) -> __m256i {
+    assert!(half < 2);
+    // SAFETY: a Line is 64 bytes at a 64-byte boundary, and half is 0 or 1.
+    unsafe { _mm256_load_si256(line.0.as_ptr().add(32 * half).cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(line: &mut Line, half: usize, v: __m256i) {
+    assert!(half < 2);
+    // SAFETY: a Line is 64 bytes at a 64-byte boundary, and half is 0 or 1.
+    unsafe { _mm256_store_si256(line.0.as_mut_ptr().add(32 * half).cast(), v) }
+}
+
+/// `sums += v`
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_sums(sums: &mut [i32; 8], v: __m256i) {
+    let at: *mut __m256i = sums.as_mut_ptr().cast();
+    // SAFETY: the reference covers 32 bytes; load and store are unaligned.
+    unsafe { _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), v)) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn prefetch(line: &Line) {
+    _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(PREFETCH).cast());
+}
+
+/// 16 sums of 16 bits to 8 of 32: four columns of one row meet here.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen(acc: __m256i) -> __m256i {
+    _mm256_madd_epi16(acc, _mm256_set1_epi16(1))
+}
+
+#[target_feature(enable = "avx2")]
+fn dots(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    dots: &mut [i32],
+    done: Done<'_, i32>,
+) {
+    tile::start_at_minus_sums(tile, x, tokens.clone(), dots);
+    if tokens.len() == 1 {
+        one_token(tile, x, tokens.start, dots);
+        done(tokens, dots);
+    } else {
+        many_tokens(tile, x, tokens, scratch, dots, done);
+    }
+}
+
+/// `dots: (groups, 32)`
+#[target_feature(enable = "avx2")]
+fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
+    let (quads, _) = x.padded(token).as_chunks::<4>();
+    let blocks = tile.group.div_ceil(COLS);
+    let groups = tile
+        .lines
+        .chunks_exact(blocks * BLOCK)
+        .zip(quads.chunks_exact(blocks * 4));
+    let dots = dots.as_chunks_mut::<8>().0.as_chunks_mut::<4>().0;
+    for ((lines, quads), dots) in groups.zip(dots) {
+        // a block adds four products to every accumulator
+        let parts = lines
+            .chunks(PRODUCTS / 4 * BLOCK)
+            .zip(quads.chunks(PRODUCTS));
+        for (lines, quads) in parts {
+            part_dots(lines, quads, dots);
+        }
+    }
+}
+
+/// `dots[row] += sum of u * a` over at most `PRODUCTS / 4` blocks.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn part_dots(lines: &[Line], quads: &[[i8; 4]], dots: &mut [[i32; 8]; 4]) {
+    let code = _mm256_set1_epi8(3);
+    let mut acc = [_mm256_setzero_si256(); 4];
+    for (block, quads) in lines
+        .as_chunks::<BLOCK>()
+        .0
+        .iter()
+        .zip(quads.as_chunks::<4>().0)
+    {
+        prefetch(&block[0]);
+        prefetch(&block[1]);
+        let a = quads.map(|q| _mm256_set1_epi32(i32::from_le_bytes(q.map(|a| a as u8))));
+        for i in 0..4 {
+            let v = load(&block[i / 2], i % 2);
+            let u = [
+                _mm256_and_si256(v, code),
+                _mm256_and_si256(_mm256_srli_epi16::<2>(v), code),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(v), code),
+                _mm256_and_si256(_mm256_srli_epi16::<6>(v), code),
+            ];
+            for f in 0..4 {
+                acc[i] = _mm256_add_epi16(acc[i], _mm256_maddubs_epi16(u[f], a[f]));
+            }
+        }
+    }
+    for (acc, dots) in acc.into_iter().zip(dots) {
+        add_sums(dots, widen(acc));
+    }
+}
+
+/// `dots: (tokens, groups, 32)`; `tokens` starts at a panel.
+#[target_feature(enable = "avx2")]
+fn many_tokens(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    dots: &mut [i32],
+    done: Done<'_, i32>,
+) {
+    let stride = tile.groups() * 4; // from token to token, in sums of 8 rows
+    for (g, blocks) in tile::chunks(tile.cols, tile.group) {
+        let weights = &mut scratch[..blocks.len() * 4 * BLOCK];
+        unpack(
+            &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK],
+            weights,
+        );
+        for first in tokens.clone().step_by(PANEL) {
+            let quads = &x.panel(first / PANEL).as_chunks::<PANEL>().0;
+            let quads = &quads[blocks.start * 4..blocks.end * 4];
+            let live = first..tokens.end.min(first + PANEL);
+            let range = (live.start - tokens.start) * stride..(live.end - tokens.start) * stride;
+            let dots = &mut dots.as_chunks_mut::<8>().0[range];
+            // 16 rows at a time
+            for half in 0..2 {
+                for (weights, quads) in weights.chunks(PRODUCTS * 2).zip(quads.chunks(PRODUCTS)) {
+                    let at = g * 4 + half * 2;
+                    let token_dots = dots.chunks_exact_mut(stride).map(|d| &mut d[at..at + 2]);
+                    panel(weights, half, quads, token_dots);
+                }
+            }
+            if blocks.end * BLOCK == tile.lines.len() {
+                done(live, dots.as_flattened());
+            }
+        }
+    }
+}
+
+/// Codes of some blocks, one byte each: two lines (rows 0-15, rows 16-31) per quad of columns.
+#[target_feature(enable = "avx2")]
+fn unpack(lines: &[Line], weights: &mut [Line]) {
+    let code = _mm256_set1_epi8(3);
+    let blocks = lines.as_chunks::<BLOCK>().0.iter();
+    for (block, to) in blocks.zip(weights.as_chunks_mut::<{ 4 * BLOCK }>().0) {
+        for i in 0..4 {
+            let (line, half) = (i / 2, i % 2);
+            let v = load(&block[line], half);
+            store(&mut to[line], half, _mm256_and_si256(v, code));
+            store(
+                &mut to[2 + line],
+                half,
+                _mm256_and_si256(_mm256_srli_epi16::<2>(v), code),
+            );
+            store(
+                &mut to[4 + line],
+                half,
+                _mm256_and_si256(_mm256_srli_epi16::<4>(v), code),
+            );
+            store(
+                &mut to[6 + line],
+                half,
+                _mm256_and_si256(_mm256_srli_epi16::<6>(v), code),
+            );
+        }
+    }
+}
+
+/// `dots[token][row] += sum of u * a` over at most [`PRODUCTS`] quads, for rows `16 half ..` and a
+/// panel of tokens, of which as many exist as `dots` yields.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn panel<'a>(
+    weights: &[Line],
+    half: usize,
+    quads: &[[i32; PANEL]],
+    mut dots: impl Iterator<Item = &'a mut [[i32; 8]]>,
+) {
+    let mut acc = [[_mm256_setzero_si256(); 2]; PANEL];
+    for (u, quads) in weights.as_chunks::<2>().0.iter().zip(quads) {
+        let u = [load(&u[half], 0), load(&u[half], 1)];
+        for t in 0..PANEL {
+            let a = _mm256_set1_epi32(quads[t]);
+            for i in 0..2 {
+                acc[t][i] = _mm256_add_epi16(acc[t][i], _mm256_maddubs_epi16(u[i], a));
+            }
+        }
+    }
+    // a loop of constant length, so that the accumulators never leave their registers
+    for t in 0..PANEL {
+        let Some(dots) = dots.next() else { return };
+        for i in 0..2 {
+            add_sums(&mut dots[i], widen(acc[t][i]));
+        }
+    }
+}
+
+/// Float activations.
+#[target_feature(enable = "avx2,fma")]
+fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+    tile::sums(tile, x, sums)
+}

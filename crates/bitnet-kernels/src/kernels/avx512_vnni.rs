@@ -1,0 +1,256 @@
+//! AVX-512 with VNNI on the 2-bit [`tile`].
+//!
+//! Invariant: `vpdpbusd` takes codes (0..=2, or shifted by whole fields up to 128) as its unsigned and
+//! activations as its signed operand and adds in 32 bits: nothing saturates, -128 included.
+//!
+//! One token reads the packed bytes once: `v & (3 << 2f)` goes into the accumulator of field `f` as it
+//! is, and the fields are shifted down once at the end. Many tokens unpack [`tile::CHUNK`] columns of a
+//! tile into L1 and multiply them with panels of 12 tokens: 24 accumulators, two weights and one
+//! broadcast fit the 32 registers, and the two vector ports do nothing but `vpdpbusd`.
+
+use super::tile::{self, BLOCK, COLS, ROWS};
+use super::{Kernel, TernaryOps, Tile};
+use crate::activations::ActivationBatch;
+use crate::float_ops;
+use crate::lines::{LINE, Line};
+use crate::packed::Done;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "avx512_vnni",
+    requires: "AVX-512 F, BW, VNNI",
+    is_available: || {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vnni")
+    },
+    ternary: TernaryOps {
+        tile_rows: ROWS,
+        panel_tokens: PANEL,
+        scratch_lines: tile::SCRATCH_LINES,
+        tile_lines: tile::lines,
+        pack: tile::pack,
+        unpack: tile::unpack,
+        dots,
+        sums,
+    },
+    float: float_ops::instantiate!(#[target_feature(enable = "avx512f,avx512bw")]),
+};
+
+/// Tokens of a panel: 12 x 32 rows are 24 accumulators.
+const PANEL: usize = 12;
+
+/// Bytes ahead of the loads that are prefetched.
+const PREFETCH: usize = 2048;
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(line: &Line) -> __m512i {
+    // SAFETY: a Line is 64 bytes at a 64-byte boundary.
+    unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(line: &mut Line, v: __m512i) {
+    // SAFETY: a Line is 64 bytes at a 64-byte boundary.
+    unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), v) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_sums(sums: &[i32; 16]) -> __m512i {
+    // SAFETY: the reference covers 64 bytes; the load is unaligned.
+    unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_sums(sums: &mut [i32; 16], v: __m512i) {
+    // SAFETY: the reference covers 64 bytes; the store is unaligned.
+    unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), v) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch(line: &Line) {
+    _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(PREFETCH).cast());
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn dots(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    dots: &mut [i32],
+    done: Done<'_, i32>,
+) {
+    if tokens.len() == 1 {
+        one_token(tile, x, tokens.start, dots);
+        done(tokens, dots);
+    } else {
+        many_tokens(tile, x, tokens, scratch, dots, done);
+    }
+}
+
+/// `dots: (groups, 32)`
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
+    let (quads, _) = x.padded(token).as_chunks::<4>();
+    let blocks = tile.group.div_ceil(COLS);
+    let groups = tile
+        .lines
+        .chunks_exact(blocks * BLOCK)
+        .zip(quads.chunks_exact(blocks * 4));
+    let dots = dots.as_chunks_mut::<16>().0.as_chunks_mut::<2>().0;
+    for (g, ((lines, quads), [low, high])) in groups.zip(dots).enumerate() {
+        let sum = _mm512_set1_epi32(x.group_sum(token, g, tile.group));
+        let dots = group_dots(lines, quads);
+        store_sums(low, _mm512_sub_epi32(dots[0], sum));
+        store_sums(high, _mm512_sub_epi32(dots[1], sum));
+    }
+}
+
+/// `sum of u * a` over some blocks, for rows 0-15 and 16-31.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn group_dots(lines: &[Line], quads: &[[i8; 4]]) -> [__m512i; 2] {
+    let fields: [__m512i; 4] = [
+        _mm512_set1_epi8(0x03),
+        _mm512_set1_epi8(0x0c),
+        _mm512_set1_epi8(0x30),
+        _mm512_set1_epi8(0xc0u8 as i8),
+    ];
+    let mut acc = [[_mm512_setzero_si512(); 4]; 2];
+    for (block, quads) in lines
+        .as_chunks::<BLOCK>()
+        .0
+        .iter()
+        .zip(quads.as_chunks::<4>().0)
+    {
+        prefetch(&block[0]);
+        prefetch(&block[1]);
+        let v = [load(&block[0]), load(&block[1])];
+        for f in 0..4 {
+            let a = _mm512_set1_epi32(i32::from_le_bytes(quads[f].map(|a| a as u8)));
+            for half in 0..2 {
+                let u = _mm512_and_si512(v[half], fields[f]);
+                acc[half][f] = _mm512_dpbusd_epi32(acc[half][f], u, a);
+            }
+        }
+    }
+    // field f was 4^f too large, exactly
+    acc.map(|[a, b, c, d]| {
+        let (b, c, d) = (
+            _mm512_srai_epi32::<2>(b),
+            _mm512_srai_epi32::<4>(c),
+            _mm512_srai_epi32::<6>(d),
+        );
+        _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d))
+    })
+}
+
+/// `dots: (tokens, groups, 32)`; `tokens` starts at a panel.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn many_tokens(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    dots: &mut [i32],
+    done: Done<'_, i32>,
+) {
+    tile::start_at_minus_sums(tile, x, tokens.clone(), dots);
+    let stride = tile.groups() * BLOCK; // from token to token, in sums of 16 rows
+    for (g, blocks) in tile::chunks(tile.cols, tile.group) {
+        let weights = &mut scratch[..blocks.len() * 4 * BLOCK];
+        unpack(
+            &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK],
+            weights,
+        );
+        // the lines that are unpacked next, of this tile or of the one behind it
+        let ahead = tile.lines.as_ptr().wrapping_add(blocks.end * BLOCK);
+        for first in tokens.clone().step_by(PANEL) {
+            let quads = &x.panel(first / PANEL).as_chunks::<PANEL>().0;
+            let quads = &quads[blocks.start * 4..blocks.end * 4];
+            let live = first..tokens.end.min(first + PANEL);
+            let range = (live.start - tokens.start) * stride..(live.end - tokens.start) * stride;
+            let dots = &mut dots.as_chunks_mut::<16>().0[range];
+            let token_dots = dots
+                .chunks_exact_mut(stride)
+                .map(|d| &mut d[g * BLOCK..(g + 1) * BLOCK]);
+            match live.len() {
+                ..=4 => panel::<4>(weights, quads, ahead, token_dots),
+                5..=8 => panel::<8>(weights, quads, ahead, token_dots),
+                _ => panel::<PANEL>(weights, quads, ahead, token_dots),
+            }
+            if blocks.end * BLOCK == tile.lines.len() {
+                done(live, dots.as_flattened());
+            }
+        }
+    }
+}
+
+/// Codes of some blocks, one byte each: two lines (rows 0-15, rows 16-31) per quad of columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn unpack(lines: &[Line], weights: &mut [Line]) {
+    let code = _mm512_set1_epi8(3);
+    let blocks = lines.as_chunks::<BLOCK>().0.iter();
+    for (block, to) in blocks.zip(weights.as_chunks_mut::<{ 4 * BLOCK }>().0) {
+        for half in 0..2 {
+            let v = load(&block[half]);
+            store(&mut to[half], _mm512_and_si512(v, code));
+            store(
+                &mut to[2 + half],
+                _mm512_and_si512(_mm512_srli_epi16::<2>(v), code),
+            );
+            store(
+                &mut to[4 + half],
+                _mm512_and_si512(_mm512_srli_epi16::<4>(v), code),
+            );
+            store(
+                &mut to[6 + half],
+                _mm512_and_si512(_mm512_srli_epi16::<6>(v), code),
+            );
+        }
+    }
+}
+
+/// `dots[token][row] += sum of u * a` for `T` tokens, of which as many exist as `dots` yields.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn panel<'a, const T: usize>(
+    weights: &[Line],
+    quads: &[[i32; PANEL]],
+    ahead: *const Line,
+    mut dots: impl Iterator<Item = &'a mut [[i32; 16]]>,
+) {
+    let mut acc = [[_mm512_setzero_si512(); 2]; T];
+    for (q, (u, quads)) in weights.as_chunks::<2>().0.iter().zip(quads).enumerate() {
+        // four columns of 32 rows are half a packed line
+        _mm_prefetch::<_MM_HINT_T0>(ahead.cast::<i8>().wrapping_add(q * LINE / 2));
+        let u = [load(&u[0]), load(&u[1])];
+        for t in 0..T {
+            let a = _mm512_set1_epi32(quads[t]);
+            for half in 0..2 {
+                acc[t][half] = _mm512_dpbusd_epi32(acc[t][half], u[half], a);
+            }
+        }
+    }
+    // a loop of constant length, so that the accumulators never leave their registers
+    for t in 0..T {
+        let Some(dots) = dots.next() else { return };
+        for half in 0..2 {
+            let dots = &mut dots[half];
+            store_sums(dots, _mm512_add_epi32(load_sums(dots), acc[t][half]));
+        }
+    }
+}
+
+/// Float activations.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+    tile::sums(tile, x, sums)
+}

@@ -1,0 +1,49 @@
+//! Ternary x int8 products: a scalar definition and one file per instruction set.
+//!
+//! # The contract
+//!
+//! A kernel computes, for a [`TernaryMatrix`](bitnet_ternary::TernaryMatrix) `T` of shape
+//! `(rows, cols)` and a token of int8 activations `a` of shape `(cols,)`, the exact integers
+//!
+//! ```text
+//! dot[g][r] = sum over the columns k of group g:  T[r][k] * a[k]
+//! ```
+//!
+//! where the groups are those of the scales (one group of all columns when the scales are per
+//! tensor or per row). It may assume that every trit is -1, 0 or +1 and that
+//! `cols < MAX_COLS`, so that every dot is below 2^24 in magnitude and exact as `f32`; it may assume
+//! nothing of the activations: -128 is legal. Integer addition has no order, therefore every
+//! kernel returns the same bits as [`scalar`](KERNELS), and the tests compare with `==`.
+//!
+//! Scales are applied outside the kernels, by one piece of code (`design: numerics`, rule 2). The
+//! float operations beside the products ([`Backend::dot`] and its neighbours) are one body of safe
+//! Rust in the canonical order of rule 3, compiled once per instruction set; they return the same
+//! bits on every backend too. Batches do not matter: many tokens equal one token many times.
+//!
+//! Kernels are single-threaded and work on a range of rows; threads are the caller's business:
+//! [`Output::split_at`] gives each its own rows without a copy.
+//!
+//! # The invariant of this crate
+//!
+//! A [`Backend`] exists only if its kernel said it is available, and a [`PackedMatrix`] or an
+//! [`ActivationBatch`] carries the backend that made it: an instruction cannot reach a CPU that
+//! lacks it, and a layout cannot reach a kernel that does not read it.
+
+#![allow(unsafe_code)]
+
+mod activations;
+#[cfg(test)]
+mod conformance;
+mod dense;
+mod float_ops;
+mod kernels;
+mod lines;
+mod output;
+mod packed;
+
+pub use activations::ActivationBatch;
+pub use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
+pub use dense::DenseType;
+pub use kernels::{Backend, KERNELS, Kernel, KernelError};
+pub use output::Output;
+pub use packed::PackedMatrix;

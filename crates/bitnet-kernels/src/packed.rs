@@ -1,0 +1,335 @@
+//! A matrix in a kernel's own layout, and the one place where scales meet dots.
+//!
+//! Invariant: the layout and the kernel that reads it travel together.
+
+use crate::activations::ActivationBatch;
+use crate::float_ops::{LANES, add_lanes};
+use crate::kernels::{Backend, TernaryOps, Tile};
+use crate::lines::{LINE, Line, Lines};
+use crate::output::Output;
+use bitnet_ternary::{Scales, TernaryMatrix};
+use std::ops::Range;
+
+/// Bytes of activations that may stay in L2 while the tiles of a matrix pass by.
+const TOKEN_BLOCK_BYTES: usize = 480 << 10;
+
+/// Bytes of the sums of one tile, beside the activations in L2.
+const SUMS_BYTES: usize = 256 << 10;
+
+/// A ternary matrix packed for one backend.
+#[derive(Clone)]
+pub struct PackedMatrix {
+    backend: Backend,
+    rows: usize,
+    cols: usize,
+    scales: Scales,
+    lines: Lines, // (tiles, tile_lines)
+}
+
+impl std::fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (name, structure) = (self.backend.name(), self.scales.structure());
+        write!(
+            f,
+            "PackedMatrix({name}, {} x {}, {structure})",
+            self.rows, self.cols
+        )
+    }
+}
+
+impl PackedMatrix {
+    pub(crate) fn new(backend: Backend, matrix: &TernaryMatrix) -> Self {
+        let ops = &backend.kernel().ternary;
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let tiles = rows.div_ceil(ops.tile_rows);
+        let mut lines = Lines::zeroed(tiles * (ops.tile_lines)(cols));
+        if cols > 0 {
+            (ops.pack)(matrix.trits(), cols, &mut lines);
+        }
+        let scales = matrix.scales().clone();
+        Self {
+            backend,
+            rows,
+            cols,
+            scales,
+            lines,
+        }
+    }
+
+    /// Output features, `M`.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features, `K`.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The scales, as the matrix had them.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// Whose layout this is.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Row ranges must start at a multiple of this.
+    pub fn tile_rows(&self) -> usize {
+        self.ops().tile_rows
+    }
+
+    /// Bytes that one matvec reads: packed trits and scales.
+    pub fn byte_len(&self) -> usize {
+        self.lines.len() * LINE + size_of_val(self.scales.as_slice())
+    }
+
+    /// `out[t][r] = dot[t][r] * (alpha / s[t])`, and with group scales
+    /// `(sum_g dot_g[t][r] * alpha[r][g]) * (1 / s[t])` (`design: numerics`, rule 2), for the rows
+    /// that `out` owns.
+    ///
+    /// # Panics
+    /// If `x` was prepared for another backend, if shapes differ, or if the rows of `out` do not start
+    /// at a multiple of [`tile_rows`](Self::tile_rows).
+    pub fn multiply(&self, x: &ActivationBatch, out: &mut Output<'_>) {
+        self.assert_prepared(x);
+        assert_eq!(x.tokens(), out.tokens(), "tokens");
+        let finish = self.backend.kernel().float.finish_dots;
+        self.drive(
+            out,
+            x.scales(),
+            finish,
+            |tile, tokens, scratch, dots, done| {
+                // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+                unsafe { (self.ops().dots)(tile, x, tokens, scratch, dots, done) }
+            },
+        );
+    }
+
+    /// `out[t][r] = sum_g alpha[r][g] * (sum over k in g of trit[r][k] * x[t][k])`: activations that
+    /// are not quantised, `x: (tokens, cols)`; sums over columns and over groups by rule 3.
+    ///
+    /// # Panics
+    /// As [`multiply`](Self::multiply).
+    pub fn multiply_float(&self, x: &[f32], out: &mut Output<'_>) {
+        assert_eq!(x.len(), out.tokens() * self.cols, "activations");
+        let finish = self.backend.kernel().float.finish_sums;
+        let ones = vec![1.0; out.tokens()];
+        self.drive(out, &ones, finish, |tile, tokens, _, sums, done| {
+            let x = &x[tokens.start * self.cols..tokens.end * self.cols];
+            // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+            unsafe { (self.ops().sums)(tile, x, sums) };
+            done(tokens, sums);
+        });
+    }
+
+    /// The matrix this was packed from.
+    pub fn unpack(&self) -> TernaryMatrix {
+        let mut trits = vec![0; self.rows * self.cols];
+        if self.cols > 0 {
+            (self.ops().unpack)(&self.lines, self.cols, &mut trits);
+        }
+        TernaryMatrix::new(self.rows, self.cols, trits, self.scales.clone())
+            .expect("packed from a ternary matrix")
+    }
+
+    /// The exact integers behind [`multiply`](Self::multiply) for one token, `(groups, rows)`.
+    ///
+    /// # Panics
+    /// If `x` was prepared for another backend or has other columns.
+    pub fn dots(&self, x: &ActivationBatch, token: usize) -> Vec<i32> {
+        self.assert_prepared(x);
+        let (ops, groups) = (self.ops(), self.groups());
+        let mut scratch = Lines::zeroed(ops.scratch_lines);
+        let mut tile_dots = vec![0; groups * ops.tile_rows];
+        let mut dots = vec![0; groups * self.rows];
+        for row in (0..self.rows).step_by(ops.tile_rows) {
+            let (tile, tokens) = (self.tile(row / ops.tile_rows), token..token + 1);
+            // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+            unsafe {
+                (ops.dots)(
+                    &tile,
+                    x,
+                    tokens,
+                    &mut scratch,
+                    &mut tile_dots,
+                    &mut |_, _| (),
+                )
+            };
+            let live = ops.tile_rows.min(self.rows - row);
+            for (g, tile_dots) in tile_dots.chunks_exact(ops.tile_rows).enumerate() {
+                let at = g * self.rows + row;
+                dots[at..at + live].copy_from_slice(&tile_dots[..live]);
+            }
+        }
+        dots
+    }
+
+    fn ops(&self) -> &'static TernaryOps {
+        &self.backend.kernel().ternary
+    }
+
+    /// Columns per group, all of them when there are no groups.
+    fn group(&self) -> usize {
+        match self.scales {
+            Scales::PerGroup { group, .. } => group,
+            Scales::PerTensor(_) | Scales::PerRow(_) => self.cols.max(1),
+        }
+    }
+
+    fn groups(&self) -> usize {
+        self.cols.max(1) / self.group()
+    }
+
+    fn tile(&self, tile: usize) -> Tile<'_> {
+        let lines = (self.ops().tile_lines)(self.cols);
+        Tile {
+            lines: &self.lines[tile * lines..(tile + 1) * lines],
+            cols: self.cols,
+            group: self.group(),
+        }
+    }
+
+    fn assert_prepared(&self, x: &ActivationBatch) {
+        assert_eq!(
+            x.backend(),
+            Some(self.backend),
+            "activations prepared for another backend"
+        );
+        assert_eq!(x.cols(), self.cols, "columns");
+    }
+
+    /// Walks blocks of tokens and, inside, all tiles: the block's activations stay in L2, one tile at
+    /// a time in L1. `run` computes the sums of one tile and says of which tokens they are complete;
+    /// those are scaled at once, while their neighbours are being computed.
+    fn drive<T: Sum>(
+        &self,
+        out: &mut Output<'_>,
+        token_scales: &[f32],
+        finish: Finish<T>,
+        run: impl Fn(&Tile<'_>, Range<usize>, &mut [Line], &mut [T], Done<'_, T>),
+    ) {
+        let (ops, groups, rows) = (self.ops(), self.groups(), out.rows());
+        assert!(
+            rows.end <= self.rows && rows.start.is_multiple_of(ops.tile_rows),
+            "rows {rows:?} of {}, tiles of {}",
+            self.rows,
+            ops.tile_rows
+        );
+        let tile_sums = groups * ops.tile_rows;
+        let block = token_block(self.cols, tile_sums, ops.panel_tokens.max(1));
+        let mut scratch = Lines::zeroed(ops.scratch_lines);
+        let mut sums = vec![T::default(); tile_sums * block.min(out.tokens())];
+        for start in (0..out.tokens()).step_by(block) {
+            let tokens = start..out.tokens().min(start + block);
+            let sums = &mut sums[..tile_sums * tokens.len()];
+            for tile in rows.start / ops.tile_rows..rows.end.div_ceil(ops.tile_rows) {
+                let row = tile * ops.tile_rows;
+                run(
+                    &self.tile(tile),
+                    tokens.clone(),
+                    &mut scratch,
+                    sums,
+                    &mut |tokens, sums| {
+                        let place = Place {
+                            groups,
+                            tile_rows: ops.tile_rows,
+                            row,
+                            token: tokens.start,
+                        };
+                        // SAFETY: self.backend exists, so the CPU has what the entry was
+                        // instantiated with.
+                        unsafe { finish(sums, &place, &self.scales, &token_scales[tokens], out) }
+                    },
+                );
+            }
+        }
+    }
+}
+
+/// Tokens per pass over the tiles: whole panels that fit L2, and fewer when groups multiply the sums.
+fn token_block(cols: usize, tile_sums: usize, panel: usize) -> usize {
+    let by_activations = TOKEN_BLOCK_BYTES / cols.max(1);
+    let by_sums = SUMS_BYTES / (4 * tile_sums);
+    (by_activations.min(by_sums) / panel).clamp(1, 64) * panel
+}
+
+/// What a kernel sums: `i32` or `f32`.
+pub(crate) trait Sum: Copy + Default {
+    /// As float; exact for dots, which are below 2^24.
+    fn to_f32(self) -> f32;
+}
+
+impl Sum for i32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+}
+
+impl Sum for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+/// What a kernel calls when the sums of some tokens are complete: `(tokens, their sums)`, the latter
+/// `(tokens, groups, tile_rows)`.
+pub(crate) type Done<'a, T> = &'a mut dyn FnMut(Range<usize>, &[T]);
+
+/// Where sums belong: `(tokens, groups, tile_rows)` from token `token` and row `row` on.
+pub(crate) struct Place {
+    pub groups: usize,
+    pub tile_rows: usize,
+    pub row: usize,
+    pub token: usize,
+}
+
+/// [`finish`], instantiated.
+pub(crate) type Finish<T> = unsafe fn(&[T], &Place, &Scales, &[f32], &mut Output<'_>);
+
+/// Rule 2: scales the sums of tokens whose activations were multiplied by `s: (tokens,)`.
+#[inline(always)]
+pub(crate) fn finish<T: Sum>(
+    sums: &[T],
+    place: &Place,
+    scales: &Scales,
+    s: &[f32],
+    out: &mut Output<'_>,
+) {
+    let row = place.row - out.rows().start;
+    let end = out.rows().len().min(row + place.tile_rows);
+    let tile_sums = place.groups * place.tile_rows;
+    for (t, (s, sums)) in s.iter().zip(sums.chunks_exact(tile_sums)).enumerate() {
+        let out = &mut out.token_mut(place.token + t)[row..end];
+        match scales {
+            Scales::PerTensor(alpha) => {
+                let f = alpha / s;
+                for (o, sum) in out.iter_mut().zip(sums) {
+                    *o = sum.to_f32() * f;
+                }
+            }
+            Scales::PerRow(alpha) => {
+                for ((o, sum), alpha) in out.iter_mut().zip(sums).zip(&alpha[place.row..]) {
+                    *o = sum.to_f32() * (alpha / s);
+                }
+            }
+            Scales::PerGroup { scales, .. } => {
+                let alpha = scales[place.row * place.groups..].chunks_exact(place.groups);
+                for (r, (o, alpha)) in out.iter_mut().zip(alpha).enumerate() {
+                    let mut lanes = [0.0; LANES];
+                    for (g, alpha) in alpha.iter().enumerate() {
+                        let lane = &mut lanes[g % LANES];
+                        *lane = sums[g * place.tile_rows + r]
+                            .to_f32()
+                            .mul_add(*alpha, *lane);
+                    }
+                    *o = add_lanes(lanes) * (1.0 / s);
+                }
+            }
+        }
+    }
+}

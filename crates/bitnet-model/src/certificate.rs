@@ -1,0 +1,541 @@
+//! What two files must agree on to be the same model, and the record that a conversion leaves.
+//!
+//! Invariant: a digest depends on the network alone, never on container, packing, row order, padding
+//! or thread count. `formats/certificate.md` defines every byte.
+
+use crate::checkpoint::DenseTensor;
+use crate::config::{
+    Activation, ActivationQuantization, Config, Rope, RopeScaling,
+};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, dense_to_f32};
+use bitnet_ternary::{Scales, TernaryMatrix};
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// The version of the certificate's layout.
+pub const CERTIFICATE_VERSION: u64 = 1;
+
+/// Values per block of a dense tensor's digest; part of the format.
+const DENSE_BLOCK: usize = 1 << 20;
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |d: u8| char::from(DIGITS[usize::from(d & 15)]);
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(*b)]).collect()
+}
+
+/// Digest of one ternary matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorDigest {
+    /// Canonical name, the `Display` of its slot.
+    pub name: String,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Of the packed codes, lower-case hex.
+    pub trits_sha256: String,
+    /// `tensor`, `row` or `group-N`: the structure of the scales in normal form.
+    pub scale_structure: String,
+    /// Bits of the scale when there is one for the whole matrix.
+    pub scale_bits: Option<u32>,
+    /// Of the scales in normal form, f32 little-endian, lower-case hex.
+    pub scales_sha256: String,
+}
+
+impl TensorDigest {
+    /// Digests one matrix, whose rows are in the order of the Hugging Face checkpoint.
+    pub fn of(name: &str, matrix: &TernaryMatrix) -> Self {
+        let scales = scale_normal_form(matrix);
+        let mut digest = Sha256::new();
+        for piece in scales.as_slice().chunks(1 << 14) {
+            let bytes: Vec<u8> = piece.iter().flat_map(|s| s.to_le_bytes()).collect();
+            digest.update(&bytes);
+        }
+        Self {
+            name: name.to_owned(),
+            rows: matrix.rows(),
+            cols: matrix.cols(),
+            trits_sha256: trit_sha256(matrix),
+            scale_structure: scales.structure(),
+            scale_bits: match &scales {
+                Scales::PerTensor(s) => Some(s.to_bits()),
+                _ => None,
+            },
+            scales_sha256: hex(&digest.finalize()),
+        }
+    }
+
+    /// The canonical line, newline included.
+    pub fn line(&self) -> String {
+        let Self { name, rows, cols, trits_sha256, scale_structure, scales_sha256, .. } = self;
+        format!("{name} {rows} {cols} {trits_sha256} {scale_structure} {scales_sha256}\n")
+    }
+}
+
+/// Collects digests in any order.
+#[derive(Debug, Clone, Default)]
+pub struct TernaryHasher {
+    tensors: BTreeMap<String, TensorDigest>,
+}
+
+impl TernaryHasher {
+    /// Digests one matrix under its canonical name; a name added again replaces the first.
+    pub fn add(&mut self, name: &str, matrix: &TernaryMatrix) -> TensorDigest {
+        let digest = TensorDigest::of(name, matrix);
+        self.insert(digest.clone());
+        digest
+    }
+
+    /// Takes a digest computed elsewhere.
+    pub fn insert(&mut self, digest: TensorDigest) {
+        self.tensors.insert(digest.name.clone(), digest);
+    }
+
+    /// `ternary_sha256` of everything added so far.
+    pub fn finish(&self) -> String {
+        let mut whole = Sha256::new();
+        for digest in self.tensors.values() {
+            whole.update(digest.line().as_bytes());
+        }
+        hex(&whole.finalize())
+    }
+
+    /// The digests, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorDigest> {
+        self.tensors.values()
+    }
+}
+
+/// sha256 of the trits: codes `trit + 1`, four to a byte, lowest bits first, every row padded with
+/// zero bits to a whole byte.
+pub fn trit_sha256(matrix: &TernaryMatrix) -> String {
+    /// Codes of the trits in one u32 of four i8: `(t + 1)` fits two bits, no carry between bytes.
+    fn pack(four: [i8; 4]) -> u8 {
+        let codes = u32::from_le_bytes(four.map(|t| (t + 1) as u8));
+        (codes | codes >> 6 | codes >> 12 | codes >> 18) as u8
+    }
+    let mut digest = Sha256::new();
+    let row_bytes = matrix.cols().div_ceil(4);
+    let step = ((1 << 16) / row_bytes.max(1)).max(1); // rows packed at a time
+    let mut packed = Vec::with_capacity(step * row_bytes);
+    for first in (0..matrix.rows()).step_by(step) {
+        packed.clear();
+        for row in first..(first + step).min(matrix.rows()) {
+            let (quads, rest) = matrix.row(row).as_chunks::<4>();
+            packed.extend(quads.iter().map(|q| pack(*q)));
+            if !rest.is_empty() {
+                let codes = rest.iter().rev().fold(0, |acc, t| acc << 2 | (t + 1) as u8);
+                packed.push(codes);
+            }
+        }
+        digest.update(&packed);
+    }
+    hex(&digest.finalize())
+}
+
+/// The scales every container of a model agrees on; -0 counts as 0.
+pub fn scale_normal_form(matrix: &TernaryMatrix) -> Scales {
+    let positive = |s: f32| if s == 0.0 { 0.0 } else { s };
+    match matrix.normal_scales() {
+        Scales::PerTensor(s) => Scales::PerTensor(positive(s)),
+        Scales::PerRow(s) => Scales::PerRow(s.into_iter().map(positive).collect()),
+        Scales::PerGroup { group, scales } => {
+            Scales::PerGroup { group, scales: scales.into_iter().map(positive).collect() }
+        }
+    }
+}
+
+/// sha256 of a dense tensor's values, whatever type they are stored in: widened to f32 (exact),
+/// little-endian, in blocks of 2^20 values; the digest is that of the blocks' digests one after
+/// another, so that blocks can be hashed in parallel.
+///
+/// # Errors
+/// A type that is not dense.
+pub fn dense_sha256(tensor: &DenseTensor<'_>) -> Result<String, FormatError> {
+    let (unit_values, unit_bytes) = match tensor.encoding {
+        Encoding::Plain(plain) => (1, plain.size()),
+        Encoding::Block(bitnet_formats::BlockType::Q8_0) => (32, 34),
+        Encoding::Block(bitnet_formats::BlockType::Q6_K) => (256, 210),
+        other => {
+            let message = format!("expected a dense type, found {}", other.name());
+            return Err(FormatError::new(ErrorCode::WrongType, message).in_tensor(&tensor.info.name));
+        }
+    };
+    let blocks = tensor.bytes.par_chunks(DENSE_BLOCK / unit_values * unit_bytes);
+    let digests: Result<Vec<[u8; 32]>, FormatError> = blocks
+        .map(|bytes| {
+            let mut digest = Sha256::new();
+            let (mut values, mut wide) = (Vec::new(), Vec::new());
+            for piece in bytes.chunks((1 << 14) / unit_values * unit_bytes) {
+                values.resize(piece.len() / unit_bytes * unit_values, 0.0f32);
+                dense_to_f32(tensor.encoding, piece, &mut values)?;
+                wide.clear();
+                wide.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+                digest.update(&wide);
+            }
+            Ok(digest.finalize().into())
+        })
+        .collect();
+    let digests = digests.map_err(|e| e.in_tensor(&tensor.info.name))?;
+    Ok(hex(&Sha256::digest(digests.concat())))
+}
+
+/// How a tensor of the output compares with the source.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Verdict {
+    /// Every value equal.
+    Exact,
+    /// Rounded, by at most this relative error.
+    Rounded(f64),
+}
+
+impl Verdict {
+    fn to_json(self) -> (Value, Option<Value>) {
+        match self {
+            Self::Exact => (json!("exact"), None),
+            Self::Rounded(error) => (json!("rounded"), Some(json!(error))),
+        }
+    }
+}
+
+/// One file of a source or an output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRecord {
+    /// File name, without directories.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// Lower-case hex.
+    pub sha256: String,
+}
+
+/// One ternary tensor of an output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TernaryRecord {
+    /// Digest of what the output holds.
+    pub digest: TensorDigest,
+    /// How its scales compare with the source (trits are always equal).
+    pub verdict: Verdict,
+}
+
+/// One dense tensor of an output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DenseRecord {
+    /// Canonical name, the `Display` of its slot.
+    pub name: String,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// [`dense_sha256`] of what the output holds.
+    pub values_sha256: String,
+    /// How its values compare with the source.
+    pub verdict: Verdict,
+}
+
+/// What a conversion did: the content of `OUT.certificate.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Certificate {
+    /// `bitnet-convert 0.1.0`
+    pub tool: String,
+    /// Family of the model.
+    pub family: String,
+    /// Name of the target, `gguf-tq2_0`.
+    pub target: String,
+    /// Sizes and wiring.
+    pub config: Config,
+    /// Files read.
+    pub source: Vec<FileRecord>,
+    /// Files written, the certificate excepted.
+    pub output: Vec<FileRecord>,
+    /// Ternary tensors, by name.
+    pub ternary: Vec<TernaryRecord>,
+    /// Dense tensors, by name.
+    pub dense: Vec<DenseRecord>,
+    /// `ternary_sha256` of the source.
+    pub source_ternary_sha256: String,
+    /// `ternary_sha256` of the output; equal to the source's when nothing was rounded.
+    pub ternary_sha256: String,
+    /// Whether every tensor of the output equals the source's.
+    pub lossless: bool,
+}
+
+impl Certificate {
+    /// The JSON of `OUT.certificate.json`.
+    pub fn to_json(&self) -> Value {
+        let files = |files: &[FileRecord]| -> Value {
+            files.iter().map(|f| json!({"name": f.name, "bytes": f.bytes, "sha256": f.sha256})).collect()
+        };
+        let with_verdict = |mut record: Value, verdict: Verdict| {
+            let (word, error) = verdict.to_json();
+            record["verdict"] = word;
+            if let Some(error) = error {
+                record["max_relative_error"] = error;
+            }
+            record
+        };
+        let ternary = self.ternary.iter().map(|TernaryRecord { digest: d, verdict }| {
+            let bits = d.scale_bits.map(|b| format!("{b:08x}"));
+            let scales =
+                json!({"structure": d.scale_structure, "bits": bits, "sha256": d.scales_sha256});
+            let record = json!({
+                "name": d.name, "rows": d.rows, "cols": d.cols,
+                "trits_sha256": d.trits_sha256, "scales": scales,
+            });
+            with_verdict(record, *verdict)
+        });
+        let dense = self.dense.iter().map(|d| {
+            let record = json!({
+                "name": d.name, "shape": d.shape, "values_sha256": d.values_sha256,
+            });
+            with_verdict(record, d.verdict)
+        });
+        json!({
+            "certificate": CERTIFICATE_VERSION,
+            "tool": self.tool,
+            "family": self.family,
+            "target": self.target,
+            "lossless": self.lossless,
+            "ternary_sha256": self.ternary_sha256,
+            "source_ternary_sha256": self.source_ternary_sha256,
+            "source": {"files": files(&self.source)},
+            "output": {"files": files(&self.output)},
+            "wiring": config_to_json(&self.config),
+            "ternary": ternary.collect::<Value>(),
+            "dense": dense.collect::<Value>(),
+        })
+    }
+
+    /// Reads what [`to_json`](Self::to_json) wrote.
+    ///
+    /// # Errors
+    /// `malformed`, naming the key.
+    pub fn from_json(value: &Value) -> Result<Self, FormatError> {
+        let root = Field { value, path: String::new() };
+        let version = root.at("certificate")?.number()?;
+        if version != CERTIFICATE_VERSION {
+            return Err(root.at("certificate")?.bad(&CERTIFICATE_VERSION.to_string()));
+        }
+        Ok(Self {
+            tool: root.at("tool")?.text()?,
+            family: root.at("family")?.text()?,
+            target: root.at("target")?.text()?,
+            config: config_from_json(&root.at("wiring")?)?,
+            source: root.at("source")?.at("files")?.each(file_from_json)?,
+            output: root.at("output")?.at("files")?.each(file_from_json)?,
+            ternary: root.at("ternary")?.each(|f| {
+                let scales = f.at("scales")?;
+                let scale_bits = match scales.at("bits")?.value {
+                    Value::Null => None,
+                    Value::String(s) if s.len() == 8 => {
+                        let bits = u32::from_str_radix(s, 16);
+                        Some(bits.map_err(|_| scales.bad("eight hex digits in `bits`"))?)
+                    }
+                    _ => return Err(scales.bad("eight hex digits in `bits`")),
+                };
+                let digest = TensorDigest {
+                    name: f.at("name")?.text()?,
+                    rows: f.at("rows")?.size()?,
+                    cols: f.at("cols")?.size()?,
+                    trits_sha256: f.at("trits_sha256")?.digest()?,
+                    scale_structure: scales.at("structure")?.text()?,
+                    scale_bits,
+                    scales_sha256: scales.at("sha256")?.digest()?,
+                };
+                Ok(TernaryRecord { digest, verdict: verdict_from_json(f)? })
+            })?,
+            dense: root.at("dense")?.each(|f| {
+                Ok(DenseRecord {
+                    name: f.at("name")?.text()?,
+                    shape: f.at("shape")?.each(|n| n.size())?,
+                    values_sha256: f.at("values_sha256")?.digest()?,
+                    verdict: verdict_from_json(f)?,
+                })
+            })?,
+            source_ternary_sha256: root.at("source_ternary_sha256")?.digest()?,
+            ternary_sha256: root.at("ternary_sha256")?.digest()?,
+            lossless: root.at("lossless")?.flag()?,
+        })
+    }
+}
+
+/// A value of a certificate and where it stands.
+struct Field<'a> {
+    value: &'a Value,
+    path: String,
+}
+
+impl<'a> Field<'a> {
+    fn at(&self, key: &str) -> Result<Field<'a>, FormatError> {
+        let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
+        match self.value.get(key) {
+            Some(value) => Ok(Field { value, path }),
+            None => Err(Field { value: &Value::Null, path }.bad("a value")),
+        }
+    }
+
+    fn bad(&self, expected: &str) -> FormatError {
+        let found: String = self.value.to_string().chars().take(60).collect();
+        let message = format!("expected {expected}, found {found}");
+        FormatError::new(ErrorCode::Malformed, message).in_tensor(&self.path)
+    }
+
+    fn text(&self) -> Result<String, FormatError> {
+        self.value.as_str().map(str::to_owned).ok_or_else(|| self.bad("a string"))
+    }
+
+    fn digest(&self) -> Result<String, FormatError> {
+        let is_hex = |s: &&str| s.len() == 64 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let digest = self.value.as_str().filter(is_hex);
+        digest.map(str::to_owned).ok_or_else(|| self.bad("a sha256 in lower-case hex"))
+    }
+
+    fn number(&self) -> Result<u64, FormatError> {
+        self.value.as_u64().ok_or_else(|| self.bad("a whole number"))
+    }
+
+    fn size(&self) -> Result<usize, FormatError> {
+        self.number()?.try_into().map_err(|_| self.bad("a whole number"))
+    }
+
+    fn token(&self) -> Result<u32, FormatError> {
+        self.number()?.try_into().map_err(|_| self.bad("a token id"))
+    }
+
+    fn float(&self) -> Result<f64, FormatError> {
+        self.value.as_f64().ok_or_else(|| self.bad("a number"))
+    }
+
+    fn flag(&self) -> Result<bool, FormatError> {
+        self.value.as_bool().ok_or_else(|| self.bad("true or false"))
+    }
+
+    fn each<T>(&self, read: impl Fn(&Field<'a>) -> Result<T, FormatError>) -> Result<Vec<T>, FormatError> {
+        let items = self.value.as_array().ok_or_else(|| self.bad("a list"))?;
+        let item = |(i, value)| read(&Field { value, path: format!("{}[{i}]", self.path) });
+        items.iter().enumerate().map(item).collect()
+    }
+}
+
+fn file_from_json(field: &Field<'_>) -> Result<FileRecord, FormatError> {
+    Ok(FileRecord {
+        name: field.at("name")?.text()?,
+        bytes: field.at("bytes")?.number()?,
+        sha256: field.at("sha256")?.digest()?,
+    })
+}
+
+fn verdict_from_json(field: &Field<'_>) -> Result<Verdict, FormatError> {
+    let word = field.at("verdict")?;
+    match word.value.as_str() {
+        Some("exact") => Ok(Verdict::Exact),
+        Some("rounded") => Ok(Verdict::Rounded(field.at("max_relative_error")?.float()?)),
+        _ => Err(word.bad("\"exact\" or \"rounded\"")),
+    }
+}
+
+/// All fields of a `Config`, under their own names.
+fn config_to_json(config: &Config) -> Value {
+    let scaling = match config.rope.scaling {
+        RopeScaling::None => json!({"type": "none"}),
+        RopeScaling::Linear { factor } => json!({"type": "linear", "factor": factor}),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => json!({
+            "type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+    };
+    let pairs = [
+        ("hidden_size", json!(config.hidden_size)),
+        ("intermediate_size", json!(config.intermediate_size)),
+        ("num_hidden_layers", json!(config.num_hidden_layers)),
+        ("num_attention_heads", json!(config.num_attention_heads)),
+        ("num_key_value_heads", json!(config.num_key_value_heads)),
+        ("head_dim", json!(config.head_dim)),
+        ("vocab_size", json!(config.vocab_size)),
+        ("max_position_embeddings", json!(config.max_position_embeddings)),
+        ("rms_norm_eps", json!(f64::from(config.rms_norm_eps))),
+        ("rope_theta", json!(config.rope.theta)),
+        ("rope_scaling", scaling),
+        ("hidden_act", json!(config.hidden_act.as_str())),
+        ("attn_sub_norm", json!(config.attn_sub_norm)),
+        ("ffn_sub_norm", json!(config.ffn_sub_norm)),
+        ("tie_word_embeddings", json!(config.tie_word_embeddings)),
+        ("activation_quantization", json!(activation_word(config.activation_quantization))),
+        ("bos_token_id", json!(config.bos_token_id)),
+        ("eos_token_ids", json!(config.eos_token_ids)),
+    ];
+    Value::Object(pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<Map<_, _>>())
+}
+
+fn activation_word(activations: ActivationQuantization) -> &'static str {
+    match activations {
+        ActivationQuantization::Int8PerToken => "int8_per_token",
+        ActivationQuantization::None => "none",
+    }
+}
+
+fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError> {
+    let size = |key: &str| field.at(key)?.size();
+    let act = field.at("hidden_act")?;
+    let known = [Activation::Relu2, Activation::Silu, Activation::GeluTanh];
+    let quantization = field.at("activation_quantization")?;
+    let words = [ActivationQuantization::Int8PerToken, ActivationQuantization::None];
+    let scaling = field.at("rope_scaling")?;
+    let number = |key: &str| scaling.at(key)?.float();
+    Config {
+        hidden_size: size("hidden_size")?,
+        intermediate_size: size("intermediate_size")?,
+        num_hidden_layers: size("num_hidden_layers")?,
+        num_attention_heads: size("num_attention_heads")?,
+        num_key_value_heads: size("num_key_value_heads")?,
+        head_dim: size("head_dim")?,
+        vocab_size: size("vocab_size")?,
+        max_position_embeddings: size("max_position_embeddings")?,
+        rms_norm_eps: field.at("rms_norm_eps")?.float()? as f32,
+        rope: Rope {
+            theta: field.at("rope_theta")?.float()?,
+            scaling: match scaling.at("type")?.value.as_str() {
+                Some("none") => RopeScaling::None,
+                Some("linear") => RopeScaling::Linear { factor: number("factor")? },
+                Some("llama3") => RopeScaling::Llama3 {
+                    factor: number("factor")?,
+                    low_freq_factor: number("low_freq_factor")?,
+                    high_freq_factor: number("high_freq_factor")?,
+                    original_max_position_embeddings: scaling
+                        .at("original_max_position_embeddings")?
+                        .size()?,
+                },
+                _ => return Err(scaling.bad("none, linear or llama3 as `type`")),
+            },
+        },
+        hidden_act: known
+            .into_iter()
+            .find(|a| act.value == a.as_str())
+            .ok_or_else(|| act.bad("relu2, silu or gelu_pytorch_tanh"))?,
+        attn_sub_norm: field.at("attn_sub_norm")?.flag()?,
+        ffn_sub_norm: field.at("ffn_sub_norm")?.flag()?,
+        tie_word_embeddings: field.at("tie_word_embeddings")?.flag()?,
+        activation_quantization: words
+            .into_iter()
+            .find(|w| quantization.value == activation_word(*w))
+            .ok_or_else(|| quantization.bad("int8_per_token or none"))?,
+        bos_token_id: match field.at("bos_token_id")? {
+            Field { value: Value::Null, .. } => None,
+            id => Some(id.token()?),
+        },
+        eos_token_ids: field.at("eos_token_ids")?.each(|id| id.token())?,
+    }
+    .checked()
+}
+
+#[cfg(test)]
+mod tests;

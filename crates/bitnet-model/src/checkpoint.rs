@@ -1,0 +1,515 @@
+//! Where files become slots.
+//!
+//! Invariant: an open checkpoint has every slot of its configuration, each with the right shape and a
+//! rule for how its bytes become numbers, and no tensor besides. The numbers themselves (NaN, code 3,
+//! a second magnitude) are checked by whoever reads a tensor first, so that opening reads headers
+//! only and converting reads every byte once.
+
+mod resolve;
+mod values;
+
+use crate::config::Config;
+use crate::family::{self, Family, ScaleDirection};
+use crate::slot::Slot;
+use bitnet_formats::{
+    BlockType, Encoding, ErrorCode, FormatError, Limits, PackedTensor, Packing, PlainType, TensorFile,
+    TensorInfo,
+};
+use bitnet_ternary::{Scales, TernaryMatrix};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How a checkpoint is opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Bounds for untrusted headers.
+    pub limits: Limits,
+    /// Forces a packing that shares a GGUF type id, `i2_s-arm64` (`formats/gguf-i2_s.md`).
+    pub layout: Option<String>,
+    /// The user's word that unmarked float linears are master weights of a ternary-trained model.
+    pub ternary_trained: bool,
+}
+
+/// How the bytes of a linear become trits and scales.
+#[derive(Debug, Clone)]
+pub enum LinearRule {
+    /// Bytes of a packing.
+    Packed {
+        /// The packing.
+        packing: &'static dyn Packing,
+        /// Scale stored in a tensor beside it.
+        outside: Option<(TensorInfo, ScaleDirection)>,
+    },
+    /// Bytes of a packing, each stored as a number of another type.
+    PackedValues {
+        /// The packing.
+        packing: &'static dyn Packing,
+        /// Scale stored in a tensor beside it.
+        outside: Option<(TensorInfo, ScaleDirection)>,
+    },
+    /// Values that already are `trit * scale`: the scale is read off the values, never absmean.
+    Dequantised {
+        /// Scale stored in a tensor beside it, applied on top of the values' own.
+        outside: Option<(TensorInfo, ScaleDirection)>,
+    },
+    /// Master weights, quantised by the absmean rule.
+    Absmean,
+}
+
+impl LinearRule {
+    /// The scale tensor beside the weights, if there is one.
+    pub fn outside(&self) -> Option<&(TensorInfo, ScaleDirection)> {
+        match self {
+            Self::Packed { outside, .. }
+            | Self::PackedValues { outside, .. }
+            | Self::Dequantised { outside } => outside.as_ref(),
+            Self::Absmean => None,
+        }
+    }
+}
+
+/// Where a linear comes from.
+#[derive(Debug, Clone)]
+pub struct LinearSource {
+    /// The tensor of the weights.
+    pub info: TensorInfo,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub cols: usize,
+    /// How the bytes become trits and scales.
+    pub rule: LinearRule,
+    /// Rows per head, when the rows are stored in GGUF's paired order and have to be put back.
+    pub permuted_head_dim: Option<usize>,
+}
+
+/// A dense tensor as it lies in the file, every value finite.
+#[derive(Debug, Clone, Copy)]
+pub struct DenseTensor<'a> {
+    /// How its elements are stored.
+    pub encoding: Encoding,
+    /// Sizes, outermost first.
+    pub shape: &'a [usize],
+    /// The bytes.
+    pub bytes: &'a [u8],
+    /// Name, place and length in the file.
+    pub info: &'a TensorInfo,
+}
+
+/// What fills a slot.
+#[derive(Debug)]
+enum Source {
+    Linear(LinearSource),
+    Dense { info: TensorInfo, finite: AtomicBool },
+}
+
+impl Source {
+    fn info(&self) -> &TensorInfo {
+        match self {
+            Self::Linear(source) => &source.info,
+            Self::Dense { info, .. } => info,
+        }
+    }
+}
+
+/// An open model: files, family, configuration, and a source for every slot.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// As given.
+    pub path: PathBuf,
+    /// The parsed files.
+    pub file: TensorFile,
+    /// How names and wiring are spelt.
+    pub family: &'static Family,
+    /// Sizes and wiring.
+    pub config: Config,
+    /// Where side files are (tokenizer, configuration), if anywhere.
+    pub directory: Option<PathBuf>,
+    /// `config.json` as read; of repeated keys the last.
+    pub config_json: Option<Value>,
+    limits: Limits,
+    sources: HashMap<Slot, Source>,
+}
+
+impl Checkpoint {
+    /// Opens the model at `path`: a directory, a `.safetensors` file or its index, a `.gguf` file or
+    /// any part of a split one.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, with its place.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, FormatError> {
+        let file = bitnet_formats::open(path, &options.limits)?;
+        let whole = file.parts.first().map_or(path, |p| p.path()).to_owned();
+        let resolved = if file.metadata.get("general.architecture").is_some() {
+            resolve::gguf(&file, options)
+        } else {
+            resolve::hugging_face(path, &file, options)
+        };
+        let resolve::Resolved { family, config, directory, config_json, sources } =
+            resolved.map_err(|e| e.in_file(&whole))?;
+        let limits = options.limits.clone();
+        let path = path.to_owned();
+        Ok(Self { path, file, family, config, directory, config_json, limits, sources })
+    }
+
+    fn source(&self, slot: Slot) -> Result<&Source, FormatError> {
+        self.sources.get(&slot).ok_or_else(|| {
+            FormatError::new(ErrorCode::MissingTensor, "this network has no such tensor")
+                .in_tensor(&slot.to_string())
+                .in_file(&self.path)
+        })
+    }
+
+    /// Where a linear comes from.
+    ///
+    /// # Errors
+    /// `missing-tensor` for a slot this network does not have, `wrong-type` for a dense one.
+    pub fn linear(&self, slot: Slot) -> Result<&LinearSource, FormatError> {
+        match self.source(slot)? {
+            Source::Linear(source) => Ok(source),
+            Source::Dense { info, .. } => Err(self.place(
+                FormatError::new(ErrorCode::WrongType, "expected a ternary linear, found a dense tensor"),
+                info,
+            )),
+        }
+    }
+
+    /// A dense tensor. The first call for a slot reads it all, to refuse NaN and infinity.
+    ///
+    /// # Errors
+    /// `missing-tensor` for a slot this network does not have, `wrong-type` for a linear,
+    /// `non-finite` with the element.
+    pub fn dense(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
+        let (info, finite) = match self.source(slot)? {
+            Source::Dense { info, finite } => (info, finite),
+            Source::Linear(source) => {
+                return Err(self.place(
+                    FormatError::new(ErrorCode::WrongType, "expected a dense tensor, found a linear"),
+                    &source.info,
+                ));
+            }
+        };
+        let tensor = DenseTensor {
+            encoding: info.encoding,
+            shape: &info.shape,
+            bytes: self.file.bytes(info),
+            info,
+        };
+        if !finite.load(Ordering::Relaxed) {
+            check_dense(&tensor).map_err(|e| self.place(e, info))?;
+            finite.store(true, Ordering::Relaxed);
+        }
+        Ok(tensor)
+    }
+
+    /// A ternary matrix, its rows in the order of the Hugging Face checkpoint. Reads the tensor in
+    /// parallel on the current rayon pool; holds nothing else.
+    ///
+    /// # Errors
+    /// Whatever is wrong with its bytes or scales, with row and column.
+    pub fn ternary(&self, slot: Slot) -> Result<TernaryMatrix, FormatError> {
+        let source = self.linear(slot)?;
+        self.read_ternary(source).map_err(|e| self.place(e, &source.info))
+    }
+
+    fn read_ternary(&self, source: &LinearSource) -> Result<TernaryMatrix, FormatError> {
+        let LinearSource { info, rows, cols, rule, permuted_head_dim } = source;
+        let (rows, cols) = (*rows, *cols);
+        let bytes = self.file.bytes(info);
+        let plain = match info.encoding {
+            Encoding::Plain(plain) => plain,
+            _ => PlainType::U8,
+        };
+        let (trits, scales) = match rule {
+            LinearRule::Packed { packing, outside } => self.unpack(*packing, bytes, rows, cols, outside)?,
+            LinearRule::PackedValues { packing, outside } => {
+                let bytes = values::bytes_by_value(plain, bytes, cols)?;
+                self.unpack(*packing, &bytes, rows, cols, outside)?
+            }
+            LinearRule::Dequantised { outside } => {
+                let (trits, scales) = if plain.is_float_weight() {
+                    values::dequantised(plain, bytes, cols)?
+                } else {
+                    (values::trits_by_value(plain, bytes, cols)?, Scales::PerTensor(1.0))
+                };
+                (trits, self.with_outside(scales, outside)?)
+            }
+            LinearRule::Absmean => values::absmean(plain, bytes, cols)?,
+        };
+        let matrix = TernaryMatrix::new(rows, cols, trits, scales)
+            .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))?;
+        Ok(match permuted_head_dim {
+            None => matrix,
+            Some(head_dim) => hf_from_gguf_rows(&matrix, *head_dim),
+        })
+    }
+
+    fn unpack(
+        &self,
+        packing: &'static dyn Packing,
+        bytes: &[u8],
+        rows: usize,
+        cols: usize,
+        outside: &Option<(TensorInfo, ScaleDirection)>,
+    ) -> Result<(Vec<i8>, Scales), FormatError> {
+        /// Trits per piece of parallel work: large enough to be worth a hand-over, small enough for L2.
+        const PIECE: usize = 1 << 18;
+        let mut tensor = PackedTensor { bytes, rows, cols, outside: None };
+        let scales = if packing.holds_scales() {
+            self.with_outside(packing.scales(&tensor)?, outside)?
+        } else {
+            let scale = match outside {
+                Some((info, direction)) => self.stored_multiplier(info, *direction)?,
+                None => 1.0,
+            };
+            Scales::PerTensor(scale)
+        };
+        tensor.outside = Some(&scales);
+        let mut trits = vec![0; rows * cols];
+        let step = (PIECE / cols.max(1)).max(1);
+        trits
+            .par_chunks_mut(step * cols.max(1))
+            .enumerate()
+            .try_for_each(|(i, out)| packing.unpack_rows(&tensor, i * step, out))?;
+        Ok((trits, scales))
+    }
+
+    /// Scales times the one stored beside the tensor; the product has to be exact.
+    fn with_outside(
+        &self,
+        scales: Scales,
+        outside: &Option<(TensorInfo, ScaleDirection)>,
+    ) -> Result<Scales, FormatError> {
+        let Some((info, direction)) = outside else { return Ok(scales) };
+        let factor = self.stored_multiplier(info, *direction)?;
+        let product = |s: f32| {
+            // two 24-bit significands fit f64
+            let exact = f64::from(s) * f64::from(factor);
+            let rounded = exact as f32;
+            if f64::from(rounded) == exact {
+                return Ok(rounded);
+            }
+            Err(FormatError::new(
+                ErrorCode::ScaleRounding,
+                format!("expected a product that f32 holds, found {s} * {factor} ({})", info.name),
+            ))
+        };
+        // the quotient of a magnitude other than 1 would round differently in every reader
+        if *direction == ScaleDirection::Divide && scales.as_slice().iter().any(|&s| s != 1.0 && s != 0.0) {
+            return Err(FormatError::new(
+                ErrorCode::Malformed,
+                format!(
+                    "expected bare trits beside a dividing `{}`, found magnitude {}",
+                    info.name,
+                    scales.as_slice().iter().find(|&&s| s != 1.0 && s != 0.0).unwrap_or(&0.0)
+                ),
+            ));
+        }
+        Ok(match scales {
+            Scales::PerTensor(s) => Scales::PerTensor(product(s)?),
+            Scales::PerRow(s) => Scales::PerRow(s.into_iter().map(product).collect::<Result<_, _>>()?),
+            Scales::PerGroup { group, scales } => Scales::PerGroup {
+                group,
+                scales: scales.into_iter().map(product).collect::<Result<_, _>>()?,
+            },
+        })
+    }
+
+    /// A stored scale as multiplier: `fl32(1 / weight_scale)` where it divides.
+    fn stored_multiplier(&self, info: &TensorInfo, direction: ScaleDirection) -> Result<f32, FormatError> {
+        let stored = self.stored_value(info)?;
+        let bad = |code, expected: &str| {
+            let message = format!("expected {expected}, found {stored}");
+            Err(self.place(FormatError::new(code, message), info))
+        };
+        if !stored.is_finite() {
+            return bad(ErrorCode::NonFinite, "a finite scale");
+        }
+        match direction {
+            ScaleDirection::Multiply if stored < 0.0 => bad(ErrorCode::Malformed, "a scale that is not negative"),
+            ScaleDirection::Multiply => Ok(stored.abs()),
+            ScaleDirection::Divide if stored <= 0.0 => bad(ErrorCode::Malformed, "a positive divisor"),
+            ScaleDirection::Divide => {
+                let multiplier = 1.0 / stored;
+                if multiplier.is_finite() {
+                    Ok(multiplier)
+                } else {
+                    bad(ErrorCode::NonFinite, "a divisor whose inverse is finite")
+                }
+            }
+        }
+    }
+
+    fn stored_value(&self, info: &TensorInfo) -> Result<f32, FormatError> {
+        let values = match info.encoding {
+            Encoding::Plain(plain) => values::small_values(plain, self.file.bytes(info)),
+            _ => Ok(Vec::new()),
+        };
+        let value = values.map_err(|e| self.place(e, info))?.first().copied();
+        value.ok_or_else(|| {
+            self.place(FormatError::new(ErrorCode::WrongShape, "expected 1 element, found none"), info)
+        })
+    }
+
+    /// The `weight_scale` stored beside a linear and what it means, for targets that keep it.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn stored_scale(&self, slot: Slot) -> Result<Option<(f32, ScaleDirection)>, FormatError> {
+        match self.linear(slot)?.rule.outside() {
+            None => Ok(None),
+            Some((info, direction)) => Ok(Some((self.stored_value(info)?, *direction))),
+        }
+    }
+
+    /// The direction of the checkpoint's stored scales beside packed codes; `None` when there are none.
+    pub fn scale_direction(&self) -> Option<ScaleDirection> {
+        self.sources.values().find_map(|source| match source {
+            Source::Linear(LinearSource {
+                rule: LinearRule::Packed { outside, .. } | LinearRule::PackedValues { outside, .. },
+                ..
+            }) => outside.as_ref().map(|(_, direction)| *direction),
+            _ => None,
+        })
+    }
+
+    /// Whether any linear is quantised by the absmean rule on reading.
+    pub fn has_master_weights(&self) -> bool {
+        let absmean = |s: &Source| matches!(s, Source::Linear(l) if matches!(l.rule, LinearRule::Absmean));
+        self.sources.values().any(absmean)
+    }
+
+    /// Every slot, in the order of the forward pass.
+    pub fn slots(&self) -> Vec<Slot> {
+        self.config.slots()
+    }
+
+    /// Every slot, in the order the main tensors lie in the files: for one pass over them.
+    pub fn slots_in_file_order(&self) -> Vec<Slot> {
+        let mut slots = self.config.slots();
+        slots.sort_by_key(|slot| self.tensor_range(*slot).map(|info| (info.part, info.offset)));
+        slots
+    }
+
+    /// The main tensor of a slot.
+    pub fn tensor_range(&self, slot: Slot) -> Option<&TensorInfo> {
+        self.sources.get(&slot).map(Source::info)
+    }
+
+    /// A file beside the weights (`tokenizer.json`), if there is one. GGUF files bring everything
+    /// along and have none.
+    ///
+    /// # Errors
+    /// `io`, `limit-exceeded`.
+    pub fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>, FormatError> {
+        match &self.directory {
+            None => Ok(None),
+            Some(directory) => read_bounded(&directory.join(name), self.limits.json_bytes),
+        }
+    }
+
+    fn place(&self, error: FormatError, info: &TensorInfo) -> FormatError {
+        let error = error.in_tensor(&info.name);
+        match self.file.parts.get(info.part) {
+            Some(part) => error.in_file(part.path()),
+            None => error.in_file(&self.path),
+        }
+    }
+}
+
+/// Reads a small file; `None` when there is none.
+fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FormatError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(FormatError::io(path, &e)),
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(limit.saturating_add(1)).read_to_end(&mut bytes);
+    read.map_err(|e| FormatError::io(path, &e))?;
+    if bytes.len() as u64 > limit {
+        let message = format!("expected at most {limit} bytes, found more");
+        return Err(FormatError::new(ErrorCode::LimitExceeded, message).in_file(path));
+    }
+    Ok(Some(bytes))
+}
+
+/// Refuses NaN and infinity in a dense tensor.
+fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
+    let cols = if tensor.shape.len() > 1 { tensor.shape.last().copied().unwrap_or(0) } else { 0 };
+    // the only floats of a block are its f16 scale; everything it multiplies is a small integer
+    let (block, at) = match tensor.encoding {
+        Encoding::Plain(plain) => return values::check_finite(plain, tensor.bytes, cols),
+        Encoding::Block(BlockType::Q8_0) => (34, 0),
+        Encoding::Block(BlockType::Q6_K) => (210, 208),
+        Encoding::Ternary(_) | Encoding::Unknown(_) => return Ok(()),
+    };
+    let bad = tensor.bytes.par_chunks_exact(block).position_first(|b| b[at + 1] & 0x7c == 0x7c);
+    match bad {
+        None => Ok(()),
+        Some(i) => Err(FormatError::new(
+            ErrorCode::NonFinite,
+            format!("block {i}: expected a finite scale, found NaN or infinity"),
+        )),
+    }
+}
+
+/// Rows of `q_proj` or `k_proj` from GGUF's `llama` order, where rotary pairs are neighbours, to that
+/// of the Hugging Face checkpoint, where they are `head_dim / 2` apart.
+pub fn hf_from_gguf_rows(matrix: &TernaryMatrix, head_dim: usize) -> TernaryMatrix {
+    matrix.permute_rows(|row| gguf_row(row, head_dim))
+}
+
+/// The inverse of [`hf_from_gguf_rows`].
+pub fn gguf_from_hf_rows(matrix: &TernaryMatrix, head_dim: usize) -> TernaryMatrix {
+    matrix.permute_rows(|row| {
+        let (head, at) = (row / head_dim, row % head_dim);
+        head * head_dim + at % 2 * (head_dim / 2) + at / 2
+    })
+}
+
+/// Where GGUF's `llama` keeps a row of the Hugging Face matrix (`formats/gguf-container.md`).
+fn gguf_row(row: usize, head_dim: usize) -> usize {
+    let (head, at) = (row / head_dim, row % head_dim);
+    let half = head_dim / 2;
+    head * head_dim + 2 * (at % half) + at / half
+}
+
+/// A scale for `weight_scale`: BF16 where that is exact, F32 otherwise.
+pub fn weight_scale_bytes(scale: f32) -> (PlainType, Vec<u8>) {
+    if bitnet_ternary::f32_is_bf16_exact(scale) {
+        (PlainType::Bf16, bitnet_ternary::f32_to_bf16(scale).to_le_bytes().to_vec())
+    } else {
+        (PlainType::F32, scale.to_le_bytes().to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_row_orders_are_inverses_and_as_the_page_says() {
+        let rows = 16;
+        let trits: Vec<i8> = (0..rows * 3).map(|i| (i * i % 3) as i8 - 1).collect();
+        let scales = Scales::PerRow((0..rows).map(|r| r as f32).collect());
+        let hf = TernaryMatrix::new(rows, 3, trits, scales).unwrap();
+        let gguf = gguf_from_hf_rows(&hf, 8);
+        assert_eq!(hf_from_gguf_rows(&gguf, 8), hf);
+        // HF row h*d + j*(d/2) + i moves to h*d + 2*i + j
+        for (h, j, i) in [(0, 0, 3), (1, 1, 2), (1, 0, 0)] {
+            assert_eq!(gguf.scales().at(h * 8 + 2 * i + j, 0, 3), (h * 8 + j * 4 + i) as f32);
+        }
+    }
+
+    #[test]
+    fn a_scale_takes_two_bytes_only_where_they_hold_it() {
+        assert_eq!(weight_scale_bytes(37.5), (PlainType::Bf16, vec![0x16, 0x42]));
+        assert_eq!(weight_scale_bytes(0.1).0, PlainType::F32);
+    }
+}

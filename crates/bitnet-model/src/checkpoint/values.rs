@@ -1,0 +1,413 @@
+//! Numbers to trits: master weights, dequantised weights, codes stored in wider types.
+//!
+//! Invariant: every function reads its bytes in parallel over fixed pieces on the current rayon pool,
+//! and its result does not depend on how many threads there are. Nothing is allocated beyond the
+//! result and a few words per piece.
+
+use bitnet_formats::{ErrorCode, FormatError, PlainType};
+use bitnet_ternary::{
+    BLOCK, Bf16, F16, F32, FloatElement, GROUP_SIZES, Scales, absmean_scale, block_magnitude, ternarize,
+};
+use rayon::prelude::*;
+
+/// Calls a generic function with the element type of a float encoding.
+macro_rules! with_float {
+    ($plain:expr, $f:ident ( $($arg:expr),* )) => {
+        match $plain {
+            PlainType::F32 => $f::<F32>($($arg),*),
+            PlainType::F16 => $f::<F16>($($arg),*),
+            PlainType::Bf16 => $f::<Bf16>($($arg),*),
+            other => Err(not_float(other)),
+        }
+    };
+}
+
+fn not_float(found: PlainType) -> FormatError {
+    let name = found.safetensors_name().to_ascii_lowercase();
+    FormatError::new(ErrorCode::WrongType, format!("expected f32, f16 or bf16, found {name}"))
+}
+
+fn non_finite(index: usize, cols: usize) -> FormatError {
+    let message = match cols {
+        0 | 1 => format!("element {index}: expected a finite number, found NaN or infinity"),
+        _ => format!(
+            "row {}, column {}: expected a finite number, found NaN or infinity",
+            index / cols,
+            index % cols
+        ),
+    };
+    FormatError::new(ErrorCode::NonFinite, message)
+}
+
+fn first_non_finite<E: FloatElement>(bytes: &[u8]) -> usize {
+    bytes.chunks_exact(E::SIZE).position(|b| E::magnitude(b) >= E::INFINITY).unwrap_or(0)
+}
+
+/// Refuses NaN and infinity; `cols` shapes the message.
+pub(super) fn check_finite(plain: PlainType, bytes: &[u8], cols: usize) -> Result<(), FormatError> {
+    fn check<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(), FormatError> {
+        let fine = bytes.par_chunks(BLOCK * E::SIZE).all(|block| {
+            let max = block.chunks_exact(E::SIZE).fold(0, |m, b| E::magnitude(b).max(m));
+            max < E::INFINITY
+        });
+        if fine { Ok(()) } else { Err(non_finite(first_non_finite::<E>(bytes), cols)) }
+    }
+    with_float!(plain, check(bytes, cols))
+}
+
+/// The numbers of a small float tensor.
+pub(super) fn small_values(plain: PlainType, bytes: &[u8]) -> Result<Vec<f32>, FormatError> {
+    fn values<E: FloatElement>(bytes: &[u8]) -> Result<Vec<f32>, FormatError> {
+        Ok(bytes.chunks_exact(E::SIZE).map(value::<E>).collect())
+    }
+    with_float!(plain, values(bytes))
+}
+
+fn value<E: FloatElement>(bytes: &[u8]) -> f32 {
+    let magnitude = E::widen(E::magnitude(bytes));
+    if E::is_negative(bytes) { -magnitude } else { magnitude }
+}
+
+/// The absmean rule over a whole tensor (`formats/hf-bf16.md`).
+pub(super) fn absmean(
+    plain: PlainType,
+    bytes: &[u8],
+    cols: usize,
+) -> Result<(Vec<i8>, Scales), FormatError> {
+    fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(Vec<i8>, Scales), FormatError> {
+        let blocks: Vec<_> = bytes.par_chunks(BLOCK * E::SIZE).map(block_magnitude::<E>).collect();
+        // blocks in order, whatever order they were summed in
+        let (sum, max) = blocks.iter().fold((0.0, 0), |(sum, max), b| (sum + b.sum, b.max.max(max)));
+        if max >= E::INFINITY {
+            return Err(non_finite(first_non_finite::<E>(bytes), cols));
+        }
+        let count = bytes.len() / E::SIZE;
+        let rule = absmean_scale(sum, count);
+        let threshold = rule.threshold::<E>();
+        let mut trits = vec![0; count];
+        let pieces = trits.par_chunks_mut(BLOCK).zip(bytes.par_chunks(BLOCK * E::SIZE));
+        pieces.for_each(|(out, block)| ternarize::<E>(block, threshold, out));
+        Ok((trits, Scales::PerTensor(rule.scale)))
+    }
+    with_float!(plain, run(bytes, cols))
+}
+
+/// How badly the absmean rule rounds a tensor: root mean square of `w - t * alpha` over that of `w`.
+pub(super) fn absmean_error(plain: PlainType, bytes: &[u8], cols: usize) -> Result<f64, FormatError> {
+    fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<f64, FormatError> {
+        let blocks: Vec<_> = bytes.par_chunks(BLOCK * E::SIZE).map(block_magnitude::<E>).collect();
+        if blocks.iter().any(|b| b.max >= E::INFINITY) {
+            return Err(non_finite(first_non_finite::<E>(bytes), cols));
+        }
+        let rule = absmean_scale(blocks.iter().map(|b| b.sum).sum(), bytes.len() / E::SIZE);
+        let threshold = rule.threshold::<E>();
+        let piece = |block: &[u8]| {
+            block.chunks_exact(E::SIZE).map(E::magnitude).fold((0.0, 0.0), |(error, total), m| {
+                let w = f64::from(E::widen(m));
+                let rounded = if m >= threshold { f64::from(rule.scale) } else { 0.0 };
+                (error + (w - rounded).powi(2), total + w * w)
+            })
+        };
+        let sums: Vec<(f64, f64)> = bytes.par_chunks(BLOCK * E::SIZE).map(piece).collect();
+        let (error, total) = sums.iter().fold((0.0, 0.0), |(e, t), s| (e + s.0, t + s.1));
+        Ok(if total > 0.0 { (error / total).sqrt() } else { 0.0 })
+    }
+    with_float!(plain, run(bytes, cols))
+}
+
+/// The smallest run of a row that shares a scale in any structure there is.
+fn unit(cols: usize) -> usize {
+    let group = GROUP_SIZES[0];
+    if cols.is_multiple_of(group) { group } else { cols.max(1) }
+}
+
+/// What a glance at float weights shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Evidence {
+    /// Nothing but zeros so far.
+    Zeros,
+    /// One magnitude (and 0) per row or group so far.
+    Ternary,
+    /// Two magnitudes that no scale structure explains.
+    Master,
+}
+
+/// Looks at the beginning of a tensor. A million elements of one magnitude per group are no accident,
+/// and whoever reads the tensor checks the rest; master weights show themselves in the first group
+/// that is not all zero.
+pub(super) fn evidence(plain: PlainType, bytes: &[u8], cols: usize) -> Result<Evidence, FormatError> {
+    const ENOUGH: usize = 1 << 20;
+    fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<Evidence, FormatError> {
+        let unit = unit(cols);
+        let mut found = Evidence::Zeros;
+        for (i, group) in bytes.chunks(unit * E::SIZE).enumerate() {
+            match magnitude_of::<E>(group) {
+                Ok(0) => {}
+                Ok(_) if i * unit >= ENOUGH => return Ok(Evidence::Ternary),
+                Ok(_) => found = Evidence::Ternary,
+                Err(_) => return Ok(Evidence::Master),
+            }
+        }
+        Ok(found)
+    }
+    with_float!(plain, run(bytes, cols))
+}
+
+/// The one non-zero magnitude pattern of a run (0 when it has none), or where a second one stands.
+fn magnitude_of<E: FloatElement>(bytes: &[u8]) -> Result<u32, usize> {
+    let mut one = 0;
+    for (i, b) in bytes.chunks_exact(E::SIZE).enumerate() {
+        let m = E::magnitude(b);
+        if m != 0 && m != one {
+            if one != 0 {
+                return Err(i);
+            }
+            one = m;
+        }
+    }
+    Ok(one)
+}
+
+/// Trits and scales of values that already are `trit * scale`: one magnitude per tensor, else per row,
+/// else per group, the largest that fits. A run of zeros has scale 0.
+pub(super) fn dequantised(
+    plain: PlainType,
+    bytes: &[u8],
+    cols: usize,
+) -> Result<(Vec<i8>, Scales), FormatError> {
+    fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(Vec<i8>, Scales), FormatError> {
+        let mut trits = vec![0i8; bytes.len() / E::SIZE];
+        // the common case first: one magnitude in the whole tensor
+        let first = bytes.chunks_exact(E::SIZE).map(E::magnitude).find(|&m| m != 0).unwrap_or(0);
+        let same = trits
+            .par_chunks_mut(BLOCK)
+            .zip(bytes.par_chunks(BLOCK * E::SIZE))
+            .map(|(out, block)| {
+                ternarize::<E>(block, 1, out);
+                let others = block.chunks_exact(E::SIZE).fold(0u32, |acc, b| {
+                    let m = E::magnitude(b);
+                    acc | u32::from((m != 0) & (m != first))
+                });
+                others == 0
+            })
+            .reduce(|| true, |a, b| a & b);
+        let scales = if same && first < E::INFINITY {
+            Scales::PerTensor(E::widen(first))
+        } else {
+            let unit = unit(cols);
+            let pieces: Vec<Result<u32, usize>> =
+                bytes.par_chunks(unit * E::SIZE).map(magnitude_of::<E>).collect();
+            let mut found = Vec::with_capacity(pieces.len());
+            for (i, piece) in pieces.into_iter().enumerate() {
+                let at = i * unit;
+                match piece {
+                    Ok(m) if m < E::INFINITY => found.push(m),
+                    Err(j) if value::<E>(&bytes[(at + j) * E::SIZE..]).is_finite() => {
+                        return Err(second_magnitude::<E>(&bytes[at * E::SIZE..], at, j, cols));
+                    }
+                    _ => return Err(non_finite(at + first_non_finite::<E>(&bytes[at * E::SIZE..]), cols)),
+                }
+            }
+            structure(&found, unit, cols, E::widen)
+        };
+        Ok((trits, scales))
+    }
+    with_float!(plain, run(bytes, cols))
+}
+
+fn second_magnitude<E: FloatElement>(group: &[u8], at: usize, j: usize, cols: usize) -> FormatError {
+    let first = group.chunks_exact(E::SIZE).map(E::magnitude).find(|&m| m != 0).unwrap_or(0);
+    let (index, found) = (at + j, value::<E>(&group[j * E::SIZE..]));
+    FormatError::new(
+        ErrorCode::NotTernary,
+        format!(
+            "row {}, column {}: expected 0 or {} like the rest of its group, found {found}",
+            index / cols.max(1),
+            index % cols.max(1),
+            E::widen(first),
+        ),
+    )
+}
+
+/// The coarsest structure that explains the magnitudes of all units (0: no vote).
+fn structure(units: &[u32], unit: usize, cols: usize, widen: fn(u32) -> f32) -> Scales {
+    let agree = |run: &[u32]| {
+        let mut voters = run.iter().filter(|&&m| m != 0);
+        let first = voters.next().copied().unwrap_or(0);
+        voters.all(|&m| m == first).then_some(widen(first))
+    };
+    let collect = |len: usize| units.chunks(len).map(agree).collect::<Option<Vec<f32>>>();
+    if let Some(scales) = collect(cols.max(1) / unit) {
+        return Scales::PerRow(scales);
+    }
+    let fits = |group: &&usize| cols.is_multiple_of(**group);
+    for &group in GROUP_SIZES.iter().rev().filter(fits) {
+        if let Some(scales) = collect(group / unit) {
+            return Scales::PerGroup { group, scales };
+        }
+    }
+    // every unit of 32 agrees with itself, and a unit of a whole row was returned above
+    Scales::PerGroup { group: unit, scales: units.iter().map(|&m| widen(m)).collect() }
+}
+
+/// Whole numbers or floats that each hold one trit, by value.
+pub(super) fn trits_by_value(plain: PlainType, bytes: &[u8], cols: usize) -> Result<Vec<i8>, FormatError> {
+    let mut trits = vec![0; bytes.len() / plain.size()];
+    let fine = |out: &mut i8, v: i64| {
+        *out = v as i8;
+        (-1..=1).contains(&v)
+    };
+    match integers(plain, bytes, &mut trits, fine) {
+        None => Ok(trits),
+        Some((i, found)) => Err(FormatError::new(
+            ErrorCode::Malformed,
+            format!(
+                "row {}, column {}: expected a trit (-1, 0, +1), found {found}",
+                i / cols.max(1),
+                i % cols.max(1)
+            ),
+        )),
+    }
+}
+
+/// Packed bytes of which each is stored as a number of another type, by value. An i8 is the byte
+/// itself: half of all codes look negative there.
+pub(super) fn bytes_by_value(plain: PlainType, bytes: &[u8], cols: usize) -> Result<Vec<u8>, FormatError> {
+    if plain.size() == 1 {
+        return Ok(bytes.to_vec());
+    }
+    let mut out = vec![0; bytes.len() / plain.size()];
+    let fine = |out: &mut u8, v: i64| {
+        *out = v as u8;
+        (0..=255).contains(&v)
+    };
+    match integers(plain, bytes, &mut out, fine) {
+        None => Ok(out),
+        Some((i, found)) => Err(FormatError::new(
+            ErrorCode::Malformed,
+            format!(
+                "packed row {}, column {}: expected a byte (0 to 255), found {found}",
+                i / cols.max(1),
+                i % cols.max(1)
+            ),
+        )),
+    }
+}
+
+/// Reads every element as a whole number into `out` by `put`; the first that is not one, or that
+/// `put` refuses, and its value.
+fn integers<T: Send>(
+    plain: PlainType,
+    bytes: &[u8],
+    out: &mut [T],
+    put: impl Fn(&mut T, i64) -> bool + Sync,
+) -> Option<(usize, f64)> {
+    let size = plain.size();
+    out.par_chunks_mut(BLOCK)
+        .zip(bytes.par_chunks(BLOCK * size))
+        .enumerate()
+        .find_map_first(|(piece, (out, bytes))| {
+            let bad = out.iter_mut().zip(bytes.chunks_exact(size)).position(|(out, b)| {
+                let v = number(plain, b);
+                // NaN fails both
+                let whole = v == v.trunc() && v.abs() < 65_536.0;
+                !(whole && put(out, v as i64))
+            });
+            bad.map(|i| (piece * BLOCK + i, number(plain, &bytes[i * size..])))
+        })
+}
+
+/// One element as f64; exact for every value that matters here.
+fn number(plain: PlainType, b: &[u8]) -> f64 {
+    /// The first `N` bytes, zeros where the slice ends early (it never does).
+    fn take<const N: usize>(b: &[u8]) -> [u8; N] {
+        let mut a = [0; N];
+        for (to, from) in a.iter_mut().zip(b) {
+            *to = *from;
+        }
+        a
+    }
+    match plain {
+        PlainType::F64 => f64::from_le_bytes(take(b)),
+        PlainType::F32 => value::<F32>(b).into(),
+        PlainType::F16 => value::<F16>(b).into(),
+        PlainType::Bf16 => value::<Bf16>(b).into(),
+        PlainType::I64 => i64::from_le_bytes(take(b)) as f64,
+        PlainType::U64 => u64::from_le_bytes(take(b)) as f64,
+        PlainType::I32 => i32::from_le_bytes(take(b)).into(),
+        PlainType::U32 => u32::from_le_bytes(take(b)).into(),
+        PlainType::I16 => i16::from_le_bytes(take(b)).into(),
+        PlainType::U16 => u16::from_le_bytes(take(b)).into(),
+        PlainType::I8 => i8::from_le_bytes(take(b)).into(),
+        PlainType::U8 | PlainType::Bool => b[0].into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn f32s(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn scale_structures_are_found_coarsest_first() {
+        let mut w = vec![0f32; 2 * 64];
+        (w[0], w[40], w[64], w[127]) = (0.5, -0.5, 0.5, -0.0);
+        let (trits, scales) = dequantised(PlainType::F32, &f32s(&w), 64).unwrap();
+        assert_eq!(scales, Scales::PerTensor(0.5));
+        assert_eq!((trits[0], trits[40], trits[64], trits[127]), (1, -1, 1, 0));
+        w[64] = 0.25;
+        let (_, scales) = dequantised(PlainType::F32, &f32s(&w), 64).unwrap();
+        assert_eq!(scales, Scales::PerRow(vec![0.5, 0.25]));
+        w[40] = -0.125;
+        let (_, scales) = dequantised(PlainType::F32, &f32s(&w), 64).unwrap();
+        let want = Scales::PerGroup { group: 32, scales: vec![0.5, 0.125, 0.25, 0.0] };
+        assert_eq!(scales, want);
+        assert_eq!(evidence(PlainType::F32, &f32s(&w), 64), Ok(Evidence::Ternary));
+        w[41] = 0.25;
+        let error = dequantised(PlainType::F32, &f32s(&w), 64).unwrap_err();
+        assert_eq!(error.code, ErrorCode::NotTernary);
+        assert!(error.message.starts_with("row 0, column 41: expected 0 or 0.125"), "{error}");
+        assert_eq!(evidence(PlainType::F32, &f32s(&w), 64), Ok(Evidence::Master));
+        w[41] = f32::NAN;
+        assert_eq!(dequantised(PlainType::F32, &f32s(&w), 64).unwrap_err().code, ErrorCode::NonFinite);
+    }
+
+    #[test]
+    fn an_all_zero_tensor_has_scale_zero() {
+        let (_, scales) = dequantised(PlainType::F32, &f32s(&[0.0; 64]), 64).unwrap();
+        assert_eq!(scales, Scales::PerTensor(0.0));
+        assert_eq!(evidence(PlainType::F32, &f32s(&[0.0; 64]), 64), Ok(Evidence::Zeros));
+    }
+
+    #[test]
+    fn absmean_does_not_depend_on_threads() {
+        let w: Vec<f32> = (0..3 * BLOCK + 77).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect();
+        let bytes = f32s(&w);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| absmean(PlainType::F32, &bytes, 77).unwrap())
+        };
+        assert_eq!(run(1), run(3));
+        let (sum, _) = bitnet_ternary::mean_magnitude::<F32>(&bytes);
+        assert_eq!(run(2).1, Scales::PerTensor(absmean_scale(sum, w.len()).scale));
+    }
+
+    #[test]
+    fn codes_in_wider_types_are_taken_by_value() {
+        let wide: Vec<u8> = [0i32, 152, 255].iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(bytes_by_value(PlainType::I32, &wide, 3).unwrap(), [0, 152, 255]);
+        let half: Vec<u8> = [0x0000u16, 0x4318, 0x437f].iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(bytes_by_value(PlainType::Bf16, &half, 3).unwrap(), [0, 152, 255]);
+        for bad in [256i32, -1] {
+            let bytes = bad.to_le_bytes();
+            assert_eq!(bytes_by_value(PlainType::I32, &bytes, 1).unwrap_err().code, ErrorCode::Malformed);
+        }
+        assert!(bytes_by_value(PlainType::F32, &f32s(&[0.5]), 1).is_err());
+        assert!(bytes_by_value(PlainType::F32, &f32s(&[f32::NAN]), 1).is_err());
+        assert_eq!(trits_by_value(PlainType::I8, &[0xff, 0, 1], 3).unwrap(), [-1, 0, 1]);
+        assert!(trits_by_value(PlainType::I8, &[2], 1).is_err());
+    }
+}

@@ -1,0 +1,209 @@
+//! What a network looks like: sizes and wiring, as data.
+//!
+//! Invariant: every number is bounded and consistent (families build a `Config` only through
+//! [`Config::checked`]), and nothing about the wiring is guessed: an unknown value in a checkpoint's
+//! configuration is an error naming key and value, never a default.
+
+use crate::slot::{LayerSlot, Slot};
+use bitnet_formats::{ErrorCode, FormatError};
+use bitnet_ternary::MAX_COLS;
+
+/// The MLP's activation function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `relu(x)^2`, BitNet b1.58 2B4T (`relu2`).
+    Relu2,
+    /// `x * sigmoid(x)`, Llama, Falcon, 1bitLLM (`silu`).
+    Silu,
+    /// The tanh form of GELU, Gemma 3 (`gelu_pytorch_tanh`).
+    GeluTanh,
+}
+
+impl Activation {
+    /// As `config.json` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Relu2 => "relu2",
+            Self::Silu => "silu",
+            Self::GeluTanh => "gelu_pytorch_tanh",
+        }
+    }
+}
+
+/// Whether inputs of ternary linears are quantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActivationQuantization {
+    /// int8 per token, absmax (BitNet b1.58).
+    Int8PerToken,
+    /// None: a checkpoint of dequantised weights that runs as an ordinary dense model.
+    None,
+}
+
+/// How rotary frequencies are scaled, as transformers defines it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// `default`: not scaled.
+    None,
+    /// `linear`: frequencies divided by the factor.
+    Linear {
+        /// Divisor.
+        factor: f64,
+    },
+    /// `llama3`: frequencies scaled by wavelength band.
+    Llama3 {
+        /// Divisor of the low band.
+        factor: f64,
+        /// `low_freq_factor`
+        low_freq_factor: f64,
+        /// `high_freq_factor`
+        high_freq_factor: f64,
+        /// `original_max_position_embeddings`
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// Rotary position embedding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Their scaling.
+    pub scaling: RopeScaling,
+}
+
+/// Sizes and wiring of one network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Width of one head (`head_dim` if given, not `hidden / heads`).
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Longest context the model was made for.
+    pub max_position_embeddings: usize,
+    /// Epsilon of every norm.
+    pub rms_norm_eps: f32,
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// The MLP's activation function.
+    pub hidden_act: Activation,
+    /// Whether `o_proj` has an input norm (`attn_sub_norm`).
+    pub attn_sub_norm: bool,
+    /// Whether `down_proj` has an input norm (`ffn_sub_norm`).
+    pub ffn_sub_norm: bool,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether inputs of ternary linears are quantised.
+    pub activation_quantization: ActivationQuantization,
+    /// Beginning of text.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text; several for chat models.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl Config {
+    /// Checks bounds and consistency.
+    ///
+    /// # Errors
+    /// `unsupported-config`, naming the key, the value and the bound.
+    pub fn checked(self) -> Result<Self, FormatError> {
+        let bounds: [(&str, usize, usize); 8] = [
+            ("hidden_size", self.hidden_size, MAX_COLS - 1),
+            ("intermediate_size", self.intermediate_size, MAX_COLS - 1),
+            ("num_hidden_layers", self.num_hidden_layers, 1024),
+            ("num_attention_heads", self.num_attention_heads, 4096),
+            ("num_key_value_heads", self.num_key_value_heads, self.num_attention_heads),
+            ("head_dim", self.head_dim, 4096),
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 24),
+        ];
+        for (key, value, most) in bounds {
+            if value == 0 || value > most {
+                return Err(bad_key(key, &value.to_string(), &format!("a number from 1 to {most}")));
+            }
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return Err(bad_key(
+                "num_key_value_heads",
+                &self.num_key_value_heads.to_string(),
+                &format!("a divisor of num_attention_heads = {}", self.num_attention_heads),
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(bad_key("head_dim", &self.head_dim.to_string(), "an even number"));
+        }
+        if self.num_attention_heads * self.head_dim >= MAX_COLS {
+            return Err(bad_key(
+                "head_dim",
+                &self.head_dim.to_string(),
+                &format!("num_attention_heads * head_dim below {MAX_COLS}"),
+            ));
+        }
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
+            return Err(bad_key("rms_norm_eps", &self.rms_norm_eps.to_string(), "a number between 0 and 1"));
+        }
+        if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
+            return Err(bad_key("rope_theta", &self.rope.theta.to_string(), "a positive number"));
+        }
+        Ok(self)
+    }
+
+    /// Every slot a network of this configuration has, in the order of the forward pass.
+    pub fn slots(&self) -> Vec<Slot> {
+        use LayerSlot::*;
+        let mut slots = vec![Slot::TokenEmbeddings];
+        for layer in 0..self.num_hidden_layers {
+            for slot in [
+                InputNorm, QProj, KProj, VProj, AttnSubNorm, OProj, PostAttentionNorm, GateProj, UpProj,
+                FfnSubNorm, DownProj,
+            ] {
+                let absent = (slot == AttnSubNorm && !self.attn_sub_norm)
+                    || (slot == FfnSubNorm && !self.ffn_sub_norm);
+                if !absent {
+                    slots.push(Slot::Layer(layer, slot));
+                }
+            }
+        }
+        slots.push(Slot::OutputNorm);
+        if !self.tie_word_embeddings {
+            slots.push(Slot::OutputHead);
+        }
+        slots
+    }
+
+    /// The shape of a slot's tensor, outermost first.
+    pub fn shape(&self, slot: Slot) -> Vec<usize> {
+        use LayerSlot::*;
+        let q = self.num_attention_heads * self.head_dim;
+        let kv = self.num_key_value_heads * self.head_dim;
+        let (hidden, inter) = (self.hidden_size, self.intermediate_size);
+        match slot {
+            Slot::TokenEmbeddings | Slot::OutputHead => vec![self.vocab_size, hidden],
+            Slot::OutputNorm => vec![hidden],
+            Slot::Layer(_, s) => match s {
+                InputNorm | PostAttentionNorm => vec![hidden],
+                QProj => vec![q, hidden],
+                KProj | VProj => vec![kv, hidden],
+                AttnSubNorm => vec![q],
+                OProj => vec![hidden, q],
+                GateProj | UpProj => vec![inter, hidden],
+                FfnSubNorm => vec![inter],
+                DownProj => vec![hidden, inter],
+            },
+        }
+    }
+}
+
+/// An error for a configuration key with a value this program does not know.
+pub(crate) fn bad_key(key: &str, found: &str, expected: &str) -> FormatError {
+    FormatError::new(ErrorCode::UnsupportedConfig, format!("expected {expected}, found {found}")).in_tensor(key)
+}

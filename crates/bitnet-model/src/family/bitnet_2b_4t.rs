@@ -1,0 +1,28 @@
+//! BitNet b1.58 2B4T: transformers' `BitNetForCausalLM`, `microsoft/bitnet-b1.58-2B-4T` and `-bf16`.
+//!
+//! Invariant: the architecture has ternary linears only, so float linears that nothing marks are
+//! master weights, and a scale that nothing marks multiplies (`formats/hf-packed.md`).
+
+use super::hf_config::{self, Wiring};
+use super::{Family, GgufWiring, ScaleDirection, UnmarkedFloats, gguf_keys, names};
+use crate::config::Activation;
+
+const GGUF: GgufWiring =
+    GgufWiring { activation: Activation::Relu2, sub_norms: true, output_head: false };
+
+pub(super) static FAMILY: Family = Family {
+    name: "bitnet_2b_4t",
+    matches: |config| hf_config::is_or_unsaid(config, "bitnet", "BitNetForCausalLM"),
+    config: |config| hf_config::read(config, &Wiring { sub_norms: true }),
+    tensor_name: |slot| names::hf(slot, "attn_sub_norm", "ffn_sub_norm"),
+    unmarked_scale: ScaleDirection::Multiply,
+    unmarked_floats: UnmarkedFloats::MasterWeights,
+    is_known_master: |_| false,
+    hf_identity: ("bitnet", "BitNetForCausalLM"),
+    // `bitnet-25` is what the first upload of the published file said, before 2025-04-22
+    gguf_architectures: &["bitnet-b1.58", "bitnet-25"],
+    gguf_config: |file| gguf_keys::read(file, GGUF),
+    gguf_tensor_name: names::gguf,
+    gguf_wiring: GGUF,
+    permutes_qk: false,
+};

@@ -1,0 +1,30 @@
+//! The first reproduction of BitNet b1.58: `1bitLLM/bitnet_b1_58-large`, `-xl`, `-3B`.
+//!
+//! Invariant: `BitnetForCausalLM` (lower-case n) has ternary linears only and calls its sub-norms
+//! `inner_attn_ln` and `ffn_layernorm`; its `model_type` is `llama`, so `architectures` decides.
+
+use super::hf_config::{self, Wiring};
+use super::{Family, GgufWiring, ScaleDirection, UnmarkedFloats, gguf_keys, names};
+use crate::config::Activation;
+
+const GGUF: GgufWiring =
+    GgufWiring { activation: Activation::Silu, sub_norms: true, output_head: false };
+
+pub(super) static FAMILY: Family = Family {
+    name: "bitnet_b1_58",
+    matches: |config| {
+        hf_config::is(config, "llama", "BitnetForCausalLM")
+            || hf_config::is(config, "bitnet", "BitnetForCausalLM")
+    },
+    config: |config| hf_config::read(config, &Wiring { sub_norms: true }),
+    tensor_name: |slot| names::hf(slot, "inner_attn_ln", "ffn_layernorm"),
+    unmarked_scale: ScaleDirection::Divide,
+    unmarked_floats: UnmarkedFloats::MasterWeights,
+    is_known_master: |_| false,
+    hf_identity: ("llama", "BitnetForCausalLM"),
+    gguf_architectures: &["bitnet"],
+    gguf_config: |file| gguf_keys::read(file, GGUF),
+    gguf_tensor_name: names::gguf,
+    gguf_wiring: GGUF,
+    permutes_qk: false,
+};

@@ -1,0 +1,341 @@
+//! GGUF metadata, read into a [`Config`] and written from one (`formats/gguf-container.md`).
+//!
+//! Invariant: what is written reads back as the same `Config`; keys of our own begin with `ternary.`
+//! and only say what no reader's key can.
+
+use super::GgufWiring;
+use super::hf_config::linear;
+use crate::config::{ActivationQuantization, Config, Rope, RopeScaling, bad_key};
+use crate::slot::Slot;
+use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata, TensorFile, TensorInfo};
+
+pub(super) const ARCHITECTURE: &str = "general.architecture";
+/// Divisors of the rotary frequencies, `(head_dim / 2,)` f32: how llama.cpp stores llama3 scaling.
+pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
+
+const ACTIVATIONS: &str = "ternary.activation_quantization";
+const EOS_TOKEN_IDS: &str = "ternary.eos_token_ids";
+const SCALING_TYPE: &str = "ternary.rope.scaling.type";
+const SCALING_FACTOR: &str = "ternary.rope.scaling.factor";
+const SCALING_LOW: &str = "ternary.rope.scaling.low_freq_factor";
+const SCALING_HIGH: &str = "ternary.rope.scaling.high_freq_factor";
+const SCALING_ORIGINAL: &str = "ternary.rope.scaling.original_context_length";
+
+/// Keys of other networks, and the number that leaves them without effect.
+const NEUTRAL: &[(&str, f64)] = &[
+    ("expert_count", 0.0),
+    ("attention.sliding_window", 0.0),
+    ("attention.scale", 0.0),
+    ("attention.clamp_kqv", 0.0),
+    ("attention.max_alibi_bias", 0.0),
+    ("attention.shared_kv_layers", 0.0),
+    ("pooling_type", 0.0),
+    ("attn_logit_softcapping", 0.0),
+    ("final_logit_softcapping", 0.0),
+    ("logit_scale", 1.0),
+    ("residual_scale", 1.0),
+    ("embedding_scale", 1.0),
+];
+
+fn show(value: Option<&MetaValue>) -> String {
+    match value {
+        None => "nothing".to_owned(),
+        Some(MetaValue::Array(_)) => "an array".to_owned(),
+        Some(MetaValue::String(s)) => {
+            let text: String = String::from_utf8_lossy(s).chars().take(60).collect();
+            format!("{text:?}")
+        }
+        Some(number) => match (number.as_u64(), number.as_f64(), number.as_bool()) {
+            (Some(v), _, _) => v.to_string(),
+            (_, Some(v), _) => v.to_string(),
+            (_, _, Some(v)) => v.to_string(),
+            _ => "a negative number".to_owned(),
+        },
+    }
+}
+
+/// `general.architecture`.
+pub(super) fn architecture(file: &TensorFile) -> Result<&str, FormatError> {
+    let value = file.metadata.get(ARCHITECTURE);
+    let text = value.and_then(MetaValue::as_str);
+    text.ok_or_else(|| bad_key(ARCHITECTURE, &show(value), "a string"))
+}
+
+/// Typed access to the keys of one architecture; a name that begins with `/` is a whole key.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    architecture: &'a str,
+}
+
+impl Keys<'_> {
+    fn key(&self, name: &str) -> String {
+        match name.strip_prefix('/') {
+            Some(absolute) => absolute.to_owned(),
+            None => format!("{}.{name}", self.architecture),
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&MetaValue> {
+        self.metadata.get(&self.key(name))
+    }
+
+    fn bad(&self, name: &str, expected: &str) -> FormatError {
+        bad_key(&self.key(name), &show(self.get(name)), expected)
+    }
+
+    fn size(&self, name: &str) -> Result<Option<usize>, FormatError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let size = value.as_u64().and_then(|v| usize::try_from(v).ok());
+        size.map(Some).ok_or_else(|| self.bad(name, "a whole number"))
+    }
+
+    fn required_size(&self, name: &str) -> Result<usize, FormatError> {
+        self.size(name)?.ok_or_else(|| self.bad(name, "a whole number"))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f32>, FormatError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let number = value.as_f64().map(|v| v as f32).filter(|v| v.is_finite());
+        number.map(Some).ok_or_else(|| self.bad(name, "a number"))
+    }
+
+    fn required_number(&self, name: &str) -> Result<f32, FormatError> {
+        self.number(name)?.ok_or_else(|| self.bad(name, "a number"))
+    }
+
+    fn token(&self, name: &str) -> Result<Option<u32>, FormatError> {
+        let Some(id) = self.size(name)? else { return Ok(None) };
+        u32::try_from(id).map(Some).map_err(|_| self.bad(name, "a token id"))
+    }
+}
+
+/// Reads sizes and wiring.
+pub(super) fn read(file: &TensorFile, wiring: GgufWiring) -> Result<Config, FormatError> {
+    let keys = Keys { metadata: &file.metadata, architecture: architecture(file)? };
+    for &(name, neutral) in NEUTRAL {
+        if let Some(value) = keys.get(name) {
+            let number = value.as_u64().map(|v| v as f64).or(value.as_f64());
+            if number != Some(neutral) {
+                return Err(keys.bad(name, &neutral.to_string()));
+            }
+        }
+    }
+    for (name, neutral) in [("attention.causal", true), ("use_parallel_residual", false)] {
+        if keys.get(name).is_some_and(|v| v.as_bool() != Some(neutral)) {
+            return Err(keys.bad(name, &neutral.to_string()));
+        }
+    }
+    let hidden_size = keys.required_size("embedding_length")?;
+    let heads = keys.required_size("attention.head_count")?;
+    let head_dim = match keys.size("attention.key_length")? {
+        Some(head_dim) => head_dim,
+        None if heads != 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None => {
+            let expected = format!("a divisor of embedding_length = {hidden_size}");
+            return Err(keys.bad("attention.head_count", &expected));
+        }
+    };
+    for name in ["attention.value_length", "rope.dimension_count"] {
+        if keys.size(name)?.is_some_and(|n| n != head_dim) {
+            return Err(keys.bad(name, &format!("the head width, {head_dim}")));
+        }
+    }
+    // the embedding's own shape is the truth; `vocab_size` is absent or stale in some files
+    let embedding = file.tensor(&super::names::gguf(Slot::TokenEmbeddings));
+    let vocab_size = match embedding.and_then(|t| t.shape.first()) {
+        Some(&rows) => rows,
+        None => keys.required_size("vocab_size")?,
+    };
+    let own_head = file.tensor(&super::names::gguf(Slot::OutputHead)).is_some();
+    Config {
+        hidden_size,
+        intermediate_size: keys.required_size("feed_forward_length")?,
+        num_hidden_layers: keys.required_size("block_count")?,
+        num_attention_heads: heads,
+        num_key_value_heads: keys.size("attention.head_count_kv")?.unwrap_or(heads),
+        head_dim,
+        vocab_size,
+        max_position_embeddings: keys.required_size("context_length")?,
+        rms_norm_eps: keys.required_number("attention.layer_norm_rms_epsilon")?,
+        rope: Rope {
+            // every reader's value for an absent key
+            theta: keys.number("rope.freq_base")?.unwrap_or(10_000.0).into(),
+            scaling: rope_scaling(&keys)?,
+        },
+        hidden_act: wiring.activation,
+        attn_sub_norm: wiring.sub_norms,
+        ffn_sub_norm: wiring.sub_norms,
+        tie_word_embeddings: !(wiring.output_head && own_head),
+        activation_quantization: activations(&keys)?,
+        bos_token_id: keys.token("/tokenizer.ggml.bos_token_id")?,
+        eos_token_ids: eos(&keys)?,
+    }
+    .checked()
+}
+
+fn activations(keys: &Keys<'_>) -> Result<ActivationQuantization, FormatError> {
+    let name = format!("/{ACTIVATIONS}");
+    match keys.get(&name).map(|v| v.as_str().unwrap_or("")) {
+        None | Some("int8_per_token") => Ok(ActivationQuantization::Int8PerToken),
+        Some("none") => Ok(ActivationQuantization::None),
+        Some(_) => Err(keys.bad(&name, "\"int8_per_token\" or \"none\"")),
+    }
+}
+
+fn eos(keys: &Keys<'_>) -> Result<Vec<u32>, FormatError> {
+    if let Some(list) = keys.metadata.get(EOS_TOKEN_IDS) {
+        return match list {
+            MetaValue::Array(MetaArray::U32(ids)) => Ok(ids.clone()),
+            other => Err(bad_key(EOS_TOKEN_IDS, &show(Some(other)), "an array of u32")),
+        };
+    }
+    let mut ids = Vec::new();
+    for name in ["eos_token_id", "eot_token_id", "eom_token_id"] {
+        if let Some(id) = keys.token(&format!("/tokenizer.ggml.{name}"))?
+            && !ids.contains(&id)
+        {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
+fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, FormatError> {
+    let own = format!("/{SCALING_TYPE}");
+    match keys.get(&own).map(|v| v.as_str().unwrap_or("")) {
+        None => {}
+        Some("llama3") => {
+            let number = |name: &str| keys.required_number(&format!("/{name}"));
+            return Ok(RopeScaling::Llama3 {
+                factor: number(SCALING_FACTOR)?.into(),
+                low_freq_factor: number(SCALING_LOW)?.into(),
+                high_freq_factor: number(SCALING_HIGH)?.into(),
+                original_max_position_embeddings: keys.required_size(&format!("/{SCALING_ORIGINAL}"))?,
+            });
+        }
+        Some(_) => return Err(keys.bad(&own, "\"llama3\"")),
+    }
+    let factor = match keys.number("rope.scaling.factor")? {
+        Some(factor) => factor,
+        None => keys.number("rope.scale_linear")?.unwrap_or(1.0),
+    };
+    match keys.get("rope.scaling.type").map(|v| v.as_str().unwrap_or("")) {
+        Some("none") => Ok(RopeScaling::None),
+        None | Some("linear") if factor >= 1.0 => Ok(linear(factor)),
+        None | Some("linear") => Err(keys.bad("rope.scaling.factor", "a number from 1 on")),
+        Some(_) => Err(keys.bad("rope.scaling.type", "\"none\" or \"linear\"")),
+    }
+}
+
+/// All keys but `general.file_type` and the tokenizer's.
+pub(super) fn metadata(architecture: &str, config: &Config, name: Option<&str>) -> Vec<(String, MetaValue)> {
+    // `Config::checked` bounds every size far below 2^32
+    let size = |v: usize| MetaValue::U32(v as u32);
+    let number = |v: f64| MetaValue::F32(v as f32);
+    let mut keys = vec![
+        (ARCHITECTURE.to_owned(), MetaValue::text(architecture)),
+        ("general.type".to_owned(), MetaValue::text("model")),
+    ];
+    if let Some(name) = name {
+        keys.push(("general.name".to_owned(), MetaValue::text(name)));
+    }
+    keys.push(("general.quantization_version".to_owned(), MetaValue::U32(2)));
+    let own = [
+        ("block_count", size(config.num_hidden_layers)),
+        ("context_length", size(config.max_position_embeddings)),
+        ("embedding_length", size(config.hidden_size)),
+        ("feed_forward_length", size(config.intermediate_size)),
+        ("attention.head_count", size(config.num_attention_heads)),
+        ("attention.head_count_kv", size(config.num_key_value_heads)),
+        ("attention.key_length", size(config.head_dim)),
+        ("attention.value_length", size(config.head_dim)),
+        ("attention.layer_norm_rms_epsilon", MetaValue::F32(config.rms_norm_eps)),
+        ("rope.dimension_count", size(config.head_dim)),
+        ("rope.freq_base", number(config.rope.theta)),
+        ("vocab_size", size(config.vocab_size)),
+    ];
+    keys.extend(own.map(|(k, v)| (format!("{architecture}.{k}"), v)));
+    match config.rope.scaling {
+        RopeScaling::None => {}
+        RopeScaling::Linear { factor } => {
+            keys.push((format!("{architecture}.rope.scaling.type"), MetaValue::text("linear")));
+            keys.push((format!("{architecture}.rope.scaling.factor"), number(factor)));
+        }
+        // readers take this one from `rope_freqs.weight`; the numbers it was made of are ours
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => keys.extend([
+            (SCALING_TYPE.to_owned(), MetaValue::text("llama3")),
+            (SCALING_FACTOR.to_owned(), number(factor)),
+            (SCALING_LOW.to_owned(), number(low_freq_factor)),
+            (SCALING_HIGH.to_owned(), number(high_freq_factor)),
+            (SCALING_ORIGINAL.to_owned(), size(original_max_position_embeddings)),
+        ]),
+    }
+    let activations = match config.activation_quantization {
+        ActivationQuantization::Int8PerToken => "int8_per_token",
+        ActivationQuantization::None => "none",
+    };
+    keys.push((ACTIVATIONS.to_owned(), MetaValue::text(activations)));
+    if !config.eos_token_ids.is_empty() {
+        let ids = MetaArray::U32(config.eos_token_ids.clone());
+        keys.push((EOS_TOKEN_IDS.to_owned(), MetaValue::Array(ids)));
+    }
+    keys
+}
+
+/// The divisors of llama3 scaling, as llama.cpp's converter computes them; `None` without it.
+pub(crate) fn rope_frequency_factors(config: &Config) -> Option<Vec<f32>> {
+    let RopeScaling::Llama3 {
+        factor,
+        low_freq_factor,
+        high_freq_factor,
+        original_max_position_embeddings,
+    } = config.rope.scaling
+    else {
+        return None;
+    };
+    let original = original_max_position_embeddings as f64;
+    let divisor = |i: usize| {
+        let exponent = 2.0 * i as f64 / config.head_dim as f64;
+        let wavelength = 2.0 * std::f64::consts::PI * config.rope.theta.powf(exponent);
+        if wavelength < original / high_freq_factor {
+            1.0
+        } else if wavelength > original / low_freq_factor {
+            factor
+        } else {
+            let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    };
+    Some((0..config.head_dim / 2).map(|i| divisor(i) as f32).collect())
+}
+
+/// Whether the divisors in a file are those of the configuration.
+pub(crate) fn check_rope_frequencies(
+    config: &Config,
+    info: &TensorInfo,
+    values: &[f32],
+) -> Result<(), FormatError> {
+    let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.head_dim / 2]);
+    let place = |e: FormatError| e.in_tensor(&info.name);
+    if values.len() != ours.len() {
+        let message = format!("expected {} divisors, found {}", ours.len(), values.len());
+        return Err(place(FormatError::new(ErrorCode::WrongShape, message)));
+    }
+    // other writers compute them in f32
+    let differs = |(a, b): (&f32, &f32)| !((a - b).abs() <= 1e-4 * b.abs());
+    match values.iter().zip(&ours).position(differs) {
+        None => Ok(()),
+        Some(i) => Err(place(
+            FormatError::new(
+                ErrorCode::UnsupportedConfig,
+                format!("divisor {i}: expected {} by the metadata, found {}", ours[i], values[i]),
+            )
+            .hint(format!("files of other writers do not say which rope scaling made these; `{SCALING_TYPE}` does")),
+        )),
+    }
+}

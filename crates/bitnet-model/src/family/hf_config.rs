@@ -1,0 +1,430 @@
+//! `config.json` of Hugging Face checkpoints, read into a [`Config`] and written from one.
+//!
+//! Invariant: a key that changes the network is either understood or refused with its value; keys
+//! that do not change it pass. Numbers that GGUF keeps as f32 are rounded to f32 here, so that both
+//! containers of a model give the same `Config`.
+
+use super::quantization::{self, Quantization, ScaleDirection};
+use crate::config::{Activation, ActivationQuantization, Config, Rope, RopeScaling, bad_key};
+use bitnet_formats::{ErrorCode, FormatError};
+use serde_json::{Map, Value, json};
+
+/// What the architecture decides and `config.json` does not say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wiring {
+    /// Whether `o_proj` and `down_proj` have input norms.
+    pub sub_norms: bool,
+}
+
+/// How the linears of a checkpoint to be written are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HfStorage {
+    /// Master weights, as they were: `config.json` stays as it was.
+    MasterWeights,
+    /// Packed codes with a `weight_scale` of this direction.
+    Packed(ScaleDirection),
+    /// `trit * scale` as numbers; with a `weight_scale` of 1 when activations are quantised.
+    Dequantised,
+}
+
+/// The values of a key that leave the network as this program computes it; `null` always does.
+#[derive(Clone, Copy)]
+enum Neutral {
+    Absent,
+    False,
+    Zero,
+    One,
+}
+
+/// Keys of other architectures that would change the arithmetic.
+const NEUTRAL: &[(&str, Neutral)] = &[
+    ("attention_bias", Neutral::False),
+    ("mlp_bias", Neutral::False),
+    ("qkv_bias", Neutral::False),
+    ("use_bias", Neutral::False),
+    ("add_bias_linear", Neutral::False),
+    ("sliding_window", Neutral::Absent),
+    ("use_sliding_window", Neutral::False),
+    ("attention_chunk_size", Neutral::Absent),
+    ("no_rope_layers", Neutral::Absent),
+    ("attn_logit_softcapping", Neutral::Absent),
+    ("final_logit_softcapping", Neutral::Absent),
+    ("query_pre_attn_scalar", Neutral::Absent),
+    ("rope_local_base_freq", Neutral::Absent),
+    ("attention_multiplier", Neutral::Absent),
+    ("clip_qkv", Neutral::Absent),
+    ("scale_depth", Neutral::Absent),
+    ("dim_model_base", Neutral::Absent),
+    ("logit_scale", Neutral::One),
+    ("logits_scaling", Neutral::One),
+    ("logits_scale", Neutral::One),
+    ("lm_head_multiplier", Neutral::One),
+    ("residual_multiplier", Neutral::One),
+    ("residual_scale", Neutral::One),
+    ("embedding_multiplier", Neutral::One),
+    ("embedding_scale", Neutral::One),
+    ("scale_emb", Neutral::One),
+    ("partial_rotary_factor", Neutral::One),
+    ("rope_ratio", Neutral::One),
+    ("rope_interleaved", Neutral::False),
+    ("alibi", Neutral::False),
+    ("use_qk_norm", Neutral::False),
+    ("qk_layernorm", Neutral::False),
+    ("qk_norm", Neutral::False),
+    ("parallel_attn", Neutral::False),
+    ("use_parallel_residual", Neutral::False),
+    ("use_bidirectional_attention", Neutral::False),
+    ("is_encoder_decoder", Neutral::False),
+    ("add_cross_attention", Neutral::False),
+    ("num_local_experts", Neutral::Zero),
+    ("num_experts", Neutral::Zero),
+    ("n_routed_experts", Neutral::Zero),
+];
+
+/// A JSON value on one short line, for messages.
+pub(super) fn show(value: &Value) -> String {
+    let text = match value {
+        Value::Null => "nothing".to_owned(),
+        other => other.to_string(),
+    };
+    if text.chars().count() > 60 { text.chars().take(57).chain("...".chars()).collect() } else { text }
+}
+
+/// Parses a JSON side file; of repeated keys the last wins (HF1BitLLM repeats `quantization_config`).
+pub(crate) fn parse_json(bytes: &[u8]) -> Result<Value, FormatError> {
+    // some editors begin UTF-8 files with a byte order mark
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))?;
+    match value {
+        Value::Object(_) => Ok(value),
+        other => Err(FormatError::new(
+            ErrorCode::Malformed,
+            format!("expected a JSON object, found {}", show(&other)),
+        )),
+    }
+}
+
+fn names_architecture(config: &Value, architecture: &str) -> bool {
+    let list = config.get("architectures").and_then(Value::as_array);
+    list.is_some_and(|list| list.iter().any(|a| a == architecture))
+}
+
+/// Whether `config.json` names this model type and this architecture.
+pub(super) fn is(config: &Value, model_type: &str, architecture: &str) -> bool {
+    config.get("model_type").is_some_and(|t| t == model_type)
+        && names_architecture(config, architecture)
+}
+
+/// As [`is`], or the model type alone when no architecture is named.
+pub(super) fn is_or_unsaid(config: &Value, model_type: &str, architecture: &str) -> bool {
+    let unsaid = match config.get("architectures") {
+        None | Some(Value::Null) => true,
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(_) => false,
+    };
+    config.get("model_type").is_some_and(|t| t == model_type)
+        && (unsaid || names_architecture(config, architecture))
+}
+
+/// The error for a `config.json` that no family claims: names the key that no family has.
+pub(super) fn unknown_family<'a>(
+    config: &Value,
+    known: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+) -> FormatError {
+    let model_type = config.get("model_type").unwrap_or(&Value::Null);
+    if known.clone().any(|(t, _)| model_type == t) {
+        let names: Vec<_> = known.map(|(_, a)| a).collect();
+        let found = show(config.get("architectures").unwrap_or(&Value::Null));
+        return bad_key("architectures", &found, &format!("one of {}", names.join(", ")));
+    }
+    let mut names: Vec<_> = known.map(|(t, _)| t).collect();
+    names.sort_unstable();
+    names.dedup();
+    bad_key("model_type", &show(model_type), &format!("one of {}", names.join(", ")))
+}
+
+/// Typed access to the keys of one object; `null` counts as absent.
+#[derive(Clone, Copy)]
+struct Keys<'a> {
+    object: &'a Value,
+    /// Path of the object, `rope_scaling.`
+    path: &'static str,
+}
+
+impl<'a> Keys<'a> {
+    fn get(self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|v| !v.is_null())
+    }
+
+    fn bad(self, key: &str, expected: &str) -> FormatError {
+        let found = show(self.get(key).unwrap_or(&Value::Null));
+        bad_key(&format!("{}{key}", self.path), &found, expected)
+    }
+
+    fn size(self, key: &str) -> Result<Option<usize>, FormatError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let size = value.as_u64().and_then(|v| usize::try_from(v).ok());
+        size.map(Some).ok_or_else(|| self.bad(key, "a whole number"))
+    }
+
+    fn required_size(self, key: &str) -> Result<usize, FormatError> {
+        self.size(key)?.ok_or_else(|| self.bad(key, "a whole number"))
+    }
+
+    /// A number rounded to f32.
+    fn number(self, key: &str) -> Result<Option<f32>, FormatError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = value.as_f64().map(|v| v as f32).filter(|v| v.is_finite());
+        number.map(Some).ok_or_else(|| self.bad(key, "a number"))
+    }
+
+    fn required_number(self, key: &str) -> Result<f32, FormatError> {
+        self.number(key)?.ok_or_else(|| self.bad(key, "a number"))
+    }
+
+    fn flag(self, key: &str) -> Result<Option<bool>, FormatError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| self.bad(key, "true or false"))
+    }
+}
+
+/// Reads sizes and wiring.
+pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatError> {
+    let keys = Keys { object: config, path: "" };
+    refuse_other_networks(keys)?;
+    let hidden_act = activation(keys)?;
+    let heads = keys.required_size("num_attention_heads")?;
+    let hidden_size = keys.required_size("hidden_size")?;
+    let head_dim = match keys.size("head_dim")? {
+        Some(head_dim) => head_dim,
+        None if heads != 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None => {
+            return Err(keys.bad("num_attention_heads", &format!("a divisor of hidden_size = {hidden_size}")));
+        }
+    };
+    Config {
+        hidden_size,
+        intermediate_size: keys.required_size("intermediate_size")?,
+        num_hidden_layers: keys.required_size("num_hidden_layers")?,
+        num_attention_heads: heads,
+        // transformers' own reading of an absent key: as many as query heads
+        num_key_value_heads: keys.size("num_key_value_heads")?.unwrap_or(heads),
+        head_dim,
+        vocab_size: keys.required_size("vocab_size")?,
+        max_position_embeddings: keys.required_size("max_position_embeddings")?,
+        rms_norm_eps: keys.required_number("rms_norm_eps")?,
+        rope: rope(keys)?,
+        hidden_act,
+        attn_sub_norm: wiring.sub_norms,
+        ffn_sub_norm: wiring.sub_norms,
+        // transformers' default for each of these architectures
+        tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+        activation_quantization: quantization::activations(config)?,
+        bos_token_id: token_ids(keys, "bos_token_id")?.first().copied(),
+        eos_token_ids: token_ids(keys, "eos_token_id")?,
+    }
+    .checked()
+}
+
+fn refuse_other_networks(keys: Keys<'_>) -> Result<(), FormatError> {
+    for &(key, neutral) in NEUTRAL {
+        let Some(value) = keys.get(key) else { continue };
+        let (fine, expected) = match neutral {
+            Neutral::Absent => (false, "nothing"),
+            Neutral::False => (value == false, "false"),
+            Neutral::Zero => (value.as_f64() == Some(0.0), "0"),
+            Neutral::One => (value.as_f64() == Some(1.0), "1"),
+        };
+        if !fine {
+            return Err(keys.bad(key, expected));
+        }
+    }
+    let full = |layers: &Value| {
+        layers.as_array().is_some_and(|l| l.iter().all(|t| t == "full_attention"))
+    };
+    match keys.get("layer_types") {
+        Some(layers) if !full(layers) => Err(keys.bad("layer_types", "\"full_attention\" everywhere")),
+        _ => Ok(()),
+    }
+}
+
+fn activation(keys: Keys<'_>) -> Result<Activation, FormatError> {
+    let all = [Activation::Relu2, Activation::Silu, Activation::GeluTanh];
+    let expected = || all.map(Activation::as_str).join(", ");
+    let named = |value: &Value| all.into_iter().find(|a| value == a.as_str());
+    let found = keys.get("hidden_act").and_then(named);
+    let found = found.ok_or_else(|| keys.bad("hidden_act", &format!("one of {}", expected())))?;
+    // Falcon3-7B-1.58bit has this second spelling beside `hidden_act`
+    match keys.get("activation") {
+        Some(other) if !(named(other) == Some(found) || other == "swiglu" && found == Activation::Silu) => {
+            Err(keys.bad("activation", &format!("what hidden_act = {} means", found.as_str())))
+        }
+        _ => Ok(found),
+    }
+}
+
+/// `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
+fn rope(keys: Keys<'_>) -> Result<Rope, FormatError> {
+    let mut theta = keys.number("rope_theta")?;
+    let mut scaling = None;
+    for (key, path) in [("rope_scaling", "rope_scaling."), ("rope_parameters", "rope_parameters.")] {
+        let Some(object) = keys.get(key) else { continue };
+        if !object.is_object() {
+            return Err(keys.bad(key, "an object"));
+        }
+        let inner = Keys { object, path };
+        for per_layer_type in ["full_attention", "sliding_attention"] {
+            if inner.get(per_layer_type).is_some() {
+                return Err(inner.bad(per_layer_type, "nothing"));
+            }
+        }
+        if inner.number("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
+            return Err(inner.bad("partial_rotary_factor", "1"));
+        }
+        if let Some(inner_theta) = inner.number("rope_theta")? {
+            if theta.is_some_and(|outer| outer != inner_theta) {
+                return Err(inner.bad("rope_theta", &format!("rope_theta = {}", theta.unwrap_or(0.0))));
+            }
+            theta = Some(inner_theta);
+        }
+        let this = rope_scaling(inner)?;
+        if scaling.is_some_and(|other| other != this) {
+            return Err(keys.bad(key, "what rope_scaling says"));
+        }
+        scaling = Some(this);
+    }
+    let theta = theta.ok_or_else(|| keys.bad("rope_theta", "a number"))?;
+    Ok(Rope { theta: theta.into(), scaling: scaling.unwrap_or(RopeScaling::None) })
+}
+
+fn rope_scaling(keys: Keys<'_>) -> Result<RopeScaling, FormatError> {
+    let (new, old) = (keys.get("rope_type"), keys.get("type"));
+    let key = if new.is_some() { "rope_type" } else { "type" };
+    if new.is_some() && old.is_some() && new != old {
+        return Err(keys.bad("type", "what rope_type says"));
+    }
+    let factor = || {
+        let factor = keys.required_number("factor")?;
+        if factor >= 1.0 { Ok(factor) } else { Err(keys.bad("factor", "a number from 1 on")) }
+    };
+    match new.or(old).map(|v| v.as_str().unwrap_or("")) {
+        None | Some("default") => Ok(RopeScaling::None),
+        Some("linear") => Ok(linear(factor()?)),
+        Some("llama3") => {
+            let (low, high) =
+                (keys.required_number("low_freq_factor")?, keys.required_number("high_freq_factor")?);
+            if !(low > 0.0 && high > low) {
+                return Err(keys.bad("high_freq_factor", &format!("more than low_freq_factor = {low}")));
+            }
+            let original = keys.required_size("original_max_position_embeddings")?;
+            if original == 0 {
+                return Err(keys.bad("original_max_position_embeddings", "a number from 1 on"));
+            }
+            Ok(RopeScaling::Llama3 {
+                factor: factor()?.into(),
+                low_freq_factor: low.into(),
+                high_freq_factor: high.into(),
+                original_max_position_embeddings: original,
+            })
+        }
+        Some(_) => Err(keys.bad(key, "one of default, linear, llama3")),
+    }
+}
+
+/// Linear scaling by 1 is no scaling (llama.cpp's converter writes it for every `bitnet` file).
+pub(super) fn linear(factor: f32) -> RopeScaling {
+    if factor == 1.0 { RopeScaling::None } else { RopeScaling::Linear { factor: factor.into() } }
+}
+
+/// One id, a list of ids, or nothing.
+fn token_ids(keys: Keys<'_>, key: &str) -> Result<Vec<u32>, FormatError> {
+    let id = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
+    let ids = match keys.get(key) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(id).collect(),
+        Some(one) => id(one).map(|id| vec![id]),
+    };
+    ids.ok_or_else(|| keys.bad(key, "a token id or a list of them"))
+}
+
+/// Adds what `generation_config.json` says beyond `config.json`: chat models end a turn with a token
+/// that only stands there (2B4T: 128009).
+pub(crate) fn add_generation_config(config: &mut Config, generation: &Value) -> Result<(), FormatError> {
+    let keys = Keys { object: generation, path: "" };
+    for id in token_ids(keys, "eos_token_id")? {
+        if !config.eos_token_ids.contains(&id) {
+            config.eos_token_ids.push(id);
+        }
+    }
+    Ok(())
+}
+
+/// The shortest decimal that reads back as this f32, as a JSON number.
+fn decimal(x: f32) -> Value {
+    x.to_string().parse::<f64>().map_or(Value::Null, |v| json!(v))
+}
+
+/// A `config.json`; see [`super::Family::hf_config_json`].
+pub(super) fn write(
+    (model_type, architecture): (&str, &str),
+    config: &Config,
+    original: Option<&Value>,
+    quantization: Quantization,
+) -> Value {
+    let mut object = match original {
+        Some(Value::Object(original)) => original.clone(),
+        _ => from_nothing(model_type, architecture, config),
+    };
+    quantization::write(&mut object, quantization, config.activation_quantization);
+    Value::Object(object)
+}
+
+fn from_nothing(model_type: &str, architecture: &str, config: &Config) -> Map<String, Value> {
+    let scaling = match config.rope.scaling {
+        RopeScaling::None => Value::Null,
+        RopeScaling::Linear { factor } => {
+            json!({"rope_type": "linear", "type": "linear", "factor": factor})
+        }
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+    };
+    let eos = match config.eos_token_ids.as_slice() {
+        [] => Value::Null,
+        [one] => json!(one),
+        several => json!(several),
+    };
+    let pairs = [
+        ("architectures", json!([architecture])),
+        ("attention_bias", json!(false)),
+        ("bos_token_id", json!(config.bos_token_id)),
+        ("eos_token_id", eos),
+        ("head_dim", json!(config.head_dim)),
+        ("hidden_act", json!(config.hidden_act.as_str())),
+        ("hidden_size", json!(config.hidden_size)),
+        ("intermediate_size", json!(config.intermediate_size)),
+        ("max_position_embeddings", json!(config.max_position_embeddings)),
+        ("model_type", json!(model_type)),
+        ("num_attention_heads", json!(config.num_attention_heads)),
+        ("num_hidden_layers", json!(config.num_hidden_layers)),
+        ("num_key_value_heads", json!(config.num_key_value_heads)),
+        ("rms_norm_eps", decimal(config.rms_norm_eps)),
+        ("rope_scaling", scaling),
+        ("rope_theta", json!(config.rope.theta)),
+        ("tie_word_embeddings", json!(config.tie_word_embeddings)),
+        ("torch_dtype", json!("bfloat16")),
+        ("use_cache", json!(true)),
+        ("vocab_size", json!(config.vocab_size)),
+    ];
+    pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
+}

@@ -1,0 +1,43 @@
+//! Tensor names that several families share.
+//!
+//! Invariant: within one naming, different slots have different names.
+
+use crate::slot::{LayerSlot, Slot};
+
+/// Hugging Face names, where the two sub-norms are spelt as the family says.
+pub(super) fn hf(slot: Slot, attn_sub_norm: &str, ffn_sub_norm: &str) -> String {
+    match slot {
+        Slot::Layer(layer, LayerSlot::AttnSubNorm) => {
+            format!("model.layers.{layer}.self_attn.{attn_sub_norm}.weight")
+        }
+        Slot::Layer(layer, LayerSlot::FfnSubNorm) => {
+            format!("model.layers.{layer}.mlp.{ffn_sub_norm}.weight")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// GGUF names (`formats/gguf-container.md`).
+pub(super) fn gguf(slot: Slot) -> String {
+    match slot {
+        Slot::TokenEmbeddings => "token_embd.weight".to_owned(),
+        Slot::OutputNorm => "output_norm.weight".to_owned(),
+        Slot::OutputHead => "output.weight".to_owned(),
+        Slot::Layer(layer, slot) => {
+            let role = match slot {
+                LayerSlot::InputNorm => "attn_norm",
+                LayerSlot::QProj => "attn_q",
+                LayerSlot::KProj => "attn_k",
+                LayerSlot::VProj => "attn_v",
+                LayerSlot::AttnSubNorm => "attn_sub_norm",
+                LayerSlot::OProj => "attn_output",
+                LayerSlot::PostAttentionNorm => "ffn_norm",
+                LayerSlot::GateProj => "ffn_gate",
+                LayerSlot::UpProj => "ffn_up",
+                LayerSlot::FfnSubNorm => "ffn_sub_norm",
+                LayerSlot::DownProj => "ffn_down",
+            };
+            format!("blk.{layer}.{role}.weight")
+        }
+    }
+}

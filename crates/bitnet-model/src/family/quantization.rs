@@ -1,0 +1,179 @@
+//! `quantization_config`: what a checkpoint says about its linears (`formats/hf-packed.md`).
+//!
+//! Invariant: the direction of a stored scale comes from here or from the family, never from its
+//! magnitude; a method, class or mode this program does not know is an error naming key and value.
+
+use super::hf_config::show;
+use crate::config::ActivationQuantization;
+use crate::slot::LayerSlot;
+use bitnet_formats::{ErrorCode, FormatError};
+use serde_json::{Map, Value, json};
+
+const CONFIG: &str = "quantization_config";
+/// Our own key for checkpoints of dequantised weights whose activations are not quantised.
+const ACTIVATIONS: &str = "activation_quantization";
+
+/// Which way a stored `weight_scale` works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleDirection {
+    /// `weight = trit * weight_scale` (AutoBitLinear).
+    Multiply,
+    /// `weight = trit / weight_scale` (BitLinear).
+    Divide,
+}
+
+/// What `config.json` says about the linears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// Nothing.
+    Unmarked,
+    /// Master weights, quantised at every forward pass.
+    Online,
+    /// Trits and a scale of this direction.
+    Offline(ScaleDirection),
+}
+
+/// Keys that other quantisers leave; with any of them the layout is not one of this page.
+const FOREIGN: [&str; 5] =
+    ["quantization", "compression_config", "quant_bits", "quantization_bit", "packed"];
+
+fn unknown(key: &str, found: &Value, expected: &str) -> FormatError {
+    let message = format!("expected {expected}, found {}", show(found));
+    FormatError::new(ErrorCode::UnknownQuantization, message).in_tensor(key)
+}
+
+/// The `quantization_config` object, if there is one.
+fn section(config: &Value) -> Result<Option<&Map<String, Value>>, FormatError> {
+    match config.get(CONFIG) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(section)) => Ok(Some(section)),
+        Some(other) => Err(unknown(CONFIG, other, "an object")),
+    }
+}
+
+/// What `config.json` says about the linears.
+pub(super) fn read(config: &Value) -> Result<Quantization, FormatError> {
+    for key in FOREIGN {
+        match config.get(key) {
+            None | Some(Value::Null | Value::Bool(false)) => {}
+            Some(other) => return Err(unknown(key, other, "no such key")),
+        }
+    }
+    for (key, known) in [("weight_bits", 1), ("input_bits", 8)] {
+        match config.get(key) {
+            None | Some(Value::Null) => {}
+            Some(bits) if bits.as_u64() == Some(known) => {}
+            Some(other) => return Err(unknown(key, other, &known.to_string())),
+        }
+    }
+    let Some(section) = section(config)? else {
+        let one_bit = config.get("weight_bits").and_then(Value::as_u64).is_some();
+        return Ok(if one_bit { Quantization::Online } else { Quantization::Unmarked });
+    };
+    let key = |name: &str| format!("{CONFIG}.{name}");
+    match section.get("quant_method") {
+        Some(method) if method == "bitnet" => {}
+        other => {
+            let found = other.unwrap_or(&Value::Null);
+            return Err(unknown(&key("quant_method"), found, "\"bitnet\"")
+                .hint("other quantisation methods cannot be converted without loss"));
+        }
+    }
+    match section.get("use_rms_norm") {
+        None | Some(Value::Null | Value::Bool(false)) => {}
+        Some(other) => {
+            return Err(unknown(&key("use_rms_norm"), other, "false")
+                .hint("norms of their own in front of every projection are not supported yet"));
+        }
+    }
+    check_not_converted(section.get("modules_to_not_convert"))?;
+    let mode = match section.get("quantization_mode") {
+        None => "offline",
+        Some(Value::String(mode)) if mode == "offline" || mode == "online" => mode,
+        Some(other) => {
+            return Err(unknown(&key("quantization_mode"), other, "\"offline\" or \"online\""));
+        }
+    };
+    match section.get("linear_class") {
+        // the mode means nothing to this class: it always holds packed codes
+        None => Ok(Quantization::Offline(ScaleDirection::Divide)),
+        Some(class) if class == "bitlinear" => Ok(Quantization::Offline(ScaleDirection::Divide)),
+        Some(class) if class == "autobitlinear" => Ok(match mode {
+            "online" => Quantization::Online,
+            _ => Quantization::Offline(ScaleDirection::Multiply),
+        }),
+        Some(other) => Err(unknown(&key("linear_class"), other, "\"bitlinear\" or \"autobitlinear\"")),
+    }
+}
+
+/// Every linear of a layer is ternary here, so the list may only name what is dense anyway.
+fn check_not_converted(list: Option<&Value>) -> Result<(), FormatError> {
+    let names = match list {
+        None | Some(Value::Null) => return Ok(()),
+        Some(Value::Array(names)) => names,
+        Some(other) => return Err(unknown("quantization_config.modules_to_not_convert", other, "a list")),
+    };
+    for name in names {
+        // transformers leaves a module alone when its path begins or ends with an entry
+        let hits = name.as_str().is_none_or(|entry| {
+            LayerSlot::LINEARS.iter().any(|slot| {
+                let path = format!("model.layers.0.{}", slot.canonical());
+                path.starts_with(entry) || path.ends_with(entry)
+            })
+        });
+        if hits {
+            return Err(unknown(
+                "quantization_config.modules_to_not_convert",
+                name,
+                "modules outside the decoder layers",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether inputs of the linears are quantised, by our own key; BitNet's answer is yes.
+pub(super) fn activations(config: &Value) -> Result<ActivationQuantization, FormatError> {
+    match section(config)?.and_then(|s| s.get(ACTIVATIONS)) {
+        None => Ok(ActivationQuantization::Int8PerToken),
+        Some(Value::String(s)) if s == "int8_per_token" => Ok(ActivationQuantization::Int8PerToken),
+        Some(Value::String(s)) if s == "none" => Ok(ActivationQuantization::None),
+        Some(other) => Err(unknown(
+            "quantization_config.activation_quantization",
+            other,
+            "\"int8_per_token\" or \"none\"",
+        )),
+    }
+}
+
+/// Sets `quantization_config` to what the stored tensors mean; keys we do not know stay.
+pub(super) fn write(
+    config: &mut Map<String, Value>,
+    quantization: Quantization,
+    activations: ActivationQuantization,
+) {
+    if quantization == Quantization::Unmarked {
+        config.shift_remove(CONFIG);
+        return;
+    }
+    let mut section = match config.get(CONFIG) {
+        Some(Value::Object(section)) => section.clone(),
+        _ => Map::new(),
+    };
+    section.insert("quant_method".to_owned(), json!("bitnet"));
+    let class = match quantization {
+        Quantization::Offline(ScaleDirection::Divide) => ("bitlinear", "offline"),
+        Quantization::Offline(ScaleDirection::Multiply) => ("autobitlinear", "offline"),
+        Quantization::Online | Quantization::Unmarked => ("autobitlinear", "online"),
+    };
+    // an absent class is `bitlinear`: published files of that kind have no key, so none is added
+    if class.0 == "autobitlinear" || section.contains_key("linear_class") {
+        section.insert("linear_class".to_owned(), json!(class.0));
+        section.insert("quantization_mode".to_owned(), json!(class.1));
+    }
+    match activations {
+        ActivationQuantization::Int8PerToken => _ = section.shift_remove(ACTIVATIONS),
+        ActivationQuantization::None => _ = section.insert(ACTIVATIONS.to_owned(), json!("none")),
+    }
+    config.insert(CONFIG.to_owned(), Value::Object(section));
+}

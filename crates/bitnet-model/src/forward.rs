@@ -1,0 +1,479 @@
+//! The network, top to bottom, as in the paper's figure.
+//!
+//! Invariant: the logits of a position follow from the tokens up to it and the model alone: not from
+//! the kernel, the threads, or how the tokens came in batches (`formats/numerics.md`). Every buffer
+//! is row-major with tokens outermost; its shape stands beside it.
+
+use crate::attention::attention;
+use crate::bit_linear::LinearInput;
+use crate::checkpoint::Checkpoint;
+use crate::config::{Activation, Config};
+use crate::kv_cache::{KvCache, KvType};
+use crate::rope::RopeTable;
+use crate::slot::{LayerSlot, Slot};
+use crate::threads;
+use crate::weights::{LoadOptions, Weights};
+use bitnet_formats::{ErrorCode, FormatError};
+use bitnet_kernels::Backend;
+
+/// Tokens of a prompt that go through the layers together.
+const BATCH_TOKENS: usize = 256;
+
+/// A loaded network.
+#[derive(Debug)]
+pub struct Model {
+    checkpoint: Checkpoint,
+    backend: Backend,
+    kv_type: KvType,
+    weights: Weights,
+}
+
+/// A text in progress: keys and values of its tokens, and scratch.
+#[derive(Debug)]
+pub struct Session {
+    context: usize,
+    position: usize,
+    cache: KvCache,
+    rope: RopeTable,
+    buffers: Buffers,
+}
+
+/// Which logits a forward pass returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// Of every token, `(tokens, vocab)`.
+    All,
+    /// Of the last token, `(vocab,)`.
+    Last,
+    /// None; the tokens are only appended.
+    None,
+}
+
+/// Scratch of one batch, kept to keep its memory.
+#[derive(Debug)]
+struct Buffers {
+    input: LinearInput,
+    x: Vec<f32>,      // (tokens, hidden): the residual stream
+    h: Vec<f32>,      // (tokens, hidden): normed
+    q: Vec<f32>,      // (tokens, heads * head_dim)
+    k: Vec<f32>,      // (tokens, kv_heads * head_dim)
+    v: Vec<f32>,      // (tokens, kv_heads * head_dim)
+    a: Vec<f32>,      // (tokens, heads * head_dim): attention
+    a_norm: Vec<f32>, // (tokens, heads * head_dim)
+    gate: Vec<f32>,   // (tokens, inter)
+    up: Vec<f32>,     // (tokens, inter)
+    f_norm: Vec<f32>, // (tokens, inter)
+    y: Vec<f32>,      // (tokens, hidden): what a block adds to x
+}
+
+impl Buffers {
+    fn new(model: &Model) -> Self {
+        let empty = Vec::new;
+        Self {
+            input: LinearInput::new(model.backend, model.config().activation_quantization),
+            x: empty(),
+            h: empty(),
+            q: empty(),
+            k: empty(),
+            v: empty(),
+            a: empty(),
+            a_norm: empty(),
+            gate: empty(),
+            up: empty(),
+            f_norm: empty(),
+            y: empty(),
+        }
+    }
+
+    fn resize(&mut self, config: &Config, tokens: usize) {
+        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+        let q = config.num_attention_heads * config.head_dim;
+        let kv = config.num_key_value_heads * config.head_dim;
+        for (buffer, width) in [
+            (&mut self.x, hidden),
+            (&mut self.h, hidden),
+            (&mut self.q, q),
+            (&mut self.k, kv),
+            (&mut self.v, kv),
+            (&mut self.a, q),
+            (&mut self.a_norm, q),
+            (&mut self.gate, inter),
+            (&mut self.up, inter),
+            (&mut self.f_norm, inter),
+            (&mut self.y, hidden),
+        ] {
+            buffer.resize(tokens * width, 0.0);
+        }
+    }
+}
+
+impl Session {
+    /// Tokens so far.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Most tokens it can hold.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Forgets all tokens from `position` on, if there are any.
+    pub fn truncate(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    /// Keys and values.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+}
+
+impl Model {
+    /// Loads a checkpoint: streams the ternary matrices into the backend's layout, one at a time;
+    /// embeddings and head stay in the mapped file.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a tensor.
+    pub fn load(checkpoint: Checkpoint, options: &LoadOptions<'_>) -> Result<Self, FormatError> {
+        let weights = Weights::load(&checkpoint, options)?;
+        Ok(Self { checkpoint, backend: options.backend, kv_type: options.kv_type, weights })
+    }
+
+    /// Sizes and wiring.
+    pub fn config(&self) -> &Config {
+        &self.checkpoint.config
+    }
+
+    /// Where the weights came from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The kernel that computes.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Bytes of the packed ternary matrices.
+    pub fn ternary_bytes(&self) -> usize {
+        let layers = self.weights.layers.iter();
+        layers
+            .flat_map(|layer| LayerSlot::LINEARS.into_iter().filter_map(|slot| layer.linear(slot)))
+            .map(|matrix| matrix.byte_len())
+            .sum()
+    }
+
+    /// Bytes of weights that one generated token reads: ternary matrices and output head.
+    pub fn bytes_per_token(&self) -> usize {
+        self.ternary_bytes() + self.weights.output_head.byte_len()
+    }
+
+    /// An empty session of at most `context` tokens. Memory grows with the tokens used.
+    ///
+    /// # Errors
+    /// `context-exceeded` for more than the model was made for, and for 0.
+    pub fn session(&self, context: usize) -> Result<Session, FormatError> {
+        let most = self.config().max_position_embeddings;
+        if context == 0 || context > most {
+            return Err(FormatError::new(
+                ErrorCode::ContextExceeded,
+                format!("expected a context of 1 to {most} tokens, found {context}"),
+            ));
+        }
+        Ok(self.new_session(context, self.config().num_hidden_layers))
+    }
+
+    fn new_session(&self, context: usize, layers: usize) -> Session {
+        let config = self.config();
+        Session {
+            context,
+            position: 0,
+            cache: KvCache::new(config, layers, self.kv_type),
+            rope: RopeTable::new(&config.rope, config.head_dim),
+            buffers: Buffers::new(self),
+        }
+    }
+
+    /// Appends `tokens` to the session and returns the logits asked for: `(tokens, vocab)`,
+    /// `(vocab,)` or nothing.
+    ///
+    /// Runs on the rayon pool it is called from, else on the global one.
+    ///
+    /// # Errors
+    /// `context-exceeded`, `usage` for a token id beyond the vocabulary, `non-finite` naming the linear
+    /// whose input overflowed. The session is then as it was.
+    pub fn forward(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        want: Logits,
+    ) -> Result<Vec<f32>, FormatError> {
+        let before = session.position;
+        let result = threads::enter(|| self.forward_batches(session, tokens, want));
+        if result.is_err() {
+            session.position = before;
+        }
+        result
+    }
+
+    fn forward_batches(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        want: Logits,
+    ) -> Result<Vec<f32>, FormatError> {
+        let (hidden, vocab) = (self.config().hidden_size, self.weights.output_head.rows());
+        if session.context - session.position < tokens.len() {
+            return Err(FormatError::new(
+                ErrorCode::ContextExceeded,
+                format!(
+                    "{} tokens do not fit behind {} in a context of {}",
+                    tokens.len(),
+                    session.position,
+                    session.context
+                ),
+            ));
+        }
+        let mut logits = Vec::new(); // (tokens, vocab), (vocab,) or nothing
+        let batches = tokens.len().div_ceil(BATCH_TOKENS);
+        for (batch, tokens) in tokens.chunks(BATCH_TOKENS).enumerate() {
+            self.start_batch(session, tokens.len());
+            self.embed(tokens, &mut session.buffers.x)?;
+            for layer in 0..self.weights.layers.len() {
+                self.decoder_layer(layer, layer, session)?;
+            }
+            session.position += tokens.len();
+            let first = match want {
+                Logits::All => 0,
+                Logits::Last if batch + 1 == batches => tokens.len() - 1,
+                Logits::Last | Logits::None => continue,
+            };
+            let Buffers { x, h, .. } = &mut session.buffers;
+            let (x, h) = (&x[first * hidden..], &mut h[first * hidden..]);
+            self.norm(x, &self.weights.output_norm, h);
+            let at = logits.len();
+            logits.resize(at + (tokens.len() - first) * vocab, 0.0);
+            let head = &self.weights.output_head;
+            head.multiply(&self.checkpoint, self.backend, h, &mut logits[at..])?;
+        }
+        Ok(logits)
+    }
+
+    /// Rows of the embedding matrix into `x`, `(tokens, hidden)`.
+    fn embed(&self, tokens: &[u32], x: &mut [f32]) -> Result<(), FormatError> {
+        let embeddings = &self.weights.embeddings;
+        for (token, x) in tokens.iter().zip(x.chunks_exact_mut(self.config().hidden_size)) {
+            let row = *token as usize;
+            if row >= embeddings.rows() {
+                return Err(FormatError::new(
+                    ErrorCode::Usage,
+                    format!("expected a token id below {}, found {token}", embeddings.rows()),
+                ));
+            }
+            embeddings.row(&self.checkpoint, row, x)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for a batch of `tokens` at the session's position.
+    fn start_batch(&self, session: &mut Session, tokens: usize) {
+        session.buffers.resize(self.config(), tokens);
+        session.rope.extend_to(session.position + tokens);
+    }
+
+    /// One decoder layer on `x` of the session's batch; `cached` is its layer in the cache.
+    fn decoder_layer(
+        &self,
+        layer: usize,
+        cached: usize,
+        session: &mut Session,
+    ) -> Result<(), FormatError> {
+        let config = self.config();
+        let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
+        let kv_heads = config.num_key_value_heads;
+        let w = &self.weights.layers[layer];
+        let at = |linear| Slot::Layer(layer, linear);
+        let Session { position, cache, rope, buffers, .. } = session;
+        let Buffers { input, x, h, q, k, v, a, a_norm, gate, up, f_norm, y } = buffers;
+
+        // h = norm(x);  q, k, v = linear(h)
+        self.norm(x, &w.input_norm, h);
+        input.quantize(at(LayerSlot::QProj), h, hidden)?;
+        input.multiply(h, [(&w.q_proj, &mut *q), (&w.k_proj, &mut *k), (&w.v_proj, &mut *v)]);
+
+        // a = softmax(rope(q) rope(K)^T / sqrt(head_dim)) V
+        self.rotate(rope, *position, q, heads);
+        self.rotate(rope, *position, k, kv_heads);
+        let cache = cache.layer_mut(cached);
+        cache.store(*position, k, v);
+        attention(self.backend, cache, *position, heads, q, a);
+
+        // x += linear(norm(a))
+        let a = self.sub_norm(w.attn_sub_norm.as_deref(), a, a_norm);
+        input.quantize(at(LayerSlot::OProj), a, heads * config.head_dim)?;
+        input.multiply(a, [(&w.o_proj, &mut *y)]);
+        self.add(y, x);
+
+        // h = norm(x);  gate, up = linear(h)
+        self.norm(x, &w.post_attention_norm, h);
+        input.quantize(at(LayerSlot::GateProj), h, hidden)?;
+        input.multiply(h, [(&w.gate_proj, &mut *gate), (&w.up_proj, &mut *up)]);
+
+        // x += linear(norm(act(gate) * up))
+        self.activate(gate, up);
+        let f = self.sub_norm(w.ffn_sub_norm.as_deref(), gate, f_norm);
+        input.quantize(at(LayerSlot::DownProj), f, config.intermediate_size)?;
+        input.multiply(f, [(&w.down_proj, &mut *y)]);
+        self.add(y, x);
+        Ok(())
+    }
+
+    /// `out = rms_norm(x) * gain`, both `(tokens, width)`.
+    fn norm(&self, x: &[f32], gain: &[f32], out: &mut [f32]) {
+        let (width, eps) = (gain.len(), self.config().rms_norm_eps);
+        threads::for_tokens(out, width, |first, out| {
+            let x = x[first * width..].chunks_exact(width);
+            for (x, out) in x.zip(out.chunks_exact_mut(width)) {
+                self.backend.rms_norm(x, gain, eps, out);
+            }
+        });
+    }
+
+    /// `norm(x)` in `normed` if the network has this norm, else `x`.
+    fn sub_norm<'a>(
+        &self,
+        gain: Option<&[f32]>,
+        x: &'a [f32],
+        normed: &'a mut [f32],
+    ) -> &'a [f32] {
+        let Some(gain) = gain else { return x };
+        self.norm(x, gain, normed);
+        normed
+    }
+
+    /// Rotates the heads of `x`, `(tokens, heads * head_dim)`, tokens at positions `first..`.
+    fn rotate(&self, rope: &RopeTable, first: usize, x: &mut [f32], heads: usize) {
+        let dim = self.config().head_dim;
+        threads::for_tokens(x, heads * dim, |token, x| {
+            for (position, x) in (first + token..).zip(x.chunks_exact_mut(heads * dim)) {
+                let (cos, sin) = rope.at(position); // (head_dim / 2,)
+                for head in x.chunks_exact_mut(dim) {
+                    self.backend.rotate_halves(head, cos, sin);
+                }
+            }
+        });
+    }
+
+    /// `gate = act(gate) * up`, both `(tokens, inter)`.
+    fn activate(&self, gate: &mut [f32], up: &[f32]) {
+        let width = self.config().intermediate_size;
+        threads::for_tokens(gate, width, |token, gate| {
+            let up = &up[token * width..][..gate.len()];
+            match self.config().hidden_act {
+                Activation::Relu2 => self.backend.relu2_mul(gate, up),
+                Activation::Silu => self.backend.silu_mul(gate, up),
+                Activation::GeluTanh => self.backend.gelu_tanh_mul(gate, up),
+            }
+        });
+    }
+
+    /// `x += y`, both `(tokens, hidden)`.
+    fn add(&self, y: &[f32], x: &mut [f32]) {
+        let width = self.config().hidden_size;
+        threads::for_tokens(x, width, |token, x| {
+            self.backend.add(&y[token * width..][..x.len()], x);
+        });
+    }
+}
+
+/// Windows into the forward pass, for verifying it.
+impl Model {
+    /// One ternary linear of `x`, `(tokens, cols)`, its activation quantisation included; returns
+    /// `(tokens, rows)`.
+    ///
+    /// # Errors
+    /// `missing-tensor` for a slot that is no linear of this network, `usage` for an `x` of another
+    /// length, `non-finite`.
+    pub fn linear(&self, slot: Slot, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+        let matrix = match slot {
+            Slot::Layer(layer, slot) => self.weights.layers.get(layer).and_then(|l| l.linear(slot)),
+            _ => None,
+        };
+        let matrix = matrix.ok_or_else(|| {
+            FormatError::new(ErrorCode::MissingTensor, "expected a ternary linear of this network")
+                .in_tensor(&slot.to_string())
+        })?;
+        check_len(x, tokens, matrix.cols())?;
+        let mut out = vec![0.0; tokens * matrix.rows()]; // (tokens, rows)
+        let quantization = self.config().activation_quantization;
+        threads::enter(|| {
+            let mut input = LinearInput::new(self.backend, quantization);
+            input.quantize(slot, x, matrix.cols())?;
+            input.multiply(x, [(matrix, &mut out)]);
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// One decoder layer of `x`, `(tokens, hidden)`, as tokens at positions `0..`; returns the
+    /// residual stream behind it, `(tokens, hidden)`.
+    ///
+    /// # Errors
+    /// `usage` for a layer that is not there or an `x` of another length, `non-finite`.
+    pub fn layer(&self, layer: usize, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+        let hidden = self.config().hidden_size;
+        check_len(x, tokens, hidden)?;
+        if layer >= self.weights.layers.len() {
+            let layers = self.weights.layers.len();
+            return Err(FormatError::new(
+                ErrorCode::Usage,
+                format!("expected a layer below {layers}, found {layer}"),
+            ));
+        }
+        let mut session = self.new_session(tokens, 1);
+        let mut out = Vec::with_capacity(x.len()); // (tokens, hidden)
+        threads::enter(|| {
+            for x in x.chunks(BATCH_TOKENS * hidden) {
+                self.start_batch(&mut session, x.len() / hidden);
+                session.buffers.x.copy_from_slice(x);
+                self.decoder_layer(layer, 0, &mut session)?;
+                session.position += x.len() / hidden;
+                out.extend_from_slice(&session.buffers.x);
+            }
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// The residual stream of every place, `(tokens, hidden)` each: the embeddings, what stands behind
+    /// each layer, and last the final norm. `layers + 2` in all.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn trace(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, FormatError> {
+        let mut x = vec![0.0; tokens.len() * self.config().hidden_size];
+        self.embed(tokens, &mut x)?;
+        let mut states = vec![x];
+        for layer in 0..self.weights.layers.len() {
+            let x = states.last().map_or(&[][..], |x| x);
+            states.push(self.layer(layer, x, tokens.len())?);
+        }
+        let x = states.last().map_or(&[][..], |x| x);
+        let mut normed = vec![0.0; x.len()];
+        threads::enter(|| self.norm(x, &self.weights.output_norm, &mut normed));
+        states.push(normed);
+        Ok(states)
+    }
+}
+
+/// Refuses an `x` that is not `(tokens, width)`.
+fn check_len(x: &[f32], tokens: usize, width: usize) -> Result<(), FormatError> {
+    if tokens.checked_mul(width) == Some(x.len()) {
+        return Ok(());
+    }
+    Err(FormatError::new(
+        ErrorCode::Usage,
+        format!("expected {tokens} x {width} values, found {}", x.len()),
+    ))
+}

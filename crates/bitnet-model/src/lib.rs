@@ -1,0 +1,45 @@
+//! What a BitNet network is and how it computes the next token.
+//!
+//! Invariant of this crate: one model has one answer. Logits are bit-identical for every kernel,
+//! thread count, batch split of the prompt, container and packing (`formats/numerics.md`).
+//! A [`Checkpoint`] is where files become slots; a [`Model`] is where slots become arithmetic.
+
+#![forbid(unsafe_code)]
+
+mod attention;
+mod bit_linear;
+mod certificate;
+mod chat_template;
+mod checkpoint;
+mod config;
+mod dense_head;
+mod family;
+mod forward;
+mod kv_cache;
+mod rope;
+mod sampler;
+mod slot;
+mod threads;
+mod tokenizer;
+mod weights;
+
+pub use bitnet_formats::{ErrorCode, FormatError, Limits};
+pub use certificate::{
+    CERTIFICATE_VERSION, Certificate, DenseRecord, FileRecord, TensorDigest, TernaryHasher, TernaryRecord,
+    Verdict, dense_sha256, scale_normal_form, trit_sha256,
+};
+pub use chat_template::{ChatMessage, ChatTemplate};
+pub use checkpoint::{
+    Checkpoint, DenseTensor, LinearRule, LinearSource, OpenOptions, gguf_from_hf_rows, hf_from_gguf_rows,
+    weight_scale_bytes,
+};
+pub use config::{Activation, ActivationQuantization, Config, Rope, RopeScaling};
+pub use family::{
+    FAMILIES, Family, GgufWiring, HfStorage, Quantization, ScaleDirection, UnmarkedFloats, family_by_name,
+};
+pub use forward::{Logits, Model, Session};
+pub use kv_cache::{KvCache, KvType};
+pub use sampler::{Sampler, SamplerOptions};
+pub use slot::{LayerSlot, Slot};
+pub use tokenizer::{Tokenizer, tokenizer_files_from_gguf, tokenizer_to_gguf};
+pub use weights::LoadOptions;

@@ -1,0 +1,123 @@
+//! Rotary position embedding: the table of cosines and sines.
+//!
+//! Invariant: an entry depends on its position and the configuration alone. `inv_freq` and the angle
+//! are f32 as in transformers; sine and cosine are those of that f32 angle, taken in f64 by the
+//! `libm` crate and rounded once, so no platform's libm is in the answer (`formats/numerics.md`).
+
+use crate::config::{Rope, RopeScaling};
+use std::f64::consts::PI;
+
+/// Cosines and sines of the positions used so far.
+#[derive(Debug, Clone)]
+pub(crate) struct RopeTable {
+    inv_freq: Vec<f32>, // (head_dim / 2,)
+    cos: Vec<f32>,      // (positions, head_dim / 2)
+    sin: Vec<f32>,      // (positions, head_dim / 2)
+}
+
+impl RopeTable {
+    /// A table without positions.
+    pub(crate) fn new(rope: &Rope, head_dim: usize) -> Self {
+        Self { inv_freq: inv_freq(rope, head_dim), cos: Vec::new(), sin: Vec::new() }
+    }
+
+    /// Makes sure that positions below `positions` are there.
+    pub(crate) fn extend_to(&mut self, positions: usize) {
+        let half = self.inv_freq.len();
+        for position in self.cos.len() / half..positions {
+            for inv_freq in &self.inv_freq {
+                let angle = f64::from(position as f32 * inv_freq);
+                self.cos.push(libm::cos(angle) as f32);
+                self.sin.push(libm::sin(angle) as f32);
+            }
+        }
+    }
+
+    /// `(cos, sin)` of one position, `(head_dim / 2,)` each.
+    pub(crate) fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let half = self.inv_freq.len();
+        let range = position * half..(position + 1) * half;
+        (&self.cos[range.clone()], &self.sin[range])
+    }
+}
+
+/// `1 / theta^(2i / head_dim)`, scaled as transformers' `modeling_rope_utils.py` does, in f32.
+pub(crate) fn inv_freq(rope: &Rope, head_dim: usize) -> Vec<f32> {
+    let theta = f64::from(rope.theta as f32);
+    (0..head_dim / 2)
+        .map(|i| {
+            let exponent = (2 * i) as f32 / head_dim as f32;
+            1.0 / libm::pow(theta, f64::from(exponent)) as f32
+        })
+        .map(|inv_freq| scaled(inv_freq, &rope.scaling))
+        .collect()
+}
+
+fn scaled(inv_freq: f32, scaling: &RopeScaling) -> f32 {
+    match *scaling {
+        RopeScaling::None => inv_freq,
+        RopeScaling::Linear { factor } => inv_freq / factor as f32,
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
+            let old = original_max_position_embeddings as f64;
+            let wavelength = (2.0 * PI) as f32 / inv_freq;
+            if wavelength > (old / low_freq_factor) as f32 {
+                inv_freq / factor as f32
+            } else if wavelength < (old / high_freq_factor) as f32 {
+                inv_freq
+            } else {
+                let smooth = (old as f32 / wavelength - low_freq_factor as f32)
+                    / (high_freq_factor - low_freq_factor) as f32;
+                (1.0 - smooth) * inv_freq / factor as f32 + smooth * inv_freq
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_are_those_of_the_rule() {
+        let rope = Rope { theta: 500_000.0, scaling: RopeScaling::None };
+        let plain = inv_freq(&rope, 128);
+        assert_eq!(plain[0], 1.0);
+        assert!((f64::from(plain[32]) * 500_000f64.sqrt() - 1.0).abs() < 1e-7);
+        let linear = Rope { scaling: RopeScaling::Linear { factor: 4.0 }, ..rope };
+        assert!(inv_freq(&linear, 128).iter().zip(&plain).all(|(a, b)| *a == b / 4.0));
+    }
+
+    #[test]
+    fn llama3_scaling_keeps_short_waves_and_divides_long_ones() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let plain = inv_freq(&Rope { theta: 500_000.0, scaling: RopeScaling::None }, 128);
+        let got = inv_freq(&Rope { theta: 500_000.0, scaling }, 128);
+        assert_eq!(got[0], plain[0]);
+        assert_eq!(got[63], plain[63] / 8.0);
+        assert!(got.iter().zip(&plain).all(|(g, p)| *g <= *p && *g >= *p / 8.0));
+        // the band between is monotonic: no wave is longer than its longer neighbour
+        assert!(got.windows(2).all(|w| w[0] > w[1]));
+    }
+
+    #[test]
+    fn the_table_does_not_depend_on_how_it_grew() {
+        let rope = Rope { theta: 10_000.0, scaling: RopeScaling::None };
+        let (mut once, mut twice) = (RopeTable::new(&rope, 8), RopeTable::new(&rope, 8));
+        once.extend_to(9);
+        twice.extend_to(4);
+        twice.extend_to(2);
+        twice.extend_to(9);
+        assert_eq!(once.at(8), twice.at(8));
+        assert_eq!(once.at(0), (&[1.0; 4][..], &[0.0; 4][..]));
+    }
+}

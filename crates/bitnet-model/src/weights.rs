@@ -1,0 +1,208 @@
+//! The weights of a network: matrices packed for a backend, gains widened to f32.
+//!
+//! Invariant: loading streams. One ternary matrix exists unpacked at a time; embeddings and head
+//! stay in the mapped file ([`DenseMatrix`]). Every shape was checked against the configuration when
+//! the checkpoint was opened; what the forward pass relies on is checked here once more.
+
+use crate::checkpoint::Checkpoint;
+use crate::dense_head::DenseMatrix;
+use crate::kv_cache::KvType;
+use crate::slot::{LayerSlot, Slot};
+use bitnet_formats::{ErrorCode, FormatError, dense_to_f32};
+use bitnet_kernels::{Backend, PackedMatrix};
+use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
+use std::fmt;
+
+/// How a model is loaded.
+#[derive(Clone, Copy)]
+pub struct LoadOptions<'a> {
+    /// Which kernel computes.
+    pub backend: Backend,
+    /// How sessions keep keys and values.
+    pub kv_type: KvType,
+    /// Called with (tensors done, tensors in all).
+    pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
+}
+
+impl Default for LoadOptions<'_> {
+    /// The fastest kernel, f32 keys and values.
+    fn default() -> Self {
+        Self { backend: Backend::best(), kv_type: KvType::default(), progress: None }
+    }
+}
+
+impl fmt::Debug for LoadOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadOptions")
+            .field("backend", &self.backend)
+            .field("kv_type", &self.kv_type)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Everything the forward pass multiplies with.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub embeddings: DenseMatrix, // (vocab, hidden)
+    pub layers: Vec<LayerWeights>,
+    pub output_norm: Vec<f32>, // (hidden,)
+    pub output_head: DenseMatrix, // (vocab, hidden), the embeddings when tied
+}
+
+/// One decoder layer.
+#[derive(Debug)]
+pub(crate) struct LayerWeights {
+    pub input_norm: Vec<f32>,            // (hidden,)
+    pub q_proj: PackedMatrix,            // (heads * head_dim, hidden)
+    pub k_proj: PackedMatrix,            // (kv_heads * head_dim, hidden)
+    pub v_proj: PackedMatrix,            // (kv_heads * head_dim, hidden)
+    pub attn_sub_norm: Option<Vec<f32>>, // (heads * head_dim,)
+    pub o_proj: PackedMatrix,            // (hidden, heads * head_dim)
+    pub post_attention_norm: Vec<f32>,   // (hidden,)
+    pub gate_proj: PackedMatrix,         // (inter, hidden)
+    pub up_proj: PackedMatrix,           // (inter, hidden)
+    pub ffn_sub_norm: Option<Vec<f32>>,  // (inter,)
+    pub down_proj: PackedMatrix,         // (hidden, inter)
+}
+
+impl LayerWeights {
+    /// A linear by its slot.
+    pub(crate) fn linear(&self, slot: LayerSlot) -> Option<&PackedMatrix> {
+        match slot {
+            LayerSlot::QProj => Some(&self.q_proj),
+            LayerSlot::KProj => Some(&self.k_proj),
+            LayerSlot::VProj => Some(&self.v_proj),
+            LayerSlot::OProj => Some(&self.o_proj),
+            LayerSlot::GateProj => Some(&self.gate_proj),
+            LayerSlot::UpProj => Some(&self.up_proj),
+            LayerSlot::DownProj => Some(&self.down_proj),
+            LayerSlot::InputNorm
+            | LayerSlot::AttnSubNorm
+            | LayerSlot::PostAttentionNorm
+            | LayerSlot::FfnSubNorm => None,
+        }
+    }
+}
+
+impl Weights {
+    /// Loads every slot, in the order of the forward pass.
+    pub(crate) fn load(checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Result<Self, FormatError> {
+        let config = &checkpoint.config;
+        let total = config.slots().len();
+        let mut done = 0;
+        let mut tick = || {
+            done += 1;
+            if let Some(progress) = options.progress {
+                progress(done, total);
+            }
+        };
+        let embeddings = DenseMatrix::open(checkpoint, Slot::TokenEmbeddings)?;
+        tick();
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for layer in 0..config.num_hidden_layers {
+            let mut linear = |slot| {
+                let matrix = linear(checkpoint, options.backend, Slot::Layer(layer, slot));
+                tick();
+                matrix
+            };
+            let q_proj = linear(LayerSlot::QProj)?;
+            let k_proj = linear(LayerSlot::KProj)?;
+            let v_proj = linear(LayerSlot::VProj)?;
+            let o_proj = linear(LayerSlot::OProj)?;
+            let gate_proj = linear(LayerSlot::GateProj)?;
+            let up_proj = linear(LayerSlot::UpProj)?;
+            let down_proj = linear(LayerSlot::DownProj)?;
+            let mut gain = |slot| {
+                let gain = gain(checkpoint, Slot::Layer(layer, slot));
+                tick();
+                gain
+            };
+            let input_norm = gain(LayerSlot::InputNorm)?;
+            let post_attention_norm = gain(LayerSlot::PostAttentionNorm)?;
+            let mut optional = |there: bool, slot| there.then(|| gain(slot)).transpose();
+            let attn_sub_norm = optional(config.attn_sub_norm, LayerSlot::AttnSubNorm)?;
+            let ffn_sub_norm = optional(config.ffn_sub_norm, LayerSlot::FfnSubNorm)?;
+            layers.push(LayerWeights {
+                input_norm,
+                q_proj,
+                k_proj,
+                v_proj,
+                attn_sub_norm,
+                o_proj,
+                post_attention_norm,
+                gate_proj,
+                up_proj,
+                ffn_sub_norm,
+                down_proj,
+            });
+        }
+        let output_norm = gain(checkpoint, Slot::OutputNorm)?;
+        tick();
+        let output_head = if config.tie_word_embeddings {
+            embeddings.clone()
+        } else {
+            let head = DenseMatrix::open(checkpoint, Slot::OutputHead)?;
+            tick();
+            head
+        };
+        Ok(Self { embeddings, layers, output_norm, output_head })
+    }
+}
+
+/// A ternary linear, unpacked and packed again for `backend`.
+fn linear(checkpoint: &Checkpoint, backend: Backend, slot: Slot) -> Result<PackedMatrix, FormatError> {
+    let matrix = checkpoint.ternary(slot)?;
+    let shape = [matrix.rows(), matrix.cols()];
+    check_shape(slot, &shape, &checkpoint.config.shape(slot))?;
+    Ok(backend.pack(&in_normal_form(matrix).map_err(|error| {
+        FormatError::new(ErrorCode::Malformed, error.to_string()).in_tensor(&slot.to_string())
+    })?))
+}
+
+/// The matrix with its scales in normal form: a container that repeats one scale in every block says
+/// what a container with one scale says, and must give the same answer.
+fn in_normal_form(matrix: TernaryMatrix) -> Result<TernaryMatrix, MatrixError> {
+    if matches!(matrix.scales(), Scales::PerTensor(_)) {
+        return Ok(matrix);
+    }
+    let (rows, cols, scales) = (matrix.rows(), matrix.cols(), matrix.normal_scales());
+    TernaryMatrix::new(rows, cols, matrix.into_trits(), scales)
+}
+
+/// The gain of a norm, widened.
+fn gain(checkpoint: &Checkpoint, slot: Slot) -> Result<Vec<f32>, FormatError> {
+    let tensor = checkpoint.dense(slot)?;
+    check_shape(slot, tensor.shape, &checkpoint.config.shape(slot))?;
+    let mut gain = vec![0.0; tensor.shape.iter().product()];
+    dense_to_f32(tensor.encoding, tensor.bytes, &mut gain)
+        .map_err(|error| error.in_tensor(&tensor.info.name))?;
+    Ok(gain)
+}
+
+fn check_shape(slot: Slot, found: &[usize], expected: &[usize]) -> Result<(), FormatError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(FormatError::new(
+        ErrorCode::WrongShape,
+        format!("expected shape {expected:?}, found {found:?}"),
+    )
+    .in_tensor(&slot.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_repeated_in_every_block_is_one_scale() {
+        let trits: Vec<i8> = (0..2 * 64).map(|i| (i % 3) as i8 - 1).collect();
+        let matrix = |scales| TernaryMatrix::new(2, 64, trits.clone(), scales).unwrap();
+        let one = matrix(Scales::PerTensor(0.25));
+        let repeated = matrix(Scales::PerGroup { group: 32, scales: vec![0.25; 4] });
+        assert_eq!(in_normal_form(repeated).unwrap(), one);
+        assert_eq!(in_normal_form(matrix(Scales::PerRow(vec![0.25; 2]))).unwrap(), one);
+        let different = matrix(Scales::PerRow(vec![0.25, 0.5]));
+        assert_eq!(in_normal_form(different.clone()).unwrap(), different);
+    }
+}

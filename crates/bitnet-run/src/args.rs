@@ -1,0 +1,187 @@
+//! The command line of `bitnet-run`.
+//!
+//! Invariant: every flag has help with an example; what is not a subcommand is a model to run.
+
+use bitnet_cli::GlobalArgs;
+use clap::{Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Runs ternary language models on a CPU: the same bits on every kernel and thread count
+#[derive(Debug, Parser)]
+#[command(
+    name = "bitnet-run",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub generate: Generate,
+    #[command(flatten)]
+    pub global: GlobalArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write the logits of every position of every prompt
+    Logits(Logits),
+    /// Measure how well the model predicts a text
+    Perplexity(Perplexity),
+    /// Measure speed beside this machine's read bandwidth
+    Bench(Bench),
+    /// List the kernels of this build, which run here and which is chosen
+    Kernels,
+}
+
+/// A model and how to compute with it.
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// Checkpoint directory, .safetensors, .index.json or .gguf, for example ./model.gguf
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// How to read a model and compute with it.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ComputeArgs {
+    /// Force one kernel [default: the fastest here], for example --kernel scalar
+    #[arg(long, value_name = "NAME", help_heading = "Computation")]
+    pub kernel: Option<String>,
+    /// Type of the KV cache, for example --kv-type f16
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "f32",
+        help_heading = "Computation"
+    )]
+    pub kv_type: KvTypeArg,
+    /// Byte layout of ternary tensors that the file cannot tell, for example --layout i2_s-arm64
+    #[arg(long, value_name = "NAME", help_heading = "Computation")]
+    pub layout: Option<String>,
+    /// Take unmarked float weights as master weights of a ternary-trained model
+    ///
+    /// A checkpoint whose configuration does not say that it was trained with ternary weights is
+    /// refused, because rounding ordinary weights to ternary destroys them. This flag is your word
+    /// that it was.
+    #[arg(long, help_heading = "Computation")]
+    pub ternary_trained: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvTypeArg {
+    /// 4 bytes per value
+    F32,
+    /// 2 bytes per value, rounded to nearest even
+    F16,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Generate {
+    /// Checkpoint directory, .safetensors, .index.json or .gguf, for example ./model.gguf
+    #[arg(required = true)]
+    pub model: Option<PathBuf>,
+    /// Text to continue, for example -p "Hello world"
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "tokens")]
+    pub prompt: Option<String>,
+    /// Token ids to continue; no tokenizer involved, no stop token, for example --tokens 1,2,3
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub tokens: Option<Vec<u32>>,
+    /// New tokens at most, for example -n 64
+    #[arg(
+        short = 'n',
+        long = "max-new-tokens",
+        value_name = "N",
+        default_value_t = 128
+    )]
+    pub max_new_tokens: usize,
+    /// Talk: the prompt is a user's message in the model's chat template; without -p, asks for messages
+    #[arg(long, conflicts_with = "tokens")]
+    pub chat: bool,
+    /// System message for --chat, for example --system "Answer briefly."
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// Print text as it is made
+    #[arg(long)]
+    pub stream: bool,
+    /// Go on after a stop token
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Context length in tokens [default: what prompt and -n need], for example --ctx 4096
+    #[arg(long, value_name = "N")]
+    pub ctx: Option<usize>,
+    /// Always the most likely token (the default unless a sampling flag is given)
+    #[arg(long, conflicts_with_all = ["temp", "top_k", "top_p", "min_p", "seed"], help_heading = "Sampling")]
+    pub greedy: bool,
+    /// Temperature, for example --temp 0.8
+    #[arg(long, value_name = "T", help_heading = "Sampling")]
+    pub temp: Option<f32>,
+    /// Keep the K most likely tokens, for example --top-k 40
+    #[arg(long, value_name = "K", help_heading = "Sampling")]
+    pub top_k: Option<usize>,
+    /// Keep the most likely tokens that make up P, for example --top-p 0.95
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    pub top_p: Option<f32>,
+    /// Keep tokens at least P times as likely as the best, for example --min-p 0.05
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    pub min_p: Option<f32>,
+    /// Seed of the sampler [default: 0], for example --seed 42
+    #[arg(long, value_name = "S", help_heading = "Sampling")]
+    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Logits {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// JSON: {name: {"text": …, "ids": […]}} or [[ids], …], for example --prompts prompts.json
+    #[arg(long, value_name = "FILE")]
+    pub prompts: PathBuf,
+    /// Safetensors file to write, `<name>.logits` (tokens, vocabulary) f32, for example -o logits.safetensors
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace the output if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Tokens given to the model at once [default: its own batch]; changes no bit, for example --batch 1
+    #[arg(long, value_name = "N")]
+    pub batch: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Perplexity {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Text to predict, UTF-8, for example wiki.test.raw
+    pub file: PathBuf,
+    /// Tokens per window [default: 512, or the model's maximum], for example --ctx 512
+    #[arg(long, value_name = "N")]
+    pub ctx: Option<usize>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Bench {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Prompt lengths to measure, for example -p 128,512
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [512])]
+    pub prompt: Vec<usize>,
+    /// Generated lengths to measure, for example -n 128
+    #[arg(short = 'n', long = "new-tokens", value_name = "N", value_delimiter = ',', default_values_t = [128])]
+    pub new_tokens: Vec<usize>,
+    /// Thread counts to measure [default: --threads], for example -t 1,2
+    #[arg(
+        short = 't',
+        long = "thread-counts",
+        value_name = "N",
+        value_delimiter = ','
+    )]
+    pub thread_counts: Vec<std::num::NonZeroUsize>,
+    /// Measurements per row, for example -r 5
+    #[arg(short, long, value_name = "R", default_value_t = std::num::NonZeroUsize::new(3).unwrap())]
+    pub repetitions: std::num::NonZeroUsize,
+}

@@ -1,0 +1,114 @@
+//! Talking to a model through its own chat template.
+//!
+//! Invariant: the model sees exactly what its template renders, its own answers included, encoded
+//! without a second begin-of-text token; a template that rewrites history costs a fresh start, not a
+//! wrong context.
+
+use crate::args::Generate;
+use crate::generate::{Generation, stop_tokens};
+use crate::open;
+use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure};
+use bitnet_model::{ChatMessage, ChatTemplate, Model, Sampler, Tokenizer};
+use std::io::BufRead;
+
+fn template(tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
+    let Some(source) = tokenizer.chat_template() else {
+        return Err(
+            Failure::new(ErrorCode::ChatTemplate, "this model has no chat template")
+                .hint("without --chat the prompt is continued as plain text"),
+        );
+    };
+    let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+    Ok(ChatTemplate::new(
+        source,
+        &text(tokenizer.bos()),
+        &text(tokenizer.eos()),
+    )?)
+}
+
+fn message(role: &str, content: &str) -> ChatMessage {
+    ChatMessage {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    }
+}
+
+/// The token ids of a first user message.
+pub fn first_turn(
+    tokenizer: &Tokenizer,
+    system: Option<&str>,
+    text: &str,
+) -> Result<Vec<u32>, Failure> {
+    let mut messages: Vec<ChatMessage> = system.map(|s| message("system", s)).into_iter().collect();
+    messages.push(message("user", text));
+    let rendered = template(tokenizer)?.render(&messages, true)?;
+    Ok(tokenizer.encode(&rendered, false)?)
+}
+
+/// Reads messages line by line from stdin and answers them.
+pub fn interactive(
+    args: &Generate,
+    model: &Model,
+    pool: &rayon::ThreadPool,
+    sampler: Sampler,
+    console: &mut Console<'_>,
+) -> Result<ExitStatus, Failure> {
+    let tokenizer = open::tokenizer(model.checkpoint())?;
+    let template = template(&tokenizer)?;
+    let context = args
+        .ctx
+        .unwrap_or(model.config().max_position_embeddings.min(4096));
+    let mut generation = Generation {
+        model,
+        session: model.session(context)?,
+        sampler,
+        stop: stop_tokens(model, Some(&tokenizer), args.ignore_eos),
+    };
+    let mut messages: Vec<ChatMessage> = args.system.iter().map(|s| message("system", s)).collect();
+    let mut fed: Vec<u32> = Vec::new(); // what the session has seen
+    console.note("one message per line; end with Ctrl-D")?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        messages.push(message("user", &line));
+        let ids = tokenizer.encode(&template.render(&messages, true)?, false)?;
+        if !ids.starts_with(&fed) || ids.len() == fed.len() {
+            generation.session = model.session(context)?;
+            fed.clear();
+        }
+        let room = context.saturating_sub(ids.len());
+        if room == 0 {
+            return Err(Failure::new(
+                ErrorCode::ContextExceeded,
+                format!("the conversation fills the context of {context} tokens"),
+            )
+            .hint("--ctx N"));
+        }
+        let mut decoder = tokenizer.stream();
+        let mut answer = String::new();
+        let outcome = generation.run(
+            pool,
+            &ids[fed.len()..],
+            args.max_new_tokens.min(room),
+            |token| {
+                let piece = decoder.push(token)?;
+                console.text(&piece)?;
+                answer.push_str(&piece);
+                Ok(())
+            },
+        )?;
+        let rest = decoder.finish()?;
+        console.text(&rest)?;
+        console.line("")?;
+        answer.push_str(&rest);
+        messages.push(message("assistant", &answer));
+        // the last token was sampled but not fed, unless a stop token ended the answer before it
+        let seen =
+            outcome.tokens.len() - usize::from(!outcome.stopped && !outcome.tokens.is_empty());
+        fed = ids;
+        fed.extend_from_slice(&outcome.tokens[..seen]);
+    }
+    Ok(ExitStatus::Done)
+}

@@ -1,0 +1,108 @@
+//! `bitnet-run logits`: the logits of every position of every prompt.
+//!
+//! Invariant: `logits_sha256` is the sha256 of all logits as little-endian f32, prompts in file
+//! order, positions in order; the same number for every kernel, thread count and batch.
+
+use crate::args::Logits as LogitsArgs;
+use crate::{open, prompts};
+use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
+use bitnet_formats::{
+    Artifact, Container, Encoding, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan,
+};
+use bitnet_model::{Logits, Model};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+pub fn run(
+    args: &LogitsArgs,
+    global: &GlobalArgs,
+    console: &mut Console<'_>,
+) -> Result<ExitStatus, Failure> {
+    if args.output.is_none() && !console.is_json() {
+        return Err(
+            Failure::usage("nothing to do without -o FILE or --json").hint("-o logits.safetensors")
+        );
+    }
+    let pool = open::pool(global.thread_count())?;
+    let model = pool.install(|| open::model(&args.model.model, &args.model.compute))?;
+    open::announce(console, &model, global)?;
+    let prompts = prompts::read(&args.prompts, model.checkpoint())?;
+    let vocab = model.config().vocab_size;
+
+    // lay the file out before the first forward pass, so that a refusal costs nothing
+    let mut plan = WritePlan {
+        metadata: Metadata::default(),
+        tensors: Vec::new(),
+    };
+    for (name, ids) in &prompts {
+        plan.tensors.push(PlannedTensor {
+            name: format!("{name}.logits"),
+            encoding: Encoding::Plain(PlainType::F32),
+            shape: vec![ids.len(), vocab],
+            len: (ids.len() * vocab * 4) as u64,
+        });
+    }
+    let mut artifact = match &args.output {
+        None => None,
+        Some(path) => {
+            let header = Safetensors.header(&plan)?;
+            let mut artifact = Artifact::create(path, args.force)?;
+            artifact.write(&header.bytes)?;
+            Some(artifact)
+        }
+    };
+
+    let mut hash = Sha256::new();
+    let mut positions = 0;
+    for (name, ids) in &prompts {
+        let logits = pool.install(|| prompt_logits(&model, ids, args.batch.map(|b| b.get())))?;
+        if let Some(bad) = logits.iter().position(|v| !v.is_finite()) {
+            let message = format!(
+                "prompt `{name}`, position {}: logit is not finite",
+                bad / vocab
+            );
+            return Err(Failure::new(ErrorCode::NonFinite, message));
+        }
+        let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
+        hash.update(&bytes);
+        if let Some(artifact) = &mut artifact {
+            artifact.write(&bytes)?;
+        }
+        positions += ids.len();
+    }
+    let logits_sha256 = hex(&hash.finalize());
+    let output = artifact.map(Artifact::finish).transpose()?;
+    if let Some(output) = &output {
+        console.line(format!(
+            "{}: {} prompts, {positions} positions",
+            output.path.display(),
+            prompts.len()
+        ))?;
+    }
+    console.line(format!("logits_sha256 {logits_sha256}"))?;
+    console.json(&json!({
+        "status": "computed",
+        "prompts": prompts.len(),
+        "positions": positions,
+        "vocab_size": vocab,
+        "kernel": model.backend().name(),
+        "threads": global.thread_count(),
+        "logits_sha256": logits_sha256,
+        "output": output.map(|o| json!({"path": o.path, "bytes": o.bytes, "sha256": o.sha256})),
+    }))?;
+    Ok(ExitStatus::Done)
+}
+
+/// `(tokens, vocab)` logits of one prompt, given to the model `batch` tokens at a time.
+fn prompt_logits(model: &Model, ids: &[u32], batch: Option<usize>) -> Result<Vec<f32>, Failure> {
+    let mut session = model.session(ids.len())?;
+    let mut all = Vec::with_capacity(ids.len() * model.config().vocab_size);
+    for part in ids.chunks(batch.unwrap_or(ids.len()).max(1)) {
+        all.extend(model.forward(&mut session, part, Logits::All)?);
+    }
+    Ok(all)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

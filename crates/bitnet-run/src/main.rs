@@ -1,0 +1,5 @@
+//! `bitnet-run`: prompt in, text out.
+
+fn main() -> std::process::ExitCode {
+    bitnet_cli::main(|args, out, err| bitnet_run::run(args, out, err))
+}

@@ -1,0 +1,95 @@
+//! From a path and flags to a model that computes.
+//!
+//! Invariant: a kernel that was named is the kernel that runs, or an error.
+
+use crate::args::{ComputeArgs, KvTypeArg};
+use bitnet_cli::{Console, ErrorCode, Failure, GlobalArgs};
+use bitnet_formats::FormatError;
+use bitnet_kernels::Backend;
+use bitnet_model::{Checkpoint, KvType, LoadOptions, Model, OpenOptions, Tokenizer};
+use std::path::Path;
+
+/// The kernel the flags ask for.
+pub fn backend(kernel: Option<&str>) -> Result<Backend, Failure> {
+    match kernel {
+        None => Ok(Backend::best()),
+        Some(name) => Backend::by_name(name).map_err(|e| {
+            Failure::new(ErrorCode::Kernel, e.to_string())
+                .hint("`bitnet-run kernels` lists what runs here")
+        }),
+    }
+}
+
+/// A pool of `threads` workers.
+pub fn pool(threads: usize) -> Result<rayon::ThreadPool, Failure> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| {
+            Failure::new(
+                ErrorCode::Io,
+                format!("cannot start {threads} threads: {e}"),
+            )
+        })
+}
+
+/// Opens the checkpoint that the flags describe.
+pub fn checkpoint(path: &Path, compute: &ComputeArgs) -> Result<Checkpoint, FormatError> {
+    let options = OpenOptions {
+        layout: compute.layout.clone(),
+        ternary_trained: compute.ternary_trained,
+        ..OpenOptions::default()
+    };
+    Checkpoint::open(path, &options)
+}
+
+/// Opens and loads a model; call inside the pool that is to compute.
+pub fn model(path: &Path, compute: &ComputeArgs) -> Result<Model, Failure> {
+    let backend = backend(compute.kernel.as_deref())?;
+    let kv_type = match compute.kv_type {
+        KvTypeArg::F32 => KvType::F32,
+        KvTypeArg::F16 => KvType::F16,
+    };
+    let options = LoadOptions {
+        backend,
+        kv_type,
+        ..LoadOptions::default()
+    };
+    Ok(Model::load(checkpoint(path, compute)?, &options)?)
+}
+
+/// The tokenizer of a checkpoint: its side files, else its GGUF metadata.
+pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
+    let beside = match &checkpoint.directory {
+        Some(directory) if checkpoint.file.container != "gguf" => {
+            Tokenizer::from_directory(directory)?
+        }
+        _ => Tokenizer::from_gguf(&checkpoint.file.metadata)?,
+    };
+    beside.ok_or_else(|| {
+        Failure::new(
+            ErrorCode::Tokenizer,
+            format!(
+                "{}: no tokenizer beside or inside the model",
+                checkpoint.path.display()
+            ),
+        )
+        .hint("give token ids instead: --tokens 1,2,3")
+    })
+}
+
+/// Says once, for people, what is about to compute.
+pub fn announce(
+    console: &mut Console<'_>,
+    model: &Model,
+    global: &GlobalArgs,
+) -> Result<(), Failure> {
+    console.note(format!(
+        "{}: {}, {} layers, kernel {}, {} threads",
+        model.checkpoint().path.display(),
+        model.checkpoint().family.name,
+        model.config().num_hidden_layers,
+        model.backend().name(),
+        global.thread_count()
+    ))
+}

@@ -1,0 +1,171 @@
+//! The command line.
+//!
+//! Invariant: every flag has help with an example or a default; names are those of
+//! `design/contract.md`.
+
+use crate::gates::Thresholds;
+use bitnet_cli::GlobalArgs;
+use clap::{Args as ClapArgs, Parser};
+use std::path::PathBuf;
+
+/// Does this artifact say, and compute, what its source does?
+///
+/// A model is a Hugging Face checkpoint directory, a .safetensors file or its index, or a .gguf
+/// file (any part of a split one). Exit status: 0 the same, 1 a difference was found, 2 it could
+/// not be compared.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bitnet-verify",
+    version,
+    about = "Does this artifact say, and compute, what its source does?",
+    override_usage = "bitnet-verify ARTIFACT --against SRC [--junit FILE]\n       \
+                      bitnet-verify ARTIFACT --certificate FILE\n       \
+                      bitnet-verify ARTIFACT --logits [--against SRC] [--golden DIR] [--prompts FILE]"
+)]
+pub struct Args {
+    /// The model in question, for example ./model-i2_s.gguf
+    #[arg(value_name = "ARTIFACT")]
+    pub artifact: PathBuf,
+
+    /// Compare with what it was made from, for example --against ./checkpoint
+    ///
+    /// Compares sizes and tensors, the settings that change results (activation, norms, rope,
+    /// tokenizer, special tokens, chat template), every trit, every scale bit and every dense
+    /// value, and names the first divergence of each tensor: row, column, expected, found.
+    #[arg(long, value_name = "SRC")]
+    pub against: Option<PathBuf>,
+
+    /// Compare with a certificate, for example --certificate model.gguf.certificate.json
+    ///
+    /// Any lossless container of the certified model passes; if the certificate names the
+    /// artifact's own files, their hashes are compared as well.
+    #[arg(long, value_name = "FILE")]
+    pub certificate: Option<PathBuf>,
+
+    /// Run the model: against --golden, --against, or the built-in oracle
+    ///
+    /// Without --golden the runtime is compared with an independent dense implementation: each
+    /// layer from the runtime's own hidden state (reported first), then end to end. With --against
+    /// the logits of both files must be the same bits.
+    #[arg(long)]
+    pub logits: bool,
+
+    /// Apply the five gates to recorded outputs of transformers, for example --golden ./golden
+    ///
+    /// Reads prompts.json and logits_f32.safetensors, and where they exist logits_bf16.safetensors,
+    /// greedy.json, perplexity.json, ternary.json and trace_short_f32.safetensors. Implies --logits.
+    #[arg(long, value_name = "DIR")]
+    pub golden: Option<PathBuf>,
+
+    /// Token sequences to compute, for example --prompts prompts.json
+    ///
+    /// {"name": {"ids": [1, 2, 3]}} or [[1, 2, 3]]. Default: a few sequences over the vocabulary.
+    /// Implies --logits.
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+
+    /// Which kernel computes, or all of them [default: the fastest], for example --kernel scalar
+    ///
+    /// With all, the logits of every kernel of this machine must be the same bits.
+    #[arg(long, value_name = "NAME|all")]
+    pub kernel: Option<String>,
+
+    /// Write the report as JUnit XML, for example --junit report.xml
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+
+    /// Overwrite the --junit file
+    #[arg(long)]
+    pub force: bool,
+
+    /// Layout of I2_S tensors in SRC (in ARTIFACT without --against), for example --layout i2_s-arm64
+    ///
+    /// GGUF does not say which of its layouts a file uses; the default is i2_s.
+    #[arg(long, value_name = "NAME", help_heading = "How models are read")]
+    pub layout: Option<String>,
+
+    /// Layout of I2_S tensors in ARTIFACT, for example --artifact-layout i2_s-arm64
+    #[arg(long, value_name = "NAME", help_heading = "How models are read")]
+    pub artifact_layout: Option<String>,
+
+    /// SRC (ARTIFACT without --against) is master weights of a ternary-trained model
+    ///
+    /// For float checkpoints whose configuration does not say so.
+    #[arg(long, help_heading = "How models are read")]
+    pub ternary_trained: bool,
+
+    #[command(flatten)]
+    pub(crate) thresholds: ThresholdArgs,
+
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+}
+
+/// Bounds of the gates.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Thresholds of --golden and --logits")]
+pub(crate) struct ThresholdArgs {
+    /// Relative error of a linear from its recorded input
+    #[arg(long, value_name = "X", default_value_t = Thresholds::default().linear_error, value_parser = bound, hide_short_help = true)]
+    max_linear_error: f64,
+
+    /// Relative error that more than half of the layers stay below
+    #[arg(long, value_name = "X", default_value_t = Thresholds::default().typical_layer_error, value_parser = bound, hide_short_help = true)]
+    typical_layer_error: f64,
+
+    /// Relative error that every layer stays below
+    #[arg(long, value_name = "X", default_value_t = Thresholds::default().layer_error, value_parser = bound, hide_short_help = true)]
+    max_layer_error: f64,
+
+    /// Mean KL divergence from the golden logits
+    #[arg(long, value_name = "X", default_value_t = Thresholds::default().kl_mean, value_parser = bound, hide_short_help = true)]
+    max_kl: f64,
+
+    /// Share of positions with the golden most likely token
+    #[arg(long, value_name = "X", default_value_t = Thresholds::default().top1, value_parser = bound, hide_short_help = true)]
+    min_top1: f64,
+
+    /// Golden logit margin below which another most likely token is no error
+    #[arg(long, value_name = "X", default_value_t = Thresholds::default().flip_margin, value_parser = bound, hide_short_help = true)]
+    flip_margin: f64,
+
+    /// Shift of the mean negative log likelihood of the golden stream
+    #[arg(long, value_name = "X", default_value_t = Thresholds::default().nll_shift, value_parser = bound, hide_short_help = true)]
+    max_nll_shift: f64,
+}
+
+impl ThresholdArgs {
+    pub(crate) fn bounds(&self) -> Thresholds {
+        Thresholds {
+            linear_error: self.max_linear_error,
+            typical_layer_error: self.typical_layer_error,
+            layer_error: self.max_layer_error,
+            kl_mean: self.max_kl,
+            top1: self.min_top1,
+            flip_margin: self.flip_margin,
+            nll_shift: self.max_nll_shift,
+        }
+    }
+}
+
+fn bound(text: &str) -> Result<f64, String> {
+    let bound = text.parse::<f64>().ok().filter(|x| x.is_finite() && *x >= 0.0);
+    bound.ok_or_else(|| "expected a number that is not negative, for example 2e-3".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn short_help_fits_the_screen() {
+        let help = Args::command().render_help().to_string();
+        assert!(help.lines().count() <= 45, "{help}");
+    }
+}

@@ -1,0 +1,96 @@
+//! Whether the packed bytes are the ones an encoder writes for what they mean.
+//!
+//! Invariant: a byte that decodes to the right trits but that no encoder makes (TQ1_0 has 13 such
+//! values in 256) is damage that no reader shows; it is found by packing again. What no reader uses
+//! (the bytes behind the scale of I2_S, alignment) is not looked at. Where both sides hold master
+//! weights, these are compared themselves: two of them may round to the same trits.
+
+use super::{Check, Running, Subject};
+use crate::report::{Findings, Report};
+use bitnet_formats::{FormatError, PackedTensor, Packing};
+use bitnet_model::{Checkpoint, LinearRule, LinearSource, Slot};
+use bitnet_ternary::Scales;
+
+pub(super) const CHECK: Check = Check {
+    name: "encoding",
+    what: "packed bytes are those an encoder writes; master weights are equal",
+    start: |subject| subject.source.is_some().then(|| Box::new(Encoding) as Box<dyn Running>),
+};
+
+struct Encoding;
+
+impl Running for Encoding {
+    fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
+        let mut findings = Findings::default();
+        let (mut tensors, mut bytes) = (0, 0);
+        for slot in subject.artifact.checkpoint.slots() {
+            if !slot.is_ternary() {
+                continue;
+            }
+            match compare(subject, slot) {
+                Ok(None) => {}
+                Ok(Some((compared, first))) => {
+                    tensors += 1;
+                    bytes += compared;
+                    if let Some(text) = first {
+                        findings.different(slot.to_string(), text);
+                    }
+                }
+                Err(_) => findings.not_compared(slot.to_string()),
+            }
+        }
+        let compared = match tensors {
+            0 => "no packed linears and no master weights".to_owned(),
+            _ => format!("{bytes} bytes of {tensors} linears"),
+        };
+        report.checks.push(findings.into_result(CHECK.name, compared));
+    }
+}
+
+/// Bytes compared, and where the first one is that should be another; `None` for a linear of which
+/// only the values can be compared.
+type Compared = Option<(usize, Option<String>)>;
+
+fn compare(subject: &Subject<'_>, slot: Slot) -> Result<Compared, FormatError> {
+    let artifact = &subject.artifact.checkpoint;
+    let linear = artifact.linear(slot)?;
+    match (&linear.rule, subject.source) {
+        (LinearRule::Packed { packing, .. }, _) => repack(*packing, artifact.file.bytes(&linear.info), linear),
+        (LinearRule::Absmean, Some(source)) => master_weights(artifact, &source.checkpoint, slot),
+        _ => Ok(None),
+    }
+}
+
+/// Compares master weights, if the source has them too.
+fn master_weights(artifact: &Checkpoint, source: &Checkpoint, slot: Slot) -> Result<Compared, FormatError> {
+    let (a, s) = (artifact.linear(slot)?, source.linear(slot)?);
+    if !matches!(s.rule, LinearRule::Absmean) || (a.rows, a.cols) != (s.rows, s.cols) {
+        return Ok(None);
+    }
+    let (found, expected) = (artifact.file.bytes(&a.info), source.file.bytes(&s.info));
+    // another float type: then trits and scales decide
+    if a.info.encoding != s.info.encoding {
+        return Ok(None);
+    }
+    let size = (found.len() / (a.rows * a.cols).max(1)).max(1);
+    let first = found.iter().zip(expected).position(|(f, e)| f != e).map(|at| at / size);
+    let text = first.map(|at| format!("row {}, column {}: other master weight than in the source", at / a.cols, at % a.cols));
+    Ok(Some((found.len(), text)))
+}
+
+/// Packs again what the bytes mean.
+fn repack(packing: &dyn Packing, bytes: &[u8], linear: &LinearSource) -> Result<Compared, FormatError> {
+    let LinearSource { rows, cols, .. } = linear;
+    // scales beside the codes are the business of `scales`
+    let outside = Scales::PerTensor(1.0);
+    let outside = (!packing.holds_scales()).then_some(&outside);
+    let matrix = packing.unpack(&PackedTensor { bytes, rows: *rows, cols: *cols, outside })?;
+    let units = bytes.len().saturating_sub(packing.trailer(&matrix).len());
+    let mut again = vec![0; units];
+    packing.pack_units(&matrix, 0, &mut again);
+    let first = bytes.iter().zip(&again).position(|(found, expected)| found != expected);
+    let text = first.map(|at| {
+        format!("byte {at}: expected {:#04x}, found {:#04x}, which no encoder writes", again[at], bytes[at])
+    });
+    Ok(Some((units, text)))
+}

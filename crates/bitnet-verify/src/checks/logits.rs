@@ -1,0 +1,229 @@
+//! Whether the model computes what it should: against its source, and against the oracle.
+//!
+//! Invariant: two files of one model have the same logits, bit for bit, on every kernel. Against the
+//! oracle each layer is judged from the runtime's own hidden state, so that one flipped activation
+//! does not hide, or excuse, what comes after it; the end-to-end figures are reported.
+
+use super::{Check, Input, Running, Subject};
+use crate::divergence::{Divergence, relative_error};
+use crate::gates::{Forward, judge_layers};
+use crate::oracle::Oracle;
+use crate::report::{CheckResult, Findings, Report};
+use bitnet_formats::FormatError;
+use bitnet_kernels::Backend;
+use bitnet_model::{Config, LoadOptions, Logits, Model, Slot};
+use sha2::{Digest, Sha256};
+
+pub(super) const CHECK: Check = Check {
+    name: "logits",
+    what: "runtime against source, every kernel and the independent oracle; with --logits",
+    start: |subject| subject.logits.then(|| Box::new(Compared) as Box<dyn Running>),
+};
+
+/// Relative error of embeddings, final norm and head, which no rounding step amplifies.
+const EDGE_ERROR: f64 = 1e-5;
+
+/// The runtime of one model on one kernel.
+pub(super) struct Runtime(Model);
+
+impl Runtime {
+    pub(super) fn load(input: &Input, backend: Backend) -> Result<Self, FormatError> {
+        let options = LoadOptions { backend, ..LoadOptions::default() };
+        Ok(Self(Model::load(input.reopen()?, &options)?))
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        self.0.config()
+    }
+}
+
+impl Forward for Runtime {
+    fn linear(&self, slot: Slot, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+        self.0.linear(slot, x, tokens)
+    }
+    fn layer(&self, layer: usize, hidden: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+        self.0.layer(layer, hidden, tokens)
+    }
+    fn logits_of(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, FormatError> {
+        let logits = |tokens: &&[u32]| {
+            if tokens.is_empty() {
+                return Ok(Vec::new());
+            }
+            let mut session = self.0.session(tokens.len())?;
+            self.0.forward(&mut session, tokens, Logits::All)
+        };
+        sequences.iter().map(logits).collect()
+    }
+}
+
+struct Compared;
+
+impl Running for Compared {
+    fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
+        let Some((&first, others)) = subject.kernels.split_first() else { return };
+        let sequences: Vec<&[u32]> = subject.prompts.iter().map(|p| p.ids.as_slice()).collect();
+        let run = |input: &Input, backend| Runtime::load(input, backend).and_then(|r| Ok((r.logits_of(&sequences)?, r)));
+        let (logits, runtime) = match run(subject.artifact, first) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                report.checks.push(CheckResult::error(CHECK.name, &error));
+                return;
+            }
+        };
+        if let Some(source) = subject.source {
+            let other = run(source, first).map(|(logits, _)| logits);
+            report.checks.push(against_source(subject, other, &logits, report_slot(&mut report.logits)));
+        }
+        if !others.is_empty() {
+            let mut findings = Findings::default();
+            for &backend in others {
+                match run(subject.artifact, backend) {
+                    Ok((found, _)) => identical(subject, backend.name(), &logits, &found, &mut findings),
+                    Err(error) => findings.unreadable(backend.name(), &error),
+                }
+            }
+            let names: Vec<&str> = subject.kernels.iter().map(Backend::name).collect();
+            let compared = format!("bit-identical on {}, sha256 {}", names.join(", "), sha256(&logits));
+            report.checks.push(findings.into_result("logits-kernels", compared));
+        }
+        if subject.golden.is_none() {
+            against_oracle(subject, &runtime, &logits, report);
+        }
+    }
+}
+
+/// The report's `logits` object, if a stronger comparison has not filled it.
+fn report_slot(slot: &mut Option<serde_json::Value>) -> Option<&mut Option<serde_json::Value>> {
+    slot.is_none().then_some(slot)
+}
+
+/// The same network in two files: bit for bit.
+fn against_source(
+    subject: &Subject<'_>,
+    expected: Result<Vec<Vec<f32>>, FormatError>,
+    found: &[Vec<f32>],
+    slot: Option<&mut Option<serde_json::Value>>,
+) -> CheckResult {
+    const NAME: &str = "logits-source";
+    let expected = match expected {
+        Ok(expected) => expected,
+        Err(error) => return CheckResult::error(NAME, &error),
+    };
+    let mut findings = Findings::default();
+    identical(subject, "artifact", &expected, found, &mut findings);
+    let divergence = divergence(subject, &expected, found);
+    if let Some(slot) = slot {
+        *slot = Some(divergence.to_json("source"));
+    }
+    let compared = match findings.is_empty() {
+        true => format!("bit-identical to the source, sha256 {}", sha256(found)),
+        false => divergence.summary(),
+    };
+    findings.into_result(NAME, compared)
+}
+
+fn divergence(subject: &Subject<'_>, expected: &[Vec<f32>], found: &[Vec<f32>]) -> Divergence {
+    let mut divergence = Divergence::default();
+    for (prompt, (expected, found)) in subject.prompts.iter().zip(expected.iter().zip(found)) {
+        let vocab = expected.len() / prompt.ids.len().max(1);
+        divergence.add(&prompt.name, Some(&prompt.ids), vocab, expected, found);
+    }
+    divergence
+}
+
+fn identical(subject: &Subject<'_>, who: &str, expected: &[Vec<f32>], found: &[Vec<f32>], findings: &mut Findings) {
+    for (prompt, (expected, found)) in subject.prompts.iter().zip(expected.iter().zip(found)) {
+        if expected.len() != found.len() {
+            findings.different(&prompt.name, format!("{who}: expected {} logits, found {}", expected.len(), found.len()));
+            continue;
+        }
+        let differ = expected.iter().zip(found).position(|(e, f)| e.to_bits() != f.to_bits());
+        if let Some(at) = differ {
+            let vocab = expected.len() / prompt.ids.len().max(1);
+            let (position, token) = (at / vocab.max(1), at % vocab.max(1));
+            let text = format!("{who}: position {position}, token {token}: expected {:e}, found {:e}", expected[at], found[at]);
+            findings.different(&prompt.name, text);
+        }
+    }
+}
+
+/// Of all logits in order, `f32` little-endian.
+fn sha256(logits: &[Vec<f32>]) -> String {
+    let mut hasher = Sha256::new();
+    for values in logits {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The runtime against other people's arithmetic.
+fn against_oracle(subject: &Subject<'_>, runtime: &Runtime, logits: &[Vec<f32>], report: &mut Report) {
+    const NAME: &str = "logits-oracle";
+    let mut findings = Findings::default();
+    match compare_oracle(subject, runtime, logits, &mut findings) {
+        Err(error) => report.checks.push(CheckResult::error(NAME, &error)),
+        Ok((layers, divergence)) => {
+            let list: Vec<String> = layers.iter().map(|e| format!("{e:.1e}")).collect();
+            report.notes.push(format!(
+                "relative error of each layer from the runtime's hidden state, against the oracle: {}",
+                list.join(" ")
+            ));
+            if report.logits.is_none() {
+                report.logits = Some(divergence.to_json("oracle"));
+            }
+            let worst = layers.iter().copied().fold(0.0, f64::max);
+            let compared = format!("{} layers, largest relative error {worst:.1e}; end to end {}", layers.len(), divergence.summary());
+            report.checks.push(findings.into_result(NAME, compared));
+        }
+    }
+}
+
+/// Errors of each layer (the median over prompts, which a flip in one prompt does not move), and
+/// the end-to-end divergence.
+fn compare_oracle(
+    subject: &Subject<'_>,
+    runtime: &Runtime,
+    logits: &[Vec<f32>],
+    findings: &mut Findings,
+) -> Result<(Vec<f64>, Divergence), FormatError> {
+    let oracle = Oracle::new(&subject.artifact.checkpoint);
+    let config = runtime.config();
+    let mut traces = Vec::with_capacity(subject.prompts.len());
+    for prompt in subject.prompts {
+        let trace = runtime.0.trace(&prompt.ids)?;
+        edge(findings, "model.embed_tokens", &prompt.name, &oracle.embeddings(&prompt.ids)?, &trace[0]);
+        traces.push(trace);
+    }
+    let mut errors = Vec::with_capacity(config.num_hidden_layers);
+    for layer in 0..config.num_hidden_layers {
+        let inputs: Vec<&[f32]> = traces.iter().map(|t| t[layer].as_slice()).collect();
+        let outputs = oracle.layer_of(layer, &inputs)?;
+        let of = |(trace, output): (&Vec<Vec<f32>>, &Vec<f32>)| relative_error(output, &trace[layer + 1]);
+        let mut list: Vec<f64> = traces.iter().zip(&outputs).map(of).collect();
+        list.sort_by(f64::total_cmp);
+        let worst = list.last().copied().unwrap_or(0.0);
+        let median = list.get(list.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
+        // the largest is judged by its own bound, whatever the median says
+        errors.push(if worst > subject.thresholds.layer_error { worst } else { median });
+    }
+    judge_layers(&errors, subject.thresholds, findings);
+    let normed: Vec<&[f32]> = traces.iter().filter_map(|t| t.last().map(Vec::as_slice)).collect();
+    let before: Vec<&[f32]> = traces.iter().map(|t| t[config.num_hidden_layers].as_slice()).collect();
+    for ((prompt, expected), found) in subject.prompts.iter().zip(oracle.output_norm_of(&before)?).zip(&normed) {
+        edge(findings, "model.norm", &prompt.name, &expected, found);
+    }
+    for ((prompt, expected), found) in subject.prompts.iter().zip(oracle.head_of(&normed)?).zip(logits) {
+        edge(findings, "lm_head", &prompt.name, &expected, found);
+    }
+    let sequences: Vec<&[u32]> = subject.prompts.iter().map(|p| p.ids.as_slice()).collect();
+    let divergence = divergence(subject, &oracle.logits_of(&sequences)?, logits);
+    Ok((errors, divergence))
+}
+
+fn edge(findings: &mut Findings, place: &str, prompt: &str, expected: &[f32], found: &[f32]) {
+    let error = relative_error(expected, found);
+    if error > EDGE_ERROR {
+        findings.different(place, format!("prompt `{prompt}`: relative error {error:.2e}, expected at most {EDGE_ERROR:.0e}"));
+    }
+}

@@ -1,0 +1,220 @@
+//! Whether the settings that change results are the source's: wiring, tokenizer, chat template.
+//!
+//! Invariant: compared by meaning, not by container. Two Hugging Face directories are compared file
+//! by file; where one side is GGUF, both tokenizers are brought into GGUF's terms by the one
+//! function that writes them.
+
+use super::{Check, Running, Subject};
+use crate::report::{Findings, Report};
+use bitnet_formats::{FormatError, MetaArray, MetaValue};
+use bitnet_model::{ActivationQuantization, Checkpoint, Config, RopeScaling, tokenizer_to_gguf};
+use serde_json::Value;
+
+pub(super) const CHECK: Check = Check {
+    name: "metadata",
+    what: "activation, norms, rope, ties, special tokens, tokenizer, chat template",
+    start: |subject| subject.source.is_some().then(|| Box::new(Metadata) as Box<dyn Running>),
+};
+
+struct Metadata;
+
+impl Running for Metadata {
+    fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
+        let Some(source) = subject.source else { return };
+        let (source, artifact) = (&source.checkpoint, &subject.artifact.checkpoint);
+        let mut findings = Findings::default();
+        let expected = wiring(&source.config);
+        for ((key, expected), (_, found)) in expected.iter().zip(wiring(&artifact.config)) {
+            findings.expect(key, expected.as_str(), found.as_str());
+        }
+        let tokenizer = match compare_tokenizers(source, artifact, &mut findings) {
+            Ok(text) => text,
+            Err(error) => {
+                findings.unreadable("tokenizer", &error);
+                String::new()
+            }
+        };
+        let compared = format!("{} settings, {tokenizer}", expected.len());
+        report.checks.push(findings.into_result(CHECK.name, compared));
+    }
+}
+
+/// Every setting that changes a result, as text.
+pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
+    // destructured, so that a new field cannot be forgotten here; sizes are the business of `structure`
+    let Config {
+        hidden_size: _,
+        intermediate_size: _,
+        num_hidden_layers: _,
+        num_attention_heads: _,
+        num_key_value_heads: _,
+        head_dim: _,
+        vocab_size: _,
+        max_position_embeddings,
+        rms_norm_eps,
+        rope,
+        hidden_act,
+        attn_sub_norm,
+        ffn_sub_norm,
+        tie_word_embeddings,
+        activation_quantization,
+        bos_token_id,
+        eos_token_ids,
+    } = config;
+    let scaling = match rope.scaling {
+        RopeScaling::None => "none".to_owned(),
+        RopeScaling::Linear { factor } => format!("linear, factor {factor}"),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => format!(
+            "llama3, factor {factor}, low {low_freq_factor}, high {high_freq_factor}, original {original_max_position_embeddings}"
+        ),
+    };
+    let quantization = match activation_quantization {
+        ActivationQuantization::Int8PerToken => "int8 per token",
+        ActivationQuantization::None => "none",
+    };
+    let mut eos = eos_token_ids.clone();
+    eos.sort_unstable();
+    vec![
+        ("hidden_act", hidden_act.as_str().to_owned()),
+        ("rms_norm_eps", format!("{rms_norm_eps:e}")),
+        // GGUF stores it as f32
+        ("rope_theta", format!("{}", rope.theta as f32)),
+        ("rope_scaling", scaling),
+        ("attn_sub_norm", attn_sub_norm.to_string()),
+        ("ffn_sub_norm", ffn_sub_norm.to_string()),
+        ("tie_word_embeddings", tie_word_embeddings.to_string()),
+        ("activation_quantization", quantization.to_owned()),
+        ("max_position_embeddings", max_position_embeddings.to_string()),
+        ("bos_token_id", bos_token_id.map_or("none".to_owned(), |id| id.to_string())),
+        ("eos_token_id", format!("{eos:?}")),
+    ]
+}
+
+/// Files of a Hugging Face directory that a tokenizer is made of.
+const TOKENIZER_FILES: [&str; 5] =
+    ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "added_tokens.json"];
+
+/// Compares tokenizers and chat templates; says what was compared.
+fn compare_tokenizers(
+    source: &Checkpoint,
+    artifact: &Checkpoint,
+    findings: &mut Findings,
+) -> Result<String, FormatError> {
+    if !is_gguf(source) && !is_gguf(artifact) {
+        return compare_files(source, artifact, findings);
+    }
+    let (Some(expected), found) = (gguf_tokenizer(source)?, gguf_tokenizer(artifact)?) else {
+        return Ok("the source has no tokenizer".to_owned());
+    };
+    let found = found.unwrap_or_default();
+    let mut compared = 0;
+    for (key, expected) in &expected {
+        compared += 1;
+        match found.iter().find(|(k, _)| k == key) {
+            None => findings.different(key, "expected in the artifact, not there"),
+            Some((_, found)) if found == expected => {}
+            Some((_, found)) => findings.different(key, first_divergence(expected, found)),
+        }
+    }
+    // a key that only the artifact has may change how text becomes tokens
+    for (key, _) in found.iter().filter(|(key, _)| !expected.iter().any(|(k, _)| k == key)) {
+        findings.different(key, "not in the source");
+    }
+    Ok(format!("{compared} tokenizer keys"))
+}
+
+fn is_gguf(checkpoint: &Checkpoint) -> bool {
+    checkpoint.file.container == "gguf"
+}
+
+/// The tokenizer in GGUF's terms; `None` if there is none.
+fn gguf_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Vec<(String, MetaValue)>>, FormatError> {
+    let pairs: Vec<(String, MetaValue)> = if is_gguf(checkpoint) {
+        let pairs = checkpoint.file.metadata.0.iter();
+        pairs.filter(|(key, _)| key.starts_with("tokenizer.")).cloned().collect()
+    } else {
+        let Some(dir) = &checkpoint.directory else { return Ok(None) };
+        if checkpoint.side_file("tokenizer.json")?.is_none() && checkpoint.side_file("tokenizer.model")?.is_none() {
+            return Ok(None);
+        }
+        tokenizer_to_gguf(dir, checkpoint.config.vocab_size)?
+    };
+    Ok((!pairs.is_empty()).then_some(pairs))
+}
+
+fn compare_files(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Findings) -> Result<String, FormatError> {
+    let mut compared = Vec::new();
+    for name in TOKENIZER_FILES {
+        let Some(expected) = source.side_file(name)? else { continue };
+        compared.push(name);
+        match artifact.side_file(name)? {
+            None => findings.different(name, "expected in the artifact, not there"),
+            Some(found) if found == expected => {}
+            Some(found) => {
+                let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).ok();
+                // the same JSON written another way is the same tokenizer
+                if json(&expected).is_none() || json(&expected) != json(&found) {
+                    let at = expected.iter().zip(&found).take_while(|(e, f)| e == f).count();
+                    findings.different(name, format!("differs from byte {at} on"));
+                }
+            }
+        }
+    }
+    if compared.is_empty() {
+        return Ok("the source has no tokenizer".to_owned());
+    }
+    Ok(compared.join(", "))
+}
+
+/// Where and how two metadata values differ.
+fn first_divergence(expected: &MetaValue, found: &MetaValue) -> String {
+    let (MetaValue::Array(e), MetaValue::Array(f)) = (expected, found) else {
+        return format!("expected {}, found {}", show(expected), show(found));
+    };
+    let (e, f) = (elements(e), elements(f));
+    if e.len() != f.len() {
+        return format!("expected {} elements, found {}", e.len(), f.len());
+    }
+    let differ = e.iter().zip(&f).filter(|(e, f)| e != f).count();
+    match e.iter().zip(&f).position(|(e, f)| e != f) {
+        Some(at) => format!("element {at}: expected {}, found {}; {differ} of {} differ", e[at], f[at], e.len()),
+        None => "expected elements of another type".to_owned(),
+    }
+}
+
+fn elements(array: &MetaArray) -> Vec<String> {
+    fn list<T: std::fmt::Debug>(values: &[T]) -> Vec<String> {
+        values.iter().map(|v| format!("{v:?}")).collect()
+    }
+    match array {
+        MetaArray::U8(v) => list(v),
+        MetaArray::I8(v) => list(v),
+        MetaArray::U16(v) => list(v),
+        MetaArray::I16(v) => list(v),
+        MetaArray::U32(v) => list(v),
+        MetaArray::I32(v) => list(v),
+        MetaArray::U64(v) => list(v),
+        MetaArray::I64(v) => list(v),
+        MetaArray::F32(v) => list(v),
+        MetaArray::F64(v) => list(v),
+        MetaArray::Bool(v) => list(v),
+        MetaArray::String(v) => v.iter().map(|s| text(s)).collect(),
+    }
+}
+
+fn show(value: &MetaValue) -> String {
+    match value {
+        MetaValue::String(s) => text(s),
+        MetaValue::Array(a) => format!("{} elements", elements(a).len()),
+        other => format!("{other:?}"),
+    }
+}
+
+/// A string for one line of a report.
+fn text(bytes: &[u8]) -> String {
+    const MOST: usize = 60;
+    let text = String::from_utf8_lossy(bytes);
+    let cut: String = text.chars().take(MOST).collect();
+    let dots = if cut.len() < text.len() { "…" } else { "" };
+    format!("{cut:?}{dots}")
+}

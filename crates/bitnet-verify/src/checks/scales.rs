@@ -1,0 +1,88 @@
+//! Whether every scale of every linear has the source's bits.
+//!
+//! Invariant: compared in normal form (`formats/certificate.md`): repeated scales count as one, and
+//! a scale that multiplies no non-zero trit does not vote.
+
+use super::{Check, Pair, Running, Subject};
+use crate::report::{Findings, Report};
+use bitnet_model::scale_normal_form;
+use bitnet_ternary::Scales;
+
+pub(super) const CHECK: Check = Check {
+    name: "scales",
+    what: "every bit of every scale, in normal form",
+    start: |subject| subject.source.is_some().then(|| Box::<Compared>::default() as Box<dyn Running>),
+};
+
+#[derive(Default)]
+struct Compared {
+    findings: Findings,
+    tensors: usize,
+    scales: usize,
+}
+
+impl Running for Compared {
+    fn wants_ternary(&self) -> bool {
+        true
+    }
+
+    fn ternary(&mut self, pair: &Pair<'_>, _: &Subject<'_>) {
+        self.tensors += 1;
+        let place = pair.slot.to_string();
+        let Some((source, artifact)) = pair.both() else {
+            self.findings.not_compared(place);
+            return;
+        };
+        if [source.rows(), source.cols()] != [artifact.rows(), artifact.cols()] {
+            self.findings.not_compared(place);
+            return;
+        }
+        let (s, a) = (scale_normal_form(source), scale_normal_form(artifact));
+        self.scales += s.as_slice().len();
+        if let Some(text) = first_divergence(&s, &a, source.rows(), source.cols()) {
+            self.findings.different(place, text);
+        }
+    }
+
+    fn finish(self: Box<Self>, _: &Subject<'_>, report: &mut Report) {
+        let compared = format!("{} scales of {} linears", self.scales, self.tensors);
+        report.checks.push(self.findings.into_result(CHECK.name, compared));
+    }
+}
+
+/// Where and how two normal forms differ.
+fn first_divergence(expected: &Scales, found: &Scales, rows: usize, cols: usize) -> Option<String> {
+    let show = |s: f32| format!("{s:e} (0x{:08x})", s.to_bits());
+    if expected.structure() == found.structure() {
+        let pairs = || expected.as_slice().iter().zip(found.as_slice());
+        let count = pairs().filter(|(s, a)| s.to_bits() != a.to_bits()).count();
+        let (at, (s, a)) = pairs().enumerate().find(|(_, (s, a))| s.to_bits() != a.to_bits())?;
+        let per_row = expected.as_slice().len() / rows.max(1);
+        let place = match expected {
+            Scales::PerTensor(_) => String::new(),
+            Scales::PerRow(_) => format!("row {at}: "),
+            Scales::PerGroup { group, .. } => {
+                format!("row {}, columns from {}: ", at / per_row.max(1), at % per_row.max(1) * group)
+            }
+        };
+        let mut text = format!("{place}expected {}, found {}", show(*s), show(*a));
+        if *s != 0.0 && (a * s - 1.0).abs() < 1e-3 {
+            text.push_str(", its inverse");
+        }
+        if expected.as_slice().len() > 1 {
+            text.push_str(&format!("; {count} of {} differ", expected.as_slice().len()));
+        }
+        return Some(text);
+    }
+    // other structure: the first place where the values themselves differ
+    let at = (0..rows * cols).find(|i| {
+        expected.at(i / cols, i % cols, cols).to_bits() != found.at(i / cols, i % cols, cols).to_bits()
+    });
+    let (e, f) = (expected.structure(), found.structure());
+    let place = at.map_or(String::new(), |i| {
+        let (row, col) = (i / cols, i % cols);
+        let (s, a) = (expected.at(row, col, cols), found.at(row, col, cols));
+        format!("; row {row}, column {col}: expected {}, found {}", show(s), show(a))
+    });
+    Some(format!("expected scales per {e}, found per {f}{place}"))
+}

@@ -1,0 +1,235 @@
+//! How far two sets of logits are apart, in the figures that people of this field know.
+//!
+//! Invariant: the first operand is the reference. Everything is accumulated in `f64`, position by
+//! position, and a logit that is not finite makes the figures infinite, never small.
+
+use serde_json::{Value, json};
+
+/// Logits of one position or sequence against a reference; build with [`Divergence::add`].
+#[derive(Debug, Clone, Default)]
+pub struct Divergence {
+    kl: Vec<(f64, Place)>,
+    same_top1: usize,
+    max_abs: f64,
+    squared_error: f64,
+    /// Largest margin between the reference's two best tokens where ours chose another.
+    flipped_margin: f64,
+    logit_sum: f64,
+    logit_squares: f64,
+    logits: usize,
+    nll_reference: f64,
+    nll_found: f64,
+    predicted: usize,
+    names: Vec<String>,
+}
+
+/// A position of a prompt: index into the names, and token.
+type Place = (usize, usize);
+
+impl Divergence {
+    /// Adds one sequence: `reference` and `found` are `(tokens, vocab)`; with `ids`, `(tokens,)`, the
+    /// likelihood of each next token is compared as well.
+    pub fn add(&mut self, name: &str, ids: Option<&[u32]>, vocab: usize, reference: &[f32], found: &[f32]) {
+        let sequence = self.names.len();
+        self.names.push(name.to_owned());
+        let rows = reference.chunks_exact(vocab.max(1)).zip(found.chunks_exact(vocab.max(1)));
+        for (position, (reference, found)) in rows.enumerate() {
+            let (p, q) = (log_softmax(reference), log_softmax(found));
+            let mut kl = 0.0;
+            for ((r, f), (p, q)) in reference.iter().zip(found).zip(p.iter().zip(&q)) {
+                let (r, f) = (f64::from(*r), f64::from(*f));
+                let error = (r - f).abs();
+                self.max_abs = self.max_abs.max(if error.is_nan() { f64::INFINITY } else { error });
+                self.squared_error += error * error;
+                self.logit_sum += r;
+                self.logit_squares += r * r;
+                kl += p.exp() * (p - q);
+            }
+            self.logits += reference.len();
+            self.kl.push((if kl.is_finite() { kl } else { f64::INFINITY }, (sequence, position)));
+            let (best, margin) = top1(reference);
+            if best == top1(found).0 {
+                self.same_top1 += 1;
+            } else {
+                self.flipped_margin = self.flipped_margin.max(margin);
+            }
+            if let Some(&next) = ids.and_then(|ids| ids.get(position + 1)) {
+                self.nll_reference -= p.get(next as usize).unwrap_or(&f64::NEG_INFINITY);
+                self.nll_found -= q.get(next as usize).unwrap_or(&f64::NEG_INFINITY);
+                self.predicted += 1;
+            }
+        }
+    }
+
+    /// Positions compared.
+    pub fn positions(&self) -> usize {
+        self.kl.len()
+    }
+
+    /// Largest absolute difference of two logits.
+    pub fn max_abs(&self) -> f64 {
+        self.max_abs
+    }
+
+    /// Root mean square of the differences; infinite where one is not finite.
+    pub fn rms(&self) -> f64 {
+        let rms = (self.squared_error / (self.logits as f64).max(1.0)).sqrt();
+        if rms.is_nan() { f64::INFINITY } else { rms }
+    }
+
+    /// [`max_abs`](Self::max_abs) in standard deviations of the reference's logits.
+    pub fn max_in_deviations(&self) -> f64 {
+        let n = (self.logits as f64).max(1.0);
+        let variance = self.logit_squares / n - (self.logit_sum / n).powi(2);
+        self.max_abs / variance.max(f64::MIN_POSITIVE).sqrt()
+    }
+
+    /// Mean of the Kullback-Leibler divergence over positions.
+    pub fn kl_mean(&self) -> f64 {
+        self.kl.iter().map(|(kl, _)| kl).sum::<f64>() / (self.kl.len() as f64).max(1.0)
+    }
+
+    /// The divergence that 99.9 % of the positions stay below (nearest rank).
+    pub fn kl_p999(&self) -> f64 {
+        let mut kl: Vec<f64> = self.kl.iter().map(|(kl, _)| *kl).collect();
+        kl.sort_by(f64::total_cmp);
+        let rank = (kl.len() as f64 * 0.999).ceil() as usize;
+        kl.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+    }
+
+    /// The largest divergence, and the prompt and position where it is.
+    pub fn kl_max(&self) -> (f64, &str, usize) {
+        let worst = self.kl.iter().max_by(|a, b| a.0.total_cmp(&b.0));
+        worst.map_or((0.0, "", 0), |&(kl, (name, position))| (kl, self.names[name].as_str(), position))
+    }
+
+    /// Share of positions with the same most likely token.
+    pub fn top1_agreement(&self) -> f64 {
+        if self.kl.is_empty() { 1.0 } else { self.same_top1 as f64 / self.kl.len() as f64 }
+    }
+
+    /// Largest margin of the reference at a position where the most likely token is another; 0 when
+    /// there is none.
+    pub fn flipped_margin(&self) -> f64 {
+        self.flipped_margin
+    }
+
+    /// Perplexity of the reference and of the logits compared, over the tokens that follow.
+    pub fn perplexities(&self) -> Option<(f64, f64)> {
+        let n = self.predicted as f64;
+        (self.predicted > 0).then(|| ((self.nll_reference / n).exp(), (self.nll_found / n).exp()))
+    }
+
+    /// The `logits` object of the report.
+    pub fn to_json(&self, reference: &str) -> Value {
+        let (kl_max, prompt, position) = self.kl_max();
+        let mut object = json!({
+            "reference": reference,
+            "positions": self.positions(),
+            "max_abs": number(self.max_abs()),
+            "rms": number(self.rms()),
+            "max_abs_in_logit_deviations": number(self.max_in_deviations()),
+            "kl_mean": number(self.kl_mean()),
+            "kl_p999": number(self.kl_p999()),
+            "kl_max": number(kl_max),
+            "kl_max_at": {"prompt": prompt, "position": position},
+            "top1_agreement": self.top1_agreement(),
+            "largest_flipped_margin": number(self.flipped_margin()),
+        });
+        if let Some((reference, found)) = self.perplexities() {
+            object["perplexity_reference"] = number(reference);
+            object["perplexity"] = number(found);
+        }
+        object
+    }
+
+    /// One line for people.
+    pub fn summary(&self) -> String {
+        format!(
+            "{} positions, max {:.3e}, kl mean {:.2e} max {:.2e}, top-1 {:.3}",
+            self.positions(),
+            self.max_abs(),
+            self.kl_mean(),
+            self.kl_max().0,
+            self.top1_agreement()
+        )
+    }
+}
+
+/// JSON has no infinity: such a figure is written as the text `inf`.
+fn number(x: f64) -> Value {
+    if x.is_finite() { json!(x) } else { json!("inf") }
+}
+
+/// `x - log(sum(exp(x)))`.
+pub(crate) fn log_softmax(x: &[f32]) -> Vec<f64> {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = x.iter().map(|&v| (f64::from(v) - f64::from(max)).exp()).sum();
+    let shift = f64::from(max) + sum.ln();
+    x.iter().map(|&v| f64::from(v) - shift).collect()
+}
+
+/// The most likely token (the lowest of equals) and its margin over the second.
+pub(crate) fn top1(x: &[f32]) -> (usize, f64) {
+    let (mut best, mut first, mut second) = (0, f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for (i, &v) in x.iter().enumerate() {
+        if v > first {
+            (best, second, first) = (i, first, v);
+        } else if v > second {
+            second = v;
+        }
+    }
+    (best, f64::from(first) - f64::from(second))
+}
+
+/// `|found - reference| / |reference|` in the Euclidean norm; infinite where something is not finite.
+pub fn relative_error(reference: &[f32], found: &[f32]) -> f64 {
+    if reference.len() != found.len() {
+        return f64::INFINITY;
+    }
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (&r, &f) in reference.iter().zip(found) {
+        error += (f64::from(f) - f64::from(r)).powi(2);
+        norm += f64::from(r).powi(2);
+    }
+    let relative = if error == 0.0 { 0.0 } else { (error / norm).sqrt() };
+    if relative.is_nan() { f64::INFINITY } else { relative }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_logits_do_not_diverge() {
+        let x = [0.5f32, 2.0, -1.0, 3.0, 3.0, 1.0];
+        let mut d = Divergence::default();
+        d.add("p", Some(&[0, 1]), 3, &x, &x);
+        assert_eq!((d.max_abs(), d.kl_mean(), d.kl_max().0, d.top1_agreement()), (0.0, 0.0, 0.0, 1.0));
+        let (a, b) = d.perplexities().unwrap();
+        assert_eq!(a, b);
+    }
+
+    #[test]
+    fn a_flip_names_its_place_and_margin() {
+        let reference = [1.0f32, 0.0, 0.75, 1.0];
+        let found = [1.0f32, 0.0, 1.0, 0.75];
+        let mut d = Divergence::default();
+        d.add("p", None, 2, &reference, &found);
+        assert_eq!(d.top1_agreement(), 0.5);
+        assert_eq!(d.flipped_margin(), 0.25);
+        let (kl, name, position) = d.kl_max();
+        assert!(kl > 0.0);
+        assert_eq!((name, position), ("p", 1));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_never_small() {
+        let mut d = Divergence::default();
+        d.add("p", None, 2, &[1.0, 0.0], &[f32::NAN, 0.0]);
+        assert_eq!((d.max_abs(), d.kl_mean()), (f64::INFINITY, f64::INFINITY));
+        assert_eq!(relative_error(&[1.0], &[f32::NAN]), f64::INFINITY);
+        assert_eq!(relative_error(&[0.0], &[0.0]), 0.0);
+        assert_eq!(relative_error(&[0.0], &[1.0]), f64::INFINITY);
+    }
+}

@@ -1,0 +1,170 @@
+//! Golden files: what Hugging Face transformers computed for a checkpoint (`scripts`' `golden.py`).
+//!
+//! Invariant: a [`Golden`] is consistent in itself: logits have as many rows as their prompt has
+//! tokens. Files other than `prompts.json` and `logits_f32.safetensors` may be absent.
+
+use crate::prompts::{Prompt, read_json, read_prompts, token_ids};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, Limits, PlainType, TensorFile, dense_to_f32, open};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A `(rows, cols)` matrix of recorded values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recorded {
+    /// Rows (tokens).
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Row-major.
+    pub values: Vec<f32>,
+}
+
+/// A greedy continuation of a prompt.
+#[derive(Debug, Clone)]
+pub struct Greedy {
+    /// Name of the prompt.
+    pub prompt: String,
+    /// Continuation.
+    pub ids: Vec<u32>,
+    /// Logit margin of the best over the second token, at each step.
+    pub margins: Vec<f64>,
+}
+
+/// What a ternary linear must be.
+#[derive(Debug, Clone)]
+pub struct TernaryTruth {
+    /// Name of the tensor in the checkpoint.
+    pub name: String,
+    /// sha256 of the `int8` codes, row-major.
+    pub sha256: String,
+    /// Bits of the multiplier.
+    pub alpha_bits: u32,
+    /// Whether the scale was stored or read off the values, hence exact; otherwise it is the mean
+    /// of master weights, whose summation order is free.
+    pub exact: bool,
+}
+
+/// Everything that was recorded.
+#[derive(Debug, Clone)]
+pub struct Golden {
+    /// The prompts, in file order.
+    pub prompts: Vec<Prompt>,
+    /// Logits per prompt, `f32` reference; `(tokens, vocab)`.
+    pub logits: BTreeMap<String, Recorded>,
+    /// The reference in the checkpoint's own 16-bit type, where it has one.
+    pub native: Option<BTreeMap<String, Recorded>>,
+    /// Greedy continuations.
+    pub greedy: Vec<Greedy>,
+    /// A longer text and its mean negative log likelihood.
+    pub stream: Option<(Vec<u32>, f64)>,
+    /// Codes and scales.
+    pub ternary: Vec<TernaryTruth>,
+    /// Inputs and outputs of layer 0, and all hidden states, of the prompt `short`.
+    pub trace: BTreeMap<String, Recorded>,
+}
+
+impl Golden {
+    /// Reads a directory.
+    ///
+    /// # Errors
+    /// A file that is missing (of the two that must be there), unreadable or inconsistent.
+    pub fn read(dir: &Path) -> Result<Self, FormatError> {
+        let prompts = read_prompts(&dir.join("prompts.json"))?;
+        let path = dir.join("logits_f32.safetensors");
+        let logits = read_logits(&path, &prompts)?;
+        if logits.is_empty() {
+            let text = "expected `<prompt>.logits` for at least one prompt, found none";
+            return Err(FormatError::new(ErrorCode::MissingTensor, text).in_file(&path));
+        }
+        let native = ["bf16", "f16"].map(|t| dir.join(format!("logits_{t}.safetensors")));
+        let native = native.iter().find(|p| p.exists()).map(|p| read_logits(p, &prompts)).transpose()?;
+        let optional = |name: &str| {
+            let path = dir.join(name);
+            path.exists().then_some(path)
+        };
+        let greedy = optional("greedy.json").map(|p| read(&p, parse_greedy)).transpose()?;
+        let stream = optional("perplexity.json").map(|p| read(&p, parse_stream)).transpose()?;
+        let ternary = optional("ternary.json").map(|p| read(&p, parse_ternary)).transpose()?;
+        let trace = optional("trace_short_f32.safetensors").map(|p| read_matrices(&p)).transpose()?;
+        Ok(Self {
+            prompts,
+            logits,
+            native,
+            greedy: greedy.unwrap_or_default(),
+            stream,
+            ternary: ternary.unwrap_or_default(),
+            trace: trace.unwrap_or_default(),
+        })
+    }
+
+    /// Token ids of a prompt.
+    pub fn ids(&self, prompt: &str) -> Option<&[u32]> {
+        self.prompts.iter().find(|p| p.name == prompt).map(|p| p.ids.as_slice())
+    }
+}
+
+fn read<T>(path: &Path, parse: fn(&Value) -> Option<T>) -> Result<T, FormatError> {
+    parse(&read_json(path)?)
+        .ok_or_else(|| FormatError::new(ErrorCode::Malformed, "not as golden.py writes it").in_file(path))
+}
+
+fn parse_greedy(value: &Value) -> Option<Vec<Greedy>> {
+    let entry = |(prompt, v): (&String, &Value)| {
+        let ids = token_ids(v.get("f32")?).ok()?;
+        let margins: Option<Vec<f64>> = v.get("f32_margins")?.as_array()?.iter().map(Value::as_f64).collect();
+        let margins = margins.filter(|m| m.len() == ids.len())?;
+        Some(Greedy { prompt: prompt.clone(), ids, margins })
+    };
+    value.as_object()?.iter().map(entry).collect()
+}
+
+fn parse_stream(value: &Value) -> Option<(Vec<u32>, f64)> {
+    Some((token_ids(value.get("tokens")?).ok()?, value.get("nll_mean_f32")?.as_f64()?))
+}
+
+fn parse_ternary(value: &Value) -> Option<Vec<TernaryTruth>> {
+    let entry = |(name, v): (&String, &Value)| {
+        let hex = v.get("alpha_f32_hex")?.as_str()?.strip_prefix("0x")?;
+        Some(TernaryTruth {
+            name: name.clone(),
+            sha256: v.get("sha256_int8_row_major")?.as_str()?.to_owned(),
+            alpha_bits: u32::from_str_radix(hex, 16).ok()?,
+            exact: v.get("stored_scale").is_some() || v.get("absmean_would_be").is_some(),
+        })
+    };
+    value.as_object()?.iter().map(entry).collect()
+}
+
+fn read_logits(path: &Path, prompts: &[Prompt]) -> Result<BTreeMap<String, Recorded>, FormatError> {
+    let mut all = read_matrices(path)?;
+    let mut logits = BTreeMap::new();
+    for prompt in prompts {
+        let Some(found) = all.remove(&format!("{}.logits", prompt.name)) else { continue };
+        if found.rows != prompt.ids.len() {
+            let text = format!("expected {} positions, found {}", prompt.ids.len(), found.rows);
+            return Err(FormatError::new(ErrorCode::WrongShape, text).in_file(path).in_tensor(&prompt.name));
+        }
+        logits.insert(prompt.name.clone(), found);
+    }
+    Ok(logits)
+}
+
+/// Every matrix of a file of plain floats, by name.
+fn read_matrices(path: &Path) -> Result<BTreeMap<String, Recorded>, FormatError> {
+    let file: TensorFile = open(path, &Limits::default())?;
+    let mut matrices = BTreeMap::new();
+    for info in file.tensors() {
+        let (&[rows, cols], Encoding::Plain(plain)) = (info.shape.as_slice(), info.encoding) else { continue };
+        if !matches!(plain, PlainType::F32 | PlainType::F16 | PlainType::Bf16) {
+            continue;
+        }
+        let bytes = file.bytes(info);
+        let mut values = vec![0.0; bytes.len() / plain.size()];
+        dense_to_f32(info.encoding, bytes, &mut values).map_err(|e| e.in_file(path).in_tensor(&info.name))?;
+        if values.len() == rows * cols {
+            matrices.insert(info.name.clone(), Recorded { rows, cols, values });
+        }
+    }
+    Ok(matrices)
+}

@@ -1,0 +1,148 @@
+//! Does this artifact say, and compute, what its source does?
+//!
+//! Invariant: `same` is said only of what was compared. Trits, scales and dense values are compared
+//! exactly; logits by the gates of `formats/numerics.md`, with an [`Oracle`] that shares no
+//! arithmetic with the runtime. A new check is a file in `checks/` and a row in [`CHECKS`]; a new
+//! form of report is a function over [`Report`].
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod checks;
+mod divergence;
+mod gates;
+mod golden;
+mod junit;
+mod oracle;
+mod prompts;
+mod report;
+
+pub use args::Args;
+pub use checks::{CHECKS, Check, Input, Subject, run as run_checks};
+pub use divergence::{Divergence, relative_error};
+pub use gates::{Forward, Thresholds};
+pub use golden::{Golden, Greedy, Recorded, TernaryTruth};
+pub use oracle::{Oracle, Trace};
+pub use prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};
+pub use report::{CheckResult, Difference, Findings, Report, Status};
+
+/// The gates themselves, one function each.
+pub mod gate {
+    pub use crate::gates::{greedy, judge_layers, judge_logits, layers, linears, logits, stream};
+}
+
+use bitnet_cli::{Console, ExitStatus, Failure, Progress};
+use bitnet_formats::{Artifact, ErrorCode, FormatError};
+use bitnet_kernels::Backend;
+use bitnet_model::{Certificate, OpenOptions};
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+/// The program.
+pub fn run(args: impl Iterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> ExitStatus {
+    let args: Args = match bitnet_cli::parse(args, out, err) {
+        Ok(args) => args,
+        Err(status) => return status,
+    };
+    let mut console = Console::new(&args.global, out, err);
+    let result = work(&args, &mut console);
+    console.finish(result)
+}
+
+fn work(args: &Args, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
+    let started = Instant::now();
+    let progress = Progress::new(console);
+    let report = verify(args, &progress);
+    progress.clear();
+    if let Some(path) = &args.junit {
+        // a CI server is to see what could not even be opened
+        let cannot = |e: &Failure| CheckResult::error("open", &FormatError::new(e.code, e.message.clone()));
+        let broken = |e| Report { checks: vec![cannot(e)], ..Report::default() };
+        let report = report.as_ref().map_or_else(broken, Report::clone);
+        let seconds = started.elapsed().as_secs_f64();
+        write_new(path, args.force, &junit::to_junit(&report, &args.artifact.display().to_string(), seconds))?;
+    }
+    let report = report?;
+    let mut text = Vec::new();
+    report.write_text(&mut text)?;
+    console.line(String::from_utf8_lossy(&text).trim_end())?;
+    console.json(&report.to_json())?;
+    Ok(match report.status() {
+        Status::Same => ExitStatus::Done,
+        Status::Different => ExitStatus::Different,
+        Status::Skipped | Status::Error => ExitStatus::CouldNot,
+    })
+}
+
+/// Opens what the command line names and runs the checks it calls for.
+fn verify(args: &Args, progress: &Progress) -> Result<Report, Failure> {
+    let logits = args.logits || args.golden.is_some() || args.prompts.is_some() || args.kernel.is_some();
+    if args.against.is_none() && args.certificate.is_none() && !logits {
+        return Err(Failure::usage("nothing to compare with")
+            .hint("give --against SRC, --certificate FILE, or --logits to run the model against the oracle"));
+    }
+    let options = |layout: Option<&String>, ternary_trained| OpenOptions {
+        layout: layout.cloned(),
+        ternary_trained,
+        ..OpenOptions::default()
+    };
+    let alone = args.against.is_none();
+    let layout = args.artifact_layout.as_ref().or(args.layout.as_ref().filter(|_| alone));
+    let artifact = Input::open(&args.artifact, options(layout, alone && args.ternary_trained))?;
+    let source = args.against.as_deref();
+    let source = source.map(|path| Input::open(path, options(args.layout.as_ref(), args.ternary_trained))).transpose()?;
+    let certificate = args.certificate.as_deref().map(read_certificate).transpose()?;
+    let golden = args.golden.as_deref().map(Golden::read).transpose()?;
+    let config = &artifact.checkpoint.config;
+    let prompts = match (&args.prompts, &golden) {
+        (Some(path), _) => read_prompts(path).and_then(|p| check_prompts(&p, config).map(|()| p).map_err(|e| e.in_file(path)))?,
+        (None, Some(golden)) => {
+            check_prompts(&golden.prompts, config)?;
+            golden.prompts.clone()
+        }
+        (None, None) => built_in_prompts(config),
+    };
+    let kernels = kernels(args.kernel.as_deref())?;
+    let thresholds = args.thresholds.bounds();
+    let subject = Subject {
+        artifact: &artifact,
+        source: source.as_ref(),
+        certificate: certificate.as_ref(),
+        logits,
+        golden: golden.as_ref(),
+        prompts: &prompts,
+        kernels: &kernels,
+        thresholds: &thresholds,
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.global.thread_count()).build();
+    let pool = pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
+    Ok(pool.install(|| run_checks(&subject, progress)))
+}
+
+fn read_certificate(path: &Path) -> Result<Certificate, FormatError> {
+    Certificate::from_json(&prompts::read_json(path)?).map_err(|e| e.in_file(path))
+}
+
+/// The kernels that `--kernel` names.
+fn kernels(name: Option<&str>) -> Result<Vec<Backend>, Failure> {
+    match name {
+        None => Ok(vec![Backend::best()]),
+        Some("all") => Ok(Backend::available().collect()),
+        Some(name) => match Backend::by_name(name) {
+            Ok(backend) => Ok(vec![backend]),
+            Err(error) => {
+                let names: Vec<&str> = Backend::available().map(|b| b.name()).collect();
+                Err(Failure::new(ErrorCode::Kernel, error.to_string())
+                    .hint(format!("this machine runs {}, or `all` of them", names.join(", "))))
+            }
+        },
+    }
+}
+
+fn write_new(path: &Path, force: bool, text: &str) -> Result<(), FormatError> {
+    let mut file = Artifact::create(path, force)?;
+    file.write(text.as_bytes())?;
+    file.finish().map(|_| ())
+}

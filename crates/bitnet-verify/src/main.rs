@@ -1,0 +1,5 @@
+//! The program `bitnet-verify`; all of it is in the library.
+
+fn main() -> std::process::ExitCode {
+    bitnet_cli::main(bitnet_verify::run)
+}

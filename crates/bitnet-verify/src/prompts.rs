@@ -1,0 +1,125 @@
+//! Token sequences to compute logits for.
+//!
+//! Invariant: every sequence is non-empty and inside the model's vocabulary and context, so what
+//! computes them need not check again.
+
+use bitnet_formats::{ErrorCode, FormatError, Limits};
+use bitnet_model::Config;
+use serde_json::Value;
+use std::path::Path;
+
+/// A named token sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    /// Its name in reports.
+    pub name: String,
+    /// Token ids.
+    pub ids: Vec<u32>,
+}
+
+/// Reads a JSON side file of at most [`Limits::json_bytes`].
+pub(crate) fn read_json(path: &Path) -> Result<Value, FormatError> {
+    let io = |e: std::io::Error| FormatError::io(path, &e);
+    let most = Limits::default().json_bytes;
+    let found = std::fs::metadata(path).map_err(io)?.len();
+    if found > most {
+        let text = format!("expected at most {most} bytes, found {found}");
+        return Err(FormatError::new(ErrorCode::LimitExceeded, text).in_file(path));
+    }
+    let text = std::fs::read(path).map_err(io)?;
+    serde_json::from_slice(&text).map_err(|e| malformed(format!("not JSON: {e}")).in_file(path))
+}
+
+fn malformed(text: impl Into<String>) -> FormatError {
+    FormatError::new(ErrorCode::Malformed, text)
+}
+
+/// Reads `{"name": {"text": …, "ids": [1, 2]}}`, `{"name": [1, 2]}` or `[[1, 2], [3]]`.
+///
+/// # Errors
+/// A file that cannot be read or has another form.
+pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, FormatError> {
+    parse_prompts(&read_json(path)?).map_err(|e| e.in_file(path))
+}
+
+fn parse_prompts(value: &Value) -> Result<Vec<Prompt>, FormatError> {
+    let named: Vec<(String, &Value)> = match value {
+        Value::Object(map) => map.iter().map(|(name, v)| (name.clone(), v)).collect(),
+        Value::Array(list) => list.iter().enumerate().map(|(i, v)| (format!("{i}"), v)).collect(),
+        _ => return Err(malformed("expected an object of prompts or a list of lists of token ids")),
+    };
+    let prompt = |(name, value): (String, &Value)| {
+        let ids = value.get("ids").unwrap_or(value);
+        let ids = token_ids(ids).map_err(|e| e.in_tensor(&name))?;
+        Ok(Prompt { name, ids })
+    };
+    named.into_iter().map(prompt).collect()
+}
+
+/// A list of token ids.
+pub(crate) fn token_ids(value: &Value) -> Result<Vec<u32>, FormatError> {
+    let list = value.as_array().ok_or_else(|| {
+        malformed("expected a list of token ids").hint("write the ids; text alone is not tokenised here")
+    })?;
+    let id = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
+    list.iter().map(|v| id(v).ok_or_else(|| malformed(format!("expected a token id, found {v}")))).collect()
+}
+
+/// Checks that a network of this configuration can compute the prompts.
+///
+/// # Errors
+/// The first prompt that is empty, too long, or has a token outside the vocabulary.
+pub fn check_prompts(prompts: &[Prompt], config: &Config) -> Result<(), FormatError> {
+    for Prompt { name, ids } in prompts {
+        if ids.is_empty() {
+            return Err(malformed("expected at least one token id, found none").in_tensor(name));
+        }
+        if ids.len() > config.max_position_embeddings {
+            let (most, found) = (config.max_position_embeddings, ids.len());
+            let text = format!("expected at most {most} tokens, found {found}");
+            return Err(FormatError::new(ErrorCode::ContextExceeded, text).in_tensor(name));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+            let text = format!("expected token ids below {}, found {id}", config.vocab_size);
+            return Err(malformed(text).in_tensor(name));
+        }
+    }
+    Ok(())
+}
+
+/// Sequences for a model without prompts: one token, a short and a longer walk over the whole
+/// vocabulary, one token repeated.
+pub fn built_in_prompts(config: &Config) -> Vec<Prompt> {
+    let vocab = config.vocab_size as u64;
+    // multiples of the golden section spread over the vocabulary whatever its size
+    let walk = |seed: u64, len: usize| -> Vec<u32> {
+        let len = len.min(config.max_position_embeddings) as u64;
+        (0..len).map(|i| ((seed + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) % vocab) as u32).collect()
+    };
+    let first = config.bos_token_id.filter(|&id| u64::from(id) < vocab).unwrap_or(0);
+    [
+        ("first", vec![first]),
+        ("walk-8", walk(1, 8)),
+        ("walk-32", walk(100, 32)),
+        ("repeated", vec![first; 4.min(config.max_position_embeddings)]),
+    ]
+    .map(|(name, ids)| Prompt { name: name.to_owned(), ids })
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn three_forms_are_read() {
+        let want = |name: &str| vec![Prompt { name: name.to_owned(), ids: vec![1, 2] }];
+        assert_eq!(parse_prompts(&json!({"a": {"text": null, "ids": [1, 2]}})).unwrap(), want("a"));
+        assert_eq!(parse_prompts(&json!({"a": [1, 2]})).unwrap(), want("a"));
+        assert_eq!(parse_prompts(&json!([[1, 2]])).unwrap(), want("0"));
+        for bad in [json!(3), json!({"a": {"text": "x"}}), json!([[1.5]]), json!([[-1]]), json!([[1u64 << 32]])] {
+            assert!(parse_prompts(&bad).is_err(), "{bad}");
+        }
+    }
+}

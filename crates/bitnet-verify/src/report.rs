@@ -1,0 +1,278 @@
+//! What a verification found, and how it is told.
+//!
+//! Invariant: the verdict follows from the checks alone. One difference makes it `different`;
+//! otherwise one check that could not be done makes it `error`; a skipped check says why and never
+//! counts as passed.
+
+use bitnet_formats::{ErrorCode, FormatError};
+use serde_json::{Value, json};
+use std::fmt;
+use std::io::{self, Write};
+
+/// Most differences of one check that are kept; the count goes on.
+const KEPT: usize = 1000;
+/// Most differences of one check that are printed for people.
+const PRINTED: usize = 8;
+
+/// The result of one check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Everything compared is equal, or within the stated bound.
+    Same,
+    /// Something is not.
+    Different,
+    /// Not applicable here; the detail says why.
+    Skipped,
+    /// It could not be compared.
+    Error,
+}
+
+impl Status {
+    /// As reports spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Different => "different",
+            Self::Skipped => "skipped",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One place where two things are not the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Difference {
+    /// Tensor, key or prompt.
+    pub place: String,
+    /// Where in it and how: `row 3, column 7: expected 1, found -1; 12 differ`.
+    pub what: String,
+    /// For a failure to compare instead of a difference: its word for scripts.
+    pub code: Option<ErrorCode>,
+}
+
+/// One line of the report.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckResult {
+    /// The check.
+    pub name: &'static str,
+    /// Its result.
+    pub status: Status,
+    /// One line.
+    pub detail: String,
+    /// What differs, the first in each place; at most a thousand.
+    pub differences: Vec<Difference>,
+    /// The first failure to compare.
+    pub code: Option<ErrorCode>,
+}
+
+/// Collects what a check finds.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    differences: Vec<Difference>,
+    differing: usize,
+    unreadable: usize,
+}
+
+impl Findings {
+    /// A difference.
+    pub fn different(&mut self, place: impl Into<String>, what: impl Into<String>) {
+        self.differing += 1;
+        self.keep(place.into(), what.into(), None);
+    }
+
+    /// A comparison of two values of a key; equal ones leave no trace.
+    pub fn expect<T: PartialEq + fmt::Display>(&mut self, place: &str, expected: T, found: T) {
+        if expected != found {
+            self.different(place, format!("expected {expected}, found {found}"));
+        }
+    }
+
+    /// Something that could not be compared.
+    pub fn unreadable(&mut self, place: impl Into<String>, error: &FormatError) {
+        self.unreadable += 1;
+        self.keep(place.into(), error.to_string(), Some(error.code));
+    }
+
+    /// Something that another check could not read, and reports.
+    pub fn not_compared(&mut self, place: impl Into<String>) {
+        self.unreadable += 1;
+        self.keep(place.into(), "not compared, see `trits`".to_owned(), None);
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.differing + self.unreadable == 0
+    }
+
+    fn keep(&mut self, place: String, what: String, code: Option<ErrorCode>) {
+        if self.differences.len() < KEPT {
+            self.differences.push(Difference { place, what, code });
+        }
+    }
+
+    /// The check's result; `compared` says what was compared, for the case that all is well.
+    pub fn into_result(self, name: &'static str, compared: String) -> CheckResult {
+        let status = match (self.differing, self.unreadable) {
+            (0, 0) => Status::Same,
+            (0, _) => Status::Error,
+            _ => Status::Different,
+        };
+        let detail = match (self.differing, self.unreadable) {
+            (0, 0) => compared,
+            (0, n) => format!("{n} could not be compared ({compared})"),
+            (n, 0) => format!("{n} different ({compared})"),
+            (n, m) => format!("{n} different, {m} could not be compared ({compared})"),
+        };
+        let code = self.differences.iter().find_map(|d| d.code);
+        CheckResult { name, status, detail, differences: self.differences, code }
+    }
+}
+
+impl CheckResult {
+    /// A check that does not apply.
+    pub fn skipped(name: &'static str, why: impl Into<String>) -> Self {
+        Self { name, status: Status::Skipped, detail: why.into(), differences: Vec::new(), code: None }
+    }
+
+    /// A check that could not be done.
+    pub fn error(name: &'static str, why: &FormatError) -> Self {
+        let (status, detail) = (Status::Error, why.to_string());
+        Self { name, status, detail, differences: Vec::new(), code: Some(why.code) }
+    }
+}
+
+/// Everything a run found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// One line each, in the order of the table of checks.
+    pub checks: Vec<CheckResult>,
+    /// The `logits` object, when logits were compared.
+    pub logits: Option<Value>,
+    /// Figures that judge nothing, such as per-layer errors; printed in the order found.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// The verdict.
+    pub fn status(&self) -> Status {
+        let any = |status| self.checks.iter().any(|c| c.status == status);
+        if any(Status::Different) {
+            Status::Different
+        } else if any(Status::Error) || !any(Status::Same) {
+            Status::Error
+        } else {
+            Status::Same
+        }
+    }
+
+    /// The `--json` object.
+    pub fn to_json(&self) -> Value {
+        let checks: Vec<Value> = self.checks.iter().map(CheckResult::to_json).collect();
+        let mut report = json!({"status": self.status().as_str(), "checks": checks});
+        if let Some(logits) = &self.logits {
+            report["logits"] = logits.clone();
+        }
+        if !self.notes.is_empty() {
+            report["notes"] = json!(self.notes);
+        }
+        if self.status() == Status::Error {
+            let code = self.checks.iter().find_map(|c| c.code).unwrap_or(ErrorCode::Usage);
+            let message = format!("{}: {}", self.status(), self.verdict());
+            report["error"] = json!({"code": code.as_str(), "message": message, "hint": null});
+        }
+        report
+    }
+
+    /// For people: the verdict, then one line per check, then what differs.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}: {}", self.status(), self.verdict())?;
+        for check in &self.checks {
+            writeln!(out, "  {:<14} {:<9}  {}", check.name, check.status, check.detail)?;
+            for d in check.differences.iter().take(PRINTED) {
+                writeln!(out, "    `{}`: {}", d.place, d.what)?;
+            }
+            if let Some(more) = check.differences.len().checked_sub(PRINTED).filter(|n| *n > 0) {
+                writeln!(out, "    and {more} more, listed by --json")?;
+            }
+        }
+        for note in &self.notes {
+            writeln!(out, "  {note}")?;
+        }
+        Ok(())
+    }
+
+    /// The rest of the verdict line.
+    fn verdict(&self) -> String {
+        let named = |status| -> Vec<&str> {
+            self.checks.iter().filter(|c| c.status == status).map(|c| c.name).collect()
+        };
+        match self.status() {
+            Status::Different => format!("in {}", named(Status::Different).join(", ")),
+            Status::Error | Status::Skipped => match named(Status::Error) {
+                names if names.is_empty() => "nothing was compared".to_owned(),
+                names => format!("could not compare {}", names.join(", ")),
+            },
+            Status::Same => match named(Status::Skipped) {
+                names if names.is_empty() => named(Status::Same).join(", "),
+                names => format!("{} (skipped: {})", named(Status::Same).join(", "), names.join(", ")),
+            },
+        }
+    }
+}
+
+impl CheckResult {
+    fn to_json(&self) -> Value {
+        let mut check = json!({"name": self.name, "status": self.status.as_str(), "detail": self.detail});
+        if !self.differences.is_empty() {
+            let list = self.differences.iter().map(|d| json!({"place": d.place, "what": d.what}));
+            check["differences"] = list.collect();
+        }
+        check
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(statuses: &[Status]) -> Report {
+        let check = |&status| CheckResult {
+            name: "x",
+            status,
+            detail: String::new(),
+            differences: vec![],
+            code: None,
+        };
+        Report { checks: statuses.iter().map(check).collect(), ..Report::default() }
+    }
+
+    #[test]
+    fn the_verdict_follows_from_the_checks() {
+        use Status::{Different, Error, Same, Skipped};
+        assert_eq!(report(&[Same, Skipped]).status(), Same);
+        assert_eq!(report(&[Same, Error]).status(), Error);
+        assert_eq!(report(&[Same, Error, Different]).status(), Different);
+        assert_eq!(report(&[Skipped]).status(), Error, "a skip is never a pass");
+        assert_eq!(report(&[]).status(), Error);
+    }
+
+    #[test]
+    fn differences_are_counted_beyond_what_is_kept() {
+        let mut findings = Findings::default();
+        for i in 0..KEPT + 5 {
+            findings.different(format!("t{i}"), "x");
+        }
+        let result = findings.into_result("trits", "all".to_owned());
+        assert_eq!(result.differences.len(), KEPT);
+        assert_eq!(result.detail, format!("{} different (all)", KEPT + 5));
+    }
+}

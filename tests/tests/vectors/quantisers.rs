@@ -1,0 +1,130 @@
+//! Vectors of the quantisers: weights to trits, activations to int8, and the shared inputs.
+//!
+//! Invariant: what the reference computes in one order only is compared bit for bit; what it
+//! computes in an order of its own (a mean, a double rounding) within the bound its page states.
+
+use super::folder::{
+    Checked, Outcome, Vectors, ensure, f32_of, f32s, same, sha256, ulps, usize_of,
+};
+use bitnet_ternary::{
+    Bf16, QuantizedActivations, Scales, TernaryMatrix, absmean_scale, f32_to_bf16, mean_magnitude,
+    ternarize,
+};
+use serde_json::Value;
+
+pub fn check_input(vectors: &Vectors, entry: &Value) -> Checked {
+    let trits = vectors.trits("inputs", entry, "trits")?;
+    let (rows, cols) = (usize_of(entry, "rows")?, usize_of(entry, "cols")?);
+    let scale = f32_of(entry, "scale_f32_hex").ok_or("no scale")?;
+    let weights: Vec<u8> = trits
+        .iter()
+        .flat_map(|&t| if t == 0 { 0.0 } else { f32::from(t) * scale }.to_le_bytes())
+        .collect();
+    if let Some(digest) = entry["f32_sha256"].as_str() {
+        ensure(sha256(&weights) == digest, || {
+            "trits times scale are not the float input".to_owned()
+        })?;
+    }
+    TernaryMatrix::new(rows, cols, trits, Scales::PerTensor(scale)).map_err(|e| e.to_string())?;
+    Ok(Outcome::Passed)
+}
+
+/// Master weights through our quantiser (`formats/absmean.md`).
+pub fn check_master(vectors: &Vectors, entry: &Value) -> Checked {
+    let weights = vectors.bytes("hf-bf16", entry, "weights_bf16")?;
+    let expected = vectors.trits("hf-bf16", entry, "trits")?;
+    let (sum, _) = mean_magnitude::<Bf16>(&weights);
+    let mean = (sum / expected.len() as f64) as f32;
+    if let Some(m) = f32_of(entry, "absmean_f64_rounded_f32_hex") {
+        ensure(mean.to_bits() == m.to_bits(), || {
+            format!("mean {mean}, expected {m}")
+        })?;
+    }
+    let absmean = absmean_scale(sum, expected.len());
+    let mut trits = vec![0; expected.len()];
+    ternarize::<Bf16>(&weights, absmean.threshold::<Bf16>(), &mut trits);
+    same("trit", &trits, &expected)?;
+    let scale = f32_of(entry, "inv_of_s_f32_hex").ok_or("no `inv_of_s_f32_hex`")?;
+    let off = ulps(absmean.scale, scale);
+    ensure(off <= 4, || {
+        format!("scale {} is {off} ulp from {scale}", absmean.scale)
+    })?;
+    if off == 0 {
+        // the reference keeps the sign of a weight that it rounds to zero
+        let dequantised: Vec<f32> = trits
+            .iter()
+            .zip(weights.as_chunks::<2>().0)
+            .map(|(&t, w)| {
+                if t == 0 && w[1] & 0x80 != 0 {
+                    -0.0
+                } else {
+                    f32::from(t) * scale
+                }
+            })
+            .collect();
+        if let Some(digest) = entry["dequant_f32_sha256"].as_str() {
+            let bytes: Vec<u8> = dequantised.iter().flat_map(|x| x.to_le_bytes()).collect();
+            ensure(sha256(&bytes) == digest, || {
+                "dequantised weights differ".to_owned()
+            })?;
+        }
+        let fake: Vec<u8> = dequantised
+            .iter()
+            .flat_map(|&x| f32_to_bf16(x).to_le_bytes())
+            .collect();
+        same(
+            "fake-quantised byte",
+            &fake,
+            &vectors.bytes("hf-bf16", entry, "fakequant_bf16")?,
+        )?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Activations. The reference multiplies by `fl(fl(1/a) * 127)`, our law is one division `127/a`:
+/// equal under the reference's scale, and under ours off by one level only at a half.
+pub fn check_activations(vectors: &Vectors, entry: &Value) -> Checked {
+    let x = f32s(&vectors.bytes("hf-act", entry, "input_f32")?);
+    let expected = vectors.trits("hf-act", entry, "int8")?;
+    let scales = f32s(&vectors.bytes("hf-act", entry, "scale_f32")?);
+    let fake = f32s(&vectors.bytes("hf-act", entry, "fakequant_f32")?);
+    let (rows, cols) = (usize_of(entry, "rows")?, usize_of(entry, "cols")?);
+    ensure(
+        x.len() == rows * cols
+            && expected.len() == x.len()
+            && fake.len() == x.len()
+            && scales.len() == rows,
+        || "lengths do not fit the shape".to_owned(),
+    )?;
+    for (row, &theirs) in scales.iter().enumerate() {
+        let place = |i: usize| format!("row {row}, column {i}");
+        let range = row * cols..(row + 1) * cols;
+        let (x, expected, fake) = (&x[range.clone()], &expected[range.clone()], &fake[range]);
+        let absmax = x.iter().fold(0f32, |m, v| m.max(v.abs())).max(1e-5);
+        let reference = (1.0 / absmax) * 127.0;
+        ensure(reference.to_bits() == theirs.to_bits(), || {
+            format!("row {row}: scale {theirs}, its formula gives {reference}")
+        })?;
+        for (i, v) in x.iter().enumerate() {
+            let q = (v * theirs).round_ties_even().clamp(-128.0, 127.0);
+            ensure(q as i8 == expected[i], || {
+                format!("{}: {q}, expected {}", place(i), expected[i])
+            })?;
+            ensure(q / theirs == fake[i], || {
+                format!("{}: {}, expected {}", place(i), q / theirs, fake[i])
+            })?;
+        }
+        let ours = QuantizedActivations::from_row(x).map_err(|e| e.to_string())?;
+        ensure(ulps(ours.scale, theirs) <= 1, || {
+            format!("row {row}: scale {} against {theirs}", ours.scale)
+        })?;
+        for (i, (&a, &b)) in ours.values.iter().zip(expected).enumerate() {
+            let level = x[i] * ours.scale;
+            let at_a_half = ((level - level.floor()) - 0.5).abs() < 1e-4;
+            ensure(a == b || a.abs_diff(b) == 1 && at_a_half, || {
+                format!("{}: {a} against {b} at {level}", place(i))
+            })?;
+        }
+    }
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,537 @@
+//! The verifier against conversions: right ones are `same`, wrong ones never are.
+//!
+//! Invariant: every fault is seeded here, by hand or by a fixed generator, so a fault that is missed is a
+//! defect of the verifier. What may be changed without being found is listed in [`is_silent`], and
+//! nowhere else.
+
+#![allow(clippy::print_stdout)]
+
+use bitnet_cli::ExitStatus;
+use bitnet_convert::{TARGETS, Target};
+use bitnet_formats::{Encoding, Limits, PackedTensor, PlainType, TensorFile, TensorInfo};
+use bitnet_tests::golden::{Fixture, Golden, fixtures, fixtures_are_foreign};
+use serde_json::Value;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A fixture and what it takes to read it.
+struct Source {
+    fixture: Fixture,
+    ternary_trained: bool,
+}
+
+fn sources() -> Vec<Source> {
+    let mut all = Vec::new();
+    for fixture in fixtures() {
+        let golden = Golden::load(&fixture.golden).unwrap();
+        if !golden.is_embedding() && !fixtures_are_foreign() {
+            all.push(Source { fixture, ternary_trained: golden.ternary_trained() });
+        }
+    }
+    all
+}
+
+fn source(name: &str) -> Source {
+    sources().into_iter().find(|s| s.fixture.name == name).unwrap_or_else(|| panic!("no fixture {name}"))
+}
+
+fn words(list: &[&dyn AsRef<std::ffi::OsStr>]) -> Vec<OsString> {
+    list.iter().map(|s| s.as_ref().to_owned()).collect()
+}
+
+/// Runs the verifier: status, the JSON object, stderr.
+fn verify(words: Vec<OsString>) -> (ExitStatus, Value, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let args = [OsString::from("bitnet-verify"), "--json".into(), "-j2".into()].into_iter().chain(words);
+    let status = bitnet_verify::run(args, &mut out, &mut err);
+    let json = serde_json::from_slice(&out).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out)));
+    (status, json, String::from_utf8(err).unwrap())
+}
+
+fn against(artifact: &Path, source: &Source) -> (ExitStatus, Value) {
+    let mut words = words(&[&artifact, &"--against", &source.fixture.checkpoint]);
+    if source.ternary_trained {
+        words.push("--ternary-trained".into());
+    }
+    let (status, json, _) = verify(words);
+    (status, json)
+}
+
+/// Converts; `None` when the target cannot hold the source, which it has to say.
+fn convert(source: &Source, target: &Target, dir: &Path) -> Option<PathBuf> {
+    let out = dir.join(if target.name.starts_with("gguf") {
+        format!("{}.{}.gguf", source.fixture.name, target.name)
+    } else {
+        format!("{}.{}", source.fixture.name, target.name)
+    });
+    let mut args = words(&[&"bitnet-convert", &source.fixture.checkpoint, &"-o", &out, &"--to", &target.name, &"--json"]);
+    if source.ternary_trained {
+        args.push("--ternary-trained".into());
+    }
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let status = bitnet_convert::run(args.into_iter(), &mut stdout, &mut stderr);
+    let json: Value = serde_json::from_slice(&stdout).unwrap();
+    if status == ExitStatus::Done {
+        assert_eq!(json["lossless"], true, "{}: {json}", out.display());
+        return Some(out);
+    }
+    let code = json["error"]["code"].as_str().unwrap_or_default();
+    let name = &source.fixture.name;
+    assert!(matches!(code, "scale-rounding" | "target-cannot-hold"), "{name} to {}: {json}", target.name);
+    None
+}
+
+fn target(name: &str) -> &'static Target {
+    TARGETS.iter().find(|t| t.name == name).unwrap()
+}
+
+fn certificate_of(artifact: &Path) -> PathBuf {
+    if artifact.is_dir() {
+        return artifact.join("certificate.json");
+    }
+    let mut name = artifact.as_os_str().to_owned();
+    name.push(".certificate.json");
+    name.into()
+}
+
+/// What a check found: its status and its differences.
+fn check<'a>(report: &'a Value, name: &str) -> (&'a str, String) {
+    let checks = report["checks"].as_array().unwrap();
+    let check = checks.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("no check {name}: {report}"));
+    (check["status"].as_str().unwrap(), check["differences"].to_string())
+}
+
+#[test]
+fn every_lossless_target_is_the_same() {
+    for source in sources() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut held = Vec::new();
+        for target in TARGETS {
+            let Some(artifact) = convert(&source, target, dir.path()) else { continue };
+            let (status, report) = against(&artifact, &source);
+            assert_eq!(status, ExitStatus::Done, "{}: {report:#}", artifact.display());
+            for name in ["structure", "metadata", "trits", "scales", "encoding", "dense", "digest"] {
+                assert_eq!(check(&report, name).0, "same", "{}: {report:#}", artifact.display());
+            }
+            let (status, report, _) = verify(words(&[&artifact, &"--certificate", &certificate_of(&artifact)]));
+            assert_eq!(status, ExitStatus::Done, "{}: {report:#}", artifact.display());
+            held.push(target.name);
+        }
+        println!("{}: {}", source.fixture.name, held.join(" "));
+        assert!(held.len() >= 2, "{}: only {held:?}", source.fixture.name);
+    }
+}
+
+// Single bits
+
+/// A generator with a name: splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+/// Whether no reader can tell that this bit of this tensor was flipped, and why.
+fn is_silent(file: &TensorFile, info: &TensorInfo, at: usize, bit: usize) -> Option<&'static str> {
+    let bytes = file.bytes(info);
+    match info.encoding {
+        // formats/gguf-i2_s.md: codes, one f32 scale, 28 bytes that nobody reads
+        Encoding::Ternary(p) if p.name() == "i2_s" => {
+            (at >= bytes.len() - 28).then_some("behind the scale of I2_S")
+        }
+        // a block scale that multiplies no trit
+        Encoding::Ternary(p) if p.name().starts_with("tq") => {
+            let block = p.unit_len(info.shape[0], info.shape[1]);
+            if at % block < block - 2 {
+                return None;
+            }
+            let shape = (info.shape[0], info.shape[1]);
+            let tensor = PackedTensor { bytes, rows: shape.0, cols: shape.1, outside: None };
+            let mut trits = vec![0; shape.0 * shape.1];
+            p.unpack_rows(&tensor, 0, &mut trits).unwrap();
+            let trits = &trits[at / block * 256..(at / block + 1) * 256];
+            trits.iter().all(|&t| t == 0).then_some("scale of a block of zeros")
+        }
+        Encoding::Plain(plain) if info.shape.len() == 2 && is_linear(&info.name) => {
+            let size = plain.size();
+            let element = &bytes[at / size * size..][..size];
+            let sign = at % size == size - 1 && bit == 7;
+            let zero = element[..size - 1].iter().all(|b| *b == 0) && element[size - 1] & 0x7f == 0;
+            (plain != PlainType::U8 && sign && zero).then_some("sign of a zero weight")
+        }
+        _ => None,
+    }
+}
+
+fn is_linear(name: &str) -> bool {
+    name.contains("_proj") || [".attn_q.", ".attn_k.", ".attn_v.", ".attn_output.", ".ffn_"].iter().any(|n| name.contains(n))
+}
+
+/// Flips `count` random bits of the tensors of `file`, one at a time; returns how many were silent.
+fn flip(source: &Source, artifact: &Path, count: usize, seed: u64) -> usize {
+    let file = bitnet_formats::open(artifact, &Limits::default()).unwrap();
+    let mut random = Random(seed);
+    let mut silent = 0;
+    let paths: Vec<PathBuf> = file.parts.iter().map(|p| p.path().to_owned()).collect();
+    for n in 0..count {
+        // every other time a tensor whatever its size, else a byte whatever its tensor: small tensors
+        // (norms, scales) are as often hit as large ones
+        let all = file.tensors();
+        let info = if n % 2 == 0 {
+            &all[random.below(all.len())]
+        } else {
+            let mut at = random.below(all.iter().map(|t| t.len as usize).sum());
+            let mut tensors = all.iter();
+            loop {
+                let info = tensors.next().unwrap();
+                match at.checked_sub(info.len as usize) {
+                    Some(rest) => at = rest,
+                    None => break info,
+                }
+            }
+        };
+        // scales stand at the ends of tensors
+        let len = info.len as usize;
+        let at = if n % 8 == 0 { len - 1 - random.below(len.min(40)) } else { random.below(len) };
+        let bit = random.below(8);
+        let path = &paths[info.part];
+        let offset = info.offset as usize + at;
+        write_bit(path, offset, bit);
+        let (status, report) = against(artifact, source);
+        let why = is_silent(&file, info, at, bit);
+        write_bit(path, offset, bit);
+        match (status, why) {
+            (ExitStatus::Done, Some(_)) => silent += 1,
+            (ExitStatus::Done, None) => {
+                panic!("{}: `{}` byte {at} bit {bit} was not found", artifact.display(), info.name)
+            }
+            (ExitStatus::Different, _) => assert_eq!(report["status"], "different"),
+            (ExitStatus::CouldNot, _) => assert_eq!(report["status"], "error"),
+        }
+    }
+    silent
+}
+
+/// Flips one bit in place; the mapping of the same file sees it, as the writer of a file would.
+fn write_bit(path: &Path, offset: usize, bit: usize) {
+    use std::io::{Read, Seek, SeekFrom, Write};
+    let mut file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(offset as u64)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    byte[0] ^= 1 << bit;
+    file.seek(SeekFrom::Start(offset as u64)).unwrap();
+    file.write_all(&byte).unwrap();
+}
+
+#[test]
+fn every_flipped_bit_is_found() {
+    let count = std::env::var("BITNET_FLIPS").ok().and_then(|n| n.parse().ok()).unwrap_or(120);
+    for (name, targets) in [
+        ("bitnet-2b4t-packed", &["gguf-i2_s", "gguf-tq1_0", "gguf-tq2_0", "hf-packed", "hf-bf16", "gguf-f16"][..]),
+        ("bitnet-2b4t-bf16", &["gguf-i2_s", "hf-bf16"]),
+        ("llama3-8b-1.58", &["gguf-i2_s", "hf-packed"]),
+    ] {
+        let source = source(name);
+        let dir = tempfile::tempdir().unwrap();
+        for (seed, target_name) in targets.iter().enumerate() {
+            let Some(artifact) = convert(&source, target(target_name), dir.path()) else {
+                println!("{name} to {target_name}: cannot hold it");
+                continue;
+            };
+            let silent = flip(&source, &artifact, count, seed as u64);
+            println!("{name} to {target_name}: {count} bits flipped, {} found, {silent} silent", count - silent);
+            assert_eq!(against(&artifact, &source).0, ExitStatus::Done, "the file is whole again");
+        }
+    }
+}
+
+// Faults with a name
+
+/// A copy of a checkpoint directory.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+/// A copy of the fixture with one text replaced in one of its files.
+fn edited(source: &Source, dir: &Path, file: &str, from: &str, to: &str) -> PathBuf {
+    let copied = dir.join("edited");
+    let _ = fs::remove_dir_all(&copied);
+    copy(&source.fixture.checkpoint, &copied);
+    let text = fs::read_to_string(copied.join(file)).unwrap();
+    assert!(text.contains(from), "{file} has no {from}");
+    fs::write(copied.join(file), text.replacen(from, to, 1)).unwrap();
+    copied
+}
+
+/// Replaces bytes of a file that occur once behind a key.
+fn patch(path: &Path, key: &[u8], from: &[u8], to: &[u8]) {
+    let mut bytes = fs::read(path).unwrap();
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|w| w == what);
+    let key_at = find(&bytes, key).unwrap_or_else(|| panic!("no {}", String::from_utf8_lossy(key)));
+    let at = key_at + key.len() + find(&bytes[key_at + key.len()..], from).expect("the value");
+    bytes[at..at + to.len()].copy_from_slice(to);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn wrong_settings_are_found_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source("bitnet-2b4t-packed");
+    for (file, from, to, check_name, place) in [
+        ("config.json", "\"autobitlinear\"", "\"bitlinear\"", "scales", "self_attn.q_proj"),
+        ("config.json", "\"relu2\"", "\"silu\"", "metadata", "hidden_act"),
+        ("config.json", "500000.0", "10000.0", "metadata", "rope_theta"),
+        ("config.json", "1e-05", "1e-06", "metadata", "rms_norm_eps"),
+        ("config.json", "\"eos_token_id\": 385", "\"eos_token_id\": 384", "metadata", "eos_token_id"),
+        ("tokenizer.json", "\"merges\"", "\"merges\" ", "", ""),
+        ("tokenizer_config.json", "chat_template", "chat_templates", "metadata", "tokenizer_config.json"),
+    ] {
+        let artifact = edited(&source, dir.path(), file, from, to);
+        // sides that say eos differently are refused or compared; one place decides
+        let _ = fs::remove_file(artifact.join("generation_config.json"));
+        let (status, report) = against(&artifact, &source);
+        if check_name.is_empty() {
+            assert_eq!(check(&report, "metadata").1, "null", "other white space is the same JSON: {report:#}");
+            continue;
+        }
+        assert_eq!(status, ExitStatus::Different, "{from} -> {to}: {report:#}");
+        let (found, differences) = check(&report, check_name);
+        assert_eq!(found, "different", "{from} -> {to}: {report:#}");
+        assert!(differences.contains(place), "{from} -> {to}: {differences}");
+    }
+    let inverse = edited(&source, dir.path(), "config.json", "\"autobitlinear\"", "\"bitlinear\"");
+    let (_, report) = against(&inverse, &source);
+    assert!(check(&report, "scales").1.contains("its inverse"), "{report:#}");
+    assert_eq!(check(&report, "trits").0, "same");
+}
+
+#[test]
+fn wrong_gguf_metadata_is_found_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source("llama3-8b-1.58");
+    let artifact = convert(&source, target("gguf-i2_s"), dir.path()).unwrap();
+    let whole = fs::read(&artifact).unwrap();
+    let f32_bytes = |x: f32| x.to_le_bytes();
+    for (key, from, to, place) in [
+        (&b"rope.freq_base"[..], &f32_bytes(500_000.0)[..], &f32_bytes(10_000.0)[..], "rope_theta"),
+        (b"layer_norm_rms_epsilon", &f32_bytes(1e-5), &f32_bytes(1e-6), "rms_norm_eps"),
+        (b"tokenizer.ggml.eos_token_id", &393u32.to_le_bytes(), &384u32.to_le_bytes(), "eos_token_id"),
+        (b"tokenizer.ggml.merges", b" ", b"x", "tokenizer.ggml.merges"),
+        (b"tokenizer.ggml.tokens", b"A", b"B", "tokenizer.ggml.tokens"),
+    ] {
+        fs::write(&artifact, &whole).unwrap();
+        patch(&artifact, key, from, to);
+        let (status, report) = against(&artifact, &source);
+        let name = String::from_utf8_lossy(key);
+        assert_ne!(status, ExitStatus::Done, "{name}");
+        if status == ExitStatus::Different {
+            let (found, differences) = check(&report, "metadata");
+            assert_eq!(found, "different", "{name}: {report:#}");
+            assert!(differences.contains(place), "{name}: {differences}");
+        }
+    }
+}
+
+#[test]
+fn swapped_blocks_are_found_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source("bitnet-2b4t-packed");
+    let artifact = convert(&source, target("gguf-i2_s"), dir.path()).unwrap();
+    let file = bitnet_formats::open(&artifact, &Limits::default()).unwrap();
+    let info = file.tensors().iter().find(|t| t.name == "blk.1.ffn_up.weight").unwrap().clone();
+    drop(file);
+    let mut bytes = fs::read(&artifact).unwrap();
+    let at = info.offset as usize + 64 * 32;
+    let (first, second) = bytes[at..].split_at_mut(32);
+    first[..32].swap_with_slice(&mut second[..32]);
+    fs::write(&artifact, bytes).unwrap();
+    let (status, report) = against(&artifact, &source);
+    assert_eq!(status, ExitStatus::Different);
+    let (found, differences) = check(&report, "trits");
+    assert_eq!(found, "different");
+    // 64 blocks of 128 columns come before; 256 columns per row
+    assert!(differences.contains("model.layers.1.mlp.up_proj"), "{differences}");
+    assert!(differences.contains("row 32, column "), "{differences}");
+    assert_eq!(check(&report, "scales").0, "same");
+    assert_eq!(check(&report, "dense").0, "same");
+}
+
+#[test]
+fn another_model_is_different_or_an_error() {
+    let (a, b) = (source("llama3-8b-1.58"), source("bitnet-2b4t-packed"));
+    let (status, report) = against(&a.fixture.checkpoint, &b);
+    assert_eq!(status, ExitStatus::Different, "{report:#}");
+    assert_eq!(check(&report, "structure").0, "different");
+}
+
+// Certificates
+
+#[test]
+fn a_certificate_speaks_of_one_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source("bitnet-2b4t-packed");
+    let i2_s = convert(&source, target("gguf-i2_s"), dir.path()).unwrap();
+    let tq2_0 = convert(&source, target("gguf-tq2_0"), dir.path()).unwrap();
+    let certificate = certificate_of(&i2_s);
+    let check_it = |artifact: &Path| verify(words(&[&artifact, &"--certificate", &certificate]));
+    assert_eq!(check_it(&i2_s).0, ExitStatus::Done);
+    let (status, report, _) = check_it(&tq2_0);
+    assert_eq!(status, ExitStatus::Done, "another lossless container: {report:#}");
+    let (status, report, _) = check_it(&source.fixture.checkpoint);
+    assert_eq!(status, ExitStatus::Done, "the source itself: {report:#}");
+
+    let other = self::source("llama3-8b-1.58");
+    assert_eq!(check_it(&other.fixture.checkpoint).0, ExitStatus::Different);
+
+    let file = bitnet_formats::open(&i2_s, &Limits::default()).unwrap();
+    for name in ["blk.0.attn_q.weight", "blk.1.ffn_norm.weight", "token_embd.weight"] {
+        let info = file.tensors().iter().find(|t| t.name == name).unwrap();
+        let offset = info.offset as usize + info.len as usize / 2;
+        write_bit(&i2_s, offset, 3);
+        assert_ne!(check_it(&i2_s).0, ExitStatus::Done, "{name}");
+        write_bit(&i2_s, offset, 3);
+    }
+    let tail = file.tensors().iter().find(|t| t.name == "blk.0.attn_q.weight").unwrap();
+    let offset = (tail.offset + tail.len) as usize - 1;
+    write_bit(&i2_s, offset, 0);
+    let (status, report, _) = check_it(&i2_s);
+    assert_eq!(status, ExitStatus::Different, "padding of the certified file itself: {report:#}");
+    write_bit(&i2_s, offset, 0);
+
+    let text = fs::read_to_string(&certificate).unwrap();
+    for (broken, status) in [
+        (text.replace("ternary_sha256", "ternary_sha"), ExitStatus::CouldNot),
+        ("{".to_owned(), ExitStatus::CouldNot),
+        ("[]".to_owned(), ExitStatus::CouldNot),
+    ] {
+        fs::write(&certificate, broken).unwrap();
+        assert_eq!(check_it(&i2_s).0, status);
+    }
+}
+
+// Logits
+
+#[test]
+fn logits_pass_the_golden_gates_and_the_oracle() {
+    for source in sources() {
+        let mut words = words(&[&source.fixture.checkpoint, &"--logits", &"--kernel", &"all"]);
+        if source.ternary_trained {
+            words.push("--ternary-trained".into());
+        }
+        let (status, report, _) = verify(words.clone());
+        assert_eq!(status, ExitStatus::Done, "{}: {report:#}", source.fixture.name);
+        assert_eq!(report["logits"]["reference"], "oracle");
+        words.extend(["--golden".into(), source.fixture.golden.clone().into_os_string()]);
+        let (status, report, _) = verify(words);
+        assert_eq!(status, ExitStatus::Done, "{}: {report:#}", source.fixture.name);
+        for key in ["max_abs", "kl_mean", "kl_p999", "kl_max", "top1_agreement"] {
+            assert!(report["logits"][key].is_number(), "{key}: {report:#}");
+        }
+        for name in ["golden-codes", "golden-linears", "golden-layers", "golden-logits", "golden-nll", "kernels"] {
+            assert_eq!(check(&report, name).0, "same", "{}: {report:#}", source.fixture.name);
+        }
+    }
+}
+
+#[test]
+fn logits_of_a_conversion_are_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source("bitnet-2b4t-packed");
+    let artifact = convert(&source, target("gguf-tq2_0"), dir.path()).unwrap();
+    let (status, report, _) =
+        verify(words(&[&artifact, &"--logits", &"--against", &source.fixture.checkpoint, &"--golden", &source.fixture.golden]));
+    assert_eq!(status, ExitStatus::Done, "{report:#}");
+    assert_eq!(check(&report, "logits-source").0, "same");
+
+    // silu in place of relu^2: no trit, scale or norm is wrong, only what is computed
+    let wrong = edited(&source, dir.path(), "config.json", "\"relu2\"", "\"silu\"");
+    let (status, report, _) = verify(words(&[&wrong, &"--golden", &source.fixture.golden]));
+    assert_eq!(status, ExitStatus::Different);
+    assert_eq!(check(&report, "golden-codes").0, "same");
+    assert_eq!(check(&report, "golden-linears").0, "same");
+    assert_eq!(check(&report, "golden-layers").0, "different");
+    let (status, report, _) = verify(words(&[&wrong, &"--logits", &"--against", &source.fixture.checkpoint]));
+    assert_eq!(status, ExitStatus::Different);
+    assert_eq!(check(&report, "logits-source").0, "different");
+    assert_eq!(check(&report, "logits-oracle").0, "same", "the file computes what it says: {report:#}");
+}
+
+#[test]
+fn prompts_come_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source("llama3-8b-1.58");
+    let path = dir.path().join("prompts.json");
+    for (text, want) in [
+        (r#"{"a": {"text": null, "ids": [1, 2, 3]}}"#, ExitStatus::Done),
+        ("[[1, 2], [3]]", ExitStatus::Done),
+        ("[[]]", ExitStatus::CouldNot),
+        ("[[400]]", ExitStatus::CouldNot),
+        ("7", ExitStatus::CouldNot),
+    ] {
+        fs::write(&path, text).unwrap();
+        let (status, report, _) = verify(words(&[&source.fixture.checkpoint, &"--prompts", &path]));
+        assert_eq!(status, want, "{text}: {report:#}");
+    }
+}
+
+// The command line
+
+#[test]
+fn what_cannot_be_done_is_exit_2_and_one_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source("llama3-8b-1.58");
+    let model = &source.fixture.checkpoint;
+    for (list, code) in [
+        (words(&[&model]), "usage"),
+        (words(&[&dir.path().join("none.gguf"), &"--against", &model]), "io"),
+        (words(&[&model, &"--logits", &"--kernel", &"mmx"]), "kernel"),
+        (words(&[&model, &"--golden", &dir.path()]), "io"),
+        (words(&[&model, &"--against", &model, &"--max-kl", &"-1"]), "usage"),
+    ] {
+        let (status, report, _) = verify(list.clone());
+        assert_eq!(status, ExitStatus::CouldNot, "{list:?}: {report}");
+        assert_eq!(report["error"]["code"], code, "{list:?}: {report}");
+    }
+}
+
+#[test]
+fn people_read_the_verdict_first_and_machines_read_junit() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source("bitnet-2b4t-packed");
+    let junit = dir.path().join("report.xml");
+    let wrong = edited(&source, dir.path(), "config.json", "500000.0", "10000.0");
+    let run = |artifact: &Path, more: &[&str]| {
+        let mut args = words(&[&"bitnet-verify", &artifact, &"--against", &source.fixture.checkpoint, &"--junit", &junit]);
+        args.extend(more.iter().map(OsString::from));
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let status = bitnet_verify::run(args.into_iter(), &mut out, &mut err);
+        (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+    };
+    let (status, out, err) = run(&source.fixture.checkpoint, &[]);
+    assert_eq!(status, ExitStatus::Done, "{err}");
+    assert!(out.starts_with("same: structure, metadata, trits"), "{out}");
+    assert_eq!(out.lines().count(), 8, "{out}");
+    let (status, _, err) = run(&source.fixture.checkpoint, &[]);
+    assert_eq!(status, ExitStatus::CouldNot, "an existing report is kept");
+    assert!(err.contains("--force"), "{err}");
+    let (status, out, _) = run(&wrong, &["--force"]);
+    assert_eq!(status, ExitStatus::Different);
+    assert!(out.starts_with("different: in metadata\n"), "{out}");
+    assert!(out.contains("`rope_theta`: expected 500000, found 10000"), "{out}");
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert!(xml.contains("failures=\"1\"") && xml.contains("rope_theta"), "{xml}");
+}
