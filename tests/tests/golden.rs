@@ -21,9 +21,14 @@ fn say(error: FormatError) -> String {
 fn run(fixture: &Fixture) -> Result<Outcome, String> {
     let golden = Golden::load(&fixture.golden)?;
     if golden.is_embedding() {
-        return Ok(Outcome::Skipped("an embedding model: it has no logits".to_owned()));
+        return Ok(Outcome::Skipped(
+            "an embedding model: it has no logits".to_owned(),
+        ));
     }
-    let options = OpenOptions { ternary_trained: golden.ternary_trained(), ..OpenOptions::default() };
+    let options = OpenOptions {
+        ternary_trained: golden.ternary_trained(),
+        ..OpenOptions::default()
+    };
     let checkpoint = match Checkpoint::open(&fixture.checkpoint, &options) {
         Ok(checkpoint) => checkpoint,
         // what this program says about networks it does not know; anything else is a defect
@@ -50,7 +55,9 @@ fn run(fixture: &Fixture) -> Result<Outcome, String> {
     let model = Model::load(checkpoint, &LoadOptions::default()).map_err(say)?;
     let logits = |tokens: &[u32]| {
         let mut session = model.session(tokens.len()).map_err(say)?;
-        model.forward(&mut session, tokens, Logits::All).map_err(say)
+        model
+            .forward(&mut session, tokens, Logits::All)
+            .map_err(say)
     };
     let report = gates::measure(
         &golden,
@@ -73,7 +80,11 @@ fn the_runtime_holds_the_gates() {
             Ok(Outcome::Measured(report, violations)) => {
                 println!("| {} {report}", fixture.name);
                 measured += 1;
-                failed.extend(violations.into_iter().map(|v| format!("{}: {v}", fixture.name)));
+                failed.extend(
+                    violations
+                        .into_iter()
+                        .map(|v| format!("{}: {v}", fixture.name)),
+                );
             }
             Ok(Outcome::Skipped(reason)) => println!("{}: skipped, {reason}", fixture.name),
             Err(error) => failed.push(format!("{}: {error}", fixture.name)),
@@ -81,5 +92,10 @@ fn the_runtime_holds_the_gates() {
     }
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
     let dir = golden::fixtures_dir();
-    assert!(measured > 0, "no usable family among {} in {}", fixtures.len(), dir.display());
+    assert!(
+        measured > 0,
+        "no usable family among {} in {}",
+        fixtures.len(),
+        dir.display()
+    );
 }

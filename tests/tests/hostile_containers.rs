@@ -840,17 +840,18 @@ fn safetensors_json() {
     // deeper than any recursion limit
     let deep = format!("{{\"t\":{}", "[".repeat(100_000));
     assert_eq!(safetensors_attack(&deep, 0).code, ErrorCode::Malformed);
-    // an unknown key of a tensor is skipped, without recursion, however deep it is
-    let ignored = format!(
-        "{{\"t\":{{\"x\":{}{},\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}}}",
-        "[".repeat(100_000),
-        "]".repeat(100_000)
-    );
-    assert!(
-        Bench::new()
-            .open("m", &safetensors_bytes(&ignored, 1))
-            .is_ok()
-    );
+    // an unknown key of a tensor is skipped, unless it is deeper than the format's own library goes
+    let with_unknown_key = |depth| {
+        format!(
+            "{{\"t\":{{\"x\":{}{},\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}}}",
+            "[".repeat(depth),
+            "]".repeat(depth)
+        )
+    };
+    let shallow = safetensors_bytes(&with_unknown_key(3), 1);
+    assert!(Bench::new().open("m", &shallow).is_ok());
+    let deep = safetensors_attack(&with_unknown_key(100_000), 1);
+    assert_eq!(deep.code, ErrorCode::Malformed);
     let mut not_text = safetensors_bytes(
         "{\"t \":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}",
         1,

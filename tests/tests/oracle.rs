@@ -11,7 +11,10 @@ use bitnet_tests::golden::{Fixture, Golden, fixtures, fixtures_are_foreign};
 use bitnet_verify::Oracle;
 
 fn open(fixture: &Fixture, golden: &Golden) -> Result<Checkpoint, String> {
-    let options = OpenOptions { ternary_trained: golden.ternary_trained(), ..OpenOptions::default() };
+    let options = OpenOptions {
+        ternary_trained: golden.ternary_trained(),
+        ..OpenOptions::default()
+    };
     Checkpoint::open(&fixture.checkpoint, &options).map_err(|e| e.to_string())
 }
 
@@ -24,7 +27,8 @@ fn causal() -> Vec<(Fixture, Golden, Checkpoint)> {
         if golden.is_embedding() && !fixtures_are_foreign() {
             continue;
         }
-        let checkpoint = open(&fixture, &golden).unwrap_or_else(|e| panic!("{}: {e}", fixture.name));
+        let checkpoint =
+            open(&fixture, &golden).unwrap_or_else(|e| panic!("{}: {e}", fixture.name));
         all.push((fixture, golden, checkpoint));
     }
     all
@@ -44,7 +48,12 @@ fn the_oracle_passes_gates_2_to_5() {
         )
         .unwrap_or_else(|e| panic!("{}: {e}", fixture.name));
         table += &format!("| {} {report}\n", fixture.name);
-        violations.extend(report.violations().into_iter().map(|v| format!("{}: {v}", fixture.name)));
+        violations.extend(
+            report
+                .violations()
+                .into_iter()
+                .map(|v| format!("{}: {v}", fixture.name)),
+        );
     }
     println!("{table}");
     assert!(violations.is_empty(), "{table}\n{}", violations.join("\n"));
@@ -61,7 +70,10 @@ fn entries_of_the_forward_pass_agree() {
         assert_eq!(oracle.layer(layer, &pair[0], ids.len()).unwrap(), pair[1]);
     }
     let last = trace.hidden.last().unwrap().as_slice();
-    assert_eq!(oracle.output_norm_of(&[last]).unwrap(), [trace.normed.clone()]);
+    assert_eq!(
+        oracle.output_norm_of(&[last]).unwrap(),
+        [trace.normed.clone()]
+    );
     let logits = oracle.logits(ids).unwrap();
     assert_eq!(oracle.head_of(&[&trace.normed]).unwrap(), [logits.clone()]);
     assert_eq!(oracle.logits_of(&[ids, &ids[..1]]).unwrap()[0], logits);
@@ -73,8 +85,16 @@ fn what_does_not_fit_is_an_error() {
     let oracle = Oracle::new(&checkpoint);
     let config = &checkpoint.config;
     assert!(oracle.logits(&[config.vocab_size as u32]).is_err());
-    assert!(oracle.layer(config.num_hidden_layers, &vec![0.0; config.hidden_size], 1).is_err());
+    assert!(
+        oracle
+            .layer(config.num_hidden_layers, &vec![0.0; config.hidden_size], 1)
+            .is_err()
+    );
     assert!(oracle.layer(0, &[0.0], 1).is_err());
-    assert!(oracle.layer(0, &vec![f32::NAN; config.hidden_size], 1).is_err());
+    assert!(
+        oracle
+            .layer(0, &vec![f32::NAN; config.hidden_size], 1)
+            .is_err()
+    );
     assert!(oracle.logits(&[]).is_err());
 }

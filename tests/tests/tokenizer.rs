@@ -77,7 +77,9 @@ fn directory(fixture: &Fixture) -> Tokenizer {
 }
 
 fn rows(fixture: &Fixture) -> usize {
-    json(&fixture.checkpoint.join("config.json"))["vocab_size"].as_u64().unwrap() as usize
+    json(&fixture.checkpoint.join("config.json"))["vocab_size"]
+        .as_u64()
+        .unwrap() as usize
 }
 
 fn metadata(fixture: &Fixture) -> Metadata {
@@ -114,14 +116,27 @@ impl Rng {
 
 /// The fixed texts, and texts cut together from them at random.
 fn corpus() -> Vec<String> {
-    let mut texts: Vec<String> = TRICKY.iter().chain(SPECIAL).map(|&t| t.to_owned()).collect();
+    let mut texts: Vec<String> = TRICKY
+        .iter()
+        .chain(SPECIAL)
+        .map(|&t| t.to_owned())
+        .collect();
     let letters: Vec<char> = texts.concat().chars().collect();
     let mut rng = Rng(0x2545_f491_4f6c_dd1d);
     for _ in 0..400 {
         let length = rng.below(60);
-        texts.push((0..length).map(|_| letters[rng.below(letters.len())]).collect());
+        texts.push(
+            (0..length)
+                .map(|_| letters[rng.below(letters.len())])
+                .collect(),
+        );
         let (a, b) = (rng.below(TRICKY.len()), rng.below(SPECIAL.len()));
-        texts.push(format!("{}{}{}", TRICKY[a], SPECIAL[b], TRICKY[rng.below(TRICKY.len())]));
+        texts.push(format!(
+            "{}{}{}",
+            TRICKY[a],
+            SPECIAL[b],
+            TRICKY[rng.below(TRICKY.len())]
+        ));
     }
     texts
 }
@@ -135,9 +150,15 @@ fn recorded_prompts() {
         let prompts = json(&fixture.golden.join("prompts.json"));
         let (mut seen, path) = (0, &fixture.name);
         for (name, prompt) in prompts.as_object().unwrap() {
-            let Some(text) = prompt["text"].as_str() else { continue };
-            let expected: Vec<u32> =
-                prompt["ids"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
+            let Some(text) = prompt["text"].as_str() else {
+                continue;
+            };
+            let expected: Vec<u32> = prompt["ids"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|v| v.as_u64().unwrap() as u32)
+                .collect();
             let mut ids = tokenizer.encode(text, true).unwrap();
             if ids.is_empty() {
                 // the recorder feeds BOS where a model adds nothing to an empty text
@@ -162,11 +183,21 @@ fn recorded_texts() {
         // sentencepiece, which recorded this family, knows nothing of tokens added on top
         let recorded_by_pieces = !fixture.checkpoint.join("tokenizer.json").exists();
         for (name, run) in json(&path).as_object().unwrap() {
-            let ids: Vec<u32> =
-                run["f32"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
+            let ids: Vec<u32> = run["f32"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|v| v.as_u64().unwrap() as u32)
+                .collect();
             let ids: Vec<u32> = if recorded_by_pieces {
                 let added = json(&fixture.checkpoint.join("added_tokens.json"));
-                let on_top = |id: &u32| added.as_object().unwrap().values().any(|v| v.as_u64() == Some((*id).into()));
+                let on_top = |id: &u32| {
+                    added
+                        .as_object()
+                        .unwrap()
+                        .values()
+                        .any(|v| v.as_u64() == Some((*id).into()))
+                };
                 ids.into_iter().filter(|id| !on_top(id)).collect()
             } else {
                 ids
@@ -174,7 +205,11 @@ fn recorded_texts() {
             // sentencepiece prints no control tokens
             let decoded = tokenizer.decode(&ids, recorded_by_pieces).unwrap();
             let expected = run["f32_text"].as_str().unwrap();
-            assert_eq!(decoded, expected, "{} {name}: {ids:?} {}", fixture.name, config["tokenizer_class"]);
+            assert_eq!(
+                decoded, expected,
+                "{} {name}: {ids:?} {}",
+                fixture.name, config["tokenizer_class"]
+            );
         }
     }
 }
@@ -190,17 +225,33 @@ fn gguf_carries_the_tokenizer() {
         for (what, other) in [("carried", &carried), ("rebuilt", &rebuilt)] {
             assert_eq!(other.vocab_size(), original.vocab_size(), "{name} {what}");
             assert_eq!(other.stop_tokens(), original.stop_tokens(), "{name} {what}");
-            assert_eq!(other.chat_template(), original.chat_template(), "{name} {what}");
-            assert_eq!((other.bos(), other.eos()), (original.bos(), original.eos()), "{name} {what}");
+            assert_eq!(
+                other.chat_template(),
+                original.chat_template(),
+                "{name} {what}"
+            );
+            assert_eq!(
+                (other.bos(), other.eos()),
+                (original.bos(), original.eos()),
+                "{name} {what}"
+            );
             assert_eq!(other.adds_bos(), original.adds_bos(), "{name} {what}");
             for text in &corpus {
                 for special in [true, false] {
                     let expected = original.encode(text, special).unwrap();
-                    assert_eq!(other.encode(text, special).unwrap(), expected, "{name} {what}: {text:?}");
+                    assert_eq!(
+                        other.encode(text, special).unwrap(),
+                        expected,
+                        "{name} {what}: {text:?}"
+                    );
                     for skip in [true, false] {
                         let expected = original.decode(&expected, skip).unwrap();
                         let ids = other.encode(text, special).unwrap();
-                        assert_eq!(other.decode(&ids, skip).unwrap(), expected, "{name} {what}: {text:?}");
+                        assert_eq!(
+                            other.decode(&ids, skip).unwrap(),
+                            expected,
+                            "{name} {what}: {text:?}"
+                        );
                     }
                 }
             }
@@ -219,9 +270,12 @@ fn text_survives() {
         let tokenizer = directory(&fixture);
         let composes = fixture.name == "bitnet-embedding-0.6b"; // NFC
         for text in TRICKY {
-            let back = tokenizer.decode(&tokenizer.encode(text, true).unwrap(), true).unwrap();
+            let back = tokenizer
+                .decode(&tokenizer.encode(text, true).unwrap(), true)
+                .unwrap();
             // these are byte pieces or special tokens of some families
-            if text.contains("<0x") || text.contains('▁') || (composes && text.contains('\u{301}')) {
+            if text.contains("<0x") || text.contains('▁') || (composes && text.contains('\u{301}'))
+            {
                 continue;
             }
             assert_eq!(&back, text, "{}", fixture.name);
@@ -238,7 +292,9 @@ fn streams_equal_the_whole() {
         for round in 0..600 {
             // random ids are mostly invalid UTF-8; ids of text are valid, but cut anywhere
             let ids: Vec<u32> = if round % 2 == 0 {
-                (0..rng.below(40)).map(|_| rng.below(n + 3) as u32).collect()
+                (0..rng.below(40))
+                    .map(|_| rng.below(n + 3) as u32)
+                    .collect()
             } else {
                 let text = TRICKY[rng.below(TRICKY.len())];
                 let ids = tokenizer.encode(text, true).unwrap();
@@ -264,8 +320,17 @@ fn streams_equal_the_whole() {
         let mut stream = tokenizer.stream();
         let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
         assert!(ids.len() > 1, "{}: {ids:?}", fixture.name);
-        assert!(pieces.iter().all(|p| !p.contains('\u{fffd}')), "{}: {pieces:?}", fixture.name);
-        assert_eq!(pieces.last().map(String::as_str), Some("😀"), "{}: {pieces:?}", fixture.name);
+        assert!(
+            pieces.iter().all(|p| !p.contains('\u{fffd}')),
+            "{}: {pieces:?}",
+            fixture.name
+        );
+        assert_eq!(
+            pieces.last().map(String::as_str),
+            Some("😀"),
+            "{}: {pieces:?}",
+            fixture.name
+        );
     }
 }
 
@@ -276,12 +341,19 @@ fn files_from_gguf() {
         let metadata = metadata(&fixture);
         let files = tokenizer_files_from_gguf(&metadata).unwrap_or_else(|e| panic!("{name}: {e}"));
         let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-        let expected =
-            ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
+        let expected = [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "generation_config.json",
+        ];
         assert_eq!(names, expected);
         let source = fixture.checkpoint.join("tokenizer.json");
         if source.exists() {
-            assert!(files[0].1 == std::fs::read(source).unwrap(), "{name}: tokenizer.json differs");
+            assert!(
+                files[0].1 == std::fs::read(source).unwrap(),
+                "{name}: tokenizer.json differs"
+            );
         }
         // the written directory is the same tokenizer again, from whichever metadata
         for metadata in [metadata.clone(), without(metadata, HUGGINGFACE_JSON)] {
@@ -289,12 +361,23 @@ fn files_from_gguf() {
             for (name, bytes) in tokenizer_files_from_gguf(&metadata).unwrap() {
                 std::fs::write(dir.path().join(name), bytes).unwrap();
             }
-            let (original, again) = (directory(&fixture), Tokenizer::from_directory(dir.path()).unwrap().unwrap());
+            let (original, again) = (
+                directory(&fixture),
+                Tokenizer::from_directory(dir.path()).unwrap().unwrap(),
+            );
             for text in TRICKY.iter().chain(SPECIAL) {
-                assert_eq!(again.encode(text, true).unwrap(), original.encode(text, true).unwrap(), "{name}");
+                assert_eq!(
+                    again.encode(text, true).unwrap(),
+                    original.encode(text, true).unwrap(),
+                    "{name}"
+                );
             }
             assert_eq!(again.stop_tokens(), original.stop_tokens(), "{name}");
-            assert_eq!((again.bos(), again.eos()), (original.bos(), original.eos()), "{name}");
+            assert_eq!(
+                (again.bos(), again.eos()),
+                (original.bos(), original.eos()),
+                "{name}"
+            );
             assert_eq!(again.chat_template(), original.chat_template(), "{name}");
         }
     }
@@ -321,9 +404,10 @@ fn types(metadata: &Metadata) -> Vec<i32> {
 
 fn tokens(metadata: &Metadata) -> Vec<String> {
     match metadata.get("tokenizer.ggml.tokens") {
-        Some(MetaValue::Array(MetaArray::String(v))) => {
-            v.iter().map(|t| String::from_utf8(t.clone()).unwrap()).collect()
-        }
+        Some(MetaValue::Array(MetaArray::String(v))) => v
+            .iter()
+            .map(|t| String::from_utf8(t.clone()).unwrap())
+            .collect(),
         other => panic!("{other:?}"),
     }
 }
@@ -331,25 +415,110 @@ fn tokens(metadata: &Metadata) -> Vec<String> {
 /// What llama.cpp's converter writes for these models.
 #[test]
 fn metadata_is_llama_cpp_s() {
-    type Row = (&'static str, &'static str, &'static str, Option<u64>, u64, Option<u64>, bool, bool, bool);
+    type Row = (
+        &'static str,
+        &'static str,
+        &'static str,
+        Option<u64>,
+        u64,
+        Option<u64>,
+        bool,
+        bool,
+        bool,
+    );
     let table: &[Row] = &[
         // family, model, pre, bos, eos, eot, adds bos, adds eos, adds a space
-        ("bitnet-2b4t-bf16", "gpt2", "llama-bpe", Some(384), 385, Some(393), true, false, false),
-        ("llama3-8b-1.58", "gpt2", "llama-bpe", Some(384), 385, Some(393), true, false, false),
-        ("falcon3-1.58", "gpt2", "falcon3", Some(11), 11, None, false, false, false),
-        ("falcon-e", "gpt2", "falcon3", Some(11), 11, None, false, false, false),
-        ("bitnet-embedding-0.6b", "gpt2", "qwen2", None, 384, Some(386), false, true, false),
-        ("bitnet-embedding-270m", "llama", "default", Some(2), 1, None, true, true, false),
-        ("bitnet-b1.58-1bitllm", "llama", "default", Some(1), 2, None, true, false, true),
+        (
+            "bitnet-2b4t-bf16",
+            "gpt2",
+            "llama-bpe",
+            Some(384),
+            385,
+            Some(393),
+            true,
+            false,
+            false,
+        ),
+        (
+            "llama3-8b-1.58",
+            "gpt2",
+            "llama-bpe",
+            Some(384),
+            385,
+            Some(393),
+            true,
+            false,
+            false,
+        ),
+        (
+            "falcon3-1.58",
+            "gpt2",
+            "falcon3",
+            Some(11),
+            11,
+            None,
+            false,
+            false,
+            false,
+        ),
+        (
+            "falcon-e",
+            "gpt2",
+            "falcon3",
+            Some(11),
+            11,
+            None,
+            false,
+            false,
+            false,
+        ),
+        (
+            "bitnet-embedding-0.6b",
+            "gpt2",
+            "qwen2",
+            Some(384),
+            384,
+            Some(386),
+            false,
+            true,
+            false,
+        ),
+        (
+            "bitnet-embedding-270m",
+            "llama",
+            "default",
+            Some(2),
+            1,
+            None,
+            true,
+            true,
+            false,
+        ),
+        (
+            "bitnet-b1.58-1bitllm",
+            "llama",
+            "default",
+            Some(1),
+            2,
+            None,
+            true,
+            false,
+            true,
+        ),
     ];
     for &(name, model, pre, bos, eos, eot, add_bos, add_eos, space) in table {
-        let Some(fixture) = fixture(name) else { continue };
+        let Some(fixture) = fixture(name) else {
+            continue;
+        };
         if golden::fixtures_are_foreign() {
             continue; // other ids
         }
         let m = metadata(&fixture);
-        assert_eq!((word(&m, "model"), word(&m, "pre")), (Some(model), Some(pre)), "{name}");
-        let bos = bos.or_else(|| (name == "bitnet-embedding-0.6b").then(|| number(&m, "bos_token_id")).flatten());
+        assert_eq!(
+            (word(&m, "model"), word(&m, "pre")),
+            (Some(model), Some(pre)),
+            "{name}"
+        );
         assert_eq!(number(&m, "bos_token_id"), bos, "{name}");
         assert_eq!(number(&m, "eos_token_id"), Some(eos), "{name}");
         assert_eq!(number(&m, "eot_token_id"), eot, "{name}");
@@ -363,17 +532,23 @@ fn metadata_is_llama_cpp_s() {
         assert_eq!(bytes.is_some(), model == "llama", "{name}");
         if let Some(first) = bytes {
             assert!(types[first..first + 256].iter().all(|&t| t == 6), "{name}");
-            assert!(matches!(m.get("tokenizer.ggml.scores"), Some(MetaValue::Array(MetaArray::F32(s))) if s.len() == 400));
+            assert!(
+                matches!(m.get("tokenizer.ggml.scores"), Some(MetaValue::Array(MetaArray::F32(s))) if s.len() == 400)
+            );
         }
     }
-    if let Some(fixture) = fixture("bitnet-b1.58-1bitllm").filter(|_| !golden::fixtures_are_foreign()) {
+    if let Some(fixture) =
+        fixture("bitnet-b1.58-1bitllm").filter(|_| !golden::fixtures_are_foreign())
+    {
         let m = metadata(&fixture);
         assert_eq!(types(&m)[..4], [3, 3, 3, 6]);
         assert_eq!(types(&m)[398..], [3, 4]); // <pad> is special, </line> is not
         assert_eq!(tokens(&m)[398..], ["<pad>", "</line>"]);
         assert_eq!(number(&m, "padding_token_id"), Some(398));
         assert_eq!(number(&m, "unknown_token_id"), Some(0));
-        let Some(MetaValue::Array(MetaArray::F32(scores))) = m.get("tokenizer.ggml.scores") else { panic!() };
+        let Some(MetaValue::Array(MetaArray::F32(scores))) = m.get("tokenizer.ggml.scores") else {
+            panic!()
+        };
         assert_eq!(scores[398..], [-1000.0, -1000.0]);
     }
 }
@@ -384,15 +559,29 @@ fn rows_and_tokens() {
         let (name, n) = (&fixture.name, rows(&fixture));
         // more rows than tokens: padding that is no token
         let m = Metadata(tokenizer_to_gguf(&fixture.checkpoint, n + 3).unwrap());
-        assert_eq!(tokens(&m)[n..], [format!("[PAD{n}]"), format!("[PAD{}]", n + 1), format!("[PAD{}]", n + 2)]);
+        assert_eq!(
+            tokens(&m)[n..],
+            [
+                format!("[PAD{n}]"),
+                format!("[PAD{}]", n + 1),
+                format!("[PAD{}]", n + 2)
+            ]
+        );
         assert_eq!(types(&m)[n..], [5, 5, 5]);
         let rebuilt = gguf(name, &without(m, HUGGINGFACE_JSON));
         assert_eq!(rebuilt.token(n as u32), None);
         assert_eq!(rebuilt.vocab_size(), directory(&fixture).vocab_size());
         // fewer rows than tokens
-        let error = tokenizer_to_gguf(&fixture.checkpoint, n - 1).err().unwrap_or_else(|| panic!("{name}"));
+        let error = tokenizer_to_gguf(&fixture.checkpoint, n - 1)
+            .err()
+            .unwrap_or_else(|| panic!("{name}"));
         assert_eq!(error.code, ErrorCode::Tokenizer, "{name}: {error}");
-        assert!(error.to_string().contains(&format!("the model has {} rows", n - 1)), "{name}: {error}");
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("the model has {} rows", n - 1)),
+            "{name}: {error}"
+        );
         assert!(error.hint.is_some());
     }
 }
@@ -400,23 +589,42 @@ fn rows_and_tokens() {
 /// `System: …<|eot_id|>User: …<|eot_id|>Assistant: `, as model-families.md describes 2B-4T.
 #[test]
 fn chat_of_2b_4t() {
-    let Some(fixture) = fixture("bitnet-2b4t-bf16") else { return };
-    let messages = [ChatMessage::system(" Be brief.\n"), ChatMessage::user("Hi"), {
-        ChatMessage { role: "assistant".into(), content: "Hello!".into() }
-    }, ChatMessage::user("Bye ")];
+    let Some(fixture) = fixture("bitnet-2b4t-bf16") else {
+        return;
+    };
+    let messages = [
+        ChatMessage::system(" Be brief.\n"),
+        ChatMessage::user("Hi"),
+        {
+            ChatMessage {
+                role: "assistant".into(),
+                content: "Hello!".into(),
+            }
+        },
+        ChatMessage::user("Bye "),
+    ];
     let expected = "<|begin_of_text|>System: Be brief.<|eot_id|>User: Hi<|eot_id|>Assistant: Hello!<|eot_id|>User: Bye<|eot_id|>Assistant: ";
-    for tokenizer in [directory(&fixture), gguf("2b4t", &without(metadata(&fixture), HUGGINGFACE_JSON))] {
+    for tokenizer in [
+        directory(&fixture),
+        gguf("2b4t", &without(metadata(&fixture), HUGGINGFACE_JSON)),
+    ] {
         let chat = tokenizer.chat().unwrap().unwrap();
         let prompt = chat.render(&messages, true).unwrap();
         assert_eq!(prompt, expected);
-        assert_eq!(chat.render(&messages[..2], false).unwrap(), "<|begin_of_text|>System: Be brief.<|eot_id|>User: Hi<|eot_id|>");
+        assert_eq!(
+            chat.render(&messages[..2], false).unwrap(),
+            "<|begin_of_text|>System: Be brief.<|eot_id|>User: Hi<|eot_id|>"
+        );
         let ids = tokenizer.encode(&prompt, false).unwrap();
         let bos = tokenizer.bos().unwrap();
         assert_eq!(ids.first(), Some(&bos));
         assert_eq!(ids.iter().filter(|&&id| id == bos).count(), 1);
         let end = tokenizer.id("<|eot_id|>").unwrap();
         assert_eq!(ids.iter().filter(|&&id| id == end).count(), 4);
-        assert!(tokenizer.stop_tokens().contains(&end) && tokenizer.stop_tokens().contains(&tokenizer.eos().unwrap()));
+        assert!(
+            tokenizer.stop_tokens().contains(&end)
+                && tokenizer.stop_tokens().contains(&tokenizer.eos().unwrap())
+        );
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), expected);
     }
 }
@@ -433,12 +641,21 @@ fn chat_templates_of_others() {
     );
     let qwen = "{%- if tools %}\n    {{- 'tools' }}\n{%- endif %}\n{%- for message in messages[::-1] %}\n    {%- set index = (messages|length - 1) - loop.index0 %}\n{%- endfor %}\n{%- for message in messages %}\n    {%- if message.content is string %}\n        {{- '<|im_start|>' + message.role + '\\n' + message.content.strip('\\n').split('</think>')[-1].lstrip() + '<|im_end|>' + '\\n' }}\n    {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}";
     let template = ChatTemplate::new(qwen, "", "").unwrap();
-    assert_eq!(template.render(&messages, true).unwrap(), "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n");
+    assert_eq!(
+        template.render(&messages, true).unwrap(),
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+    );
 
     let strict = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}";
-    let error = ChatTemplate::new(strict, "", "").unwrap().render(&messages, true).unwrap_err();
+    let error = ChatTemplate::new(strict, "", "")
+        .unwrap()
+        .render(&messages, true)
+        .unwrap_err();
     assert_eq!(error.code, ErrorCode::ChatTemplate);
-    assert!(error.to_string().contains("System role not supported"), "{error}");
+    assert!(
+        error.to_string().contains("System role not supported"),
+        "{error}"
+    );
     let error = ChatTemplate::new("{% for %}", "", "").err().unwrap();
     assert_eq!(error.code, ErrorCode::ChatTemplate);
 }
@@ -446,18 +663,31 @@ fn chat_templates_of_others() {
 /// Older bitnet.cpp files of 2B-4T do not name their pre-tokenizer.
 #[test]
 fn pre_tokenizer_by_evidence() {
-    let Some(fixture) = fixture("bitnet-2b4t-bf16") else { return };
-    let nameless = without(without(metadata(&fixture), HUGGINGFACE_JSON), "tokenizer.ggml.pre");
+    let Some(fixture) = fixture("bitnet-2b4t-bf16") else {
+        return;
+    };
+    let nameless = without(
+        without(metadata(&fixture), HUGGINGFACE_JSON),
+        "tokenizer.ggml.pre",
+    );
     let bare = without(nameless.clone(), "tokenizer.ggml.add_bos_token");
     let (original, found) = (directory(&fixture), gguf("nameless", &bare));
     for text in corpus() {
-        assert_eq!(found.encode(&text, true).unwrap(), original.encode(&text, true).unwrap(), "{text:?}");
+        assert_eq!(
+            found.encode(&text, true).unwrap(),
+            original.encode(&text, true).unwrap(),
+            "{text:?}"
+        );
     }
     // without the tell-tale tokens
     let mut unknown = nameless;
     for (key, value) in &mut unknown.0 {
-        if let (true, MetaValue::Array(MetaArray::String(list))) = (key == "tokenizer.ggml.tokens", value) {
-            list.iter_mut().filter(|t| t.starts_with(b"<|")).for_each(|t| t.push(b'?'));
+        if let (true, MetaValue::Array(MetaArray::String(list))) =
+            (key == "tokenizer.ggml.tokens", value)
+        {
+            list.iter_mut()
+                .filter(|t| t.starts_with(b"<|"))
+                .for_each(|t| t.push(b'?'));
         }
     }
     let error = Tokenizer::from_gguf(&unknown).err().unwrap();
@@ -466,13 +696,21 @@ fn pre_tokenizer_by_evidence() {
     let mut wrong = without(metadata(&fixture), HUGGINGFACE_JSON);
     wrong.set("tokenizer.ggml.pre", MetaValue::text("tekken"));
     let error = Tokenizer::from_gguf(&wrong).err().unwrap();
-    assert_eq!((error.code, error.tensor.as_deref()), (ErrorCode::Tokenizer, Some("tokenizer.ggml.pre")));
+    assert_eq!(
+        (error.code, error.tensor.as_deref()),
+        (ErrorCode::Tokenizer, Some("tokenizer.ggml.pre"))
+    );
 }
 
 /// A directory with one file changed.
 fn changed(fixture: &Fixture, file: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"] {
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "config.json",
+        "generation_config.json",
+    ] {
         std::fs::copy(fixture.checkpoint.join(name), dir.path().join(name)).unwrap();
     }
     let mut value = json(&fixture.checkpoint.join(file));
@@ -483,20 +721,30 @@ fn changed(fixture: &Fixture, file: &str, change: impl FnOnce(&mut Value)) -> te
 
 #[test]
 fn spellings_and_refusals() {
-    let Some(fixture) = fixture("bitnet-2b4t-bf16") else { return };
+    let Some(fixture) = fixture("bitnet-2b4t-bf16") else {
+        return;
+    };
     let n = rows(&fixture);
     let original = directory(&fixture);
     let same = |dir: &tempfile::TempDir| {
         let m = Metadata(tokenizer_to_gguf(dir.path(), n).unwrap());
         let rebuilt = gguf("changed", &without(m, HUGGINGFACE_JSON));
         for text in TRICKY {
-            assert_eq!(rebuilt.encode(text, true).unwrap(), original.encode(text, true).unwrap());
+            assert_eq!(
+                rebuilt.encode(text, true).unwrap(),
+                original.encode(text, true).unwrap()
+            );
         }
     };
     // merges as lines, the older spelling
     same(&changed(&fixture, "tokenizer.json", |v| {
         for merge in v["model"]["merges"].as_array_mut().unwrap() {
-            *merge = format!("{} {}", merge[0].as_str().unwrap(), merge[1].as_str().unwrap()).into();
+            *merge = format!(
+                "{} {}",
+                merge[0].as_str().unwrap(),
+                merge[1].as_str().unwrap()
+            )
+            .into();
         }
     }));
     // named templates
@@ -508,64 +756,117 @@ fn spellings_and_refusals() {
     same(&dir);
     let tokenizer = Tokenizer::from_directory(dir.path()).unwrap().unwrap();
     assert_eq!(tokenizer.chat_template(), Some("plain"));
-    std::fs::write(dir.path().join("chat_template.jinja"), "{{ bos_token }}file").unwrap();
+    std::fs::write(
+        dir.path().join("chat_template.jinja"),
+        "{{ bos_token }}file",
+    )
+    .unwrap();
     let tokenizer = Tokenizer::from_directory(dir.path()).unwrap().unwrap();
-    let prompt = tokenizer.chat().unwrap().unwrap().render(&[], true).unwrap();
+    let prompt = tokenizer
+        .chat()
+        .unwrap()
+        .unwrap()
+        .render(&[], true)
+        .unwrap();
     assert_eq!(prompt, "<|begin_of_text|>file");
 
     // what GGUF cannot say
     type Change = fn(&mut Value);
     let refused: &[(&str, Change)] = &[
-        ("regex", |v| v["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\s+".into()),
-        ("behavior", |v| v["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed".into()),
-        ("prefix", |v| v["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true.into()),
+        ("regex", |v| {
+            v["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\s+".into()
+        }),
+        ("behavior", |v| {
+            v["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "MergedWithNext".into()
+        }),
+        ("prefix", |v| {
+            v["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true.into()
+        }),
         ("none", |v| v["pre_tokenizer"] = Value::Null),
-        ("normalizer", |v| v["normalizer"] = serde_json::json!({"type": "Lowercase"})),
+        ("normalizer", |v| {
+            v["normalizer"] = serde_json::json!({"type": "Lowercase"})
+        }),
     ];
     for (what, change) in refused {
         let dir = changed(&fixture, "tokenizer.json", change);
-        assert!(Tokenizer::from_directory(dir.path()).unwrap().is_some(), "{what}");
-        let error = tokenizer_to_gguf(dir.path(), n).err().unwrap_or_else(|| panic!("{what}"));
+        assert!(
+            Tokenizer::from_directory(dir.path()).unwrap().is_some(),
+            "{what}"
+        );
+        let error = tokenizer_to_gguf(dir.path(), n)
+            .err()
+            .unwrap_or_else(|| panic!("{what}"));
         assert_eq!(error.code, ErrorCode::Tokenizer, "{what}: {error}");
-        assert!(error.hint.is_some() && error.tensor.is_some() && error.file.is_some(), "{what}: {error:?}");
+        assert!(
+            error.hint.is_some() && error.tensor.is_some() && error.file.is_some(),
+            "{what}: {error:?}"
+        );
     }
     // what would make the tokenizers crate panic, or give other ids every time
     let broken: &[(&str, Change)] = &[
-        ("merge without result", |v| v["model"]["merges"][0] = serde_json::json!(["Ġthe", "Ġthe"])),
-        ("merge of no tokens", |v| v["model"]["merges"][0] = serde_json::json!(["Ŧ", "Ŧ"])),
-        ("merge of three", |v| v["model"]["merges"][0] = "a b c".into()),
-        ("prefix", |v| v["model"]["continuing_subword_prefix"] = "##########".into()),
+        ("merge without result", |v| {
+            v["model"]["merges"][0] = serde_json::json!(["Ġthe", "Ġthe"])
+        }),
+        ("merge of no tokens", |v| {
+            v["model"]["merges"][0] = serde_json::json!(["Ŧ", "Ŧ"])
+        }),
+        ("merge of three", |v| {
+            v["model"]["merges"][0] = "a b c".into()
+        }),
+        ("prefix", |v| {
+            v["model"]["continuing_subword_prefix"] = "##########".into()
+        }),
         ("dropout", |v| v["model"]["dropout"] = 0.5.into()),
         ("model", |v| v["model"]["type"] = "Unigram".into()),
-        ("decoder", |v| v["decoder"] = serde_json::json!({"type": "WordPiece", "prefix": "##", "cleanup": true})),
+        (
+            "decoder",
+            |v| {
+                v["decoder"] =
+                    serde_json::json!({"type": "WordPiece", "prefix": "##", "cleanup": true})
+            },
+        ),
         ("version", |v| v["version"] = "2.0".into()),
         ("vocab", |v| v["model"]["vocab"] = Value::Null),
     ];
     for (what, change) in broken {
         let dir = changed(&fixture, "tokenizer.json", change);
-        let error = Tokenizer::from_directory(dir.path()).err().unwrap_or_else(|| panic!("{what}"));
+        let error = Tokenizer::from_directory(dir.path())
+            .err()
+            .unwrap_or_else(|| panic!("{what}"));
         assert_eq!(error.code, ErrorCode::Tokenizer, "{what}: {error}");
     }
     let dir = tempfile::tempdir().unwrap();
     assert!(Tokenizer::from_directory(dir.path()).unwrap().is_none());
     assert!(tokenizer_to_gguf(dir.path(), n).unwrap().is_empty());
     std::fs::write(dir.path().join("tokenizer.json"), b"{").unwrap();
-    assert_eq!(Tokenizer::from_directory(dir.path()).err().unwrap().code, ErrorCode::Malformed);
+    assert_eq!(
+        Tokenizer::from_directory(dir.path()).err().unwrap().code,
+        ErrorCode::Malformed
+    );
 }
 
 /// Damaged sentencepiece models are errors or tokenizers, never panics.
 #[test]
 fn hostile_sentencepiece() {
-    let Some(fixture) = fixture("bitnet-b1.58-1bitllm") else { return };
+    let Some(fixture) = fixture("bitnet-b1.58-1bitllm") else {
+        return;
+    };
     let model = std::fs::read(fixture.checkpoint.join("tokenizer.model")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.model");
     let try_one = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         match Tokenizer::from_directory(dir.path()) {
-            Ok(Some(tokenizer)) => drop(tokenizer.encode("Hello <s> 今天 \u{0}", true).map(|ids| tokenizer.decode(&ids, false))),
+            Ok(Some(tokenizer)) => drop(
+                tokenizer
+                    .encode("Hello <s> 今天 \u{0}", true)
+                    .map(|ids| tokenizer.decode(&ids, false)),
+            ),
             Ok(None) => panic!("the file is there"),
-            Err(error) => assert!(matches!(error.code, ErrorCode::Malformed | ErrorCode::Tokenizer), "{error}"),
+            Err(error) => assert!(
+                matches!(error.code, ErrorCode::Malformed | ErrorCode::Tokenizer),
+                "{error}"
+            ),
         }
     };
     for cut in (0..model.len()).step_by(97) {
@@ -589,9 +890,13 @@ fn hostile_sentencepiece() {
 #[test]
 fn hostile_metadata() {
     for name in ["bitnet-2b4t-bf16", "bitnet-b1.58-1bitllm"] {
-        let Some(fixture) = fixture(name) else { continue };
+        let Some(fixture) = fixture(name) else {
+            continue;
+        };
         let good = without(metadata(&fixture), HUGGINGFACE_JSON);
-        let strings = |list: &[&[u8]]| MetaValue::Array(MetaArray::String(list.iter().map(|s| s.to_vec()).collect()));
+        let strings = |list: &[&[u8]]| {
+            MetaValue::Array(MetaArray::String(list.iter().map(|s| s.to_vec()).collect()))
+        };
         let attacks = [
             ("tokens", MetaValue::U32(1)),
             ("tokens", strings(&[])),
@@ -608,7 +913,9 @@ fn hostile_metadata() {
             let mut bad = good.clone();
             bad.set(format!("tokenizer.ggml.{key}"), value.clone());
             let result = Tokenizer::from_gguf(&bad);
-            let error = result.err().unwrap_or_else(|| panic!("{name} {key} {value:?}"));
+            let error = result
+                .err()
+                .unwrap_or_else(|| panic!("{name} {key} {value:?}"));
             assert_eq!(error.code, ErrorCode::Tokenizer, "{name} {key}: {error}");
         }
         // ids beyond the tokens count as absent, types beyond the list as normal
@@ -625,14 +932,62 @@ fn hostile_metadata() {
             odd.0.iter_mut().find(|(k, _)| k == "tokenizer.ggml.tokens")
         {
             // unreachable fillers, or any two where a vocabulary has none
-            let fillers: Vec<usize> = (0..list.len()).filter(|&i| list[i].starts_with("Ŧfill".as_bytes())).collect();
+            let fillers: Vec<usize> = (0..list.len())
+                .filter(|&i| list[i].starts_with("Ŧfill".as_bytes()))
+                .collect();
             for &i in fillers.iter().take(2) {
                 list[i] = vec![0xff, 0xfe];
             }
         }
         let tokenizer = gguf(name, &odd);
-        assert_eq!(tokenizer.encode("Hello world", true).unwrap(), directory(&fixture).encode("Hello world", true).unwrap());
-        assert!(Tokenizer::from_gguf(&Metadata::default()).unwrap().is_none());
-        assert!(tokenizer_files_from_gguf(&Metadata::default()).unwrap().is_empty());
+        assert_eq!(
+            tokenizer.encode("Hello world", true).unwrap(),
+            directory(&fixture).encode("Hello world", true).unwrap()
+        );
+        assert!(
+            Tokenizer::from_gguf(&Metadata::default())
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            tokenizer_files_from_gguf(&Metadata::default())
+                .unwrap()
+                .is_empty()
+        );
+    }
+}
+
+/// Whole files of llama.cpp's, ik_llama.cpp's and bitnet.cpp's converters.
+#[test]
+fn files_of_others() {
+    let vectors = std::env::var_os("BITNET_VECTORS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../formats/vectors"),
+        std::path::PathBuf::from,
+    );
+    let Ok(files) = std::fs::read_dir(vectors.join("gguf-files")) else {
+        return;
+    };
+    for path in files
+        .map(|f| f.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "gguf"))
+    {
+        let file = bitnet_formats::open(&path, &bitnet_formats::Limits::default())
+            .unwrap_or_else(|e| panic!("{e}"));
+        let name = path.display().to_string();
+        match Tokenizer::from_gguf(&file.metadata) {
+            Ok(Some(tokenizer)) => {
+                let ids = tokenizer.encode("the quick", true).unwrap();
+                assert_eq!(
+                    tokenizer.decode(&ids, true).unwrap(),
+                    "the quick",
+                    "{name} {ids:?}"
+                );
+            }
+            Ok(None) => assert!(
+                file.metadata.get("tokenizer.ggml.model").is_none(),
+                "{name}"
+            ),
+            Err(error) => panic!("{name}: {error}"),
+        }
     }
 }

@@ -26,14 +26,20 @@ fn sources() -> Vec<Source> {
     for fixture in fixtures() {
         let golden = Golden::load(&fixture.golden).unwrap();
         if !golden.is_embedding() && !fixtures_are_foreign() {
-            all.push(Source { fixture, ternary_trained: golden.ternary_trained() });
+            all.push(Source {
+                fixture,
+                ternary_trained: golden.ternary_trained(),
+            });
         }
     }
     all
 }
 
 fn source(name: &str) -> Source {
-    sources().into_iter().find(|s| s.fixture.name == name).unwrap_or_else(|| panic!("no fixture {name}"))
+    sources()
+        .into_iter()
+        .find(|s| s.fixture.name == name)
+        .unwrap_or_else(|| panic!("no fixture {name}"))
 }
 
 fn words(list: &[&dyn AsRef<std::ffi::OsStr>]) -> Vec<OsString> {
@@ -43,9 +49,16 @@ fn words(list: &[&dyn AsRef<std::ffi::OsStr>]) -> Vec<OsString> {
 /// Runs the verifier: status, the JSON object, stderr.
 fn verify(words: Vec<OsString>) -> (ExitStatus, Value, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let args = [OsString::from("bitnet-verify"), "--json".into(), "-j2".into()].into_iter().chain(words);
+    let args = [
+        OsString::from("bitnet-verify"),
+        "--json".into(),
+        "-j2".into(),
+    ]
+    .into_iter()
+    .chain(words);
     let status = bitnet_verify::run(args, &mut out, &mut err);
-    let json = serde_json::from_slice(&out).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out)));
+    let json = serde_json::from_slice(&out)
+        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out)));
     (status, json, String::from_utf8(err).unwrap())
 }
 
@@ -65,7 +78,15 @@ fn convert(source: &Source, target: &Target, dir: &Path) -> Option<PathBuf> {
     } else {
         format!("{}.{}", source.fixture.name, target.name)
     });
-    let mut args = words(&[&"bitnet-convert", &source.fixture.checkpoint, &"-o", &out, &"--to", &target.name, &"--json"]);
+    let mut args = words(&[
+        &"bitnet-convert",
+        &source.fixture.checkpoint,
+        &"-o",
+        &out,
+        &"--to",
+        &target.name,
+        &"--json",
+    ]);
     if source.ternary_trained {
         args.push("--ternary-trained".into());
     }
@@ -78,7 +99,11 @@ fn convert(source: &Source, target: &Target, dir: &Path) -> Option<PathBuf> {
     }
     let code = json["error"]["code"].as_str().unwrap_or_default();
     let name = &source.fixture.name;
-    assert!(matches!(code, "scale-rounding" | "target-cannot-hold"), "{name} to {}: {json}", target.name);
+    assert!(
+        matches!(code, "scale-rounding" | "target-cannot-hold"),
+        "{name} to {}: {json}",
+        target.name
+    );
     None
 }
 
@@ -98,8 +123,14 @@ fn certificate_of(artifact: &Path) -> PathBuf {
 /// What a check found: its status and its differences.
 fn check<'a>(report: &'a Value, name: &str) -> (&'a str, String) {
     let checks = report["checks"].as_array().unwrap();
-    let check = checks.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("no check {name}: {report}"));
-    (check["status"].as_str().unwrap(), check["differences"].to_string())
+    let check = checks
+        .iter()
+        .find(|c| c["name"] == name)
+        .unwrap_or_else(|| panic!("no check {name}: {report}"));
+    (
+        check["status"].as_str().unwrap(),
+        check["differences"].to_string(),
+    )
 }
 
 #[test]
@@ -108,14 +139,43 @@ fn every_lossless_target_is_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let mut held = Vec::new();
         for target in TARGETS {
-            let Some(artifact) = convert(&source, target, dir.path()) else { continue };
+            let Some(artifact) = convert(&source, target, dir.path()) else {
+                continue;
+            };
             let (status, report) = against(&artifact, &source);
-            assert_eq!(status, ExitStatus::Done, "{}: {report:#}", artifact.display());
-            for name in ["structure", "metadata", "trits", "scales", "encoding", "dense", "digest"] {
-                assert_eq!(check(&report, name).0, "same", "{}: {report:#}", artifact.display());
+            assert_eq!(
+                status,
+                ExitStatus::Done,
+                "{}: {report:#}",
+                artifact.display()
+            );
+            for name in [
+                "structure",
+                "metadata",
+                "trits",
+                "scales",
+                "encoding",
+                "dense",
+                "digest",
+            ] {
+                assert_eq!(
+                    check(&report, name).0,
+                    "same",
+                    "{}: {report:#}",
+                    artifact.display()
+                );
             }
-            let (status, report, _) = verify(words(&[&artifact, &"--certificate", &certificate_of(&artifact)]));
-            assert_eq!(status, ExitStatus::Done, "{}: {report:#}", artifact.display());
+            let (status, report, _) = verify(words(&[
+                &artifact,
+                &"--certificate",
+                &certificate_of(&artifact),
+            ]));
+            assert_eq!(
+                status,
+                ExitStatus::Done,
+                "{}: {report:#}",
+                artifact.display()
+            );
             held.push(target.name);
         }
         println!("{}: {}", source.fixture.name, held.join(" "));
@@ -153,11 +213,19 @@ fn is_silent(file: &TensorFile, info: &TensorInfo, at: usize, bit: usize) -> Opt
                 return None;
             }
             let shape = (info.shape[0], info.shape[1]);
-            let tensor = PackedTensor { bytes, rows: shape.0, cols: shape.1, outside: None };
+            let tensor = PackedTensor {
+                bytes,
+                rows: shape.0,
+                cols: shape.1,
+                outside: None,
+            };
             let mut trits = vec![0; shape.0 * shape.1];
             p.unpack_rows(&tensor, 0, &mut trits).unwrap();
             let trits = &trits[at / block * 256..(at / block + 1) * 256];
-            trits.iter().all(|&t| t == 0).then_some("scale of a block of zeros")
+            trits
+                .iter()
+                .all(|&t| t == 0)
+                .then_some("scale of a block of zeros")
         }
         Encoding::Plain(plain) if info.shape.len() == 2 && is_linear(&info.name) => {
             let size = plain.size();
@@ -171,7 +239,10 @@ fn is_silent(file: &TensorFile, info: &TensorInfo, at: usize, bit: usize) -> Opt
 }
 
 fn is_linear(name: &str) -> bool {
-    name.contains("_proj") || [".attn_q.", ".attn_k.", ".attn_v.", ".attn_output.", ".ffn_"].iter().any(|n| name.contains(n))
+    name.contains("_proj")
+        || [".attn_q.", ".attn_k.", ".attn_v.", ".attn_output.", ".ffn_"]
+            .iter()
+            .any(|n| name.contains(n))
 }
 
 /// Flips `count` random bits of the tensors of `file`, one at a time; returns how many were silent.
@@ -199,7 +270,11 @@ fn flip(source: &Source, artifact: &Path, count: usize, seed: u64) -> usize {
         };
         // scales stand at the ends of tensors
         let len = info.len as usize;
-        let at = if n % 8 == 0 { len - 1 - random.below(len.min(40)) } else { random.below(len) };
+        let at = if n % 8 == 0 {
+            len - 1 - random.below(len.min(40))
+        } else {
+            random.below(len)
+        };
         let bit = random.below(8);
         let path = &paths[info.part];
         let offset = info.offset as usize + at;
@@ -210,7 +285,11 @@ fn flip(source: &Source, artifact: &Path, count: usize, seed: u64) -> usize {
         match (status, why) {
             (ExitStatus::Done, Some(_)) => silent += 1,
             (ExitStatus::Done, None) => {
-                panic!("{}: `{}` byte {at} bit {bit} was not found", artifact.display(), info.name)
+                panic!(
+                    "{}: `{}` byte {at} bit {bit} was not found",
+                    artifact.display(),
+                    info.name
+                )
             }
             (ExitStatus::Different, _) => assert_eq!(report["status"], "different"),
             (ExitStatus::CouldNot, _) => assert_eq!(report["status"], "error"),
@@ -222,7 +301,11 @@ fn flip(source: &Source, artifact: &Path, count: usize, seed: u64) -> usize {
 /// Flips one bit in place; the mapping of the same file sees it, as the writer of a file would.
 fn write_bit(path: &Path, offset: usize, bit: usize) {
     use std::io::{Read, Seek, SeekFrom, Write};
-    let mut file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
     let mut byte = [0];
     file.seek(SeekFrom::Start(offset as u64)).unwrap();
     file.read_exact(&mut byte).unwrap();
@@ -233,9 +316,22 @@ fn write_bit(path: &Path, offset: usize, bit: usize) {
 
 #[test]
 fn every_flipped_bit_is_found() {
-    let count = std::env::var("BITNET_FLIPS").ok().and_then(|n| n.parse().ok()).unwrap_or(120);
+    let count = std::env::var("BITNET_FLIPS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(120);
     for (name, targets) in [
-        ("bitnet-2b4t-packed", &["gguf-i2_s", "gguf-tq1_0", "gguf-tq2_0", "hf-packed", "hf-bf16", "gguf-f16"][..]),
+        (
+            "bitnet-2b4t-packed",
+            &[
+                "gguf-i2_s",
+                "gguf-tq1_0",
+                "gguf-tq2_0",
+                "hf-packed",
+                "hf-bf16",
+                "gguf-f16",
+            ][..],
+        ),
         ("bitnet-2b4t-bf16", &["gguf-i2_s", "hf-bf16"]),
         ("llama3-8b-1.58", &["gguf-i2_s", "hf-packed"]),
     ] {
@@ -247,8 +343,15 @@ fn every_flipped_bit_is_found() {
                 continue;
             };
             let silent = flip(&source, &artifact, count, seed as u64);
-            println!("{name} to {target_name}: {count} bits flipped, {} found, {silent} silent", count - silent);
-            assert_eq!(against(&artifact, &source).0, ExitStatus::Done, "the file is whole again");
+            println!(
+                "{name} to {target_name}: {count} bits flipped, {} found, {silent} silent",
+                count - silent
+            );
+            assert_eq!(
+                against(&artifact, &source).0,
+                ExitStatus::Done,
+                "the file is whole again"
+            );
         }
     }
 }
@@ -292,20 +395,52 @@ fn wrong_settings_are_found_and_named() {
     let dir = tempfile::tempdir().unwrap();
     let source = source("bitnet-2b4t-packed");
     for (file, from, to, check_name, place) in [
-        ("config.json", "\"autobitlinear\"", "\"bitlinear\"", "scales", "self_attn.q_proj"),
-        ("config.json", "\"relu2\"", "\"silu\"", "metadata", "hidden_act"),
-        ("config.json", "500000.0", "10000.0", "metadata", "rope_theta"),
+        (
+            "config.json",
+            "\"autobitlinear\"",
+            "\"bitlinear\"",
+            "scales",
+            "self_attn.q_proj",
+        ),
+        (
+            "config.json",
+            "\"relu2\"",
+            "\"silu\"",
+            "metadata",
+            "hidden_act",
+        ),
+        (
+            "config.json",
+            "500000.0",
+            "10000.0",
+            "metadata",
+            "rope_theta",
+        ),
         ("config.json", "1e-05", "1e-06", "metadata", "rms_norm_eps"),
-        ("config.json", "\"eos_token_id\": 385", "\"eos_token_id\": 384", "metadata", "eos_token_id"),
+        (
+            "generation_config.json",
+            "393",
+            "394",
+            "metadata",
+            "eos_token_id",
+        ),
         ("tokenizer.json", "\"merges\"", "\"merges\" ", "", ""),
-        ("tokenizer_config.json", "chat_template", "chat_templates", "metadata", "tokenizer_config.json"),
+        (
+            "tokenizer_config.json",
+            "chat_template",
+            "chat_templates",
+            "metadata",
+            "tokenizer_config.json",
+        ),
     ] {
         let artifact = edited(&source, dir.path(), file, from, to);
-        // sides that say eos differently are refused or compared; one place decides
-        let _ = fs::remove_file(artifact.join("generation_config.json"));
         let (status, report) = against(&artifact, &source);
         if check_name.is_empty() {
-            assert_eq!(check(&report, "metadata").1, "null", "other white space is the same JSON: {report:#}");
+            assert_eq!(
+                check(&report, "metadata").1,
+                "null",
+                "other white space is the same JSON: {report:#}"
+            );
             continue;
         }
         assert_eq!(status, ExitStatus::Different, "{from} -> {to}: {report:#}");
@@ -313,9 +448,18 @@ fn wrong_settings_are_found_and_named() {
         assert_eq!(found, "different", "{from} -> {to}: {report:#}");
         assert!(differences.contains(place), "{from} -> {to}: {differences}");
     }
-    let inverse = edited(&source, dir.path(), "config.json", "\"autobitlinear\"", "\"bitlinear\"");
+    let inverse = edited(
+        &source,
+        dir.path(),
+        "config.json",
+        "\"autobitlinear\"",
+        "\"bitlinear\"",
+    );
     let (_, report) = against(&inverse, &source);
-    assert!(check(&report, "scales").1.contains("its inverse"), "{report:#}");
+    assert!(
+        check(&report, "scales").1.contains("its inverse"),
+        "{report:#}"
+    );
     assert_eq!(check(&report, "trits").0, "same");
 }
 
@@ -327,11 +471,54 @@ fn wrong_gguf_metadata_is_found_and_named() {
     let whole = fs::read(&artifact).unwrap();
     let f32_bytes = |x: f32| x.to_le_bytes();
     for (key, from, to, place) in [
-        (&b"rope.freq_base"[..], &f32_bytes(500_000.0)[..], &f32_bytes(10_000.0)[..], "rope_theta"),
-        (b"layer_norm_rms_epsilon", &f32_bytes(1e-5), &f32_bytes(1e-6), "rms_norm_eps"),
-        (b"tokenizer.ggml.eos_token_id", &393u32.to_le_bytes(), &384u32.to_le_bytes(), "eos_token_id"),
-        (b"tokenizer.ggml.merges", b" ", b"x", "tokenizer.ggml.merges"),
-        (b"tokenizer.ggml.tokens", b"A", b"B", "tokenizer.ggml.tokens"),
+        (
+            &b"rope.freq_base"[..],
+            &f32_bytes(500_000.0)[..],
+            &f32_bytes(10_000.0)[..],
+            "rope_theta",
+        ),
+        (
+            b"layer_norm_rms_epsilon",
+            &f32_bytes(1e-5),
+            &f32_bytes(1e-6),
+            "rms_norm_eps",
+        ),
+        (
+            b"tokenizer.ggml.bos_token_id",
+            &384u32.to_le_bytes(),
+            &385u32.to_le_bytes(),
+            "bos_token_id",
+        ),
+        (
+            b"tokenizer.ggml.eot_token_id",
+            &393u32.to_le_bytes(),
+            &384u32.to_le_bytes(),
+            "eot_token_id",
+        ),
+        (
+            b"tokenizer.ggml.pre",
+            b"llama-bpe",
+            b"llama-xyz",
+            "tokenizer.ggml.pre",
+        ),
+        (
+            b"tokenizer.chat_template",
+            b"{",
+            b"[",
+            "tokenizer.chat_template",
+        ),
+        (
+            b"tokenizer.ggml.merges",
+            b" ",
+            b"x",
+            "tokenizer.ggml.merges",
+        ),
+        (
+            b"tokenizer.ggml.tokens",
+            b"A",
+            b"B",
+            "tokenizer.ggml.tokens",
+        ),
     ] {
         fs::write(&artifact, &whole).unwrap();
         patch(&artifact, key, from, to);
@@ -352,7 +539,12 @@ fn swapped_blocks_are_found_and_named() {
     let source = source("bitnet-2b4t-packed");
     let artifact = convert(&source, target("gguf-i2_s"), dir.path()).unwrap();
     let file = bitnet_formats::open(&artifact, &Limits::default()).unwrap();
-    let info = file.tensors().iter().find(|t| t.name == "blk.1.ffn_up.weight").unwrap().clone();
+    let info = file
+        .tensors()
+        .iter()
+        .find(|t| t.name == "blk.1.ffn_up.weight")
+        .unwrap()
+        .clone();
     drop(file);
     let mut bytes = fs::read(&artifact).unwrap();
     let at = info.offset as usize + 64 * 32;
@@ -364,7 +556,10 @@ fn swapped_blocks_are_found_and_named() {
     let (found, differences) = check(&report, "trits");
     assert_eq!(found, "different");
     // 64 blocks of 128 columns come before; 256 columns per row
-    assert!(differences.contains("model.layers.1.mlp.up_proj"), "{differences}");
+    assert!(
+        differences.contains("model.layers.1.mlp.up_proj"),
+        "{differences}"
+    );
     assert!(differences.contains("row 32, column "), "{differences}");
     assert_eq!(check(&report, "scales").0, "same");
     assert_eq!(check(&report, "dense").0, "same");
@@ -390,7 +585,11 @@ fn a_certificate_speaks_of_one_model() {
     let check_it = |artifact: &Path| verify(words(&[&artifact, &"--certificate", &certificate]));
     assert_eq!(check_it(&i2_s).0, ExitStatus::Done);
     let (status, report, _) = check_it(&tq2_0);
-    assert_eq!(status, ExitStatus::Done, "another lossless container: {report:#}");
+    assert_eq!(
+        status,
+        ExitStatus::Done,
+        "another lossless container: {report:#}"
+    );
     let (status, report, _) = check_it(&source.fixture.checkpoint);
     assert_eq!(status, ExitStatus::Done, "the source itself: {report:#}");
 
@@ -398,23 +597,38 @@ fn a_certificate_speaks_of_one_model() {
     assert_eq!(check_it(&other.fixture.checkpoint).0, ExitStatus::Different);
 
     let file = bitnet_formats::open(&i2_s, &Limits::default()).unwrap();
-    for name in ["blk.0.attn_q.weight", "blk.1.ffn_norm.weight", "token_embd.weight"] {
+    for name in [
+        "blk.0.attn_q.weight",
+        "blk.1.ffn_norm.weight",
+        "token_embd.weight",
+    ] {
         let info = file.tensors().iter().find(|t| t.name == name).unwrap();
         let offset = info.offset as usize + info.len as usize / 2;
         write_bit(&i2_s, offset, 3);
         assert_ne!(check_it(&i2_s).0, ExitStatus::Done, "{name}");
         write_bit(&i2_s, offset, 3);
     }
-    let tail = file.tensors().iter().find(|t| t.name == "blk.0.attn_q.weight").unwrap();
+    let tail = file
+        .tensors()
+        .iter()
+        .find(|t| t.name == "blk.0.attn_q.weight")
+        .unwrap();
     let offset = (tail.offset + tail.len) as usize - 1;
     write_bit(&i2_s, offset, 0);
     let (status, report, _) = check_it(&i2_s);
-    assert_eq!(status, ExitStatus::Different, "padding of the certified file itself: {report:#}");
+    assert_eq!(
+        status,
+        ExitStatus::Different,
+        "padding of the certified file itself: {report:#}"
+    );
     write_bit(&i2_s, offset, 0);
 
     let text = fs::read_to_string(&certificate).unwrap();
     for (broken, status) in [
-        (text.replace("ternary_sha256", "ternary_sha"), ExitStatus::CouldNot),
+        (
+            text.replace("ternary_sha256", "ternary_sha"),
+            ExitStatus::CouldNot,
+        ),
         ("{".to_owned(), ExitStatus::CouldNot),
         ("[]".to_owned(), ExitStatus::CouldNot),
     ] {
@@ -433,16 +647,45 @@ fn logits_pass_the_golden_gates_and_the_oracle() {
             words.push("--ternary-trained".into());
         }
         let (status, report, _) = verify(words.clone());
-        assert_eq!(status, ExitStatus::Done, "{}: {report:#}", source.fixture.name);
+        assert_eq!(
+            status,
+            ExitStatus::Done,
+            "{}: {report:#}",
+            source.fixture.name
+        );
         assert_eq!(report["logits"]["reference"], "oracle");
-        words.extend(["--golden".into(), source.fixture.golden.clone().into_os_string()]);
+        assert!(
+            report["layers"]["relative_errors"][0].is_number(),
+            "{report:#}"
+        );
+        words.extend([
+            "--golden".into(),
+            source.fixture.golden.clone().into_os_string(),
+        ]);
         let (status, report, _) = verify(words);
-        assert_eq!(status, ExitStatus::Done, "{}: {report:#}", source.fixture.name);
+        assert_eq!(
+            status,
+            ExitStatus::Done,
+            "{}: {report:#}",
+            source.fixture.name
+        );
         for key in ["max_abs", "kl_mean", "kl_p999", "kl_max", "top1_agreement"] {
             assert!(report["logits"][key].is_number(), "{key}: {report:#}");
         }
-        for name in ["golden-codes", "golden-linears", "golden-layers", "golden-logits", "golden-nll", "kernels"] {
-            assert_eq!(check(&report, name).0, "same", "{}: {report:#}", source.fixture.name);
+        for name in [
+            "golden-codes",
+            "golden-linears",
+            "golden-layers",
+            "golden-logits",
+            "golden-nll",
+            "kernels",
+        ] {
+            assert_eq!(
+                check(&report, name).0,
+                "same",
+                "{}: {report:#}",
+                source.fixture.name
+            );
         }
     }
 }
@@ -452,8 +695,14 @@ fn logits_of_a_conversion_are_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let source = source("bitnet-2b4t-packed");
     let artifact = convert(&source, target("gguf-tq2_0"), dir.path()).unwrap();
-    let (status, report, _) =
-        verify(words(&[&artifact, &"--logits", &"--against", &source.fixture.checkpoint, &"--golden", &source.fixture.golden]));
+    let (status, report, _) = verify(words(&[
+        &artifact,
+        &"--logits",
+        &"--against",
+        &source.fixture.checkpoint,
+        &"--golden",
+        &source.fixture.golden,
+    ]));
     assert_eq!(status, ExitStatus::Done, "{report:#}");
     assert_eq!(check(&report, "logits-source").0, "same");
 
@@ -464,10 +713,19 @@ fn logits_of_a_conversion_are_the_same_bits() {
     assert_eq!(check(&report, "golden-codes").0, "same");
     assert_eq!(check(&report, "golden-linears").0, "same");
     assert_eq!(check(&report, "golden-layers").0, "different");
-    let (status, report, _) = verify(words(&[&wrong, &"--logits", &"--against", &source.fixture.checkpoint]));
+    let (status, report, _) = verify(words(&[
+        &wrong,
+        &"--logits",
+        &"--against",
+        &source.fixture.checkpoint,
+    ]));
     assert_eq!(status, ExitStatus::Different);
     assert_eq!(check(&report, "logits-source").0, "different");
-    assert_eq!(check(&report, "logits-oracle").0, "same", "the file computes what it says: {report:#}");
+    assert_eq!(
+        check(&report, "logits-oracle").0,
+        "same",
+        "the file computes what it says: {report:#}"
+    );
 }
 
 #[test]
@@ -476,7 +734,10 @@ fn prompts_come_from_a_file() {
     let source = source("llama3-8b-1.58");
     let path = dir.path().join("prompts.json");
     for (text, want) in [
-        (r#"{"a": {"text": null, "ids": [1, 2, 3]}}"#, ExitStatus::Done),
+        (
+            r#"{"a": {"text": null, "ids": [1, 2, 3]}}"#,
+            ExitStatus::Done,
+        ),
         ("[[1, 2], [3]]", ExitStatus::Done),
         ("[[]]", ExitStatus::CouldNot),
         ("[[400]]", ExitStatus::CouldNot),
@@ -497,10 +758,16 @@ fn what_cannot_be_done_is_exit_2_and_one_object() {
     let model = &source.fixture.checkpoint;
     for (list, code) in [
         (words(&[&model]), "usage"),
-        (words(&[&dir.path().join("none.gguf"), &"--against", &model]), "io"),
+        (
+            words(&[&dir.path().join("none.gguf"), &"--against", &model]),
+            "io",
+        ),
         (words(&[&model, &"--logits", &"--kernel", &"mmx"]), "kernel"),
         (words(&[&model, &"--golden", &dir.path()]), "io"),
-        (words(&[&model, &"--against", &model, &"--max-kl", &"-1"]), "usage"),
+        (
+            words(&[&model, &"--against", &model, &"--max-kl", &"-1"]),
+            "usage",
+        ),
     ] {
         let (status, report, _) = verify(list.clone());
         assert_eq!(status, ExitStatus::CouldNot, "{list:?}: {report}");
@@ -515,11 +782,22 @@ fn people_read_the_verdict_first_and_machines_read_junit() {
     let junit = dir.path().join("report.xml");
     let wrong = edited(&source, dir.path(), "config.json", "500000.0", "10000.0");
     let run = |artifact: &Path, more: &[&str]| {
-        let mut args = words(&[&"bitnet-verify", &artifact, &"--against", &source.fixture.checkpoint, &"--junit", &junit]);
+        let mut args = words(&[
+            &"bitnet-verify",
+            &artifact,
+            &"--against",
+            &source.fixture.checkpoint,
+            &"--junit",
+            &junit,
+        ]);
         args.extend(more.iter().map(OsString::from));
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let status = bitnet_verify::run(args.into_iter(), &mut out, &mut err);
-        (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+        (
+            status,
+            String::from_utf8(out).unwrap(),
+            String::from_utf8(err).unwrap(),
+        )
     };
     let (status, out, err) = run(&source.fixture.checkpoint, &[]);
     assert_eq!(status, ExitStatus::Done, "{err}");
@@ -531,7 +809,13 @@ fn people_read_the_verdict_first_and_machines_read_junit() {
     let (status, out, _) = run(&wrong, &["--force"]);
     assert_eq!(status, ExitStatus::Different);
     assert!(out.starts_with("different: in metadata\n"), "{out}");
-    assert!(out.contains("`rope_theta`: expected 500000, found 10000"), "{out}");
+    assert!(
+        out.contains("`rope_theta`: expected 500000, found 10000"),
+        "{out}"
+    );
     let xml = fs::read_to_string(&junit).unwrap();
-    assert!(xml.contains("failures=\"1\"") && xml.contains("rope_theta"), "{xml}");
+    assert!(
+        xml.contains("failures=\"1\"") && xml.contains("rope_theta"),
+        "{xml}"
+    );
 }

@@ -21,7 +21,6 @@ Examples:
 #[command(
     name = "bitnet-convert",
     version,
-    args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     override_usage = "bitnet-convert [OPTIONS] SRC -o OUT\n       bitnet-convert inspect MODEL [--tensors]\n       bitnet-convert list",
     after_help = EXAMPLES,
@@ -97,7 +96,13 @@ pub struct ConvertArgs {
     ///
     /// `keep` changes no value. q8_0 and q6_k (GGUF only) and narrower floats do where they cannot
     /// hold one; the report then says lossless: false and by how much. Example: --embeddings q6_k
-    #[arg(long, value_name = "TYPE", default_value = "keep", hide_default_value = true, hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "keep",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
     pub embeddings: Embeddings,
 
     /// Round scales that the target cannot hold exactly, and say by how much

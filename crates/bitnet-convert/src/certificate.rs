@@ -7,7 +7,9 @@ use crate::plan::Plan;
 use crate::side_files;
 use crate::source_hash::{hex, sha256_hex};
 use bitnet_formats::{FileDigest, FormatError};
-use bitnet_model::{Certificate, Checkpoint, DenseRecord, FileRecord, TernaryHasher, TernaryRecord, Verdict};
+use bitnet_model::{
+    Certificate, Checkpoint, DenseRecord, FileRecord, TernaryHasher, TernaryRecord, Verdict,
+};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -67,12 +69,18 @@ impl DenseDigest {
 
 /// Digests of the files beside the weights that a conversion reads.
 pub fn side_digests(checkpoint: &Checkpoint) -> Result<Vec<FileDigest>, FormatError> {
-    let Some(directory) = &checkpoint.directory else { return Ok(Vec::new()) };
+    let Some(directory) = &checkpoint.directory else {
+        return Ok(Vec::new());
+    };
     let mut digests = Vec::new();
     for name in std::iter::once("config.json".to_owned()).chain(side_files::names(directory)?) {
         if let Some(bytes) = checkpoint.side_file(&name)? {
             let (path, len) = (directory.join(&name), bytes.len() as u64);
-            digests.push(FileDigest { path, bytes: len, sha256: sha256_hex(&bytes) });
+            digests.push(FileDigest {
+                path,
+                bytes: len,
+                sha256: sha256_hex(&bytes),
+            });
         }
     }
     Ok(digests)
@@ -88,13 +96,21 @@ pub fn build(
     lossless: bool,
 ) -> Certificate {
     let record = |f: &FileDigest| FileRecord {
-        name: f.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        name: f
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
         bytes: f.bytes,
         sha256: f.sha256.clone(),
     };
     let ternary = digests.output.tensors().map(|digest| TernaryRecord {
         digest: digest.clone(),
-        verdict: digests.rounded.get(&digest.name).map_or(Verdict::Exact, |e| Verdict::Rounded(*e)),
+        verdict: digests
+            .rounded
+            .get(&digest.name)
+            .map_or(Verdict::Exact, |e| Verdict::Rounded(*e)),
     });
     Certificate {
         tool: concat!("bitnet-convert ", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -49,23 +49,38 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
 }
 
 fn is_refusal(failure: &Failure) -> bool {
-    matches!(failure.code, ErrorCode::TargetCannotHold | ErrorCode::ScaleRounding)
+    matches!(
+        failure.code,
+        ErrorCode::TargetCannotHold | ErrorCode::ScaleRounding
+    )
 }
 
 /// The targets to try, in order.
 fn candidates(to: Option<&'static Target>, output: &Path) -> Result<Vec<&'static Target>, Failure> {
-    let is_gguf = output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let is_gguf = output
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     if let Some(target) = to {
         if target.kind == Kind::HuggingFace && is_gguf {
-            let message = format!("{} is a directory, found an output named .gguf", target.name);
+            let message = format!(
+                "{} is a directory, found an output named .gguf",
+                target.name
+            );
             return Err(Failure::usage(message).hint("--to gguf-i2_s, or another output name"));
         }
         return Ok(vec![target]);
     }
     if is_gguf {
-        return Ok(GGUF_PREFERENCE.iter().filter_map(|name| targets::by_name(name)).collect());
+        return Ok(GGUF_PREFERENCE
+            .iter()
+            .filter_map(|name| targets::by_name(name))
+            .collect());
     }
-    let suffix = output.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let suffix = output
+        .extension()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .to_ascii_lowercase();
     if ["safetensors", "bin", "pt", "pth", "json"].contains(&suffix.as_str()) {
         let message = format!("an output named .{suffix} says no target");
         return Err(Failure::usage(message)
@@ -90,9 +105,16 @@ fn request<'a>(convert: &ConvertArgs, output: &'a Path, target: &'static Target)
 
 /// An output inside the source directory, or one that is a source file, would change the input.
 fn refuse_writing_into_the_source(checkpoint: &Checkpoint, output: &Path) -> Result<(), Failure> {
-    let Ok(output) = std::fs::canonicalize(output) else { return Ok(()) };
+    let Ok(output) = std::fs::canonicalize(output) else {
+        return Ok(());
+    };
     let is_source = |path: &Path| std::fs::canonicalize(path).is_ok_and(|p| p == output);
-    let file = checkpoint.file.parts.iter().map(|p| p.path()).find(|p| is_source(p));
+    let file = checkpoint
+        .file
+        .parts
+        .iter()
+        .map(|p| p.path())
+        .find(|p| is_source(p));
     let directory = checkpoint.directory.as_deref().filter(|d| is_source(d));
     match file.or(directory) {
         None => Ok(()),
@@ -118,7 +140,10 @@ fn certificate_path(output: &Path, kind: Kind) -> PathBuf {
 fn refuse_existing_certificate(output: &Path, kind: Kind, force: bool) -> Result<(), Failure> {
     let path = certificate_path(output, kind);
     if kind == Kind::Gguf && !force && path.exists() {
-        let message = format!("{}: the certificate of an earlier output exists", path.display());
+        let message = format!(
+            "{}: the certificate of an earlier output exists",
+            path.display()
+        );
         return Err(Failure::new(ErrorCode::Exists, message).hint("--force replaces it"));
     }
     Ok(())
@@ -138,14 +163,24 @@ fn attempt(
         for refusal in refusals {
             console.note(format_args!("not {refusal}"))?;
         }
-        console.note(format_args!("--to {}: {}", plan.target.name, plan.target.about))?;
+        console.note(format_args!(
+            "--to {}: {}",
+            plan.target.name, plan.target.about
+        ))?;
     }
     if args.convert.dry_run {
         return print_plan(checkpoint, &plan, console);
     }
     let progress = Progress::new(console);
     let threads = args.global.thread_count();
-    let published = publish(checkpoint, &plan, request, args.convert.force, threads, &progress);
+    let published = publish(
+        checkpoint,
+        &plan,
+        request,
+        args.convert.force,
+        threads,
+        &progress,
+    );
     progress.clear();
     report(checkpoint, &plan, request, &published?, monitor, console)
 }
@@ -177,9 +212,18 @@ fn publish(
         Some(directory) => directory.file(&file_name(path)),
         None => Artifact::create(path, force),
     };
-    let artifacts = plan.files.iter().map(|f| create(&f.path)).collect::<Result<Vec<_>, _>>()?;
+    let artifacts = plan
+        .files
+        .iter()
+        .map(|f| create(&f.path))
+        .collect::<Result<Vec<_>, _>>()?;
     let passed = pipeline::run(checkpoint, plan, request, artifacts, threads, progress)?;
-    let Passed { mut sources, artifacts, digests, losses: found } = passed;
+    let Passed {
+        mut sources,
+        artifacts,
+        digests,
+        losses: found,
+    } = passed;
     sources.extend(certificate::side_digests(checkpoint)?);
     let losses: Vec<Loss> = merge(&plan.losses, found);
 
@@ -198,20 +242,37 @@ fn publish(
         artifact.write(bytes)?;
         outputs.push(artifact.finish()?);
     }
-    let object =
-        certificate::build(checkpoint, plan, &sources, &outputs, &digests, losses.is_empty());
+    let object = certificate::build(
+        checkpoint,
+        plan,
+        &sources,
+        &outputs,
+        &digests,
+        losses.is_empty(),
+    );
     let mut artifact = create(&certificate)?;
     artifact.write(&side_files::pretty(&object.to_json()))?;
     artifact.finish()?;
     if let Some(directory) = directory {
         directory.finish()?;
     }
-    let (ternary_sha256, source_ternary_sha256) = (object.ternary_sha256, object.source_ternary_sha256);
-    Ok(Published { sources, outputs, certificate, ternary_sha256, source_ternary_sha256, losses })
+    let (ternary_sha256, source_ternary_sha256) =
+        (object.ternary_sha256, object.source_ternary_sha256);
+    Ok(Published {
+        sources,
+        outputs,
+        certificate,
+        ternary_sha256,
+        source_ternary_sha256,
+        losses,
+    })
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Losses the plan knew, with what reading the weights added.
@@ -240,7 +301,11 @@ pub fn digest_json(file: &FileDigest) -> Value {
 
 fn bits_per_weight(checkpoint: &Checkpoint, plan: &Plan) -> f64 {
     let (bytes, weights) = plan.ternary_bits(checkpoint);
-    if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
+    if weights == 0 {
+        0.0
+    } else {
+        bytes as f64 * 8.0 / weights as f64
+    }
 }
 
 fn report(
@@ -251,7 +316,14 @@ fn report(
     monitor: &ResourceMonitor,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
-    let Published { sources, outputs, certificate, ternary_sha256, source_ternary_sha256, losses } = published;
+    let Published {
+        sources,
+        outputs,
+        certificate,
+        ternary_sha256,
+        source_ternary_sha256,
+        losses,
+    } = published;
     let bytes: u64 = outputs.iter().map(|f| f.bytes).sum();
     let lossless = losses.is_empty();
     let bits = bits_per_weight(checkpoint, plan);
@@ -294,7 +366,10 @@ fn report(
     console.line(format_args!("  certificate     {}", certificate.display()))?;
     console.line(format_args!("  ternary_sha256  {ternary_sha256}"))?;
     let verdict = console.verdict(lossless, if lossless { "yes" } else { "no" });
-    console.line(format_args!("  lossless        {verdict}{}", loss_summary(losses)))?;
+    console.line(format_args!(
+        "  lossless        {verdict}{}",
+        loss_summary(losses)
+    ))?;
     if let Some(anon) = anon {
         console.note(format_args!("peak anonymous memory {}", human_bytes(anon)))?;
     }
@@ -309,7 +384,10 @@ fn loss_summary(losses: &[Loss]) -> String {
         let worst = of_kind().filter_map(|l| l.max_relative).fold(0.0, f64::max);
         let mut text = match of_kind().count() {
             0 => continue,
-            1 => format!("{what} of {}", of_kind().map(|l| l.tensor.as_str()).collect::<String>()),
+            1 => format!(
+                "{what} of {}",
+                of_kind().map(|l| l.tensor.as_str()).collect::<String>()
+            ),
             n => format!("{what} of {n} tensors"),
         };
         text.push_str(" rounded");
@@ -318,10 +396,18 @@ fn loss_summary(losses: &[Loss]) -> String {
         }
         parts.push(text);
     }
-    if parts.is_empty() { String::new() } else { format!(": {}", parts.join("; ")) }
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", parts.join("; "))
+    }
 }
 
-fn print_plan(checkpoint: &Checkpoint, plan: &Plan, console: &mut Console<'_>) -> Result<(), Failure> {
+fn print_plan(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
     let bits = bits_per_weight(checkpoint, plan);
     let mut files: Vec<Value> = Vec::new();
     for file in &plan.files {
@@ -365,7 +451,11 @@ fn print_plan(checkpoint: &Checkpoint, plan: &Plan, console: &mut Console<'_>) -
     console.line(table)?;
     console.line("")?;
     for file in &plan.files {
-        console.line(format_args!("{} ({} bytes)", file.path.display(), file.header.total))?;
+        console.line(format_args!(
+            "{} ({} bytes)",
+            file.path.display(),
+            file.header.total
+        ))?;
     }
     for (name, bytes) in &plan.side_files {
         console.line(format_args!("{name} ({} bytes)", bytes.len()))?;

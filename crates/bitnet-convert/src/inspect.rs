@@ -97,7 +97,12 @@ impl Facts {
     }
 
     fn to_json(&self, checkpoint: &Checkpoint, tensors: bool) -> Value {
-        let Checkpoint { file, config, family, .. } = checkpoint;
+        let Checkpoint {
+            file,
+            config,
+            family,
+            ..
+        } = checkpoint;
         let mut object = json!({
             "status": "inspected",
             "path": checkpoint.path.display().to_string(),
@@ -140,63 +145,127 @@ impl Facts {
             "tied_head_in_file": self.tied_head_in_file,
         });
         if tensors {
-            object["tensors"] = file.tensors().iter().map(|info| json!({
-                "name": info.name,
-                "encoding": info.encoding.name(),
-                "shape": info.shape,
-                "part": info.part,
-                "offset": info.offset,
-                "bytes": info.len,
-            })).collect();
+            object["tensors"] = file
+                .tensors()
+                .iter()
+                .map(|info| {
+                    json!({
+                        "name": info.name,
+                        "encoding": info.encoding.name(),
+                        "shape": info.shape,
+                        "part": info.part,
+                        "offset": info.offset,
+                        "bytes": info.len,
+                    })
+                })
+                .collect();
         }
         object
     }
 
-    fn print(&self, checkpoint: &Checkpoint, tensors: bool, console: &mut Console<'_>) -> Result<(), Failure> {
-        let Checkpoint { file, config, family, .. } = checkpoint;
+    fn print(
+        &self,
+        checkpoint: &Checkpoint,
+        tensors: bool,
+        console: &mut Console<'_>,
+    ) -> Result<(), Failure> {
+        let Checkpoint {
+            file,
+            config,
+            family,
+            ..
+        } = checkpoint;
         console.line(console.bold(&checkpoint.path.display().to_string()))?;
         let mut line = |key: &str, value: String| console.line(format_args!("  {key:<15} {value}"));
         let parts = match file.parts.len() {
             1 => String::new(),
             n => format!(" in {n} files"),
         };
-        line("container", format!("{}{parts}, {}", file.container, human_bytes(self.bytes)))?;
-        line("architecture", format!("{} (family {})", architecture(checkpoint), family.name))?;
-        line("layers", format!(
-            "{} of width {}, MLP {}, heads {} / {} of {}",
-            config.num_hidden_layers, config.hidden_size, config.intermediate_size,
-            config.num_attention_heads, config.num_key_value_heads, config.head_dim,
-        ))?;
+        line(
+            "container",
+            format!("{}{parts}, {}", file.container, human_bytes(self.bytes)),
+        )?;
+        line(
+            "architecture",
+            format!("{} (family {})", architecture(checkpoint), family.name),
+        )?;
+        line(
+            "layers",
+            format!(
+                "{} of width {}, MLP {}, heads {} / {} of {}",
+                config.num_hidden_layers,
+                config.hidden_size,
+                config.intermediate_size,
+                config.num_attention_heads,
+                config.num_key_value_heads,
+                config.head_dim,
+            ),
+        )?;
         let sub_norms = match (config.attn_sub_norm, config.ffn_sub_norm) {
             (true, true) => "sub-norms",
             (false, false) => "no sub-norms",
             (true, false) => "attention sub-norm",
             (false, true) => "MLP sub-norm",
         };
-        line("wiring", format!(
-            "{}, {sub_norms}, rope {}, eps {:e}, activations {}",
-            config.hidden_act.as_str(), config.rope.theta, config.rms_norm_eps,
-            activations(config.activation_quantization),
-        ))?;
+        line(
+            "wiring",
+            format!(
+                "{}, {sub_norms}, rope {}, eps {:e}, activations {}",
+                config.hidden_act.as_str(),
+                config.rope.theta,
+                config.rms_norm_eps,
+                activations(config.activation_quantization),
+            ),
+        )?;
         let head = match (config.tie_word_embeddings, self.tied_head_in_file) {
             (true, false) => "tied to the embeddings",
             (true, true) => "tied to the embeddings; the file has one nevertheless",
             (false, _) => "its own",
         };
         line("output head", head.to_owned())?;
-        let linears: Vec<_> = self.linears.iter().map(|(k, n)| format!("{n} x {k}")).collect();
-        line("linears", format!("{}, {:.2} bits per weight", linears.join(", "), self.ternary_bits))?;
-        let structure = self.scale_structure.map_or("told by the weights only".to_owned(), |s| format!("one per {s}"));
-        let direction = self.scale_direction.map_or(String::new(), |d| format!(", weight_scale: {d}"));
+        let linears: Vec<_> = self
+            .linears
+            .iter()
+            .map(|(k, n)| format!("{n} x {k}"))
+            .collect();
+        line(
+            "linears",
+            format!(
+                "{}, {:.2} bits per weight",
+                linears.join(", "),
+                self.ternary_bits
+            ),
+        )?;
+        let structure = self
+            .scale_structure
+            .map_or("told by the weights only".to_owned(), |s| {
+                format!("one per {s}")
+            });
+        let direction = self
+            .scale_direction
+            .map_or(String::new(), |d| format!(", weight_scale: {d}"));
         line("scales", format!("{structure}{direction}"))?;
-        line("parameters", format!("{} ({} ternary)", self.parameters, self.ternary_parameters))?;
+        line(
+            "parameters",
+            format!("{} ({} ternary)", self.parameters, self.ternary_parameters),
+        )?;
         let tokenizer = self.tokenizer.as_deref().unwrap_or("none");
-        let tokens = self.tokens.map_or(String::new(), |n| format!(", {n} tokens"));
-        line("tokenizer", format!("{tokenizer}{tokens}, {} embedding rows", config.vocab_size))?;
+        let tokens = self
+            .tokens
+            .map_or(String::new(), |n| format!(", {n} tokens"));
+        line(
+            "tokenizer",
+            format!("{tokenizer}{tokens}, {} embedding rows", config.vocab_size),
+        )?;
         console.line("")?;
         let mut table = Table::new(&["type", ">tensors", ">elements", ">bytes"]);
         for (name, g) in &self.encodings {
-            table.row([name.clone(), g.tensors.to_string(), g.elements.to_string(), g.bytes.to_string()]);
+            table.row([
+                name.clone(),
+                g.tensors.to_string(),
+                g.elements.to_string(),
+                g.bytes.to_string(),
+            ]);
         }
         console.line(table)?;
         if tensors {
@@ -227,7 +296,11 @@ fn activations(quantization: ActivationQuantization) -> &'static str {
 }
 
 fn architecture(checkpoint: &Checkpoint) -> String {
-    let named = checkpoint.file.metadata.get("general.architecture").and_then(MetaValue::as_str);
+    let named = checkpoint
+        .file
+        .metadata
+        .get("general.architecture")
+        .and_then(MetaValue::as_str);
     named.unwrap_or(checkpoint.family.hf_identity.1).to_owned()
 }
 
@@ -235,8 +308,12 @@ fn architecture(checkpoint: &Checkpoint) -> String {
 fn tokenizer(checkpoint: &Checkpoint) -> Result<(Option<String>, Option<u64>), Failure> {
     let metadata = &checkpoint.file.metadata;
     if checkpoint.file.container == Gguf.name() {
-        let model = metadata.get("tokenizer.ggml.model").and_then(MetaValue::as_str);
-        let pre = metadata.get("tokenizer.ggml.pre").and_then(MetaValue::as_str);
+        let model = metadata
+            .get("tokenizer.ggml.model")
+            .and_then(MetaValue::as_str);
+        let pre = metadata
+            .get("tokenizer.ggml.pre")
+            .and_then(MetaValue::as_str);
         let tokens = match metadata.get("tokenizer.ggml.tokens") {
             Some(MetaValue::Array(MetaArray::String(tokens))) => Some(tokens.len() as u64),
             _ => None,
@@ -244,7 +321,9 @@ fn tokenizer(checkpoint: &Checkpoint) -> Result<(Option<String>, Option<u64>), F
         let name = model.map(|m| pre.map_or(m.to_owned(), |p| format!("{m} ({p})")));
         return Ok((name, tokens));
     }
-    let Some(directory) = &checkpoint.directory else { return Ok((None, None)) };
+    let Some(directory) = &checkpoint.directory else {
+        return Ok((None, None));
+    };
     for name in ["tokenizer.json", "tokenizer.model"] {
         if directory.join(name).is_file() {
             // a tokenizer that does not load is worth knowing, but not a reason to say nothing

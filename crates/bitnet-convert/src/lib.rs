@@ -47,6 +47,9 @@ pub fn run(
     };
     let mut console = Console::new(&args.global, out, err);
     let result = match (&args.command, script) {
+        (Some(_), _) if args.convert.source.is_some() || args.convert.output.is_some() => Err(
+            Failure::usage("a conversion and a subcommand in one command line"),
+        ),
         (_, Some(written)) => written,
         (Some(Command::Inspect(inspect)), _) => inspect::run(inspect, &mut console),
         (Some(Command::List), _) => list::run(&mut console),

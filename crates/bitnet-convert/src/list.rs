@@ -10,15 +10,25 @@ use serde_json::{Value, json};
 
 /// What the linears of a source may be, besides the packings.
 const FLOAT_SOURCES: [(&str, &str); 2] = [
-    ("master", "f32, f16 or bf16 master weights, quantised by the absmean rule"),
-    ("dequantised", "f32, f16 or bf16 that already are trit * scale"),
+    (
+        "master",
+        "f32, f16 or bf16 master weights, quantised by the absmean rule",
+    ),
+    (
+        "dequantised",
+        "f32, f16 or bf16 that already are trit * scale",
+    ),
 ];
 
 /// Lists them.
 pub fn run(console: &mut Console<'_>) -> Result<(), Failure> {
     let sources = || {
         let packings = PACKINGS.iter().map(|p| {
-            let kind = if p.is_writable() { "packed" } else { "packed, read only" };
+            let kind = if p.is_writable() {
+                "packed"
+            } else {
+                "packed, read only"
+            };
             (p.name(), kind)
         });
         FLOAT_SOURCES.into_iter().chain(packings)
@@ -34,7 +44,11 @@ pub fn run(console: &mut Console<'_>) -> Result<(), Failure> {
     }))?;
     let mut table = Table::new(&["target (--to)", "container", "what"]);
     for target in TARGETS {
-        table.row([target.name.into(), target.container().into(), target.about.into()]);
+        table.row([
+            target.name.into(),
+            target.container().into(),
+            target.about.into(),
+        ]);
     }
     console.line(table)?;
     console.line("")?;

@@ -15,12 +15,12 @@ use crate::scales;
 use crate::source_hash::SourceHash;
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::{
-    Artifact, Encoding, ErrorCode, Exactness, FileDigest, FormatError, PackedTensor, Packing, PlainType, ScaleRounding,
-    dense_to_f32, encode_dense,
+    Artifact, Encoding, ErrorCode, Exactness, FileDigest, FormatError, PackedTensor, Packing,
+    PlainType, ScaleRounding, dense_to_f32, encode_dense,
 };
 use bitnet_model::{
-    Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, dense_sha256, gguf_from_hf_rows,
-    hf_from_gguf_rows,
+    Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, dense_sha256,
+    gguf_from_hf_rows, hf_from_gguf_rows,
 };
 use bitnet_ternary::TernaryMatrix;
 use rayon::prelude::*;
@@ -64,7 +64,12 @@ pub fn run(
         .num_threads(threads)
         .thread_name(|i| format!("convert-{i}"))
         .build()
-        .map_err(|e| FormatError::new(ErrorCode::Io, format!("cannot start {threads} threads: {e}")))?;
+        .map_err(|e| {
+            FormatError::new(
+                ErrorCode::Io,
+                format!("cannot start {threads} threads: {e}"),
+            )
+        })?;
     let walk = SourceHash::new(&checkpoint.file);
     std::thread::scope(|scope| {
         let walker = scope.spawn(|| walk.run(progress));
@@ -101,7 +106,12 @@ pub fn run(
         let artifacts = written?;
         converted?;
         let sources = sources.ok_or_else(stopped)?;
-        Ok(Passed { sources, artifacts, digests, losses })
+        Ok(Passed {
+            sources,
+            artifacts,
+            digests,
+            losses,
+        })
     })
 }
 
@@ -127,7 +137,12 @@ struct Digestible {
 /// Digests matrices as they come.
 fn digest(matrices: Receiver<Digestible>) -> Digests {
     let mut digests = Digests::default();
-    for Digestible { slot, source, rounded } in matrices {
+    for Digestible {
+        slot,
+        source,
+        rounded,
+    } in matrices
+    {
         let name = slot.to_string();
         let of_source = TensorDigest::of(&name, &source);
         digests.output.insert(match rounded {
@@ -158,8 +173,12 @@ fn write(
     let tensor_bar = progress.bytes("", 0);
     let mut current = usize::MAX;
     for (index, piece) in pieces {
-        let Some(item) = plan.items.get(index) else { continue };
-        let Some(artifact) = artifacts.get_mut(item.file) else { continue };
+        let Some(item) = plan.items.get(index) else {
+            continue;
+        };
+        let Some(artifact) = artifacts.get_mut(item.file) else {
+            continue;
+        };
         if current != index {
             current = index;
             artifact.write_zeros(item.offset.saturating_sub(artifact.position()))?;
@@ -244,7 +263,14 @@ impl Converter<'_> {
                     true => Some((self.unpack(slot, *packing, &matrix, &packed)?, error)),
                     false => None,
                 };
-                self.digest(item, Digestible { slot, source, rounded })?;
+                self.digest(
+                    item,
+                    Digestible {
+                        slot,
+                        source,
+                        rounded,
+                    },
+                )?;
                 self.send(index, Piece::Made(packed))?;
                 *last = Some(matrix);
                 Ok(())
@@ -257,12 +283,26 @@ impl Converter<'_> {
                     true => Some((scales::rounded(&source, *plain)?, error)),
                     false => None,
                 };
-                self.digest(item, Digestible { slot, source, rounded })?;
+                self.digest(
+                    item,
+                    Digestible {
+                        slot,
+                        source,
+                        rounded,
+                    },
+                )?;
                 self.dequantise(index, &matrix, *plain)
             }
             (Action::CopyMaster, Some(slot)) => {
                 let source = self.matrix(slot)?;
-                self.digest(item, Digestible { slot, source, rounded: None })?;
+                self.digest(
+                    item,
+                    Digestible {
+                        slot,
+                        source,
+                        rounded: None,
+                    },
+                )?;
                 self.copy_master(index, slot)
             }
             (Action::Copy, Some(slot)) => {
@@ -283,7 +323,12 @@ impl Converter<'_> {
         self.pieces.send((index, piece)).map_err(|_| stopped())
     }
 
-    fn send_source(&self, index: usize, slot: Slot, range: Range<usize>) -> Result<(), FormatError> {
+    fn send_source(
+        &self,
+        index: usize,
+        slot: Slot,
+        range: Range<usize>,
+    ) -> Result<(), FormatError> {
         for start in range.clone().step_by(PIECE as usize) {
             let end = range.end.min(start + PIECE as usize);
             self.send(index, Piece::Source(slot, start..end))?;
@@ -323,20 +368,28 @@ impl Converter<'_> {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         // scales outside the bytes are f32 and never rounded
         let outside = (!packing.holds_scales()).then_some(matrix.scales());
-        let seen = packing.unpack(&PackedTensor { bytes, rows, cols, outside })?;
-        Ok(match permuted_head_dim(self.checkpoint, self.plan.target.kind, slot) {
-            Some(head_dim) => hf_from_gguf_rows(&seen, head_dim),
-            None => seen,
-        })
+        let seen = packing.unpack(&PackedTensor {
+            bytes,
+            rows,
+            cols,
+            outside,
+        })?;
+        Ok(
+            match permuted_head_dim(self.checkpoint, self.plan.target.kind, slot) {
+                Some(head_dim) => hf_from_gguf_rows(&seen, head_dim),
+                None => seen,
+            },
+        )
     }
 
     /// Sends a matrix to the certificate and notes what rounding did to it.
     fn digest(&mut self, item: &Item, matrix: Digestible) -> Result<(), FormatError> {
         // those that the plan has seen are in the plan
         let name = &item.tensor.name;
-        if let (Some((_, error)), false) =
-            (&matrix.rounded, self.plan.losses.iter().any(|l| l.tensor == *name))
-        {
+        if let (Some((_, error)), false) = (
+            &matrix.rounded,
+            self.plan.losses.iter().any(|l| l.tensor == *name),
+        ) {
             self.losses.push(Loss {
                 tensor: name.clone(),
                 kind: "scale-rounding",
@@ -347,21 +400,42 @@ impl Converter<'_> {
         self.matrices.send(matrix).map_err(|_| stopped())
     }
 
-    fn record(&mut self, slot: Slot, dense: &DenseTensor<'_>, values_sha256: String, verdict: Verdict) {
+    fn record(
+        &mut self,
+        slot: Slot,
+        dense: &DenseTensor<'_>,
+        values_sha256: String,
+        verdict: Verdict,
+    ) {
         let (name, shape) = (slot.to_string(), dense.shape.to_vec());
-        self.dense.insert(name.clone(), DenseRecord { name, shape, values_sha256, verdict });
+        self.dense.insert(
+            name.clone(),
+            DenseRecord {
+                name,
+                shape,
+                values_sha256,
+                verdict,
+            },
+        );
     }
 
-    fn dequantise(&self, index: usize, matrix: &TernaryMatrix, to: PlainType) -> Result<(), FormatError> {
+    fn dequantise(
+        &self,
+        index: usize,
+        matrix: &TernaryMatrix,
+        to: PlainType,
+    ) -> Result<(), FormatError> {
         let row = matrix.cols() * to.size();
         let rows_per_piece = (PIECE as usize / row.max(1)).max(1);
         for first in (0..matrix.rows()).step_by(rows_per_piece) {
             let rows = rows_per_piece.min(matrix.rows() - first);
             let mut out = vec![0; rows * row];
             let rows_per_task = (TASK / row.max(1)).max(1);
-            out.par_chunks_mut((rows_per_task * row).max(1)).enumerate().for_each(|(n, out)| {
-                scales::dequantise(matrix, to, first + n * rows_per_task, out);
-            });
+            out.par_chunks_mut((rows_per_task * row).max(1))
+                .enumerate()
+                .for_each(|(n, out)| {
+                    scales::dequantise(matrix, to, first + n * rows_per_task, out);
+                });
             self.send(index, Piece::Made(out))?;
         }
         Ok(())
@@ -387,7 +461,13 @@ impl Converter<'_> {
         Ok(())
     }
 
-    fn recode(&mut self, index: usize, item: &Item, slot: Slot, to: Encoding) -> Result<(), FormatError> {
+    fn recode(
+        &mut self,
+        index: usize,
+        item: &Item,
+        slot: Slot,
+        to: Encoding,
+    ) -> Result<(), FormatError> {
         let dense = self.checkpoint.dense(slot)?;
         let row = dense.shape.last().copied().unwrap_or(1).max(1);
         let rows = dense.shape.iter().product::<usize>() / row;
@@ -397,7 +477,10 @@ impl Converter<'_> {
         let tasks_per_piece = (PIECE as usize / TASK).max(1);
         let mut exactness = Exactness::default();
         let mut written = DenseDigest::default();
-        for piece in dense.bytes.chunks((rows_per_task * tasks_per_piece * row_bytes).max(1)) {
+        for piece in dense
+            .bytes
+            .chunks((rows_per_task * tasks_per_piece * row_bytes).max(1))
+        {
             let tasks: Vec<(Vec<u8>, Vec<f32>, Exactness)> = piece
                 .par_chunks((rows_per_task * row_bytes).max(1))
                 .map(|bytes| {
@@ -444,9 +527,11 @@ fn pack(packing: &dyn Packing, matrix: &TernaryMatrix, len: u64) -> Vec<u8> {
     out.resize(units, 0);
     let unit = packing.unit_len(matrix.rows(), matrix.cols()).max(1);
     let units_per_task = (TASK / unit).max(1);
-    out.par_chunks_mut(units_per_task * unit).enumerate().for_each(|(n, out)| {
-        packing.pack_units(matrix, n * units_per_task, out);
-    });
+    out.par_chunks_mut(units_per_task * unit)
+        .enumerate()
+        .for_each(|(n, out)| {
+            packing.pack_units(matrix, n * units_per_task, out);
+        });
     out.extend_from_slice(&trailer);
     out
 }

@@ -9,8 +9,8 @@ use crate::scales;
 use crate::side_files;
 use crate::targets::{Kind, Linears, Target};
 use bitnet_formats::{
-    Container, Encoding, ErrorCode, FormatError, Gguf, Header, MetaValue, Metadata, Packing, PlainType,
-    PlannedTensor, Safetensors, ScaleRounding, WritePlan, dense_len,
+    Container, Encoding, ErrorCode, FormatError, Gguf, Header, MetaValue, Metadata, Packing,
+    PlainType, PlannedTensor, Safetensors, ScaleRounding, WritePlan, dense_len,
 };
 use bitnet_model::{
     Checkpoint, HfStorage, LayerSlot, LinearRule, LinearSource, ScaleDirection, Slot,
@@ -124,13 +124,20 @@ pub struct Plan {
 impl Plan {
     /// Bytes of all output files.
     pub fn total_bytes(&self) -> u64 {
-        let side: u64 = self.side_files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let side: u64 = self
+            .side_files
+            .iter()
+            .map(|(_, bytes)| bytes.len() as u64)
+            .sum();
         self.files.iter().map(|f| f.header.total).sum::<u64>() + side
     }
 
     /// Bytes of the linears with their scales, and how many weights they hold.
     pub fn ternary_bits(&self, checkpoint: &Checkpoint) -> (u64, u64) {
-        let linears = self.items.iter().filter(|i| i.slot.is_some_and(Slot::is_ternary));
+        let linears = self
+            .items
+            .iter()
+            .filter(|i| i.slot.is_some_and(Slot::is_ternary));
         linears.fold((0, 0), |(bytes, weights), item| {
             let elements = match (&item.action, item.slot) {
                 (Action::Scale, _) | (_, None) => 0,
@@ -146,9 +153,16 @@ impl Plan {
 /// # Errors
 /// Everything that can be refused before weights are read.
 pub fn build(checkpoint: &Checkpoint, request: &Request<'_>) -> Result<Plan, FormatError> {
-    let mut planner = Planner { checkpoint, request, losses: Vec::new(), items: Vec::new() };
+    let mut planner = Planner {
+        checkpoint,
+        request,
+        losses: Vec::new(),
+        items: Vec::new(),
+    };
     for slot in checkpoint.slots_in_file_order() {
-        planner.slot(slot).map_err(|e| e.in_tensor(&planner.target_name(slot)))?;
+        planner
+            .slot(slot)
+            .map_err(|e| e.in_tensor(&planner.target_name(slot)))?;
     }
     let (files, side_files) = match request.target.kind {
         Kind::Gguf => (planner.gguf()?, Vec::new()),
@@ -156,7 +170,14 @@ pub fn build(checkpoint: &Checkpoint, request: &Request<'_>) -> Result<Plan, For
     };
     let peak_memory = planner.peak_memory(&files, &side_files);
     let Planner { items, losses, .. } = planner;
-    Ok(Plan { target: request.target, files, items, side_files, losses, peak_memory })
+    Ok(Plan {
+        target: request.target,
+        files,
+        items,
+        side_files,
+        losses,
+        peak_memory,
+    })
 }
 
 struct Planner<'a> {
@@ -175,18 +196,47 @@ impl Planner<'_> {
     }
 
     fn slot(&mut self, slot: Slot) -> Result<(), FormatError> {
-        if slot.is_ternary() { self.linear(slot) } else { self.dense(slot) }
+        if slot.is_ternary() {
+            self.linear(slot)
+        } else {
+            self.dense(slot)
+        }
     }
 
-    fn push(&mut self, slot: Slot, from: String, encoding: Encoding, len: u64, shape: Vec<usize>, action: Action) {
+    fn push(
+        &mut self,
+        slot: Slot,
+        from: String,
+        encoding: Encoding,
+        len: u64,
+        shape: Vec<usize>,
+        action: Action,
+    ) {
         let name = self.target_name(slot);
-        let source_name = self.checkpoint.tensor_range(slot).map_or_else(String::new, |t| t.name.clone());
+        let source_name = self
+            .checkpoint
+            .tensor_range(slot)
+            .map_or_else(String::new, |t| t.name.clone());
         let to = match action {
             Action::Pack(packing) => packing.name().to_owned(),
             _ => encoding.name(),
         };
-        let tensor = PlannedTensor { name, encoding, shape, len };
-        self.items.push(Item { slot: Some(slot), tensor, source_name, from, to, action, file: 0, offset: 0 });
+        let tensor = PlannedTensor {
+            name,
+            encoding,
+            shape,
+            len,
+        };
+        self.items.push(Item {
+            slot: Some(slot),
+            tensor,
+            source_name,
+            from,
+            to,
+            action,
+            file: 0,
+            offset: 0,
+        });
     }
 
     fn linear(&mut self, slot: Slot) -> Result<(), FormatError> {
@@ -195,13 +245,24 @@ impl Planner<'_> {
         let from = describe(source);
         match self.request.target.linears {
             Linears::Packed(_) => {
-                let packing = self.request.target.packing().ok_or_else(|| unknown_target(self.request))?;
+                let packing = self
+                    .request
+                    .target
+                    .packing()
+                    .ok_or_else(|| unknown_target(self.request))?;
                 let len = packing.packed_len(rows, cols)?;
                 self.check_scale(slot, source, |m, r| packing.check_scales(m, r))?;
                 match self.request.target.kind {
                     Kind::Gguf => {
                         let encoding = Encoding::Ternary(packing);
-                        self.push(slot, from, encoding, len, vec![rows, cols], Action::Pack(packing));
+                        self.push(
+                            slot,
+                            from,
+                            encoding,
+                            len,
+                            vec![rows, cols],
+                            Action::Pack(packing),
+                        );
                     }
                     Kind::HuggingFace => {
                         let encoding = Encoding::Plain(PlainType::U8);
@@ -214,13 +275,27 @@ impl Planner<'_> {
             Linears::Master(_) if matches!(source.rule, LinearRule::Absmean) => {
                 let info = &source.info;
                 let (encoding, len) = (info.encoding, info.len);
-                self.push(slot, from, encoding, len, vec![rows, cols], Action::CopyMaster);
+                self.push(
+                    slot,
+                    from,
+                    encoding,
+                    len,
+                    vec![rows, cols],
+                    Action::CopyMaster,
+                );
             }
             Linears::Float(plain) | Linears::Master(plain) => {
                 let encoding = Encoding::Plain(plain);
                 let len = dense_len(encoding, rows.saturating_mul(cols), cols)?;
                 self.check_scale(slot, source, |m, r| scales::check_float(m, plain, r))?;
-                self.push(slot, from, encoding, len, vec![rows, cols], Action::Dequantise(plain));
+                self.push(
+                    slot,
+                    from,
+                    encoding,
+                    len,
+                    vec![rows, cols],
+                    Action::Dequantise(plain),
+                );
             }
         }
         Ok(())
@@ -233,7 +308,9 @@ impl Planner<'_> {
         source: &LinearSource,
         check: impl Fn(&bitnet_ternary::TernaryMatrix, ScaleRounding) -> Result<f64, FormatError>,
     ) -> Result<(), FormatError> {
-        let Some(probe) = scales::probe(self.checkpoint, slot, source) else { return Ok(()) };
+        let Some(probe) = scales::probe(self.checkpoint, slot, source) else {
+            return Ok(());
+        };
         let error = check(&probe, self.request.rounding)?;
         if error > 0.0 {
             self.losses.push(Loss {
@@ -300,7 +377,10 @@ impl Planner<'_> {
 
     fn dense(&mut self, slot: Slot) -> Result<(), FormatError> {
         let info = self.checkpoint.tensor_range(slot).ok_or_else(|| {
-            FormatError::new(ErrorCode::MissingTensor, "the model needs this tensor, the source has none")
+            FormatError::new(
+                ErrorCode::MissingTensor,
+                "the model needs this tensor, the source has none",
+            )
         })?;
         let shape = self.checkpoint.config.shape(slot);
         let gguf = self.request.target.kind == Kind::Gguf;
@@ -313,12 +393,17 @@ impl Planner<'_> {
         };
         if let (false, Encoding::Block(_)) = (gguf, encoding) {
             let message = format!("safetensors cannot hold {}", encoding.name());
-            return Err(FormatError::new(ErrorCode::TargetCannotHold, message)
-                .hint("--embeddings f32 stores the values it stands for, bf16 or f16 rounds them"));
+            return Err(FormatError::new(ErrorCode::TargetCannotHold, message).hint(
+                "--embeddings f32 stores the values it stands for, bf16 or f16 rounds them",
+            ));
         }
         let row = shape.last().copied().unwrap_or(0);
         let len = dense_len(encoding, shape.iter().product(), row)?;
-        let action = if encoding == info.encoding { Action::Copy } else { Action::Recode(encoding) };
+        let action = if encoding == info.encoding {
+            Action::Copy
+        } else {
+            Action::Recode(encoding)
+        };
         if let Action::Recode(_) = action
             && !widens(info.encoding, encoding)
         {
@@ -359,18 +444,28 @@ impl Planner<'_> {
         let count = self.assign_files(self.request.split_max_size);
         let mut files = Vec::with_capacity(count);
         for part in 0..count {
-            let mut own = if part == 0 { metadata.clone() } else { Metadata::default() };
+            let mut own = if part == 0 {
+                metadata.clone()
+            } else {
+                Metadata::default()
+            };
             let mut path = self.request.output.to_owned();
             if count > 1 {
                 let too_many = || {
-                    FormatError::new(ErrorCode::Usage, format!("{count} parts are more than GGUF can count"))
-                        .hint("a larger --split-max-size makes fewer")
+                    FormatError::new(
+                        ErrorCode::Usage,
+                        format!("{count} parts are more than GGUF can count"),
+                    )
+                    .hint("a larger --split-max-size makes fewer")
                 };
                 let number = u16::try_from(part).map_err(|_| too_many())?;
                 let of = u16::try_from(count).map_err(|_| too_many())?;
                 own.set("split.no", MetaValue::U16(number));
                 own.set("split.count", MetaValue::U16(of));
-                own.set("split.tensors.count", MetaValue::I32(self.items.len() as i32));
+                own.set(
+                    "split.tensors.count",
+                    MetaValue::I32(self.items.len() as i32),
+                );
                 path = Gguf::split_name(&path, part, count);
             }
             files.push(self.lay_out(&Gguf, part, path, own)?);
@@ -379,7 +474,12 @@ impl Planner<'_> {
     }
 
     fn gguf_metadata(&self) -> Result<Metadata, FormatError> {
-        let Checkpoint { family, config, file, .. } = self.checkpoint;
+        let Checkpoint {
+            family,
+            config,
+            file,
+            ..
+        } = self.checkpoint;
         let name = side_files::model_name(self.checkpoint);
         let mut metadata = Metadata::default();
         for (key, value) in family.gguf_metadata(config, name.as_deref())? {
@@ -389,7 +489,11 @@ impl Planner<'_> {
             metadata.set("general.file_type", MetaValue::U32(id));
         }
         if file.container == Gguf.name() {
-            let tokenizer = file.metadata.0.iter().filter(|(key, _)| key.starts_with("tokenizer."));
+            let tokenizer = file
+                .metadata
+                .0
+                .iter()
+                .filter(|(key, _)| key.starts_with("tokenizer."));
             for (key, value) in tokenizer {
                 metadata.set(key.clone(), value.clone());
             }
@@ -420,11 +524,19 @@ impl Planner<'_> {
             let mut metadata = Metadata::default();
             // transformers refuses files that do not say which library's tensors they are
             metadata.set("format", MetaValue::text("pt"));
-            files.push(self.lay_out(&Safetensors, part, self.request.output.join(name), metadata)?);
+            files.push(self.lay_out(
+                &Safetensors,
+                part,
+                self.request.output.join(name),
+                metadata,
+            )?);
         }
         let mut side = side_files::collect(self.checkpoint)?;
         if count > 1 {
-            side.push(("model.safetensors.index.json".to_owned(), self.index(&files)));
+            side.push((
+                "model.safetensors.index.json".to_owned(),
+                self.index(&files),
+            ));
         }
         let config = side_files::config_json(self.checkpoint, storage);
         side.push(("config.json".to_owned(), config));
@@ -439,8 +551,13 @@ impl Planner<'_> {
             return Ok(HfStorage::Packed(direction));
         }
         let count = |master: bool| {
-            let linears = self.items.iter().filter(|i| i.slot.is_some_and(Slot::is_ternary));
-            linears.filter(|i| matches!(i.action, Action::CopyMaster) == master).count()
+            let linears = self
+                .items
+                .iter()
+                .filter(|i| i.slot.is_some_and(Slot::is_ternary));
+            linears
+                .filter(|i| matches!(i.action, Action::CopyMaster) == master)
+                .count()
         };
         match (count(true), count(false)) {
             (_, 0) => Ok(HfStorage::MasterWeights),
@@ -482,7 +599,10 @@ impl Planner<'_> {
     fn index(&self, files: &[OutputFile]) -> Vec<u8> {
         let mut map = Map::new();
         for item in &self.items {
-            let name = files.get(item.file).and_then(|f| f.path.file_name()).unwrap_or_default();
+            let name = files
+                .get(item.file)
+                .and_then(|f| f.path.file_name())
+                .unwrap_or_default();
             map.insert(item.tensor.name.clone(), json!(name.to_string_lossy()));
         }
         let total: u64 = self.items.iter().map(|i| i.tensor.len).sum();
@@ -496,7 +616,8 @@ impl Planner<'_> {
         let (mut file, mut filled) = (0usize, 0u64);
         for item in &mut self.items {
             // a scale stays with its weights
-            let follows = matches!(item.action, Action::Scale | Action::Ready(_)) && item.slot.is_some();
+            let follows =
+                matches!(item.action, Action::Scale | Action::Ready(_)) && item.slot.is_some();
             let over = most.is_some_and(|most| filled.saturating_add(item.tensor.len) > most);
             if over && filled > 0 && !follows {
                 file += 1;
@@ -515,7 +636,12 @@ impl Planner<'_> {
         path: PathBuf,
         metadata: Metadata,
     ) -> Result<OutputFile, FormatError> {
-        let tensors = self.items.iter().filter(|i| i.file == part).map(|i| i.tensor.clone()).collect();
+        let tensors = self
+            .items
+            .iter()
+            .filter(|i| i.file == part)
+            .map(|i| i.tensor.clone())
+            .collect();
         let header = container.header(&WritePlan { metadata, tensors })?;
         let own = self.items.iter_mut().filter(|i| i.file == part);
         for (item, offset) in own.zip(&header.offsets) {
@@ -525,13 +651,19 @@ impl Planner<'_> {
     }
 
     fn peak_memory(&self, files: &[OutputFile], side: &[(String, Vec<u8>)]) -> u64 {
-        let linears = self.items.iter().filter(|i| i.slot.is_some_and(Slot::is_ternary));
+        let linears = self
+            .items
+            .iter()
+            .filter(|i| i.slot.is_some_and(Slot::is_ternary));
         let trits = linears
             .filter_map(|i| i.slot)
             .map(|s| self.checkpoint.config.shape(s).iter().product::<usize>() as u64)
             .max()
             .unwrap_or(0);
-        let packed = self.items.iter().filter(|i| matches!(i.action, Action::Pack(_)));
+        let packed = self
+            .items
+            .iter()
+            .filter(|i| matches!(i.action, Action::Pack(_)));
         let packed = packed.map(|i| i.tensor.len).max().unwrap_or(PIECE);
         // one matrix at work, its permuted copy, one waiting for its digest and one in it;
         // outputs: one being made, those in the queue, one being written
@@ -549,13 +681,22 @@ fn scale_name(weight: &str) -> String {
 }
 
 fn unknown_target(request: &Request<'_>) -> FormatError {
-    FormatError::new(ErrorCode::Usage, format!("no packing for target {}", request.target.name))
+    FormatError::new(
+        ErrorCode::Usage,
+        format!("no packing for target {}", request.target.name),
+    )
 }
 
 fn outside_scale(source: &LinearSource) -> Option<(&bitnet_formats::TensorInfo, ScaleDirection)> {
     match &source.rule {
-        LinearRule::Packed { outside: Some((info, direction)), .. }
-        | LinearRule::PackedValues { outside: Some((info, direction)), .. } => Some((info, *direction)),
+        LinearRule::Packed {
+            outside: Some((info, direction)),
+            ..
+        }
+        | LinearRule::PackedValues {
+            outside: Some((info, direction)),
+            ..
+        } => Some((info, *direction)),
         _ => None,
     }
 }
@@ -580,5 +721,6 @@ fn widens(from: Encoding, to: Encoding) -> bool {
 /// Whether the rows of a linear are to be brought into GGUF's paired order.
 pub fn permuted_head_dim(checkpoint: &Checkpoint, kind: Kind, slot: Slot) -> Option<usize> {
     let is_qk = matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj));
-    (kind == Kind::Gguf && checkpoint.family.permutes_qk && is_qk).then_some(checkpoint.config.head_dim)
+    (kind == Kind::Gguf && checkpoint.family.permutes_qk && is_qk)
+        .then_some(checkpoint.config.head_dim)
 }

@@ -5,9 +5,7 @@
 
 use bitnet_formats::{ErrorCode, FormatError, PackedTensor, PlainType, ScaleRounding};
 use bitnet_model::{Checkpoint, LinearRule, LinearSource, ScaleDirection, Slot};
-use bitnet_ternary::{
-    Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
-};
+use bitnet_ternary::{Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// Columns of a probe: a multiple of every block.
 const PROBE: usize = 256;
@@ -16,20 +14,31 @@ const PROBE: usize = 256;
 /// the weights. Anything wrong with it is found again, with its place, when the weights are read.
 pub fn probe(checkpoint: &Checkpoint, slot: Slot, source: &LinearSource) -> Option<TernaryMatrix> {
     let scale = match &source.rule {
-        LinearRule::Packed { outside: Some(_), .. } | LinearRule::PackedValues { outside: Some(_), .. } => {
-            match checkpoint.stored_scale(slot).ok()?? {
-                (value, ScaleDirection::Multiply) => value,
-                (value, ScaleDirection::Divide) => 1.0 / value,
-            }
+        LinearRule::Packed {
+            outside: Some(_), ..
         }
-        LinearRule::Packed { packing, outside: None } => {
+        | LinearRule::PackedValues {
+            outside: Some(_), ..
+        } => match checkpoint.stored_scale(slot).ok()?? {
+            (value, ScaleDirection::Multiply) => value,
+            (value, ScaleDirection::Divide) => 1.0 / value,
+        },
+        LinearRule::Packed {
+            packing,
+            outside: None,
+        } => {
             // a packing with a trailer keeps its scale there; block scales lie all over the tensor
             let any = matrix(1.0)?;
             if packing.trailer(&any).is_empty() {
                 return None;
             }
             let bytes = checkpoint.file.bytes(&source.info);
-            let tensor = PackedTensor { bytes, rows: source.rows, cols: source.cols, outside: None };
+            let tensor = PackedTensor {
+                bytes,
+                rows: source.rows,
+                cols: source.cols,
+                outside: None,
+            };
             match packing.scales(&tensor).ok()? {
                 Scales::PerTensor(scale) => scale,
                 _ => return None,
@@ -84,7 +93,8 @@ pub fn check_float(
     }
     let (error, scale) = worst;
     if error > 0.0 && rounding == ScaleRounding::Refuse {
-        let message = format!("the scale {scale:e} is not exact in {name}, relative error {error:.3e}");
+        let message =
+            format!("the scale {scale:e} is not exact in {name}, relative error {error:.3e}");
         return Err(FormatError::new(ErrorCode::ScaleRounding, message)
             .hint("choose a target with f32 scales, or --allow-scale-rounding"));
     }
@@ -100,10 +110,18 @@ pub fn rounded(matrix: &TernaryMatrix, to: PlainType) -> Result<TernaryMatrix, F
     let scales = match matrix.scales() {
         Scales::PerTensor(scale) => Scales::PerTensor(round_trip(*scale, to)),
         Scales::PerRow(scales) => Scales::PerRow(each(scales)),
-        Scales::PerGroup { group, scales } => Scales::PerGroup { group: *group, scales: each(scales) },
+        Scales::PerGroup { group, scales } => Scales::PerGroup {
+            group: *group,
+            scales: each(scales),
+        },
     };
-    TernaryMatrix::new(matrix.rows(), matrix.cols(), matrix.trits().to_vec(), scales)
-        .map_err(|e| FormatError::new(ErrorCode::TargetCannotHold, e.to_string()))
+    TernaryMatrix::new(
+        matrix.rows(),
+        matrix.cols(),
+        matrix.trits().to_vec(),
+        scales,
+    )
+    .map_err(|e| FormatError::new(ErrorCode::TargetCannotHold, e.to_string()))
 }
 
 /// Writes rows `first ..` of `trit * scale` as little-endian numbers; `out` holds whole rows.
@@ -132,7 +150,12 @@ pub fn dequantise(matrix: &TernaryMatrix, to: PlainType, first: usize, out: &mut
     }
 }
 
-fn fill<const N: usize>(trits: &[i8], bytes: &mut [u8], encode: impl Fn(f32) -> [u8; N], scale: f32) {
+fn fill<const N: usize>(
+    trits: &[i8],
+    bytes: &mut [u8],
+    encode: impl Fn(f32) -> [u8; N],
+    scale: f32,
+) {
     let values = [encode(-scale), encode(0.0), encode(scale)];
     let (numbers, _) = bytes.as_chunks_mut::<N>();
     for (number, trit) in numbers.iter_mut().zip(trits) {
@@ -147,26 +170,42 @@ mod tests {
     #[test]
     fn rounding_is_refused_named_and_measured() {
         let m = matrix(0.1).unwrap();
-        assert_eq!(check_float(&m, PlainType::F32, ScaleRounding::Refuse).unwrap(), 0.0);
+        assert_eq!(
+            check_float(&m, PlainType::F32, ScaleRounding::Refuse).unwrap(),
+            0.0
+        );
         let refused = check_float(&m, PlainType::Bf16, ScaleRounding::Refuse).unwrap_err();
         assert_eq!(refused.code, ErrorCode::ScaleRounding);
         let error = check_float(&m, PlainType::Bf16, ScaleRounding::Allow).unwrap();
         assert!(error > 0.0 && error < 1.0 / 256.0, "{error}");
-        let tiny = check_float(&matrix(1e-30).unwrap(), PlainType::F16, ScaleRounding::Allow);
+        let tiny = check_float(
+            &matrix(1e-30).unwrap(),
+            PlainType::F16,
+            ScaleRounding::Allow,
+        );
         assert_eq!(tiny.unwrap_err().code, ErrorCode::TargetCannotHold);
-        assert_eq!(check_float(&matrix(0.5).unwrap(), PlainType::F16, ScaleRounding::Refuse).unwrap(), 0.0);
+        assert_eq!(
+            check_float(&matrix(0.5).unwrap(), PlainType::F16, ScaleRounding::Refuse).unwrap(),
+            0.0
+        );
     }
 
     #[test]
     fn numbers_are_trits_times_scales() {
-        let scales = Scales::PerGroup { group: 32, scales: vec![0.5, 2.0] };
+        let scales = Scales::PerGroup {
+            group: 32,
+            scales: vec![0.5, 2.0],
+        };
         let trits: Vec<i8> = (0..64).map(|i| (i % 3) as i8 - 1).collect();
         let m = TernaryMatrix::new(1, 64, trits.clone(), scales).unwrap();
         let mut out = vec![0; 64 * 2];
         dequantise(&m, PlainType::F16, 0, &mut out);
         for (c, (t, b)) in trits.iter().zip(out.chunks(2)).enumerate() {
             let scale = if c < 32 { 0.5 } else { 2.0 };
-            assert_eq!(f16_to_f32(u16::from_le_bytes([b[0], b[1]])), f32::from(*t) * scale);
+            assert_eq!(
+                f16_to_f32(u16::from_le_bytes([b[0], b[1]])),
+                f32::from(*t) * scale
+            );
         }
     }
 }

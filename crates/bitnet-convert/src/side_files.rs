@@ -3,7 +3,7 @@
 //! Invariant: a file that is copied is copied byte for byte; only `config.json` is rewritten, because
 //! it says how the linears are stored, and of it only what changes.
 
-use bitnet_formats::{FormatError, Gguf, Container};
+use bitnet_formats::{Container, FormatError, Gguf};
 use bitnet_model::{Checkpoint, HfStorage};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -21,11 +21,20 @@ fn is_side_file(name: &str) -> bool {
     let rewritten = lower == "config.json"
         || lower.ends_with(".index.json")
         || lower.ends_with("certificate.json");
-    let known = [".json", ".jinja", ".model", ".txt", ".py", ".md", ".tiktoken"];
+    let known = [
+        ".json",
+        ".jinja",
+        ".model",
+        ".txt",
+        ".py",
+        ".md",
+        ".tiktoken",
+    ];
     let licence = ["license", "licence", "notice", "use_policy"];
     !rewritten
         && !lower.starts_with('.')
-        && (known.iter().any(|end| lower.ends_with(end)) || licence.iter().any(|l| lower.starts_with(l)))
+        && (known.iter().any(|end| lower.ends_with(end))
+            || licence.iter().any(|l| lower.starts_with(l)))
 }
 
 /// Names of the files beside the weights that belong to the model, sorted.
@@ -35,7 +44,8 @@ pub fn names(directory: &Path) -> Result<Vec<String>, FormatError> {
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         // a link counts as what it leads to: hub caches are made of links
-        let regular = std::fs::metadata(entry.path()).is_ok_and(|m| m.is_file() && m.len() <= LONGEST);
+        let regular =
+            std::fs::metadata(entry.path()).is_ok_and(|m| m.is_file() && m.len() <= LONGEST);
         if let (true, Ok(name)) = (regular, entry.file_name().into_string())
             && is_side_file(&name)
         {
@@ -51,7 +61,9 @@ pub fn collect(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, Format
     if checkpoint.file.container == Gguf.name() {
         return bitnet_model::tokenizer_files_from_gguf(&checkpoint.file.metadata);
     }
-    let Some(directory) = &checkpoint.directory else { return Ok(Vec::new()) };
+    let Some(directory) = &checkpoint.directory else {
+        return Ok(Vec::new());
+    };
     let mut files = Vec::new();
     for name in names(directory)? {
         let path = directory.join(&name);
@@ -75,8 +87,11 @@ pub fn model_name(checkpoint: &Checkpoint) -> Option<String> {
 /// The `config.json` of a Hugging Face output.
 pub fn config_json(checkpoint: &Checkpoint, storage: HfStorage) -> Vec<u8> {
     let original = checkpoint.config_json.as_ref();
-    let mut config = checkpoint.family.hf_config_json(&checkpoint.config, original, storage);
-    if let (None, Some(name), Value::Object(keys)) = (original, model_name(checkpoint), &mut config) {
+    let mut config = checkpoint
+        .family
+        .hf_config_json(&checkpoint.config, original, storage);
+    if let (None, Some(name), Value::Object(keys)) = (original, model_name(checkpoint), &mut config)
+    {
         keys.insert(NAME_KEY.to_owned(), json!(name));
     }
     pretty(&config)
@@ -95,7 +110,14 @@ mod tests {
 
     #[test]
     fn weights_and_what_is_written_anew_are_not_side_files() {
-        for name in ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "LICENSE", "merges.txt", "a.py"] {
+        for name in [
+            "tokenizer.json",
+            "tokenizer.model",
+            "chat_template.jinja",
+            "LICENSE",
+            "merges.txt",
+            "a.py",
+        ] {
             assert!(is_side_file(name), "{name}");
         }
         for name in [

@@ -49,7 +49,12 @@ impl<'f> SourceHash<'f> {
                 Some(start)
             })
             .collect();
-        Self { file, starts, state: Mutex::default(), changed: Condvar::new() }
+        Self {
+            file,
+            starts,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -60,14 +65,19 @@ impl<'f> SourceHash<'f> {
     /// Waits until the walk is past the first `bytes` of a tensor. `false` when it was stopped.
     pub fn wait_for(&self, tensor: &TensorInfo, bytes: u64) -> bool {
         let start = self.starts.get(tensor.part).copied().unwrap_or(0);
-        let end = start.saturating_add(tensor.offset).saturating_add(bytes.min(tensor.len));
+        let end = start
+            .saturating_add(tensor.offset)
+            .saturating_add(bytes.min(tensor.len));
         let mut state = self.state();
         if state.wanted < end {
             state.wanted = end;
             self.changed.notify_all();
         }
         while state.passed < end && !state.stopped {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         !state.stopped
     }
@@ -90,7 +100,11 @@ impl<'f> SourceHash<'f> {
         for (part, &start) in self.file.parts.iter().zip(&self.starts) {
             let bytes = part.bytes();
             let len = bytes.len() as u64;
-            let name = part.path().file_name().unwrap_or_default().to_string_lossy();
+            let name = part
+                .path()
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy();
             let bar: Bar = progress.bytes(format!("read {name}"), len);
             part.will_need(0..READ_AHEAD);
             let mut hasher = Sha256::new();
@@ -101,7 +115,10 @@ impl<'f> SourceHash<'f> {
                 {
                     let mut state = self.state();
                     while start + at > state.wanted.saturating_add(LEAD) && !state.stopped {
-                        state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                        state = self
+                            .changed
+                            .wait(state)
+                            .unwrap_or_else(PoisonError::into_inner);
                     }
                     if state.stopped {
                         return None;
@@ -115,7 +132,11 @@ impl<'f> SourceHash<'f> {
             }
             bar.finish();
             let path = part.path().to_owned();
-            digests.push(FileDigest { path, bytes: len, sha256: hex(&hasher.finalize()) });
+            digests.push(FileDigest {
+                path,
+                bytes: len,
+                sha256: hex(&hasher.finalize()),
+            });
         }
         Some(digests)
     }

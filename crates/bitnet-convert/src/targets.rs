@@ -139,12 +139,19 @@ mod tests {
             if let Linears::Packed(name) = target.linears {
                 let packing = target.packing().unwrap_or_else(|| panic!("{name}"));
                 assert!(packing.is_writable(), "{name}");
-                assert_eq!(packing.gguf_type().is_some(), target.kind == Kind::Gguf, "{name}");
+                assert_eq!(
+                    packing.gguf_type().is_some(),
+                    target.kind == Kind::Gguf,
+                    "{name}"
+                );
             }
             assert_eq!(target.gguf_file_type().is_some(), target.kind == Kind::Gguf);
         }
         for name in GGUF_PREFERENCE {
-            assert!(by_name(name).is_some_and(|t| t.kind == Kind::Gguf), "{name}");
+            assert!(
+                by_name(name).is_some_and(|t| t.kind == Kind::Gguf),
+                "{name}"
+            );
         }
     }
 }

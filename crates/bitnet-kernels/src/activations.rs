@@ -104,7 +104,7 @@ impl ActivationBatch {
         cols: usize,
         quantize: impl Fn(&[f32], &mut [i8]) -> Result<(f32, i32), E>,
     ) -> Result<(), (usize, E)> {
-        self.tokens = if cols == 0 { 0 } else { x.len() / cols };
+        self.tokens = x.len().checked_div(cols).unwrap_or(0);
         assert_eq!(x.len(), self.tokens * cols, "activations of {cols} columns");
         let stride = cols.next_multiple_of(PADDING) + PADDING;
         if (self.stride, self.cols) != (stride, cols) {

@@ -15,7 +15,7 @@ use crate::dense::DenseType;
 use crate::float_ops::FloatOps;
 use crate::lines::Line;
 use crate::output::Output;
-use crate::packed::{Done, PackedMatrix};
+use crate::packed::{PackedMatrix, Sink};
 use bitnet_ternary::{ActivationError, TernaryMatrix};
 use std::fmt;
 use std::ops::Range;
@@ -59,18 +59,21 @@ pub(crate) struct TernaryOps {
     pub pack: fn(trits: &[i8], cols: usize, tiles: &mut [Line]),
     /// The inverse of `pack`.
     pub unpack: fn(tiles: &[Line], cols: usize, trits: &mut [i8]),
-    /// The contract: exact dots of one tile with some tokens, `(tokens, groups, tile_rows)`.
-    pub dots: unsafe fn(
-        &Tile<'_>,
-        &ActivationBatch,
-        tokens: Range<usize>,
-        scratch: &mut [Line],
-        dots: &mut [i32],
-        Done<'_, i32>,
-    ),
+    /// The contract: exact dots of one tile with some tokens.
+    pub dots: Dots,
     /// The same sums over float activations `x: (tokens, cols)`, by rule 3 within each group.
     pub sums: unsafe fn(&Tile<'_>, x: &[f32], sums: &mut [f32]),
 }
+
+/// Computes `dots: (tokens, groups, tile_rows)` with some scratch, and tells the sink.
+pub(crate) type Dots = unsafe fn(
+    &Tile<'_>,
+    &ActivationBatch,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    dots: &mut [i32],
+    &mut dyn Sink<i32>,
+);
 
 /// One tile of a packed matrix.
 pub(crate) struct Tile<'a> {

@@ -30,6 +30,8 @@
 //! lacks it, and a layout cannot reach a kernel that does not read it.
 
 #![allow(unsafe_code)]
+// lanes and register tiles are arrays of constant length, indexed together
+#![allow(clippy::needless_range_loop)]
 
 mod activations;
 #[cfg(test)]

@@ -101,9 +101,9 @@ impl PackedMatrix {
             out,
             x.scales(),
             finish,
-            |tile, tokens, scratch, dots, done| {
+            |tile, tokens, scratch, dots, sink| {
                 // SAFETY: self.backend exists, so the CPU has what its kernel requires.
-                unsafe { (self.ops().dots)(tile, x, tokens, scratch, dots, done) }
+                unsafe { (self.ops().dots)(tile, x, tokens, scratch, dots, sink) }
             },
         );
     }
@@ -117,11 +117,11 @@ impl PackedMatrix {
         assert_eq!(x.len(), out.tokens() * self.cols, "activations");
         let finish = self.backend.kernel().float.finish_sums;
         let ones = vec![1.0; out.tokens()];
-        self.drive(out, &ones, finish, |tile, tokens, _, sums, done| {
+        self.drive(out, &ones, finish, |tile, tokens, _, sums, sink| {
             let x = &x[tokens.start * self.cols..tokens.end * self.cols];
             // SAFETY: self.backend exists, so the CPU has what its kernel requires.
             unsafe { (self.ops().sums)(tile, x, sums) };
-            done(tokens, sums);
+            sink.done(tokens, sums);
         });
     }
 
@@ -148,16 +148,7 @@ impl PackedMatrix {
         for row in (0..self.rows).step_by(ops.tile_rows) {
             let (tile, tokens) = (self.tile(row / ops.tile_rows), token..token + 1);
             // SAFETY: self.backend exists, so the CPU has what its kernel requires.
-            unsafe {
-                (ops.dots)(
-                    &tile,
-                    x,
-                    tokens,
-                    &mut scratch,
-                    &mut tile_dots,
-                    &mut |_, _| (),
-                )
-            };
+            unsafe { (ops.dots)(&tile, x, tokens, &mut scratch, &mut tile_dots, &mut Nowhere) };
             let live = ops.tile_rows.min(self.rows - row);
             for (g, tile_dots) in tile_dots.chunks_exact(ops.tile_rows).enumerate() {
                 let at = g * self.rows + row;
@@ -202,14 +193,13 @@ impl PackedMatrix {
     }
 
     /// Walks blocks of tokens and, inside, all tiles: the block's activations stay in L2, one tile at
-    /// a time in L1. `run` computes the sums of one tile and says of which tokens they are complete;
-    /// those are scaled at once, while their neighbours are being computed.
+    /// a time in L1. `run` computes the sums of one tile and hands them to the sink.
     fn drive<T: Sum>(
         &self,
         out: &mut Output<'_>,
         token_scales: &[f32],
         finish: Finish<T>,
-        run: impl Fn(&Tile<'_>, Range<usize>, &mut [Line], &mut [T], Done<'_, T>),
+        run: impl Fn(&Tile<'_>, Range<usize>, &mut [Line], &mut [T], &mut dyn Sink<T>),
     ) {
         let (ops, groups, rows) = (self.ops(), self.groups(), out.rows());
         assert!(
@@ -227,22 +217,24 @@ impl PackedMatrix {
             let sums = &mut sums[..tile_sums * tokens.len()];
             for tile in rows.start / ops.tile_rows..rows.end.div_ceil(ops.tile_rows) {
                 let row = tile * ops.tile_rows;
+                let place = Place {
+                    groups,
+                    tile_rows: ops.tile_rows,
+                    row,
+                };
+                let mut sink = Scaling {
+                    scales: &self.scales,
+                    token_scales,
+                    place,
+                    finish,
+                    out: &mut *out,
+                };
                 run(
                     &self.tile(tile),
                     tokens.clone(),
                     &mut scratch,
                     sums,
-                    &mut |tokens, sums| {
-                        let place = Place {
-                            groups,
-                            tile_rows: ops.tile_rows,
-                            row,
-                            token: tokens.start,
-                        };
-                        // SAFETY: self.backend exists, so the CPU has what the entry was
-                        // instantiated with.
-                        unsafe { finish(sums, &place, &self.scales, &token_scales[tokens], out) }
-                    },
+                    &mut sink,
                 );
             }
         }
@@ -276,35 +268,82 @@ impl Sum for f32 {
     }
 }
 
-/// What a kernel calls when the sums of some tokens are complete: `(tokens, their sums)`, the latter
-/// `(tokens, groups, tile_rows)`.
-pub(crate) type Done<'a, T> = &'a mut dyn FnMut(Range<usize>, &[T]);
+/// Where a kernel puts the sums of a tile, some tokens at a time: they are scaled while the next ones
+/// are being computed.
+pub(crate) trait Sink<T> {
+    /// Says that the sums of these tokens will come, but not at once: writing to memory that is not in
+    /// the cache is what would take the time.
+    fn soon(&mut self, tokens: Range<usize>);
 
-/// Where sums belong: `(tokens, groups, tile_rows)` from token `token` and row `row` on.
+    /// Takes the sums of some tokens, `(tokens, groups, tile_rows)`.
+    fn done(&mut self, tokens: Range<usize>, sums: &[T]);
+}
+
+/// The sink of [`PackedMatrix::multiply`].
+struct Scaling<'a, 'b, T> {
+    scales: &'a Scales,
+    token_scales: &'a [f32], // (tokens,)
+    place: Place,
+    finish: Finish<T>,
+    out: &'a mut Output<'b>,
+}
+
+impl<T> Sink<T> for Scaling<'_, '_, T> {
+    fn soon(&mut self, tokens: Range<usize>) {
+        let rows = self.place.rows(self.out);
+        for token in tokens {
+            self.out.prefetch(token, rows.clone());
+        }
+    }
+
+    fn done(&mut self, tokens: Range<usize>, sums: &[T]) {
+        let s = &self.token_scales[tokens.clone()];
+        // SAFETY: `finish` is an entry of the kernel of the backend that `drive` belongs to, so the
+        // CPU has what it was instantiated with.
+        unsafe { (self.finish)(sums, &self.place, self.scales, tokens.start, s, self.out) }
+    }
+}
+
+/// The sink of [`PackedMatrix::dots`], which reads the sums where they are.
+struct Nowhere;
+
+impl<T> Sink<T> for Nowhere {
+    fn soon(&mut self, _: Range<usize>) {}
+    fn done(&mut self, _: Range<usize>, _: &[T]) {}
+}
+
+/// Where the sums of a tile belong: `(tokens, groups, tile_rows)` from row `row` on.
 pub(crate) struct Place {
-    pub groups: usize,
-    pub tile_rows: usize,
-    pub row: usize,
-    pub token: usize,
+    groups: usize,
+    tile_rows: usize,
+    row: usize,
+}
+
+impl Place {
+    /// The rows of this tile among those that `out` owns, counted from the first of them.
+    fn rows(&self, out: &Output<'_>) -> Range<usize> {
+        let start = self.row - out.rows().start;
+        start..out.rows().len().min(start + self.tile_rows)
+    }
 }
 
 /// [`finish`], instantiated.
-pub(crate) type Finish<T> = unsafe fn(&[T], &Place, &Scales, &[f32], &mut Output<'_>);
+pub(crate) type Finish<T> = unsafe fn(&[T], &Place, &Scales, usize, &[f32], &mut Output<'_>);
 
-/// Rule 2: scales the sums of tokens whose activations were multiplied by `s: (tokens,)`.
+/// Rule 2: scales the sums of the tokens from `token` on, whose activations were multiplied by `s`.
 #[inline(always)]
 pub(crate) fn finish<T: Sum>(
     sums: &[T],
     place: &Place,
     scales: &Scales,
+    token: usize,
     s: &[f32],
     out: &mut Output<'_>,
 ) {
-    let row = place.row - out.rows().start;
-    let end = out.rows().len().min(row + place.tile_rows);
+    let rows = place.rows(out);
     let tile_sums = place.groups * place.tile_rows;
     for (t, (s, sums)) in s.iter().zip(sums.chunks_exact(tile_sums)).enumerate() {
-        let out = &mut out.token_mut(place.token + t)[row..end];
+        let out = &mut out.token_mut(token + t)[rows.clone()];
         match scales {
             Scales::PerTensor(alpha) => {
                 let f = alpha / s;

@@ -30,14 +30,23 @@ pub(crate) fn attention(
     let pieces = threads::pieces(2 * q.len() * (first + tokens));
     // all heads of a KV head read the same keys together, unless that leaves threads without work
     let tiles = tokens.div_ceil(TILE_TOKENS);
-    let together = if pieces == 1 || tiles * cache.kv_heads() >= 8 * pieces { group } else { 1 };
+    let together = if pieces == 1 || tiles * cache.kv_heads() >= 8 * pieces {
+        group
+    } else {
+        1
+    };
     let mut units = Vec::with_capacity(tiles * heads / together);
     for (tile, out) in out.chunks_mut(TILE_TOKENS * width).enumerate() {
         let mut rest = Output::new(out, out.len() / width, width);
         for head in (0..heads).step_by(together) {
             let (out, others) = rest.split_at((head + together) * cache.head_dim());
             rest = others;
-            units.push(Unit { token: tile * TILE_TOKENS, head, heads: together, out });
+            units.push(Unit {
+                token: tile * TILE_TOKENS,
+                head,
+                heads: together,
+                out,
+            });
         }
     }
     threads::for_each(pieces, units, |unit| {
@@ -61,7 +70,7 @@ impl Unit<'_> {
         cache: &LayerCache,
         first: usize, // position of the batch's first token
         kv_head: usize,
-        q: &[f32],    // (tokens of the batch, width)
+        q: &[f32], // (tokens of the batch, width)
         width: usize,
     ) {
         let dim = cache.head_dim();
@@ -89,7 +98,13 @@ impl Unit<'_> {
             scores.resize((rows - row) * count, 0.0);
             let keys = cache.keys(block, kv_head, count); // (count, dim)
             let mut view = Output::new(&mut scores, rows - row, count);
-            backend.dense_rows(cache.key_type(), keys, dim, &queries[row * dim..], &mut view);
+            backend.dense_rows(
+                cache.key_type(),
+                keys,
+                dim,
+                &queries[row * dim..],
+                &mut view,
+            );
 
             let values = cache.values(block, kv_head, count, &mut wide); // (count, dim)
             for (row, scores) in (row..).zip(scores.chunks_exact_mut(count)) {
@@ -127,7 +142,11 @@ struct Merged {
 
 impl Merged {
     fn new(dim: usize) -> Self {
-        Self { max: f32::NEG_INFINITY, sum: 0.0, weighted: vec![0.0; dim] }
+        Self {
+            max: f32::NEG_INFINITY,
+            sum: 0.0,
+            weighted: vec![0.0; dim],
+        }
     }
 
     /// Merges the next block. The first one is taken as it is.
@@ -152,8 +171,8 @@ impl Merged {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::kv_cache::{KvCache, KvType};
     use crate::config::{Activation, ActivationQuantization, Rope, RopeScaling};
+    use crate::kv_cache::{KvCache, KvType};
 
     fn config() -> Config {
         Config {
@@ -166,7 +185,10 @@ mod tests {
             vocab_size: 16,
             max_position_embeddings: 4096,
             rms_norm_eps: 1e-5,
-            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            rope: Rope {
+                theta: 10_000.0,
+                scaling: RopeScaling::None,
+            },
             hidden_act: Activation::Silu,
             attn_sub_norm: false,
             ffn_sub_norm: false,
@@ -186,12 +208,21 @@ mod tests {
             .collect()
     }
 
-    fn run(config: &Config, kv: KvType, backend: Backend, splits: &[usize], tokens: usize) -> Vec<f32> {
+    fn run(
+        config: &Config,
+        kv: KvType,
+        backend: Backend,
+        splits: &[usize],
+        tokens: usize,
+    ) -> Vec<f32> {
         let (heads, dim) = (config.num_attention_heads, config.head_dim);
         let kv_width = config.num_key_value_heads * dim;
         let mut state = 7;
         let q = noise(&mut state, tokens * heads * dim);
-        let k: Vec<f32> = noise(&mut state, tokens * kv_width).iter().map(|v| 3.0 * v).collect();
+        let k: Vec<f32> = noise(&mut state, tokens * kv_width)
+            .iter()
+            .map(|v| 3.0 * v)
+            .collect();
         let v = noise(&mut state, tokens * kv_width);
         let mut cache = KvCache::new(config, 1, kv);
         let cache = cache.layer_mut(0);
@@ -199,9 +230,20 @@ mod tests {
         let (mut at, mut split) = (0, splits.iter().cycle());
         while at < tokens {
             let end = tokens.min(at + split.next().unwrap());
-            cache.store(at, &k[at * kv_width..end * kv_width], &v[at * kv_width..end * kv_width]);
+            cache.store(
+                at,
+                &k[at * kv_width..end * kv_width],
+                &v[at * kv_width..end * kv_width],
+            );
             let range = at * heads * dim..end * heads * dim;
-            attention(backend, cache, at, heads, &q[range.clone()], &mut out[range]);
+            attention(
+                backend,
+                cache,
+                at,
+                heads,
+                &q[range.clone()],
+                &mut out[range],
+            );
             at = end;
         }
         // against the textbook in f64, where nothing is rounded on the way into the cache
@@ -213,7 +255,11 @@ mod tests {
                     let weights: Vec<f64> = (0..=t)
                         .map(|p| {
                             let k = &k[p * kv_width + kv_head * dim..][..dim];
-                            let dot: f64 = q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                            let dot: f64 = q
+                                .iter()
+                                .zip(k)
+                                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                                .sum();
                             (dot / (dim as f64).sqrt()).exp()
                         })
                         .collect();
@@ -224,7 +270,10 @@ mod tests {
                             .sum::<f64>()
                             / sum;
                         let got = f64::from(out[(t * heads + h) * dim + d]);
-                        assert!((got - want).abs() < 2e-6, "token {t} head {h}: {got} {want}");
+                        assert!(
+                            (got - want).abs() < 2e-6,
+                            "token {t} head {h}: {got} {want}"
+                        );
                     }
                 }
             }
@@ -241,11 +290,18 @@ mod tests {
             for backend in Backend::available() {
                 for splits in [&[1][..], &[7, 250, 3], &[BLOCK_POSITIONS]] {
                     let got = run(&config, kv, backend, splits, tokens);
-                    assert!(got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()));
+                    assert!(
+                        got.iter()
+                            .zip(&want)
+                            .all(|(a, b)| a.to_bits() == b.to_bits())
+                    );
                 }
             }
             for threads in [1, 3] {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
                 let got = pool.install(|| run(&config, kv, Backend::best(), &[100], tokens));
                 assert_eq!(got, want);
             }

@@ -27,7 +27,12 @@ pub(crate) struct LinearInput {
 impl LinearInput {
     /// An empty input.
     pub(crate) fn new(backend: Backend, quantization: ActivationQuantization) -> Self {
-        Self { backend, quantization, part_tokens: 1, parts: Vec::new() }
+        Self {
+            backend,
+            quantization,
+            part_tokens: 1,
+            parts: Vec::new(),
+        }
     }
 
     /// Quantises `x`, `(tokens, cols)`, per token. `slot` is the (first) linear that reads it: errors
@@ -43,9 +48,19 @@ impl LinearInput {
         let pieces = pieces.min(tokens / PART_TOKENS).max(1);
         self.part_tokens = tokens.div_ceil(pieces).max(1);
         let parts = tokens.div_ceil(self.part_tokens);
-        self.parts.resize_with(parts.max(self.parts.len()), ActivationBatch::default);
-        let Self { backend, quantization, part_tokens, .. } = *self;
-        let items = x.chunks(part_tokens * cols).zip(&mut self.parts).enumerate().collect();
+        self.parts
+            .resize_with(parts.max(self.parts.len()), ActivationBatch::default);
+        let Self {
+            backend,
+            quantization,
+            part_tokens,
+            ..
+        } = *self;
+        let items = x
+            .chunks(part_tokens * cols)
+            .zip(&mut self.parts)
+            .enumerate()
+            .collect();
         threads::try_for_each(pieces, items, |(part, (x, batch))| {
             let first = part * part_tokens;
             match quantization {
@@ -73,18 +88,34 @@ impl LinearInput {
             let outs = out.chunks_mut(self.part_tokens * matrix.rows());
             for (part, (out, jobs)) in outs.zip(&mut jobs).enumerate() {
                 let tokens = out.len() / matrix.rows();
-                jobs.push(Job { part, matrix, out: Output::new(out, tokens, matrix.rows()) });
+                jobs.push(Job {
+                    part,
+                    matrix,
+                    out: Output::new(out, tokens, matrix.rows()),
+                });
             }
         }
         // one token: as many pieces as threads; a prompt: a few more, for threads that fall behind
-        let wanted = if x.len() == cols || pieces == 1 { pieces } else { 4 * pieces };
-        let items = jobs.into_iter().flat_map(|jobs| cut(jobs, wanted.div_ceil(parts))).collect();
+        let wanted = if x.len() == cols || pieces == 1 {
+            pieces
+        } else {
+            4 * pieces
+        };
+        let items = jobs
+            .into_iter()
+            .flat_map(|jobs| cut(jobs, wanted.div_ceil(parts)))
+            .collect();
         let x_part = |part: usize| {
             let from = part * self.part_tokens * cols;
             &x[from..x.len().min(from + self.part_tokens * cols)]
         };
         threads::for_each(pieces, items, |jobs: Vec<Job<'_>>| {
-            for Job { part, matrix, mut out } in jobs {
+            for Job {
+                part,
+                matrix,
+                mut out,
+            } in jobs
+            {
                 match self.quantization {
                     ActivationQuantization::Int8PerToken => {
                         matrix.multiply(&self.parts[part], &mut out);
@@ -109,7 +140,12 @@ fn cut(jobs: Vec<Job<'_>>, pieces: usize) -> Vec<Vec<Job<'_>>> {
     let share = total.div_ceil(pieces).max(1);
     let mut done = Vec::with_capacity(pieces);
     let (mut piece, mut room) = (Vec::new(), share);
-    for Job { part, matrix, mut out } in jobs {
+    for Job {
+        part,
+        matrix,
+        mut out,
+    } in jobs
+    {
         loop {
             let rows = out.rows();
             let at = (rows.start + room).next_multiple_of(matrix.tile_rows());
@@ -119,7 +155,11 @@ fn cut(jobs: Vec<Job<'_>>, pieces: usize) -> Vec<Vec<Job<'_>>> {
                 break;
             }
             let (low, high) = out.split_at(at);
-            piece.push(Job { part, matrix, out: low });
+            piece.push(Job {
+                part,
+                matrix,
+                out: low,
+            });
             done.push(std::mem::take(&mut piece));
             (out, room) = (high, share);
         }

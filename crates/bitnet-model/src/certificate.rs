@@ -4,9 +4,7 @@
 //! or thread count. `formats/certificate.md` defines every byte.
 
 use crate::checkpoint::DenseTensor;
-use crate::config::{
-    Activation, ActivationQuantization, Config, Rope, RopeScaling,
-};
+use crate::config::{Activation, ActivationQuantization, Config, Rope, RopeScaling};
 use bitnet_formats::{Encoding, ErrorCode, FormatError, dense_to_f32};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
@@ -23,7 +21,10 @@ const DENSE_BLOCK: usize = 1 << 20;
 fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |d: u8| char::from(DIGITS[usize::from(d & 15)]);
-    bytes.iter().flat_map(|b| [digit(b >> 4), digit(*b)]).collect()
+    bytes
+        .iter()
+        .flat_map(|b| [digit(b >> 4), digit(*b)])
+        .collect()
 }
 
 /// Digest of one ternary matrix.
@@ -70,7 +71,15 @@ impl TensorDigest {
 
     /// The canonical line, newline included.
     pub fn line(&self) -> String {
-        let Self { name, rows, cols, trits_sha256, scale_structure, scales_sha256, .. } = self;
+        let Self {
+            name,
+            rows,
+            cols,
+            trits_sha256,
+            scale_structure,
+            scales_sha256,
+            ..
+        } = self;
         format!("{name} {rows} {cols} {trits_sha256} {scale_structure} {scales_sha256}\n")
     }
 }
@@ -142,9 +151,10 @@ pub fn scale_normal_form(matrix: &TernaryMatrix) -> Scales {
     match matrix.normal_scales() {
         Scales::PerTensor(s) => Scales::PerTensor(positive(s)),
         Scales::PerRow(s) => Scales::PerRow(s.into_iter().map(positive).collect()),
-        Scales::PerGroup { group, scales } => {
-            Scales::PerGroup { group, scales: scales.into_iter().map(positive).collect() }
-        }
+        Scales::PerGroup { group, scales } => Scales::PerGroup {
+            group,
+            scales: scales.into_iter().map(positive).collect(),
+        },
     }
 }
 
@@ -161,10 +171,14 @@ pub fn dense_sha256(tensor: &DenseTensor<'_>) -> Result<String, FormatError> {
         Encoding::Block(bitnet_formats::BlockType::Q6_K) => (256, 210),
         other => {
             let message = format!("expected a dense type, found {}", other.name());
-            return Err(FormatError::new(ErrorCode::WrongType, message).in_tensor(&tensor.info.name));
+            return Err(
+                FormatError::new(ErrorCode::WrongType, message).in_tensor(&tensor.info.name)
+            );
         }
     };
-    let blocks = tensor.bytes.par_chunks(DENSE_BLOCK / unit_values * unit_bytes);
+    let blocks = tensor
+        .bytes
+        .par_chunks(DENSE_BLOCK / unit_values * unit_bytes);
     let digests: Result<Vec<[u8; 32]>, FormatError> = blocks
         .map(|bytes| {
             let mut digest = Sha256::new();
@@ -265,7 +279,10 @@ impl Certificate {
     /// The JSON of `OUT.certificate.json`.
     pub fn to_json(&self) -> Value {
         let files = |files: &[FileRecord]| -> Value {
-            files.iter().map(|f| json!({"name": f.name, "bytes": f.bytes, "sha256": f.sha256})).collect()
+            files
+                .iter()
+                .map(|f| json!({"name": f.name, "bytes": f.bytes, "sha256": f.sha256}))
+                .collect()
         };
         let with_verdict = |mut record: Value, verdict: Verdict| {
             let (word, error) = verdict.to_json();
@@ -312,10 +329,15 @@ impl Certificate {
     /// # Errors
     /// `malformed`, naming the key.
     pub fn from_json(value: &Value) -> Result<Self, FormatError> {
-        let root = Field { value, path: String::new() };
+        let root = Field {
+            value,
+            path: String::new(),
+        };
         let version = root.at("certificate")?.number()?;
         if version != CERTIFICATE_VERSION {
-            return Err(root.at("certificate")?.bad(&CERTIFICATE_VERSION.to_string()));
+            return Err(root
+                .at("certificate")?
+                .bad(&CERTIFICATE_VERSION.to_string()));
         }
         Ok(Self {
             tool: root.at("tool")?.text()?,
@@ -343,7 +365,10 @@ impl Certificate {
                     scale_bits,
                     scales_sha256: scales.at("sha256")?.digest()?,
                 };
-                Ok(TernaryRecord { digest, verdict: verdict_from_json(f)? })
+                Ok(TernaryRecord {
+                    digest,
+                    verdict: verdict_from_json(f)?,
+                })
             })?,
             dense: root.at("dense")?.each(|f| {
                 Ok(DenseRecord {
@@ -368,10 +393,18 @@ struct Field<'a> {
 
 impl<'a> Field<'a> {
     fn at(&self, key: &str) -> Result<Field<'a>, FormatError> {
-        let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
+        let path = if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        };
         match self.value.get(key) {
             Some(value) => Ok(Field { value, path }),
-            None => Err(Field { value: &Value::Null, path }.bad("a value")),
+            None => Err(Field {
+                value: &Value::Null,
+                path,
+            }
+            .bad("a value")),
         }
     }
 
@@ -382,25 +415,37 @@ impl<'a> Field<'a> {
     }
 
     fn text(&self) -> Result<String, FormatError> {
-        self.value.as_str().map(str::to_owned).ok_or_else(|| self.bad("a string"))
+        self.value
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| self.bad("a string"))
     }
 
     fn digest(&self) -> Result<String, FormatError> {
-        let is_hex = |s: &&str| s.len() == 64 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_hex =
+            |s: &&str| s.len() == 64 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let digest = self.value.as_str().filter(is_hex);
-        digest.map(str::to_owned).ok_or_else(|| self.bad("a sha256 in lower-case hex"))
+        digest
+            .map(str::to_owned)
+            .ok_or_else(|| self.bad("a sha256 in lower-case hex"))
     }
 
     fn number(&self) -> Result<u64, FormatError> {
-        self.value.as_u64().ok_or_else(|| self.bad("a whole number"))
+        self.value
+            .as_u64()
+            .ok_or_else(|| self.bad("a whole number"))
     }
 
     fn size(&self) -> Result<usize, FormatError> {
-        self.number()?.try_into().map_err(|_| self.bad("a whole number"))
+        self.number()?
+            .try_into()
+            .map_err(|_| self.bad("a whole number"))
     }
 
     fn token(&self) -> Result<u32, FormatError> {
-        self.number()?.try_into().map_err(|_| self.bad("a token id"))
+        self.number()?
+            .try_into()
+            .map_err(|_| self.bad("a token id"))
     }
 
     fn float(&self) -> Result<f64, FormatError> {
@@ -408,12 +453,22 @@ impl<'a> Field<'a> {
     }
 
     fn flag(&self) -> Result<bool, FormatError> {
-        self.value.as_bool().ok_or_else(|| self.bad("true or false"))
+        self.value
+            .as_bool()
+            .ok_or_else(|| self.bad("true or false"))
     }
 
-    fn each<T>(&self, read: impl Fn(&Field<'a>) -> Result<T, FormatError>) -> Result<Vec<T>, FormatError> {
+    fn each<T>(
+        &self,
+        read: impl Fn(&Field<'a>) -> Result<T, FormatError>,
+    ) -> Result<Vec<T>, FormatError> {
         let items = self.value.as_array().ok_or_else(|| self.bad("a list"))?;
-        let item = |(i, value)| read(&Field { value, path: format!("{}[{i}]", self.path) });
+        let item = |(i, value)| {
+            read(&Field {
+                value,
+                path: format!("{}[{i}]", self.path),
+            })
+        };
         items.iter().enumerate().map(item).collect()
     }
 }
@@ -461,7 +516,10 @@ fn config_to_json(config: &Config) -> Value {
         ("num_key_value_heads", json!(config.num_key_value_heads)),
         ("head_dim", json!(config.head_dim)),
         ("vocab_size", json!(config.vocab_size)),
-        ("max_position_embeddings", json!(config.max_position_embeddings)),
+        (
+            "max_position_embeddings",
+            json!(config.max_position_embeddings),
+        ),
         ("rms_norm_eps", json!(f64::from(config.rms_norm_eps))),
         ("rope_theta", json!(config.rope.theta)),
         ("rope_scaling", scaling),
@@ -469,11 +527,19 @@ fn config_to_json(config: &Config) -> Value {
         ("attn_sub_norm", json!(config.attn_sub_norm)),
         ("ffn_sub_norm", json!(config.ffn_sub_norm)),
         ("tie_word_embeddings", json!(config.tie_word_embeddings)),
-        ("activation_quantization", json!(activation_word(config.activation_quantization))),
+        (
+            "activation_quantization",
+            json!(activation_word(config.activation_quantization)),
+        ),
         ("bos_token_id", json!(config.bos_token_id)),
         ("eos_token_ids", json!(config.eos_token_ids)),
     ];
-    Value::Object(pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<Map<_, _>>())
+    Value::Object(
+        pairs
+            .into_iter()
+            .map(|(k, v)| (k.to_owned(), v))
+            .collect::<Map<_, _>>(),
+    )
 }
 
 fn activation_word(activations: ActivationQuantization) -> &'static str {
@@ -488,7 +554,10 @@ fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError> {
     let act = field.at("hidden_act")?;
     let known = [Activation::Relu2, Activation::Silu, Activation::GeluTanh];
     let quantization = field.at("activation_quantization")?;
-    let words = [ActivationQuantization::Int8PerToken, ActivationQuantization::None];
+    let words = [
+        ActivationQuantization::Int8PerToken,
+        ActivationQuantization::None,
+    ];
     let scaling = field.at("rope_scaling")?;
     let number = |key: &str| scaling.at(key)?.float();
     Config {
@@ -505,7 +574,9 @@ fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError> {
             theta: field.at("rope_theta")?.float()?,
             scaling: match scaling.at("type")?.value.as_str() {
                 Some("none") => RopeScaling::None,
-                Some("linear") => RopeScaling::Linear { factor: number("factor")? },
+                Some("linear") => RopeScaling::Linear {
+                    factor: number("factor")?,
+                },
                 Some("llama3") => RopeScaling::Llama3 {
                     factor: number("factor")?,
                     low_freq_factor: number("low_freq_factor")?,
@@ -529,7 +600,9 @@ fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError> {
             .find(|w| quantization.value == activation_word(*w))
             .ok_or_else(|| quantization.bad("int8_per_token or none"))?,
         bos_token_id: match field.at("bos_token_id")? {
-            Field { value: Value::Null, .. } => None,
+            Field {
+                value: Value::Null, ..
+            } => None,
             id => Some(id.token()?),
         },
         eos_token_ids: field.at("eos_token_ids")?.each(|id| id.token())?,

@@ -33,12 +33,18 @@ pub struct ChatMessage {
 impl ChatMessage {
     /// A turn of the user.
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: "user".into(), content: content.into() }
+        Self {
+            role: "user".into(),
+            content: content.into(),
+        }
     }
 
     /// The instruction before the first turn.
     pub fn system(content: impl Into<String>) -> Self {
-        Self { role: "system".into(), content: content.into() }
+        Self {
+            role: "system".into(),
+            content: content.into(),
+        }
     }
 }
 
@@ -55,8 +61,14 @@ fn failed(error: &Error) -> FormatError {
         Some(detail) => detail.to_owned(),
         None => error.kind().to_string(),
     };
-    let place = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
-    FormatError::new(ErrorCode::ChatTemplate, format!("chat template: {what}{place}"))
+    let place = error
+        .line()
+        .map(|line| format!(" (line {line})"))
+        .unwrap_or_default();
+    FormatError::new(
+        ErrorCode::ChatTemplate,
+        format!("chat template: {what}{place}"),
+    )
 }
 
 impl ChatTemplate {
@@ -65,7 +77,10 @@ impl ChatTemplate {
         if source.len() > SOURCE {
             return Err(FormatError::new(
                 ErrorCode::LimitExceeded,
-                format!("chat template of {} bytes, at most {SOURCE} are read", source.len()),
+                format!(
+                    "chat template of {} bytes, at most {SOURCE} are read",
+                    source.len()
+                ),
             ));
         }
         let mut environment = Environment::new();
@@ -75,26 +90,43 @@ impl ChatTemplate {
             .build()
             .map_err(|e| failed(&e))?;
         environment.set_syntax(syntax);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_formatter(print);
         environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, Error> {
+                Err(Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
         environment.add_function("strftime_now", |format: String| strftime(&format, now()));
-        environment.add_template_owned(NAME, source.to_owned()).map_err(|e| failed(&e))?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        environment
+            .add_template_owned(NAME, source.to_owned())
+            .map_err(|e| failed(&e))?;
+        Ok(Self {
+            environment,
+            bos: bos.to_owned(),
+            eos: eos.to_owned(),
+        })
     }
 
     /// The prompt of a conversation; with `add_generation_prompt` it ends where the assistant speaks.
     /// Encode it without adding special tokens: the template has written them.
-    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, FormatError> {
+    pub fn render(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<String, FormatError> {
         let messages: Value = messages
             .iter()
             .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
             .collect();
-        let template = self.environment.get_template(NAME).map_err(|e| failed(&e))?;
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|e| failed(&e))?;
         template
             .render(context! {
                 messages,
@@ -133,7 +165,10 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
 
 fn json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
     if depth > DEPTH {
-        return Err(Error::new(ErrorKind::InvalidOperation, "a value nested too deeply for tojson"));
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "a value nested too deeply for tojson",
+        ));
     }
     let line = |out: &mut String, depth: usize| {
         if let Some(n) = indent {
@@ -187,16 +222,37 @@ fn json_text(text: &str, out: &mut String) {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map(|d| d.as_secs())
+        .unwrap_or(0)
 }
 
 /// The common letters of `strftime`, in UTC; others stay as they are.
 fn strftime(format: &str, seconds: u64) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-        "November", "December",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
     ];
-    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    const DAYS: [&str; 7] = [
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
+        "Monday",
+        "Tuesday",
+        "Wednesday",
+    ];
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // the proleptic Gregorian calendar in cycles of 400 years that begin on 1 March
     let shifted = days + 719_468;
@@ -208,7 +264,10 @@ fn strftime(format: &str, seconds: u64) -> String {
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = cycle * 400 + year + u64::from(month <= 2);
     let name = |list: &[&'static str], i: u64| {
-        usize::try_from(i).ok().and_then(|i| list.get(i).copied()).unwrap_or_default()
+        usize::try_from(i)
+            .ok()
+            .and_then(|i| list.get(i).copied())
+            .unwrap_or_default()
     };
     let mut out = String::new();
     let mut letters = format.chars();
@@ -247,21 +306,36 @@ mod tests {
     #[test]
     fn dates_are_python_s() {
         // python: datetime.fromtimestamp(1709210096, timezone.utc)
-        assert_eq!(strftime("%d %b %Y, %A %H:%M:%S %y%%", 1_709_210_096), "29 Feb 2024, Thursday 12:34:56 24%");
+        assert_eq!(
+            strftime("%d %b %Y, %A %H:%M:%S %y%%", 1_709_210_096),
+            "29 Feb 2024, Thursday 12:34:56 24%"
+        );
         assert_eq!(strftime("%Y-%m-%d %B %a", 0), "1970-01-01 January Thu");
     }
 
     #[test]
     fn python_prints() {
-        let render = |source: &str| ChatTemplate::new(source, "<s>", "</s>").and_then(|t| t.render(&[ChatMessage::user("hé <&>\n")], true));
-        assert_eq!(render("{{ none }} {{ true }} {{ add_generation_prompt }} {{ nothing }}|").as_deref(), Ok("None True True |"));
-        assert_eq!(render("{{ messages | tojson }}").as_deref(), Ok("[{\"role\": \"user\", \"content\": \"hé <&>\\n\"}]"));
+        let render = |source: &str| {
+            ChatTemplate::new(source, "<s>", "</s>")
+                .and_then(|t| t.render(&[ChatMessage::user("hé <&>\n")], true))
+        };
+        assert_eq!(
+            render("{{ none }} {{ true }} {{ add_generation_prompt }} {{ nothing }}|").as_deref(),
+            Ok("None True True |")
+        );
+        assert_eq!(
+            render("{{ messages | tojson }}").as_deref(),
+            Ok("[{\"role\": \"user\", \"content\": \"hé <&>\\n\"}]")
+        );
         assert_eq!(
             render("{{ messages[0] | tojson(indent=2) }}").as_deref(),
             Ok("{\n  \"role\": \"user\",\n  \"content\": \"hé <&>\\n\"\n}")
         );
         assert_eq!(render("{%- for m in messages %}\n  {%- if m.role.startswith('u') %}\n{{ m['content'].strip() }}\n  {% endif %}\n{% endfor %}").as_deref(), Ok("hé <&>\n"));
         let error = render("\n{{ raise_exception('roles must alternate') }}");
-        assert_eq!(error.err().map(|e| e.to_string()).as_deref(), Some("chat template: roles must alternate (line 2)"));
+        assert_eq!(
+            error.err().map(|e| e.to_string()).as_deref(),
+            Some("chat template: roles must alternate (line 2)")
+        );
     }
 }

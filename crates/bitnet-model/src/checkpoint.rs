@@ -9,11 +9,11 @@ mod resolve;
 mod values;
 
 use crate::config::Config;
-use crate::family::{self, Family, ScaleDirection};
+use crate::family::{Family, ScaleDirection};
 use crate::slot::Slot;
 use bitnet_formats::{
-    BlockType, Encoding, ErrorCode, FormatError, Limits, PackedTensor, Packing, PlainType, TensorFile,
-    TensorInfo,
+    BlockType, Encoding, ErrorCode, FormatError, Limits, PackedTensor, Packing, PlainType,
+    TensorFile, TensorInfo,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
@@ -105,7 +105,10 @@ pub struct DenseTensor<'a> {
 #[derive(Debug)]
 enum Source {
     Linear(LinearSource),
-    Dense { info: TensorInfo, finite: AtomicBool },
+    Dense {
+        info: TensorInfo,
+        finite: AtomicBool,
+    },
 }
 
 impl Source {
@@ -150,11 +153,25 @@ impl Checkpoint {
         } else {
             resolve::hugging_face(path, &file, options)
         };
-        let resolve::Resolved { family, config, directory, config_json, sources } =
-            resolved.map_err(|e| e.in_file(&whole))?;
+        let resolve::Resolved {
+            family,
+            config,
+            directory,
+            config_json,
+            sources,
+        } = resolved.map_err(|e| e.in_file(&whole))?;
         let limits = options.limits.clone();
         let path = path.to_owned();
-        Ok(Self { path, file, family, config, directory, config_json, limits, sources })
+        Ok(Self {
+            path,
+            file,
+            family,
+            config,
+            directory,
+            config_json,
+            limits,
+            sources,
+        })
     }
 
     fn source(&self, slot: Slot) -> Result<&Source, FormatError> {
@@ -173,7 +190,10 @@ impl Checkpoint {
         match self.source(slot)? {
             Source::Linear(source) => Ok(source),
             Source::Dense { info, .. } => Err(self.place(
-                FormatError::new(ErrorCode::WrongType, "expected a ternary linear, found a dense tensor"),
+                FormatError::new(
+                    ErrorCode::WrongType,
+                    "expected a ternary linear, found a dense tensor",
+                ),
                 info,
             )),
         }
@@ -189,7 +209,10 @@ impl Checkpoint {
             Source::Dense { info, finite } => (info, finite),
             Source::Linear(source) => {
                 return Err(self.place(
-                    FormatError::new(ErrorCode::WrongType, "expected a dense tensor, found a linear"),
+                    FormatError::new(
+                        ErrorCode::WrongType,
+                        "expected a dense tensor, found a linear",
+                    ),
                     &source.info,
                 ));
             }
@@ -214,11 +237,18 @@ impl Checkpoint {
     /// Whatever is wrong with its bytes or scales, with row and column.
     pub fn ternary(&self, slot: Slot) -> Result<TernaryMatrix, FormatError> {
         let source = self.linear(slot)?;
-        self.read_ternary(source).map_err(|e| self.place(e, &source.info))
+        self.read_ternary(source)
+            .map_err(|e| self.place(e, &source.info))
     }
 
     fn read_ternary(&self, source: &LinearSource) -> Result<TernaryMatrix, FormatError> {
-        let LinearSource { info, rows, cols, rule, permuted_head_dim } = source;
+        let LinearSource {
+            info,
+            rows,
+            cols,
+            rule,
+            permuted_head_dim,
+        } = source;
         let (rows, cols) = (*rows, *cols);
         let bytes = self.file.bytes(info);
         let plain = match info.encoding {
@@ -226,7 +256,9 @@ impl Checkpoint {
             _ => PlainType::U8,
         };
         let (trits, scales) = match rule {
-            LinearRule::Packed { packing, outside } => self.unpack(*packing, bytes, rows, cols, outside)?,
+            LinearRule::Packed { packing, outside } => {
+                self.unpack(*packing, bytes, rows, cols, outside)?
+            }
             LinearRule::PackedValues { packing, outside } => {
                 let bytes = values::bytes_by_value(plain, bytes, cols)?;
                 self.unpack(*packing, &bytes, rows, cols, outside)?
@@ -235,7 +267,10 @@ impl Checkpoint {
                 let (trits, scales) = if plain.is_float_weight() {
                     values::dequantised(plain, bytes, cols)?
                 } else {
-                    (values::trits_by_value(plain, bytes, cols)?, Scales::PerTensor(1.0))
+                    (
+                        values::trits_by_value(plain, bytes, cols)?,
+                        Scales::PerTensor(1.0),
+                    )
                 };
                 (trits, self.with_outside(scales, outside)?)
             }
@@ -259,7 +294,12 @@ impl Checkpoint {
     ) -> Result<(Vec<i8>, Scales), FormatError> {
         /// Trits per piece of parallel work: large enough to be worth a hand-over, small enough for L2.
         const PIECE: usize = 1 << 18;
-        let mut tensor = PackedTensor { bytes, rows, cols, outside: None };
+        let mut tensor = PackedTensor {
+            bytes,
+            rows,
+            cols,
+            outside: None,
+        };
         let scales = if packing.holds_scales() {
             self.with_outside(packing.scales(&tensor)?, outside)?
         } else {
@@ -285,7 +325,9 @@ impl Checkpoint {
         scales: Scales,
         outside: &Option<(TensorInfo, ScaleDirection)>,
     ) -> Result<Scales, FormatError> {
-        let Some((info, direction)) = outside else { return Ok(scales) };
+        let Some((info, direction)) = outside else {
+            return Ok(scales);
+        };
         let factor = self.stored_multiplier(info, *direction)?;
         let product = |s: f32| {
             // two 24-bit significands fit f64
@@ -296,23 +338,34 @@ impl Checkpoint {
             }
             Err(FormatError::new(
                 ErrorCode::ScaleRounding,
-                format!("expected a product that f32 holds, found {s} * {factor} ({})", info.name),
+                format!(
+                    "expected a product that f32 holds, found {s} * {factor} ({})",
+                    info.name
+                ),
             ))
         };
         // the quotient of a magnitude other than 1 would round differently in every reader
-        if *direction == ScaleDirection::Divide && scales.as_slice().iter().any(|&s| s != 1.0 && s != 0.0) {
+        if *direction == ScaleDirection::Divide
+            && scales.as_slice().iter().any(|&s| s != 1.0 && s != 0.0)
+        {
             return Err(FormatError::new(
                 ErrorCode::Malformed,
                 format!(
                     "expected bare trits beside a dividing `{}`, found magnitude {}",
                     info.name,
-                    scales.as_slice().iter().find(|&&s| s != 1.0 && s != 0.0).unwrap_or(&0.0)
+                    scales
+                        .as_slice()
+                        .iter()
+                        .find(|&&s| s != 1.0 && s != 0.0)
+                        .unwrap_or(&0.0)
                 ),
             ));
         }
         Ok(match scales {
             Scales::PerTensor(s) => Scales::PerTensor(product(s)?),
-            Scales::PerRow(s) => Scales::PerRow(s.into_iter().map(product).collect::<Result<_, _>>()?),
+            Scales::PerRow(s) => {
+                Scales::PerRow(s.into_iter().map(product).collect::<Result<_, _>>()?)
+            }
             Scales::PerGroup { group, scales } => Scales::PerGroup {
                 group,
                 scales: scales.into_iter().map(product).collect::<Result<_, _>>()?,
@@ -321,7 +374,11 @@ impl Checkpoint {
     }
 
     /// A stored scale as multiplier: `fl32(1 / weight_scale)` where it divides.
-    fn stored_multiplier(&self, info: &TensorInfo, direction: ScaleDirection) -> Result<f32, FormatError> {
+    fn stored_multiplier(
+        &self,
+        info: &TensorInfo,
+        direction: ScaleDirection,
+    ) -> Result<f32, FormatError> {
         let stored = self.stored_value(info)?;
         let bad = |code, expected: &str| {
             let message = format!("expected {expected}, found {stored}");
@@ -331,9 +388,13 @@ impl Checkpoint {
             return bad(ErrorCode::NonFinite, "a finite scale");
         }
         match direction {
-            ScaleDirection::Multiply if stored < 0.0 => bad(ErrorCode::Malformed, "a scale that is not negative"),
+            ScaleDirection::Multiply if stored < 0.0 => {
+                bad(ErrorCode::Malformed, "a scale that is not negative")
+            }
             ScaleDirection::Multiply => Ok(stored.abs()),
-            ScaleDirection::Divide if stored <= 0.0 => bad(ErrorCode::Malformed, "a positive divisor"),
+            ScaleDirection::Divide if stored <= 0.0 => {
+                bad(ErrorCode::Malformed, "a positive divisor")
+            }
             ScaleDirection::Divide => {
                 let multiplier = 1.0 / stored;
                 if multiplier.is_finite() {
@@ -352,7 +413,10 @@ impl Checkpoint {
         };
         let value = values.map_err(|e| self.place(e, info))?.first().copied();
         value.ok_or_else(|| {
-            self.place(FormatError::new(ErrorCode::WrongShape, "expected 1 element, found none"), info)
+            self.place(
+                FormatError::new(ErrorCode::WrongShape, "expected 1 element, found none"),
+                info,
+            )
         })
     }
 
@@ -380,7 +444,8 @@ impl Checkpoint {
 
     /// Whether any linear is quantised by the absmean rule on reading.
     pub fn has_master_weights(&self) -> bool {
-        let absmean = |s: &Source| matches!(s, Source::Linear(l) if matches!(l.rule, LinearRule::Absmean));
+        let absmean =
+            |s: &Source| matches!(s, Source::Linear(l) if matches!(l.rule, LinearRule::Absmean));
         self.sources.values().any(absmean)
     }
 
@@ -392,7 +457,10 @@ impl Checkpoint {
     /// Every slot, in the order the main tensors lie in the files: for one pass over them.
     pub fn slots_in_file_order(&self) -> Vec<Slot> {
         let mut slots = self.config.slots();
-        slots.sort_by_key(|slot| self.tensor_range(*slot).map(|info| (info.part, info.offset)));
+        slots.sort_by_key(|slot| {
+            self.tensor_range(*slot)
+                .map(|info| (info.part, info.offset))
+        });
         slots
     }
 
@@ -441,7 +509,11 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FormatError>
 
 /// Refuses NaN and infinity in a dense tensor.
 fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
-    let cols = if tensor.shape.len() > 1 { tensor.shape.last().copied().unwrap_or(0) } else { 0 };
+    let cols = if tensor.shape.len() > 1 {
+        tensor.shape.last().copied().unwrap_or(0)
+    } else {
+        0
+    };
     // the only floats of a block are its f16 scale; everything it multiplies is a small integer
     let (block, at) = match tensor.encoding {
         Encoding::Plain(plain) => return values::check_finite(plain, tensor.bytes, cols),
@@ -449,7 +521,10 @@ fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
         Encoding::Block(BlockType::Q6_K) => (210, 208),
         Encoding::Ternary(_) | Encoding::Unknown(_) => return Ok(()),
     };
-    let bad = tensor.bytes.par_chunks_exact(block).position_first(|b| b[at + 1] & 0x7c == 0x7c);
+    let bad = tensor
+        .bytes
+        .par_chunks_exact(block)
+        .position_first(|b| b[at + 1] & 0x7c == 0x7c);
     match bad {
         None => Ok(()),
         Some(i) => Err(FormatError::new(
@@ -483,7 +558,10 @@ fn gguf_row(row: usize, head_dim: usize) -> usize {
 /// A scale for `weight_scale`: BF16 where that is exact, F32 otherwise.
 pub fn weight_scale_bytes(scale: f32) -> (PlainType, Vec<u8>) {
     if bitnet_ternary::f32_is_bf16_exact(scale) {
-        (PlainType::Bf16, bitnet_ternary::f32_to_bf16(scale).to_le_bytes().to_vec())
+        (
+            PlainType::Bf16,
+            bitnet_ternary::f32_to_bf16(scale).to_le_bytes().to_vec(),
+        )
     } else {
         (PlainType::F32, scale.to_le_bytes().to_vec())
     }
@@ -503,13 +581,19 @@ mod tests {
         assert_eq!(hf_from_gguf_rows(&gguf, 8), hf);
         // HF row h*d + j*(d/2) + i moves to h*d + 2*i + j
         for (h, j, i) in [(0, 0, 3), (1, 1, 2), (1, 0, 0)] {
-            assert_eq!(gguf.scales().at(h * 8 + 2 * i + j, 0, 3), (h * 8 + j * 4 + i) as f32);
+            assert_eq!(
+                gguf.scales().at(h * 8 + 2 * i + j, 0, 3),
+                (h * 8 + j * 4 + i) as f32
+            );
         }
     }
 
     #[test]
     fn a_scale_takes_two_bytes_only_where_they_hold_it() {
-        assert_eq!(weight_scale_bytes(37.5), (PlainType::Bf16, vec![0x16, 0x42]));
+        assert_eq!(
+            weight_scale_bytes(37.5),
+            (PlainType::Bf16, vec![0x16, 0x42])
+        );
         assert_eq!(weight_scale_bytes(0.1).0, PlainType::F32);
     }
 }

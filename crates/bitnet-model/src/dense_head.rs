@@ -27,11 +27,17 @@ pub(crate) struct DenseMatrix {
 impl DenseMatrix {
     /// The dense matrix in a slot; its type and values are checked here, once.
     pub(crate) fn open(checkpoint: &Checkpoint, slot: Slot) -> Result<Self, FormatError> {
-        let DenseTensor { shape, info, encoding, bytes } = checkpoint.dense(slot)?;
-        let &[rows, cols] = shape else {
+        let DenseTensor {
+            shape,
+            info,
+            encoding,
+            bytes,
+        } = checkpoint.dense(slot)?;
+        let expected = checkpoint.config.shape(slot);
+        let (&[rows, cols], true) = (shape, shape == expected) else {
             return Err(FormatError::new(
                 ErrorCode::WrongShape,
-                format!("expected a matrix, found shape {shape:?}"),
+                format!("expected shape {expected:?}, found {shape:?}"),
             )
             .in_tensor(&info.name));
         };
@@ -39,7 +45,12 @@ impl DenseMatrix {
         let row_bytes = bytes.len() / rows.max(1);
         dense_to_f32(encoding, &bytes[..row_bytes], &mut vec![0.0; cols])
             .map_err(|error| error.in_tensor(&info.name))?;
-        Ok(Self { slot, info: info.clone(), rows, cols })
+        Ok(Self {
+            slot,
+            info: info.clone(),
+            rows,
+            cols,
+        })
     }
 
     /// Rows of the matrix.
@@ -61,8 +72,11 @@ impl DenseMatrix {
     ) -> Result<(), FormatError> {
         let bytes = checkpoint.file.bytes(&self.info);
         let row_bytes = bytes.len() / self.rows;
-        let bytes = bytes.get(row * row_bytes..(row + 1) * row_bytes).unwrap_or(&[]);
-        dense_to_f32(self.info.encoding, bytes, out).map_err(|error| error.in_tensor(&self.info.name))
+        let bytes = bytes
+            .get(row * row_bytes..(row + 1) * row_bytes)
+            .unwrap_or(&[]);
+        dense_to_f32(self.info.encoding, bytes, out)
+            .map_err(|error| error.in_tensor(&self.info.name))
     }
 
     /// `out[t][r] = dot(row r, x[t])`; `x` is `(tokens, cols)`, `out` is `(tokens, rows)`.
@@ -74,7 +88,9 @@ impl DenseMatrix {
         out: &mut [f32],
     ) -> Result<(), FormatError> {
         crate::bit_linear::finite(self.slot, x, self.cols, 0)?;
-        let tiles = x.chunks(HEAD_TOKENS * self.cols).zip(out.chunks_mut(HEAD_TOKENS * self.rows));
+        let tiles = x
+            .chunks(HEAD_TOKENS * self.cols)
+            .zip(out.chunks_mut(HEAD_TOKENS * self.rows));
         for (x, out) in tiles {
             let pieces = threads::pieces(x.len() * self.rows);
             let share = self.rows.div_ceil(4 * pieces).next_multiple_of(HEAD_ROWS);
@@ -87,7 +103,9 @@ impl DenseMatrix {
                 rest = others;
             }
             parts.push(rest);
-            threads::try_for_each(pieces, parts, |part| self.part(checkpoint, backend, x, part))?;
+            threads::try_for_each(pieces, parts, |part| {
+                self.part(checkpoint, backend, x, part)
+            })?;
         }
         Ok(())
     }
@@ -106,7 +124,13 @@ impl DenseMatrix {
             Encoding::Plain(PlainType::Bf16) => DenseType::Bf16,
             _ => return self.part_widened(checkpoint, backend, x, out),
         };
-        backend.dense_rows(dtype, checkpoint.file.bytes(&self.info), self.cols, x, &mut out);
+        backend.dense_rows(
+            dtype,
+            checkpoint.file.bytes(&self.info),
+            self.cols,
+            x,
+            &mut out,
+        );
         Ok(())
     }
 

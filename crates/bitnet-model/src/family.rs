@@ -86,14 +86,21 @@ impl Family {
         name: Option<&str>,
     ) -> Result<Vec<(String, MetaValue)>, FormatError> {
         self.check_gguf_wiring(config)?;
-        Ok(gguf_keys::metadata(self.gguf_architectures[0], config, name))
+        Ok(gguf_keys::metadata(
+            self.gguf_architectures[0],
+            config,
+            name,
+        ))
     }
 
     /// Tensors that GGUF readers want besides the slots: `rope_freqs.weight` (f32) when frequencies
     /// are scaled by band.
     pub fn gguf_extra_tensors(&self, config: &Config) -> Vec<(String, Vec<f32>)> {
         let factors = rope_frequency_factors(config);
-        factors.into_iter().map(|f| (ROPE_FREQUENCIES.to_owned(), f)).collect()
+        factors
+            .into_iter()
+            .map(|f| (ROPE_FREQUENCIES.to_owned(), f))
+            .collect()
     }
 
     /// The `config.json` of a checkpoint stored as `storage`. Keys of `original` (a `config.json` of
@@ -132,7 +139,9 @@ impl Family {
         let refuse = |key: &str, found: String, expected: String| {
             Err(FormatError::new(
                 ErrorCode::TargetCannotHold,
-                format!("readers of architecture `{arch}` compute {expected}, the model has {found}"),
+                format!(
+                    "readers of architecture `{arch}` compute {expected}, the model has {found}"
+                ),
             )
             .in_tensor(key)
             .hint("choose a Hugging Face target"))
@@ -147,7 +156,11 @@ impl Family {
         }
         if !config.tie_word_embeddings && !wiring.output_head {
             let expected = "the embedding as output head".to_owned();
-            return refuse("lm_head.weight", "an output head of its own".to_owned(), expected);
+            return refuse(
+                "lm_head.weight",
+                "an output head of its own".to_owned(),
+                expected,
+            );
         }
         Ok(())
     }
@@ -162,8 +175,11 @@ impl Family {
 }
 
 /// Every family. Adding one is a file, a `mod` line and a row.
-pub static FAMILIES: &[&Family] =
-    &[&bitnet_2b_4t::FAMILY, &llama_b1_58::FAMILY, &bitnet_b1_58::FAMILY];
+pub static FAMILIES: &[&Family] = &[
+    &bitnet_2b_4t::FAMILY,
+    &llama_b1_58::FAMILY,
+    &bitnet_b1_58::FAMILY,
+];
 
 /// The family of this name.
 pub fn family_by_name(name: &str) -> Option<&'static Family> {
@@ -179,10 +195,15 @@ pub(crate) fn family_of_config(config: &Value) -> Result<&'static Family, Format
 /// The family of a GGUF file's architecture string.
 pub(crate) fn family_of_gguf(file: &TensorFile) -> Result<&'static Family, FormatError> {
     let arch = gguf_keys::architecture(file)?;
-    let found = FAMILIES.iter().copied().find(|f| f.gguf_architectures.contains(&arch));
+    let found = FAMILIES
+        .iter()
+        .copied()
+        .find(|f| f.gguf_architectures.contains(&arch));
     found.ok_or_else(|| {
-        let known: Vec<_> =
-            FAMILIES.iter().flat_map(|f| f.gguf_architectures.iter().copied()).collect();
+        let known: Vec<_> = FAMILIES
+            .iter()
+            .flat_map(|f| f.gguf_architectures.iter().copied())
+            .collect();
         crate::config::bad_key(
             gguf_keys::ARCHITECTURE,
             &format!("`{arch}`"),

@@ -137,7 +137,12 @@ impl Model {
     /// Whatever is wrong with a tensor.
     pub fn load(checkpoint: Checkpoint, options: &LoadOptions<'_>) -> Result<Self, FormatError> {
         let weights = Weights::load(&checkpoint, options)?;
-        Ok(Self { checkpoint, backend: options.backend, kv_type: options.kv_type, weights })
+        Ok(Self {
+            checkpoint,
+            backend: options.backend,
+            kv_type: options.kv_type,
+            weights,
+        })
     }
 
     /// Sizes and wiring.
@@ -159,7 +164,11 @@ impl Model {
     pub fn ternary_bytes(&self) -> usize {
         let layers = self.weights.layers.iter();
         layers
-            .flat_map(|layer| LayerSlot::LINEARS.into_iter().filter_map(|slot| layer.linear(slot)))
+            .flat_map(|layer| {
+                LayerSlot::LINEARS
+                    .into_iter()
+                    .filter_map(|slot| layer.linear(slot))
+            })
             .map(|matrix| matrix.byte_len())
             .sum()
     }
@@ -235,7 +244,12 @@ impl Model {
                 ),
             ));
         }
-        let mut logits = Vec::new(); // (tokens, vocab), (vocab,) or nothing
+        let wanted = match want {
+            Logits::All => tokens.len() * vocab,
+            Logits::Last => vocab,
+            Logits::None => 0,
+        };
+        let mut logits = Vec::with_capacity(wanted); // (tokens, vocab), (vocab,) or nothing
         let batches = tokens.len().div_ceil(BATCH_TOKENS);
         for (batch, tokens) in tokens.chunks(BATCH_TOKENS).enumerate() {
             self.start_batch(session, tokens.len());
@@ -263,12 +277,18 @@ impl Model {
     /// Rows of the embedding matrix into `x`, `(tokens, hidden)`.
     fn embed(&self, tokens: &[u32], x: &mut [f32]) -> Result<(), FormatError> {
         let embeddings = &self.weights.embeddings;
-        for (token, x) in tokens.iter().zip(x.chunks_exact_mut(self.config().hidden_size)) {
+        for (token, x) in tokens
+            .iter()
+            .zip(x.chunks_exact_mut(self.config().hidden_size))
+        {
             let row = *token as usize;
             if row >= embeddings.rows() {
                 return Err(FormatError::new(
                     ErrorCode::Usage,
-                    format!("expected a token id below {}, found {token}", embeddings.rows()),
+                    format!(
+                        "expected a token id below {}, found {token}",
+                        embeddings.rows()
+                    ),
                 ));
             }
             embeddings.row(&self.checkpoint, row, x)?;
@@ -294,13 +314,39 @@ impl Model {
         let kv_heads = config.num_key_value_heads;
         let w = &self.weights.layers[layer];
         let at = |linear| Slot::Layer(layer, linear);
-        let Session { position, cache, rope, buffers, .. } = session;
-        let Buffers { input, x, h, q, k, v, a, a_norm, gate, up, f_norm, y } = buffers;
+        let Session {
+            position,
+            cache,
+            rope,
+            buffers,
+            ..
+        } = session;
+        let Buffers {
+            input,
+            x,
+            h,
+            q,
+            k,
+            v,
+            a,
+            a_norm,
+            gate,
+            up,
+            f_norm,
+            y,
+        } = buffers;
 
         // h = norm(x);  q, k, v = linear(h)
         self.norm(x, &w.input_norm, h);
         input.quantize(at(LayerSlot::QProj), h, hidden)?;
-        input.multiply(h, [(&w.q_proj, &mut *q), (&w.k_proj, &mut *k), (&w.v_proj, &mut *v)]);
+        input.multiply(
+            h,
+            [
+                (&w.q_proj, &mut *q),
+                (&w.k_proj, &mut *k),
+                (&w.v_proj, &mut *v),
+            ],
+        );
 
         // a = softmax(rope(q) rope(K)^T / sqrt(head_dim)) V
         self.rotate(rope, *position, q, heads);
@@ -341,12 +387,7 @@ impl Model {
     }
 
     /// `norm(x)` in `normed` if the network has this norm, else `x`.
-    fn sub_norm<'a>(
-        &self,
-        gain: Option<&[f32]>,
-        x: &'a [f32],
-        normed: &'a mut [f32],
-    ) -> &'a [f32] {
+    fn sub_norm<'a>(&self, gain: Option<&[f32]>, x: &'a [f32], normed: &'a mut [f32]) -> &'a [f32] {
         let Some(gain) = gain else { return x };
         self.norm(x, gain, normed);
         normed
@@ -401,8 +442,11 @@ impl Model {
             _ => None,
         };
         let matrix = matrix.ok_or_else(|| {
-            FormatError::new(ErrorCode::MissingTensor, "expected a ternary linear of this network")
-                .in_tensor(&slot.to_string())
+            FormatError::new(
+                ErrorCode::MissingTensor,
+                "expected a ternary linear of this network",
+            )
+            .in_tensor(&slot.to_string())
         })?;
         check_len(x, tokens, matrix.cols())?;
         let mut out = vec![0.0; tokens * matrix.rows()]; // (tokens, rows)

@@ -33,7 +33,9 @@ impl KvType {
 
     /// The inverse of [`as_str`](Self::as_str).
     pub fn by_name(name: &str) -> Option<Self> {
-        [Self::F32, Self::F16].into_iter().find(|t| t.as_str() == name)
+        [Self::F32, Self::F16]
+            .into_iter()
+            .find(|t| t.as_str() == name)
     }
 
     pub(crate) fn dense_type(self) -> DenseType {
@@ -63,7 +65,9 @@ impl KvCache {
             head_dim: config.head_dim,
             blocks: Vec::new(),
         };
-        Self { layers: vec![layer; layers] }
+        Self {
+            layers: vec![layer; layers],
+        }
     }
 
     /// The cache of one layer.
@@ -73,7 +77,10 @@ impl KvCache {
 
     /// Bytes allocated.
     pub fn byte_len(&self) -> usize {
-        self.layers.iter().map(|layer| layer.blocks.len() * 2 * layer.block_bytes()).sum()
+        self.layers
+            .iter()
+            .map(|layer| layer.blocks.len() * 2 * layer.block_bytes())
+            .sum()
     }
 }
 
@@ -133,7 +140,10 @@ impl LayerCache {
                     },
                 });
             }
-            let Block { keys: to_keys, values: to_values } = &mut self.blocks[block];
+            let Block {
+                keys: to_keys,
+                values: to_values,
+            } = &mut self.blocks[block];
             for head in 0..self.kv_heads {
                 let from = head * self.head_dim..(head + 1) * self.head_dim;
                 let at = (head * BLOCK_POSITIONS + row) * self.head_dim;

@@ -41,5 +41,5 @@ pub use forward::{Logits, Model, Session};
 pub use kv_cache::{KvCache, KvType};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};
-pub use tokenizer::{Tokenizer, tokenizer_files_from_gguf, tokenizer_to_gguf};
+pub use tokenizer::{DecodeStream, Tokenizer, tokenizer_files_from_gguf, tokenizer_to_gguf};
 pub use weights::LoadOptions;

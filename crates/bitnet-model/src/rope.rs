@@ -18,7 +18,11 @@ pub(crate) struct RopeTable {
 impl RopeTable {
     /// A table without positions.
     pub(crate) fn new(rope: &Rope, head_dim: usize) -> Self {
-        Self { inv_freq: inv_freq(rope, head_dim), cos: Vec::new(), sin: Vec::new() }
+        Self {
+            inv_freq: inv_freq(rope, head_dim),
+            cos: Vec::new(),
+            sin: Vec::new(),
+        }
     }
 
     /// Makes sure that positions below `positions` are there.
@@ -84,12 +88,23 @@ mod tests {
 
     #[test]
     fn frequencies_are_those_of_the_rule() {
-        let rope = Rope { theta: 500_000.0, scaling: RopeScaling::None };
+        let rope = Rope {
+            theta: 500_000.0,
+            scaling: RopeScaling::None,
+        };
         let plain = inv_freq(&rope, 128);
         assert_eq!(plain[0], 1.0);
         assert!((f64::from(plain[32]) * 500_000f64.sqrt() - 1.0).abs() < 1e-7);
-        let linear = Rope { scaling: RopeScaling::Linear { factor: 4.0 }, ..rope };
-        assert!(inv_freq(&linear, 128).iter().zip(&plain).all(|(a, b)| *a == b / 4.0));
+        let linear = Rope {
+            scaling: RopeScaling::Linear { factor: 4.0 },
+            ..rope
+        };
+        assert!(
+            inv_freq(&linear, 128)
+                .iter()
+                .zip(&plain)
+                .all(|(a, b)| *a == b / 4.0)
+        );
     }
 
     #[test]
@@ -100,18 +115,37 @@ mod tests {
             high_freq_factor: 4.0,
             original_max_position_embeddings: 8192,
         };
-        let plain = inv_freq(&Rope { theta: 500_000.0, scaling: RopeScaling::None }, 128);
-        let got = inv_freq(&Rope { theta: 500_000.0, scaling }, 128);
+        let plain = inv_freq(
+            &Rope {
+                theta: 500_000.0,
+                scaling: RopeScaling::None,
+            },
+            128,
+        );
+        let got = inv_freq(
+            &Rope {
+                theta: 500_000.0,
+                scaling,
+            },
+            128,
+        );
         assert_eq!(got[0], plain[0]);
         assert_eq!(got[63], plain[63] / 8.0);
-        assert!(got.iter().zip(&plain).all(|(g, p)| *g <= *p && *g >= *p / 8.0));
+        assert!(
+            got.iter()
+                .zip(&plain)
+                .all(|(g, p)| *g <= *p && *g >= *p / 8.0)
+        );
         // the band between is monotonic: no wave is longer than its longer neighbour
         assert!(got.windows(2).all(|w| w[0] > w[1]));
     }
 
     #[test]
     fn the_table_does_not_depend_on_how_it_grew() {
-        let rope = Rope { theta: 10_000.0, scaling: RopeScaling::None };
+        let rope = Rope {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+        };
         let (mut once, mut twice) = (RopeTable::new(&rope, 8), RopeTable::new(&rope, 8));
         once.extend_to(9);
         twice.extend_to(4);

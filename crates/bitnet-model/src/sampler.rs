@@ -24,7 +24,13 @@ pub struct SamplerOptions {
 
 impl Default for SamplerOptions {
     fn default() -> Self {
-        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 0 }
+        Self {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            seed: 0,
+        }
     }
 }
 
@@ -38,17 +44,29 @@ pub struct Sampler {
 impl Sampler {
     /// Always the likeliest token; of equal ones the lowest id.
     pub fn greedy() -> Self {
-        Self::new(SamplerOptions { temperature: 0.0, ..SamplerOptions::default() })
+        Self::new(SamplerOptions {
+            temperature: 0.0,
+            ..SamplerOptions::default()
+        })
     }
 
     /// Draws as the options say.
     pub fn new(options: SamplerOptions) -> Self {
-        Self { options, state: options.seed }
+        Self {
+            options,
+            state: options.seed,
+        }
     }
 
     /// The next token for logits of shape `(vocab,)`. NaN is never drawn; 0 if there is nothing else.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let SamplerOptions { temperature, top_k, top_p, min_p, .. } = self.options;
+        let SamplerOptions {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            ..
+        } = self.options;
         let best = argmax(logits);
         // NaN and nonsense options fall to the greedy side
         if temperature <= 0.0 || temperature.is_nan() || top_k == 1 || logits.is_empty() {
@@ -60,7 +78,11 @@ impl Sampler {
         }
         let weight = |logit: f32| libm::exp(f64::from(logit) - max);
 
-        let k = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
+        let k = if top_k == 0 {
+            logits.len()
+        } else {
+            top_k.min(logits.len())
+        };
         let mut kept = if top_p < 1.0 {
             nucleus(logits, k, f64::from(top_p), weight)
         } else if k < logits.len() {
@@ -109,7 +131,11 @@ fn argmax(logits: &[f32]) -> usize {
             best = i;
         }
     }
-    if logits.get(best).is_none_or(|l| l.is_nan()) { 0 } else { best }
+    if logits.get(best).is_none_or(|l| l.is_nan()) {
+        0
+    } else {
+        best
+    }
 }
 
 /// Falling logit, then rising id; NaN last.
@@ -168,8 +194,13 @@ fn nucleus(logits: &[f32], k: usize, top_p: f64, weight: impl Fn(f32) -> f64) ->
 mod tests {
     use super::*;
 
-    const ALL: SamplerOptions =
-        SamplerOptions { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 1 };
+    const ALL: SamplerOptions = SamplerOptions {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        seed: 1,
+    };
 
     fn seen(options: SamplerOptions, logits: &[f32]) -> Vec<u32> {
         let mut sampler = Sampler::new(options);
@@ -192,7 +223,10 @@ mod tests {
     #[test]
     fn splitmix_is_the_published_one() {
         // first outputs of SplitMix64 from 1234567
-        let mut sampler = Sampler::new(SamplerOptions { seed: 1_234_567, ..ALL });
+        let mut sampler = Sampler::new(SamplerOptions {
+            seed: 1_234_567,
+            ..ALL
+        });
         let want = [6_457_827_717_110_365_317u64, 3_203_168_211_198_807_973];
         for want in want {
             assert_eq!(sampler.uniform(), (want >> 11) as f64 / (1u64 << 53) as f64);
@@ -207,11 +241,33 @@ mod tests {
         assert_eq!(seen(SamplerOptions { top_k: 3, ..ALL }, &logits), [0, 1, 2]);
         assert_eq!(seen(SamplerOptions { top_p: 0.7, ..ALL }, &logits), [0, 1]);
         assert_eq!(seen(SamplerOptions { top_p: 0.0, ..ALL }, &logits), [0]);
-        assert_eq!(seen(SamplerOptions { top_p: 0.8, ..ALL }, &logits), [0, 1, 2]);
+        assert_eq!(
+            seen(SamplerOptions { top_p: 0.8, ..ALL }, &logits),
+            [0, 1, 2]
+        );
         // within the top two, 0.5 / 0.75 already reaches 0.6
-        assert_eq!(seen(SamplerOptions { top_p: 0.6, top_k: 2, ..ALL }, &logits), [0]);
+        assert_eq!(
+            seen(
+                SamplerOptions {
+                    top_p: 0.6,
+                    top_k: 2,
+                    ..ALL
+                },
+                &logits
+            ),
+            [0]
+        );
         assert_eq!(seen(SamplerOptions { min_p: 0.4, ..ALL }, &logits), [0, 1]);
-        assert_eq!(seen(SamplerOptions { temperature: 0.01, ..ALL }, &logits), [0]);
+        assert_eq!(
+            seen(
+                SamplerOptions {
+                    temperature: 0.01,
+                    ..ALL
+                },
+                &logits
+            ),
+            [0]
+        );
         assert_eq!(seen(SamplerOptions { min_p: 2.0, ..ALL }, &logits), [0]);
     }
 
@@ -220,7 +276,9 @@ mod tests {
         let logits = [0.0, f32::NAN, 3f32.ln()];
         let draw = |seed| {
             let mut sampler = Sampler::new(SamplerOptions { seed, ..ALL });
-            (0..20_000).map(|_| sampler.sample(&logits)).collect::<Vec<_>>()
+            (0..20_000)
+                .map(|_| sampler.sample(&logits))
+                .collect::<Vec<_>>()
         };
         let a = draw(5);
         assert_eq!(a, draw(5));

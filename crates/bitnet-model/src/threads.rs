@@ -50,7 +50,9 @@ pub(crate) fn for_tokens(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f3
         f(0, x);
     } else {
         let parts = x.chunks_mut(share * width).enumerate().collect();
-        for_each(pieces, parts, |(part, x): (usize, &mut [f32])| f(part * share, x));
+        for_each(pieces, parts, |(part, x): (usize, &mut [f32])| {
+            f(part * share, x)
+        });
     }
 }
 

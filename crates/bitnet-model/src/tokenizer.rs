@@ -9,6 +9,7 @@
 //! a whole still gives the characters that are, with one U+FFFD for each byte that is not
 //! (sentencepiece's rule), where the crate gives U+FFFD for every byte of the run.
 
+mod decode;
 mod ggml;
 mod huggingface;
 mod pre_tokenizer;
@@ -17,8 +18,10 @@ mod side_files;
 
 use crate::chat_template::ChatTemplate;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
+pub use decode::DecodeStream;
+use decode::Decoding;
 use ggml::{GgmlTokenizer, TokenType};
-use huggingface::Specials;
+use huggingface::{Lists, Specials};
 use serde_json::{Map, Value, json};
 use side_files::{END_OF_TURN, SideFiles};
 use std::path::Path;
@@ -46,54 +49,35 @@ pub struct Tokenizer {
     template_tokens: (String, String),
 }
 
-/// How token texts become bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Decoding {
-    /// Letters stand for bytes.
-    ByteLevel,
-    /// `▁` stands for a space, `<0xHH>` for a byte; whether one space in front is dropped.
-    SentencePiece { strip: bool },
-    /// Tokens stand for themselves, with spaces between them (no decoder).
-    Plain,
-}
-
 fn refuse(what: impl Into<String>) -> FormatError {
     FormatError::new(ErrorCode::Tokenizer, what)
 }
 
-/// Checks and builds; the parsed form serves the caller too.
-fn build(bytes: &[u8]) -> Result<(tokenizers::Tokenizer, Value), FormatError> {
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))?;
-    huggingface::check(&value)?;
-    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| refuse(e.to_string()))?;
-    // transformers ignores both unless asked
-    inner.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
-    inner.with_padding(None);
-    Ok((inner, value))
+/// A `tokenizer.json`, executable and parsed.
+struct Parsed {
+    inner: tokenizers::Tokenizer,
+    /// Without the vocabulary and the merges.
+    value: Value,
+    lists: Option<Lists>,
 }
 
-fn decoding(value: &Value) -> Result<Decoding, FormatError> {
-    let decoder = value.get("decoder").unwrap_or(&Value::Null);
-    let kind = |v: &Value| v.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let steps: Vec<&Value> = match decoder.get("decoders").and_then(Value::as_array) {
-        Some(steps) => steps.iter().collect(),
-        None if decoder.is_null() => return Ok(Decoding::Plain),
-        None => vec![decoder],
-    };
-    let kinds: Vec<String> = steps.iter().map(|s| kind(s)).collect();
-    let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
-    match kinds.as_slice() {
-        ["ByteLevel"] => Ok(Decoding::ByteLevel),
-        ["Replace", "ByteFallback", "Fuse"] => Ok(Decoding::SentencePiece { strip: false }),
-        ["Replace", "ByteFallback", "Fuse", "Strip"] => Ok(Decoding::SentencePiece { strip: true }),
-        ["Metaspace"] | ["ByteFallback", "Metaspace"] | ["ByteFallback", "Fuse", "Metaspace"] => {
-            let never = steps.last().and_then(|s| s.get("prepend_scheme")).and_then(Value::as_str) == Some("never");
-            Ok(Decoding::SentencePiece { strip: !never })
-        }
-        _ => Err(refuse(format!("unknown decoder {}", pre_tokenizer::short(&kinds.join(" → "))))
-            .in_tensor("decoder")),
-    }
+/// Checks and builds; keeps the long lists for who wants to write them.
+fn build(bytes: &[u8], keep_lists: bool) -> Result<Parsed, FormatError> {
+    let mut value: Value = serde_json::from_slice(bytes)
+        .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))?;
+    let lists = huggingface::take(&mut value)?;
+    let lists = keep_lists.then_some(lists);
+    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| refuse(e.to_string()))?;
+    // transformers ignores both unless asked
+    inner
+        .with_truncation(None)
+        .map_err(|e| refuse(e.to_string()))?;
+    inner.with_padding(None);
+    Ok(Parsed {
+        inner,
+        value,
+        lists,
+    })
 }
 
 impl Tokenizer {
@@ -101,26 +85,48 @@ impl Tokenizer {
     /// (sentencepiece BPE), with the special tokens and the chat template of the files beside it.
     /// `None` if there is neither.
     pub fn from_directory(dir: &Path) -> Result<Option<Self>, FormatError> {
-        let Some(source) = Source::read(dir)? else { return Ok(None) };
+        let Some(source) = Source::read(dir, false)? else {
+            return Ok(None);
+        };
         let special = source.specials()?;
-        let Source { inner, value, side, .. } = source;
+        let Source {
+            parsed: Parsed { inner, value, .. },
+            side,
+            ..
+        } = source;
         let mut stop = Vec::new();
         stop.extend(special.eos);
         stop.extend(side.ids("eos"));
         let text = |name| side.text(name).unwrap_or_default().to_owned();
         let template_tokens = (text("bos"), text("eos"));
         let special = (special.bos, special.eos, special.add_bos);
-        Self::assemble(inner, &value, special, stop, side.chat_template, template_tokens).map(Some)
+        Self::assemble(
+            inner,
+            &value,
+            special,
+            stop,
+            side.chat_template,
+            template_tokens,
+        )
+        .map(Some)
     }
 
     /// The tokenizer of a GGUF file: `tokenizer.huggingface.json` if it is there, else one built
     /// from `tokenizer.ggml.*`. `None` if the file has none.
     pub fn from_gguf(metadata: &Metadata) -> Result<Option<Self>, FormatError> {
-        let Some(bytes) = gguf_json(metadata)? else { return Ok(None) };
-        let (inner, value) = build(&bytes).map_err(|e| e.in_tensor(HUGGINGFACE_JSON))?;
+        let Some(bytes) = gguf_json(metadata)? else {
+            return Ok(None);
+        };
+        let Parsed { inner, value, .. } =
+            build(&bytes, false).map_err(|e| e.in_tensor(HUGGINGFACE_JSON))?;
+        drop(bytes);
         let special = gguf_specials(metadata, &inner)?;
         let text = |id: Option<u32>| id.and_then(|i| inner.id_to_token(i)).unwrap_or_default();
-        let bos = if special.add_bos { text(special.bos) } else { String::new() };
+        let bos = if special.add_bos {
+            text(special.bos)
+        } else {
+            String::new()
+        };
         let template_tokens = (bos, text(special.eos));
         let mut stop = Vec::new();
         stop.extend(special.eos);
@@ -128,7 +134,10 @@ impl Tokenizer {
             stop.extend(ids.iter().take(64));
         }
         stop.extend(special.eot);
-        let template = metadata.get(CHAT_TEMPLATE).and_then(MetaValue::as_str).map(str::to_owned);
+        let template = metadata
+            .get(CHAT_TEMPLATE)
+            .and_then(MetaValue::as_str)
+            .map(str::to_owned);
         let special = (special.bos, special.eos, special.add_bos);
         Self::assemble(inner, &value, special, stop, template, template_tokens).map(Some)
     }
@@ -143,16 +152,33 @@ impl Tokenizer {
     ) -> Result<Self, FormatError> {
         stop.extend(END_OF_TURN.iter().filter_map(|t| inner.token_to_id(t)));
         let mut seen = Vec::new();
-        stop.retain(|id| !seen.contains(id) && { seen.push(*id); true });
-        let decoding = decoding(value)?;
-        Ok(Self { inner, decoding, bos, eos, adds_bos, stop, chat_template, template_tokens })
+        stop.retain(|id| {
+            !seen.contains(id) && {
+                seen.push(*id);
+                true
+            }
+        });
+        let decoding = Decoding::from_json(value)?;
+        Ok(Self {
+            inner,
+            decoding,
+            bos,
+            eos,
+            adds_bos,
+            stop,
+            chat_template,
+            template_tokens,
+        })
     }
 
     /// The ids of a text. `add_special` adds what the tokenizer's post-processor adds (usually BOS);
     /// a rendered chat prompt contains its special tokens already and is encoded without.
     /// Special tokens written out in the text are recognised in both cases.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, FormatError> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| refuse(e.to_string()))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special)
+            .map_err(|e| refuse(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -176,7 +202,7 @@ impl Tokenizer {
     /// To continue a prompt, push the prompt's ids first and drop what they give: sentencepiece
     /// tokenizers drop one space at the very beginning only.
     pub fn stream(&self) -> DecodeStream<'_> {
-        DecodeStream { tokenizer: self, skip_special: true, pending: Vec::new(), started: false, tokens: 0 }
+        DecodeStream::new(self)
     }
 
     /// Tokens, added ones included.
@@ -223,118 +249,15 @@ impl Tokenizer {
     /// The chat template, ready to render with this tokenizer's own special tokens.
     pub fn chat(&self) -> Result<Option<ChatTemplate>, FormatError> {
         let (bos, eos) = &self.template_tokens;
-        self.chat_template().map(|source| ChatTemplate::new(source, bos, eos)).transpose()
-    }
-
-    /// The bytes of one token; `None` if the id has no token or a special one is not wanted.
-    fn bytes(&self, id: u32, skip_special: bool) -> Option<Vec<u8>> {
-        let text = self.inner.id_to_token(id)?;
-        if skip_special && self.inner.get_added_vocabulary().is_special_token(&text) {
-            return None;
-        }
-        Some(match self.decoding {
-            // a token with a letter that stands for no byte stands for itself
-            Decoding::ByteLevel => {
-                text.chars().map(byte_of).collect::<Option<_>>().unwrap_or_else(|| text.into_bytes())
-            }
-            Decoding::SentencePiece { .. } => match ggml::byte_piece(&text) {
-                Some(byte) => vec![byte],
-                None => text.replace('▁', " ").into_bytes(),
-            },
-            Decoding::Plain => text.into_bytes(),
-        })
-    }
-}
-
-/// The byte that a letter stands for in byte-level BPE: printable Latin-1 stands for itself, the
-/// other bytes, in order, for the letters from U+0100.
-fn byte_of(letter: char) -> Option<u8> {
-    let printable = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-    let code = u32::from(letter);
-    if printable(code) {
-        return u8::try_from(code).ok();
-    }
-    let index = usize::try_from(code.checked_sub(0x100)?).ok()?;
-    (0..=255u8).filter(|&b| !printable(b.into())).nth(index)
-}
-
-/// Text from ids one at a time; what it has given so far never ends in half a character.
-#[derive(Debug)]
-pub struct DecodeStream<'t> {
-    tokenizer: &'t Tokenizer,
-    skip_special: bool,
-    /// Bytes of a character that is not complete yet: at most three.
-    pending: Vec<u8>,
-    /// Whether any text has come.
-    started: bool,
-    tokens: usize,
-}
-
-impl DecodeStream<'_> {
-    /// Special tokens give their text.
-    #[must_use]
-    pub fn keep_special(mut self) -> Self {
-        self.skip_special = false;
-        self
-    }
-
-    /// The text that one more token completes; often a word, sometimes nothing.
-    pub fn push(&mut self, id: u32) -> Result<String, FormatError> {
-        let Some(bytes) = self.tokenizer.bytes(id, self.skip_special) else { return Ok(String::new()) };
-        if self.tokenizer.decoding == Decoding::Plain && self.tokens > 0 {
-            self.pending.push(b' ');
-        }
-        self.tokens = self.tokens.saturating_add(1);
-        self.pending.extend(bytes);
-        Ok(self.flush(false))
-    }
-
-    /// What is left: U+FFFD if the last character never became complete.
-    pub fn finish(mut self) -> Result<String, FormatError> {
-        Ok(self.flush(true))
-    }
-
-    fn flush(&mut self, end: bool) -> String {
-        let each = matches!(self.tokenizer.decoding, Decoding::SentencePiece { .. });
-        let mut text = String::new();
-        let mut rest = std::mem::take(&mut self.pending);
-        loop {
-            let error = match std::str::from_utf8(&rest) {
-                Ok(valid) => {
-                    text.push_str(valid);
-                    break;
-                }
-                Err(error) => error,
-            };
-            let tail = rest.split_off(error.valid_up_to());
-            text.push_str(&String::from_utf8_lossy(&rest));
-            let bad = match error.error_len() {
-                Some(n) => n,
-                None if end => tail.len(),
-                None => {
-                    self.pending = tail;
-                    break;
-                }
-            };
-            let marks = if each { bad } else { 1 };
-            text.extend(std::iter::repeat_n('\u{fffd}', marks));
-            rest = tail.get(bad..).unwrap_or_default().to_vec();
-        }
-        if !self.started && !text.is_empty() {
-            self.started = true;
-            if self.tokenizer.decoding == (Decoding::SentencePiece { strip: true }) && text.starts_with(' ') {
-                text.remove(0);
-            }
-        }
-        text
+        self.chat_template()
+            .map(|source| ChatTemplate::new(source, bos, eos))
+            .transpose()
     }
 }
 
 /// A tokenizer as a checkpoint directory has it.
 struct Source {
-    inner: tokenizers::Tokenizer,
-    /// `tokenizer.json`, parsed.
-    value: Value,
+    parsed: Parsed,
     /// The bytes of `tokenizer.json`.
     bytes: Vec<u8>,
     side: SideFiles,
@@ -343,26 +266,39 @@ struct Source {
 }
 
 impl Source {
-    fn read(dir: &Path) -> Result<Option<Self>, FormatError> {
+    fn read(dir: &Path, keep_lists: bool) -> Result<Option<Self>, FormatError> {
         if let Some(bytes) = side_files::read(dir, "tokenizer.json")? {
-            let (inner, value) = build(&bytes).map_err(|e| e.in_file(&dir.join("tokenizer.json")))?;
+            let parsed =
+                build(&bytes, keep_lists).map_err(|e| e.in_file(&dir.join("tokenizer.json")))?;
             let side = SideFiles::read(dir)?;
-            return Ok(Some(Self { inner, value, bytes, side, pieces: None }));
+            return Ok(Some(Self {
+                parsed,
+                bytes,
+                side,
+                pieces: None,
+            }));
         }
-        let Some(model) = side_files::read(dir, "tokenizer.model")? else { return Ok(None) };
+        let Some(model) = side_files::read(dir, "tokenizer.model")? else {
+            return Ok(None);
+        };
         let side = SideFiles::read(dir)?;
         let place = |e: FormatError| e.in_file(&dir.join("tokenizer.model"));
         let mut pieces = sentencepiece::parse(&model).map_err(place)?;
         add_tokens(&mut pieces, &side).map_err(place)?;
-        let value = pieces.to_json().map_err(place)?;
-        let bytes = to_bytes(&value)?;
-        let (inner, value) = build(&bytes).map_err(place)?;
-        Ok(Some(Self { inner, value, bytes, side, pieces: Some(pieces) }))
+        let bytes = compact(&pieces.to_json().map_err(place)?)?;
+        let parsed = build(&bytes, false).map_err(place)?;
+        Ok(Some(Self {
+            parsed,
+            bytes,
+            side,
+            pieces: Some(pieces),
+        }))
     }
 
     fn specials(&self) -> Result<Specials, FormatError> {
-        let (before, after) = huggingface::around(&self.inner)?;
-        let mut found = Specials::find(&self.side, |t| self.inner.token_to_id(t), &before, &after);
+        let (before, after) = huggingface::around(&self.parsed.inner)?;
+        let lookup = |text: &str| self.parsed.inner.token_to_id(text);
+        let mut found = Specials::find(&self.side, lookup, &before, &after);
         if let Some(pieces) = &self.pieces {
             found.bos = found.bos.or(pieces.bos);
             found.eos = found.eos.or(pieces.eos);
@@ -378,15 +314,24 @@ fn add_tokens(pieces: &mut GgmlTokenizer, side: &SideFiles) -> Result<(), Format
     for (id, text, special) in side.added() {
         let i = id as usize;
         if i >= most {
-            return Err(refuse(format!("added token `{}` has id {id}", pre_tokenizer::short(&text))));
+            return Err(refuse(format!(
+                "added token `{}` has id {id}",
+                pre_tokenizer::short(&text)
+            )));
         }
         while pieces.tokens.len() <= i {
-            pieces.tokens.push((ggml::padding(pieces.tokens.len()), TokenType::Unused));
+            pieces
+                .tokens
+                .push((ggml::padding(pieces.tokens.len()), TokenType::Unused));
             if let Some(scores) = &mut pieces.scores {
                 scores.push(-10_000.0);
             }
         }
-        let kind = if special { TokenType::Control } else { TokenType::UserDefined };
+        let kind = if special {
+            TokenType::Control
+        } else {
+            TokenType::UserDefined
+        };
         if let Some(slot) = pieces.tokens.get_mut(i) {
             *slot = (text, kind);
         }
@@ -410,7 +355,11 @@ fn add_tokens(pieces: &mut GgmlTokenizer, side: &SideFiles) -> Result<(), Format
     Ok(())
 }
 
-fn to_bytes(value: &Value) -> Result<Vec<u8>, FormatError> {
+fn compact(value: &Value) -> Result<Vec<u8>, FormatError> {
+    serde_json::to_vec(value).map_err(|e| refuse(e.to_string()))
+}
+
+fn pretty(value: &Value) -> Result<Vec<u8>, FormatError> {
     serde_json::to_vec_pretty(value).map_err(|e| refuse(e.to_string()))
 }
 
@@ -422,18 +371,31 @@ fn gguf_json(metadata: &Metadata) -> Result<Option<Vec<u8>>, FormatError> {
             _ => Err(refuse("expected a string").in_tensor(HUGGINGFACE_JSON)),
         };
     }
-    GgmlTokenizer::from_metadata(metadata)?.map(|t| to_bytes(&t.to_json()?)).transpose()
+    let Some(ggml) = GgmlTokenizer::from_metadata(metadata)? else {
+        return Ok(None);
+    };
+    let json = ggml.to_json()?;
+    drop(ggml);
+    compact(&json).map(Some)
 }
 
 /// The special tokens of GGUF metadata. What is added around a text is what the tokenizer does.
-fn gguf_specials(metadata: &Metadata, inner: &tokenizers::Tokenizer) -> Result<Specials, FormatError> {
+fn gguf_specials(
+    metadata: &Metadata,
+    inner: &tokenizers::Tokenizer,
+) -> Result<Specials, FormatError> {
     let (before, after) = huggingface::around(inner)?;
     let id = |name: &str| {
-        let id = metadata.get(&format!("tokenizer.ggml.{name}_token_id"))?.as_u64()?;
+        let id = metadata
+            .get(&format!("tokenizer.ggml.{name}_token_id"))?
+            .as_u64()?;
         u32::try_from(id).ok()
     };
     // llama.cpp's defaults for sentencepiece models
-    let llama = metadata.get("tokenizer.ggml.model").and_then(MetaValue::as_str) == Some("llama");
+    let llama = metadata
+        .get("tokenizer.ggml.model")
+        .and_then(MetaValue::as_str)
+        == Some("llama");
     let default = |id: u32| llama.then_some(id);
     Ok(Specials {
         bos: id("bos").or(before.first().copied()).or(default(1)),
@@ -452,14 +414,31 @@ fn gguf_specials(metadata: &Metadata, inner: &tokenizers::Tokenizer) -> Result<S
 ///
 /// A tokenizer that `tokenizer.ggml.*` cannot express is refused, because readers other than this
 /// one would tokenize differently without saying so.
-pub fn tokenizer_to_gguf(dir: &Path, vocab_size: usize) -> Result<Vec<(String, MetaValue)>, FormatError> {
-    let Some(source) = Source::read(dir)? else { return Ok(Vec::new()) };
+pub fn tokenizer_to_gguf(
+    dir: &Path,
+    vocab_size: usize,
+) -> Result<Vec<(String, MetaValue)>, FormatError> {
+    let Some(source) = Source::read(dir, true)? else {
+        return Ok(Vec::new());
+    };
     let special = source.specials()?;
-    let Source { inner, value, bytes, side, pieces } = source;
-    let ggml = match pieces {
-        Some(pieces) => pad_pieces(pieces, vocab_size).map_err(|e| e.in_file(&dir.join("tokenizer.model")))?,
-        None => huggingface::to_ggml(&value, &inner, &side, vocab_size)
+    let Source {
+        parsed: Parsed {
+            inner,
+            value,
+            lists,
+        },
+        bytes,
+        side,
+        pieces,
+    } = source;
+    let ggml = match (pieces, lists) {
+        (Some(pieces), _) => {
+            pad_pieces(pieces, vocab_size).map_err(|e| e.in_file(&dir.join("tokenizer.model")))?
+        }
+        (None, Some(lists)) => huggingface::to_ggml(&value, lists, &inner, &side, vocab_size)
             .map_err(|e| e.in_file(&dir.join("tokenizer.json")))?,
+        (None, None) => return Ok(Vec::new()),
     };
     drop((inner, value));
     let mut out = ggml.to_metadata();
@@ -482,10 +461,14 @@ pub fn tokenizer_to_gguf(dir: &Path, vocab_size: usize) -> Result<Vec<(String, M
 fn pad_pieces(mut pieces: GgmlTokenizer, rows: usize) -> Result<GgmlTokenizer, FormatError> {
     let n = pieces.tokens.len();
     if n > rows {
-        return Err(refuse(format!("{n} tokens, the model has {rows} rows (vocab_size)"))
-            .hint("the tokenizer is of another model, or config.json has the wrong vocab_size"));
+        return Err(refuse(format!(
+            "{n} tokens, the model has {rows} rows (vocab_size)"
+        ))
+        .hint("the tokenizer is of another model, or config.json has the wrong vocab_size"));
     }
-    pieces.tokens.extend((n..rows).map(|i| (ggml::padding(i), TokenType::Unused)));
+    pieces
+        .tokens
+        .extend((n..rows).map(|i| (ggml::padding(i), TokenType::Unused)));
     if let Some(scores) = &mut pieces.scores {
         scores.resize(rows, -10_000.0);
     }
@@ -495,24 +478,41 @@ fn pad_pieces(mut pieces: GgmlTokenizer, rows: usize) -> Result<GgmlTokenizer, F
 /// The tokenizer side files of GGUF metadata, for Hugging Face output: name and bytes of
 /// `tokenizer.json`, `tokenizer_config.json` (with the chat template), `special_tokens_map.json` and
 /// `generation_config.json`. Empty if the file has no tokenizer.
-pub fn tokenizer_files_from_gguf(metadata: &Metadata) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
-    let Some(bytes) = gguf_json(metadata)? else { return Ok(Vec::new()) };
-    let (inner, value) = build(&bytes)?;
+pub fn tokenizer_files_from_gguf(
+    metadata: &Metadata,
+) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
+    let Some(bytes) = gguf_json(metadata)? else {
+        return Ok(Vec::new());
+    };
+    let Parsed { inner, value, .. } = build(&bytes, false)?;
     let special = gguf_specials(metadata, &inner)?;
     let text = |id: Option<u32>| id.and_then(|i| inner.id_to_token(i));
 
     let mut map = Map::new();
     // a BOS that is never added is one that only config.json names: templates must not print it
     let bos = special.bos.filter(|_| special.add_bos);
-    for (name, id) in [("bos", bos), ("eos", special.eos), ("unk", special.unk), ("pad", special.pad)] {
+    for (name, id) in [
+        ("bos", bos),
+        ("eos", special.eos),
+        ("unk", special.unk),
+        ("pad", special.pad),
+    ] {
         if let Some(token) = text(id) {
             map.insert(format!("{name}_token"), token.into());
         }
     }
     let mut decoder = Map::new();
-    for token in value.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+    for token in value
+        .get("added_tokens")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         if let (Some(id), Some(fields)) = (token.get("id"), token.as_object()) {
-            let fields = fields.iter().filter(|(k, _)| *k != "id").map(|(k, v)| (k.clone(), v.clone()));
+            let fields = fields
+                .iter()
+                .filter(|(k, _)| *k != "id")
+                .map(|(k, v)| (k.clone(), v.clone()));
             decoder.insert(id.to_string(), Value::Object(fields.collect()));
         }
     }
@@ -533,7 +533,12 @@ pub fn tokenizer_files_from_gguf(metadata: &Metadata) -> Result<Vec<(String, Vec
         _ => stop.extend(special.eot),
     }
     let mut seen = Vec::new();
-    stop.retain(|id| !seen.contains(id) && { seen.push(*id); true });
+    stop.retain(|id| {
+        !seen.contains(id) && {
+            seen.push(*id);
+            true
+        }
+    });
     let mut generation = Map::new();
     if let Some(id) = special.bos {
         generation.insert("bos_token_id".into(), id.into());
@@ -548,8 +553,17 @@ pub fn tokenizer_files_from_gguf(metadata: &Metadata) -> Result<Vec<(String, Vec
     }
     Ok(vec![
         ("tokenizer.json".into(), bytes),
-        ("tokenizer_config.json".into(), to_bytes(&Value::Object(config))?),
-        ("special_tokens_map.json".into(), to_bytes(&Value::Object(map))?),
-        ("generation_config.json".into(), to_bytes(&Value::Object(generation))?),
+        (
+            "tokenizer_config.json".into(),
+            pretty(&Value::Object(config))?,
+        ),
+        (
+            "special_tokens_map.json".into(),
+            pretty(&Value::Object(map))?,
+        ),
+        (
+            "generation_config.json".into(),
+            pretty(&Value::Object(generation))?,
+        ),
     ])
 }

@@ -27,7 +27,11 @@ pub struct LoadOptions<'a> {
 impl Default for LoadOptions<'_> {
     /// The fastest kernel, f32 keys and values.
     fn default() -> Self {
-        Self { backend: Backend::best(), kv_type: KvType::default(), progress: None }
+        Self {
+            backend: Backend::best(),
+            kv_type: KvType::default(),
+            progress: None,
+        }
     }
 }
 
@@ -45,7 +49,7 @@ impl fmt::Debug for LoadOptions<'_> {
 pub(crate) struct Weights {
     pub embeddings: DenseMatrix, // (vocab, hidden)
     pub layers: Vec<LayerWeights>,
-    pub output_norm: Vec<f32>, // (hidden,)
+    pub output_norm: Vec<f32>,    // (hidden,)
     pub output_head: DenseMatrix, // (vocab, hidden), the embeddings when tied
 }
 
@@ -86,7 +90,10 @@ impl LayerWeights {
 
 impl Weights {
     /// Loads every slot, in the order of the forward pass.
-    pub(crate) fn load(checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Result<Self, FormatError> {
+    pub(crate) fn load(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions<'_>,
+    ) -> Result<Self, FormatError> {
         let config = &checkpoint.config;
         let total = config.slots().len();
         let mut done = 0;
@@ -145,12 +152,21 @@ impl Weights {
             tick();
             head
         };
-        Ok(Self { embeddings, layers, output_norm, output_head })
+        Ok(Self {
+            embeddings,
+            layers,
+            output_norm,
+            output_head,
+        })
     }
 }
 
 /// A ternary linear, unpacked and packed again for `backend`.
-fn linear(checkpoint: &Checkpoint, backend: Backend, slot: Slot) -> Result<PackedMatrix, FormatError> {
+fn linear(
+    checkpoint: &Checkpoint,
+    backend: Backend,
+    slot: Slot,
+) -> Result<PackedMatrix, FormatError> {
     let matrix = checkpoint.ternary(slot)?;
     let shape = [matrix.rows(), matrix.cols()];
     check_shape(slot, &shape, &checkpoint.config.shape(slot))?;
@@ -199,9 +215,15 @@ mod tests {
         let trits: Vec<i8> = (0..2 * 64).map(|i| (i % 3) as i8 - 1).collect();
         let matrix = |scales| TernaryMatrix::new(2, 64, trits.clone(), scales).unwrap();
         let one = matrix(Scales::PerTensor(0.25));
-        let repeated = matrix(Scales::PerGroup { group: 32, scales: vec![0.25; 4] });
+        let repeated = matrix(Scales::PerGroup {
+            group: 32,
+            scales: vec![0.25; 4],
+        });
         assert_eq!(in_normal_form(repeated).unwrap(), one);
-        assert_eq!(in_normal_form(matrix(Scales::PerRow(vec![0.25; 2]))).unwrap(), one);
+        assert_eq!(
+            in_normal_form(matrix(Scales::PerRow(vec![0.25; 2]))).unwrap(),
+            one
+        );
         let different = matrix(Scales::PerRow(vec![0.25, 0.5]));
         assert_eq!(in_normal_form(different.clone()).unwrap(), different);
     }

@@ -12,23 +12,15 @@ use bitnet_model::{ChatMessage, ChatTemplate, Model, Sampler, Tokenizer};
 use std::io::BufRead;
 
 fn template(tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
-    let Some(source) = tokenizer.chat_template() else {
-        return Err(
-            Failure::new(ErrorCode::ChatTemplate, "this model has no chat template")
-                .hint("without --chat the prompt is continued as plain text"),
-        );
-    };
-    let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-    Ok(ChatTemplate::new(
-        source,
-        &text(tokenizer.bos()),
-        &text(tokenizer.eos()),
-    )?)
+    tokenizer.chat()?.ok_or_else(|| {
+        Failure::new(ErrorCode::ChatTemplate, "this model has no chat template")
+            .hint("without --chat the prompt is continued as plain text")
+    })
 }
 
-fn message(role: &str, content: &str) -> ChatMessage {
+fn assistant(content: &str) -> ChatMessage {
     ChatMessage {
-        role: role.to_owned(),
+        role: "assistant".to_owned(),
         content: content.to_owned(),
     }
 }
@@ -39,8 +31,9 @@ pub fn first_turn(
     system: Option<&str>,
     text: &str,
 ) -> Result<Vec<u32>, Failure> {
-    let mut messages: Vec<ChatMessage> = system.map(|s| message("system", s)).into_iter().collect();
-    messages.push(message("user", text));
+    let mut messages: Vec<ChatMessage> =
+        system.map(|s| ChatMessage::system(s)).into_iter().collect();
+    messages.push(ChatMessage::user(text));
     let rendered = template(tokenizer)?.render(&messages, true)?;
     Ok(tokenizer.encode(&rendered, false)?)
 }
@@ -64,7 +57,8 @@ pub fn interactive(
         sampler,
         stop: stop_tokens(model, Some(&tokenizer), args.ignore_eos),
     };
-    let mut messages: Vec<ChatMessage> = args.system.iter().map(|s| message("system", s)).collect();
+    let mut messages: Vec<ChatMessage> =
+        args.system.iter().map(|s| ChatMessage::system(s)).collect();
     let mut fed: Vec<u32> = Vec::new(); // what the session has seen
     console.note("one message per line; end with Ctrl-D")?;
     for line in std::io::stdin().lock().lines() {
@@ -72,7 +66,7 @@ pub fn interactive(
         if line.trim().is_empty() {
             continue;
         }
-        messages.push(message("user", &line));
+        messages.push(ChatMessage::user(&line));
         let ids = tokenizer.encode(&template.render(&messages, true)?, false)?;
         if !ids.starts_with(&fed) || ids.len() == fed.len() {
             generation.session = model.session(context)?;
@@ -103,7 +97,7 @@ pub fn interactive(
         console.text(&rest)?;
         console.line("")?;
         answer.push_str(&rest);
-        messages.push(message("assistant", &answer));
+        messages.push(assistant(&answer));
         // the last token was sampled but not fed, unless a stop token ended the answer before it
         let seen =
             outcome.tokens.len() - usize::from(!outcome.stopped && !outcome.tokens.is_empty());

@@ -1,6 +1,6 @@
 //! Activations to int8: per token, symmetric, absmax.
 //!
-//! The definition (`design: numerics`, rule 1; paper arXiv 2402.17764, section 2):
+//! The definition (`formats/numerics.md`, rule 1; paper arXiv 2402.17764, section 2):
 //!
 //! ```text
 //! a = max |x|        s = 127 / max(a, 1e-5)

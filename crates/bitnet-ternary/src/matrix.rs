@@ -9,7 +9,7 @@ use crate::scales::{GROUP_SIZES, Scales};
 use std::fmt;
 
 /// Columns at which `sum |trit * int8|` could leave the range of exact `f32` integers (2^24).
-/// `127 * 132_104 > 2^24`; see `design: numerics`, "Why it is possible".
+/// `127 * 132_104 > 2^24`; see `formats/numerics.md`.
 pub const MAX_COLS: usize = 132_104;
 
 /// A matrix of trits with its scales: `weight[r][c] = trits[r * cols + c] * scale(r, c)`.
@@ -117,7 +117,7 @@ impl TernaryMatrix {
         trits: Vec<i8>,
         scales: Scales,
     ) -> Result<Self, MatrixError> {
-        let expected = rows.checked_mul(cols).unwrap_or(usize::MAX);
+        let expected = rows.saturating_mul(cols);
         if trits.len() != expected {
             return Err(MatrixError::TritCount {
                 expected,
@@ -130,11 +130,11 @@ impl TernaryMatrix {
         // one branch-free pass, so that it vectorises; the slow search runs only on failure
         let bad = trits
             .iter()
-            .fold(0u8, |acc, &t| acc | u8::from((t + 1) as u8 > 2));
+            .fold(0u8, |acc, &t| acc | u8::from(t.wrapping_add(1) as u8 > 2));
         if bad != 0 {
             let at = trits
                 .iter()
-                .position(|&t| (t.wrapping_add(1)) as u8 > 2)
+                .position(|&t| t.wrapping_add(1) as u8 > 2)
                 .unwrap_or(0);
             return Err(MatrixError::NotATrit {
                 row: at / cols,

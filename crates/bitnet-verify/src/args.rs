@@ -149,7 +149,10 @@ impl ThresholdArgs {
 }
 
 fn bound(text: &str) -> Result<f64, String> {
-    let bound = text.parse::<f64>().ok().filter(|x| x.is_finite() && *x >= 0.0);
+    let bound = text
+        .parse::<f64>()
+        .ok()
+        .filter(|x| x.is_finite() && *x >= 0.0);
     bound.ok_or_else(|| "expected a number that is not negative, for example 2e-3".to_owned())
 }
 

@@ -92,7 +92,11 @@ impl Input {
     /// Everything that is wrong with it.
     pub fn open(path: &Path, options: OpenOptions) -> Result<Self, FormatError> {
         let checkpoint = Checkpoint::open(path, &options)?;
-        Ok(Self { path: path.to_owned(), options, checkpoint })
+        Ok(Self {
+            path: path.to_owned(),
+            options,
+            checkpoint,
+        })
     }
 
     /// Opens it once more, for a model that wants its own.
@@ -124,7 +128,10 @@ pub struct Subject<'a> {
 /// Runs every check that the subject calls for.
 pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
     let mut report = Report::default();
-    let mut running: Vec<_> = CHECKS.iter().filter_map(|check| (check.start)(subject)).collect();
+    let mut running: Vec<_> = CHECKS
+        .iter()
+        .filter_map(|check| (check.start)(subject))
+        .collect();
     if running.iter().any(|check| check.wants_ternary()) {
         let slots: Vec<Slot> = subject.artifact.checkpoint.slots_in_file_order();
         let slots: Vec<Slot> = slots.into_iter().filter(|slot| slot.is_ternary()).collect();
@@ -135,7 +142,11 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
                 || subject.artifact.checkpoint.ternary(slot),
                 || subject.source.map(|source| source.checkpoint.ternary(slot)),
             );
-            let pair = Pair { slot, artifact: &artifact, source: source.as_ref() };
+            let pair = Pair {
+                slot,
+                artifact: &artifact,
+                source: source.as_ref(),
+            };
             for check in running.iter_mut().filter(|check| check.wants_ternary()) {
                 check.ternary(&pair, subject);
             }

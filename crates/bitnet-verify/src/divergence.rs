@@ -3,6 +3,7 @@
 //! Invariant: the first operand is the reference. Everything is accumulated in `f64`, position by
 //! position, and a logit that is not finite makes the figures infinite, never small.
 
+use crate::report::number;
 use serde_json::{Value, json};
 
 /// Logits of one position or sequence against a reference; build with [`Divergence::add`].
@@ -29,24 +30,38 @@ type Place = (usize, usize);
 impl Divergence {
     /// Adds one sequence: `reference` and `found` are `(tokens, vocab)`; with `ids`, `(tokens,)`, the
     /// likelihood of each next token is compared as well.
-    pub fn add(&mut self, name: &str, ids: Option<&[u32]>, vocab: usize, reference: &[f32], found: &[f32]) {
+    pub fn add(
+        &mut self,
+        name: &str,
+        ids: Option<&[u32]>,
+        vocab: usize,
+        reference: &[f32],
+        found: &[f32],
+    ) {
         let sequence = self.names.len();
         self.names.push(name.to_owned());
-        let rows = reference.chunks_exact(vocab.max(1)).zip(found.chunks_exact(vocab.max(1)));
+        let rows = reference
+            .chunks_exact(vocab.max(1))
+            .zip(found.chunks_exact(vocab.max(1)));
         for (position, (reference, found)) in rows.enumerate() {
             let (p, q) = (log_softmax(reference), log_softmax(found));
             let mut kl = 0.0;
             for ((r, f), (p, q)) in reference.iter().zip(found).zip(p.iter().zip(&q)) {
                 let (r, f) = (f64::from(*r), f64::from(*f));
                 let error = (r - f).abs();
-                self.max_abs = self.max_abs.max(if error.is_nan() { f64::INFINITY } else { error });
+                self.max_abs = self
+                    .max_abs
+                    .max(if error.is_nan() { f64::INFINITY } else { error });
                 self.squared_error += error * error;
                 self.logit_sum += r;
                 self.logit_squares += r * r;
                 kl += p.exp() * (p - q);
             }
             self.logits += reference.len();
-            self.kl.push((if kl.is_finite() { kl } else { f64::INFINITY }, (sequence, position)));
+            self.kl.push((
+                if kl.is_finite() { kl } else { f64::INFINITY },
+                (sequence, position),
+            ));
             let (best, margin) = top1(reference);
             if best == top1(found).0 {
                 self.same_top1 += 1;
@@ -100,12 +115,18 @@ impl Divergence {
     /// The largest divergence, and the prompt and position where it is.
     pub fn kl_max(&self) -> (f64, &str, usize) {
         let worst = self.kl.iter().max_by(|a, b| a.0.total_cmp(&b.0));
-        worst.map_or((0.0, "", 0), |&(kl, (name, position))| (kl, self.names[name].as_str(), position))
+        worst.map_or((0.0, "", 0), |&(kl, (name, position))| {
+            (kl, self.names[name].as_str(), position)
+        })
     }
 
     /// Share of positions with the same most likely token.
     pub fn top1_agreement(&self) -> f64 {
-        if self.kl.is_empty() { 1.0 } else { self.same_top1 as f64 / self.kl.len() as f64 }
+        if self.kl.is_empty() {
+            1.0
+        } else {
+            self.same_top1 as f64 / self.kl.len() as f64
+        }
     }
 
     /// Largest margin of the reference at a position where the most likely token is another; 0 when
@@ -156,15 +177,13 @@ impl Divergence {
     }
 }
 
-/// JSON has no infinity: such a figure is written as the text `inf`.
-fn number(x: f64) -> Value {
-    if x.is_finite() { json!(x) } else { json!("inf") }
-}
-
 /// `x - log(sum(exp(x)))`.
 pub(crate) fn log_softmax(x: &[f32]) -> Vec<f64> {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = x.iter().map(|&v| (f64::from(v) - f64::from(max)).exp()).sum();
+    let sum: f64 = x
+        .iter()
+        .map(|&v| (f64::from(v) - f64::from(max)).exp())
+        .sum();
     let shift = f64::from(max) + sum.ln();
     x.iter().map(|&v| f64::from(v) - shift).collect()
 }
@@ -192,8 +211,16 @@ pub fn relative_error(reference: &[f32], found: &[f32]) -> f64 {
         error += (f64::from(f) - f64::from(r)).powi(2);
         norm += f64::from(r).powi(2);
     }
-    let relative = if error == 0.0 { 0.0 } else { (error / norm).sqrt() };
-    if relative.is_nan() { f64::INFINITY } else { relative }
+    let relative = if error == 0.0 {
+        0.0
+    } else {
+        (error / norm).sqrt()
+    };
+    if relative.is_nan() {
+        f64::INFINITY
+    } else {
+        relative
+    }
 }
 
 #[cfg(test)]
@@ -205,7 +232,10 @@ mod tests {
         let x = [0.5f32, 2.0, -1.0, 3.0, 3.0, 1.0];
         let mut d = Divergence::default();
         d.add("p", Some(&[0, 1]), 3, &x, &x);
-        assert_eq!((d.max_abs(), d.kl_mean(), d.kl_max().0, d.top1_agreement()), (0.0, 0.0, 0.0, 1.0));
+        assert_eq!(
+            (d.max_abs(), d.kl_mean(), d.kl_max().0, d.top1_agreement()),
+            (0.0, 0.0, 0.0, 1.0)
+        );
         let (a, b) = d.perplexities().unwrap();
         assert_eq!(a, b);
     }

@@ -87,12 +87,21 @@ pub fn linears(
 ) -> Result<Vec<(Slot, f64)>, FormatError> {
     let mut errors = Vec::new();
     for linear in LayerSlot::LINEARS {
-        let recorded = |end| golden.trace.get(&format!("layer0.{}.{end}", linear.canonical()));
-        let (Some(x), Some(y)) = (recorded("in"), recorded("out")) else { continue };
+        let recorded = |end| {
+            golden
+                .trace
+                .get(&format!("layer0.{}.{end}", linear.canonical()))
+        };
+        let (Some(x), Some(y)) = (recorded("in"), recorded("out")) else {
+            continue;
+        };
         let slot = Slot::Layer(0, linear);
         let error = relative_error(&y.values, &forward.linear(slot, &x.values, x.rows)?);
         if error > bounds.linear_error {
-            let text = format!("relative error {error:.2e}, expected at most {:.0e}", bounds.linear_error);
+            let text = format!(
+                "relative error {error:.2e}, expected at most {:.0e}",
+                bounds.linear_error
+            );
             findings.different(slot.to_string(), text);
         }
         errors.push((slot, error));
@@ -115,10 +124,22 @@ pub fn layers(
     for layer in 0..count {
         // the record's last hidden state is after the final norm; what the layer itself left is
         // the norm's input
-        let after = if layer + 1 == count { "final_norm.in".to_owned() } else { format!("hidden_states.{}", layer + 1) };
+        let after = if layer + 1 == count {
+            "final_norm.in".to_owned()
+        } else {
+            format!("hidden_states.{}", layer + 1)
+        };
         let recorded = |name: &str| golden.trace.get(name);
-        let (Some(x), Some(y)) = (recorded(&format!("hidden_states.{layer}")), recorded(&after)) else { continue };
-        errors.push(relative_error(&y.values, &forward.layer(layer, &x.values, x.rows)?));
+        let (Some(x), Some(y)) = (
+            recorded(&format!("hidden_states.{layer}")),
+            recorded(&after),
+        ) else {
+            continue;
+        };
+        errors.push(relative_error(
+            &y.values,
+            &forward.layer(layer, &x.values, x.rows)?,
+        ));
     }
     judge_layers(&errors, bounds, findings);
     Ok(errors)
@@ -128,15 +149,27 @@ pub fn layers(
 pub fn judge_layers(errors: &[f64], bounds: &Thresholds, findings: &mut Findings) {
     for (layer, &error) in errors.iter().enumerate() {
         if error > bounds.layer_error {
-            let text = format!("relative error {error:.2e}, expected at most {:.0e}", bounds.layer_error);
+            let text = format!(
+                "relative error {error:.2e}, expected at most {:.0e}",
+                bounds.layer_error
+            );
             findings.different(format!("model.layers.{layer}"), text);
         }
     }
-    let typical = errors.iter().filter(|&&e| e <= bounds.typical_layer_error).count();
+    let typical = errors
+        .iter()
+        .filter(|&&e| e <= bounds.typical_layer_error)
+        .count();
     if 2 * typical <= errors.len() && !errors.is_empty() {
-        let (n, of, bound) = (errors.len() - typical, errors.len(), bounds.typical_layer_error);
+        let (n, of, bound) = (
+            errors.len() - typical,
+            errors.len(),
+            bounds.typical_layer_error,
+        );
         let worst = errors.iter().copied().fold(0.0, f64::max);
-        let text = format!("relative error above {bound:.0e} in {n} of {of} layers (largest {worst:.2e}), expected in few");
+        let text = format!(
+            "relative error above {bound:.0e} in {n} of {of} layers (largest {worst:.2e}), expected in few"
+        );
         findings.different("model.layers", text);
     }
 }
@@ -151,19 +184,44 @@ pub fn logits(
     bounds: &Thresholds,
     findings: &mut Findings,
 ) -> Result<(Divergence, Option<Divergence>), FormatError> {
-    let prompts: Vec<_> = golden.prompts.iter().filter(|p| golden.logits.contains_key(&p.name)).collect();
+    let prompts: Vec<_> = golden
+        .prompts
+        .iter()
+        .filter(|p| golden.logits.contains_key(&p.name))
+        .collect();
     let sequences: Vec<&[u32]> = prompts.iter().map(|p| p.ids.as_slice()).collect();
     let found = forward.logits_of(&sequences)?;
     let (mut ours, mut native) = (Divergence::default(), Divergence::default());
     for (prompt, found) in prompts.iter().zip(&found) {
-        let Some(reference) = golden.logits.get(&prompt.name) else { continue };
+        let Some(reference) = golden.logits.get(&prompt.name) else {
+            continue;
+        };
         if reference.values.len() != found.len() {
-            findings.different(&prompt.name, format!("expected {} logits, found {}", reference.values.len(), found.len()));
+            findings.different(
+                &prompt.name,
+                format!(
+                    "expected {} logits, found {}",
+                    reference.values.len(),
+                    found.len()
+                ),
+            );
             continue;
         }
-        ours.add(&prompt.name, Some(&prompt.ids), reference.cols, &reference.values, found);
+        ours.add(
+            &prompt.name,
+            Some(&prompt.ids),
+            reference.cols,
+            &reference.values,
+            found,
+        );
         if let Some(other) = golden.native.as_ref().and_then(|n| n.get(&prompt.name)) {
-            native.add(&prompt.name, Some(&prompt.ids), reference.cols, &reference.values, &other.values);
+            native.add(
+                &prompt.name,
+                Some(&prompt.ids),
+                reference.cols,
+                &reference.values,
+                &other.values,
+            );
         }
     }
     judge_logits(&ours, bounds, findings);
@@ -194,7 +252,11 @@ pub fn judge_logits(divergence: &Divergence, bounds: &Thresholds, findings: &mut
         findings.different("logits", text);
     }
     if divergence.top1_agreement() < bounds.top1 {
-        let text = format!("same most likely token at {:.3} of the positions, expected {}", divergence.top1_agreement(), bounds.top1);
+        let text = format!(
+            "same most likely token at {:.3} of the positions, expected {}",
+            divergence.top1_agreement(),
+            bounds.top1
+        );
         findings.different("logits", text);
     }
     if divergence.flipped_margin() >= bounds.flip_margin {
@@ -221,14 +283,23 @@ pub fn greedy(
     let (mut equal, mut compared) = (0, 0);
     let mut entries: Vec<(&Greedy, usize, Vec<u32>)> = Vec::new();
     for entry in &golden.greedy {
-        let Some(ids) = golden.ids(&entry.prompt).filter(|ids| !ids.is_empty()) else { continue };
-        let sure = entry.margins.iter().position(|&m| m < bounds.flip_margin).unwrap_or(entry.ids.len());
+        let Some(ids) = golden.ids(&entry.prompt).filter(|ids| !ids.is_empty()) else {
+            continue;
+        };
+        let sure = entry
+            .margins
+            .iter()
+            .position(|&m| m < bounds.flip_margin)
+            .unwrap_or(entry.ids.len());
         if let Some(last) = sure.checked_sub(1) {
             let forced = ids.iter().chain(&entry.ids[..last]).copied().collect();
             entries.push((entry, ids.len(), forced));
         }
     }
-    let sequences: Vec<&[u32]> = entries.iter().map(|(_, _, forced)| forced.as_slice()).collect();
+    let sequences: Vec<&[u32]> = entries
+        .iter()
+        .map(|(_, _, forced)| forced.as_slice())
+        .collect();
     for ((entry, prompt, forced), found) in entries.iter().zip(forward.logits_of(&sequences)?) {
         let vocab = found.len() / forced.len();
         let rows = found.chunks_exact(vocab.max(1)).skip(prompt - 1);
@@ -237,7 +308,9 @@ pub fn greedy(
             let (best, _) = top1(row);
             if best != want as usize {
                 let margin = entry.margins[step];
-                let text = format!("greedy step {step}: expected token {want} (margin {margin:.3}), found {best}");
+                let text = format!(
+                    "greedy step {step}: expected token {want} (margin {margin:.3}), found {best}"
+                );
                 findings.different(&entry.prompt, text);
                 break;
             }
@@ -257,19 +330,31 @@ pub fn stream(
     bounds: &Thresholds,
     findings: &mut Findings,
 ) -> Result<Option<(f64, f64)>, FormatError> {
-    let Some((ids, expected)) = &golden.stream else { return Ok(None) };
+    let Some((ids, expected)) = &golden.stream else {
+        return Ok(None);
+    };
     if ids.len() < 2 {
         return Ok(None);
     }
     let logits = forward.logits_of(&[ids])?.pop().unwrap_or_default();
     let vocab = logits.len() / ids.len();
     let rows = logits.chunks_exact(vocab.max(1));
-    let nll = rows.zip(&ids[1..]).map(|(row, &next)| log_softmax(row).get(next as usize).map_or(f64::INFINITY, |p| -p));
+    let nll = rows.zip(&ids[1..]).map(|(row, &next)| {
+        log_softmax(row)
+            .get(next as usize)
+            .map_or(f64::INFINITY, |p| -p)
+    });
     let found = nll.sum::<f64>() / (ids.len() - 1) as f64;
     let shift = (found - expected).abs();
     // written so that NaN fails
-    if !matches!(shift.partial_cmp(&bounds.nll_shift), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
-        let text = format!("mean nll {found:.4}, expected {expected:.4} within {}", bounds.nll_shift);
+    if !matches!(
+        shift.partial_cmp(&bounds.nll_shift),
+        Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)
+    ) {
+        let text = format!(
+            "mean nll {found:.4}, expected {expected:.4} within {}",
+            bounds.nll_shift
+        );
         findings.different("stream", text);
     }
     Ok(Some((*expected, found)))

@@ -4,7 +4,9 @@
 //! tokens. Files other than `prompts.json` and `logits_f32.safetensors` may be absent.
 
 use crate::prompts::{Prompt, read_json, read_prompts, token_ids};
-use bitnet_formats::{Encoding, ErrorCode, FormatError, Limits, PlainType, TensorFile, dense_to_f32, open};
+use bitnet_formats::{
+    Encoding, ErrorCode, FormatError, Limits, PlainType, TensorFile, dense_to_f32, open,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -78,15 +80,27 @@ impl Golden {
             return Err(FormatError::new(ErrorCode::MissingTensor, text).in_file(&path));
         }
         let native = ["bf16", "f16"].map(|t| dir.join(format!("logits_{t}.safetensors")));
-        let native = native.iter().find(|p| p.exists()).map(|p| read_logits(p, &prompts)).transpose()?;
+        let native = native
+            .iter()
+            .find(|p| p.exists())
+            .map(|p| read_logits(p, &prompts))
+            .transpose()?;
         let optional = |name: &str| {
             let path = dir.join(name);
             path.exists().then_some(path)
         };
-        let greedy = optional("greedy.json").map(|p| read(&p, parse_greedy)).transpose()?;
-        let stream = optional("perplexity.json").map(|p| read(&p, parse_stream)).transpose()?;
-        let ternary = optional("ternary.json").map(|p| read(&p, parse_ternary)).transpose()?;
-        let trace = optional("trace_short_f32.safetensors").map(|p| read_matrices(&p)).transpose()?;
+        let greedy = optional("greedy.json")
+            .map(|p| read(&p, parse_greedy))
+            .transpose()?;
+        let stream = optional("perplexity.json")
+            .map(|p| read(&p, parse_stream))
+            .transpose()?;
+        let ternary = optional("ternary.json")
+            .map(|p| read(&p, parse_ternary))
+            .transpose()?;
+        let trace = optional("trace_short_f32.safetensors")
+            .map(|p| read_matrices(&p))
+            .transpose()?;
         Ok(Self {
             prompts,
             logits,
@@ -100,27 +114,43 @@ impl Golden {
 
     /// Token ids of a prompt.
     pub fn ids(&self, prompt: &str) -> Option<&[u32]> {
-        self.prompts.iter().find(|p| p.name == prompt).map(|p| p.ids.as_slice())
+        self.prompts
+            .iter()
+            .find(|p| p.name == prompt)
+            .map(|p| p.ids.as_slice())
     }
 }
 
 fn read<T>(path: &Path, parse: fn(&Value) -> Option<T>) -> Result<T, FormatError> {
-    parse(&read_json(path)?)
-        .ok_or_else(|| FormatError::new(ErrorCode::Malformed, "not as golden.py writes it").in_file(path))
+    parse(&read_json(path)?).ok_or_else(|| {
+        FormatError::new(ErrorCode::Malformed, "not as golden.py writes it").in_file(path)
+    })
 }
 
 fn parse_greedy(value: &Value) -> Option<Vec<Greedy>> {
     let entry = |(prompt, v): (&String, &Value)| {
         let ids = token_ids(v.get("f32")?).ok()?;
-        let margins: Option<Vec<f64>> = v.get("f32_margins")?.as_array()?.iter().map(Value::as_f64).collect();
+        let margins: Option<Vec<f64>> = v
+            .get("f32_margins")?
+            .as_array()?
+            .iter()
+            .map(Value::as_f64)
+            .collect();
         let margins = margins.filter(|m| m.len() == ids.len())?;
-        Some(Greedy { prompt: prompt.clone(), ids, margins })
+        Some(Greedy {
+            prompt: prompt.clone(),
+            ids,
+            margins,
+        })
     };
     value.as_object()?.iter().map(entry).collect()
 }
 
 fn parse_stream(value: &Value) -> Option<(Vec<u32>, f64)> {
-    Some((token_ids(value.get("tokens")?).ok()?, value.get("nll_mean_f32")?.as_f64()?))
+    Some((
+        token_ids(value.get("tokens")?).ok()?,
+        value.get("nll_mean_f32")?.as_f64()?,
+    ))
 }
 
 fn parse_ternary(value: &Value) -> Option<Vec<TernaryTruth>> {
@@ -140,10 +170,18 @@ fn read_logits(path: &Path, prompts: &[Prompt]) -> Result<BTreeMap<String, Recor
     let mut all = read_matrices(path)?;
     let mut logits = BTreeMap::new();
     for prompt in prompts {
-        let Some(found) = all.remove(&format!("{}.logits", prompt.name)) else { continue };
+        let Some(found) = all.remove(&format!("{}.logits", prompt.name)) else {
+            continue;
+        };
         if found.rows != prompt.ids.len() {
-            let text = format!("expected {} positions, found {}", prompt.ids.len(), found.rows);
-            return Err(FormatError::new(ErrorCode::WrongShape, text).in_file(path).in_tensor(&prompt.name));
+            let text = format!(
+                "expected {} positions, found {}",
+                prompt.ids.len(),
+                found.rows
+            );
+            return Err(FormatError::new(ErrorCode::WrongShape, text)
+                .in_file(path)
+                .in_tensor(&prompt.name));
         }
         logits.insert(prompt.name.clone(), found);
     }
@@ -155,13 +193,16 @@ fn read_matrices(path: &Path) -> Result<BTreeMap<String, Recorded>, FormatError>
     let file: TensorFile = open(path, &Limits::default())?;
     let mut matrices = BTreeMap::new();
     for info in file.tensors() {
-        let (&[rows, cols], Encoding::Plain(plain)) = (info.shape.as_slice(), info.encoding) else { continue };
+        let (&[rows, cols], Encoding::Plain(plain)) = (info.shape.as_slice(), info.encoding) else {
+            continue;
+        };
         if !matches!(plain, PlainType::F32 | PlainType::F16 | PlainType::Bf16) {
             continue;
         }
         let bytes = file.bytes(info);
         let mut values = vec![0.0; bytes.len() / plain.size()];
-        dense_to_f32(info.encoding, bytes, &mut values).map_err(|e| e.in_file(path).in_tensor(&info.name))?;
+        dense_to_f32(info.encoding, bytes, &mut values)
+            .map_err(|e| e.in_file(path).in_tensor(&info.name))?;
         if values.len() == rows * cols {
             matrices.insert(info.name.clone(), Recorded { rows, cols, values });
         }

@@ -28,20 +28,34 @@ pub fn to_junit(report: &Report, subject: &str, seconds: f64) -> String {
 
 fn case(xml: &mut String, check: &CheckResult) {
     let detail = escape(&check.detail);
-    let _ = write!(xml, "    <testcase classname=\"bitnet-verify\" name=\"{}\" time=\"0\"", check.name);
+    let _ = write!(
+        xml,
+        "    <testcase classname=\"bitnet-verify\" name=\"{}\" time=\"0\"",
+        check.name
+    );
     let tag = match check.status {
         Status::Same => {
-            let _ = writeln!(xml, ">\n      <system-out>{detail}</system-out>\n    </testcase>");
+            let _ = writeln!(
+                xml,
+                ">\n      <system-out>{detail}</system-out>\n    </testcase>"
+            );
             return;
         }
         Status::Skipped => {
-            let _ = writeln!(xml, ">\n      <skipped message=\"{detail}\"/>\n    </testcase>");
+            let _ = writeln!(
+                xml,
+                ">\n      <skipped message=\"{detail}\"/>\n    </testcase>"
+            );
             return;
         }
         Status::Different => "failure",
         Status::Error => "error",
     };
-    let _ = writeln!(xml, ">\n      <{tag} type=\"{}\" message=\"{detail}\">", check.status);
+    let _ = writeln!(
+        xml,
+        ">\n      <{tag} type=\"{}\" message=\"{detail}\">",
+        check.status
+    );
     for d in &check.differences {
         let _ = writeln!(xml, "{}: {}", escape(&d.place), escape(&d.what));
     }
@@ -88,7 +102,9 @@ mod tests {
             ..Report::default()
         };
         let xml = to_junit(&report, "m.gguf", 0.25);
-        assert!(xml.contains("tests=\"4\" failures=\"1\" errors=\"1\" skipped=\"1\" time=\"0.250\""));
+        assert!(
+            xml.contains("tests=\"4\" failures=\"1\" errors=\"1\" skipped=\"1\" time=\"0.250\"")
+        );
         assert!(xml.contains("a&lt;b&gt;&amp;&quot;&apos;: bad\u{fffd}&#10;"));
         assert_eq!(xml.matches("<testcase ").count(), 4);
         assert_eq!(xml.matches("</testcase>").count(), 4);

@@ -41,7 +41,11 @@ use std::path::Path;
 use std::time::Instant;
 
 /// The program.
-pub fn run(args: impl Iterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> ExitStatus {
+pub fn run(
+    args: impl Iterator<Item = OsString>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> ExitStatus {
     let args: Args = match bitnet_cli::parse(args, out, err) {
         Ok(args) => args,
         Err(status) => return status,
@@ -58,11 +62,19 @@ fn work(args: &Args, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
     progress.clear();
     if let Some(path) = &args.junit {
         // a CI server is to see what could not even be opened
-        let cannot = |e: &Failure| CheckResult::error("open", &FormatError::new(e.code, e.message.clone()));
-        let broken = |e| Report { checks: vec![cannot(e)], ..Report::default() };
+        let cannot =
+            |e: &Failure| CheckResult::error("open", &FormatError::new(e.code, e.message.clone()));
+        let broken = |e| Report {
+            checks: vec![cannot(e)],
+            ..Report::default()
+        };
         let report = report.as_ref().map_or_else(broken, Report::clone);
         let seconds = started.elapsed().as_secs_f64();
-        write_new(path, args.force, &junit::to_junit(&report, &args.artifact.display().to_string(), seconds))?;
+        write_new(
+            path,
+            args.force,
+            &junit::to_junit(&report, &args.artifact.display().to_string(), seconds),
+        )?;
     }
     let report = report?;
     let mut text = Vec::new();
@@ -78,7 +90,8 @@ fn work(args: &Args, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
 
 /// Opens what the command line names and runs the checks it calls for.
 fn verify(args: &Args, progress: &Progress) -> Result<Report, Failure> {
-    let logits = args.logits || args.golden.is_some() || args.prompts.is_some() || args.kernel.is_some();
+    let logits =
+        args.logits || args.golden.is_some() || args.prompts.is_some() || args.kernel.is_some();
     if args.against.is_none() && args.certificate.is_none() && !logits {
         return Err(Failure::usage("nothing to compare with")
             .hint("give --against SRC, --certificate FILE, or --logits to run the model against the oracle"));
@@ -89,15 +102,31 @@ fn verify(args: &Args, progress: &Progress) -> Result<Report, Failure> {
         ..OpenOptions::default()
     };
     let alone = args.against.is_none();
-    let layout = args.artifact_layout.as_ref().or(args.layout.as_ref().filter(|_| alone));
-    let artifact = Input::open(&args.artifact, options(layout, alone && args.ternary_trained))?;
+    let layout = args
+        .artifact_layout
+        .as_ref()
+        .or(args.layout.as_ref().filter(|_| alone));
+    let artifact = Input::open(
+        &args.artifact,
+        options(layout, alone && args.ternary_trained),
+    )?;
     let source = args.against.as_deref();
-    let source = source.map(|path| Input::open(path, options(args.layout.as_ref(), args.ternary_trained))).transpose()?;
-    let certificate = args.certificate.as_deref().map(read_certificate).transpose()?;
+    let source = source
+        .map(|path| Input::open(path, options(args.layout.as_ref(), args.ternary_trained)))
+        .transpose()?;
+    let certificate = args
+        .certificate
+        .as_deref()
+        .map(read_certificate)
+        .transpose()?;
     let golden = args.golden.as_deref().map(Golden::read).transpose()?;
     let config = &artifact.checkpoint.config;
     let prompts = match (&args.prompts, &golden) {
-        (Some(path), _) => read_prompts(path).and_then(|p| check_prompts(&p, config).map(|()| p).map_err(|e| e.in_file(path)))?,
+        (Some(path), _) => read_prompts(path).and_then(|p| {
+            check_prompts(&p, config)
+                .map(|()| p)
+                .map_err(|e| e.in_file(path))
+        })?,
         (None, Some(golden)) => {
             check_prompts(&golden.prompts, config)?;
             golden.prompts.clone()
@@ -116,8 +145,11 @@ fn verify(args: &Args, progress: &Progress) -> Result<Report, Failure> {
         kernels: &kernels,
         thresholds: &thresholds,
     };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.global.thread_count()).build();
-    let pool = pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(args.global.thread_count())
+        .build();
+    let pool =
+        pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
     Ok(pool.install(|| run_checks(&subject, progress)))
 }
 
@@ -134,8 +166,12 @@ fn kernels(name: Option<&str>) -> Result<Vec<Backend>, Failure> {
             Ok(backend) => Ok(vec![backend]),
             Err(error) => {
                 let names: Vec<&str> = Backend::available().map(|b| b.name()).collect();
-                Err(Failure::new(ErrorCode::Kernel, error.to_string())
-                    .hint(format!("this machine runs {}, or `all` of them", names.join(", "))))
+                Err(
+                    Failure::new(ErrorCode::Kernel, error.to_string()).hint(format!(
+                        "this machine runs {}, or `all` of them",
+                        names.join(", ")
+                    )),
+                )
             }
         },
     }

@@ -13,7 +13,8 @@
 
 use bitnet_formats::{ErrorCode, FormatError, dense_to_f32};
 use bitnet_model::{
-    Activation, ActivationQuantization, Checkpoint, Config, DenseTensor, LayerSlot, RopeScaling, Slot,
+    Activation, ActivationQuantization, Checkpoint, Config, DenseTensor, LayerSlot, RopeScaling,
+    Slot,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use candle_core::{D, DType, Device, Tensor};
@@ -98,12 +99,20 @@ impl<'a> Oracle<'a> {
     ///
     /// # Errors
     /// As [`logits`](Self::logits); a layer or a length that does not exist.
-    pub fn layer(&self, layer: usize, hidden: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+    pub fn layer(
+        &self,
+        layer: usize,
+        hidden: &[f32],
+        tokens: usize,
+    ) -> Result<Vec<f32>, FormatError> {
         let config = self.config();
         if layer >= config.num_hidden_layers {
             return Err(FormatError::new(
                 ErrorCode::Usage,
-                format!("layer {layer}: the model has layers 0 to {}", config.num_hidden_layers - 1),
+                format!(
+                    "layer {layer}: the model has layers 0 to {}",
+                    config.num_hidden_layers - 1
+                ),
             ));
         }
         let x = matrix(hidden, tokens, config.hidden_size)?;
@@ -116,7 +125,10 @@ impl<'a> Oracle<'a> {
     /// As [`layer`](Self::layer).
     pub fn layer_of(&self, layer: usize, hidden: &[&[f32]]) -> Result<Vec<Vec<f32>>, FormatError> {
         let layer = Layer::load(self.checkpoint, layer)?;
-        hidden.iter().map(|x| values(&layer.forward(&self.stream(x)?)?)).collect()
+        hidden
+            .iter()
+            .map(|x| values(&layer.forward(&self.stream(x)?)?))
+            .collect()
     }
 
     /// The final norm of several residual streams.
@@ -125,7 +137,10 @@ impl<'a> Oracle<'a> {
     /// An unreadable tensor; a length that does not fit.
     pub fn output_norm_of(&self, hidden: &[&[f32]]) -> Result<Vec<Vec<f32>>, FormatError> {
         let gain = self.norm_gain(Slot::OutputNorm)?;
-        hidden.iter().map(|x| values(&self.rms_norm(&self.stream(x)?, &gain)?)).collect()
+        hidden
+            .iter()
+            .map(|x| values(&self.rms_norm(&self.stream(x)?, &gain)?))
+            .collect()
     }
 
     /// The output head on several streams that are normed already.
@@ -164,7 +179,10 @@ impl<'a> Oracle<'a> {
     fn embed(&self, tokens: &[u32]) -> Result<Tensor, FormatError> {
         let (vocab, width) = (self.config().vocab_size, self.config().hidden_size);
         if tokens.is_empty() {
-            return Err(FormatError::new(ErrorCode::Usage, "expected at least one token, found none"));
+            return Err(FormatError::new(
+                ErrorCode::Usage,
+                "expected at least one token, found none",
+            ));
         }
         let table = self.checkpoint.dense(Slot::TokenEmbeddings)?;
         let mut x = Vec::with_capacity(tokens.len() * width);
@@ -173,7 +191,10 @@ impl<'a> Oracle<'a> {
             if row >= vocab {
                 return Err(FormatError::new(
                     ErrorCode::Usage,
-                    format!("token {token}: the vocabulary has tokens 0 to {}", vocab - 1),
+                    format!(
+                        "token {token}: the vocabulary has tokens 0 to {}",
+                        vocab - 1
+                    ),
                 ));
             }
             x.extend(dense_rows(&table, Slot::TokenEmbeddings, row..row + 1)?);
@@ -192,7 +213,11 @@ impl<'a> Oracle<'a> {
     /// `x @ head^T` for every sequence, the head widened in blocks of rows.
     fn head(&self, hidden: &[Tensor]) -> Result<Vec<Vec<f32>>, FormatError> {
         let (vocab, width) = (self.config().vocab_size, self.config().hidden_size);
-        let slot = if self.config().tie_word_embeddings { Slot::TokenEmbeddings } else { Slot::OutputHead };
+        let slot = if self.config().tie_word_embeddings {
+            Slot::TokenEmbeddings
+        } else {
+            Slot::OutputHead
+        };
         let head = self.checkpoint.dense(slot)?;
         let mut logits: Vec<Vec<f32>> = Vec::with_capacity(hidden.len());
         for x in hidden {
@@ -205,7 +230,10 @@ impl<'a> Oracle<'a> {
             let weights = weights.t().map_err(candle)?;
             for (x, out) in hidden.iter().zip(&mut logits) {
                 let part = values(&x.matmul(&weights).map_err(candle)?)?;
-                for (out, part) in out.chunks_exact_mut(vocab).zip(part.chunks_exact(rows.len())) {
+                for (out, part) in out
+                    .chunks_exact_mut(vocab)
+                    .zip(part.chunks_exact(rows.len()))
+                {
                     out[rows.clone()].copy_from_slice(part);
                 }
             }
@@ -241,22 +269,33 @@ impl<'a> Layer<'a> {
             q: linear(LayerSlot::QProj)?,
             k: linear(LayerSlot::KProj)?,
             v: linear(LayerSlot::VProj)?,
-            attn_sub_norm: config.attn_sub_norm.then(|| norm(LayerSlot::AttnSubNorm)).transpose()?,
+            attn_sub_norm: config
+                .attn_sub_norm
+                .then(|| norm(LayerSlot::AttnSubNorm))
+                .transpose()?,
             o: linear(LayerSlot::OProj)?,
             post_attention_norm: norm(LayerSlot::PostAttentionNorm)?,
             gate: linear(LayerSlot::GateProj)?,
             up: linear(LayerSlot::UpProj)?,
-            ffn_sub_norm: config.ffn_sub_norm.then(|| norm(LayerSlot::FfnSubNorm)).transpose()?,
+            ffn_sub_norm: config
+                .ffn_sub_norm
+                .then(|| norm(LayerSlot::FfnSubNorm))
+                .transpose()?,
             down: linear(LayerSlot::DownProj)?,
         })
     }
 
     /// `x` is `(tokens, hidden_size)`, positions from 0.
     fn forward(&self, x: &Tensor) -> Result<Tensor, FormatError> {
-        let norm = |x: &Tensor, gain: &Tensor| rms_norm(x, gain, self.config.rms_norm_eps).map_err(candle);
+        let norm =
+            |x: &Tensor, gain: &Tensor| rms_norm(x, gain, self.config.rms_norm_eps).map_err(candle);
 
         let h = norm(x, &self.input_norm)?;
-        let (q, k, v) = (self.q.forward(&h)?, self.k.forward(&h)?, self.v.forward(&h)?);
+        let (q, k, v) = (
+            self.q.forward(&h)?,
+            self.k.forward(&h)?,
+            self.v.forward(&h)?,
+        );
         let mut h = attention(self.config, &q, &k, &v).map_err(candle)?;
         if let Some(gain) = &self.attn_sub_norm {
             h = norm(&h, gain)?;
@@ -265,7 +304,9 @@ impl<'a> Layer<'a> {
 
         let h = norm(&x, &self.post_attention_norm)?;
         let (gate, up) = (self.gate.forward(&h)?, self.up.forward(&h)?);
-        let mut h = activate(self.config.hidden_act, &gate).and_then(|g| g * up).map_err(candle)?;
+        let mut h = activate(self.config.hidden_act, &gate)
+            .and_then(|g| g * up)
+            .map_err(candle)?;
         if let Some(gain) = &self.ffn_sub_norm {
             h = norm(&h, gain)?;
         }
@@ -289,7 +330,12 @@ impl Linear {
             ActivationQuantization::Int8PerToken => true,
             ActivationQuantization::None => false,
         };
-        Ok(Self { slot, weight, cols: ternary.cols(), quantised })
+        Ok(Self {
+            slot,
+            weight,
+            cols: ternary.cols(),
+            quantised,
+        })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor, FormatError> {
@@ -303,7 +349,11 @@ impl Linear {
             .in_tensor(&self.slot.to_string()));
         }
         let run = || {
-            let x = if self.quantised { fake_quantise(x)? } else { x.clone() };
+            let x = if self.quantised {
+                fake_quantise(x)?
+            } else {
+                x.clone()
+            };
             x.matmul(&self.weight.t()?)
         };
         run().map_err(candle)
@@ -314,10 +364,19 @@ impl Linear {
 fn dense_weights(matrix: &TernaryMatrix) -> Vec<f32> {
     let cols = matrix.cols();
     match matrix.scales() {
-        Scales::PerTensor(scale) => matrix.trits().iter().map(|&t| f32::from(t) * scale).collect(),
+        Scales::PerTensor(scale) => matrix
+            .trits()
+            .iter()
+            .map(|&t| f32::from(t) * scale)
+            .collect(),
         scales => {
             let at = |i: usize| scales.at(i / cols, i % cols, cols);
-            matrix.trits().iter().enumerate().map(|(i, &t)| f32::from(t) * at(i)).collect()
+            matrix
+                .trits()
+                .iter()
+                .enumerate()
+                .map(|(i, &t)| f32::from(t) * at(i))
+                .collect()
         }
     }
 }
@@ -343,7 +402,10 @@ fn round_half_even(x: &Tensor) -> candle_core::Result<Tensor> {
 /// `gain * (x / sqrt(mean(x^2) + eps))`, the mean in `f64`.
 fn rms_norm(x: &Tensor, gain: &Tensor, eps: f32) -> candle_core::Result<Tensor> {
     let mean = x.to_dtype(DType::F64)?.sqr()?.mean_keepdim(D::Minus1)?;
-    let r = (mean + f64::from(eps))?.sqrt()?.recip()?.to_dtype(DType::F32)?;
+    let r = (mean + f64::from(eps))?
+        .sqrt()?
+        .recip()?
+        .to_dtype(DType::F32)?;
     x.broadcast_mul(&r)?.broadcast_mul(gain)
 }
 
@@ -366,32 +428,50 @@ fn attention(config: &Config, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core
     // query head i reads kv head i / (heads / kv_heads)
     let repeat = |x: Tensor| {
         let shape = (kv_heads, heads / kv_heads, tokens, width);
-        x.unsqueeze(1)?.expand(shape)?.reshape((heads, tokens, width))
+        x.unsqueeze(1)?
+            .expand(shape)?
+            .reshape((heads, tokens, width))
     };
     let q = rotate(&split(q, heads)?, &cos, &sin)?;
     let k = repeat(rotate(&split(k, kv_heads)?, &cos, &sin)?)?;
     let v = repeat(split(v, kv_heads)?)?;
 
-    let scores = q.matmul(&k.transpose(1, 2)?)?.affine((width as f64).powf(-0.5), 0.0)?;
+    let scores = q
+        .matmul(&k.transpose(1, 2)?)?
+        .affine((width as f64).powf(-0.5), 0.0)?;
     let future: Vec<f32> = (0..tokens * tokens)
-        .map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 })
+        .map(|i| {
+            if i % tokens > i / tokens {
+                f32::NEG_INFINITY
+            } else {
+                0.0
+            }
+        })
         .collect();
     let future = Tensor::from_vec(future, (1, tokens, tokens), &Device::Cpu)?;
     let weights = softmax(&scores.broadcast_add(&future)?)?;
-    weights.matmul(&v)?.transpose(0, 1)?.contiguous()?.reshape((tokens, heads * width))
+    weights
+        .matmul(&v)?
+        .transpose(0, 1)?
+        .contiguous()?
+        .reshape((tokens, heads * width))
 }
 
 /// Over the last axis, in `f64`.
 fn softmax(x: &Tensor) -> candle_core::Result<Tensor> {
     let x = x.to_dtype(DType::F64)?;
     let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
-    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(DType::F32)
+    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?
+        .to_dtype(DType::F32)
 }
 
 /// Half-split rotation; `x` is `(n, tokens, width)`, the tables `(1, tokens, width / 2)`.
 fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
-    let (low, high) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let (low, high) = (
+        x.narrow(D::Minus1, 0, half)?,
+        x.narrow(D::Minus1, half, half)?,
+    );
     let turned_low = (low.broadcast_mul(cos)? - high.broadcast_mul(sin)?)?;
     let turned_high = (high.broadcast_mul(cos)? + low.broadcast_mul(sin)?)?;
     Tensor::cat(&[turned_low, turned_high], D::Minus1)
@@ -407,7 +487,11 @@ fn rotary_tables(config: &Config, tokens: usize) -> candle_core::Result<(Tensor,
     }
     let shape = (1, tokens, frequencies.len());
     let table = |f: fn(f64) -> f64| {
-        Tensor::from_vec(angles.iter().map(|&a| f(a) as f32).collect::<Vec<_>>(), shape, &Device::Cpu)
+        Tensor::from_vec(
+            angles.iter().map(|&a| f(a) as f32).collect::<Vec<_>>(),
+            shape,
+            &Device::Cpu,
+        )
     };
     Ok((table(f64::cos)?, table(f64::sin)?))
 }
@@ -421,7 +505,12 @@ fn inverse_frequencies(config: &Config) -> Vec<f32> {
     match config.rope.scaling {
         RopeScaling::None => plain.collect(),
         RopeScaling::Linear { factor } => plain.map(|f| f / factor as f32).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
             let context = original_max_position_embeddings as f64;
             let scaled = plain.map(f64::from).map(|f| {
                 let wavelength = 2.0 * PI / f;
@@ -430,7 +519,8 @@ fn inverse_frequencies(config: &Config) -> Vec<f32> {
                 } else if wavelength < context / high_freq_factor {
                     f
                 } else {
-                    let smooth = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let smooth = (context / wavelength - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor);
                     (1.0 - smooth) * f / factor + smooth * f
                 }
             });
@@ -448,17 +538,27 @@ fn gain(checkpoint: &Checkpoint, slot: Slot) -> Result<Tensor, FormatError> {
 }
 
 /// Some rows of a dense tensor, widened; a vector is one row.
-fn dense_rows(tensor: &DenseTensor<'_>, slot: Slot, rows: Range<usize>) -> Result<Vec<f32>, FormatError> {
+fn dense_rows(
+    tensor: &DenseTensor<'_>,
+    slot: Slot,
+    rows: Range<usize>,
+) -> Result<Vec<f32>, FormatError> {
     let (count, width) = match *tensor.shape {
         [width] => (1, width),
         [count, width] => (count, width),
         _ => {
-            let found = format!("expected a vector or a matrix, found {} dimensions", tensor.shape.len());
+            let found = format!(
+                "expected a vector or a matrix, found {} dimensions",
+                tensor.shape.len()
+            );
             return Err(FormatError::new(ErrorCode::WrongShape, found).in_tensor(&slot.to_string()));
         }
     };
     let row_bytes = tensor.bytes.len() / count.max(1);
-    let bytes = tensor.bytes.get(rows.start * row_bytes..rows.end * row_bytes).unwrap_or(&[]);
+    let bytes = tensor
+        .bytes
+        .get(rows.start * row_bytes..rows.end * row_bytes)
+        .unwrap_or(&[]);
     let mut out = vec![0.0; rows.len() * width];
     dense_to_f32(tensor.encoding, bytes, &mut out).map_err(|e| e.in_tensor(&slot.to_string()))?;
     Ok(out)
@@ -483,7 +583,10 @@ fn values(x: &Tensor) -> Result<Vec<f32>, FormatError> {
 /// A tensor operation that candle refuses: shapes that contradict the configuration.
 fn candle(error: candle_core::Error) -> FormatError {
     let text = error.to_string(); // with a backtrace behind the first line
-    FormatError::new(ErrorCode::WrongShape, format!("oracle: {}", text.lines().next().unwrap_or_default()))
+    FormatError::new(
+        ErrorCode::WrongShape,
+        format!("oracle: {}", text.lines().next().unwrap_or_default()),
+    )
 }
 
 #[cfg(test)]
@@ -492,7 +595,20 @@ mod tests {
 
     #[test]
     fn rounds_halves_to_even() {
-        let x = [0.5f32, 1.5, 2.5, -0.5, -1.5, -2.5, 0.499_999_97, 126.5, -127.5, 3.0, -3.7, 0.0];
+        let x = [
+            0.5f32,
+            1.5,
+            2.5,
+            -0.5,
+            -1.5,
+            -2.5,
+            0.499_999_97,
+            126.5,
+            -127.5,
+            3.0,
+            -3.7,
+            0.0,
+        ];
         let t = Tensor::from_slice(&x, (1, x.len()), &Device::Cpu).unwrap();
         let want: Vec<f32> = x.iter().map(|x| x.round_ties_even()).collect();
         assert_eq!(values(&round_half_even(&t).unwrap()).unwrap(), want);

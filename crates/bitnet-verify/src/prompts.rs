@@ -45,8 +45,16 @@ pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, FormatError> {
 fn parse_prompts(value: &Value) -> Result<Vec<Prompt>, FormatError> {
     let named: Vec<(String, &Value)> = match value {
         Value::Object(map) => map.iter().map(|(name, v)| (name.clone(), v)).collect(),
-        Value::Array(list) => list.iter().enumerate().map(|(i, v)| (format!("{i}"), v)).collect(),
-        _ => return Err(malformed("expected an object of prompts or a list of lists of token ids")),
+        Value::Array(list) => list
+            .iter()
+            .enumerate()
+            .map(|(i, v)| (format!("{i}"), v))
+            .collect(),
+        _ => {
+            return Err(malformed(
+                "expected an object of prompts or a list of lists of token ids",
+            ));
+        }
     };
     let prompt = |(name, value): (String, &Value)| {
         let ids = value.get("ids").unwrap_or(value);
@@ -59,10 +67,13 @@ fn parse_prompts(value: &Value) -> Result<Vec<Prompt>, FormatError> {
 /// A list of token ids.
 pub(crate) fn token_ids(value: &Value) -> Result<Vec<u32>, FormatError> {
     let list = value.as_array().ok_or_else(|| {
-        malformed("expected a list of token ids").hint("write the ids; text alone is not tokenised here")
+        malformed("expected a list of token ids")
+            .hint("write the ids; text alone is not tokenised here")
     })?;
     let id = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
-    list.iter().map(|v| id(v).ok_or_else(|| malformed(format!("expected a token id, found {v}")))).collect()
+    list.iter()
+        .map(|v| id(v).ok_or_else(|| malformed(format!("expected a token id, found {v}"))))
+        .collect()
 }
 
 /// Checks that a network of this configuration can compute the prompts.
@@ -94,16 +105,27 @@ pub fn built_in_prompts(config: &Config) -> Vec<Prompt> {
     // multiples of the golden section spread over the vocabulary whatever its size
     let walk = |seed: u64, len: usize| -> Vec<u32> {
         let len = len.min(config.max_position_embeddings) as u64;
-        (0..len).map(|i| ((seed + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) % vocab) as u32).collect()
+        (0..len)
+            .map(|i| ((seed + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) % vocab) as u32)
+            .collect()
     };
-    let first = config.bos_token_id.filter(|&id| u64::from(id) < vocab).unwrap_or(0);
+    let first = config
+        .bos_token_id
+        .filter(|&id| u64::from(id) < vocab)
+        .unwrap_or(0);
     [
         ("first", vec![first]),
         ("walk-8", walk(1, 8)),
         ("walk-32", walk(100, 32)),
-        ("repeated", vec![first; 4.min(config.max_position_embeddings)]),
+        (
+            "repeated",
+            vec![first; 4.min(config.max_position_embeddings)],
+        ),
     ]
-    .map(|(name, ids)| Prompt { name: name.to_owned(), ids })
+    .map(|(name, ids)| Prompt {
+        name: name.to_owned(),
+        ids,
+    })
     .into()
 }
 
@@ -114,11 +136,25 @@ mod tests {
 
     #[test]
     fn three_forms_are_read() {
-        let want = |name: &str| vec![Prompt { name: name.to_owned(), ids: vec![1, 2] }];
-        assert_eq!(parse_prompts(&json!({"a": {"text": null, "ids": [1, 2]}})).unwrap(), want("a"));
+        let want = |name: &str| {
+            vec![Prompt {
+                name: name.to_owned(),
+                ids: vec![1, 2],
+            }]
+        };
+        assert_eq!(
+            parse_prompts(&json!({"a": {"text": null, "ids": [1, 2]}})).unwrap(),
+            want("a")
+        );
         assert_eq!(parse_prompts(&json!({"a": [1, 2]})).unwrap(), want("a"));
         assert_eq!(parse_prompts(&json!([[1, 2]])).unwrap(), want("0"));
-        for bad in [json!(3), json!({"a": {"text": "x"}}), json!([[1.5]]), json!([[-1]]), json!([[1u64 << 32]])] {
+        for bad in [
+            json!(3),
+            json!({"a": {"text": "x"}}),
+            json!([[1.5]]),
+            json!([[-1]]),
+            json!([[1u64 << 32]]),
+        ] {
             assert!(parse_prompts(&bad).is_err(), "{bad}");
         }
     }

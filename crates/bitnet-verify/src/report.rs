@@ -130,20 +130,38 @@ impl Findings {
             (n, m) => format!("{n} different, {m} could not be compared ({compared})"),
         };
         let code = self.differences.iter().find_map(|d| d.code);
-        CheckResult { name, status, detail, differences: self.differences, code }
+        CheckResult {
+            name,
+            status,
+            detail,
+            differences: self.differences,
+            code,
+        }
     }
 }
 
 impl CheckResult {
     /// A check that does not apply.
     pub fn skipped(name: &'static str, why: impl Into<String>) -> Self {
-        Self { name, status: Status::Skipped, detail: why.into(), differences: Vec::new(), code: None }
+        Self {
+            name,
+            status: Status::Skipped,
+            detail: why.into(),
+            differences: Vec::new(),
+            code: None,
+        }
     }
 
     /// A check that could not be done.
     pub fn error(name: &'static str, why: &FormatError) -> Self {
         let (status, detail) = (Status::Error, why.to_string());
-        Self { name, status, detail, differences: Vec::new(), code: Some(why.code) }
+        Self {
+            name,
+            status,
+            detail,
+            differences: Vec::new(),
+            code: Some(why.code),
+        }
     }
 }
 
@@ -154,8 +172,8 @@ pub struct Report {
     pub checks: Vec<CheckResult>,
     /// The `logits` object, when logits were compared.
     pub logits: Option<Value>,
-    /// Figures that judge nothing, such as per-layer errors; printed in the order found.
-    pub notes: Vec<String>,
+    /// Teacher-forced error of each layer, and from whose hidden states; told before the checks.
+    pub layers: Option<(&'static str, Vec<f64>)>,
 }
 
 impl Report {
@@ -178,11 +196,16 @@ impl Report {
         if let Some(logits) = &self.logits {
             report["logits"] = logits.clone();
         }
-        if !self.notes.is_empty() {
-            report["notes"] = json!(self.notes);
+        if let Some((from, errors)) = &self.layers {
+            let errors: Vec<Value> = errors.iter().map(|&e| number(e)).collect();
+            report["layers"] = json!({"from": from, "relative_errors": errors});
         }
         if self.status() == Status::Error {
-            let code = self.checks.iter().find_map(|c| c.code).unwrap_or(ErrorCode::Usage);
+            let code = self
+                .checks
+                .iter()
+                .find_map(|c| c.code)
+                .unwrap_or(ErrorCode::Usage);
             let message = format!("{}: {}", self.status(), self.verdict());
             report["error"] = json!({"code": code.as_str(), "message": message, "hint": null});
         }
@@ -195,17 +218,31 @@ impl Report {
     /// Those of `out`.
     pub fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}: {}", self.status(), self.verdict())?;
+        if let Some((from, errors)) = &self.layers {
+            let list: Vec<String> = errors.iter().map(|e| format!("{e:.1e}")).collect();
+            writeln!(
+                out,
+                "  relative error of each layer, {from}: {}",
+                list.join(" ")
+            )?;
+        }
         for check in &self.checks {
-            writeln!(out, "  {:<14} {:<9}  {}", check.name, check.status, check.detail)?;
+            writeln!(
+                out,
+                "  {:<14} {:<9}  {}",
+                check.name, check.status, check.detail
+            )?;
             for d in check.differences.iter().take(PRINTED) {
                 writeln!(out, "    `{}`: {}", d.place, d.what)?;
             }
-            if let Some(more) = check.differences.len().checked_sub(PRINTED).filter(|n| *n > 0) {
+            if let Some(more) = check
+                .differences
+                .len()
+                .checked_sub(PRINTED)
+                .filter(|n| *n > 0)
+            {
                 writeln!(out, "    and {more} more, listed by --json")?;
             }
-        }
-        for note in &self.notes {
-            writeln!(out, "  {note}")?;
         }
         Ok(())
     }
@@ -213,7 +250,11 @@ impl Report {
     /// The rest of the verdict line.
     fn verdict(&self) -> String {
         let named = |status| -> Vec<&str> {
-            self.checks.iter().filter(|c| c.status == status).map(|c| c.name).collect()
+            self.checks
+                .iter()
+                .filter(|c| c.status == status)
+                .map(|c| c.name)
+                .collect()
         };
         match self.status() {
             Status::Different => format!("in {}", named(Status::Different).join(", ")),
@@ -223,7 +264,11 @@ impl Report {
             },
             Status::Same => match named(Status::Skipped) {
                 names if names.is_empty() => named(Status::Same).join(", "),
-                names => format!("{} (skipped: {})", named(Status::Same).join(", "), names.join(", ")),
+                names => format!(
+                    "{} (skipped: {})",
+                    named(Status::Same).join(", "),
+                    names.join(", ")
+                ),
             },
         }
     }
@@ -231,12 +276,25 @@ impl Report {
 
 impl CheckResult {
     fn to_json(&self) -> Value {
-        let mut check = json!({"name": self.name, "status": self.status.as_str(), "detail": self.detail});
+        let mut check =
+            json!({"name": self.name, "status": self.status.as_str(), "detail": self.detail});
         if !self.differences.is_empty() {
-            let list = self.differences.iter().map(|d| json!({"place": d.place, "what": d.what}));
+            let list = self
+                .differences
+                .iter()
+                .map(|d| json!({"place": d.place, "what": d.what}));
             check["differences"] = list.collect();
         }
         check
+    }
+}
+
+/// JSON has no infinity: such a figure is written as the text `inf`.
+pub(crate) fn number(x: f64) -> Value {
+    if x.is_finite() {
+        json!(x)
+    } else {
+        json!("inf")
     }
 }
 
@@ -252,7 +310,10 @@ mod tests {
             differences: vec![],
             code: None,
         };
-        Report { checks: statuses.iter().map(check).collect(), ..Report::default() }
+        Report {
+            checks: statuses.iter().map(check).collect(),
+            ..Report::default()
+        }
     }
 
     #[test]

@@ -162,6 +162,9 @@ fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, Form
             .at(end)
             .hint("nothing may follow the last tensor"));
     }
+    // the format's own implementation has the last word: what it refuses, its readers cannot open
+    safetensors::SafeTensors::read_metadata(file.bytes())
+        .map_err(|e| malformed(format!("the safetensors library refuses the header: {e}")).at(8))?;
     let tensors = tensors.into_iter().map(|(_, _, info)| info).collect();
     Ok(Parsed {
         metadata: raw.metadata,

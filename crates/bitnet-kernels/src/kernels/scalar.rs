@@ -6,7 +6,7 @@ use super::{Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{self, LANES, add_lanes};
 use crate::lines::{LINE, Line, as_bytes};
-use crate::packed::Done;
+use crate::packed::Sink;
 use std::ops::Range;
 
 pub(super) const KERNEL: Kernel = Kernel {
@@ -61,7 +61,7 @@ fn dots(
     tokens: Range<usize>,
     _: &mut [Line],
     dots: &mut [i32],
-    done: Done<'_, i32>,
+    sink: &mut dyn Sink<i32>,
 ) {
     let row = &as_bytes(tile.lines)[..tile.cols];
     for (token, dots) in tokens.clone().zip(dots.chunks_exact_mut(tile.groups())) {
@@ -76,7 +76,7 @@ fn dots(
                 .sum();
         }
     }
-    done(tokens, dots);
+    sink.done(tokens, dots);
 }
 
 /// The same with float activations: within a group, lane `k % 16` takes column `k` (rule 3).

@@ -93,17 +93,24 @@ fn row_dwords(tile: &[Line], row: usize) -> impl Iterator<Item = u32> {
         })
 }
 
-/// The blocks of all columns, at most [`CHUNK`] columns of one group at a time: `(group, blocks)`.
-pub(super) fn chunks(cols: usize, group: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
-    (0..cols)
-        .step_by(group)
-        .enumerate()
-        .flat_map(move |(g, start)| {
-            (start..start + group).step_by(CHUNK).map(move |at| {
-                let end = (start + group).min(at + CHUNK);
-                (g, at / COLS..end.div_ceil(COLS))
-            })
-        })
+/// The blocks of all columns, at most [`CHUNK`] columns of one group at a time: `(group, blocks)`, and
+/// which share of all chunks this one is, `(number, of how many)`.
+pub(super) fn chunks(
+    cols: usize,
+    group: usize,
+) -> impl Iterator<Item = (usize, Range<usize>, (usize, usize))> {
+    let per_group = group.div_ceil(CHUNK);
+    let count = cols / group * per_group;
+    (0..count).map(move |i| {
+        let (g, start) = (i / per_group, i / per_group * group + i % per_group * CHUNK);
+        let end = ((g + 1) * group).min(start + CHUNK);
+        (g, start / COLS..end.div_ceil(COLS), (i, count))
+    })
+}
+
+/// Part `i` of `count` of a range.
+pub(super) fn part(range: Range<usize>, (i, count): (usize, usize)) -> Range<usize> {
+    range.start + range.len() * i / count..range.start + range.len() * (i + 1) / count
 }
 
 /// Sets every dot of `dots: (tokens, groups, 32)` to minus the sum of its activations, by which

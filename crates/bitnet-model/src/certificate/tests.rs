@@ -3,11 +3,24 @@ use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{PlainType, TensorInfo};
 
 fn matrices() -> [(String, TernaryMatrix); 2] {
-    let q = TernaryMatrix::new(2, 5, vec![1, 0, -1, 1, 0, 0, 0, 0, -1, 1], Scales::PerTensor(0.5));
-    let down = TernaryMatrix::new(2, 4, vec![0, 0, 1, 0, -1, -1, -1, -1], Scales::PerRow(vec![0.25, 2.0]));
+    let q = TernaryMatrix::new(
+        2,
+        5,
+        vec![1, 0, -1, 1, 0, 0, 0, 0, -1, 1],
+        Scales::PerTensor(0.5),
+    );
+    let down = TernaryMatrix::new(
+        2,
+        4,
+        vec![0, 0, 1, 0, -1, -1, -1, -1],
+        Scales::PerRow(vec![0.25, 2.0]),
+    );
     [
         (Slot::Layer(0, LayerSlot::QProj).to_string(), q.unwrap()),
-        (Slot::Layer(0, LayerSlot::DownProj).to_string(), down.unwrap()),
+        (
+            Slot::Layer(0, LayerSlot::DownProj).to_string(),
+            down.unwrap(),
+        ),
     ]
 }
 
@@ -28,7 +41,10 @@ fn the_worked_example_of_the_page() {
          6b672b9a7e4feb4fd38386f90405bc0ae261413a758dd8eb2786be61df8dc27d row \
          53ea3a655e73fdc25966e4d39d287bff0a0b30944e3df5bae190efeae6951f1a\n"
     );
-    assert_eq!(hasher.finish(), "8e68a976a41480d1032990535c29e263a99b1c83ddc7b798cf1c1e2c92dc248a");
+    assert_eq!(
+        hasher.finish(),
+        "8e68a976a41480d1032990535c29e263a99b1c83ddc7b798cf1c1e2c92dc248a"
+    );
     // the order of adding does not matter
     let mut other = TernaryHasher::default();
     other.add(&down_name, &down);
@@ -43,17 +59,25 @@ fn the_structure_of_scales_does_not_matter_where_they_say_the_same() {
     let same = TernaryMatrix::new(2, 5, q.trits().to_vec(), rows).unwrap();
     assert_eq!(TensorDigest::of(&name, &q), TensorDigest::of(&name, &same));
     let zero = |s| TernaryMatrix::new(1, 1, vec![0], Scales::PerTensor(s)).unwrap();
-    assert_eq!(TensorDigest::of("z", &zero(1e-5)), TensorDigest::of("z", &zero(-0.0)));
+    assert_eq!(
+        TensorDigest::of("z", &zero(1e-5)),
+        TensorDigest::of("z", &zero(-0.0))
+    );
 }
 
 #[test]
 fn long_matrices_hash_like_one_stream() {
     // more rows than are packed at a time, and a last byte that is not full
     let (rows, cols) = (20_000, 13);
-    let trits: Vec<i8> = (0..rows * cols).map(|i| (i * 31 % 7 % 3) as i8 - 1).collect();
+    let trits: Vec<i8> = (0..rows * cols)
+        .map(|i| (i * 31 % 7 % 3) as i8 - 1)
+        .collect();
     let bytes: Vec<u8> = trits
         .chunks(cols)
-        .flat_map(|row| row.chunks(4).map(|c| c.iter().rev().fold(0, |b, t| b << 2 | (t + 1) as u8)))
+        .flat_map(|row| {
+            row.chunks(4)
+                .map(|c| c.iter().rev().fold(0, |b, t| b << 2 | (t + 1) as u8))
+        })
         .collect();
     let matrix = TernaryMatrix::new(rows, cols, trits, Scales::PerTensor(1.0)).unwrap();
     assert_eq!(trit_sha256(&matrix), hex(&Sha256::digest(&bytes)));
@@ -71,11 +95,19 @@ fn dense_digests_depend_on_values_only() {
             offset: 0,
             len: bytes.len() as u64,
         };
-        dense_sha256(&DenseTensor { encoding: info.encoding, shape: &info.shape, bytes: &bytes, info: &info })
-            .unwrap()
+        dense_sha256(&DenseTensor {
+            encoding: info.encoding,
+            shape: &info.shape,
+            bytes: &bytes,
+            info: &info,
+        })
+        .unwrap()
     };
     let f32s = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let bf16s = values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
+    let bf16s = values
+        .iter()
+        .flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes())
+        .collect();
     assert_eq!(
         digest(PlainType::F32, f32s),
         "652c68feb04b96ae54eacc12e0e802a01796e508e25a12a01744c61f66dd486b"
@@ -91,10 +123,20 @@ fn a_certificate_reads_back_as_written() {
     let [(name, q), (other, down)] = matrices();
     let mut hasher = TernaryHasher::default();
     let ternary = vec![
-        TernaryRecord { digest: hasher.add(&other, &down), verdict: Verdict::Rounded(1.25e-4) },
-        TernaryRecord { digest: hasher.add(&name, &q), verdict: Verdict::Exact },
+        TernaryRecord {
+            digest: hasher.add(&other, &down),
+            verdict: Verdict::Rounded(1.25e-4),
+        },
+        TernaryRecord {
+            digest: hasher.add(&name, &q),
+            verdict: Verdict::Exact,
+        },
     ];
-    let file = |name: &str| FileRecord { name: name.to_owned(), bytes: 7, sha256: hex(&[0xab; 32]) };
+    let file = |name: &str| FileRecord {
+        name: name.to_owned(),
+        bytes: 7,
+        sha256: hex(&[0xab; 32]),
+    };
     let certificate = Certificate {
         tool: "bitnet-convert 0.1.0".to_owned(),
         family: "llama_b1_58".to_owned(),
@@ -146,7 +188,10 @@ fn a_certificate_reads_back_as_written() {
     let mut broken = certificate.to_json();
     broken["ternary"][0]["trits_sha256"] = json!("xyz");
     let error = Certificate::from_json(&broken).unwrap_err();
-    assert_eq!(error.to_string(), "`ternary[0].trits_sha256`: expected a sha256 in lower-case hex, found \"xyz\"");
+    assert_eq!(
+        error.to_string(),
+        "`ternary[0].trits_sha256`: expected a sha256 in lower-case hex, found \"xyz\""
+    );
     assert!(Certificate::from_json(&json!({"certificate": 2})).is_err());
     assert!(Certificate::from_json(&json!([])).is_err());
 }

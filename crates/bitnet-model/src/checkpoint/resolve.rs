@@ -41,7 +41,10 @@ struct Tensors<'a> {
 
 impl<'a> Tensors<'a> {
     fn new(file: &'a TensorFile) -> Self {
-        Self { file, used: HashSet::new() }
+        Self {
+            file,
+            used: HashSet::new(),
+        }
     }
 
     /// The tensor of one of these names.
@@ -73,19 +76,28 @@ impl<'a> Tensors<'a> {
                 return Err(error(ErrorCode::UnknownType, info, message));
             }
             other => {
-                let expected = if vector { "f32, f16 or bf16" } else { "f32, f16, bf16, q8_0 or q6_k" };
+                let expected = if vector {
+                    "f32, f16 or bf16"
+                } else {
+                    "f32, f16, bf16, q8_0 or q6_k"
+                };
                 let message = format!("expected {expected}, found {}", other.name());
                 return Err(error(ErrorCode::WrongType, info, message));
             }
         }
-        let source = Source::Dense { info: info.clone(), finite: AtomicBool::new(false) };
+        let source = Source::Dense {
+            info: info.clone(),
+            finite: AtomicBool::new(false),
+        };
         sources.insert(slot, source);
         Ok(())
     }
 
     /// A scale beside a linear: one float.
     fn scale(&mut self, name: &str) -> Result<Option<TensorInfo>, FormatError> {
-        let Some(info) = self.find(&[name]) else { return Ok(None) };
+        let Some(info) = self.find(&[name]) else {
+            return Ok(None);
+        };
         if info.shape.iter().product::<usize>() != 1 || info.shape.len() > 2 {
             let message = format!("expected shape [1], found {:?}", info.shape);
             return Err(error(ErrorCode::WrongShape, info, message));
@@ -111,10 +123,15 @@ impl<'a> Tensors<'a> {
             let message = if info.name.ends_with(".bias") {
                 "expected no biases, found one".to_owned()
             } else {
-                format!("expected no tensor of this name, found {:?} {}", info.shape, info.encoding.name())
+                format!(
+                    "expected no tensor of this name, found {:?} {}",
+                    info.shape,
+                    info.encoding.name()
+                )
             };
-            return Err(error(ErrorCode::ExtraTensor, info, message)
-                .hint("the configuration has no place for it: the model would compute something else"));
+            return Err(error(ErrorCode::ExtraTensor, info, message).hint(
+                "the configuration has no place for it: the model would compute something else",
+            ));
         }
         Ok(())
     }
@@ -156,13 +173,18 @@ pub(super) fn hugging_face(
         let path = directory.join(name);
         match read_bounded(&path, options.limits.json_bytes)? {
             None => Ok(None),
-            Some(bytes) => family::parse_json(&bytes).map(Some).map_err(|e| e.in_file(&path)),
+            Some(bytes) => family::parse_json(&bytes)
+                .map(Some)
+                .map_err(|e| e.in_file(&path)),
         }
     };
     let config_path = directory.join("config.json");
     let config_json = json("config.json")?.ok_or_else(|| {
-        FormatError::new(ErrorCode::UnsupportedConfig, "expected a config.json beside the weights, found none")
-            .in_file(&directory)
+        FormatError::new(
+            ErrorCode::UnsupportedConfig,
+            "expected a config.json beside the weights, found none",
+        )
+        .in_file(&directory)
     })?;
     let in_config = |e: FormatError| e.in_file(&config_path);
     let family = family::family_of_config(&config_json).map_err(in_config)?;
@@ -185,7 +207,10 @@ pub(super) fn hugging_face(
             continue;
         }
         let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
-        let scale_name = info.name.strip_suffix("weight").map(|stem| format!("{stem}weight_scale"));
+        let scale_name = info
+            .name
+            .strip_suffix("weight")
+            .map(|stem| format!("{stem}weight_scale"));
         let scale = tensors.scale(&scale_name.unwrap_or_default())?;
         let shape = config.shape(slot);
         let (rows, cols) = (shape[0], shape[1]);
@@ -194,10 +219,18 @@ pub(super) fn hugging_face(
             undecided.push(slot);
             LinearRule::Absmean
         });
-        let source = LinearSource { info: info.clone(), rows, cols, rule, permuted_head_dim: None };
+        let source = LinearSource {
+            info: info.clone(),
+            rows,
+            cols,
+            rule,
+            permuted_head_dim: None,
+        };
         sources.insert(slot, Source::Linear(source));
     }
-    let embedding = sources.get(&Slot::TokenEmbeddings).map(|s| s.info().clone());
+    let embedding = sources
+        .get(&Slot::TokenEmbeddings)
+        .map(|s| s.info().clone());
     tensors.finish(|info| {
         if info.name.ends_with(".rotary_emb.inv_freq") {
             return Ok(true); // buffers that old transformers versions saved; made from the configuration
@@ -211,7 +244,12 @@ pub(super) fn hugging_face(
     })?;
     if !undecided.is_empty() {
         let known = (family.is_known_master)(&config_json);
-        let dense = decide(file, &undecided, &mut sources, options.ternary_trained || known)?;
+        let dense = decide(
+            file,
+            &undecided,
+            &mut sources,
+            options.ternary_trained || known,
+        )?;
         if dense {
             config.activation_quantization = ActivationQuantization::None;
         }
@@ -251,15 +289,17 @@ fn hf_rule(
         // the configuration says master weights, and readers quantise whatever numbers stand here
         if !plain.is_float_weight() {
             let found = info.encoding.name();
-            let message =
-                format!("expected f32, f16 or bf16 master weights (online quantization), found {found}");
+            let message = format!(
+                "expected f32, f16 or bf16 master weights (online quantization), found {found}"
+            );
             return Err(error(ErrorCode::WrongType, info, message));
         }
         if !is_full {
             return wrong_shape(format!("{full:?}"));
         }
         if let Some(scale) = scale {
-            let message = "expected no scale beside master weights (online quantization), found one";
+            let message =
+                "expected no scale beside master weights (online quantization), found one";
             return Err(error(ErrorCode::ExtraTensor, &scale, message.to_owned()));
         }
         return Ok(Some(LinearRule::Absmean));
@@ -289,8 +329,13 @@ fn hf_rule(
     if !is_packed {
         return Ok(Some(LinearRule::Dequantised { outside }));
     }
-    let packing = packing_by_name(HF_PACKING)
-        .ok_or_else(|| error(ErrorCode::WrongType, info, format!("no packing `{HF_PACKING}`")))?;
+    let packing = packing_by_name(HF_PACKING).ok_or_else(|| {
+        error(
+            ErrorCode::WrongType,
+            info,
+            format!("no packing `{HF_PACKING}`"),
+        )
+    })?;
     Ok(Some(match plain {
         PlainType::U8 => LinearRule::Packed { packing, outside },
         _ => LinearRule::PackedValues { packing, outside },
@@ -342,7 +387,10 @@ fn not_ternary(file: &TensorFile, source: &LinearSource) -> FormatError {
         None => e.in_tensor(&source.info.name),
     };
     let Encoding::Plain(plain) = source.info.encoding else {
-        return place(FormatError::new(ErrorCode::NotTernary, "expected ternary weights"));
+        return place(FormatError::new(
+            ErrorCode::NotTernary,
+            "expected ternary weights",
+        ));
     };
     match values::absmean_error(plain, file.bytes(&source.info), source.cols) {
         Err(e) => place(e),
@@ -374,7 +422,9 @@ pub(super) fn gguf(file: &TensorFile, options: &OpenOptions) -> Result<Resolved,
             continue;
         }
         let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
-        let scale_name = name.strip_suffix("weight").map(|stem| format!("{stem}scale"));
+        let scale_name = name
+            .strip_suffix("weight")
+            .map(|stem| format!("{stem}scale"));
         let scale = tensors.scale(&scale_name.unwrap_or_default())?;
         let outside = scale.map(|scale| (scale, ScaleDirection::Multiply));
         let shape = config.shape(slot);
@@ -386,7 +436,13 @@ pub(super) fn gguf(file: &TensorFile, options: &OpenOptions) -> Result<Resolved,
         let rule = gguf_rule(info, rows, cols, outside, layout)?;
         let rotary = matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj));
         let permuted_head_dim = (rotary && family.permutes_qk).then_some(config.head_dim);
-        let mut source = LinearSource { info: info.clone(), rows, cols, rule, permuted_head_dim };
+        let mut source = LinearSource {
+            info: info.clone(),
+            rows,
+            cols,
+            rule,
+            permuted_head_dim,
+        };
         if matches!(source.rule, LinearRule::Dequantised { .. })
             && look(file, &source)? == Evidence::Master
         {
@@ -397,11 +453,15 @@ pub(super) fn gguf(file: &TensorFile, options: &OpenOptions) -> Result<Resolved,
         }
         sources.insert(slot, Source::Linear(source));
     }
-    let embedding = sources.get(&Slot::TokenEmbeddings).map(|s| s.info().clone());
+    let embedding = sources
+        .get(&Slot::TokenEmbeddings)
+        .map(|s| s.info().clone());
     let head_name = (family.gguf_tensor_name)(Slot::OutputHead);
     tensors.finish(|info| {
         if info.name == family::ROPE_FREQUENCIES {
-            let Encoding::Plain(plain) = info.encoding else { return Ok(false) };
+            let Encoding::Plain(plain) = info.encoding else {
+                return Ok(false);
+            };
             let divisors = values::small_values(plain, file.bytes(info))?;
             family::check_rope_frequencies(&config, info, &divisors)?;
             return Ok(true);
@@ -413,11 +473,19 @@ pub(super) fn gguf(file: &TensorFile, options: &OpenOptions) -> Result<Resolved,
             _ => Ok(false),
         }
     })?;
-    Ok(Resolved { family, config, directory: None, config_json: None, sources })
+    Ok(Resolved {
+        family,
+        config,
+        directory: None,
+        config_json: None,
+        sources,
+    })
 }
 
 fn forced_layout(options: &OpenOptions) -> Result<Option<&'static dyn Packing>, FormatError> {
-    let Some(name) = &options.layout else { return Ok(None) };
+    let Some(name) = &options.layout else {
+        return Ok(None);
+    };
     match packing_by_name(name) {
         Some(packing) if packing.gguf_type().is_some() => Ok(Some(packing)),
         _ => Err(FormatError::new(
@@ -438,14 +506,22 @@ fn gguf_rule(
         Encoding::Ternary(packing) => {
             let sibling = layout.filter(|l| l.gguf_type() == packing.gguf_type());
             let packing = sibling.unwrap_or(packing);
-            let expected = packing.stored_len(rows, cols).map_err(|e| e.in_tensor(&info.name))?;
+            let expected = packing
+                .stored_len(rows, cols)
+                .map_err(|e| e.in_tensor(&info.name))?;
             if info.len != expected {
-                let message = format!("expected {expected} bytes of {}, found {}", packing.name(), info.len);
+                let message = format!(
+                    "expected {expected} bytes of {}, found {}",
+                    packing.name(),
+                    info.len
+                );
                 return Err(error(ErrorCode::WrongShape, info, message));
             }
             Ok(LinearRule::Packed { packing, outside })
         }
-        Encoding::Plain(plain) if plain.is_float_weight() => Ok(LinearRule::Dequantised { outside }),
+        Encoding::Plain(plain) if plain.is_float_weight() => {
+            Ok(LinearRule::Dequantised { outside })
+        }
         Encoding::Unknown(id) => {
             let message = format!("expected a ternary type or floats, found the unknown type {id}");
             Err(error(ErrorCode::UnknownType, info, message))

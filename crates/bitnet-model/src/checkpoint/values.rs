@@ -6,7 +6,8 @@
 
 use bitnet_formats::{ErrorCode, FormatError, PlainType};
 use bitnet_ternary::{
-    BLOCK, Bf16, F16, F32, FloatElement, GROUP_SIZES, Scales, absmean_scale, block_magnitude, ternarize,
+    BLOCK, Bf16, F16, F32, FloatElement, GROUP_SIZES, Scales, absmean_scale, block_magnitude,
+    ternarize,
 };
 use rayon::prelude::*;
 
@@ -24,7 +25,10 @@ macro_rules! with_float {
 
 fn not_float(found: PlainType) -> FormatError {
     let name = found.safetensors_name().to_ascii_lowercase();
-    FormatError::new(ErrorCode::WrongType, format!("expected f32, f16 or bf16, found {name}"))
+    FormatError::new(
+        ErrorCode::WrongType,
+        format!("expected f32, f16 or bf16, found {name}"),
+    )
 }
 
 fn non_finite(index: usize, cols: usize) -> FormatError {
@@ -40,17 +44,23 @@ fn non_finite(index: usize, cols: usize) -> FormatError {
 }
 
 fn first_non_finite<E: FloatElement>(bytes: &[u8]) -> usize {
-    bytes.chunks_exact(E::SIZE).position(|b| E::magnitude(b) >= E::INFINITY).unwrap_or(0)
+    bytes
+        .chunks_exact(E::SIZE)
+        .position(|b| E::magnitude(b) >= E::INFINITY)
+        .unwrap_or(0)
 }
 
 /// Refuses NaN and infinity; `cols` shapes the message.
 pub(super) fn check_finite(plain: PlainType, bytes: &[u8], cols: usize) -> Result<(), FormatError> {
     fn check<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(), FormatError> {
-        let fine = bytes.par_chunks(BLOCK * E::SIZE).all(|block| {
-            let max = block.chunks_exact(E::SIZE).fold(0, |m, b| E::magnitude(b).max(m));
-            max < E::INFINITY
-        });
-        if fine { Ok(()) } else { Err(non_finite(first_non_finite::<E>(bytes), cols)) }
+        let fine = bytes
+            .par_chunks(BLOCK * E::SIZE)
+            .all(|block| E::max_magnitude(block) < E::INFINITY);
+        if fine {
+            Ok(())
+        } else {
+            Err(non_finite(first_non_finite::<E>(bytes), cols))
+        }
     }
     with_float!(plain, check(bytes, cols))
 }
@@ -65,7 +75,11 @@ pub(super) fn small_values(plain: PlainType, bytes: &[u8]) -> Result<Vec<f32>, F
 
 fn value<E: FloatElement>(bytes: &[u8]) -> f32 {
     let magnitude = E::widen(E::magnitude(bytes));
-    if E::is_negative(bytes) { -magnitude } else { magnitude }
+    if E::is_negative(bytes) {
+        -magnitude
+    } else {
+        magnitude
+    }
 }
 
 /// The absmean rule over a whole tensor (`formats/hf-bf16.md`).
@@ -75,9 +89,14 @@ pub(super) fn absmean(
     cols: usize,
 ) -> Result<(Vec<i8>, Scales), FormatError> {
     fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(Vec<i8>, Scales), FormatError> {
-        let blocks: Vec<_> = bytes.par_chunks(BLOCK * E::SIZE).map(block_magnitude::<E>).collect();
+        let blocks: Vec<_> = bytes
+            .par_chunks(BLOCK * E::SIZE)
+            .map(block_magnitude::<E>)
+            .collect();
         // blocks in order, whatever order they were summed in
-        let (sum, max) = blocks.iter().fold((0.0, 0), |(sum, max), b| (sum + b.sum, b.max.max(max)));
+        let (sum, max) = blocks
+            .iter()
+            .fold((0.0, 0), |(sum, max), b| (sum + b.sum, b.max.max(max)));
         if max >= E::INFINITY {
             return Err(non_finite(first_non_finite::<E>(bytes), cols));
         }
@@ -85,7 +104,9 @@ pub(super) fn absmean(
         let rule = absmean_scale(sum, count);
         let threshold = rule.threshold::<E>();
         let mut trits = vec![0; count];
-        let pieces = trits.par_chunks_mut(BLOCK).zip(bytes.par_chunks(BLOCK * E::SIZE));
+        let pieces = trits
+            .par_chunks_mut(BLOCK)
+            .zip(bytes.par_chunks(BLOCK * E::SIZE));
         pieces.for_each(|(out, block)| ternarize::<E>(block, threshold, out));
         Ok((trits, Scales::PerTensor(rule.scale)))
     }
@@ -93,24 +114,42 @@ pub(super) fn absmean(
 }
 
 /// How badly the absmean rule rounds a tensor: root mean square of `w - t * alpha` over that of `w`.
-pub(super) fn absmean_error(plain: PlainType, bytes: &[u8], cols: usize) -> Result<f64, FormatError> {
+pub(super) fn absmean_error(
+    plain: PlainType,
+    bytes: &[u8],
+    cols: usize,
+) -> Result<f64, FormatError> {
     fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<f64, FormatError> {
-        let blocks: Vec<_> = bytes.par_chunks(BLOCK * E::SIZE).map(block_magnitude::<E>).collect();
+        let blocks: Vec<_> = bytes
+            .par_chunks(BLOCK * E::SIZE)
+            .map(block_magnitude::<E>)
+            .collect();
         if blocks.iter().any(|b| b.max >= E::INFINITY) {
             return Err(non_finite(first_non_finite::<E>(bytes), cols));
         }
         let rule = absmean_scale(blocks.iter().map(|b| b.sum).sum(), bytes.len() / E::SIZE);
         let threshold = rule.threshold::<E>();
         let piece = |block: &[u8]| {
-            block.chunks_exact(E::SIZE).map(E::magnitude).fold((0.0, 0.0), |(error, total), m| {
-                let w = f64::from(E::widen(m));
-                let rounded = if m >= threshold { f64::from(rule.scale) } else { 0.0 };
-                (error + (w - rounded).powi(2), total + w * w)
-            })
+            block
+                .chunks_exact(E::SIZE)
+                .map(E::magnitude)
+                .fold((0.0, 0.0), |(error, total), m| {
+                    let w = f64::from(E::widen(m));
+                    let rounded = if m >= threshold {
+                        f64::from(rule.scale)
+                    } else {
+                        0.0
+                    };
+                    (error + (w - rounded).powi(2), total + w * w)
+                })
         };
         let sums: Vec<(f64, f64)> = bytes.par_chunks(BLOCK * E::SIZE).map(piece).collect();
         let (error, total) = sums.iter().fold((0.0, 0.0), |(e, t), s| (e + s.0, t + s.1));
-        Ok(if total > 0.0 { (error / total).sqrt() } else { 0.0 })
+        Ok(if total > 0.0 {
+            (error / total).sqrt()
+        } else {
+            0.0
+        })
     }
     with_float!(plain, run(bytes, cols))
 }
@@ -118,7 +157,11 @@ pub(super) fn absmean_error(plain: PlainType, bytes: &[u8], cols: usize) -> Resu
 /// The smallest run of a row that shares a scale in any structure there is.
 fn unit(cols: usize) -> usize {
     let group = GROUP_SIZES[0];
-    if cols.is_multiple_of(group) { group } else { cols.max(1) }
+    if cols.is_multiple_of(group) {
+        group
+    } else {
+        cols.max(1)
+    }
 }
 
 /// What a glance at float weights shows.
@@ -135,7 +178,11 @@ pub(super) enum Evidence {
 /// Looks at the beginning of a tensor. A million elements of one magnitude per group are no accident,
 /// and whoever reads the tensor checks the rest; master weights show themselves in the first group
 /// that is not all zero.
-pub(super) fn evidence(plain: PlainType, bytes: &[u8], cols: usize) -> Result<Evidence, FormatError> {
+pub(super) fn evidence(
+    plain: PlainType,
+    bytes: &[u8],
+    cols: usize,
+) -> Result<Evidence, FormatError> {
     const ENOUGH: usize = 1 << 20;
     fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<Evidence, FormatError> {
         let unit = unit(cols);
@@ -178,7 +225,11 @@ pub(super) fn dequantised(
     fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(Vec<i8>, Scales), FormatError> {
         let mut trits = vec![0i8; bytes.len() / E::SIZE];
         // the common case first: one magnitude in the whole tensor
-        let first = bytes.chunks_exact(E::SIZE).map(E::magnitude).find(|&m| m != 0).unwrap_or(0);
+        let first = bytes
+            .chunks_exact(E::SIZE)
+            .map(E::magnitude)
+            .find(|&m| m != 0)
+            .unwrap_or(0);
         let same = trits
             .par_chunks_mut(BLOCK)
             .zip(bytes.par_chunks(BLOCK * E::SIZE))
@@ -195,8 +246,10 @@ pub(super) fn dequantised(
             Scales::PerTensor(E::widen(first))
         } else {
             let unit = unit(cols);
-            let pieces: Vec<Result<u32, usize>> =
-                bytes.par_chunks(unit * E::SIZE).map(magnitude_of::<E>).collect();
+            let pieces: Vec<Result<u32, usize>> = bytes
+                .par_chunks(unit * E::SIZE)
+                .map(magnitude_of::<E>)
+                .collect();
             let mut found = Vec::with_capacity(pieces.len());
             for (i, piece) in pieces.into_iter().enumerate() {
                 let at = i * unit;
@@ -205,7 +258,12 @@ pub(super) fn dequantised(
                     Err(j) if value::<E>(&bytes[(at + j) * E::SIZE..]).is_finite() => {
                         return Err(second_magnitude::<E>(&bytes[at * E::SIZE..], at, j, cols));
                     }
-                    _ => return Err(non_finite(at + first_non_finite::<E>(&bytes[at * E::SIZE..]), cols)),
+                    _ => {
+                        return Err(non_finite(
+                            at + first_non_finite::<E>(&bytes[at * E::SIZE..]),
+                            cols,
+                        ));
+                    }
                 }
             }
             structure(&found, unit, cols, E::widen)
@@ -215,8 +273,17 @@ pub(super) fn dequantised(
     with_float!(plain, run(bytes, cols))
 }
 
-fn second_magnitude<E: FloatElement>(group: &[u8], at: usize, j: usize, cols: usize) -> FormatError {
-    let first = group.chunks_exact(E::SIZE).map(E::magnitude).find(|&m| m != 0).unwrap_or(0);
+fn second_magnitude<E: FloatElement>(
+    group: &[u8],
+    at: usize,
+    j: usize,
+    cols: usize,
+) -> FormatError {
+    let first = group
+        .chunks_exact(E::SIZE)
+        .map(E::magnitude)
+        .find(|&m| m != 0)
+        .unwrap_or(0);
     let (index, found) = (at + j, value::<E>(&group[j * E::SIZE..]));
     FormatError::new(
         ErrorCode::NotTernary,
@@ -247,11 +314,18 @@ fn structure(units: &[u32], unit: usize, cols: usize, widen: fn(u32) -> f32) -> 
         }
     }
     // every unit of 32 agrees with itself, and a unit of a whole row was returned above
-    Scales::PerGroup { group: unit, scales: units.iter().map(|&m| widen(m)).collect() }
+    Scales::PerGroup {
+        group: unit,
+        scales: units.iter().map(|&m| widen(m)).collect(),
+    }
 }
 
 /// Whole numbers or floats that each hold one trit, by value.
-pub(super) fn trits_by_value(plain: PlainType, bytes: &[u8], cols: usize) -> Result<Vec<i8>, FormatError> {
+pub(super) fn trits_by_value(
+    plain: PlainType,
+    bytes: &[u8],
+    cols: usize,
+) -> Result<Vec<i8>, FormatError> {
     let mut trits = vec![0; bytes.len() / plain.size()];
     let fine = |out: &mut i8, v: i64| {
         *out = v as i8;
@@ -272,7 +346,11 @@ pub(super) fn trits_by_value(plain: PlainType, bytes: &[u8], cols: usize) -> Res
 
 /// Packed bytes of which each is stored as a number of another type, by value. An i8 is the byte
 /// itself: half of all codes look negative there.
-pub(super) fn bytes_by_value(plain: PlainType, bytes: &[u8], cols: usize) -> Result<Vec<u8>, FormatError> {
+pub(super) fn bytes_by_value(
+    plain: PlainType,
+    bytes: &[u8],
+    cols: usize,
+) -> Result<Vec<u8>, FormatError> {
     if plain.size() == 1 {
         return Ok(bytes.to_vec());
     }
@@ -307,12 +385,15 @@ fn integers<T: Send>(
         .zip(bytes.par_chunks(BLOCK * size))
         .enumerate()
         .find_map_first(|(piece, (out, bytes))| {
-            let bad = out.iter_mut().zip(bytes.chunks_exact(size)).position(|(out, b)| {
-                let v = number(plain, b);
-                // NaN fails both
-                let whole = v == v.trunc() && v.abs() < 65_536.0;
-                !(whole && put(out, v as i64))
-            });
+            let bad = out
+                .iter_mut()
+                .zip(bytes.chunks_exact(size))
+                .position(|(out, b)| {
+                    let v = number(plain, b);
+                    // NaN fails both
+                    let whole = v == v.trunc() && v.abs() < 65_536.0;
+                    !(whole && put(out, v as i64))
+                });
             bad.map(|i| (piece * BLOCK + i, number(plain, &bytes[i * size..])))
         })
 }
@@ -363,51 +444,97 @@ mod tests {
         assert_eq!(scales, Scales::PerRow(vec![0.5, 0.25]));
         w[40] = -0.125;
         let (_, scales) = dequantised(PlainType::F32, &f32s(&w), 64).unwrap();
-        let want = Scales::PerGroup { group: 32, scales: vec![0.5, 0.125, 0.25, 0.0] };
+        let want = Scales::PerGroup {
+            group: 32,
+            scales: vec![0.5, 0.125, 0.25, 0.0],
+        };
         assert_eq!(scales, want);
-        assert_eq!(evidence(PlainType::F32, &f32s(&w), 64), Ok(Evidence::Ternary));
+        assert_eq!(
+            evidence(PlainType::F32, &f32s(&w), 64),
+            Ok(Evidence::Ternary)
+        );
         w[41] = 0.25;
         let error = dequantised(PlainType::F32, &f32s(&w), 64).unwrap_err();
         assert_eq!(error.code, ErrorCode::NotTernary);
-        assert!(error.message.starts_with("row 0, column 41: expected 0 or 0.125"), "{error}");
-        assert_eq!(evidence(PlainType::F32, &f32s(&w), 64), Ok(Evidence::Master));
+        assert!(
+            error
+                .message
+                .starts_with("row 0, column 41: expected 0 or 0.125"),
+            "{error}"
+        );
+        assert_eq!(
+            evidence(PlainType::F32, &f32s(&w), 64),
+            Ok(Evidence::Master)
+        );
         w[41] = f32::NAN;
-        assert_eq!(dequantised(PlainType::F32, &f32s(&w), 64).unwrap_err().code, ErrorCode::NonFinite);
+        assert_eq!(
+            dequantised(PlainType::F32, &f32s(&w), 64).unwrap_err().code,
+            ErrorCode::NonFinite
+        );
     }
 
     #[test]
     fn an_all_zero_tensor_has_scale_zero() {
         let (_, scales) = dequantised(PlainType::F32, &f32s(&[0.0; 64]), 64).unwrap();
         assert_eq!(scales, Scales::PerTensor(0.0));
-        assert_eq!(evidence(PlainType::F32, &f32s(&[0.0; 64]), 64), Ok(Evidence::Zeros));
+        assert_eq!(
+            evidence(PlainType::F32, &f32s(&[0.0; 64]), 64),
+            Ok(Evidence::Zeros)
+        );
     }
 
     #[test]
     fn absmean_does_not_depend_on_threads() {
-        let w: Vec<f32> = (0..3 * BLOCK + 77).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect();
+        let w: Vec<f32> = (0..3 * BLOCK + 77)
+            .map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0)
+            .collect();
         let bytes = f32s(&w);
         let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             pool.install(|| absmean(PlainType::F32, &bytes, 77).unwrap())
         };
         assert_eq!(run(1), run(3));
         let (sum, _) = bitnet_ternary::mean_magnitude::<F32>(&bytes);
-        assert_eq!(run(2).1, Scales::PerTensor(absmean_scale(sum, w.len()).scale));
+        assert_eq!(
+            run(2).1,
+            Scales::PerTensor(absmean_scale(sum, w.len()).scale)
+        );
     }
 
     #[test]
     fn codes_in_wider_types_are_taken_by_value() {
-        let wide: Vec<u8> = [0i32, 152, 255].iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert_eq!(bytes_by_value(PlainType::I32, &wide, 3).unwrap(), [0, 152, 255]);
-        let half: Vec<u8> = [0x0000u16, 0x4318, 0x437f].iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert_eq!(bytes_by_value(PlainType::Bf16, &half, 3).unwrap(), [0, 152, 255]);
+        let wide: Vec<u8> = [0i32, 152, 255]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        assert_eq!(
+            bytes_by_value(PlainType::I32, &wide, 3).unwrap(),
+            [0, 152, 255]
+        );
+        let half: Vec<u8> = [0x0000u16, 0x4318, 0x437f]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        assert_eq!(
+            bytes_by_value(PlainType::Bf16, &half, 3).unwrap(),
+            [0, 152, 255]
+        );
         for bad in [256i32, -1] {
             let bytes = bad.to_le_bytes();
-            assert_eq!(bytes_by_value(PlainType::I32, &bytes, 1).unwrap_err().code, ErrorCode::Malformed);
+            assert_eq!(
+                bytes_by_value(PlainType::I32, &bytes, 1).unwrap_err().code,
+                ErrorCode::Malformed
+            );
         }
         assert!(bytes_by_value(PlainType::F32, &f32s(&[0.5]), 1).is_err());
         assert!(bytes_by_value(PlainType::F32, &f32s(&[f32::NAN]), 1).is_err());
-        assert_eq!(trits_by_value(PlainType::I8, &[0xff, 0, 1], 3).unwrap(), [-1, 0, 1]);
+        assert_eq!(
+            trits_by_value(PlainType::I8, &[0xff, 0, 1], 3).unwrap(),
+            [-1, 0, 1]
+        );
         assert!(trits_by_value(PlainType::I8, &[2], 1).is_err());
     }
 }

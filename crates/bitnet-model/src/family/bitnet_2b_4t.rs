@@ -7,8 +7,11 @@ use super::hf_config::{self, Wiring};
 use super::{Family, GgufWiring, ScaleDirection, UnmarkedFloats, gguf_keys, names};
 use crate::config::Activation;
 
-const GGUF: GgufWiring =
-    GgufWiring { activation: Activation::Relu2, sub_norms: true, output_head: false };
+const GGUF: GgufWiring = GgufWiring {
+    activation: Activation::Relu2,
+    sub_norms: true,
+    output_head: false,
+};
 
 pub(super) static FAMILY: Family = Family {
     name: "bitnet_2b_4t",

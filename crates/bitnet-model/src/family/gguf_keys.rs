@@ -7,7 +7,9 @@ use super::GgufWiring;
 use super::hf_config::linear;
 use crate::config::{ActivationQuantization, Config, Rope, RopeScaling, bad_key};
 use crate::slot::Slot;
-use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata, TensorFile, TensorInfo};
+use bitnet_formats::{
+    ErrorCode, FormatError, MetaArray, MetaValue, Metadata, TensorFile, TensorInfo,
+};
 
 pub(super) const ARCHITECTURE: &str = "general.architecture";
 /// Divisors of the rotary frequencies, `(head_dim / 2,)` f32: how llama.cpp stores llama3 scaling.
@@ -84,17 +86,23 @@ impl Keys<'_> {
     }
 
     fn size(&self, name: &str) -> Result<Option<usize>, FormatError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
         let size = value.as_u64().and_then(|v| usize::try_from(v).ok());
-        size.map(Some).ok_or_else(|| self.bad(name, "a whole number"))
+        size.map(Some)
+            .ok_or_else(|| self.bad(name, "a whole number"))
     }
 
     fn required_size(&self, name: &str) -> Result<usize, FormatError> {
-        self.size(name)?.ok_or_else(|| self.bad(name, "a whole number"))
+        self.size(name)?
+            .ok_or_else(|| self.bad(name, "a whole number"))
     }
 
     fn number(&self, name: &str) -> Result<Option<f32>, FormatError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
         let number = value.as_f64().map(|v| v as f32).filter(|v| v.is_finite());
         number.map(Some).ok_or_else(|| self.bad(name, "a number"))
     }
@@ -104,14 +112,21 @@ impl Keys<'_> {
     }
 
     fn token(&self, name: &str) -> Result<Option<u32>, FormatError> {
-        let Some(id) = self.size(name)? else { return Ok(None) };
-        u32::try_from(id).map(Some).map_err(|_| self.bad(name, "a token id"))
+        let Some(id) = self.size(name)? else {
+            return Ok(None);
+        };
+        u32::try_from(id)
+            .map(Some)
+            .map_err(|_| self.bad(name, "a token id"))
     }
 }
 
 /// Reads sizes and wiring.
 pub(super) fn read(file: &TensorFile, wiring: GgufWiring) -> Result<Config, FormatError> {
-    let keys = Keys { metadata: &file.metadata, architecture: architecture(file)? };
+    let keys = Keys {
+        metadata: &file.metadata,
+        architecture: architecture(file)?,
+    };
     for &(name, neutral) in NEUTRAL {
         if let Some(value) = keys.get(name) {
             let number = value.as_u64().map(|v| v as f64).or(value.as_f64());
@@ -186,7 +201,11 @@ fn eos(keys: &Keys<'_>) -> Result<Vec<u32>, FormatError> {
     if let Some(list) = keys.metadata.get(EOS_TOKEN_IDS) {
         return match list {
             MetaValue::Array(MetaArray::U32(ids)) => Ok(ids.clone()),
-            other => Err(bad_key(EOS_TOKEN_IDS, &show(Some(other)), "an array of u32")),
+            other => Err(bad_key(
+                EOS_TOKEN_IDS,
+                &show(Some(other)),
+                "an array of u32",
+            )),
         };
     }
     let mut ids = Vec::new();
@@ -210,7 +229,8 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, FormatError> {
                 factor: number(SCALING_FACTOR)?.into(),
                 low_freq_factor: number(SCALING_LOW)?.into(),
                 high_freq_factor: number(SCALING_HIGH)?.into(),
-                original_max_position_embeddings: keys.required_size(&format!("/{SCALING_ORIGINAL}"))?,
+                original_max_position_embeddings: keys
+                    .required_size(&format!("/{SCALING_ORIGINAL}"))?,
             });
         }
         Some(_) => return Err(keys.bad(&own, "\"llama3\"")),
@@ -219,7 +239,10 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, FormatError> {
         Some(factor) => factor,
         None => keys.number("rope.scale_linear")?.unwrap_or(1.0),
     };
-    match keys.get("rope.scaling.type").map(|v| v.as_str().unwrap_or("")) {
+    match keys
+        .get("rope.scaling.type")
+        .map(|v| v.as_str().unwrap_or(""))
+    {
         Some("none") => Ok(RopeScaling::None),
         None | Some("linear") if factor >= 1.0 => Ok(linear(factor)),
         None | Some("linear") => Err(keys.bad("rope.scaling.factor", "a number from 1 on")),
@@ -228,7 +251,11 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, FormatError> {
 }
 
 /// All keys but `general.file_type` and the tokenizer's.
-pub(super) fn metadata(architecture: &str, config: &Config, name: Option<&str>) -> Vec<(String, MetaValue)> {
+pub(super) fn metadata(
+    architecture: &str,
+    config: &Config,
+    name: Option<&str>,
+) -> Vec<(String, MetaValue)> {
     // `Config::checked` bounds every size far below 2^32
     let size = |v: usize| MetaValue::U32(v as u32);
     let number = |v: f64| MetaValue::F32(v as f32);
@@ -249,7 +276,10 @@ pub(super) fn metadata(architecture: &str, config: &Config, name: Option<&str>) 
         ("attention.head_count_kv", size(config.num_key_value_heads)),
         ("attention.key_length", size(config.head_dim)),
         ("attention.value_length", size(config.head_dim)),
-        ("attention.layer_norm_rms_epsilon", MetaValue::F32(config.rms_norm_eps)),
+        (
+            "attention.layer_norm_rms_epsilon",
+            MetaValue::F32(config.rms_norm_eps),
+        ),
         ("rope.dimension_count", size(config.head_dim)),
         ("rope.freq_base", number(config.rope.theta)),
         ("vocab_size", size(config.vocab_size)),
@@ -258,8 +288,14 @@ pub(super) fn metadata(architecture: &str, config: &Config, name: Option<&str>) 
     match config.rope.scaling {
         RopeScaling::None => {}
         RopeScaling::Linear { factor } => {
-            keys.push((format!("{architecture}.rope.scaling.type"), MetaValue::text("linear")));
-            keys.push((format!("{architecture}.rope.scaling.factor"), number(factor)));
+            keys.push((
+                format!("{architecture}.rope.scaling.type"),
+                MetaValue::text("linear"),
+            ));
+            keys.push((
+                format!("{architecture}.rope.scaling.factor"),
+                number(factor),
+            ));
         }
         // readers take this one from `rope_freqs.weight`; the numbers it was made of are ours
         RopeScaling::Llama3 {
@@ -272,7 +308,10 @@ pub(super) fn metadata(architecture: &str, config: &Config, name: Option<&str>) 
             (SCALING_FACTOR.to_owned(), number(factor)),
             (SCALING_LOW.to_owned(), number(low_freq_factor)),
             (SCALING_HIGH.to_owned(), number(high_freq_factor)),
-            (SCALING_ORIGINAL.to_owned(), size(original_max_position_embeddings)),
+            (
+                SCALING_ORIGINAL.to_owned(),
+                size(original_max_position_embeddings),
+            ),
         ]),
     }
     let activations = match config.activation_quantization {
@@ -307,11 +346,16 @@ pub(crate) fn rope_frequency_factors(config: &Config) -> Option<Vec<f32>> {
         } else if wavelength > original / low_freq_factor {
             factor
         } else {
-            let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+            let smooth =
+                (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
             1.0 / ((1.0 - smooth) / factor + smooth)
         }
     };
-    Some((0..config.head_dim / 2).map(|i| divisor(i) as f32).collect())
+    Some(
+        (0..config.head_dim / 2)
+            .map(|i| divisor(i) as f32)
+            .collect(),
+    )
 }
 
 /// Whether the divisors in a file are those of the configuration.
@@ -327,7 +371,7 @@ pub(crate) fn check_rope_frequencies(
         return Err(place(FormatError::new(ErrorCode::WrongShape, message)));
     }
     // other writers compute them in f32
-    let differs = |(a, b): (&f32, &f32)| !((a - b).abs() <= 1e-4 * b.abs());
+    let differs = |(a, b): (&f32, &f32)| a.is_nan() || (a - b).abs() > 1e-4 * b.abs();
     match values.iter().zip(&ours).position(differs) {
         None => Ok(()),
         Some(i) => Err(place(

@@ -5,7 +5,7 @@
 //! containers of a model give the same `Config`.
 
 use super::quantization::{self, Quantization, ScaleDirection};
-use crate::config::{Activation, ActivationQuantization, Config, Rope, RopeScaling, bad_key};
+use crate::config::{Activation, Config, Rope, RopeScaling, bad_key};
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
 
@@ -87,7 +87,11 @@ pub(super) fn show(value: &Value) -> String {
         Value::Null => "nothing".to_owned(),
         other => other.to_string(),
     };
-    if text.chars().count() > 60 { text.chars().take(57).chain("...".chars()).collect() } else { text }
+    if text.chars().count() > 60 {
+        text.chars().take(57).chain("...".chars()).collect()
+    } else {
+        text
+    }
 }
 
 /// Parses a JSON side file; of repeated keys the last wins (HF1BitLLM repeats `quantization_config`).
@@ -136,12 +140,20 @@ pub(super) fn unknown_family<'a>(
     if known.clone().any(|(t, _)| model_type == t) {
         let names: Vec<_> = known.map(|(_, a)| a).collect();
         let found = show(config.get("architectures").unwrap_or(&Value::Null));
-        return bad_key("architectures", &found, &format!("one of {}", names.join(", ")));
+        return bad_key(
+            "architectures",
+            &found,
+            &format!("one of {}", names.join(", ")),
+        );
     }
     let mut names: Vec<_> = known.map(|(t, _)| t).collect();
     names.sort_unstable();
     names.dedup();
-    bad_key("model_type", &show(model_type), &format!("one of {}", names.join(", ")))
+    bad_key(
+        "model_type",
+        &show(model_type),
+        &format!("one of {}", names.join(", ")),
+    )
 }
 
 /// Typed access to the keys of one object; `null` counts as absent.
@@ -163,18 +175,24 @@ impl<'a> Keys<'a> {
     }
 
     fn size(self, key: &str) -> Result<Option<usize>, FormatError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         let size = value.as_u64().and_then(|v| usize::try_from(v).ok());
-        size.map(Some).ok_or_else(|| self.bad(key, "a whole number"))
+        size.map(Some)
+            .ok_or_else(|| self.bad(key, "a whole number"))
     }
 
     fn required_size(self, key: &str) -> Result<usize, FormatError> {
-        self.size(key)?.ok_or_else(|| self.bad(key, "a whole number"))
+        self.size(key)?
+            .ok_or_else(|| self.bad(key, "a whole number"))
     }
 
     /// A number rounded to f32.
     fn number(self, key: &str) -> Result<Option<f32>, FormatError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         let number = value.as_f64().map(|v| v as f32).filter(|v| v.is_finite());
         number.map(Some).ok_or_else(|| self.bad(key, "a number"))
     }
@@ -184,14 +202,22 @@ impl<'a> Keys<'a> {
     }
 
     fn flag(self, key: &str) -> Result<Option<bool>, FormatError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| self.bad(key, "true or false"))
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_bool()
+            .map(Some)
+            .ok_or_else(|| self.bad(key, "true or false"))
     }
 }
 
 /// Reads sizes and wiring.
 pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatError> {
-    let keys = Keys { object: config, path: "" };
+    let keys = Keys {
+        object: config,
+        path: "",
+    };
     refuse_other_networks(keys)?;
     let hidden_act = activation(keys)?;
     let heads = keys.required_size("num_attention_heads")?;
@@ -200,7 +226,10 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
         Some(head_dim) => head_dim,
         None if heads != 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
-            return Err(keys.bad("num_attention_heads", &format!("a divisor of hidden_size = {hidden_size}")));
+            return Err(keys.bad(
+                "num_attention_heads",
+                &format!("a divisor of hidden_size = {hidden_size}"),
+            ));
         }
     };
     Config {
@@ -241,10 +270,14 @@ fn refuse_other_networks(keys: Keys<'_>) -> Result<(), FormatError> {
         }
     }
     let full = |layers: &Value| {
-        layers.as_array().is_some_and(|l| l.iter().all(|t| t == "full_attention"))
+        layers
+            .as_array()
+            .is_some_and(|l| l.iter().all(|t| t == "full_attention"))
     };
     match keys.get("layer_types") {
-        Some(layers) if !full(layers) => Err(keys.bad("layer_types", "\"full_attention\" everywhere")),
+        Some(layers) if !full(layers) => {
+            Err(keys.bad("layer_types", "\"full_attention\" everywhere"))
+        }
         _ => Ok(()),
     }
 }
@@ -257,8 +290,13 @@ fn activation(keys: Keys<'_>) -> Result<Activation, FormatError> {
     let found = found.ok_or_else(|| keys.bad("hidden_act", &format!("one of {}", expected())))?;
     // Falcon3-7B-1.58bit has this second spelling beside `hidden_act`
     match keys.get("activation") {
-        Some(other) if !(named(other) == Some(found) || other == "swiglu" && found == Activation::Silu) => {
-            Err(keys.bad("activation", &format!("what hidden_act = {} means", found.as_str())))
+        Some(other)
+            if !(named(other) == Some(found) || other == "swiglu" && found == Activation::Silu) =>
+        {
+            Err(keys.bad(
+                "activation",
+                &format!("what hidden_act = {} means", found.as_str()),
+            ))
         }
         _ => Ok(found),
     }
@@ -268,8 +306,13 @@ fn activation(keys: Keys<'_>) -> Result<Activation, FormatError> {
 fn rope(keys: Keys<'_>) -> Result<Rope, FormatError> {
     let mut theta = keys.number("rope_theta")?;
     let mut scaling = None;
-    for (key, path) in [("rope_scaling", "rope_scaling."), ("rope_parameters", "rope_parameters.")] {
-        let Some(object) = keys.get(key) else { continue };
+    for (key, path) in [
+        ("rope_scaling", "rope_scaling."),
+        ("rope_parameters", "rope_parameters."),
+    ] {
+        let Some(object) = keys.get(key) else {
+            continue;
+        };
         if !object.is_object() {
             return Err(keys.bad(key, "an object"));
         }
@@ -279,12 +322,18 @@ fn rope(keys: Keys<'_>) -> Result<Rope, FormatError> {
                 return Err(inner.bad(per_layer_type, "nothing"));
             }
         }
-        if inner.number("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
+        if inner
+            .number("partial_rotary_factor")?
+            .is_some_and(|f| f != 1.0)
+        {
             return Err(inner.bad("partial_rotary_factor", "1"));
         }
         if let Some(inner_theta) = inner.number("rope_theta")? {
             if theta.is_some_and(|outer| outer != inner_theta) {
-                return Err(inner.bad("rope_theta", &format!("rope_theta = {}", theta.unwrap_or(0.0))));
+                return Err(inner.bad(
+                    "rope_theta",
+                    &format!("rope_theta = {}", theta.unwrap_or(0.0)),
+                ));
             }
             theta = Some(inner_theta);
         }
@@ -295,7 +344,10 @@ fn rope(keys: Keys<'_>) -> Result<Rope, FormatError> {
         scaling = Some(this);
     }
     let theta = theta.ok_or_else(|| keys.bad("rope_theta", "a number"))?;
-    Ok(Rope { theta: theta.into(), scaling: scaling.unwrap_or(RopeScaling::None) })
+    Ok(Rope {
+        theta: theta.into(),
+        scaling: scaling.unwrap_or(RopeScaling::None),
+    })
 }
 
 fn rope_scaling(keys: Keys<'_>) -> Result<RopeScaling, FormatError> {
@@ -306,16 +358,25 @@ fn rope_scaling(keys: Keys<'_>) -> Result<RopeScaling, FormatError> {
     }
     let factor = || {
         let factor = keys.required_number("factor")?;
-        if factor >= 1.0 { Ok(factor) } else { Err(keys.bad("factor", "a number from 1 on")) }
+        if factor >= 1.0 {
+            Ok(factor)
+        } else {
+            Err(keys.bad("factor", "a number from 1 on"))
+        }
     };
     match new.or(old).map(|v| v.as_str().unwrap_or("")) {
         None | Some("default") => Ok(RopeScaling::None),
         Some("linear") => Ok(linear(factor()?)),
         Some("llama3") => {
-            let (low, high) =
-                (keys.required_number("low_freq_factor")?, keys.required_number("high_freq_factor")?);
+            let (low, high) = (
+                keys.required_number("low_freq_factor")?,
+                keys.required_number("high_freq_factor")?,
+            );
             if !(low > 0.0 && high > low) {
-                return Err(keys.bad("high_freq_factor", &format!("more than low_freq_factor = {low}")));
+                return Err(keys.bad(
+                    "high_freq_factor",
+                    &format!("more than low_freq_factor = {low}"),
+                ));
             }
             let original = keys.required_size("original_max_position_embeddings")?;
             if original == 0 {
@@ -334,7 +395,13 @@ fn rope_scaling(keys: Keys<'_>) -> Result<RopeScaling, FormatError> {
 
 /// Linear scaling by 1 is no scaling (llama.cpp's converter writes it for every `bitnet` file).
 pub(super) fn linear(factor: f32) -> RopeScaling {
-    if factor == 1.0 { RopeScaling::None } else { RopeScaling::Linear { factor: factor.into() } }
+    if factor == 1.0 {
+        RopeScaling::None
+    } else {
+        RopeScaling::Linear {
+            factor: factor.into(),
+        }
+    }
 }
 
 /// One id, a list of ids, or nothing.
@@ -350,8 +417,14 @@ fn token_ids(keys: Keys<'_>, key: &str) -> Result<Vec<u32>, FormatError> {
 
 /// Adds what `generation_config.json` says beyond `config.json`: chat models end a turn with a token
 /// that only stands there (2B4T: 128009).
-pub(crate) fn add_generation_config(config: &mut Config, generation: &Value) -> Result<(), FormatError> {
-    let keys = Keys { object: generation, path: "" };
+pub(crate) fn add_generation_config(
+    config: &mut Config,
+    generation: &Value,
+) -> Result<(), FormatError> {
+    let keys = Keys {
+        object: generation,
+        path: "",
+    };
     for id in token_ids(keys, "eos_token_id")? {
         if !config.eos_token_ids.contains(&id) {
             config.eos_token_ids.push(id);
@@ -362,7 +435,9 @@ pub(crate) fn add_generation_config(config: &mut Config, generation: &Value) -> 
 
 /// The shortest decimal that reads back as this f32, as a JSON number.
 fn decimal(x: f32) -> Value {
-    x.to_string().parse::<f64>().map_or(Value::Null, |v| json!(v))
+    x.to_string()
+        .parse::<f64>()
+        .map_or(Value::Null, |v| json!(v))
 }
 
 /// A `config.json`; see [`super::Family::hf_config_json`].
@@ -413,7 +488,10 @@ fn from_nothing(model_type: &str, architecture: &str, config: &Config) -> Map<St
         ("hidden_act", json!(config.hidden_act.as_str())),
         ("hidden_size", json!(config.hidden_size)),
         ("intermediate_size", json!(config.intermediate_size)),
-        ("max_position_embeddings", json!(config.max_position_embeddings)),
+        (
+            "max_position_embeddings",
+            json!(config.max_position_embeddings),
+        ),
         ("model_type", json!(model_type)),
         ("num_attention_heads", json!(config.num_attention_heads)),
         ("num_hidden_layers", json!(config.num_hidden_layers)),

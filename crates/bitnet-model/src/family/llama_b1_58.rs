@@ -8,8 +8,11 @@ use super::{Family, GgufWiring, ScaleDirection, UnmarkedFloats, gguf_keys, names
 use crate::config::Activation;
 use serde_json::Value;
 
-const GGUF: GgufWiring =
-    GgufWiring { activation: Activation::Silu, sub_norms: false, output_head: true };
+const GGUF: GgufWiring = GgufWiring {
+    activation: Activation::Silu,
+    sub_norms: false,
+    output_head: true,
+};
 
 pub(super) static FAMILY: Family = Family {
     name: "llama_b1_58",

@@ -34,8 +34,13 @@ pub enum Quantization {
 }
 
 /// Keys that other quantisers leave; with any of them the layout is not one of this page.
-const FOREIGN: [&str; 5] =
-    ["quantization", "compression_config", "quant_bits", "quantization_bit", "packed"];
+const FOREIGN: [&str; 5] = [
+    "quantization",
+    "compression_config",
+    "quant_bits",
+    "quantization_bit",
+    "packed",
+];
 
 fn unknown(key: &str, found: &Value, expected: &str) -> FormatError {
     let message = format!("expected {expected}, found {}", show(found));
@@ -68,7 +73,11 @@ pub(super) fn read(config: &Value) -> Result<Quantization, FormatError> {
     }
     let Some(section) = section(config)? else {
         let one_bit = config.get("weight_bits").and_then(Value::as_u64).is_some();
-        return Ok(if one_bit { Quantization::Online } else { Quantization::Unmarked });
+        return Ok(if one_bit {
+            Quantization::Online
+        } else {
+            Quantization::Unmarked
+        });
     };
     let key = |name: &str| format!("{CONFIG}.{name}");
     match section.get("quant_method") {
@@ -91,7 +100,11 @@ pub(super) fn read(config: &Value) -> Result<Quantization, FormatError> {
         None => "offline",
         Some(Value::String(mode)) if mode == "offline" || mode == "online" => mode,
         Some(other) => {
-            return Err(unknown(&key("quantization_mode"), other, "\"offline\" or \"online\""));
+            return Err(unknown(
+                &key("quantization_mode"),
+                other,
+                "\"offline\" or \"online\"",
+            ));
         }
     };
     match section.get("linear_class") {
@@ -102,7 +115,11 @@ pub(super) fn read(config: &Value) -> Result<Quantization, FormatError> {
             "online" => Quantization::Online,
             _ => Quantization::Offline(ScaleDirection::Multiply),
         }),
-        Some(other) => Err(unknown(&key("linear_class"), other, "\"bitlinear\" or \"autobitlinear\"")),
+        Some(other) => Err(unknown(
+            &key("linear_class"),
+            other,
+            "\"bitlinear\" or \"autobitlinear\"",
+        )),
     }
 }
 
@@ -111,7 +128,13 @@ fn check_not_converted(list: Option<&Value>) -> Result<(), FormatError> {
     let names = match list {
         None | Some(Value::Null) => return Ok(()),
         Some(Value::Array(names)) => names,
-        Some(other) => return Err(unknown("quantization_config.modules_to_not_convert", other, "a list")),
+        Some(other) => {
+            return Err(unknown(
+                "quantization_config.modules_to_not_convert",
+                other,
+                "a list",
+            ));
+        }
     };
     for name in names {
         // transformers leaves a module alone when its path begins or ends with an entry

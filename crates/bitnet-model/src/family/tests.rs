@@ -39,15 +39,26 @@ fn with(key: &str, value: Value) -> Result<Config, FormatError> {
 #[test]
 fn every_name_is_its_files_stem_and_every_config_has_one_family() {
     for family in FAMILIES {
-        let file = format!("{}/src/family/{}.rs", env!("CARGO_MANIFEST_DIR"), family.name);
+        let file = format!(
+            "{}/src/family/{}.rs",
+            env!("CARGO_MANIFEST_DIR"),
+            family.name
+        );
         assert!(std::path::Path::new(&file).is_file(), "{file}");
         let config = sample(family);
-        let claims: Vec<_> = FAMILIES.iter().filter(|f| (f.matches)(&config)).map(|f| f.name).collect();
+        let claims: Vec<_> = FAMILIES
+            .iter()
+            .filter(|f| (f.matches)(&config))
+            .map(|f| f.name)
+            .collect();
         assert_eq!(claims, [family.name]);
     }
     let mut architectures: Vec<_> = FAMILIES.iter().flat_map(|f| f.gguf_architectures).collect();
     architectures.sort();
-    assert!(architectures.windows(2).all(|w| w[0] != w[1]), "one architecture, one family");
+    assert!(
+        architectures.windows(2).all(|w| w[0] != w[1]),
+        "one architecture, one family"
+    );
 }
 
 #[test]
@@ -74,7 +85,11 @@ fn unknown_values_are_refused_with_key_and_value() {
         ("logits_scaling", json!(8.0), "8.0"),
         ("final_logit_softcapping", json!(30.0), "30.0"),
         ("num_local_experts", json!(8), "8"),
-        ("layer_types", json!(["full_attention", "sliding_attention"]), "sliding_attention"),
+        (
+            "layer_types",
+            json!(["full_attention", "sliding_attention"]),
+            "sliding_attention",
+        ),
         ("activation", json!("geglu"), "\"geglu\""),
         ("hidden_size", json!("wide"), "\"wide\""),
         ("hidden_size", json!(-1), "-1"),
@@ -87,24 +102,51 @@ fn unknown_values_are_refused_with_key_and_value() {
         ("rms_norm_eps", json!(0.0), "0"),
         ("tie_word_embeddings", json!("yes"), "\"yes\""),
         ("eos_token_id", json!(["a"]), "[\"a\"]"),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}), "\"yarn\""),
-        ("rope_scaling", json!({"rope_type": "linear", "factor": 0.5}), "0.5"),
+        (
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 4.0}),
+            "\"yarn\"",
+        ),
+        (
+            "rope_scaling",
+            json!({"rope_type": "linear", "factor": 0.5}),
+            "0.5",
+        ),
         ("rope_scaling", json!("linear"), "\"linear\""),
-        ("rope_parameters", json!({"rope_theta": 10000.0, "rope_type": "default"}), "10000"),
+        (
+            "rope_parameters",
+            json!({"rope_theta": 10000.0, "rope_type": "default"}),
+            "10000",
+        ),
     ] {
         let error = with(key, value.clone()).unwrap_err();
-        assert_eq!(error.code, ErrorCode::UnsupportedConfig, "{key} = {value}: {error}");
-        assert!(error.tensor.as_deref().is_some_and(|t| t.starts_with(key)), "{error}");
+        assert_eq!(
+            error.code,
+            ErrorCode::UnsupportedConfig,
+            "{key} = {value}: {error}"
+        );
+        assert!(
+            error.tensor.as_deref().is_some_and(|t| t.starts_with(key)),
+            "{error}"
+        );
         assert!(error.message.contains(shown), "{error}");
     }
     let mut config = sample(llama());
     config["model_type"] = json!("mamba");
     let error = family_of_config(&config).unwrap_err();
-    assert_eq!(error.to_string(), "`model_type`: expected one of bitnet, llama, found \"mamba\"");
+    assert_eq!(
+        error.to_string(),
+        "`model_type`: expected one of bitnet, llama, found \"mamba\""
+    );
     config["model_type"] = json!("llama");
     config["architectures"] = json!(["LlamaForSequenceClassification"]);
     let error = family_of_config(&config).unwrap_err();
-    assert!(error.to_string().starts_with("`architectures`: expected one of"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .starts_with("`architectures`: expected one of"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -119,10 +161,17 @@ fn harmless_keys_pass() {
         ("attention_dropout", json!(0.0)),
         ("rope_scaling", json!({"type": "linear", "factor": 1.0})),
         ("rope_theta", json!(500_000)),
-        ("rope_parameters", json!({"rope_theta": 500000.0, "rope_type": "default"})),
+        (
+            "rope_parameters",
+            json!({"rope_theta": 500000.0, "rope_type": "default"}),
+        ),
         ("layer_types", json!(["full_attention", "full_attention"])),
     ] {
-        assert_eq!(with(key, value).unwrap(), (llama().config)(&sample(llama())).unwrap(), "{key}");
+        assert_eq!(
+            with(key, value).unwrap(),
+            (llama().config)(&sample(llama())).unwrap(),
+            "{key}"
+        );
     }
 }
 
@@ -140,10 +189,19 @@ fn both_spellings_of_rope_say_the_same() {
     new["rope_parameters"] = llama3;
     new["rope_parameters"]["rope_theta"] = json!(500000.0);
     assert_eq!((llama().config)(&new).unwrap(), old);
-    assert!(matches!(old.rope.scaling, RopeScaling::Llama3 { factor: 32.0, .. }));
+    assert!(matches!(
+        old.rope.scaling,
+        RopeScaling::Llama3 { factor: 32.0, .. }
+    ));
     // 0.1 is no f32: GGUF would round it, so this container does too
     let odd = with("rope_theta", json!(10000.1)).unwrap();
-    assert_eq!(odd.rope, Rope { theta: f64::from(10000.1f32), scaling: RopeScaling::None });
+    assert_eq!(
+        odd.rope,
+        Rope {
+            theta: f64::from(10000.1f32),
+            scaling: RopeScaling::None
+        }
+    );
 }
 
 #[test]
@@ -156,23 +214,47 @@ fn quantization_says_which_way_scales_work() {
     };
     let bitnet = |class: Option<&str>, mode: Option<&str>| {
         let mut section = json!({"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]});
-        class.map(|c| section["linear_class"] = json!(c));
-        mode.map(|m| section["quantization_mode"] = json!(m));
+        for (key, value) in [("linear_class", class), ("quantization_mode", mode)] {
+            if let Some(value) = value {
+                section[key] = json!(value);
+            }
+        }
         read(section)
     };
     assert_eq!(bitnet(None, None), Ok(Offline(ScaleDirection::Divide)));
-    assert_eq!(bitnet(Some("bitlinear"), None), Ok(Offline(ScaleDirection::Divide)));
-    assert_eq!(bitnet(Some("autobitlinear"), None), Ok(Offline(ScaleDirection::Multiply)));
-    assert_eq!(bitnet(Some("autobitlinear"), Some("offline")), Ok(Offline(ScaleDirection::Multiply)));
+    assert_eq!(
+        bitnet(Some("bitlinear"), None),
+        Ok(Offline(ScaleDirection::Divide))
+    );
+    assert_eq!(
+        bitnet(Some("autobitlinear"), None),
+        Ok(Offline(ScaleDirection::Multiply))
+    );
+    assert_eq!(
+        bitnet(Some("autobitlinear"), Some("offline")),
+        Ok(Offline(ScaleDirection::Multiply))
+    );
     assert_eq!(bitnet(Some("autobitlinear"), Some("online")), Ok(Online));
     assert_eq!(read(Value::Null), Ok(Unmarked));
     for (section, key) in [
-        (json!({"quant_method": "gptq", "bits": 4}), "quantization_config.quant_method"),
+        (
+            json!({"quant_method": "gptq", "bits": 4}),
+            "quantization_config.quant_method",
+        ),
         (json!({}), "quantization_config.quant_method"),
         (json!("bitnet"), "quantization_config"),
-        (json!({"quant_method": "bitnet", "linear_class": "nf4"}), "quantization_config.linear_class"),
-        (json!({"quant_method": "bitnet", "quantization_mode": "x"}), "quantization_config.quantization_mode"),
-        (json!({"quant_method": "bitnet", "use_rms_norm": true}), "quantization_config.use_rms_norm"),
+        (
+            json!({"quant_method": "bitnet", "linear_class": "nf4"}),
+            "quantization_config.linear_class",
+        ),
+        (
+            json!({"quant_method": "bitnet", "quantization_mode": "x"}),
+            "quantization_config.quantization_mode",
+        ),
+        (
+            json!({"quant_method": "bitnet", "use_rms_norm": true}),
+            "quantization_config.use_rms_norm",
+        ),
         (
             json!({"quant_method": "bitnet", "modules_to_not_convert": ["o_proj"]}),
             "quantization_config.modules_to_not_convert",
@@ -194,7 +276,10 @@ fn repeated_keys_take_the_last() {
     let text = br#"{"quantization_config": {"quant_method": "gptq"}, "a": 1,
         "quantization_config": {"quant_method": "bitnet"}}"#;
     let config = parse_json(text).unwrap();
-    assert_eq!(quantization::read(&config), Ok(Quantization::Offline(ScaleDirection::Divide)));
+    assert_eq!(
+        quantization::read(&config),
+        Ok(Quantization::Offline(ScaleDirection::Divide))
+    );
     assert!(parse_json(b"[1]").is_err());
     assert!(parse_json(b"{\"a\": 1").is_err());
     assert!(parse_json(&[b'['; 100_000]).is_err());
@@ -203,7 +288,10 @@ fn repeated_keys_take_the_last() {
 #[test]
 fn a_config_json_written_from_nothing_reads_back() {
     for family in FAMILIES {
-        for activations in [ActivationQuantization::Int8PerToken, ActivationQuantization::None] {
+        for activations in [
+            ActivationQuantization::Int8PerToken,
+            ActivationQuantization::None,
+        ] {
             let mut config = (family.config)(&sample(family)).unwrap();
             config.activation_quantization = activations;
             config.rope.scaling = RopeScaling::Linear { factor: 4.0 };
@@ -223,7 +311,10 @@ fn a_config_json_written_from_nothing_reads_back() {
                     }
                     _ if family.dequantised_has_scale(&config) => {
                         assert_eq!(read, config);
-                        assert_eq!(quantization, Quantization::Offline(ScaleDirection::Multiply));
+                        assert_eq!(
+                            quantization,
+                            Quantization::Offline(ScaleDirection::Multiply)
+                        );
                     }
                     _ => assert_eq!(quantization, Quantization::Unmarked),
                 }
@@ -236,15 +327,29 @@ fn a_config_json_written_from_nothing_reads_back() {
 fn an_original_config_json_keeps_its_keys() {
     let mut original = sample(llama());
     original["answer"] = json!(42);
-    original["quantization_config"] = json!({"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]});
+    original["quantization_config"] =
+        json!({"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]});
     let config = (llama().config)(&original).unwrap();
-    let same = llama().hf_config_json(&config, Some(&original), HfStorage::Packed(ScaleDirection::Divide));
+    let same = llama().hf_config_json(
+        &config,
+        Some(&original),
+        HfStorage::Packed(ScaleDirection::Divide),
+    );
     assert_eq!(same, original);
     let turned = llama().hf_config_json(&config, Some(&original), HfStorage::Dequantised);
     assert_eq!(turned["answer"], 42);
-    assert_eq!(turned["quantization_config"]["modules_to_not_convert"], json!(["lm_head"]));
-    assert_eq!(turned["quantization_config"]["linear_class"], "autobitlinear");
-    assert_eq!(turned["quantization_config"]["quantization_mode"], "offline");
+    assert_eq!(
+        turned["quantization_config"]["modules_to_not_convert"],
+        json!(["lm_head"])
+    );
+    assert_eq!(
+        turned["quantization_config"]["linear_class"],
+        "autobitlinear"
+    );
+    assert_eq!(
+        turned["quantization_config"]["quantization_mode"],
+        "offline"
+    );
     let master = llama().hf_config_json(&config, Some(&original), HfStorage::MasterWeights);
     assert_eq!(master, original);
 }
@@ -255,12 +360,27 @@ fn gguf_targets_refuse_what_their_readers_would_compute_differently() {
         let config = (family.config)(&sample(family)).unwrap();
         let keys = family.gguf_metadata(&config, Some("name")).unwrap();
         assert_eq!(keys[0].1, MetaValue::text(family.gguf_architectures[0]));
-        let other = Config { hidden_act: Activation::GeluTanh, ..config.clone() };
-        assert_eq!(family.gguf_metadata(&other, None).unwrap_err().code, ErrorCode::TargetCannotHold);
-        let other = Config { attn_sub_norm: !config.attn_sub_norm, ..config.clone() };
+        let other = Config {
+            hidden_act: Activation::GeluTanh,
+            ..config.clone()
+        };
+        assert_eq!(
+            family.gguf_metadata(&other, None).unwrap_err().code,
+            ErrorCode::TargetCannotHold
+        );
+        let other = Config {
+            attn_sub_norm: !config.attn_sub_norm,
+            ..config.clone()
+        };
         assert!(family.gguf_metadata(&other, None).is_err());
-        let other = Config { tie_word_embeddings: false, ..config };
-        assert_eq!(family.gguf_metadata(&other, None).is_ok(), family.gguf_wiring.output_head);
+        let other = Config {
+            tie_word_embeddings: false,
+            ..config
+        };
+        assert_eq!(
+            family.gguf_metadata(&other, None).is_ok(),
+            family.gguf_wiring.output_head
+        );
     }
 }
 

@@ -100,7 +100,9 @@ pub(super) fn padding(id: usize) -> String {
 /// Whether sentencepiece would call this a byte piece.
 pub(super) fn byte_piece(text: &str) -> Option<u8> {
     let hex = text.strip_prefix("<0x")?.strip_suffix('>')?;
-    (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok()).flatten()
+    (hex.len() == 2)
+        .then(|| u8::from_str_radix(hex, 16).ok())
+        .flatten()
 }
 
 fn array<'m>(metadata: &'m Metadata, key: &str) -> Result<Option<&'m MetaArray>, FormatError> {
@@ -113,14 +115,18 @@ fn array<'m>(metadata: &'m Metadata, key: &str) -> Result<Option<&'m MetaArray>,
 
 /// The id under a key; ids without a token count as absent, as in llama.cpp.
 fn id(metadata: &Metadata, name: &str, tokens: usize) -> Option<u32> {
-    let v = metadata.get(&format!("tokenizer.ggml.{name}_token_id"))?.as_u64()?;
+    let v = metadata
+        .get(&format!("tokenizer.ggml.{name}_token_id"))?
+        .as_u64()?;
     u32::try_from(v).ok().filter(|&v| (v as usize) < tokens)
 }
 
 impl GgmlTokenizer {
     /// Reads `tokenizer.ggml.*`; `None` where the file has no tokenizer.
     pub(super) fn from_metadata(metadata: &Metadata) -> Result<Option<Self>, FormatError> {
-        let Some(model) = metadata.get("tokenizer.ggml.model") else { return Ok(None) };
+        let Some(model) = metadata.get("tokenizer.ggml.model") else {
+            return Ok(None);
+        };
         let model = model.as_str().unwrap_or_default();
         if matches!(model, "none" | "no_vocab") {
             return Ok(None);
@@ -128,12 +134,18 @@ impl GgmlTokenizer {
         if !matches!(model, "gpt2" | "llama") {
             return Err(refuse(
                 "tokenizer.ggml.model",
-                format!("unknown tokenizer model `{}`, expected gpt2 or llama", pre_tokenizer::short(model)),
+                format!(
+                    "unknown tokenizer model `{}`, expected gpt2 or llama",
+                    pre_tokenizer::short(model)
+                ),
             )
             .hint("give token ids, or convert from the checkpoint that has tokenizer.json"));
         }
         let Some(MetaArray::String(list)) = array(metadata, "tokenizer.ggml.tokens")? else {
-            return Err(refuse("tokenizer.ggml.tokens", "absent or no array of strings"));
+            return Err(refuse(
+                "tokenizer.ggml.tokens",
+                "absent or no array of strings",
+            ));
         };
         let n = list.len();
         if n > TOKENS {
@@ -152,9 +164,22 @@ impl GgmlTokenizer {
         };
         let types: Option<Vec<TokenType>> = match array(metadata, "tokenizer.ggml.token_type")? {
             None => None,
-            Some(MetaArray::I32(v)) => Some(v.iter().map(|&t| TokenType::from_number(t.into())).collect()),
-            Some(MetaArray::U32(v)) => Some(v.iter().map(|&t| TokenType::from_number(t.into())).collect()),
-            Some(_) => return Err(refuse("tokenizer.ggml.token_type", "expected an array of i32")),
+            Some(MetaArray::I32(v)) => Some(
+                v.iter()
+                    .map(|&t| TokenType::from_number(t.into()))
+                    .collect(),
+            ),
+            Some(MetaArray::U32(v)) => Some(
+                v.iter()
+                    .map(|&t| TokenType::from_number(t.into()))
+                    .collect(),
+            ),
+            Some(_) => {
+                return Err(refuse(
+                    "tokenizer.ggml.token_type",
+                    "expected an array of i32",
+                ));
+            }
         };
         let scores = match array(metadata, "tokenizer.ggml.scores")? {
             None => None,
@@ -189,7 +214,10 @@ impl GgmlTokenizer {
                 if std::str::from_utf8(bytes).is_ok() {
                     return Err(refuse(
                         "tokenizer.ggml.tokens",
-                        format!("token {i} repeats the text `{}`", pre_tokenizer::short(&text)),
+                        format!(
+                            "token {i} repeats the text `{}`",
+                            pre_tokenizer::short(&text)
+                        ),
                     ));
                 }
                 text = format!("[BYTES_{i}]");
@@ -203,7 +231,11 @@ impl GgmlTokenizer {
                 None => TokenType::Normal,
             };
             // older converters typed padding as user-defined
-            let kind = if kind == TokenType::UserDefined && text == padding(i) { TokenType::Unused } else { kind };
+            let kind = if kind == TokenType::UserDefined && text == padding(i) {
+                TokenType::Unused
+            } else {
+                kind
+            };
             tokens.push((text, kind));
         }
         let model = if llama {
@@ -211,7 +243,10 @@ impl GgmlTokenizer {
                 .get("tokenizer.ggml.add_space_prefix")
                 .and_then(MetaValue::as_bool)
                 .unwrap_or(true);
-            if metadata.get("tokenizer.ggml.remove_extra_whitespaces").and_then(MetaValue::as_bool) == Some(true)
+            if metadata
+                .get("tokenizer.ggml.remove_extra_whitespaces")
+                .and_then(MetaValue::as_bool)
+                == Some(true)
             {
                 return Err(refuse(
                     "tokenizer.ggml.remove_extra_whitespaces",
@@ -227,11 +262,18 @@ impl GgmlTokenizer {
             })
         };
         let merges = match array(metadata, "tokenizer.ggml.merges")? {
-            Some(MetaArray::String(list)) => {
-                Some(list.iter().map(|m| split_merge(m, &seen)).collect::<Result<Vec<_>, _>>()?)
-            }
+            Some(MetaArray::String(list)) => Some(
+                list.iter()
+                    .map(|m| split_merge(m, &seen))
+                    .collect::<Result<Vec<_>, _>>()?,
+            ),
             None if llama => None,
-            _ => return Err(refuse("tokenizer.ggml.merges", "absent or no array of strings")),
+            _ => {
+                return Err(refuse(
+                    "tokenizer.ggml.merges",
+                    "absent or no array of strings",
+                ));
+            }
         };
         let flag = |key: &str| metadata.get(key).and_then(MetaValue::as_bool);
         let adds_bos = match model {
@@ -263,7 +305,11 @@ impl GgmlTokenizer {
         };
         put("model", MetaValue::text(model));
         put("pre", MetaValue::text(pre));
-        let texts = self.tokens.iter().map(|(t, _)| t.clone().into_bytes()).collect();
+        let texts = self
+            .tokens
+            .iter()
+            .map(|(t, _)| t.clone().into_bytes())
+            .collect();
         put("tokens", MetaValue::Array(MetaArray::String(texts)));
         if let Some(scores) = &self.scores {
             put("scores", MetaValue::Array(MetaArray::F32(scores.clone())));
@@ -271,7 +317,10 @@ impl GgmlTokenizer {
         let types = self.tokens.iter().map(|&(_, t)| t as i32).collect();
         put("token_type", MetaValue::Array(MetaArray::I32(types)));
         if let Some(merges) = &self.merges {
-            let lines = merges.iter().map(|(a, b)| merge_line(a, b).into_bytes()).collect();
+            let lines = merges
+                .iter()
+                .map(|(a, b)| merge_line(a, b).into_bytes())
+                .collect();
             put("merges", MetaValue::Array(MetaArray::String(lines)));
         }
         for (name, id) in [
@@ -304,7 +353,10 @@ impl GgmlTokenizer {
                 continue; // no token
             }
             vocab.insert(text.clone(), i.into());
-            if matches!(kind, TokenType::Control | TokenType::UserDefined | TokenType::Unknown) {
+            if matches!(
+                kind,
+                TokenType::Control | TokenType::UserDefined | TokenType::Unknown
+            ) {
                 added.push(json!({
                     "id": i, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
                     "normalized": false, "special": *kind != TokenType::UserDefined
@@ -321,7 +373,10 @@ impl GgmlTokenizer {
             after.push(self.special(self.eos, "tokenizer.ggml.add_eos_token")?);
         }
         for (id, text) in before.iter().chain(&after) {
-            specials.insert((*text).to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}));
+            specials.insert(
+                (*text).to_owned(),
+                json!({"id": text, "ids": [id], "tokens": [text]}),
+            );
         }
         let item = |(_, text): &(u32, &str)| json!({"SpecialToken": {"id": text, "type_id": 0}});
         let single: Vec<Value> = before
@@ -330,8 +385,11 @@ impl GgmlTokenizer {
             .chain([json!({"Sequence": {"id": "A", "type_id": 0}})])
             .chain(after.iter().map(item))
             .collect();
-        let pair: Vec<Value> =
-            single.iter().cloned().chain([json!({"Sequence": {"id": "B", "type_id": 1}})]).collect();
+        let pair: Vec<Value> = single
+            .iter()
+            .cloned()
+            .chain([json!({"Sequence": {"id": "B", "type_id": 1}})])
+            .collect();
         let template = json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials});
 
         let merges = match &self.merges {
@@ -346,7 +404,11 @@ impl GgmlTokenizer {
         let (normalizer, pre, post, decoder);
         match self.model {
             Model::ByteLevel(row) => {
-                normalizer = if row.nfc { json!({"type": "NFC"}) } else { Value::Null };
+                normalizer = if row.nfc {
+                    json!({"type": "NFC"})
+                } else {
+                    Value::Null
+                };
                 pre = row.to_json();
                 let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
                 post = json!({"type": "Sequence", "processors": [bytes, template]});
@@ -354,7 +416,8 @@ impl GgmlTokenizer {
                 set(&mut model, "ignore_merges", row.ignore_merges.into());
             }
             Model::SentencePiece { space_prefix } => {
-                let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+                let replace =
+                    json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
                 normalizer = if space_prefix {
                     json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]})
                 } else {
@@ -391,7 +454,10 @@ impl GgmlTokenizer {
     /// See "How exactly" above.
     fn merges_from_scores(&self) -> Result<Vec<(String, String)>, FormatError> {
         let Some(scores) = &self.scores else {
-            return Err(refuse("tokenizer.ggml.scores", "absent, and there are no merges either"));
+            return Err(refuse(
+                "tokenizer.ggml.scores",
+                "absent, and there are no merges either",
+            ));
         };
         let ids: HashMap<&str, usize> = self
             .tokens
@@ -414,10 +480,21 @@ impl GgmlTokenizer {
             }
         }
         found.sort_by(|a, b| {
-            b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)).then(a.3.cmp(&b.3))
+            b.0.total_cmp(&a.0)
+                .then(a.1.cmp(&b.1))
+                .then(a.2.cmp(&b.2))
+                .then(a.3.cmp(&b.3))
         });
-        let text = |i: usize| self.tokens.get(i).map(|(t, _)| t.clone()).unwrap_or_default();
-        Ok(found.into_iter().map(|(_, _, l, r)| (text(l), text(r))).collect())
+        let text = |i: usize| {
+            self.tokens
+                .get(i)
+                .map(|(t, _)| t.clone())
+                .unwrap_or_default()
+        };
+        Ok(found
+            .into_iter()
+            .map(|(_, _, l, r)| (text(l), text(r)))
+            .collect())
     }
 }
 
@@ -449,5 +526,10 @@ fn split_merge(line: &[u8], tokens: &HashSet<String>) -> Result<(String, String)
             let (left, right) = (left.replace('Ġ', " "), right.replace('Ġ', " "));
             (known(&left) && known(&right)).then_some((left, right))
         })
-        .ok_or_else(|| refuse(key, format!("merge `{}` is not two tokens", pre_tokenizer::short(line))))
+        .ok_or_else(|| {
+            refuse(
+                key,
+                format!("merge `{}` is not two tokens", pre_tokenizer::short(line)),
+            )
+        })
 }

@@ -121,19 +121,29 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
 
 /// Names, for hints.
 fn names() -> String {
-    PRE_TOKENIZERS.iter().map(|p| p.name).collect::<Vec<_>>().join(", ")
+    PRE_TOKENIZERS
+        .iter()
+        .map(|p| p.name)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The row of a `tokenizer.ggml.pre` value.
 pub(super) fn by_name(name: &str) -> Result<&'static PreTokenizer, FormatError> {
-    PRE_TOKENIZERS.iter().find(|p| p.name == name || p.aliases.contains(&name)).ok_or_else(|| {
-        FormatError::new(
-            ErrorCode::Tokenizer,
-            format!("unknown pre-tokenizer `{name}`, expected one of {}", names()),
-        )
-        .in_tensor("tokenizer.ggml.pre")
-        .hint("convert from the checkpoint that has tokenizer.json, or give token ids")
-    })
+    PRE_TOKENIZERS
+        .iter()
+        .find(|p| p.name == name || p.aliases.contains(&name))
+        .ok_or_else(|| {
+            FormatError::new(
+                ErrorCode::Tokenizer,
+                format!(
+                    "unknown pre-tokenizer `{name}`, expected one of {}",
+                    names()
+                ),
+            )
+            .in_tensor("tokenizer.ggml.pre")
+            .hint("convert from the checkpoint that has tokenizer.json, or give token ids")
+        })
 }
 
 /// The row of a file that has no `tokenizer.ggml.pre`, from tokens that only one family has.
@@ -177,15 +187,25 @@ impl PreTokenizer {
     pub(super) fn to_json(&self) -> Value {
         match self.cut {
             Cut::Regex(spellings) => sequence(
-                spellings.iter().take(1).map(|r| split(r)).chain([byte_level(false)]).collect(),
+                spellings
+                    .iter()
+                    .take(1)
+                    .map(|r| split(r))
+                    .chain([byte_level(false)])
+                    .collect(),
             ),
             Cut::Gpt2 => byte_level(true),
-            Cut::DigitsGpt2 => {
-                sequence(vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)])
-            }
-            Cut::Default => {
-                sequence(DEFAULT.iter().map(|r| split(r)).chain([byte_level(false)]).collect())
-            }
+            Cut::DigitsGpt2 => sequence(vec![
+                json!({"type": "Digits", "individual_digits": true}),
+                byte_level(true),
+            ]),
+            Cut::Default => sequence(
+                DEFAULT
+                    .iter()
+                    .map(|r| split(r))
+                    .chain([byte_level(false)])
+                    .collect(),
+            ),
         }
     }
 }
@@ -206,25 +226,43 @@ pub(super) fn from_json(
     };
     let mut steps = Vec::new();
     flatten(pre, &mut steps, 0);
-    let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let flag = |v: &Value, key: &str, absent: bool| v.get(key).and_then(Value::as_bool).unwrap_or(absent);
+    let text = |v: &Value, key: &str| {
+        v.get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let flag =
+        |v: &Value, key: &str, absent: bool| v.get(key).and_then(Value::as_bool).unwrap_or(absent);
     // the last step maps bytes to letters
     let Some((bytes, cuts)) = steps.split_last() else {
-        return Err(refuse("the pre-tokenizer is absent, expected byte-level BPE".into()));
+        return Err(refuse(
+            "the pre-tokenizer is absent, expected byte-level BPE".into(),
+        ));
     };
     if text(bytes, "type") != "ByteLevel" {
-        return Err(refuse(format!("the last pre-tokenizer is `{}`, expected `ByteLevel`", text(bytes, "type"))));
+        return Err(refuse(format!(
+            "the last pre-tokenizer is `{}`, expected `ByteLevel`",
+            text(bytes, "type")
+        )));
     }
     if flag(bytes, "add_prefix_space", true) {
-        return Err(refuse("`ByteLevel` adds a space in front, which no GGUF name says".into()));
+        return Err(refuse(
+            "`ByteLevel` adds a space in front, which no GGUF name says".into(),
+        ));
     }
     let cut = match (cuts, flag(bytes, "use_regex", true)) {
         ([], true) => Cut::Gpt2,
-        ([digits], true) if text(digits, "type") == "Digits" && flag(digits, "individual_digits", false) => {
+        ([digits], true)
+            if text(digits, "type") == "Digits" && flag(digits, "individual_digits", false) =>
+        {
             Cut::DigitsGpt2
         }
         ([one], false) if text(one, "type") == "Split" => {
-            let regex = one.pointer("/pattern/Regex").and_then(Value::as_str).unwrap_or_default();
+            let regex = one
+                .pointer("/pattern/Regex")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
             if text(one, "behavior") != "Isolated" || flag(one, "invert", false) {
                 return Err(refuse(format!(
                     "`Split` has behavior `{}` and invert {}, expected `Isolated` and false",
@@ -240,14 +278,19 @@ pub(super) fn from_json(
         }
         _ => {
             let kinds: Vec<_> = steps.iter().map(|s| text(s, "type")).collect();
-            return Err(refuse(format!("unknown pre-tokenizer sequence {}", short(&kinds.join(" → ")))));
+            return Err(refuse(format!(
+                "unknown pre-tokenizer sequence {}",
+                short(&kinds.join(" → "))
+            )));
         }
     };
     let rows = || PRE_TOKENIZERS.iter().filter(|p| p.cut == cut);
     let falcon = (first == ">>TITLE<<" && !ignore_merges)
         .then(|| rows().find(|p| p.name == "falcon3"))
         .flatten();
-    falcon.or_else(|| rows().next()).ok_or_else(|| refuse("unknown pre-tokenizer".into()))
+    falcon
+        .or_else(|| rows().next())
+        .ok_or_else(|| refuse("unknown pre-tokenizer".into()))
 }
 
 /// Unfolds nested sequences.

@@ -25,7 +25,10 @@ fn malformed(what: &str) -> FormatError {
 impl<'a> Fields<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], FormatError> {
         let (head, tail) = self.0.split_at_checked(n).ok_or_else(|| {
-            malformed(&format!("a field of {n} bytes where {} are left", self.0.len()))
+            malformed(&format!(
+                "a field of {n} bytes where {} are left",
+                self.0.len()
+            ))
         })?;
         self.0 = tail;
         Ok(head)
@@ -34,7 +37,9 @@ impl<'a> Fields<'a> {
     fn varint(&mut self) -> Result<u64, FormatError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
-            let [byte] = *self.take(1)? else { return Err(malformed("a number without end")) };
+            let [byte] = *self.take(1)? else {
+                return Err(malformed("a number without end"));
+            };
             value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
             if byte & 0x80 == 0 {
                 return Ok(value);
@@ -55,7 +60,8 @@ impl<'a> Fields<'a> {
                 Field::Other
             }
             2 => {
-                let n = usize::try_from(self.varint()?).map_err(|_| malformed("a length beyond memory"))?;
+                let n = usize::try_from(self.varint()?)
+                    .map_err(|_| malformed("a length beyond memory"))?;
                 Field::Bytes(self.take(n)?)
             }
             5 => {
@@ -71,12 +77,14 @@ impl<'a> Fields<'a> {
 /// Reads a model into the form that GGUF metadata has; ids 0.. are the pieces.
 pub(super) fn parse(bytes: &[u8]) -> Result<GgmlTokenizer, FormatError> {
     let refuse = |what: String| {
-        FormatError::new(ErrorCode::Tokenizer, what).hint("put a tokenizer.json beside it (transformers writes one)")
+        FormatError::new(ErrorCode::Tokenizer, what)
+            .hint("put a tokenizer.json beside it (transformers writes one)")
     };
     let (mut tokens, mut scores) = (Vec::new(), Vec::new());
     let (mut model_type, mut byte_fallback) = (1, false); // unigram is the proto's default
     let (mut bos, mut eos, mut unk, mut pad) = (1i64, 2i64, 0i64, -1i64);
-    let (mut charsmap, mut dummy_prefix, mut extra_spaces, mut escape, mut suffix) = (0, true, true, true, false);
+    let (mut charsmap, mut dummy_prefix, mut extra_spaces, mut escape, mut suffix) =
+        (0, true, true, true, false);
     let mut message = Fields(bytes);
     while let Some((number, field)) = message.next()? {
         let Field::Bytes(inner) = field else { continue };
@@ -140,8 +148,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<GgmlTokenizer, FormatError> {
     }
     if model_type != 2 {
         let name = ["unknown", "unigram", "bpe", "word", "char"];
-        let name = usize::try_from(model_type).ok().and_then(|i| name.get(i)).unwrap_or(&"unknown");
-        return Err(refuse(format!("sentencepiece model type {model_type} ({name}), expected 2 (bpe)")));
+        let name = usize::try_from(model_type)
+            .ok()
+            .and_then(|i| name.get(i))
+            .unwrap_or(&"unknown");
+        return Err(refuse(format!(
+            "sentencepiece model type {model_type} ({name}), expected 2 (bpe)"
+        )));
     }
     if charsmap > 0 || extra_spaces || !escape || suffix {
         return Err(refuse(format!(
@@ -156,9 +169,15 @@ pub(super) fn parse(bytes: &[u8]) -> Result<GgmlTokenizer, FormatError> {
             }
         }
     }
-    let id = |v: i64| u32::try_from(v).ok().filter(|&i| (i as usize) < tokens.len());
+    let id = |v: i64| {
+        u32::try_from(v)
+            .ok()
+            .filter(|&i| (i as usize) < tokens.len())
+    };
     Ok(GgmlTokenizer {
-        model: Model::SentencePiece { space_prefix: dummy_prefix },
+        model: Model::SentencePiece {
+            space_prefix: dummy_prefix,
+        },
         bos: id(bos),
         eos: id(eos),
         unk: id(unk),

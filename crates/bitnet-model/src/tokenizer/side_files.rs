@@ -22,7 +22,9 @@ pub(super) fn read(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, FormatErro
     };
     let limit = Limits::default().json_bytes;
     let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| FormatError::io(&path, &e))?;
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|e| FormatError::io(&path, &e))?;
     if bytes.len() as u64 > limit {
         return Err(FormatError::new(
             ErrorCode::LimitExceeded,
@@ -34,7 +36,9 @@ pub(super) fn read(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, FormatErro
 }
 
 fn json(dir: &Path, name: &str) -> Result<Value, FormatError> {
-    let Some(bytes) = read(dir, name)? else { return Ok(Value::Null) };
+    let Some(bytes) = read(dir, name)? else {
+        return Ok(Value::Null);
+    };
     serde_json::from_slice(&bytes)
         .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()).in_file(&dir.join(name)))
 }
@@ -57,7 +61,8 @@ impl SideFiles {
         // transformers prefers the file of its own over the key
         let chat_template = match read(dir, "chat_template.jinja")? {
             Some(bytes) => Some(String::from_utf8(bytes).map_err(|_| {
-                FormatError::new(ErrorCode::ChatTemplate, "not UTF-8").in_file(&dir.join("chat_template.jinja"))
+                FormatError::new(ErrorCode::ChatTemplate, "not UTF-8")
+                    .in_file(&dir.join("chat_template.jinja"))
             })?),
             None => match template(&tokenizer) {
                 Some(template) => Some(template),
@@ -77,17 +82,23 @@ impl SideFiles {
     /// The text of `bos`, `eos`, `unk` or `pad` that the tokenizer's own files give.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         let key = format!("{name}_token");
-        [&self.tokenizer, &self.special_map].into_iter().find_map(|file| {
-            let value = file.get(&key)?;
-            value.as_str().or_else(|| value.get("content")?.as_str())
-        })
+        [&self.tokenizer, &self.special_map]
+            .into_iter()
+            .find_map(|file| {
+                let value = file.get(&key)?;
+                value.as_str().or_else(|| value.get("content")?.as_str())
+            })
     }
 
     /// The ids that the model's files give, `config.json` first.
     pub(super) fn ids(&self, name: &str) -> Vec<u32> {
         let key = format!("{name}_token_id");
         let mut out = Vec::new();
-        for value in [self.config.get(&key), self.config.pointer(&format!("/text_config/{key}")), self.generation.get(&key)] {
+        for value in [
+            self.config.get(&key),
+            self.config.pointer(&format!("/text_config/{key}")),
+            self.generation.get(&key),
+        ] {
             match value {
                 Some(Value::Array(list)) => out.extend(list.iter().filter_map(number)),
                 Some(value) => out.extend(number(value)),
@@ -99,7 +110,9 @@ impl SideFiles {
 
     /// The id of `bos`, `eos`, `unk` or `pad`.
     pub(super) fn id(&self, name: &str, lookup: impl Fn(&str) -> Option<u32>) -> Option<u32> {
-        self.text(name).and_then(lookup).or_else(|| self.ids(name).first().copied())
+        self.text(name)
+            .and_then(lookup)
+            .or_else(|| self.ids(name).first().copied())
     }
 
     /// A flag of `tokenizer_config.json`.
@@ -109,14 +122,32 @@ impl SideFiles {
 
     /// Tokens on top of a sentencepiece model: id, text, special.
     pub(super) fn added(&self) -> Vec<(u32, String, bool)> {
-        let names: Vec<&str> = ["bos", "eos", "unk", "pad"].into_iter().filter_map(|n| self.text(n)).collect();
-        let plain = self.added.as_object().into_iter().flatten().filter_map(|(text, id)| {
-            Some((number(id)?, text.clone(), names.contains(&text.as_str())))
-        });
-        let described = self.tokenizer.get("added_tokens_decoder").and_then(Value::as_object);
+        let names: Vec<&str> = ["bos", "eos", "unk", "pad"]
+            .into_iter()
+            .filter_map(|n| self.text(n))
+            .collect();
+        let plain = self
+            .added
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(text, id)| {
+                Some((number(id)?, text.clone(), names.contains(&text.as_str())))
+            });
+        let described = self
+            .tokenizer
+            .get("added_tokens_decoder")
+            .and_then(Value::as_object);
         let described = described.into_iter().flatten().filter_map(|(id, token)| {
-            let special = token.get("special").and_then(Value::as_bool).unwrap_or(false);
-            Some((id.parse().ok()?, token.get("content")?.as_str()?.to_owned(), special))
+            let special = token
+                .get("special")
+                .and_then(Value::as_bool)
+                .unwrap_or(false);
+            Some((
+                id.parse().ok()?,
+                token.get("content")?.as_str()?.to_owned(),
+                special,
+            ))
         });
         // the description comes last and wins
         plain.chain(described).collect()
@@ -132,9 +163,15 @@ fn template(file: &Value) -> Option<String> {
     match file.get("chat_template")? {
         Value::String(text) => Some(text.clone()),
         Value::Array(list) => {
-            let named = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
+            let named =
+                |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
             let only = (list.len() == 1).then(|| list.first()).flatten();
-            list.iter().find(named).or(only)?.get("template")?.as_str().map(str::to_owned)
+            list.iter()
+                .find(named)
+                .or(only)?
+                .get("template")?
+                .as_str()
+                .map(str::to_owned)
         }
         _ => None,
     }

@@ -7,6 +7,7 @@ use super::{Check, Running, Subject};
 use crate::report::{Findings, Report};
 use bitnet_formats::{FormatError, dense_to_f32};
 use bitnet_model::{Checkpoint, DenseTensor, Slot};
+use rayon::prelude::*;
 
 /// Elements widened at a time.
 const BLOCK: usize = 1 << 20;
@@ -14,7 +15,12 @@ const BLOCK: usize = 1 << 20;
 pub(super) const CHECK: Check = Check {
     name: "dense",
     what: "every bit of norms, embeddings and output head, widened to f32",
-    start: |subject| subject.source.is_some().then(|| Box::new(Dense) as Box<dyn Running>),
+    start: |subject| {
+        subject
+            .source
+            .is_some()
+            .then(|| Box::new(Dense) as Box<dyn Running>)
+    },
 };
 
 struct Dense;
@@ -25,7 +31,11 @@ impl Running for Dense {
         let (source, artifact) = (&source.checkpoint, &subject.artifact.checkpoint);
         let mut findings = Findings::default();
         let (mut tensors, mut values) = (0, 0);
-        for slot in artifact.slots().into_iter().filter(|slot| !slot.is_ternary()) {
+        for slot in artifact
+            .slots()
+            .into_iter()
+            .filter(|slot| !slot.is_ternary())
+        {
             tensors += 1;
             match compare(source, artifact, slot) {
                 Ok((compared, text)) => {
@@ -38,43 +48,67 @@ impl Running for Dense {
             }
         }
         let compared = format!("{values} values of {tensors} tensors");
-        report.checks.push(findings.into_result(CHECK.name, compared));
+        report
+            .checks
+            .push(findings.into_result(CHECK.name, compared));
     }
 }
 
+/// How many values of a block differ, and the first: index, expected, found.
+type Block = (usize, Option<(usize, f32, f32)>);
+
 /// Values compared, and where the first difference is.
-fn compare(source: &Checkpoint, artifact: &Checkpoint, slot: Slot) -> Result<(usize, Option<String>), FormatError> {
+fn compare(
+    source: &Checkpoint,
+    artifact: &Checkpoint,
+    slot: Slot,
+) -> Result<(usize, Option<String>), FormatError> {
     let (s, a) = (source.dense(slot)?, artifact.dense(slot)?);
     if s.shape != a.shape {
-        return Ok((0, Some(format!("expected shape {:?}, found {:?}", s.shape, a.shape))));
+        return Ok((
+            0,
+            Some(format!("expected shape {:?}, found {:?}", s.shape, a.shape)),
+        ));
     }
     let width = s.shape.last().copied().unwrap_or(1).max(1);
     let rows = s.shape.iter().product::<usize>() / width;
     let step = (BLOCK / width).max(1);
-    let (mut count, mut first) = (0, None);
-    let (mut expected, mut found) = (Vec::new(), Vec::new());
-    for start in (0..rows).step_by(step) {
+    let starts: Vec<usize> = (0..rows).step_by(step).collect();
+    let blocks = starts.par_iter().map(|&start| {
         let end = rows.min(start + step);
-        let same_bytes = s.encoding == a.encoding && row_bytes(&s, rows, start, end) == row_bytes(&a, rows, start, end);
-        if same_bytes {
-            continue;
+        let (s_bytes, a_bytes) = (
+            row_bytes(&s, rows, start, end),
+            row_bytes(&a, rows, start, end),
+        );
+        if s.encoding == a.encoding && s_bytes == a_bytes {
+            return Ok((0, None));
         }
-        widen(&s, rows, (start, end), width, &mut expected)?;
-        widen(&a, rows, (start, end), width, &mut found)?;
-        for (i, (e, f)) in expected.iter().zip(&found).enumerate() {
-            if e.to_bits() != f.to_bits() {
-                count += 1;
-                first.get_or_insert((start * width + i, *e, *f));
-            }
-        }
-    }
+        let expected = widen(&s, s_bytes, (end - start) * width)?;
+        let found = widen(&a, a_bytes, (end - start) * width)?;
+        let differ = |(e, f): (&f32, &f32)| e.to_bits() != f.to_bits();
+        let pairs = || expected.iter().zip(&found);
+        let at = pairs().position(differ);
+        let count = pairs().filter(|(e, f)| differ((e, f))).count();
+        Ok((
+            count,
+            at.map(|i| (start * width + i, expected[i], found[i])),
+        ))
+    });
+    let blocks: Vec<Block> = blocks.collect::<Result<_, FormatError>>()?;
+    let count: usize = blocks.iter().map(|(count, _)| count).sum();
+    let first = blocks.into_iter().find_map(|(_, first)| first);
     let text = first.map(|(at, e, f)| {
         let place = match rows {
             1 => format!("index {at}"),
             _ => format!("row {}, column {}", at / width, at % width),
         };
         let bits = |x: f32| format!("{x:e} (0x{:08x})", x.to_bits());
-        format!("{place}: expected {}, found {}; {count} of {} differ", bits(e), bits(f), rows * width)
+        format!(
+            "{place}: expected {}, found {}; {count} of {} differ",
+            bits(e),
+            bits(f),
+            rows * width
+        )
     });
     Ok((rows * width, text))
 }
@@ -85,13 +119,8 @@ fn row_bytes<'a>(tensor: &DenseTensor<'a>, rows: usize, start: usize, end: usize
     tensor.bytes.get(start * row..end * row).unwrap_or(&[])
 }
 
-fn widen(
-    tensor: &DenseTensor<'_>,
-    rows: usize,
-    (start, end): (usize, usize),
-    width: usize,
-    out: &mut Vec<f32>,
-) -> Result<(), FormatError> {
-    out.resize((end - start) * width, 0.0);
-    dense_to_f32(tensor.encoding, row_bytes(tensor, rows, start, end), out).map_err(|e| e.in_tensor(&tensor.info.name))
+fn widen(tensor: &DenseTensor<'_>, bytes: &[u8], values: usize) -> Result<Vec<f32>, FormatError> {
+    let mut out = vec![0.0; values];
+    dense_to_f32(tensor.encoding, bytes, &mut out).map_err(|e| e.in_tensor(&tensor.info.name))?;
+    Ok(out)
 }

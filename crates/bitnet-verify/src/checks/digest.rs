@@ -37,8 +37,17 @@ impl Running for Digests {
         let name = pair.slot.to_string();
         let (artifact, source) = (&mut self.artifact, &mut self.source);
         rayon::join(
-            || pair.artifact.as_ref().ok().map(|matrix| artifact.add(&name, matrix)),
-            || pair.source.and_then(|s| s.as_ref().ok()).map(|matrix| source.add(&name, matrix)),
+            || {
+                pair.artifact
+                    .as_ref()
+                    .ok()
+                    .map(|matrix| artifact.add(&name, matrix))
+            },
+            || {
+                pair.source
+                    .and_then(|s| s.as_ref().ok())
+                    .map(|matrix| source.add(&name, matrix))
+            },
         );
         match (pair.artifact, pair.source) {
             (Ok(_), None | Some(Ok(_))) => return,
@@ -52,12 +61,17 @@ impl Running for Digests {
     fn finish(mut self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
         let found = self.artifact.finish();
         if subject.source.is_some() && !self.incomplete {
-            self.findings.expect("ternary_sha256 (source)", &self.source.finish(), &found);
+            self.findings
+                .expect("ternary_sha256 (source)", &self.source.finish(), &found);
         }
         let mut compared = format!("ternary_sha256 {found}");
         if let Some(certificate) = subject.certificate {
             if !self.incomplete {
-                self.findings.expect("ternary_sha256 (certificate)", &certificate.ternary_sha256, &found);
+                self.findings.expect(
+                    "ternary_sha256 (certificate)",
+                    &certificate.ternary_sha256,
+                    &found,
+                );
             }
             self.wiring(certificate, subject);
             self.linears(certificate);
@@ -70,7 +84,9 @@ impl Running for Digests {
                 certificate.output.len()
             ));
         }
-        report.checks.push(self.findings.into_result(CHECK.name, compared));
+        report
+            .checks
+            .push(self.findings.into_result(CHECK.name, compared));
     }
 }
 
@@ -90,39 +106,62 @@ impl Digests {
             let name = &expected.name;
             let Some(found) = self.artifact.tensors().find(|found| found.name == *name) else {
                 if !self.incomplete {
-                    self.findings.different(name, "in the certificate, not in the artifact");
+                    self.findings
+                        .different(name, "in the certificate, not in the artifact");
                 }
                 continue;
             };
             if (expected.rows, expected.cols) != (found.rows, found.cols) {
                 let (e, f) = ((expected.rows, expected.cols), (found.rows, found.cols));
-                self.findings.different(name, format!("expected shape {e:?}, found {f:?}"));
+                self.findings
+                    .different(name, format!("expected shape {e:?}, found {f:?}"));
             } else if expected.trits_sha256 != found.trits_sha256 {
-                let text = format!("expected trits of sha256 {}, found {}", expected.trits_sha256, found.trits_sha256);
+                let text = format!(
+                    "expected trits of sha256 {}, found {}",
+                    expected.trits_sha256, found.trits_sha256
+                );
                 self.findings.different(name, text);
             }
             let scales = |d: &bitnet_model::TensorDigest| match d.scale_bits {
                 Some(bits) => format!("one scale {:e} (0x{bits:08x})", f32::from_bits(bits)),
-                None => format!("scales per {} of sha256 {}", d.scale_structure, d.scales_sha256),
+                None => format!(
+                    "scales per {} of sha256 {}",
+                    d.scale_structure, d.scales_sha256
+                ),
             };
-            if (&expected.scale_structure, &expected.scales_sha256) != (&found.scale_structure, &found.scales_sha256) {
-                self.findings.different(name, format!("expected {}, found {}", scales(expected), scales(found)));
+            if (&expected.scale_structure, &expected.scales_sha256)
+                != (&found.scale_structure, &found.scales_sha256)
+            {
+                self.findings.different(
+                    name,
+                    format!("expected {}, found {}", scales(expected), scales(found)),
+                );
             }
         }
     }
 
     fn dense(&mut self, certificate: &Certificate, subject: &Subject<'_>) {
         let checkpoint = &subject.artifact.checkpoint;
-        for slot in checkpoint.slots().into_iter().filter(|slot| !slot.is_ternary()) {
+        for slot in checkpoint
+            .slots()
+            .into_iter()
+            .filter(|slot| !slot.is_ternary())
+        {
             let name = slot.to_string();
             let Some(expected) = certificate.dense.iter().find(|record| record.name == name) else {
                 self.findings.different(name, "not in the certificate");
                 continue;
             };
-            match checkpoint.dense(slot).and_then(|tensor| Ok((tensor.shape, dense_sha256(&tensor)?))) {
+            match checkpoint
+                .dense(slot)
+                .and_then(|tensor| Ok((tensor.shape, dense_sha256(&tensor)?)))
+            {
                 Err(error) => self.findings.unreadable(name, &error),
                 Ok((shape, _)) if shape != expected.shape => {
-                    self.findings.different(name, format!("expected shape {:?}, found {shape:?}", expected.shape));
+                    self.findings.different(
+                        name,
+                        format!("expected shape {:?}, found {shape:?}", expected.shape),
+                    );
                 }
                 Ok((_, found)) => self.findings.expect(&name, &expected.values_sha256, &found),
             }
@@ -135,10 +174,17 @@ impl Digests {
         let mut compared = 0;
         for expected in &certificate.output {
             // a certificate is input too: a name with directories in it names nothing here
-            if Path::new(&expected.name).file_name().is_none_or(|name| name.to_str() != Some(&expected.name)) {
+            if Path::new(&expected.name)
+                .file_name()
+                .is_none_or(|name| name.to_str() != Some(&expected.name))
+            {
                 continue;
             }
-            let is_named = |part: &&Mapped| part.path().file_name().is_some_and(|name| name.to_str() == Some(&expected.name));
+            let is_named = |part: &&Mapped| {
+                part.path()
+                    .file_name()
+                    .is_some_and(|name| name.to_str() == Some(&expected.name))
+            };
             let digest = match checkpoint.file.parts.iter().find(is_named) {
                 Some(part) => hash(part.path(), part.bytes()),
                 None => match checkpoint.side_file(&expected.name) {
@@ -151,7 +197,8 @@ impl Digests {
             match digest {
                 Ok((bytes, sha256)) => {
                     let found = format!("{bytes} bytes of sha256 {sha256}");
-                    let expected_text = format!("{} bytes of sha256 {}", expected.bytes, expected.sha256);
+                    let expected_text =
+                        format!("{} bytes of sha256 {}", expected.bytes, expected.sha256);
                     self.findings.expect(&expected.name, expected_text, found);
                 }
                 Err(error) => self.findings.unreadable(&expected.name, &error),
@@ -164,5 +211,8 @@ impl Digests {
 fn hash(path: &Path, bytes: &[u8]) -> Result<(u64, String), FormatError> {
     let mut sha256 = Sha256Stream::new();
     sha256.update(bytes);
-    Ok((bytes.len() as u64, sha256.finish().map_err(|e| FormatError::io(path, &e))?))
+    Ok((
+        bytes.len() as u64,
+        sha256.finish().map_err(|e| FormatError::io(path, &e))?,
+    ))
 }

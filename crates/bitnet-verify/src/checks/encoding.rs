@@ -10,11 +10,17 @@ use crate::report::{Findings, Report};
 use bitnet_formats::{FormatError, PackedTensor, Packing};
 use bitnet_model::{Checkpoint, LinearRule, LinearSource, Slot};
 use bitnet_ternary::Scales;
+use rayon::prelude::*;
 
 pub(super) const CHECK: Check = Check {
     name: "encoding",
     what: "packed bytes are those an encoder writes; master weights are equal",
-    start: |subject| subject.source.is_some().then(|| Box::new(Encoding) as Box<dyn Running>),
+    start: |subject| {
+        subject
+            .source
+            .is_some()
+            .then(|| Box::new(Encoding) as Box<dyn Running>)
+    },
 };
 
 struct Encoding;
@@ -23,11 +29,15 @@ impl Running for Encoding {
     fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
         let mut findings = Findings::default();
         let (mut tensors, mut bytes) = (0, 0);
-        for slot in subject.artifact.checkpoint.slots() {
-            if !slot.is_ternary() {
-                continue;
-            }
-            match compare(subject, slot) {
+        let mut slots = subject.artifact.checkpoint.slots_in_file_order();
+        slots.retain(|slot| slot.is_ternary());
+        let results: Vec<_> = slots
+            .par_iter()
+            .with_max_len(1)
+            .map(|slot| compare(subject, *slot))
+            .collect();
+        for (slot, result) in slots.into_iter().zip(results) {
+            match result {
                 Ok(None) => {}
                 Ok(Some((compared, first))) => {
                     tensors += 1;
@@ -43,7 +53,9 @@ impl Running for Encoding {
             0 => "no packed linears and no master weights".to_owned(),
             _ => format!("{bytes} bytes of {tensors} linears"),
         };
-        report.checks.push(findings.into_result(CHECK.name, compared));
+        report
+            .checks
+            .push(findings.into_result(CHECK.name, compared));
     }
 }
 
@@ -55,14 +67,20 @@ fn compare(subject: &Subject<'_>, slot: Slot) -> Result<Compared, FormatError> {
     let artifact = &subject.artifact.checkpoint;
     let linear = artifact.linear(slot)?;
     match (&linear.rule, subject.source) {
-        (LinearRule::Packed { packing, .. }, _) => repack(*packing, artifact.file.bytes(&linear.info), linear),
+        (LinearRule::Packed { packing, .. }, _) => {
+            repack(*packing, artifact.file.bytes(&linear.info), linear)
+        }
         (LinearRule::Absmean, Some(source)) => master_weights(artifact, &source.checkpoint, slot),
         _ => Ok(None),
     }
 }
 
 /// Compares master weights, if the source has them too.
-fn master_weights(artifact: &Checkpoint, source: &Checkpoint, slot: Slot) -> Result<Compared, FormatError> {
+fn master_weights(
+    artifact: &Checkpoint,
+    source: &Checkpoint,
+    slot: Slot,
+) -> Result<Compared, FormatError> {
     let (a, s) = (artifact.linear(slot)?, source.linear(slot)?);
     if !matches!(s.rule, LinearRule::Absmean) || (a.rows, a.cols) != (s.rows, s.cols) {
         return Ok(None);
@@ -73,24 +91,49 @@ fn master_weights(artifact: &Checkpoint, source: &Checkpoint, slot: Slot) -> Res
         return Ok(None);
     }
     let size = (found.len() / (a.rows * a.cols).max(1)).max(1);
-    let first = found.iter().zip(expected).position(|(f, e)| f != e).map(|at| at / size);
-    let text = first.map(|at| format!("row {}, column {}: other master weight than in the source", at / a.cols, at % a.cols));
+    let first = found
+        .iter()
+        .zip(expected)
+        .position(|(f, e)| f != e)
+        .map(|at| at / size);
+    let text = first.map(|at| {
+        format!(
+            "row {}, column {}: other master weight than in the source",
+            at / a.cols,
+            at % a.cols
+        )
+    });
     Ok(Some((found.len(), text)))
 }
 
 /// Packs again what the bytes mean.
-fn repack(packing: &dyn Packing, bytes: &[u8], linear: &LinearSource) -> Result<Compared, FormatError> {
+fn repack(
+    packing: &dyn Packing,
+    bytes: &[u8],
+    linear: &LinearSource,
+) -> Result<Compared, FormatError> {
     let LinearSource { rows, cols, .. } = linear;
     // scales beside the codes are the business of `scales`
     let outside = Scales::PerTensor(1.0);
     let outside = (!packing.holds_scales()).then_some(&outside);
-    let matrix = packing.unpack(&PackedTensor { bytes, rows: *rows, cols: *cols, outside })?;
+    let matrix = packing.unpack(&PackedTensor {
+        bytes,
+        rows: *rows,
+        cols: *cols,
+        outside,
+    })?;
     let units = bytes.len().saturating_sub(packing.trailer(&matrix).len());
     let mut again = vec![0; units];
     packing.pack_units(&matrix, 0, &mut again);
-    let first = bytes.iter().zip(&again).position(|(found, expected)| found != expected);
+    let first = bytes
+        .iter()
+        .zip(&again)
+        .position(|(found, expected)| found != expected);
     let text = first.map(|at| {
-        format!("byte {at}: expected {:#04x}, found {:#04x}, which no encoder writes", again[at], bytes[at])
+        format!(
+            "byte {at}: expected {:#04x}, found {:#04x}, which no encoder writes",
+            again[at], bytes[at]
+        )
     });
     Ok(Some((units, text)))
 }

@@ -18,18 +18,27 @@ const ALPHA_ULPS: u32 = 4;
 pub(super) const CHECK: Check = Check {
     name: "golden",
     what: "the five gates against recorded outputs of transformers; with --golden",
-    start: |subject| subject.golden.is_some().then(|| Box::new(Gates) as Box<dyn Running>),
+    start: |subject| {
+        subject
+            .golden
+            .is_some()
+            .then(|| Box::new(Gates) as Box<dyn Running>)
+    },
 };
 
 struct Gates;
 
 impl Running for Gates {
     fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
-        let (Some(golden), Some(&backend)) = (subject.golden, subject.kernels.first()) else { return };
+        let (Some(golden), Some(&backend)) = (subject.golden, subject.kernels.first()) else {
+            return;
+        };
         report.checks.push(codes(subject, golden));
         match Runtime::load(subject.artifact, backend) {
             Ok(runtime) => forward(subject, golden, &runtime, report),
-            Err(error) => report.checks.push(CheckResult::error("golden-logits", &error)),
+            Err(error) => report
+                .checks
+                .push(CheckResult::error("golden-logits", &error)),
         }
     }
 }
@@ -43,9 +52,17 @@ fn codes(subject: &Subject<'_>, golden: &Golden) -> CheckResult {
     let checkpoint = &subject.artifact.checkpoint;
     let mut findings = Findings::default();
     let mut compared = 0;
-    for slot in checkpoint.slots().into_iter().filter(|slot| slot.is_ternary()) {
+    for slot in checkpoint
+        .slots()
+        .into_iter()
+        .filter(|slot| slot.is_ternary())
+    {
         let (canonical, name) = (slot.to_string(), (checkpoint.family.tensor_name)(slot));
-        let Some(truth) = golden.ternary.iter().find(|t| t.name == name || t.name == canonical) else {
+        let Some(truth) = golden
+            .ternary
+            .iter()
+            .find(|t| t.name == name || t.name == canonical)
+        else {
             findings.different(canonical, "not in ternary.json");
             continue;
         };
@@ -68,7 +85,10 @@ fn check_codes(
     let digest = Sha256::digest(&codes);
     let found: String = digest.iter().map(|b| format!("{b:02x}")).collect();
     if found != truth.sha256 {
-        return Ok(Some(format!("expected codes of sha256 {}, found {found}", truth.sha256)));
+        return Ok(Some(format!(
+            "expected codes of sha256 {}, found {found}",
+            truth.sha256
+        )));
     }
     // a linear of zeros has no scale that any container need keep
     if matrix.trits().iter().all(|&t| t == 0) {
@@ -78,10 +98,17 @@ fn check_codes(
     let normal = matrix.normal_scales();
     let off = |s: &f32| s.to_bits().abs_diff(truth.alpha_bits);
     // silent rows and groups are 0 in normal form
-    let bad = normal.as_slice().iter().find(|s| **s != 0.0 && off(s) > most);
+    let bad = normal
+        .as_slice()
+        .iter()
+        .find(|s| **s != 0.0 && off(s) > most);
     Ok(bad.map(|s| {
         let expected = f32::from_bits(truth.alpha_bits);
-        format!("expected scale {expected:e} (0x{:08x}) within {most} ulp, found {s:e} (0x{:08x})", truth.alpha_bits, s.to_bits())
+        format!(
+            "expected scale {expected:e} (0x{:08x}) within {most} ulp, found {s:e} (0x{:08x})",
+            truth.alpha_bits,
+            s.to_bits()
+        )
     }))
 }
 
@@ -94,23 +121,37 @@ fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &m
     gate(report, "golden-linears", |findings, _| {
         let errors = gates::linears(golden, forward, bounds, findings)?;
         let worst = errors.iter().map(|(_, e)| *e).fold(0.0, f64::max);
-        Ok((!errors.is_empty()).then(|| format!("{} linears, largest relative error {worst:.1e}", errors.len())))
+        Ok((!errors.is_empty()).then(|| {
+            format!(
+                "{} linears, largest relative error {worst:.1e}",
+                errors.len()
+            )
+        }))
     });
     gate(report, "golden-layers", |findings, report| {
         let errors = gates::layers(golden, forward, layers, bounds, findings)?;
-        let list: Vec<String> = errors.iter().map(|e| format!("{e:.1e}")).collect();
-        if !errors.is_empty() {
-            report.notes.push(format!("relative error of each layer from the recorded hidden state: {}", list.join(" ")));
+        if errors.is_empty() {
+            return Ok(None);
         }
         let worst = errors.iter().copied().fold(0.0, f64::max);
-        Ok((!errors.is_empty()).then(|| format!("{} layers, largest relative error {worst:.1e}", errors.len())))
+        let compared = format!(
+            "{} layers, largest relative error {worst:.1e}",
+            errors.len()
+        );
+        report.layers = Some(("from the recorded hidden state", errors));
+        Ok(Some(compared))
     });
     gate(report, "golden-logits", |findings, report| {
         let (ours, native) = gates::logits(golden, forward, bounds, findings)?;
         let (equal, compared) = gates::greedy(golden, forward, bounds, findings)?;
         report.logits = Some(ours.to_json("golden"));
-        let native = native.map_or(String::new(), |n| format!("; 16-bit reference kl mean {:.2e}", n.kl_mean()));
-        Ok(Some(format!("{}; {equal} of {compared} sure greedy tokens{native}", ours.summary())))
+        let native = native.map_or(String::new(), |n| {
+            format!("; 16-bit reference kl mean {:.2e}", n.kl_mean())
+        });
+        Ok(Some(format!(
+            "{}; {equal} of {compared} sure greedy tokens{native}",
+            ours.summary()
+        )))
     });
     gate(report, "golden-nll", |findings, _| {
         let nll = gates::stream(golden, forward, bounds, findings)?;

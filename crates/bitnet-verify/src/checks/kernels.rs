@@ -15,7 +15,11 @@ const TOKENS: usize = 5;
 pub(super) const CHECK: Check = Check {
     name: "kernels",
     what: "every kernel against a plain loop on each matrix (exact integers); with --logits",
-    start: |subject| subject.logits.then(|| Box::<Kernels>::default() as Box<dyn Running>),
+    start: |subject| {
+        subject
+            .logits
+            .then(|| Box::<Kernels>::default() as Box<dyn Running>)
+    },
 };
 
 #[derive(Default)]
@@ -37,7 +41,10 @@ impl Running for Kernels {
         };
         self.tensors += 1;
         let x = activations(matrix, self.tensors as u64);
-        let expected: Vec<Vec<i32>> = x.chunks_exact(matrix.cols()).map(|x| dots(matrix, x)).collect();
+        let expected: Vec<Vec<i32>> = x
+            .chunks_exact(matrix.cols())
+            .map(|x| dots(matrix, x))
+            .collect();
         let mut scalar: Option<Vec<f32>> = None;
         let mut backends: Vec<Backend> = Backend::available().collect();
         backends.reverse(); // scalar comes last in the table, and is the reference of the batch
@@ -45,13 +52,15 @@ impl Running for Kernels {
             let mut batch = ActivationBatch::default();
             if let Err((token, error)) = backend.quantize(&x, matrix.cols(), &mut batch) {
                 let text = format!("{}: token {token}: {error}", backend.name());
-                self.findings.unreadable(&place, &FormatError::new(ErrorCode::NonFinite, text));
+                self.findings
+                    .unreadable(&place, &FormatError::new(ErrorCode::NonFinite, text));
                 continue;
             }
             let packed = backend.pack(matrix);
             for (token, expected) in expected.iter().enumerate() {
                 let found = packed.dots(&batch, token);
-                if let Some(at) = (0..expected.len()).find(|&i| found.get(i) != Some(&expected[i])) {
+                if let Some(at) = (0..expected.len()).find(|&i| found.get(i) != Some(&expected[i]))
+                {
                     let (group, row) = (at / matrix.rows(), at % matrix.rows());
                     let text = format!(
                         "{}: token {token}, row {row}, group {group}: expected {}, found {:?}",
@@ -64,12 +73,19 @@ impl Running for Kernels {
                 }
             }
             let mut products = vec![0.0; TOKENS * matrix.rows()];
-            packed.multiply(&batch, &mut Output::new(&mut products, TOKENS, matrix.rows()));
+            packed.multiply(
+                &batch,
+                &mut Output::new(&mut products, TOKENS, matrix.rows()),
+            );
             let scalar = scalar.get_or_insert_with(|| products.clone());
-            if let Some(at) = (0..products.len()).find(|&i| products[i].to_bits() != scalar[i].to_bits()) {
+            if let Some(at) =
+                (0..products.len()).find(|&i| products[i].to_bits() != scalar[i].to_bits())
+            {
                 let (token, row) = (at / matrix.rows(), at % matrix.rows());
                 let (name, expected, found) = (backend.name(), scalar[at], products[at]);
-                let text = format!("{name}: batch, token {token}, row {row}: expected {expected:e}, found {found:e}");
+                let text = format!(
+                    "{name}: batch, token {token}, row {row}: expected {expected:e}, found {found:e}"
+                );
                 self.findings.different(&place, text);
             }
         }
@@ -78,11 +94,19 @@ impl Running for Kernels {
     fn finish(self: Box<Self>, _: &Subject<'_>, report: &mut Report) {
         let names: Vec<&str> = Backend::available().map(|b| b.name()).collect();
         if self.tensors == 0 && self.findings.is_empty() {
-            report.checks.push(CheckResult::skipped(CHECK.name, "no linears"));
+            report
+                .checks
+                .push(CheckResult::skipped(CHECK.name, "no linears"));
             return;
         }
-        let compared = format!("{} on {} linears, {TOKENS} tokens each", names.join(", "), self.tensors);
-        report.checks.push(self.findings.into_result(CHECK.name, compared));
+        let compared = format!(
+            "{} on {} linears, {TOKENS} tokens each",
+            names.join(", "),
+            self.tensors
+        );
+        report
+            .checks
+            .push(self.findings.into_result(CHECK.name, compared));
     }
 }
 
@@ -94,7 +118,15 @@ fn activations(matrix: &TernaryMatrix, seed: u64) -> Vec<f32> {
     let mut x = Vec::with_capacity(TOKENS * cols);
     let signed = |row: usize, sign: f32| -> Vec<f32> {
         let trits = matrix.row(row).iter();
-        trits.map(|&t| if t == 0 { 127.0 } else { sign * 127.0 * f32::from(t) }).collect()
+        trits
+            .map(|&t| {
+                if t == 0 {
+                    127.0
+                } else {
+                    sign * 127.0 * f32::from(t)
+                }
+            })
+            .collect()
     };
     x.extend(signed(0, 1.0));
     x.extend(signed(rows - 1, -1.0));
@@ -104,10 +136,15 @@ fn activations(matrix: &TernaryMatrix, seed: u64) -> Vec<f32> {
         state ^= state >> 7;
         state ^= state << 17;
         let first = x.len().is_multiple_of(cols);
-        x.push(if first { -127.0 } else { (state >> 32) as f32 % 255.0 - 127.0 });
+        x.push(if first {
+            -127.0
+        } else {
+            (state >> 32) as f32 % 255.0 - 127.0
+        });
     }
     // whole numbers only: the remainder of a float above 2^24 is exact but the float is not
-    x.iter_mut().for_each(|v| *v = v.round().clamp(-127.0, 127.0));
+    x.iter_mut()
+        .for_each(|v| *v = v.round().clamp(-127.0, 127.0));
     x
 }
 
@@ -121,7 +158,12 @@ fn dots(matrix: &TernaryMatrix, x: &[f32]) -> Vec<i32> {
     let (rows, groups) = (matrix.rows(), matrix.cols() / group);
     let mut dots = vec![0; groups * rows];
     for row in 0..rows {
-        for (g, (trits, x)) in matrix.row(row).chunks_exact(group).zip(x.chunks_exact(group)).enumerate() {
+        for (g, (trits, x)) in matrix
+            .row(row)
+            .chunks_exact(group)
+            .zip(x.chunks_exact(group))
+            .enumerate()
+        {
             dots[g * rows + row] = trits.iter().zip(x).map(|(&t, &x)| i32::from(t) * x).sum();
         }
     }

@@ -17,7 +17,11 @@ use sha2::{Digest, Sha256};
 pub(super) const CHECK: Check = Check {
     name: "logits",
     what: "runtime against source, every kernel and the independent oracle; with --logits",
-    start: |subject| subject.logits.then(|| Box::new(Compared) as Box<dyn Running>),
+    start: |subject| {
+        subject
+            .logits
+            .then(|| Box::new(Compared) as Box<dyn Running>)
+    },
 };
 
 /// Relative error of embeddings, final norm and head, which no rounding step amplifies.
@@ -28,7 +32,10 @@ pub(super) struct Runtime(Model);
 
 impl Runtime {
     pub(super) fn load(input: &Input, backend: Backend) -> Result<Self, FormatError> {
-        let options = LoadOptions { backend, ..LoadOptions::default() };
+        let options = LoadOptions {
+            backend,
+            ..LoadOptions::default()
+        };
         Ok(Self(Model::load(input.reopen()?, &options)?))
     }
 
@@ -60,9 +67,13 @@ struct Compared;
 
 impl Running for Compared {
     fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
-        let Some((&first, others)) = subject.kernels.split_first() else { return };
+        let Some((&first, others)) = subject.kernels.split_first() else {
+            return;
+        };
         let sequences: Vec<&[u32]> = subject.prompts.iter().map(|p| p.ids.as_slice()).collect();
-        let run = |input: &Input, backend| Runtime::load(input, backend).and_then(|r| Ok((r.logits_of(&sequences)?, r)));
+        let run = |input: &Input, backend| {
+            Runtime::load(input, backend).and_then(|r| Ok((r.logits_of(&sequences)?, r)))
+        };
         let (logits, runtime) = match run(subject.artifact, first) {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -72,19 +83,32 @@ impl Running for Compared {
         };
         if let Some(source) = subject.source {
             let other = run(source, first).map(|(logits, _)| logits);
-            report.checks.push(against_source(subject, other, &logits, report_slot(&mut report.logits)));
+            report.checks.push(against_source(
+                subject,
+                other,
+                &logits,
+                report_slot(&mut report.logits),
+            ));
         }
         if !others.is_empty() {
             let mut findings = Findings::default();
             for &backend in others {
                 match run(subject.artifact, backend) {
-                    Ok((found, _)) => identical(subject, backend.name(), &logits, &found, &mut findings),
+                    Ok((found, _)) => {
+                        identical(subject, backend.name(), &logits, &found, &mut findings)
+                    }
                     Err(error) => findings.unreadable(backend.name(), &error),
                 }
             }
             let names: Vec<&str> = subject.kernels.iter().map(Backend::name).collect();
-            let compared = format!("bit-identical on {}, sha256 {}", names.join(", "), sha256(&logits));
-            report.checks.push(findings.into_result("logits-kernels", compared));
+            let compared = format!(
+                "bit-identical on {}, sha256 {}",
+                names.join(", "),
+                sha256(&logits)
+            );
+            report
+                .checks
+                .push(findings.into_result("logits-kernels", compared));
         }
         if subject.golden.is_none() {
             against_oracle(subject, &runtime, &logits, report);
@@ -131,17 +155,36 @@ fn divergence(subject: &Subject<'_>, expected: &[Vec<f32>], found: &[Vec<f32>]) 
     divergence
 }
 
-fn identical(subject: &Subject<'_>, who: &str, expected: &[Vec<f32>], found: &[Vec<f32>], findings: &mut Findings) {
+fn identical(
+    subject: &Subject<'_>,
+    who: &str,
+    expected: &[Vec<f32>],
+    found: &[Vec<f32>],
+    findings: &mut Findings,
+) {
     for (prompt, (expected, found)) in subject.prompts.iter().zip(expected.iter().zip(found)) {
         if expected.len() != found.len() {
-            findings.different(&prompt.name, format!("{who}: expected {} logits, found {}", expected.len(), found.len()));
+            findings.different(
+                &prompt.name,
+                format!(
+                    "{who}: expected {} logits, found {}",
+                    expected.len(),
+                    found.len()
+                ),
+            );
             continue;
         }
-        let differ = expected.iter().zip(found).position(|(e, f)| e.to_bits() != f.to_bits());
+        let differ = expected
+            .iter()
+            .zip(found)
+            .position(|(e, f)| e.to_bits() != f.to_bits());
         if let Some(at) = differ {
             let vocab = expected.len() / prompt.ids.len().max(1);
             let (position, token) = (at / vocab.max(1), at % vocab.max(1));
-            let text = format!("{who}: position {position}, token {token}: expected {:e}, found {:e}", expected[at], found[at]);
+            let text = format!(
+                "{who}: position {position}, token {token}: expected {:e}, found {:e}",
+                expected[at], found[at]
+            );
             findings.different(&prompt.name, text);
         }
     }
@@ -154,26 +197,36 @@ fn sha256(logits: &[Vec<f32>]) -> String {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         hasher.update(&bytes);
     }
-    hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    hasher
+        .finalize()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
 }
 
 /// The runtime against other people's arithmetic.
-fn against_oracle(subject: &Subject<'_>, runtime: &Runtime, logits: &[Vec<f32>], report: &mut Report) {
+fn against_oracle(
+    subject: &Subject<'_>,
+    runtime: &Runtime,
+    logits: &[Vec<f32>],
+    report: &mut Report,
+) {
     const NAME: &str = "logits-oracle";
     let mut findings = Findings::default();
     match compare_oracle(subject, runtime, logits, &mut findings) {
         Err(error) => report.checks.push(CheckResult::error(NAME, &error)),
         Ok((layers, divergence)) => {
-            let list: Vec<String> = layers.iter().map(|e| format!("{e:.1e}")).collect();
-            report.notes.push(format!(
-                "relative error of each layer from the runtime's hidden state, against the oracle: {}",
-                list.join(" ")
-            ));
             if report.logits.is_none() {
                 report.logits = Some(divergence.to_json("oracle"));
             }
             let worst = layers.iter().copied().fold(0.0, f64::max);
-            let compared = format!("{} layers, largest relative error {worst:.1e}; end to end {}", layers.len(), divergence.summary());
+            let compared = format!(
+                "{} layers, largest relative error {worst:.1e}; end to end {}",
+                layers.len(),
+                divergence.summary()
+            );
+            let from = "from the runtime's hidden state, against the oracle";
+            report.layers.get_or_insert((from, layers));
             report.checks.push(findings.into_result(NAME, compared));
         }
     }
@@ -192,28 +245,59 @@ fn compare_oracle(
     let mut traces = Vec::with_capacity(subject.prompts.len());
     for prompt in subject.prompts {
         let trace = runtime.0.trace(&prompt.ids)?;
-        edge(findings, "model.embed_tokens", &prompt.name, &oracle.embeddings(&prompt.ids)?, &trace[0]);
+        edge(
+            findings,
+            "model.embed_tokens",
+            &prompt.name,
+            &oracle.embeddings(&prompt.ids)?,
+            &trace[0],
+        );
         traces.push(trace);
     }
     let mut errors = Vec::with_capacity(config.num_hidden_layers);
     for layer in 0..config.num_hidden_layers {
         let inputs: Vec<&[f32]> = traces.iter().map(|t| t[layer].as_slice()).collect();
         let outputs = oracle.layer_of(layer, &inputs)?;
-        let of = |(trace, output): (&Vec<Vec<f32>>, &Vec<f32>)| relative_error(output, &trace[layer + 1]);
+        let of = |(trace, output): (&Vec<Vec<f32>>, &Vec<f32>)| {
+            relative_error(output, &trace[layer + 1])
+        };
         let mut list: Vec<f64> = traces.iter().zip(&outputs).map(of).collect();
         list.sort_by(f64::total_cmp);
         let worst = list.last().copied().unwrap_or(0.0);
-        let median = list.get(list.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
+        let median = list
+            .get(list.len().saturating_sub(1) / 2)
+            .copied()
+            .unwrap_or(0.0);
         // the largest is judged by its own bound, whatever the median says
-        errors.push(if worst > subject.thresholds.layer_error { worst } else { median });
+        errors.push(if worst > subject.thresholds.layer_error {
+            worst
+        } else {
+            median
+        });
     }
     judge_layers(&errors, subject.thresholds, findings);
-    let normed: Vec<&[f32]> = traces.iter().filter_map(|t| t.last().map(Vec::as_slice)).collect();
-    let before: Vec<&[f32]> = traces.iter().map(|t| t[config.num_hidden_layers].as_slice()).collect();
-    for ((prompt, expected), found) in subject.prompts.iter().zip(oracle.output_norm_of(&before)?).zip(&normed) {
+    let normed: Vec<&[f32]> = traces
+        .iter()
+        .filter_map(|t| t.last().map(Vec::as_slice))
+        .collect();
+    let before: Vec<&[f32]> = traces
+        .iter()
+        .map(|t| t[config.num_hidden_layers].as_slice())
+        .collect();
+    for ((prompt, expected), found) in subject
+        .prompts
+        .iter()
+        .zip(oracle.output_norm_of(&before)?)
+        .zip(&normed)
+    {
         edge(findings, "model.norm", &prompt.name, &expected, found);
     }
-    for ((prompt, expected), found) in subject.prompts.iter().zip(oracle.head_of(&normed)?).zip(logits) {
+    for ((prompt, expected), found) in subject
+        .prompts
+        .iter()
+        .zip(oracle.head_of(&normed)?)
+        .zip(logits)
+    {
         edge(findings, "lm_head", &prompt.name, &expected, found);
     }
     let sequences: Vec<&[u32]> = subject.prompts.iter().map(|p| p.ids.as_slice()).collect();
@@ -224,6 +308,11 @@ fn compare_oracle(
 fn edge(findings: &mut Findings, place: &str, prompt: &str, expected: &[f32], found: &[f32]) {
     let error = relative_error(expected, found);
     if error > EDGE_ERROR {
-        findings.different(place, format!("prompt `{prompt}`: relative error {error:.2e}, expected at most {EDGE_ERROR:.0e}"));
+        findings.different(
+            place,
+            format!(
+                "prompt `{prompt}`: relative error {error:.2e}, expected at most {EDGE_ERROR:.0e}"
+            ),
+        );
     }
 }

@@ -13,7 +13,12 @@ use serde_json::Value;
 pub(super) const CHECK: Check = Check {
     name: "metadata",
     what: "activation, norms, rope, ties, special tokens, tokenizer, chat template",
-    start: |subject| subject.source.is_some().then(|| Box::new(Metadata) as Box<dyn Running>),
+    start: |subject| {
+        subject
+            .source
+            .is_some()
+            .then(|| Box::new(Metadata) as Box<dyn Running>)
+    },
 };
 
 struct Metadata;
@@ -35,7 +40,9 @@ impl Running for Metadata {
             }
         };
         let compared = format!("{} settings, {tokenizer}", expected.len());
-        report.checks.push(findings.into_result(CHECK.name, compared));
+        report
+            .checks
+            .push(findings.into_result(CHECK.name, compared));
     }
 }
 
@@ -64,7 +71,12 @@ pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
     let scaling = match rope.scaling {
         RopeScaling::None => "none".to_owned(),
         RopeScaling::Linear { factor } => format!("linear, factor {factor}"),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => format!(
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => format!(
             "llama3, factor {factor}, low {low_freq_factor}, high {high_freq_factor}, original {original_max_position_embeddings}"
         ),
     };
@@ -84,15 +96,26 @@ pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         ("ffn_sub_norm", ffn_sub_norm.to_string()),
         ("tie_word_embeddings", tie_word_embeddings.to_string()),
         ("activation_quantization", quantization.to_owned()),
-        ("max_position_embeddings", max_position_embeddings.to_string()),
-        ("bos_token_id", bos_token_id.map_or("none".to_owned(), |id| id.to_string())),
+        (
+            "max_position_embeddings",
+            max_position_embeddings.to_string(),
+        ),
+        (
+            "bos_token_id",
+            bos_token_id.map_or("none".to_owned(), |id| id.to_string()),
+        ),
         ("eos_token_id", format!("{eos:?}")),
     ]
 }
 
 /// Files of a Hugging Face directory that a tokenizer is made of.
-const TOKENIZER_FILES: [&str; 5] =
-    ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "added_tokens.json"];
+const TOKENIZER_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "added_tokens.json",
+];
 
 /// Compares tokenizers and chat templates; says what was compared.
 fn compare_tokenizers(
@@ -117,7 +140,10 @@ fn compare_tokenizers(
         }
     }
     // a key that only the artifact has may change how text becomes tokens
-    for (key, _) in found.iter().filter(|(key, _)| !expected.iter().any(|(k, _)| k == key)) {
+    for (key, _) in found
+        .iter()
+        .filter(|(key, _)| !expected.iter().any(|(k, _)| k == key))
+    {
         findings.different(key, "not in the source");
     }
     Ok(format!("{compared} tokenizer keys"))
@@ -128,13 +154,22 @@ fn is_gguf(checkpoint: &Checkpoint) -> bool {
 }
 
 /// The tokenizer in GGUF's terms; `None` if there is none.
-fn gguf_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Vec<(String, MetaValue)>>, FormatError> {
+fn gguf_tokenizer(
+    checkpoint: &Checkpoint,
+) -> Result<Option<Vec<(String, MetaValue)>>, FormatError> {
     let pairs: Vec<(String, MetaValue)> = if is_gguf(checkpoint) {
         let pairs = checkpoint.file.metadata.0.iter();
-        pairs.filter(|(key, _)| key.starts_with("tokenizer.")).cloned().collect()
+        pairs
+            .filter(|(key, _)| key.starts_with("tokenizer."))
+            .cloned()
+            .collect()
     } else {
-        let Some(dir) = &checkpoint.directory else { return Ok(None) };
-        if checkpoint.side_file("tokenizer.json")?.is_none() && checkpoint.side_file("tokenizer.model")?.is_none() {
+        let Some(dir) = &checkpoint.directory else {
+            return Ok(None);
+        };
+        if checkpoint.side_file("tokenizer.json")?.is_none()
+            && checkpoint.side_file("tokenizer.model")?.is_none()
+        {
             return Ok(None);
         }
         tokenizer_to_gguf(dir, checkpoint.config.vocab_size)?
@@ -142,10 +177,16 @@ fn gguf_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Vec<(String, MetaVal
     Ok((!pairs.is_empty()).then_some(pairs))
 }
 
-fn compare_files(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Findings) -> Result<String, FormatError> {
+fn compare_files(
+    source: &Checkpoint,
+    artifact: &Checkpoint,
+    findings: &mut Findings,
+) -> Result<String, FormatError> {
     let mut compared = Vec::new();
     for name in TOKENIZER_FILES {
-        let Some(expected) = source.side_file(name)? else { continue };
+        let Some(expected) = source.side_file(name)? else {
+            continue;
+        };
         compared.push(name);
         match artifact.side_file(name)? {
             None => findings.different(name, "expected in the artifact, not there"),
@@ -154,7 +195,11 @@ fn compare_files(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Find
                 let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).ok();
                 // the same JSON written another way is the same tokenizer
                 if json(&expected).is_none() || json(&expected) != json(&found) {
-                    let at = expected.iter().zip(&found).take_while(|(e, f)| e == f).count();
+                    let at = expected
+                        .iter()
+                        .zip(&found)
+                        .take_while(|(e, f)| e == f)
+                        .count();
                     findings.different(name, format!("differs from byte {at} on"));
                 }
             }
@@ -177,7 +222,12 @@ fn first_divergence(expected: &MetaValue, found: &MetaValue) -> String {
     }
     let differ = e.iter().zip(&f).filter(|(e, f)| e != f).count();
     match e.iter().zip(&f).position(|(e, f)| e != f) {
-        Some(at) => format!("element {at}: expected {}, found {}; {differ} of {} differ", e[at], f[at], e.len()),
+        Some(at) => format!(
+            "element {at}: expected {}, found {}; {differ} of {} differ",
+            e[at],
+            f[at],
+            e.len()
+        ),
         None => "expected elements of another type".to_owned(),
     }
 }

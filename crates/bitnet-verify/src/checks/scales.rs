@@ -11,7 +11,12 @@ use bitnet_ternary::Scales;
 pub(super) const CHECK: Check = Check {
     name: "scales",
     what: "every bit of every scale, in normal form",
-    start: |subject| subject.source.is_some().then(|| Box::<Compared>::default() as Box<dyn Running>),
+    start: |subject| {
+        subject
+            .source
+            .is_some()
+            .then(|| Box::<Compared>::default() as Box<dyn Running>)
+    },
 };
 
 #[derive(Default)]
@@ -46,7 +51,9 @@ impl Running for Compared {
 
     fn finish(self: Box<Self>, _: &Subject<'_>, report: &mut Report) {
         let compared = format!("{} scales of {} linears", self.scales, self.tensors);
-        report.checks.push(self.findings.into_result(CHECK.name, compared));
+        report
+            .checks
+            .push(self.findings.into_result(CHECK.name, compared));
     }
 }
 
@@ -56,13 +63,19 @@ fn first_divergence(expected: &Scales, found: &Scales, rows: usize, cols: usize)
     if expected.structure() == found.structure() {
         let pairs = || expected.as_slice().iter().zip(found.as_slice());
         let count = pairs().filter(|(s, a)| s.to_bits() != a.to_bits()).count();
-        let (at, (s, a)) = pairs().enumerate().find(|(_, (s, a))| s.to_bits() != a.to_bits())?;
+        let (at, (s, a)) = pairs()
+            .enumerate()
+            .find(|(_, (s, a))| s.to_bits() != a.to_bits())?;
         let per_row = expected.as_slice().len() / rows.max(1);
         let place = match expected {
             Scales::PerTensor(_) => String::new(),
             Scales::PerRow(_) => format!("row {at}: "),
             Scales::PerGroup { group, .. } => {
-                format!("row {}, columns from {}: ", at / per_row.max(1), at % per_row.max(1) * group)
+                format!(
+                    "row {}, columns from {}: ",
+                    at / per_row.max(1),
+                    at % per_row.max(1) * group
+                )
             }
         };
         let mut text = format!("{place}expected {}, found {}", show(*s), show(*a));
@@ -70,19 +83,27 @@ fn first_divergence(expected: &Scales, found: &Scales, rows: usize, cols: usize)
             text.push_str(", its inverse");
         }
         if expected.as_slice().len() > 1 {
-            text.push_str(&format!("; {count} of {} differ", expected.as_slice().len()));
+            text.push_str(&format!(
+                "; {count} of {} differ",
+                expected.as_slice().len()
+            ));
         }
         return Some(text);
     }
     // other structure: the first place where the values themselves differ
     let at = (0..rows * cols).find(|i| {
-        expected.at(i / cols, i % cols, cols).to_bits() != found.at(i / cols, i % cols, cols).to_bits()
+        expected.at(i / cols, i % cols, cols).to_bits()
+            != found.at(i / cols, i % cols, cols).to_bits()
     });
     let (e, f) = (expected.structure(), found.structure());
     let place = at.map_or(String::new(), |i| {
         let (row, col) = (i / cols, i % cols);
         let (s, a) = (expected.at(row, col, cols), found.at(row, col, cols));
-        format!("; row {row}, column {col}: expected {}, found {}", show(s), show(a))
+        format!(
+            "; row {row}, column {col}: expected {}, found {}",
+            show(s),
+            show(a)
+        )
     });
     Some(format!("expected scales per {e}, found per {f}{place}"))
 }

@@ -10,7 +10,12 @@ use bitnet_model::Config;
 pub(super) const CHECK: Check = Check {
     name: "structure",
     what: "family, sizes, the set of tensors and their shapes",
-    start: |subject| subject.source.is_some().then(|| Box::new(Structure) as Box<dyn Running>),
+    start: |subject| {
+        subject
+            .source
+            .is_some()
+            .then(|| Box::new(Structure) as Box<dyn Running>)
+    },
 };
 
 struct Structure;
@@ -44,13 +49,18 @@ impl Running for Structure {
             if !found.contains(slot) {
                 findings.different(slot.to_string(), "expected in the artifact, not there");
             } else if s != a {
-                findings.different(slot.to_string(), format!("expected shape {s:?}, found {a:?}"));
+                findings.different(
+                    slot.to_string(),
+                    format!("expected shape {s:?}, found {a:?}"),
+                );
             }
         }
         for slot in found.iter().filter(|slot| !expected.contains(slot)) {
             findings.different(slot.to_string(), "not in the source");
         }
         let compared = format!("{}, {} tensors", source.family.name, expected.len());
-        report.checks.push(findings.into_result(CHECK.name, compared));
+        report
+            .checks
+            .push(findings.into_result(CHECK.name, compared));
     }
 }

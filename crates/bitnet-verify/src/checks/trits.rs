@@ -8,7 +8,12 @@ use crate::report::{Findings, Report};
 pub(super) const CHECK: Check = Check {
     name: "trits",
     what: "every trit of every linear",
-    start: |subject| subject.source.is_some().then(|| Box::<Trits>::default() as Box<dyn Running>),
+    start: |subject| {
+        subject
+            .source
+            .is_some()
+            .then(|| Box::<Trits>::default() as Box<dyn Running>)
+    },
 };
 
 #[derive(Default)]
@@ -33,11 +38,19 @@ impl Running for Trits {
         if let Some(Err(error)) = pair.source {
             self.findings.unreadable(&place, error);
         }
-        let Some((source, artifact)) = pair.both() else { return };
+        let Some((source, artifact)) = pair.both() else {
+            return;
+        };
         self.trits += source.trits().len();
-        let (expected, found) = ([source.rows(), source.cols()], [artifact.rows(), artifact.cols()]);
+        let (expected, found) = (
+            [source.rows(), source.cols()],
+            [artifact.rows(), artifact.cols()],
+        );
         if expected != found {
-            self.findings.different(place, format!("expected shape {expected:?}, found {found:?}"));
+            self.findings.different(
+                place,
+                format!("expected shape {expected:?}, found {found:?}"),
+            );
             return;
         }
         if source.trits() == artifact.trits() {
@@ -47,13 +60,18 @@ impl Running for Trits {
         let count = pairs().filter(|(s, a)| s != a).count();
         if let Some((i, (s, a))) = pairs().enumerate().find(|(_, (s, a))| s != a) {
             let (row, column) = (i / source.cols(), i % source.cols());
-            let text = format!("row {row}, column {column}: expected {s}, found {a}; {count} of {} differ", source.trits().len());
+            let text = format!(
+                "row {row}, column {column}: expected {s}, found {a}; {count} of {} differ",
+                source.trits().len()
+            );
             self.findings.different(place, text);
         }
     }
 
     fn finish(self: Box<Self>, _: &Subject<'_>, report: &mut Report) {
         let compared = format!("{} trits of {} linears", self.trits, self.tensors);
-        report.checks.push(self.findings.into_result(CHECK.name, compared));
+        report
+            .checks
+            .push(self.findings.into_result(CHECK.name, compared));
     }
 }
