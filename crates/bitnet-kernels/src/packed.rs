@@ -347,7 +347,13 @@ pub(crate) fn finish<T: Sum>(
         match scales {
             Scales::PerTensor(alpha) => {
                 let f = alpha / s;
-                for (o, sum) in out.iter_mut().zip(sums) {
+                let ((o, o_tail), (sums, sums_tail)) = (out.as_chunks_mut(), sums.as_chunks());
+                for (o, sums) in o.iter_mut().zip(sums) {
+                    for j in 0..LANES {
+                        o[j] = sums[j].to_f32() * f;
+                    }
+                }
+                for (o, sum) in o_tail.iter_mut().zip(sums_tail) {
                     *o = sum.to_f32() * f;
                 }
             }

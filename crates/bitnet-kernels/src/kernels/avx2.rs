@@ -173,29 +173,28 @@ fn many_tokens(
     sink: &mut dyn Sink<i32>,
 ) {
     let stride = tile.groups() * 4; // from token to token, in sums of 8 rows
-    let chunks = tile::chunks(tile.cols, tile.group);
-    for (g, blocks, share) in chunks {
+    for chunk in tile::chunks(tile.cols, tile.group) {
+        let blocks = chunk.blocks.clone();
         let weights = &mut scratch[..blocks.len() * 4 * BLOCK];
         unpack(
             &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK],
             weights,
         );
         for first in tokens.clone().step_by(PANEL) {
+            let live = first..tokens.end.min(first + PANEL);
+            sink.soon(chunk.part(live.clone()));
             let quads = &x.panel(first / PANEL).as_chunks::<PANEL>().0;
             let quads = &quads[blocks.start * 4..blocks.end * 4];
-            let live = first..tokens.end.min(first + PANEL);
-            sink.soon(tile::part(live.clone(), share));
             let range = (live.start - tokens.start) * stride..(live.end - tokens.start) * stride;
             let dots = &mut dots.as_chunks_mut::<8>().0[range];
             // 16 rows at a time
             for half in 0..2 {
                 for (weights, quads) in weights.chunks(PRODUCTS * 2).zip(quads.chunks(PRODUCTS)) {
-                    let at = g * 4 + half * 2;
-                    let token_dots = dots.chunks_exact_mut(stride).map(|d| &mut d[at..at + 2]);
-                    panel(weights, half, quads, token_dots);
+                    let dots = &mut dots[chunk.group * 4 + half * 2..];
+                    panel(weights, half, quads, live.len(), stride, dots);
                 }
             }
-            if blocks.end * BLOCK == tile.lines.len() {
+            if chunk.is_last() {
                 sink.done(live, dots.as_flattened());
             }
         }
@@ -231,15 +230,17 @@ fn unpack(lines: &[Line], weights: &mut [Line]) {
     }
 }
 
-/// `dots[token][row] += sum of u * a` over at most [`PRODUCTS`] quads, for rows `16 half ..` and a
-/// panel of tokens, of which as many exist as `dots` yields.
+/// `dots[stride * token][row] += sum of u * a` over at most [`PRODUCTS`] quads, for rows
+/// `16 half ..` and a panel of tokens, of which the first `live` exist.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn panel<'a>(
+fn panel(
     weights: &[Line],
     half: usize,
     quads: &[[i32; PANEL]],
-    mut dots: impl Iterator<Item = &'a mut [[i32; 8]]>,
+    live: usize,
+    stride: usize,
+    dots: &mut [[i32; 8]],
 ) {
     let mut acc = [[_mm256_setzero_si256(); 2]; PANEL];
     for (u, quads) in weights.as_chunks::<2>().0.iter().zip(quads) {
@@ -253,9 +254,10 @@ fn panel<'a>(
     }
     // a loop of constant length, so that the accumulators never leave their registers
     for t in 0..PANEL {
-        let Some(dots) = dots.next() else { return };
-        for i in 0..2 {
-            add_sums(&mut dots[i], widen(acc[t][i]));
+        if t < live {
+            for i in 0..2 {
+                add_sums(&mut dots[t * stride + i], widen(acc[t][i]));
+            }
         }
     }
 }

@@ -170,10 +170,9 @@ fn many_tokens(
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
 ) {
-    tile::start_at_minus_sums(tile, x, tokens.clone(), dots);
     let stride = tile.groups() * BLOCK; // from token to token, in sums of 16 rows
-    let chunks = tile::chunks(tile.cols, tile.group);
-    for (g, blocks, share) in chunks {
+    for chunk in tile::chunks(tile.cols, tile.group) {
+        let blocks = chunk.blocks.clone();
         let weights = &mut scratch[..blocks.len() * 4 * BLOCK];
         unpack(
             &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK],
@@ -182,21 +181,25 @@ fn many_tokens(
         // the lines that are unpacked next, of this tile or of the one behind it
         let ahead = tile.lines.as_ptr().wrapping_add(blocks.end * BLOCK);
         for first in tokens.clone().step_by(PANEL) {
+            let live = first..tokens.end.min(first + PANEL);
+            sink.soon(chunk.part(live.clone()));
             let quads = &x.panel(first / PANEL).as_chunks::<PANEL>().0;
             let quads = &quads[blocks.start * 4..blocks.end * 4];
-            let live = first..tokens.end.min(first + PANEL);
-            sink.soon(tile::part(live.clone(), share));
             let range = (live.start - tokens.start) * stride..(live.end - tokens.start) * stride;
             let dots = &mut dots.as_chunks_mut::<16>().0[range];
-            let token_dots = dots
-                .chunks_exact_mut(stride)
-                .map(|d| &mut d[g * BLOCK..(g + 1) * BLOCK]);
-            match live.len() {
-                ..=4 => panel::<4>(weights, quads, ahead, token_dots),
-                5..=8 => panel::<8>(weights, quads, ahead, token_dots),
-                _ => panel::<PANEL>(weights, quads, ahead, token_dots),
+            if chunk.opens_group {
+                for (token, dots) in live.clone().zip(dots.chunks_exact_mut(stride)) {
+                    let sum = x.group_sum(token, chunk.group, tile.group);
+                    dots[chunk.group * BLOCK..(chunk.group + 1) * BLOCK].fill([-sum; 16]);
+                }
             }
-            if blocks.end * BLOCK == tile.lines.len() {
+            let group_dots = &mut dots[chunk.group * BLOCK..];
+            match live.len() {
+                ..=4 => panel::<4>(weights, quads, ahead, live.len(), stride, group_dots),
+                5..=8 => panel::<8>(weights, quads, ahead, live.len(), stride, group_dots),
+                _ => panel::<PANEL>(weights, quads, ahead, live.len(), stride, group_dots),
+            }
+            if chunk.is_last() {
                 sink.done(live, dots.as_flattened());
             }
         }
@@ -228,33 +231,46 @@ fn unpack(lines: &[Line], weights: &mut [Line]) {
     }
 }
 
-/// `dots[token][row] += sum of u * a` for `T` tokens, of which as many exist as `dots` yields.
+/// `dots[stride * token][row] += sum of u * a` for `T` tokens, of which the first `live` exist.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panel<'a, const T: usize>(
+fn panel<const T: usize>(
     weights: &[Line],
     quads: &[[i32; PANEL]],
     ahead: *const Line,
-    mut dots: impl Iterator<Item = &'a mut [[i32; 16]]>,
+    live: usize,
+    stride: usize,
+    dots: &mut [[i32; 16]],
 ) {
     let mut acc = [[_mm512_setzero_si512(); 2]; T];
-    for (q, (u, quads)) in weights.as_chunks::<2>().0.iter().zip(quads).enumerate() {
-        // four columns of 32 rows are half a packed line
-        _mm_prefetch::<_MM_HINT_T0>(ahead.cast::<i8>().wrapping_add(q * LINE / 2));
-        let u = [load(&u[0]), load(&u[1])];
-        for t in 0..T {
-            let a = _mm512_set1_epi32(quads[t]);
-            for half in 0..2 {
-                acc[t][half] = _mm512_dpbusd_epi32(acc[t][half], u[half], a);
+    let mut ahead = ahead.cast::<i8>();
+    let blocks = weights
+        .as_chunks::<{ 4 * BLOCK }>()
+        .0
+        .iter()
+        .zip(quads.as_chunks::<4>().0);
+    for (weights, quads) in blocks {
+        for line in 0..BLOCK {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * LINE));
+        }
+        ahead = ahead.wrapping_add(BLOCK * LINE);
+        for q in 0..4 {
+            let u = [load(&weights[2 * q]), load(&weights[2 * q + 1])];
+            for t in 0..T {
+                let a = _mm512_set1_epi32(quads[q][t]);
+                for half in 0..2 {
+                    acc[t][half] = _mm512_dpbusd_epi32(acc[t][half], u[half], a);
+                }
             }
         }
     }
     // a loop of constant length, so that the accumulators never leave their registers
     for t in 0..T {
-        let Some(dots) = dots.next() else { return };
-        for half in 0..2 {
-            let dots = &mut dots[half];
-            store_sums(dots, _mm512_add_epi32(load_sums(dots), acc[t][half]));
+        if t < live {
+            for half in 0..2 {
+                let dots = &mut dots[t * stride + half];
+                store_sums(dots, _mm512_add_epi32(load_sums(dots), acc[t][half]));
+            }
         }
     }
 }

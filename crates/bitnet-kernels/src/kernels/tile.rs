@@ -93,24 +93,48 @@ fn row_dwords(tile: &[Line], row: usize) -> impl Iterator<Item = u32> {
         })
 }
 
-/// The blocks of all columns, at most [`CHUNK`] columns of one group at a time: `(group, blocks)`, and
-/// which share of all chunks this one is, `(number, of how many)`.
-pub(super) fn chunks(
-    cols: usize,
-    group: usize,
-) -> impl Iterator<Item = (usize, Range<usize>, (usize, usize))> {
-    let per_group = group.div_ceil(CHUNK);
-    let count = cols / group * per_group;
-    (0..count).map(move |i| {
-        let (g, start) = (i / per_group, i / per_group * group + i % per_group * CHUNK);
-        let end = ((g + 1) * group).min(start + CHUNK);
-        (g, start / COLS..end.div_ceil(COLS), (i, count))
-    })
+/// At most [`CHUNK`] columns of one group.
+pub(super) struct Chunk {
+    /// The group of scales.
+    pub group: usize,
+    /// Its first columns?
+    pub opens_group: bool,
+    /// Blocks of these columns.
+    pub blocks: Range<usize>,
+    number: usize,
+    of: usize,
 }
 
-/// Part `i` of `count` of a range.
-pub(super) fn part(range: Range<usize>, (i, count): (usize, usize)) -> Range<usize> {
-    range.start + range.len() * i / count..range.start + range.len() * (i + 1) / count
+impl Chunk {
+    /// Whether these are the last columns of all.
+    pub fn is_last(&self) -> bool {
+        self.number + 1 == self.of
+    }
+
+    /// As large a part of a range as this chunk is of all columns.
+    pub fn part(&self, range: Range<usize>) -> Range<usize> {
+        let part = |number| range.start + range.len() * number / self.of;
+        part(self.number)..part(self.number + 1)
+    }
+}
+
+/// The chunks of all columns, in order.
+pub(super) fn chunks(cols: usize, group: usize) -> impl Iterator<Item = Chunk> {
+    let per_group = group.div_ceil(CHUNK);
+    let of = cols / group * per_group;
+    (0..of).map(move |number| {
+        let (g, i) = (number / per_group, number % per_group);
+        let start = g * group + i * CHUNK;
+        let end = ((g + 1) * group).min(start + CHUNK);
+        let blocks = start / COLS..end.div_ceil(COLS);
+        Chunk {
+            group: g,
+            opens_group: i == 0,
+            blocks,
+            number,
+            of,
+        }
+    })
 }
 
 /// Sets every dot of `dots: (tokens, groups, 32)` to minus the sum of its activations, by which
