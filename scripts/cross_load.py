@@ -1,6 +1,6 @@
-"""Compare converted files with what the gguf package and llama.cpp make of them.
+"""Compare converted files with what the gguf package, llama.cpp and transformers make of them.
 
-Three questions, strongest first:
+Four questions, strongest first:
 
 1. Does the `gguf` package read every GGUF target, and do its own dequantisers give trit * scale for
    the types they know (F32, F16, BF16, TQ1_0, TQ2_0)? I2_S is bitnet.cpp's own type, which the
@@ -13,9 +13,13 @@ Three questions, strongest first:
    noise floors of that difference (measured; the bf16 run of transformers itself differs from its
    f32 run by a mean KL of 0.008 to 0.020 on these fixtures). The fixture whose golden
    run is dense (falcon-e-bfloat16) has no such excuse and is held to a bound of rounding size.
+4. Does transformers (with --transformers; needs torch) load the Hugging Face targets and compute the
+   golden logits? It is the reference itself, so the bound is the flips of activation rounding;
+   BitNet 2B4T loads in bf16 only, which rounds the f32 `weight_scale` of quantised master weights.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -126,6 +130,52 @@ def llama_logits(path, prompts):
     return out, bad_ids
 
 
+# (fixture, target, bound of the mean KL); see question 4
+HUGGING_FACE = [
+    ("bitnet-2b4t-packed", "hf-packed", 2e-3), ("bitnet-2b4t-packed", "hf-bf16", 2e-3),
+    ("bitnet-2b4t-bf16", "hf-packed", 2e-2), ("llama3-8b-1.58", "hf-packed", 1e-9),
+    ("falcon3-1.58", "hf-packed", 1e-9), ("falcon-e", "hf-packed", 1e-9),
+    ("falcon-e-prequantized", "hf-packed", 2e-3), ("falcon-e-bfloat16", "hf-bf16", 1e-9)]
+
+
+def transformers_logits(path, prompts):
+    os.environ.update(TORCHDYNAMO_DISABLE="1", HF_HUB_OFFLINE="1")
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    config = json.loads((path / "config.json").read_text())
+    dtype = torch.bfloat16 if config["model_type"] == "bitnet" else torch.float32
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation="eager")
+    for t in [*model.parameters(), *model.buffers()]:
+        if t.is_floating_point():
+            t.data = t.data.float()
+    with torch.no_grad():
+        return {n: model.eval()(torch.tensor([p["ids"]]), use_cache=False).logits[0].double().numpy()
+                for n, p in prompts.items()}
+
+
+def check_transformers(tmp):
+    failures = 0
+    print("\n%-24s %-12s %9s %9s %7s" % ("transformers", "target", "mean KL", "max KL", "bound"))
+    for family, target, bound in HUGGING_FACE:
+        golden = FIXTURES / family / "golden"
+        prompts = json.loads((golden / "prompts.json").read_text())
+        want = load_file(str(golden / "logits_f32.safetensors"))
+        path = Path(tmp) / ("%s-%s" % (family, target))
+        convert(family, target, path)
+        got = transformers_logits(path, prompts)
+        la = log_softmax(np.concatenate([want[n + ".logits"].astype(np.float64) for n in prompts]))
+        lb = log_softmax(np.concatenate([got[n] for n in prompts]))
+        kl = (np.exp(la) * (la - lb)).sum(-1)
+        failures += not kl.mean() <= bound
+        print("%-24s %-12s %9.2e %9.2e %7.0e%s" % (
+            family, target, kl.mean(), kl.max(), bound, "" if kl.mean() <= bound else "  FAILED"))
+    return failures
+
+
 def main():
     failures = 0
     with tempfile.TemporaryDirectory() as tmp:
@@ -156,6 +206,8 @@ def main():
                 print("%-24s %-12s %9.2e %9.2e %7.3f %7.0e  %s%s" % (
                     family, target, kl.mean(), kl.max(), top1, bound,
                     "same" if not bad_ids else "DIFFERENT: %s" % bad_ids, "" if ok else "  FAILED"))
+        if "--transformers" in sys.argv[1:]:
+            failures += check_transformers(tmp)
     print("\n%s" % ("all comparisons within bounds" if not failures else "%d comparisons failed" % failures))
     return 1 if failures else 0
 

@@ -1,7 +1,9 @@
 //! What the whole-program tests share.
 //!
-//! Invariant: no expectation is computed by the code under test. [`golden`] reads what Hugging Face
-//! transformers recorded, [`gates`] says how close to it an implementation has to come.
+//! Invariant: nothing here knows an expectation. What Hugging Face transformers recorded is read by
+//! `bitnet_verify::golden`; how close to it an implementation has to come is `bitnet_verify::gates`.
 
-pub mod gates;
-pub mod golden;
+pub mod digest;
+pub mod fixtures;
+pub mod program;
+pub mod random;

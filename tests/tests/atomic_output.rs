@@ -5,6 +5,7 @@
 
 #![cfg(unix)]
 
+use bitnet_tests::fixtures::checkpoint;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,14 +13,6 @@ use std::time::{Duration, Instant};
 
 const SOURCE: &str = "falcon-e-prequantized";
 const OTHER: &str = "falcon-e";
-
-fn checkpoint(name: &str) -> PathBuf {
-    let fixtures = std::env::var_os("BITNET_FIXTURES").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"),
-        PathBuf::from,
-    );
-    fixtures.join(name).join("checkpoint")
-}
 
 fn start(source: &str, output: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_convert_under_test"))

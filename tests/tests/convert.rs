@@ -7,9 +7,11 @@ use bitnet_cli::ExitStatus;
 use bitnet_convert::TARGETS;
 use bitnet_formats::Limits;
 use bitnet_model::Certificate;
+use bitnet_tests::digest::sha256;
+use bitnet_tests::fixtures::checkpoint;
+use bitnet_tests::program;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -60,18 +62,10 @@ const FIXTURES: [(&str, &[&str]); 7] = [
     ),
 ];
 
-fn checkpoint(name: &str) -> PathBuf {
-    let fixtures = std::env::var_os("BITNET_FIXTURES").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"),
-        PathBuf::from,
-    );
-    fixtures.join(name).join("checkpoint")
-}
-
+/// What the converter left.
 struct Ran {
     status: ExitStatus,
     json: Value,
-    stderr: String,
 }
 
 impl Ran {
@@ -85,20 +79,12 @@ impl Ran {
 
 /// Runs the program under `--json`: exactly one object on stdout, nothing on stderr.
 fn convert(args: &[&str]) -> Ran {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let args = ["bitnet-convert", "--json"]
-        .iter()
-        .chain(args)
-        .map(OsString::from);
-    let status = bitnet_convert::run(args, &mut out, &mut err);
-    let text = String::from_utf8(out).unwrap();
-    let json = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
-    let stderr = String::from_utf8(err).unwrap();
-    assert_eq!(stderr, "");
+    let words = ["--json"].iter().chain(args);
+    let ran = program::run(bitnet_convert::run, words);
+    assert_eq!(ran.stderr, "");
     Ran {
-        status,
-        json,
-        stderr,
+        status: ran.status,
+        json: ran.json(),
     }
 }
 
@@ -141,14 +127,6 @@ fn check_certificate(ran: &Ran) {
         assert_eq!(bytes.len() as u64, file["bytes"].as_u64().unwrap());
         assert_eq!(sha256(&bytes), file["sha256"].as_str().unwrap());
     }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest;
-    sha2::Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
 }
 
 /// Name, bytes and modification time of every file below a directory.
@@ -428,21 +406,12 @@ fn every_number_of_threads_writes_the_same_bytes() {
 fn the_suffix_of_the_output_decides_and_stderr_says_so() {
     let dir = tempfile::tempdir().unwrap();
     for (output, target) in [("a.gguf", "gguf-i2_s"), ("a", "hf-packed")] {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
         let output = dir.path().join(output);
         let source = checkpoint("bitnet-2b4t-packed");
-        let args = [
-            "bitnet-convert".as_ref(),
-            source.as_os_str(),
-            "-o".as_ref(),
-            output.as_os_str(),
-        ];
-        let status = bitnet_convert::run(args.map(OsString::from).into_iter(), &mut out, &mut err);
-        assert_eq!(status, ExitStatus::Done);
-        let (out, err) = (
-            String::from_utf8(out).unwrap(),
-            String::from_utf8(err).unwrap(),
-        );
+        let words = [source.as_os_str(), "-o".as_ref(), output.as_os_str()];
+        let ran = program::run(bitnet_convert::run, words);
+        assert_eq!(ran.status, ExitStatus::Done);
+        let (out, err) = (ran.stdout, ran.stderr);
         assert!(err.starts_with(&format!("--to {target}: ")), "{err}");
         assert!(
             out.contains("lossless        yes") && out.contains("ternary_sha256  "),
@@ -665,7 +634,6 @@ fn inspect_and_list_say_what_there_is() {
         .map(|t| t["name"].clone())
         .collect();
     assert_eq!(names, TARGETS.iter().map(|t| t.name).collect::<Vec<_>>());
-    assert_eq!(ran.stderr, "");
 }
 
 #[test]
@@ -678,14 +646,10 @@ fn help_fits_the_screen_and_scripts_are_made_of_it() {
         &["completions", "zsh"],
         &["man"],
     ] {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let args = ["bitnet-convert"].iter().chain(args).map(OsString::from);
-        assert_eq!(
-            bitnet_convert::run(args, &mut out, &mut err),
-            ExitStatus::Done
-        );
+        let ran = program::run(bitnet_convert::run, args);
+        assert_eq!(ran.status, ExitStatus::Done);
         assert!(
-            String::from_utf8(out).unwrap().contains("allow"),
+            ran.stdout.contains("allow"),
             "completions and man page name flags"
         );
     }

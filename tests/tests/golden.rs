@@ -5,35 +5,42 @@
 
 #![allow(clippy::print_stdout)]
 
-use bitnet_model::{Checkpoint, ErrorCode, FormatError, LoadOptions, Logits, Model, OpenOptions};
-use bitnet_tests::gates::{self, Report};
-use bitnet_tests::golden::{self, Fixture, Golden};
+use bitnet_model::{Checkpoint, ErrorCode, FormatError, LoadOptions, Logits, Model};
+use bitnet_ternary::Scales;
+use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign, fixtures_dir};
+use bitnet_verify::gates::{self, Report, Thresholds};
+use bitnet_verify::golden::{Golden, TernaryTruth};
 
 enum Outcome {
     Measured(Box<Report>, Vec<String>),
     Skipped(String),
 }
 
-fn say(error: FormatError) -> String {
-    error.to_string()
+/// Gate 1 of one linear, which in a Hugging Face checkpoint has one scale.
+fn codes(checkpoint: &Checkpoint, golden: &Golden, truth: &TernaryTruth) -> Result<(), String> {
+    let is_meant = |slot| golden.truth_of(checkpoint, slot).map(|t| &t.name) == Some(&truth.name);
+    let slot = checkpoint.slots().into_iter().find(|s| is_meant(*s));
+    let slot = slot.ok_or("not a linear of the checkpoint")?;
+    let matrix = checkpoint.ternary(slot).map_err(|e| e.to_string())?;
+    gates::check_codes(truth, &matrix)?;
+    match matrix.scales() {
+        Scales::PerTensor(alpha) => gates::check_scale(truth, *alpha),
+        other => Err(format!("expected one scale, found {}", other.structure())),
+    }
 }
 
-fn run(fixture: &Fixture) -> Result<Outcome, String> {
-    let golden = Golden::load(&fixture.golden)?;
-    if golden.is_embedding() {
+fn run(fixture: &Fixture) -> Result<Outcome, FormatError> {
+    if fixture.is_embedding() {
         return Ok(Outcome::Skipped(
             "an embedding model: it has no logits".to_owned(),
         ));
     }
-    let options = OpenOptions {
-        ternary_trained: golden.ternary_trained(),
-        ..OpenOptions::default()
-    };
-    let checkpoint = match Checkpoint::open(&fixture.checkpoint, &options) {
+    let golden = Golden::read(&fixture.golden)?;
+    let checkpoint = match fixture.open() {
         Ok(checkpoint) => checkpoint,
         // what this program says about networks it does not know; anything else is a defect
         Err(error)
-            if golden::fixtures_are_foreign()
+            if fixtures_are_foreign()
                 && matches!(
                     error.code,
                     ErrorCode::UnsupportedConfig | ErrorCode::UnknownQuantization
@@ -41,37 +48,38 @@ fn run(fixture: &Fixture) -> Result<Outcome, String> {
         {
             return Ok(Outcome::Skipped(error.to_string()));
         }
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(error),
     };
 
     let mut violations = Vec::new();
     for truth in &golden.ternary {
-        let matrix = checkpoint.ternary(truth.slot).map_err(say)?;
-        if let Err(difference) = gates::ternary(truth, &matrix) {
-            violations.push(format!("gate 1: {difference}"));
+        if let Err(difference) = codes(&checkpoint, &golden, truth) {
+            violations.push(format!("gate 1: `{}`: {difference}", truth.name));
         }
     }
 
-    let model = Model::load(checkpoint, &LoadOptions::default()).map_err(say)?;
-    let logits = |tokens: &[u32]| {
-        let mut session = model.session(tokens.len()).map_err(say)?;
-        model
-            .forward(&mut session, tokens, Logits::All)
-            .map_err(say)
-    };
+    let bounds = Thresholds::default();
+    let model = Model::load(checkpoint, &LoadOptions::default())?;
     let report = gates::measure(
         &golden,
-        |slot, x, tokens| model.linear(slot, x, tokens).map_err(say),
-        |layer, x, tokens| model.layer(layer, x, tokens).map_err(say),
-        logits,
+        &bounds,
+        |slot, x, tokens| model.linear(slot, x, tokens),
+        |layer, x, tokens| model.layer(layer, x, tokens),
+        |tokens| {
+            let mut session = model.session(tokens.len())?;
+            model.forward(&mut session, tokens, Logits::All)
+        },
     )?;
-    violations.extend(report.violations());
+    violations.extend(report.violations(&bounds).iter().map(ToString::to_string));
+    if report.nll.is_none() {
+        violations.push("gate 5: no stream was recorded".to_owned());
+    }
     Ok(Outcome::Measured(Box::new(report), violations))
 }
 
 #[test]
 fn the_runtime_holds_the_gates() {
-    let fixtures = golden::fixtures();
+    let fixtures = fixtures();
     let (mut measured, mut failed) = (0, Vec::new());
     println!("| family {}", Report::TITLES);
     println!("|{}", "---|".repeat(Report::TITLES.matches('|').count()));
@@ -91,7 +99,7 @@ fn the_runtime_holds_the_gates() {
         }
     }
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
-    let dir = golden::fixtures_dir();
+    let dir = fixtures_dir();
     assert!(
         measured > 0,
         "no usable family among {} in {}",

@@ -11,6 +11,7 @@ use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, Gguf, Header, Limits, MetaArray, MetaValue,
     Metadata, PlainType, PlannedTensor, Safetensors, TensorFile, WritePlan, open, packing_by_name,
 };
+use bitnet_tests::fixtures::{read_json, vectors_dir};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -1109,18 +1110,10 @@ fn files_of_other_kinds() {
 
 // ---- the files of peers ----
 
-fn vectors() -> PathBuf {
-    std::env::var_os("BITNET_VECTORS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../formats/vectors"),
-        PathBuf::from,
-    )
-}
-
 #[test]
 fn whole_files_of_peers() {
-    let directory = vectors().join("gguf-files");
-    let manifest = std::fs::read(directory.join("manifest.json")).unwrap();
-    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let directory = vectors_dir().join("gguf-files");
+    let manifest = read_json(&directory.join("manifest.json"));
     let entries = manifest["entries"].as_array().unwrap();
     assert!(!entries.is_empty());
     for entry in entries {
@@ -1176,7 +1169,7 @@ fn whole_files_of_peers() {
 /// Truncations and flips of a real header, thinned out: some thousand each.
 #[test]
 fn whole_files_of_peers_damaged() {
-    let bytes = std::fs::read(vectors().join("gguf-files/onebit-tq1_0.gguf")).unwrap();
+    let bytes = std::fs::read(vectors_dir().join("gguf-files/onebit-tq1_0.gguf")).unwrap();
     let bench = Bench::new();
     for end in (0..4000).step_by(7) {
         bench.refused("m.gguf", &bytes[..end]);

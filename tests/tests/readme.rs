@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
 }
 
 fn readme() -> String {
@@ -16,7 +19,10 @@ fn readme() -> String {
 /// The contents of all fenced blocks with this language tag.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
-    text.split(fence.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+    text.split(fence.as_str())
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap().to_owned())
+        .collect()
 }
 
 fn convert_list() -> String {
@@ -31,7 +37,9 @@ fn convert_list() -> String {
 fn the_support_table_is_what_the_program_prints() {
     let printed = convert_list();
     assert!(
-        blocks(&readme(), "text").iter().any(|b| b.trim_end() == printed.trim_end()),
+        blocks(&readme(), "text")
+            .iter()
+            .any(|b| b.trim_end() == printed.trim_end()),
         "README.md has no ```text block equal to `bitnet-convert list`, which prints:\n{printed}"
     );
 }
@@ -41,10 +49,20 @@ fn every_crate_has_its_row_and_every_link_its_file() {
     let text = readme();
     for entry in std::fs::read_dir(root().join("crates")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        assert!(text.contains(&format!("`{name}`")), "README.md does not name crate {name}");
+        assert!(
+            text.contains(&format!("`{name}`")),
+            "README.md does not name crate {name}"
+        );
     }
-    for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
-        assert!(link.starts_with("http") || root().join(link).exists(), "README.md links to {link}");
+    for link in text
+        .split("](")
+        .skip(1)
+        .map(|rest| rest.split(')').next().unwrap())
+    {
+        assert!(
+            link.starts_with("http") || root().join(link).exists(),
+            "README.md links to {link}"
+        );
     }
 }
 
@@ -54,7 +72,11 @@ fn every_crate_has_its_row_and_every_link_its_file() {
 fn every_command_runs() {
     let bin = root().join("target/release");
     if cfg!(debug_assertions) || !bin.join("bitnet-run").exists() {
-        let built = Command::new(env!("CARGO")).args(["build", "--release", "--workspace", "--bins"]).current_dir(root()).status().unwrap();
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--release", "--workspace", "--bins"])
+            .current_dir(root())
+            .status()
+            .unwrap();
         assert!(built.success());
     }
     let place = tempfile::tempdir().unwrap();
@@ -71,13 +93,24 @@ fn every_command_runs() {
             "" => continue,
             "scripts/check" | "scripts/cross-load" => {
                 use std::os::unix::fs::PermissionsExt;
-                let mode = std::fs::metadata(root().join(command)).unwrap().permissions().mode();
+                let mode = std::fs::metadata(root().join(command))
+                    .unwrap()
+                    .permissions()
+                    .mode();
                 assert!(mode & 0o111 != 0, "{command} is not executable");
             }
             _ => {
                 let here = command.starts_with("scripts/") || command.starts_with("cargo ");
-                let directory = if here { root() } else { place.path().to_owned() };
-                let output = Command::new("bash").args(["-c", command]).current_dir(directory).output().unwrap();
+                let directory = if here {
+                    root()
+                } else {
+                    place.path().to_owned()
+                };
+                let output = Command::new("bash")
+                    .args(["-c", command])
+                    .current_dir(directory)
+                    .output()
+                    .unwrap();
                 assert!(
                     output.status.success(),
                     "{command}\n{}{}",

@@ -15,44 +15,26 @@ use bitnet_model::{
     ScaleDirection, Slot, TernaryHasher, dense_sha256, gguf_from_hf_rows, weight_scale_bytes,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_tests::digest::{hex, sha256};
+use bitnet_tests::fixtures::{self, Fixture, read_json};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
+use std::path::Path;
 
 fn trits_sha256(matrix: &TernaryMatrix) -> String {
     let bytes: Vec<u8> = matrix.trits().iter().map(|&t| t as u8).collect();
-    hex(&Sha256::digest(&bytes))
+    sha256(&bytes)
 }
 
-fn read_json(path: &Path) -> Value {
-    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-fn manifest_dir() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Every fixture that has a checkpoint and a `ternary.json`, by name.
-fn fixtures() -> BTreeMap<String, PathBuf> {
-    let root = std::env::var_os("BITNET_FIXTURES")
-        .map_or_else(|| manifest_dir().join("fixtures"), PathBuf::from);
-    let entries = std::fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
-    entries
-        .map(|entry| entry.unwrap().path())
-        .filter(|p| p.join("checkpoint").is_dir() && p.join("golden/ternary.json").is_file())
-        .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), p))
-        .collect()
+/// Every fixture whose ternary linears were recorded.
+fn fixtures() -> impl Iterator<Item = Fixture> {
+    let all = fixtures::fixtures().into_iter();
+    all.filter(|f| f.golden.join("ternary.json").is_file())
 }
 
 /// Opens a fixture; `None` for an architecture that is not supported (yet), which says so by name.
-fn open_fixture(path: &Path) -> Option<Checkpoint> {
-    match Checkpoint::open(&path.join("checkpoint"), &OpenOptions::default()) {
+fn open_fixture(fixture: &Fixture) -> Option<Checkpoint> {
+    match Checkpoint::open(&fixture.checkpoint, &OpenOptions::default()) {
         Ok(checkpoint) => Some(checkpoint),
         Err(e) => {
             assert_eq!(e.code, ErrorCode::UnsupportedConfig, "{e}");
@@ -83,18 +65,19 @@ fn ternary_sha256(checkpoint: &Checkpoint) -> String {
 #[test]
 fn trits_and_scales_are_those_of_transformers() {
     let mut report = String::new();
-    for (name, path) in fixtures() {
-        let Some(checkpoint) = open_fixture(&path) else {
+    for fixture in fixtures() {
+        let name = &fixture.name;
+        let Some(checkpoint) = open_fixture(&fixture) else {
             report += &format!("{name}: not supported yet\n");
             continue;
         };
-        let manifest = read_json(&path.join("golden/manifest.json"));
+        let manifest = read_json(&fixture.golden.join("manifest.json"));
         let quantised =
             checkpoint.config.activation_quantization == ActivationQuantization::Int8PerToken;
         if let Some(expected) = manifest["activation_quantised"].as_bool() {
             assert_eq!(quantised, expected, "{name}: activations");
         }
-        let golden = read_json(&path.join("golden/ternary.json"));
+        let golden = read_json(&fixture.golden.join("ternary.json"));
         let golden = golden.as_object().unwrap();
         let (mut exact, mut worst) = (0, 0);
         for slot in linears(&checkpoint) {
@@ -145,7 +128,7 @@ fn trits_and_scales_are_those_of_transformers() {
         );
     }
     println!("{report}");
-    if std::env::var_os("BITNET_FIXTURES").is_none() {
+    if !fixtures::fixtures_are_foreign() {
         assert_eq!(
             report.lines().filter(|l| l.contains("trits equal")).count(),
             8,
@@ -156,13 +139,14 @@ fn trits_and_scales_are_those_of_transformers() {
 
 #[test]
 fn a_file_or_its_index_opens_like_its_directory() {
-    for (name, path) in fixtures() {
-        let Some(checkpoint) = open_fixture(&path) else {
+    for fixture in fixtures() {
+        let name = &fixture.name;
+        let Some(checkpoint) = open_fixture(&fixture) else {
             continue;
         };
         let expected = ternary_sha256(&checkpoint);
         for file in ["model.safetensors", "model.safetensors.index.json"] {
-            let file = path.join("checkpoint").join(file);
+            let file = fixture.checkpoint.join(file);
             if file.is_file() {
                 let other = Checkpoint::open(&file, &OpenOptions::default()).unwrap();
                 assert_eq!(other.config, checkpoint.config, "{name}");
@@ -180,9 +164,7 @@ fn a_file_or_its_index_opens_like_its_directory() {
 
 #[test]
 fn gguf_files_of_the_peers_read_as_their_manifest_says() {
-    let root = std::env::var_os("BITNET_VECTORS")
-        .map_or_else(|| manifest_dir().join("../formats/vectors"), PathBuf::from)
-        .join("gguf-files");
+    let root = fixtures::vectors_dir().join("gguf-files");
     let manifest = read_json(&root.join("manifest.json"));
     let mut files = 0;
     for entry in manifest["entries"].as_array().unwrap() {
@@ -289,8 +271,9 @@ fn dequantised_f32(matrix: &TernaryMatrix) -> Vec<u8> {
 #[test]
 fn every_container_of_a_model_gives_the_same_config_and_hash() {
     let scratch = tempfile::tempdir().unwrap();
-    for (name, path) in fixtures() {
-        let Some(checkpoint) = open_fixture(&path) else {
+    for fixture in fixtures() {
+        let name = &fixture.name;
+        let Some(checkpoint) = open_fixture(&fixture) else {
             continue;
         };
         let family = checkpoint.family;
@@ -299,7 +282,7 @@ fn every_container_of_a_model_gives_the_same_config_and_hash() {
         for packing in [None, packing_by_name("i2_s")] {
             let file = scratch.path().join("model.gguf");
             let mut metadata = family
-                .gguf_metadata(&checkpoint.config, Some(&name))
+                .gguf_metadata(&checkpoint.config, Some(name))
                 .unwrap();
             if let Some(bos) = checkpoint.config.bos_token_id {
                 metadata.push((
@@ -917,7 +900,7 @@ fn a_truncated_file_is_refused() {
 
 #[test]
 fn a_forced_layout_has_to_exist_and_changes_what_is_read() {
-    let file = manifest_dir().join("../formats/vectors/gguf-files/b158_packed-i2_s.gguf");
+    let file = fixtures::repository().join("formats/vectors/gguf-files/b158_packed-i2_s.gguf");
     let open = |layout: Option<&str>| {
         let options = OpenOptions {
             layout: layout.map(str::to_owned),

@@ -7,7 +7,8 @@ use bitnet_formats::{ErrorCode, MetaArray, MetaValue, Metadata};
 use bitnet_model::{
     ChatMessage, ChatTemplate, Tokenizer, tokenizer_files_from_gguf, tokenizer_to_gguf,
 };
-use bitnet_tests::golden::{self, Fixture};
+use bitnet_tests::fixtures::{Fixture, fixture, fixtures, fixtures_are_foreign, read_json as json};
+use bitnet_tests::random::Random;
 use serde_json::Value;
 use std::path::Path;
 
@@ -64,11 +65,6 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-fn json(path: &Path) -> Value {
-    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
 fn directory(fixture: &Fixture) -> Tokenizer {
     Tokenizer::from_directory(&fixture.checkpoint)
         .map_err(text)
@@ -98,22 +94,6 @@ fn gguf(name: &str, metadata: &Metadata) -> Tokenizer {
         .unwrap_or_else(|| panic!("{name}: no tokenizer"))
 }
 
-fn fixture(name: &str) -> Option<Fixture> {
-    golden::fixtures().into_iter().find(|f| f.name == name)
-}
-
-/// Deterministic numbers.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % n.max(1)
-    }
-}
-
 /// The fixed texts, and texts cut together from them at random.
 fn corpus() -> Vec<String> {
     let mut texts: Vec<String> = TRICKY
@@ -122,7 +102,7 @@ fn corpus() -> Vec<String> {
         .map(|&t| t.to_owned())
         .collect();
     let letters: Vec<char> = texts.concat().chars().collect();
-    let mut rng = Rng(0x2545_f491_4f6c_dd1d);
+    let mut rng = Random(0x2545_f491_4f6c_dd1d);
     for _ in 0..400 {
         let length = rng.below(60);
         texts.push(
@@ -143,7 +123,7 @@ fn corpus() -> Vec<String> {
 
 #[test]
 fn recorded_prompts() {
-    let fixtures = golden::fixtures();
+    let fixtures = fixtures();
     assert!(!fixtures.is_empty());
     for fixture in fixtures {
         let tokenizer = directory(&fixture);
@@ -173,7 +153,7 @@ fn recorded_prompts() {
 
 #[test]
 fn recorded_texts() {
-    for fixture in golden::fixtures() {
+    for fixture in fixtures() {
         let path = fixture.golden.join("greedy.json");
         if !path.exists() {
             continue; // embedding models
@@ -217,7 +197,7 @@ fn recorded_texts() {
 #[test]
 fn gguf_carries_the_tokenizer() {
     let corpus = corpus();
-    for fixture in golden::fixtures() {
+    for fixture in fixtures() {
         let name = &fixture.name;
         let original = directory(&fixture);
         let carried = gguf(name, &metadata(&fixture));
@@ -266,7 +246,7 @@ fn gguf_carries_the_tokenizer() {
 /// the text, or spaces in front are dropped).
 #[test]
 fn text_survives() {
-    for fixture in golden::fixtures() {
+    for fixture in fixtures() {
         let tokenizer = directory(&fixture);
         let composes = fixture.name == "bitnet-embedding-0.6b"; // NFC
         for text in TRICKY {
@@ -285,10 +265,10 @@ fn text_survives() {
 
 #[test]
 fn streams_equal_the_whole() {
-    for fixture in golden::fixtures() {
+    for fixture in fixtures() {
         let tokenizer = directory(&fixture);
         let n = rows(&fixture);
-        let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
+        let mut rng = Random(0x9e37_79b9_7f4a_7c15);
         for round in 0..600 {
             // random ids are mostly invalid UTF-8; ids of text are valid, but cut anywhere
             let ids: Vec<u32> = if round % 2 == 0 {
@@ -336,7 +316,7 @@ fn streams_equal_the_whole() {
 
 #[test]
 fn files_from_gguf() {
-    for fixture in golden::fixtures() {
+    for fixture in fixtures() {
         let name = &fixture.name;
         let metadata = metadata(&fixture);
         let files = tokenizer_files_from_gguf(&metadata).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -426,91 +406,22 @@ fn metadata_is_llama_cpp_s() {
         bool,
         bool,
     );
+    #[rustfmt::skip]
     let table: &[Row] = &[
         // family, model, pre, bos, eos, eot, adds bos, adds eos, adds a space
-        (
-            "bitnet-2b4t-bf16",
-            "gpt2",
-            "llama-bpe",
-            Some(384),
-            385,
-            Some(393),
-            true,
-            false,
-            false,
-        ),
-        (
-            "llama3-8b-1.58",
-            "gpt2",
-            "llama-bpe",
-            Some(384),
-            385,
-            Some(393),
-            true,
-            false,
-            false,
-        ),
-        (
-            "falcon3-1.58",
-            "gpt2",
-            "falcon3",
-            Some(11),
-            11,
-            None,
-            false,
-            false,
-            false,
-        ),
-        (
-            "falcon-e",
-            "gpt2",
-            "falcon3",
-            Some(11),
-            11,
-            None,
-            false,
-            false,
-            false,
-        ),
-        (
-            "bitnet-embedding-0.6b",
-            "gpt2",
-            "qwen2",
-            Some(384),
-            384,
-            Some(386),
-            false,
-            true,
-            false,
-        ),
-        (
-            "bitnet-embedding-270m",
-            "llama",
-            "default",
-            Some(2),
-            1,
-            None,
-            true,
-            true,
-            false,
-        ),
-        (
-            "bitnet-b1.58-1bitllm",
-            "llama",
-            "default",
-            Some(1),
-            2,
-            None,
-            true,
-            false,
-            true,
-        ),
+        ("bitnet-2b4t-bf16", "gpt2", "llama-bpe", Some(384), 385, Some(393), true, false, false),
+        ("llama3-8b-1.58", "gpt2", "llama-bpe", Some(384), 385, Some(393), true, false, false),
+        ("falcon3-1.58", "gpt2", "falcon3", Some(11), 11, None, false, false, false),
+        ("falcon-e", "gpt2", "falcon3", Some(11), 11, None, false, false, false),
+        ("bitnet-embedding-0.6b", "gpt2", "qwen2", Some(384), 384, Some(386), false, true, false),
+        ("bitnet-embedding-270m", "llama", "default", Some(2), 1, None, true, true, false),
+        ("bitnet-b1.58-1bitllm", "llama", "default", Some(1), 2, None, true, false, true),
     ];
     for &(name, model, pre, bos, eos, eot, add_bos, add_eos, space) in table {
         let Some(fixture) = fixture(name) else {
             continue;
         };
-        if golden::fixtures_are_foreign() {
+        if fixtures_are_foreign() {
             continue; // other ids
         }
         let m = metadata(&fixture);
@@ -537,9 +448,7 @@ fn metadata_is_llama_cpp_s() {
             );
         }
     }
-    if let Some(fixture) =
-        fixture("bitnet-b1.58-1bitllm").filter(|_| !golden::fixtures_are_foreign())
-    {
+    if let Some(fixture) = fixture("bitnet-b1.58-1bitllm").filter(|_| !fixtures_are_foreign()) {
         let m = metadata(&fixture);
         assert_eq!(types(&m)[..4], [3, 3, 3, 6]);
         assert_eq!(types(&m)[398..], [3, 4]); // <pad> is special, </line> is not
@@ -555,7 +464,7 @@ fn metadata_is_llama_cpp_s() {
 
 #[test]
 fn rows_and_tokens() {
-    for fixture in golden::fixtures() {
+    for fixture in fixtures() {
         let (name, n) = (&fixture.name, rows(&fixture));
         // more rows than tokens: padding that is no token
         let m = Metadata(tokenizer_to_gguf(&fixture.checkpoint, n + 3).unwrap());
@@ -586,7 +495,7 @@ fn rows_and_tokens() {
     }
 }
 
-/// `System: …<|eot_id|>User: …<|eot_id|>Assistant: `, as model-families.md describes 2B-4T.
+/// `System: …<|eot_id|>User: …<|eot_id|>Assistant: `, as the published 2B-4T template has it.
 #[test]
 fn chat_of_2b_4t() {
     let Some(fixture) = fixture("bitnet-2b4t-bf16") else {
@@ -872,7 +781,7 @@ fn hostile_sentencepiece() {
     for cut in (0..model.len()).step_by(97) {
         try_one(&model[..cut]);
     }
-    let mut rng = Rng(0xdead_beef_cafe_f00d);
+    let mut rng = Random(0xdead_beef_cafe_f00d);
     for _ in 0..300 {
         let mut bytes = model.clone();
         for _ in 0..1 + rng.below(4) {

@@ -9,18 +9,23 @@
 
 #[path = "vectors/folder.rs"]
 mod folder;
+#[path = "vectors/groups.rs"]
+mod groups;
 #[path = "vectors/packings.rs"]
 mod packings;
 #[path = "vectors/quantisers.rs"]
 mod quantisers;
 
 use bitnet_formats::PACKINGS;
-use folder::{Checked, Outcome, Vectors, json, read, sha256};
-use packings::{check_gguf_tensor, check_packed, packing_of};
+use bitnet_tests::digest::sha256;
+use bitnet_tests::fixtures::{repository, vectors_dir};
+use folder::{Checked, Outcome, Vectors, json, read};
+use groups::{check_affine, check_blocks, check_one_in_all};
+use packings::{check_gguf_tensor, check_packed, packing_of, same_bytes};
 use quantisers::{check_activations, check_input, check_master};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// One line of the table.
 #[derive(Default)]
@@ -156,7 +161,28 @@ fn run(root: &Path) -> Result<Report, String> {
             name.unwrap_or("?").to_owned()
         };
         let entries = vectors.entries(folder);
+        let cases = vectors.cases(folder);
         match (folder.as_str(), packing_of(folder)) {
+            ("mlx-affine-2bit-g128", Some(packing)) => {
+                line.against = packing.name().to_owned();
+                checks.extend(
+                    cases
+                        .iter()
+                        .map(|c| (named(c), check_affine(&vectors, folder, c))),
+                );
+            }
+            (_, Some(packing)) if !cases.is_empty() => {
+                line.against = packing.name().to_owned();
+                checks.extend(
+                    cases
+                        .iter()
+                        .map(|c| (named(c), check_blocks(&vectors, folder, packing, c))),
+                );
+            }
+            ("cross-g128", _) => {
+                line.against = "each other".to_owned();
+                checks.extend(check_one_in_all(&vectors, folder, manifest));
+            }
             (_, Some(packing)) => {
                 line.against = packing.name().to_owned();
                 checks.extend(
@@ -204,13 +230,9 @@ fn run(root: &Path) -> Result<Report, String> {
                 }
             }
             _ => {
-                // folders with another manifest layout have `cases` or one unnamed entry
-                let cases = manifest["cases"]
-                    .as_array()
-                    .map_or(entries.len(), Vec::len)
-                    .max(1);
+                let count = entries.len().max(cases.len()).max(1);
                 let wait = || Ok(Outcome::Skipped("not yet".to_owned()));
-                checks.extend((0..cases).map(|_| (String::new(), wait())));
+                checks.extend((0..count).map(|_| (String::new(), wait())));
             }
         }
         line.entries = checks.len();
@@ -227,14 +249,9 @@ fn run(root: &Path) -> Result<Report, String> {
     Ok(report)
 }
 
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 #[test]
 fn vectors_hold_both_ways() {
-    let given = std::env::var_os("BITNET_VECTORS").map(PathBuf::from);
-    let root = given.unwrap_or_else(|| repository().join("formats/vectors"));
+    let root = vectors_dir();
     let report = run(&root).expect("a folder of vectors");
     report.print();
     assert!(
@@ -267,8 +284,10 @@ fn every_packing_has_its_file_its_page_and_its_vectors() {
         let count: usize = vectors
             .manifests
             .keys()
-            .filter(|f| packing_of(f).is_some_and(|p| p.name() == name))
-            .map(|f| vectors.entries(f).len())
+            .filter(|f| {
+                packing_of(f).is_some_and(|p| p.name() == name || same_bytes(p.name()) == name)
+            })
+            .map(|f| vectors.entries(f).len() + vectors.cases(f).len())
             .sum();
         assert!(count > 0, "packing `{name}` has no vectors");
     }

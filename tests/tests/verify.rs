@@ -9,36 +9,26 @@
 use bitnet_cli::ExitStatus;
 use bitnet_convert::{TARGETS, Target};
 use bitnet_formats::{Encoding, Limits, PackedTensor, PlainType, TensorFile, TensorInfo};
-use bitnet_tests::golden::{Fixture, Golden, fixtures, fixtures_are_foreign};
+use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign};
+use bitnet_tests::program::{self, run};
+use bitnet_tests::random::Random;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A fixture and what it takes to read it.
-struct Source {
-    fixture: Fixture,
-    ternary_trained: bool,
-}
-
-fn sources() -> Vec<Source> {
-    let mut all = Vec::new();
-    for fixture in fixtures() {
-        let golden = Golden::load(&fixture.golden).unwrap();
-        if !golden.is_embedding() && !fixtures_are_foreign() {
-            all.push(Source {
-                fixture,
-                ternary_trained: golden.ternary_trained(),
-            });
-        }
+fn sources() -> Vec<Fixture> {
+    if fixtures_are_foreign() {
+        return Vec::new();
     }
-    all
+    let causal = |f: &Fixture| !f.is_embedding();
+    fixtures().into_iter().filter(causal).collect()
 }
 
-fn source(name: &str) -> Source {
+fn source(name: &str) -> Fixture {
     sources()
         .into_iter()
-        .find(|s| s.fixture.name == name)
+        .find(|s| s.name == name)
         .unwrap_or_else(|| panic!("no fixture {name}"))
 }
 
@@ -48,23 +38,14 @@ fn words(list: &[&dyn AsRef<std::ffi::OsStr>]) -> Vec<OsString> {
 
 /// Runs the verifier: status, the JSON object, stderr.
 fn verify(words: Vec<OsString>) -> (ExitStatus, Value, String) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let args = [
-        OsString::from("bitnet-verify"),
-        "--json".into(),
-        "-j2".into(),
-    ]
-    .into_iter()
-    .chain(words);
-    let status = bitnet_verify::run(args, &mut out, &mut err);
-    let json = serde_json::from_slice(&out)
-        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out)));
-    (status, json, String::from_utf8(err).unwrap())
+    let words = ["--json".into(), "-j2".into()].into_iter().chain(words);
+    let ran = run(bitnet_verify::run, words);
+    (ran.status, ran.json(), ran.stderr)
 }
 
-fn against(artifact: &Path, source: &Source) -> (ExitStatus, Value) {
-    let mut words = words(&[&artifact, &"--against", &source.fixture.checkpoint]);
-    if source.ternary_trained {
+fn against(artifact: &Path, source: &Fixture) -> (ExitStatus, Value) {
+    let mut words = words(&[&artifact, &"--against", &source.checkpoint]);
+    if source.ternary_trained() {
         words.push("--ternary-trained".into());
     }
     let (status, json, _) = verify(words);
@@ -72,33 +53,31 @@ fn against(artifact: &Path, source: &Source) -> (ExitStatus, Value) {
 }
 
 /// Converts; `None` when the target cannot hold the source, which it has to say.
-fn convert(source: &Source, target: &Target, dir: &Path) -> Option<PathBuf> {
+fn convert(source: &Fixture, target: &Target, dir: &Path) -> Option<PathBuf> {
     let out = dir.join(if target.name.starts_with("gguf") {
-        format!("{}.{}.gguf", source.fixture.name, target.name)
+        format!("{}.{}.gguf", source.name, target.name)
     } else {
-        format!("{}.{}", source.fixture.name, target.name)
+        format!("{}.{}", source.name, target.name)
     });
     let mut args = words(&[
-        &"bitnet-convert",
-        &source.fixture.checkpoint,
+        &source.checkpoint,
         &"-o",
         &out,
         &"--to",
         &target.name,
         &"--json",
     ]);
-    if source.ternary_trained {
+    if source.ternary_trained() {
         args.push("--ternary-trained".into());
     }
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let status = bitnet_convert::run(args.into_iter(), &mut stdout, &mut stderr);
-    let json: Value = serde_json::from_slice(&stdout).unwrap();
-    if status == ExitStatus::Done {
+    let ran = run(bitnet_convert::run, args);
+    let json = ran.json();
+    if ran.status == ExitStatus::Done {
         assert_eq!(json["lossless"], true, "{}: {json}", out.display());
         return Some(out);
     }
     let code = json["error"]["code"].as_str().unwrap_or_default();
-    let name = &source.fixture.name;
+    let name = &source.name;
     assert!(
         matches!(code, "scale-rounding" | "target-cannot-hold"),
         "{name} to {}: {json}",
@@ -178,31 +157,18 @@ fn every_lossless_target_is_the_same() {
             );
             held.push(target.name);
         }
-        println!("{}: {}", source.fixture.name, held.join(" "));
-        assert!(held.len() >= 2, "{}: only {held:?}", source.fixture.name);
+        println!("{}: {}", source.name, held.join(" "));
+        assert!(held.len() >= 2, "{}: only {held:?}", source.name);
     }
 }
 
 // Single bits
 
-/// A generator with a name: splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-}
-
 /// Whether no reader can tell that this bit of this tensor was flipped, and why.
 fn is_silent(file: &TensorFile, info: &TensorInfo, at: usize, bit: usize) -> Option<&'static str> {
     let bytes = file.bytes(info);
     match info.encoding {
-        // formats/gguf-i2_s.md: codes, one f32 scale, 28 bytes that nobody reads
+        // formats/packing/i2_s.md: codes, one f32 scale, 28 bytes that nobody reads
         Encoding::Ternary(p) if p.name() == "i2_s" => {
             (at >= bytes.len() - 28).then_some("behind the scale of I2_S")
         }
@@ -246,7 +212,7 @@ fn is_linear(name: &str) -> bool {
 }
 
 /// Flips `count` random bits of the tensors of `file`, one at a time; returns how many were silent.
-fn flip(source: &Source, artifact: &Path, count: usize, seed: u64) -> usize {
+fn flip(source: &Fixture, artifact: &Path, count: usize, seed: u64) -> usize {
     let file = bitnet_formats::open(artifact, &Limits::default()).unwrap();
     let mut random = Random(seed);
     let mut silent = 0;
@@ -370,10 +336,10 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A copy of the fixture with one text replaced in one of its files.
-fn edited(source: &Source, dir: &Path, file: &str, from: &str, to: &str) -> PathBuf {
+fn edited(source: &Fixture, dir: &Path, file: &str, from: &str, to: &str) -> PathBuf {
     let copied = dir.join("edited");
     let _ = fs::remove_dir_all(&copied);
-    copy(&source.fixture.checkpoint, &copied);
+    copy(&source.checkpoint, &copied);
     let text = fs::read_to_string(copied.join(file)).unwrap();
     assert!(text.contains(from), "{file} has no {from}");
     fs::write(copied.join(file), text.replacen(from, to, 1)).unwrap();
@@ -568,7 +534,7 @@ fn swapped_blocks_are_found_and_named() {
 #[test]
 fn another_model_is_different_or_an_error() {
     let (a, b) = (source("llama3-8b-1.58"), source("bitnet-2b4t-packed"));
-    let (status, report) = against(&a.fixture.checkpoint, &b);
+    let (status, report) = against(&a.checkpoint, &b);
     assert_eq!(status, ExitStatus::Different, "{report:#}");
     assert_eq!(check(&report, "structure").0, "different");
 }
@@ -590,11 +556,11 @@ fn a_certificate_speaks_of_one_model() {
         ExitStatus::Done,
         "another lossless container: {report:#}"
     );
-    let (status, report, _) = check_it(&source.fixture.checkpoint);
+    let (status, report, _) = check_it(&source.checkpoint);
     assert_eq!(status, ExitStatus::Done, "the source itself: {report:#}");
 
     let other = self::source("llama3-8b-1.58");
-    assert_eq!(check_it(&other.fixture.checkpoint).0, ExitStatus::Different);
+    assert_eq!(check_it(&other.checkpoint).0, ExitStatus::Different);
 
     let file = bitnet_formats::open(&i2_s, &Limits::default()).unwrap();
     for name in [
@@ -642,33 +608,20 @@ fn a_certificate_speaks_of_one_model() {
 #[test]
 fn logits_pass_the_golden_gates_and_the_oracle() {
     for source in sources() {
-        let mut words = words(&[&source.fixture.checkpoint, &"--logits", &"--kernel", &"all"]);
-        if source.ternary_trained {
+        let mut words = words(&[&source.checkpoint, &"--logits", &"--kernel", &"all"]);
+        if source.ternary_trained() {
             words.push("--ternary-trained".into());
         }
         let (status, report, _) = verify(words.clone());
-        assert_eq!(
-            status,
-            ExitStatus::Done,
-            "{}: {report:#}",
-            source.fixture.name
-        );
+        assert_eq!(status, ExitStatus::Done, "{}: {report:#}", source.name);
         assert_eq!(report["logits"]["reference"], "oracle");
         assert!(
             report["layers"]["relative_errors"][0].is_number(),
             "{report:#}"
         );
-        words.extend([
-            "--golden".into(),
-            source.fixture.golden.clone().into_os_string(),
-        ]);
+        words.extend(["--golden".into(), source.golden.clone().into_os_string()]);
         let (status, report, _) = verify(words);
-        assert_eq!(
-            status,
-            ExitStatus::Done,
-            "{}: {report:#}",
-            source.fixture.name
-        );
+        assert_eq!(status, ExitStatus::Done, "{}: {report:#}", source.name);
         for key in ["max_abs", "kl_mean", "kl_p999", "kl_max", "top1_agreement"] {
             assert!(report["logits"][key].is_number(), "{key}: {report:#}");
         }
@@ -684,7 +637,7 @@ fn logits_pass_the_golden_gates_and_the_oracle() {
                 check(&report, name).0,
                 "same",
                 "{}: {report:#}",
-                source.fixture.name
+                source.name
             );
         }
     }
@@ -699,16 +652,16 @@ fn logits_of_a_conversion_are_the_same_bits() {
         &artifact,
         &"--logits",
         &"--against",
-        &source.fixture.checkpoint,
+        &source.checkpoint,
         &"--golden",
-        &source.fixture.golden,
+        &source.golden,
     ]));
     assert_eq!(status, ExitStatus::Done, "{report:#}");
     assert_eq!(check(&report, "logits-source").0, "same");
 
     // silu in place of relu^2: no trit, scale or norm is wrong, only what is computed
     let wrong = edited(&source, dir.path(), "config.json", "\"relu2\"", "\"silu\"");
-    let (status, report, _) = verify(words(&[&wrong, &"--golden", &source.fixture.golden]));
+    let (status, report, _) = verify(words(&[&wrong, &"--golden", &source.golden]));
     assert_eq!(status, ExitStatus::Different);
     assert_eq!(check(&report, "golden-codes").0, "same");
     assert_eq!(check(&report, "golden-linears").0, "same");
@@ -717,7 +670,7 @@ fn logits_of_a_conversion_are_the_same_bits() {
         &wrong,
         &"--logits",
         &"--against",
-        &source.fixture.checkpoint,
+        &source.checkpoint,
     ]));
     assert_eq!(status, ExitStatus::Different);
     assert_eq!(check(&report, "logits-source").0, "different");
@@ -744,7 +697,7 @@ fn prompts_come_from_a_file() {
         ("7", ExitStatus::CouldNot),
     ] {
         fs::write(&path, text).unwrap();
-        let (status, report, _) = verify(words(&[&source.fixture.checkpoint, &"--prompts", &path]));
+        let (status, report, _) = verify(words(&[&source.checkpoint, &"--prompts", &path]));
         assert_eq!(status, want, "{text}: {report:#}");
     }
 }
@@ -755,7 +708,7 @@ fn prompts_come_from_a_file() {
 fn what_cannot_be_done_is_exit_2_and_one_object() {
     let dir = tempfile::tempdir().unwrap();
     let source = source("llama3-8b-1.58");
-    let model = &source.fixture.checkpoint;
+    let model = &source.checkpoint;
     for (list, code) in [
         (words(&[&model]), "usage"),
         (
@@ -783,27 +736,21 @@ fn people_read_the_verdict_first_and_machines_read_junit() {
     let wrong = edited(&source, dir.path(), "config.json", "500000.0", "10000.0");
     let run = |artifact: &Path, more: &[&str]| {
         let mut args = words(&[
-            &"bitnet-verify",
             &artifact,
             &"--against",
-            &source.fixture.checkpoint,
+            &source.checkpoint,
             &"--junit",
             &junit,
         ]);
         args.extend(more.iter().map(OsString::from));
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let status = bitnet_verify::run(args.into_iter(), &mut out, &mut err);
-        (
-            status,
-            String::from_utf8(out).unwrap(),
-            String::from_utf8(err).unwrap(),
-        )
+        let ran = program::run(bitnet_verify::run, args);
+        (ran.status, ran.stdout, ran.stderr)
     };
-    let (status, out, err) = run(&source.fixture.checkpoint, &[]);
+    let (status, out, err) = run(&source.checkpoint, &[]);
     assert_eq!(status, ExitStatus::Done, "{err}");
     assert!(out.starts_with("same: structure, metadata, trits"), "{out}");
     assert_eq!(out.lines().count(), 8, "{out}");
-    let (status, _, err) = run(&source.fixture.checkpoint, &[]);
+    let (status, _, err) = run(&source.checkpoint, &[]);
     assert_eq!(status, ExitStatus::CouldNot, "an existing report is kept");
     assert!(err.contains("--force"), "{err}");
     let (status, out, _) = run(&wrong, &["--force"]);

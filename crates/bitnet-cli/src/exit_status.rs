@@ -1,7 +1,7 @@
 //! How a program ended, as its caller sees it.
 //!
 //! Invariant: three values and no others (an interrupted program exits 130 by signal convention,
-//! and never gets here). The contract: `design/contract.md`, "All three programs".
+//! and never gets here). The contract: `formats/report.md`, "Every program".
 
 use std::process::ExitCode;
 

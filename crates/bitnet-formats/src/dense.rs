@@ -4,9 +4,14 @@
 //! deterministic, refuses what is not finite, and reports the largest error it made. Nothing here
 //! is for the ternary matrices, whose values are never rounded.
 
+mod q6_k;
+mod q8_0;
+
 use crate::encoding::{BlockType, Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use q6_k::{Q6_K_BLOCK, Q6_K_BYTES, decode_q6_k, encode_q6_k};
+use q8_0::{Q8_0_BLOCK, Q8_0_BYTES, decode_q8_0, encode_q8_0};
 
 /// What narrowing changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -60,20 +65,28 @@ impl Exactness {
     }
 }
 
-/// Elements and bytes of one block of a dense encoding.
-fn block_of(encoding: Encoding) -> Result<(usize, usize), FormatError> {
+/// Elements and bytes of one block; a plain number is a block of its own.
+fn block_of(encoding: Encoding) -> Option<(usize, usize)> {
     match encoding {
-        Encoding::Plain(p) if p.is_float_weight() => Ok((1, p.size())),
-        Encoding::Block(BlockType::Q8_0) => Ok((Q8_0_BLOCK, Q8_0_BYTES)),
-        Encoding::Block(BlockType::Q6_K) => Ok((Q6_K_BLOCK, Q6_K_BYTES)),
-        _ => Err(FormatError::new(
-            ErrorCode::WrongType,
-            format!(
-                "expected f32, f16, bf16, q8_0 or q6_k, found {}",
-                encoding.name()
-            ),
-        )),
+        Encoding::Plain(plain) => Some((1, plain.size())),
+        Encoding::Block(BlockType::Q8_0) => Some((Q8_0_BLOCK, Q8_0_BYTES)),
+        Encoding::Block(BlockType::Q6_K) => Some((Q6_K_BLOCK, Q6_K_BYTES)),
+        Encoding::Ternary(_) | Encoding::Unknown(_) => None,
     }
+}
+
+fn is_dense(encoding: Encoding) -> bool {
+    match encoding {
+        Encoding::Plain(plain) => plain.is_float_weight(),
+        Encoding::Block(_) => true,
+        Encoding::Ternary(_) | Encoding::Unknown(_) => false,
+    }
+}
+
+fn not_dense(encoding: Encoding) -> FormatError {
+    let name = encoding.name();
+    let message = format!("expected f32, f16, bf16, q8_0 or q6_k, found {name}");
+    FormatError::new(ErrorCode::WrongType, message)
 }
 
 /// Bytes of a dense tensor of `elements` in rows of `row_len`.
@@ -82,7 +95,19 @@ fn block_of(encoding: Encoding) -> Result<(usize, usize), FormatError> {
 /// `wrong-type` for an encoding that is not dense; `target-cannot-hold` for rows that are no whole
 /// blocks (Q8_0: 32, Q6_K: 256); `limit-exceeded` on overflow.
 pub fn dense_len(encoding: Encoding, elements: usize, row_len: usize) -> Result<u64, FormatError> {
-    let (block, bytes) = block_of(encoding)?;
+    if !is_dense(encoding) {
+        return Err(not_dense(encoding));
+    }
+    blocks_len(encoding, elements, row_len)
+}
+
+/// [`dense_len`] for any encoding that is no packing: integers as well.
+pub(crate) fn blocks_len(
+    encoding: Encoding,
+    elements: usize,
+    row_len: usize,
+) -> Result<u64, FormatError> {
+    let (block, bytes) = block_of(encoding).ok_or_else(|| not_dense(encoding))?;
     if !row_len.is_multiple_of(block) || !elements.is_multiple_of(block) {
         return Err(not_whole_blocks(encoding, block, row_len));
     }
@@ -232,216 +257,6 @@ pub fn encode_dense(
         .hint("choose bf16 or f32 for this tensor"));
     }
     Ok(Exactness::of(source, &stored))
-}
-
-const Q8_0_BLOCK: usize = 32;
-const Q8_0_BYTES: usize = 34;
-
-/// `d` (f16), then 32 int8: `x = d * q`.
-fn decode_q8_0(block: &[u8; Q8_0_BYTES], out: &mut [f32; Q8_0_BLOCK]) {
-    let d = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
-    for (x, q) in out.iter_mut().zip(&block[2..]) {
-        *x = d * f32::from(*q as i8);
-    }
-}
-
-/// llama.cpp's reference rounding: `d = amax / 127` and `q = round(x * (1 / d))`, half away from
-/// zero, with `d` still in f32; then `d` is stored as f16.
-fn encode_q8_0(x: &[f32; Q8_0_BLOCK]) -> [u8; Q8_0_BYTES] {
-    let amax = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let d = amax / 127.0;
-    // 1 / d is infinite for d below 2^-128, which f16 stores as 0 anyway
-    let inverse = if d > f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
-    let mut block = [0; Q8_0_BYTES];
-    block[..2].copy_from_slice(&f32_to_f16(d).to_le_bytes());
-    for (q, v) in block[2..].iter_mut().zip(x) {
-        *q = (v * inverse).round() as i8 as u8;
-    }
-    block
-}
-
-const Q6_K_BLOCK: usize = 256;
-const Q6_K_BYTES: usize = 210;
-/// Elements that share one int8 scale.
-const Q6_K_GROUP: usize = 16;
-
-// block: 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 int8 scales, f16 d.
-// Each half block of 128 elements is four runs of 32; element l of run r has its low four bits in
-// ql[64 half + 32 (r % 2) + l], nibble r / 2, its high two bits in qh[32 half + l], pair r.
-// x = d * scale[element / 16] * (q - 32)
-
-fn decode_q6_k(block: &[u8; Q6_K_BYTES], out: &mut [f32; Q6_K_BLOCK]) {
-    let d = f16_to_f32(u16::from_le_bytes([block[208], block[209]]));
-    for (half, out) in out.as_chunks_mut::<128>().0.iter_mut().enumerate() {
-        let (low, high) = (&block[64 * half..][..64], &block[128 + 32 * half..][..32]);
-        let scales = &block[192 + 8 * half..][..8];
-        let (runs, _) = out.as_chunks_mut::<32>();
-        if let [a, b, c, e] = runs {
-            decode_run::<0, 0>(d, &low[..32], high, &scales[..2], a);
-            decode_run::<0, 2>(d, &low[32..], high, &scales[2..4], b);
-            decode_run::<4, 4>(d, &low[..32], high, &scales[4..6], c);
-            decode_run::<4, 6>(d, &low[32..], high, &scales[6..], e);
-        }
-    }
-}
-
-/// One run of 32 elements, two scales.
-#[inline(always)]
-fn decode_run<const LOW: u32, const HIGH: u32>(
-    d: f32,
-    low: &[u8],
-    high: &[u8],
-    scales: &[u8],
-    out: &mut [f32; 32],
-) {
-    let groups = low
-        .as_chunks::<Q6_K_GROUP>()
-        .0
-        .iter()
-        .zip(high.as_chunks::<Q6_K_GROUP>().0);
-    let out = out.as_chunks_mut::<Q6_K_GROUP>().0.iter_mut();
-    for ((out, scale), (low, high)) in out.zip(scales).zip(groups) {
-        // d * scale is exact in f32 (11 + 8 bits), so there is one rounding
-        let step = d * f32::from(*scale as i8);
-        for ((x, l), h) in out.iter_mut().zip(low).zip(high) {
-            let q = l >> LOW & 15 | (h >> HIGH & 3) << 4;
-            *x = step * f32::from(q as i8 - 32);
-        }
-    }
-}
-
-/// Levels tried for the largest element of a group, besides the full range of 32.
-const Q6_K_TRIES: [f32; 9] = [-32.0, -31.5, -31.0, -30.5, -30.0, -29.0, 31.0, 30.5, 30.0];
-
-/// Our own search (the format fixes only decoding): for each group of 16 the step that minimises
-/// the squared error after a least-squares fit, over a few places for its largest element; then
-/// the block scale that puts the largest step on -128 or 127, whichever fits all groups better;
-/// then every element to its nearest level under the stored steps.
-fn encode_q6_k(x: &[f32; Q6_K_BLOCK]) -> [u8; Q6_K_BYTES] {
-    let mut steps = [0f32; Q6_K_BLOCK / Q6_K_GROUP];
-    for (step, group) in steps.iter_mut().zip(x.as_chunks::<Q6_K_GROUP>().0) {
-        *step = best_step(group);
-    }
-    let largest = steps
-        .iter()
-        .fold(0f32, |m, s| if s.abs() > m.abs() { *s } else { m });
-    let mut best = Q6K::under(x, &steps, f32_to_f16(largest / -128.0));
-    for level in [127.0, -127.0] {
-        let other = Q6K::under(x, &steps, f32_to_f16(largest / level));
-        if other.error < best.error {
-            best = other;
-        }
-    }
-    best.to_bytes()
-}
-
-/// A quantised block before it is laid out.
-struct Q6K {
-    error: f32, // squared
-    d: u16,
-    scales: [i8; 16],
-    codes: [u8; Q6_K_BLOCK], // q, 0 ..= 63
-}
-
-impl Q6K {
-    /// Every element at its nearest level under this `d` and the int8 scales nearest to `steps`.
-    fn under(x: &[f32; Q6_K_BLOCK], steps: &[f32; 16], d: u16) -> Self {
-        let mut out = Self {
-            error: 0.0,
-            d,
-            scales: [0; 16],
-            codes: [32; Q6_K_BLOCK],
-        };
-        let d = f16_to_f32(d);
-        let inverse = reciprocal(d);
-        let groups = x.as_chunks::<Q6_K_GROUP>().0.iter();
-        let codes = out.codes.as_chunks_mut::<Q6_K_GROUP>().0.iter_mut();
-        for (((group, codes), step), stored) in groups.zip(codes).zip(steps).zip(&mut out.scales) {
-            let scale = nearest((step * inverse).clamp(-128.0, 127.0));
-            *stored = scale as i8;
-            let step = d * scale;
-            let inverse = reciprocal(step);
-            let mut errors = [0f32; 4];
-            for (x, codes) in group
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .zip(codes.as_chunks_mut::<4>().0)
-            {
-                for j in 0..4 {
-                    let q = level(x[j] * inverse);
-                    let off = x[j] - step * q;
-                    errors[j] += off * off;
-                    codes[j] = (q as i32 + 32) as u8;
-                }
-            }
-            out.error += (errors[0] + errors[2]) + (errors[1] + errors[3]);
-        }
-        out
-    }
-
-    fn to_bytes(&self) -> [u8; Q6_K_BYTES] {
-        let mut block = [0; Q6_K_BYTES];
-        for (half, codes) in self.codes.as_chunks::<128>().0.iter().enumerate() {
-            for l in 0..32 {
-                let [a, b, c, d] = [codes[l], codes[32 + l], codes[64 + l], codes[96 + l]];
-                block[64 * half + l] = a & 15 | c << 4;
-                block[64 * half + 32 + l] = b & 15 | d << 4;
-                block[128 + 32 * half + l] = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
-            }
-        }
-        for (byte, scale) in block[192..208].iter_mut().zip(self.scales) {
-            *byte = scale as u8;
-        }
-        block[208..].copy_from_slice(&self.d.to_le_bytes());
-        block
-    }
-}
-
-/// The step whose levels -32 ..= 31 come nearest to the group; 0 for a group of zeros.
-fn best_step(group: &[f32; Q6_K_GROUP]) -> f32 {
-    let peak = group
-        .iter()
-        .fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
-    let (mut best, mut most) = (0.0, -1.0);
-    for at in Q6_K_TRIES {
-        let inverse = reciprocal(peak / at);
-        let (mut xq, mut qq) = ([0f32; 4], [0f32; 4]);
-        for x in group.as_chunks::<4>().0 {
-            for j in 0..4 {
-                let q = level(x[j] * inverse);
-                xq[j] += x[j] * q;
-                qq[j] += q * q;
-            }
-        }
-        let xq = (xq[0] + xq[2]) + (xq[1] + xq[3]);
-        let qq = (qq[0] + qq[2]) + (qq[1] + qq[3]);
-        // with the fitted step xq / qq the squared error is sum x^2 - xq^2 / qq
-        if qq > 0.0 && xq / qq * xq > most {
-            (best, most) = (xq / qq, xq / qq * xq);
-        }
-    }
-    best
-}
-
-/// `1 / x`, or 0 where that is not finite.
-fn reciprocal(x: f32) -> f32 {
-    let r = 1.0 / x;
-    if r.is_finite() { r } else { 0.0 }
-}
-
-/// Nearest of the levels -32 ..= 31.
-#[inline(always)]
-fn level(x: f32) -> f32 {
-    nearest(x.clamp(-32.0, 31.0))
-}
-
-/// Nearest integer, for small numbers. Adding 1.5 * 2^23 rounds without a call into the C library,
-/// which baseline x86-64 would need.
-#[inline(always)]
-fn nearest(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0;
-    x + ROUND - ROUND
 }
 
 #[cfg(test)]

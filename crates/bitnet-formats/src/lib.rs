@@ -16,9 +16,7 @@ mod mapped;
 mod packing;
 mod tensor_file;
 
-pub use artifact::{
-    Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs,
-};
+pub use artifact::{Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs};
 pub use container::{
     CONTAINERS, Container, Gguf, Header, PlannedTensor, Safetensors, WritePlan, container_by_name,
     open,
@@ -28,5 +26,8 @@ pub use encoding::{BlockType, Encoding, PlainType};
 pub use error::{ErrorCode, FormatError};
 pub use limits::Limits;
 pub use mapped::Mapped;
-pub use packing::{PACKINGS, PackedTensor, Packing, ScaleRounding, packing_by_name};
+pub use packing::{
+    Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, affine_scales, packing_by_name,
+    ternary_of_affine,
+};
 pub use tensor_file::{MetaArray, MetaValue, Metadata, TensorFile, TensorInfo};

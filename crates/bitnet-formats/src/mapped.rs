@@ -79,6 +79,26 @@ impl Mapped {
         }
     }
 
+    /// Tells the kernel that these bytes will not be read again soon, so that their pages stop
+    /// counting as this process's memory. They stay readable. Best effort.
+    pub fn release(&self, range: Range<u64>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            let len = map.len() as u64;
+            let (start, end) = (range.start.min(len), range.end.min(len));
+            if start < end {
+                let (start, count) = (start as usize, (end - start) as usize);
+                // SAFETY: the map is of a file and never written, so a page that is dropped is read
+                // from the file again when it is touched: no byte of `bytes` changes.
+                let _ = unsafe {
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, count)
+                };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// Asks the kernel to start reading these bytes now. Best effort; out-of-range parts are
     /// ignored.
     pub fn will_need(&self, range: Range<u64>) {
@@ -121,6 +141,8 @@ mod tests {
             assert_eq!(mapped.path(), path);
             mapped.advise_sequential();
             mapped.will_need(0..1);
+            mapped.release(0..u64::MAX);
+            assert_eq!(mapped.bytes(), bytes);
             mapped.will_need(3..u64::MAX);
             mapped.will_need(u64::MAX - 1..u64::MAX);
         }

@@ -10,8 +10,23 @@ mod conformance;
 mod f16_blocks;
 mod hf_u8;
 mod i2_s;
+mod iq1_bn;
+mod iq2_bn;
+mod iq2_bn_r4;
+mod mlx_2bit;
+mod ms_gpu_int2;
+mod pq2_0;
+mod ptq1_0;
+mod q1_0;
+mod q2_0;
+mod row_scales;
+mod tilings;
+mod tl1;
+mod tl2;
 mod tq1_0;
 mod tq2_0;
+
+pub use mlx_2bit::{Affine, affine_scales, ternary_of_affine};
 
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
@@ -47,6 +62,11 @@ pub trait Packing: Sync + Debug {
     /// GGUF tensor type id, for packings that GGUF can hold.
     fn gguf_type(&self) -> Option<u32>;
 
+    /// Other GGUF type ids under which releases of its programs wrote the same bytes.
+    fn gguf_aliases(&self) -> &'static [u32] {
+        &[]
+    }
+
     /// `general.file_type` of a GGUF file whose matrices are packed so.
     fn gguf_file_type(&self) -> Option<u32>;
 
@@ -56,6 +76,12 @@ pub trait Packing: Sync + Debug {
     /// Whether this packing is written, or only read.
     fn is_writable(&self) -> bool {
         true
+    }
+
+    /// For packings with parameters: the name under which [`packing_by_name`] finds this packing
+    /// with the parameters it uses for this shape, `tl1-1536x4096=256-128-32`.
+    fn parameters(&self, _rows: usize, _cols: usize) -> Option<String> {
+        None
     }
 
     /// Bytes of a packed `rows x cols` matrix, to lay out files with.
@@ -163,11 +189,25 @@ pub static PACKINGS: &[&dyn Packing] = &[
     &i2_s::I2SRows4,
     &tq1_0::Tq1_0,
     &tq2_0::Tq2_0,
+    &row_scales::Rows(iq1_bn::Iq1Bn),
+    &row_scales::Rows(iq2_bn::Iq2Bn),
+    &row_scales::Rows(iq2_bn_r4::Iq2BnR4),
+    &q2_0::Q2_0,
+    &q2_0::Q2_0G128,
+    &pq2_0::Pq2_0,
+    &ptq1_0::Ptq1_0,
+    &q1_0::Q1_0,
+    &tl1::TL1,
+    &tl2::TL2,
+    &mlx_2bit::Mlx2bit,
+    &ms_gpu_int2::MsGpuInt2,
 ];
 
-/// The packing of this name.
+/// The packing of this name: a row of [`PACKINGS`], or one of them with parameters
+/// (`tl1-BM-BK-bm`).
 pub fn packing_by_name(name: &str) -> Option<&'static dyn Packing> {
-    PACKINGS.iter().copied().find(|p| p.name() == name)
+    let row = PACKINGS.iter().copied().find(|p| p.name() == name);
+    row.or_else(|| tilings::by_name(name))
 }
 
 impl PackedTensor<'_> {
@@ -228,6 +268,40 @@ fn code(trit: i8) -> u8 {
     (trit as u8).wrapping_add(1)
 }
 
+/// Packs codes in the order of the bytes, four to a byte, the first in the lowest bits.
+#[inline(always)]
+fn encode_quads(trits: &[i8], bytes: &mut [u8]) {
+    for (byte, [a, b, c, d]) in bytes.iter_mut().zip(trits.as_chunks::<4>().0) {
+        *byte = code(*a) | code(*b) << 2 | code(*c) << 4 | code(*d) << 6;
+    }
+}
+
+/// Unpacks what [`encode_quads`] packs, code 3 as the trit 2; whether there was none.
+#[inline(always)]
+fn decode_quads(bytes: &[u8], trits: &mut [i8]) -> bool {
+    let mut bad = 0;
+    for (byte, quad) in bytes.iter().zip(trits.as_chunks_mut::<4>().0) {
+        bad |= byte & byte >> 1;
+        *quad = QUADS[usize::from(*byte)];
+    }
+    bad & 0x55 == 0
+}
+
+/// The four trits of every byte: a load and a store each, where shifts and an interleave are ten.
+static QUADS: [[i8; 4]; 256] = {
+    let mut table = [[0; 4]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut pair = 0;
+        while pair < 4 {
+            table[byte][pair] = (byte >> (2 * pair) & 3) as i8 - 1;
+            pair += 1;
+        }
+        byte += 1;
+    }
+    table
+};
+
 /// Unpacks one bit pair of each byte; returns the largest code met.
 fn unpack_pair<const SHIFT: u32>(codes: &[u8], trits: &mut [i8]) -> u8 {
     let mut worst = 0;
@@ -266,6 +340,40 @@ fn checked_scale(scale: f32, place: impl FnOnce() -> String) -> Result<f32, Form
         code,
         format!("{}: {expected}, found {scale}", place()),
     ))
+}
+
+/// The scales beside the codes of a packing that holds none, checked against the shape.
+fn outside_scales(tensor: &PackedTensor<'_>, name: &str) -> Result<Scales, FormatError> {
+    let Some(outside) = tensor.outside else {
+        return Err(FormatError::new(
+            ErrorCode::MissingTensor,
+            format!("{name} codes need a scale tensor beside them, found none"),
+        ));
+    };
+    let values = outside.as_slice();
+    let group_fits = match outside {
+        Scales::PerGroup { group, .. } => *group != 0 && tensor.cols.is_multiple_of(*group),
+        _ => true,
+    };
+    let expected = if group_fits {
+        outside.expected_len(tensor.rows, tensor.cols)
+    } else {
+        0
+    };
+    if !group_fits || values.len() != expected {
+        let found = values.len();
+        return Err(FormatError::new(
+            ErrorCode::Malformed,
+            format!(
+                "expected {expected} scales per {}, found {found}",
+                outside.structure()
+            ),
+        ));
+    }
+    for (i, &s) in values.iter().enumerate() {
+        checked_scale(s, || format!("scale {i}"))?;
+    }
+    Ok(outside.clone())
 }
 
 /// The one scale of a packing that has room for no more.

@@ -151,8 +151,18 @@ impl TensorFile {
         metadata: Metadata,
         tensors: Vec<TensorInfo>,
     ) -> Self {
-        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Self { container, parts, metadata, tensors, by_name }
+        let by_name = tensors
+            .iter()
+            .enumerate()
+            .map(|(i, t)| (t.name.clone(), i))
+            .collect();
+        Self {
+            container,
+            parts,
+            metadata,
+            tensors,
+            by_name,
+        }
     }
 
     /// All tensors, in file order.
@@ -169,6 +179,9 @@ impl TensorFile {
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
         // the container checked the range; an info of another file gives an empty slice
         let range = tensor.offset as usize..tensor.offset.saturating_add(tensor.len) as usize;
-        self.parts.get(tensor.part).and_then(|p| p.bytes().get(range)).unwrap_or(&[])
+        self.parts
+            .get(tensor.part)
+            .and_then(|p| p.bytes().get(range))
+            .unwrap_or(&[])
     }
 }

@@ -66,13 +66,21 @@ impl Element for Bf16 {
 
 /// 16 numbers from `16 * E::SIZE` bytes.
 #[inline(always)]
-fn widen_lanes<E: Element>(bytes: &[u8]) -> Lanes {
+pub(crate) fn widen_lanes<E: Element>(bytes: &[u8]) -> Lanes {
     let bytes = &bytes[..LANES * E::SIZE];
     let mut lanes = [0.0; LANES];
     for j in 0..LANES {
         lanes[j] = E::widen(&bytes[j * E::SIZE..(j + 1) * E::SIZE]);
     }
     lanes
+}
+
+/// Fewer than 16 numbers, filled up with zeros.
+#[inline(always)]
+pub(crate) fn widen_tail<E: Element>(bytes: &[u8]) -> Lanes {
+    let mut tail = [0; LANES * 4];
+    tail[..bytes.len()].copy_from_slice(bytes);
+    widen_lanes::<E>(&tail)
 }
 
 /// `out[token][row] = dot(rows[row], x[token])` for the rows of `out`.
@@ -146,10 +154,7 @@ fn block<E: Element, const R: usize, const T: usize>(
     let count = cols - chunks * LANES;
     if count > 0 {
         for r in 0..R {
-            let mut tail = [0; LANES * 4];
-            let bytes = &rows[r][chunks * LANES * E::SIZE..];
-            tail[..bytes.len()].copy_from_slice(bytes);
-            let w = widen_lanes::<E>(&tail);
+            let w = widen_tail::<E>(&rows[r][chunks * LANES * E::SIZE..]);
             for t in 0..T {
                 let x = fill_lanes(&x[t][chunks * LANES..]);
                 mul_add_tail(&w, &x, count, &mut lanes[r][t]);

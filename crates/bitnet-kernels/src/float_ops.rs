@@ -22,7 +22,11 @@ pub(crate) type Lanes = [f32; LANES];
 /// [`quantize`], instantiated.
 pub(crate) type Quantize = unsafe fn(&[f32], &mut [i8]) -> Option<(f32, i32)>;
 
-/// One instruction set's instances of the bodies in this module, in `dense` and in `packed`.
+/// [`attend`](crate::attention::attend), instantiated.
+pub(crate) type Attend = unsafe fn(&[u8], &[u8], usize, f32, &[f32], &mut [f32], &mut [f32]);
+
+/// One instruction set's instances of the bodies in this module, in `attention`, `dense` and
+/// `packed`.
 ///
 /// Calling an entry is sound when the CPU has the features it was instantiated with; a
 /// [`Backend`](crate::Backend) is the proof of that.
@@ -46,12 +50,16 @@ pub(crate) struct FloatOps {
     pub dense_f32: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
     pub dense_f16: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
     pub dense_bf16: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
+    pub attend_f32: Attend,
+    pub attend_f16: Attend,
+    pub attend_bf16: Attend,
+    pub merge: unsafe fn(&mut [f32], &[f32]),
 }
 
 /// Compiles every body under the given attributes and tabulates the instances.
 macro_rules! instantiate {
     ($(#[$isa:meta])*) => {{
-        use $crate::{Scales, dense, float_ops, output::Output, packed, packed::Place};
+        use $crate::{Scales, attention, dense, float_ops, output::Output, packed, packed::Place};
         $(#[$isa])* fn dot(a: &[f32], b: &[f32]) -> f32 { float_ops::dot(a, b) }
         $(#[$isa])* fn sum(a: &[f32]) -> f32 { float_ops::sum(a) }
         $(#[$isa])* fn sum_squares(a: &[f32]) -> f32 { float_ops::sum_squares(a) }
@@ -95,9 +103,29 @@ macro_rules! instantiate {
         $(#[$isa])* fn dense_bf16(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
             dense::rows::<dense::Bf16>(rows, cols, x, out)
         }
+        $(#[$isa])* fn attend_f32(
+            keys: &[u8], values: &[u8], dim: usize, factor: f32, q: &[f32], scores: &mut [f32],
+            parts: &mut [f32],
+        ) {
+            attention::attend::<dense::F32>(keys, values, dim, factor, q, scores, parts)
+        }
+        $(#[$isa])* fn attend_f16(
+            keys: &[u8], values: &[u8], dim: usize, factor: f32, q: &[f32], scores: &mut [f32],
+            parts: &mut [f32],
+        ) {
+            attention::attend::<dense::F16>(keys, values, dim, factor, q, scores, parts)
+        }
+        $(#[$isa])* fn attend_bf16(
+            keys: &[u8], values: &[u8], dim: usize, factor: f32, q: &[f32], scores: &mut [f32],
+            parts: &mut [f32],
+        ) {
+            attention::attend::<dense::Bf16>(keys, values, dim, factor, q, scores, parts)
+        }
+        $(#[$isa])* fn merge(so_far: &mut [f32], next: &[f32]) { attention::merge(so_far, next) }
         float_ops::FloatOps {
             dot, sum, sum_squares, axpy, scale, add, max, exp, silu_mul, relu2_mul, gelu_tanh_mul,
             rms_norm, rotate_halves, quantize, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
+            attend_f32, attend_f16, attend_bf16, merge,
         }
     }};
 }

@@ -5,6 +5,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx512_attention;
+#[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -299,6 +301,37 @@ impl Backend {
     pub fn rotate_halves(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         // SAFETY: as in `dot`: self exists.
         unsafe { (self.0.float.rotate_halves)(x, cos, sin) }
+    }
+
+    /// Softmax attention of some queries over one block of positions (`formats/numerics.md`), before the
+    /// division by the sum of weights. `q` is `(queries, dim)`; `keys` and `values` are `(count, dim)`,
+    /// little-endian, at any alignment; `scores` is scratch of `(queries, count)`. Writes
+    /// `parts`, `(queries, dim + 2)`: weighted values, maximum score, sum of weights.
+    #[allow(clippy::too_many_arguments)]
+    pub fn attend(
+        &self,
+        dtype: DenseType,
+        (keys, values): (&[u8], &[u8]),
+        dim: usize,
+        factor: f32,
+        q: &[f32],
+        scores: &mut [f32],
+        parts: &mut [f32],
+    ) {
+        let run = match dtype {
+            DenseType::F32 => self.0.float.attend_f32,
+            DenseType::F16 => self.0.float.attend_f16,
+            DenseType::Bf16 => self.0.float.attend_bf16,
+        };
+        // SAFETY: as in `dot`: self exists.
+        unsafe { run(keys, values, dim, factor, q, scores, parts) }
+    }
+
+    /// Merges the part of the next block, as [`attend`](Self::attend) wrote it, into that of the blocks
+    /// before it, one query; a part without weights is replaced.
+    pub fn merge(&self, so_far: &mut [f32], next: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.merge)(so_far, next) }
     }
 
     /// `out[t][r] = dot(row r, x[t])` for the rows that `out` owns.

@@ -2,7 +2,7 @@
 //!
 //! # The contract
 //!
-//! A kernel computes, for a [`TernaryMatrix`](bitnet_ternary::TernaryMatrix) `T` of shape
+//! A kernel computes, for a [`TernaryMatrix`] `T` of shape
 //! `(rows, cols)` and a token of int8 activations `a` of shape `(cols,)`, the exact integers
 //!
 //! ```text
@@ -34,6 +34,7 @@
 #![allow(clippy::needless_range_loop)]
 
 mod activations;
+mod attention;
 #[cfg(test)]
 mod conformance;
 mod dense;
@@ -42,10 +43,12 @@ mod kernels;
 mod lines;
 mod output;
 mod packed;
+mod pool;
 
 pub use activations::ActivationBatch;
 pub use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
 pub use dense::DenseType;
 pub use kernels::{Backend, KERNELS, Kernel, KernelError};
 pub use output::Output;
-pub use packed::PackedMatrix;
+pub use packed::{PackedMatrix, Strip};
+pub use pool::Pool;

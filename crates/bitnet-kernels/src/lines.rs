@@ -24,6 +24,20 @@ pub(crate) fn as_bytes(lines: &[Line]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
 }
 
+/// A number of four bytes any bits of which are a value.
+pub(crate) trait Word: Copy {}
+
+impl Word for i32 {}
+impl Word for f32 {}
+
+/// Lines as 16 numbers each, aligned so that no vector of them crosses a line.
+pub(crate) fn as_words_mut<T: Word>(lines: &mut [Line]) -> &mut [T] {
+    const { assert!(size_of::<T>() == 4 && align_of::<T>() <= LINE) };
+    // SAFETY: a Line is 64 plain bytes without padding, aligned for T, as long as 16 of them
+    // (asserted above), and any bits are a T, as any are bytes.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE / 4) }
+}
+
 /// Bytes of a huge page; from this size on a [`Lines`] starts at one and asks for them.
 const HUGE_PAGE: usize = 2 << 20;
 

@@ -5,7 +5,7 @@
 use crate::activations::ActivationBatch;
 use crate::float_ops::{LANES, add_lanes};
 use crate::kernels::{Backend, TernaryOps, Tile};
-use crate::lines::{LINE, Line, Lines};
+use crate::lines::{self, LINE, Line, Lines, Word};
 use crate::output::Output;
 use bitnet_ternary::{Scales, TernaryMatrix};
 use std::ops::Range;
@@ -37,6 +37,34 @@ impl std::fmt::Debug for PackedMatrix {
     }
 }
 
+/// Some rows of a matrix that is being packed ([`PackedMatrix::by_strips`]).
+pub struct Strip<'a> {
+    ops: &'static TernaryOps,
+    rows: Range<usize>,
+    cols: usize,
+    lines: &'a mut [Line], // (tiles of the rows, tile_lines)
+}
+
+impl Strip<'_> {
+    /// The rows of the matrix that this strip holds.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// Packs the strip's trits, row-major `(rows, cols)`.
+    ///
+    /// # Panics
+    /// If there are fewer or more, or one of them is no trit.
+    pub fn pack(self, trits: &[i8]) {
+        assert_eq!(trits.len(), self.rows.len() * self.cols, "trits of a strip");
+        let bad = trits
+            .iter()
+            .fold(0u8, |acc, &t| acc | u8::from(t.wrapping_add(1) as u8 > 2));
+        assert_eq!(bad, 0, "trits are -1, 0 and +1");
+        (self.ops.pack)(trits, self.cols, self.lines);
+    }
+}
+
 impl PackedMatrix {
     pub(crate) fn new(backend: Backend, matrix: &TernaryMatrix) -> Self {
         let ops = &backend.kernel().ternary;
@@ -54,6 +82,55 @@ impl PackedMatrix {
             scales,
             lines,
         }
+    }
+
+    /// A matrix of this shape for `backend`, and a strip for each `rows_per_strip` of its rows (rounded up
+    /// to whole tiles): whoever reads trits from a file packs them as they come, on any thread, without ever
+    /// holding the whole matrix unpacked. `fill` is given the strips; rows it does not pack mean nothing.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    ///
+    /// # Panics
+    /// If `scales` do not fit the shape.
+    pub fn by_strips<E>(
+        backend: Backend,
+        (rows, cols): (usize, usize),
+        scales: Scales,
+        rows_per_strip: usize,
+        fill: impl FnOnce(Vec<Strip<'_>>) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let expected = match &scales {
+            Scales::PerTensor(_) => 1,
+            Scales::PerRow(_) => rows,
+            Scales::PerGroup { group, .. } => rows * (cols / group),
+        };
+        assert_eq!(scales.as_slice().len(), expected, "scales of {rows} x {cols}");
+        let ops = &backend.kernel().ternary;
+        let tiles = rows.div_ceil(ops.tile_rows);
+        let tile_lines = (ops.tile_lines)(cols);
+        let mut lines = Lines::zeroed(tiles * tile_lines);
+        let step = rows_per_strip.max(1).next_multiple_of(ops.tile_rows);
+        if cols > 0 {
+            let strips = lines
+                .chunks_mut(step / ops.tile_rows * tile_lines)
+                .enumerate()
+                .map(|(i, lines)| Strip {
+                    ops,
+                    rows: i * step..rows.min((i + 1) * step),
+                    cols,
+                    lines,
+                })
+                .collect();
+            fill(strips)?;
+        }
+        Ok(Self {
+            backend,
+            rows,
+            cols,
+            scales,
+            lines,
+        })
     }
 
     /// Output features, `M`.
@@ -211,7 +288,8 @@ impl PackedMatrix {
         let tile_sums = groups * ops.tile_rows;
         let block = token_block(self.cols, tile_sums, ops.panel_tokens.max(1));
         let mut scratch = Lines::zeroed(ops.scratch_lines);
-        let mut sums = vec![T::default(); tile_sums * block.min(out.tokens())];
+        let mut sums = Lines::zeroed((tile_sums * block.min(out.tokens())).div_ceil(LINE / 4));
+        let sums = lines::as_words_mut(&mut sums);
         for start in (0..out.tokens()).step_by(block) {
             let tokens = start..out.tokens().min(start + block);
             let sums = &mut sums[..tile_sums * tokens.len()];
@@ -249,7 +327,7 @@ fn token_block(cols: usize, tile_sums: usize, panel: usize) -> usize {
 }
 
 /// What a kernel sums: `i32` or `f32`.
-pub(crate) trait Sum: Copy + Default {
+pub(crate) trait Sum: Word {
     /// As float; exact for dots, which are below 2^24.
     fn to_f32(self) -> f32;
 }
@@ -347,11 +425,15 @@ pub(crate) fn finish<T: Sum>(
         match scales {
             Scales::PerTensor(alpha) => {
                 let f = alpha / s;
-                let ((o, o_tail), (sums, sums_tail)) = (out.as_chunks_mut(), sums.as_chunks());
+                let (sums, sums_tail) = sums[..out.len()].as_chunks::<LANES>();
+                let (o, o_tail) = out.as_chunks_mut::<LANES>();
                 for (o, sums) in o.iter_mut().zip(sums) {
+                    // by way of a copy: `o` and `sums` might overlap for all the compiler knows
+                    let mut scaled = [0.0; LANES];
                     for j in 0..LANES {
-                        o[j] = sums[j].to_f32() * f;
+                        scaled[j] = sums[j].to_f32() * f;
                     }
+                    *o = scaled;
                 }
                 for (o, sum) in o_tail.iter_mut().zip(sums_tail) {
                     *o = sum.to_f32() * f;

@@ -1,16 +1,21 @@
 //! Grouped-query causal attention, block by block.
 //!
 //! Invariant: what a position attends to, and in which order its sums run, follows from the position
-//! alone. It sees the blocks `[0, 256), [256, 512), ...` up to itself; each block gives a maximum, a
-//! sum and a weighted value, and blocks are merged in increasing order (`formats/numerics.md`,
-//! "Attention"). Tiles of tokens, heads in a unit, and threads are scheduling.
+//! alone. It sees the blocks `[0, 256), [256, 512), ...` up to itself; each block gives a part (weighted
+//! values, maximum, sum), and parts are merged in increasing order (`formats/numerics.md`,
+//! "Attention"). The parts of different blocks know nothing of each other, so a single token's are
+//! computed on all threads; a prompt is split by tokens instead. The query heads of a KV head go
+//! together: each key and value is loaded once for all of them.
 
 use crate::kv_cache::{BLOCK_POSITIONS, LayerCache};
 use crate::threads;
 use bitnet_kernels::{Backend, Output};
 
-/// Tokens that share one pass over a block of keys and values.
+/// Tokens of a prompt in a unit of work: they find the block of the token before them in L2.
 const TILE_TOKENS: usize = 8;
+
+/// What a part has behind its weighted values: maximum and sum.
+const EXTRA: usize = 2;
 
 /// Softmax attention of the tokens at positions `first..` over everything up to each of them.
 ///
@@ -24,146 +29,113 @@ pub(crate) fn attention(
     q: &[f32],
     out: &mut [f32],
 ) {
-    let width = heads * cache.head_dim();
+    let (dim, kv_heads) = (cache.head_dim(), cache.kv_heads());
+    let width = heads * dim;
     let tokens = q.len() / width;
-    let group = heads / cache.kv_heads();
+    let group = heads / kv_heads; // query heads per KV head
     let pieces = threads::pieces(2 * q.len() * (first + tokens));
-    // all heads of a KV head read the same keys together, unless that leaves threads without work
-    let tiles = tokens.div_ceil(TILE_TOKENS);
-    let together = if pieces == 1 || tiles * cache.kv_heads() >= 8 * pieces {
-        group
-    } else {
-        1
+    let task = Task {
+        backend,
+        cache,
+        group,
+        dim,
+        factor: (1.0 / (dim as f64).sqrt()) as f32, // head_dim^-0.5
     };
-    let mut units = Vec::with_capacity(tiles * heads / together);
+    let blocks = (first + tokens).div_ceil(BLOCK_POSITIONS);
+    let queries = |token: usize, kv_head: usize| &q[token * width + kv_head * group * dim..][..group * dim];
+
+    if tokens == 1 && pieces > 1 && blocks > 1 {
+        // one token: KV heads and blocks are all there is to split
+        let part = group * (dim + EXTRA);
+        let mut parts = vec![0.0; kv_heads * blocks * part]; // (kv_heads, blocks, group, dim + 2)
+        let units = parts.chunks_exact_mut(part).enumerate().collect();
+        threads::for_each(pieces, units, |(unit, part): (usize, &mut [f32])| {
+            let (kv_head, block) = (unit / blocks, unit % blocks);
+            task.block(kv_head, block, first, queries(0, kv_head), &mut Vec::new(), part);
+        });
+        let outs = out.chunks_exact_mut(group * dim);
+        for (parts, out) in parts.chunks_exact_mut(blocks * part).zip(outs) {
+            let (merged, others) = parts.split_at_mut(part);
+            for next in others.chunks_exact(part) {
+                task.merge(merged, next);
+            }
+            task.finish(merged, out);
+        }
+        return;
+    }
+
+    let mut units = Vec::with_capacity(kv_heads * tokens.div_ceil(TILE_TOKENS));
     for (tile, out) in out.chunks_mut(TILE_TOKENS * width).enumerate() {
         let mut rest = Output::new(out, out.len() / width, width);
-        for head in (0..heads).step_by(together) {
-            let (out, others) = rest.split_at((head + together) * cache.head_dim());
+        for kv_head in 0..kv_heads {
+            let (out, others) = rest.split_at((kv_head + 1) * group * dim);
             rest = others;
-            units.push(Unit {
-                token: tile * TILE_TOKENS,
-                head,
-                heads: together,
-                out,
-            });
+            units.push((kv_head, tile * TILE_TOKENS, out));
         }
     }
-    threads::for_each(pieces, units, |unit| {
-        let kv_head = unit.head / group;
-        unit.run(backend, cache, first, kv_head, q, width);
+    // a KV head's tiles one after the other: its keys and values stay in L2
+    units.sort_by_key(|(kv_head, token, _)| (*kv_head, *token));
+    threads::for_each(pieces, units, |(kv_head, token, mut out)| {
+        let mut scores = Vec::new();
+        let mut merged = vec![0.0; group * (dim + EXTRA)]; // (group, dim + 2)
+        let mut next = merged.clone(); // (group, dim + 2)
+        for t in 0..out.tokens() {
+            let position = first + token + t;
+            let q = queries(token + t, kv_head);
+            task.block(kv_head, 0, position, q, &mut scores, &mut merged);
+            for block in 1..=position / BLOCK_POSITIONS {
+                task.block(kv_head, block, position, q, &mut scores, &mut next);
+                task.merge(&mut merged, &next);
+            }
+            task.finish(&mut merged, out.token_mut(t));
+        }
     });
 }
 
-/// A tile of tokens and some heads that share a KV head.
-struct Unit<'a> {
-    token: usize,    // the first, in the batch
-    head: usize,     // the first
-    heads: usize,    // how many
-    out: Output<'a>, // (tokens of the tile, heads * head_dim)
+/// What all units share.
+struct Task<'a> {
+    backend: Backend,
+    cache: &'a LayerCache,
+    group: usize,
+    dim: usize,
+    factor: f32,
 }
 
-impl Unit<'_> {
-    fn run(
-        mut self,
-        backend: Backend,
-        cache: &LayerCache,
-        first: usize, // position of the batch's first token
+impl Task<'_> {
+    /// The part of a block, for the queries `q: (group, dim)` of one token at `position`.
+    fn block(
+        &self,
         kv_head: usize,
-        q: &[f32], // (tokens of the batch, width)
-        width: usize,
+        block: usize,
+        position: usize,
+        q: &[f32],
+        scores: &mut Vec<f32>,
+        part: &mut [f32], // (group, dim + 2)
     ) {
-        let dim = cache.head_dim();
-        let tokens = self.out.tokens();
-        let rows = tokens * self.heads; // row = token * heads + head, all of this unit
-        let scale = (1.0 / (dim as f64).sqrt()) as f32; // head_dim^-0.5
-
-        let mut queries = Vec::with_capacity(rows * dim); // (rows, dim)
-        for token in self.token..self.token + tokens {
-            let at = token * width + self.head * dim;
-            queries.extend_from_slice(&q[at..at + self.heads * dim]);
-        }
-        let mut merged: Vec<Merged> = (0..rows).map(|_| Merged::new(dim)).collect();
-        let mut scores = Vec::new(); // (rows, count)
-        let mut weighted = vec![0.0; dim];
-        let mut wide = Vec::new(); // (count, dim)
-
-        let position = first + self.token; // of the tile's first token
-        let last = position + tokens - 1;
-        for block in 0..=last / BLOCK_POSITIONS {
-            let start = block * BLOCK_POSITIONS;
-            let count = (last + 1 - start).min(BLOCK_POSITIONS); // keys that the last token sees
-            let token = start.saturating_sub(position); // the first that sees any of them
-            let row = token * self.heads;
-            scores.resize((rows - row) * count, 0.0);
-            let keys = cache.keys(block, kv_head, count); // (count, dim)
-            let mut view = Output::new(&mut scores, rows - row, count);
-            backend.dense_rows(
-                cache.key_type(),
-                keys,
-                dim,
-                &queries[row * dim..],
-                &mut view,
-            );
-
-            let values = cache.values(block, kv_head, count, &mut wide); // (count, dim)
-            for (row, scores) in (row..).zip(scores.chunks_exact_mut(count)) {
-                let seen = (position + row / self.heads + 1 - start).min(count);
-                let weights = &mut scores[..seen]; // (seen,)
-                backend.scale(scale, weights);
-                let max = backend.max(weights);
-                for weight in weights.iter_mut() {
-                    *weight -= max;
-                }
-                backend.exp(weights);
-                let sum = backend.sum(weights);
-                weighted.fill(0.0);
-                for (weight, value) in weights.iter().zip(values.chunks_exact(dim)) {
-                    backend.axpy(*weight, value, &mut weighted);
-                }
-                merged[row].add(backend, max, sum, &weighted);
-            }
-        }
-        for (row, merged) in merged.iter_mut().enumerate() {
-            let (token, head) = (row / self.heads, row % self.heads);
-            backend.scale(1.0 / merged.sum, &mut merged.weighted);
-            self.out.token_mut(token)[head * dim..(head + 1) * dim]
-                .copy_from_slice(&merged.weighted);
-        }
+        let seen = (position + 1 - block * BLOCK_POSITIONS).min(BLOCK_POSITIONS);
+        let rows = self.cache.block(block, kv_head, seen);
+        scores.resize(self.group * seen, 0.0);
+        let dtype = self.cache.dtype();
+        self.backend
+            .attend(dtype, rows, self.dim, self.factor, q, scores, part);
     }
-}
 
-/// The blocks so far of one query: `sum = sum of exp(score - max)`, `weighted` the same times values.
-struct Merged {
-    max: f32,
-    sum: f32,
-    weighted: Vec<f32>, // (head_dim,)
-}
-
-impl Merged {
-    fn new(dim: usize) -> Self {
-        Self {
-            max: f32::NEG_INFINITY,
-            sum: 0.0,
-            weighted: vec![0.0; dim],
+    /// Merges the next block's part; both are `(group, dim + 2)`.
+    fn merge(&self, so_far: &mut [f32], next: &[f32]) {
+        let row = self.dim + EXTRA;
+        for (so_far, next) in so_far.chunks_exact_mut(row).zip(next.chunks_exact(row)) {
+            self.backend.merge(so_far, next);
         }
     }
 
-    /// Merges the next block. The first one is taken as it is.
-    fn add(&mut self, backend: Backend, max: f32, sum: f32, weighted: &[f32]) {
-        if self.sum == 0.0 {
-            (self.max, self.sum) = (max, sum);
-            self.weighted.copy_from_slice(weighted);
-            return;
+    /// Divides by the sums; `out` is `(group, dim)`.
+    fn finish(&self, merged: &mut [f32], out: &mut [f32]) {
+        let rows = merged.chunks_exact_mut(self.dim + EXTRA);
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.dim)) {
+            let (values, extra) = row.split_at_mut(self.dim);
+            self.backend.scale(1.0 / extra[1], values);
+            out.copy_from_slice(values);
         }
-        let both = if max > self.max { max } else { self.max };
-        let mut factors = [self.max - both, max - both];
-        backend.exp(&mut factors);
-        let [old, new] = factors;
-        self.max = both;
-        self.sum = sum.mul_add(new, self.sum * old);
-        backend.scale(old, &mut self.weighted);
-        backend.axpy(new, weighted, &mut self.weighted);
     }
 }
 
@@ -298,12 +270,11 @@ mod tests {
                 }
             }
             for threads in [1, 3] {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .unwrap();
-                let got = pool.install(|| run(&config, kv, Backend::best(), &[100], tokens));
-                assert_eq!(got, want);
+                let pools = crate::threads::Pools::new(threads);
+                for splits in [&[100][..], &[1]] {
+                    let got = pools.enter(|| run(&config, kv, Backend::best(), splits, tokens));
+                    assert_eq!(got, want);
+                }
             }
         }
     }

@@ -45,7 +45,7 @@ impl LinearInput {
     ) -> Result<(), FormatError> {
         let tokens = x.len() / cols;
         let pieces = threads::pieces(threads::PER_ELEMENT * x.len());
-        let pieces = pieces.min(tokens / PART_TOKENS).max(1);
+        let pieces = pieces.min(threads::count()).min(tokens / PART_TOKENS).max(1);
         self.part_tokens = tokens.div_ceil(pieces).max(1);
         let parts = tokens.div_ceil(self.part_tokens);
         self.parts
@@ -95,15 +95,9 @@ impl LinearInput {
                 });
             }
         }
-        // one token: as many pieces as threads; a prompt: a few more, for threads that fall behind
-        let wanted = if x.len() == cols || pieces == 1 {
-            pieces
-        } else {
-            4 * pieces
-        };
         let items = jobs
             .into_iter()
-            .flat_map(|jobs| cut(jobs, wanted.div_ceil(parts)))
+            .flat_map(|jobs| cut(jobs, pieces.div_ceil(parts)))
             .collect();
         let x_part = |part: usize| {
             let from = part * self.part_tokens * cols;

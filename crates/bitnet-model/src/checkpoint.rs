@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct OpenOptions {
     /// Bounds for untrusted headers.
     pub limits: Limits,
-    /// Forces a packing that shares a GGUF type id, `i2_s-arm64` (`formats/gguf-i2_s.md`).
+    /// Forces a packing that shares a GGUF type id, `i2_s-arm64` (`formats/packing/i2_s.md`).
     pub layout: Option<String>,
     /// The user's word that unmarked float linears are master weights of a ternary-trained model.
     pub ternary_trained: bool,
@@ -205,6 +205,24 @@ impl Checkpoint {
     /// `missing-tensor` for a slot this network does not have, `wrong-type` for a linear,
     /// `non-finite` with the element.
     pub fn dense(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
+        let (tensor, finite) = self.dense_source(slot)?;
+        if !finite.load(Ordering::Relaxed) {
+            check_dense(&tensor).map_err(|e| self.place(e, tensor.info))?;
+            finite.store(true, Ordering::Relaxed);
+        }
+        Ok(tensor)
+    }
+
+    /// A dense tensor without a look at its values: for readers that check the rows they use, and
+    /// must not wait for the others.
+    ///
+    /// # Errors
+    /// As [`dense`](Self::dense), but for `non-finite`.
+    pub(crate) fn dense_unread(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
+        self.dense_source(slot).map(|(tensor, _)| tensor)
+    }
+
+    fn dense_source(&self, slot: Slot) -> Result<(DenseTensor<'_>, &AtomicBool), FormatError> {
         let (info, finite) = match self.source(slot)? {
             Source::Dense { info, finite } => (info, finite),
             Source::Linear(source) => {
@@ -223,11 +241,42 @@ impl Checkpoint {
             bytes: self.file.bytes(info),
             info,
         };
-        if !finite.load(Ordering::Relaxed) {
-            check_dense(&tensor).map_err(|e| self.place(e, info))?;
-            finite.store(true, Ordering::Relaxed);
+        Ok((tensor, finite))
+    }
+
+    /// Tells the system that the bytes of a slot are not needed again soon, so that the pages of the
+    /// mapped file stop counting as this process's memory. They stay readable.
+    pub(crate) fn release(&self, slot: Slot) {
+        if let Some(info) = self.tensor_range(slot)
+            && let Some(part) = self.file.parts.get(info.part)
+        {
+            part.release(info.offset..info.offset.saturating_add(info.len));
         }
-        Ok(tensor)
+    }
+
+    /// A linear to be read a few rows at a time, on any thread, if its bytes allow it: a packing with
+    /// one scale, rows in order. `None`: read it with [`ternary`](Self::ternary).
+    ///
+    /// # Errors
+    /// Whatever is wrong with its scale.
+    pub(crate) fn ternary_rows(&self, slot: Slot) -> Result<Option<TernaryRows<'_>>, FormatError> {
+        let source = self.linear(slot)?;
+        let LinearRule::Packed { packing, outside } = &source.rule else {
+            return Ok(None);
+        };
+        if source.permuted_head_dim.is_some() {
+            return Ok(None);
+        }
+        let mut rows = TernaryRows {
+            checkpoint: self,
+            source,
+            packing: *packing,
+            scales: Scales::PerTensor(1.0),
+        };
+        rows.scales = self
+            .packed_scales(*packing, &rows.tensor(None), outside)
+            .map_err(|e| self.place(e, &source.info))?;
+        Ok(matches!(rows.scales, Scales::PerTensor(_)).then_some(rows))
     }
 
     /// A ternary matrix, its rows in the order of the Hugging Face checkpoint. Reads the tensor in
@@ -300,15 +349,7 @@ impl Checkpoint {
             cols,
             outside: None,
         };
-        let scales = if packing.holds_scales() {
-            self.with_outside(packing.scales(&tensor)?, outside)?
-        } else {
-            let scale = match outside {
-                Some((info, direction)) => self.stored_multiplier(info, *direction)?,
-                None => 1.0,
-            };
-            Scales::PerTensor(scale)
-        };
+        let scales = self.packed_scales(packing, &tensor, outside)?;
         tensor.outside = Some(&scales);
         let mut trits = vec![0; rows * cols];
         let step = (PIECE / cols.max(1)).max(1);
@@ -317,6 +358,23 @@ impl Checkpoint {
             .enumerate()
             .try_for_each(|(i, out)| packing.unpack_rows(&tensor, i * step, out))?;
         Ok((trits, scales))
+    }
+
+    /// The scales of a packed tensor: its own, those beside it, or both.
+    fn packed_scales(
+        &self,
+        packing: &'static dyn Packing,
+        tensor: &PackedTensor<'_>,
+        outside: &Option<(TensorInfo, ScaleDirection)>,
+    ) -> Result<Scales, FormatError> {
+        if packing.holds_scales() {
+            return self.with_outside(packing.scales(tensor)?, outside);
+        }
+        let scale = match outside {
+            Some((info, direction)) => self.stored_multiplier(info, *direction)?,
+            None => 1.0,
+        };
+        Ok(Scales::PerTensor(scale))
     }
 
     /// Scales times the one stored beside the tensor; the product has to be exact.
@@ -490,6 +548,45 @@ impl Checkpoint {
     }
 }
 
+/// A linear that is read a few rows at a time ([`Checkpoint::ternary_rows`]).
+pub(crate) struct TernaryRows<'a> {
+    checkpoint: &'a Checkpoint,
+    source: &'a LinearSource,
+    packing: &'static dyn Packing,
+    scales: Scales,
+}
+
+impl TernaryRows<'_> {
+    /// `(rows, cols)`
+    pub fn shape(&self) -> (usize, usize) {
+        (self.source.rows, self.source.cols)
+    }
+
+    /// The one scale.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// The trits of the rows from `first` on, `(n, cols)`.
+    ///
+    /// # Errors
+    /// Whatever is wrong with their bytes, with row and column.
+    pub fn read(&self, first: usize, trits: &mut [i8]) -> Result<(), FormatError> {
+        self.packing
+            .unpack_rows(&self.tensor(Some(&self.scales)), first, trits)
+            .map_err(|e| self.checkpoint.place(e, &self.source.info))
+    }
+
+    fn tensor<'s>(&'s self, outside: Option<&'s Scales>) -> PackedTensor<'s> {
+        PackedTensor {
+            bytes: self.checkpoint.file.bytes(&self.source.info),
+            rows: self.source.rows,
+            cols: self.source.cols,
+            outside,
+        }
+    }
+}
+
 /// Reads a small file; `None` when there is none.
 fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FormatError> {
     let file = match File::open(path) {
@@ -548,7 +645,7 @@ pub fn gguf_from_hf_rows(matrix: &TernaryMatrix, head_dim: usize) -> TernaryMatr
     })
 }
 
-/// Where GGUF's `llama` keeps a row of the Hugging Face matrix (`formats/gguf-container.md`).
+/// Where GGUF's `llama` keeps a row of the Hugging Face matrix (`formats/container/gguf.md`).
 fn gguf_row(row: usize, head_dim: usize) -> usize {
     let (head, at) = (row / head_dim, row % head_dim);
     let half = head_dim / 2;

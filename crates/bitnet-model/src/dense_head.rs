@@ -1,7 +1,9 @@
 //! Dense rows that stay in the mapped file: token embeddings and the output head.
 //!
 //! Invariant: nothing is copied or narrowed; a row is widened to f32 exactly when it is used, and a
-//! logit is the canonical dot of a widened row and the final hidden state. Threads split rows.
+//! logit is the canonical dot of a widened row and the final hidden state. Threads split rows. Opening
+//! reads no row: a NaN or an infinity is found, and named, in the row that is used or in the logit that
+//! it makes.
 
 use crate::checkpoint::{Checkpoint, DenseTensor};
 use crate::slot::Slot;
@@ -25,14 +27,14 @@ pub(crate) struct DenseMatrix {
 }
 
 impl DenseMatrix {
-    /// The dense matrix in a slot; its type and values are checked here, once.
+    /// The dense matrix in a slot; its type is checked here, its values where they are used.
     pub(crate) fn open(checkpoint: &Checkpoint, slot: Slot) -> Result<Self, FormatError> {
         let DenseTensor {
             shape,
             info,
             encoding,
             bytes,
-        } = checkpoint.dense(slot)?;
+        } = checkpoint.dense_unread(slot)?;
         let expected = checkpoint.config.shape(slot);
         let (&[rows, cols], true) = (shape, shape == expected) else {
             return Err(FormatError::new(
@@ -76,7 +78,48 @@ impl DenseMatrix {
             .get(row * row_bytes..(row + 1) * row_bytes)
             .unwrap_or(&[]);
         dense_to_f32(self.info.encoding, bytes, out)
-            .map_err(|error| error.in_tensor(&self.info.name))
+            .map_err(|error| error.in_tensor(&self.info.name))?;
+        match out.iter().position(|v| !v.is_finite()) {
+            None => Ok(()),
+            Some(col) => Err(self.not_finite(
+                checkpoint,
+                format!(
+                    "row {row}, column {col}: expected a finite number, found NaN or infinity"
+                ),
+            )),
+        }
+    }
+
+    fn not_finite(&self, checkpoint: &Checkpoint, message: String) -> FormatError {
+        let error = FormatError::new(ErrorCode::NonFinite, message).in_tensor(&self.info.name);
+        match checkpoint.file.parts.get(self.info.part) {
+            Some(part) => error.in_file(part.path()),
+            None => error,
+        }
+    }
+
+    /// Refuses a logit that is NaN or infinite. The hidden state was finite, so either its row is not,
+    /// or both are beyond what f32 can multiply.
+    fn check_logits(
+        &self,
+        checkpoint: &Checkpoint,
+        out: &mut Output<'_>,
+    ) -> Result<(), FormatError> {
+        let first = out.rows().start;
+        for token in 0..out.tokens() {
+            let logits = out.token_mut(token);
+            // a sum of exponent tests vectorises; the search runs only on failure
+            if logits.iter().fold(true, |all, v| all & v.is_finite()) {
+                continue;
+            }
+            let row = first + logits.iter().position(|v| !v.is_finite()).unwrap_or(0);
+            self.row(checkpoint, row, &mut vec![0.0; self.cols])?; // names the column
+            return Err(self.not_finite(
+                checkpoint,
+                format!("the logit of row {row} is beyond f32 or no number"),
+            ));
+        }
+        Ok(())
     }
 
     /// `out[t][r] = dot(row r, x[t])`; `x` is `(tokens, cols)`, `out` is `(tokens, rows)`.
@@ -93,9 +136,9 @@ impl DenseMatrix {
             .zip(out.chunks_mut(HEAD_TOKENS * self.rows));
         for (x, out) in tiles {
             let pieces = threads::pieces(x.len() * self.rows);
-            let share = self.rows.div_ceil(4 * pieces).next_multiple_of(HEAD_ROWS);
+            let share = self.rows.div_ceil(pieces).next_multiple_of(HEAD_ROWS);
             let mut rest = Output::new(out, x.len() / self.cols, self.rows);
-            let mut parts = Vec::with_capacity(4 * pieces);
+            let mut parts = Vec::with_capacity(pieces);
             while rest.rows().len() > share {
                 let at = rest.rows().start + share;
                 let (part, others) = rest.split_at(at);
@@ -131,7 +174,7 @@ impl DenseMatrix {
             x,
             &mut out,
         );
-        Ok(())
+        self.check_logits(checkpoint, &mut out)
     }
 
     /// The same for block quantisations, which the kernels do not read: widened row by row.
@@ -150,6 +193,6 @@ impl DenseMatrix {
                 out.token_mut(token)[row - rows.start] = backend.dot(&wide, x);
             }
         }
-        Ok(())
+        self.check_logits(checkpoint, &mut out)
     }
 }

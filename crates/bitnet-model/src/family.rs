@@ -43,7 +43,7 @@ pub struct Family {
     pub config: fn(&Value) -> Result<Config, FormatError>,
     /// The Hugging Face name of a slot's tensor.
     pub tensor_name: fn(Slot) -> String,
-    /// What a stored `weight_scale` means when `config.json` does not say (`formats/hf-packed.md`).
+    /// What a stored `weight_scale` means when `config.json` does not say (`formats/packing/hf_u8.md`).
     pub unmarked_scale: ScaleDirection,
     /// What float linears are when `config.json` does not say.
     pub unmarked_floats: UnmarkedFloats,

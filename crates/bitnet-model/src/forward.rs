@@ -11,7 +11,7 @@ use crate::config::{Activation, Config};
 use crate::kv_cache::{KvCache, KvType};
 use crate::rope::RopeTable;
 use crate::slot::{LayerSlot, Slot};
-use crate::threads;
+use crate::threads::{self, Pools};
 use crate::weights::{LoadOptions, Weights};
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::Backend;
@@ -26,6 +26,7 @@ pub struct Model {
     backend: Backend,
     kv_type: KvType,
     weights: Weights,
+    pools: Pools,
 }
 
 /// A text in progress: keys and values of its tokens, and scratch.
@@ -142,6 +143,7 @@ impl Model {
             backend: options.backend,
             kv_type: options.kv_type,
             weights,
+            pools: Pools::new(options.threads),
         })
     }
 
@@ -207,7 +209,7 @@ impl Model {
     /// Appends `tokens` to the session and returns the logits asked for: `(tokens, vocab)`,
     /// `(vocab,)` or nothing.
     ///
-    /// Runs on the rayon pool it is called from, else on the global one.
+    /// Runs on as many threads as [`LoadOptions::threads`] says.
     ///
     /// # Errors
     /// `context-exceeded`, `usage` for a token id beyond the vocabulary, `non-finite` naming the linear
@@ -219,7 +221,7 @@ impl Model {
         want: Logits,
     ) -> Result<Vec<f32>, FormatError> {
         let before = session.position;
-        let result = threads::enter(|| self.forward_batches(session, tokens, want));
+        let result = self.pools.enter(|| self.forward_batches(session, tokens, want));
         if result.is_err() {
             session.position = before;
         }
@@ -451,7 +453,7 @@ impl Model {
         check_len(x, tokens, matrix.cols())?;
         let mut out = vec![0.0; tokens * matrix.rows()]; // (tokens, rows)
         let quantization = self.config().activation_quantization;
-        threads::enter(|| {
+        self.pools.enter(|| {
             let mut input = LinearInput::new(self.backend, quantization);
             input.quantize(slot, x, matrix.cols())?;
             input.multiply(x, [(matrix, &mut out)]);
@@ -477,7 +479,7 @@ impl Model {
         }
         let mut session = self.new_session(tokens, 1);
         let mut out = Vec::with_capacity(x.len()); // (tokens, hidden)
-        threads::enter(|| {
+        self.pools.enter(|| {
             for x in x.chunks(BATCH_TOKENS * hidden) {
                 self.start_batch(&mut session, x.len() / hidden);
                 session.buffers.x.copy_from_slice(x);
@@ -505,7 +507,7 @@ impl Model {
         }
         let x = states.last().map_or(&[][..], |x| x);
         let mut normed = vec![0.0; x.len()];
-        threads::enter(|| self.norm(x, &self.weights.output_norm, &mut normed));
+        self.pools.enter(|| self.norm(x, &self.weights.output_norm, &mut normed));
         states.push(normed);
         Ok(states)
     }

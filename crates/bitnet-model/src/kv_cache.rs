@@ -7,7 +7,7 @@
 
 use crate::config::Config;
 use bitnet_kernels::DenseType;
-use bitnet_ternary::{f16_to_f32, f32_to_f16};
+use bitnet_ternary::f32_to_f16;
 
 /// Positions in a block; part of the definition of attention, independent of everything.
 pub(crate) const BLOCK_POSITIONS: usize = 256;
@@ -95,14 +95,42 @@ pub(crate) struct LayerCache {
 
 #[derive(Debug, Clone)]
 struct Block {
-    keys: Vec<u8>, // (kv_heads, BLOCK_POSITIONS, head_dim), little-endian, what `dense_rows` reads
-    values: Values, // (kv_heads, BLOCK_POSITIONS, head_dim)
+    keys: Aligned,   // (kv_heads, BLOCK_POSITIONS, head_dim), little-endian
+    values: Aligned, // (kv_heads, BLOCK_POSITIONS, head_dim), little-endian
 }
 
-#[derive(Debug, Clone)]
-enum Values {
-    F32(Vec<f32>),
-    F16(Vec<u16>),
+/// Bytes that start at a cache line: vectors of a row then lie in one line each, not in two.
+#[derive(Debug)]
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    fn zeroed(len: usize) -> Self {
+        const LINE: usize = 64;
+        let bytes = vec![0; len + LINE];
+        // where the address cannot be known (Miri), any start will do
+        let start = bytes.as_ptr().align_offset(LINE).min(LINE);
+        Self { bytes, start, len }
+    }
+
+    fn get(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+
+    fn get_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+impl Clone for Aligned {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeroed(self.len);
+        copy.get_mut().copy_from_slice(self.get());
+        copy
+    }
 }
 
 impl LayerCache {
@@ -118,7 +146,7 @@ impl LayerCache {
         self.kv_heads
     }
 
-    pub(crate) fn key_type(&self) -> DenseType {
+    pub(crate) fn dtype(&self) -> DenseType {
         self.kv_type.dense_type()
     }
 
@@ -133,36 +161,26 @@ impl LayerCache {
             while self.blocks.len() <= block {
                 let elements = BLOCK_POSITIONS * width;
                 self.blocks.push(Block {
-                    keys: vec![0; elements * size],
-                    values: match self.kv_type {
-                        KvType::F32 => Values::F32(vec![0.0; elements]),
-                        KvType::F16 => Values::F16(vec![0; elements]),
-                    },
+                    keys: Aligned::zeroed(elements * size),
+                    values: Aligned::zeroed(elements * size),
                 });
             }
-            let Block {
-                keys: to_keys,
-                values: to_values,
-            } = &mut self.blocks[block];
-            for head in 0..self.kv_heads {
-                let from = head * self.head_dim..(head + 1) * self.head_dim;
-                let at = (head * BLOCK_POSITIONS + row) * self.head_dim;
-                let to = at..at + self.head_dim;
-                let to_keys = &mut to_keys[at * size..(at + self.head_dim) * size];
-                let (keys, values) = (&keys[from.clone()], &values[from]);
-                match to_values {
-                    Values::F32(to_values) => {
-                        for (to, key) in to_keys.as_chunks_mut().0.iter_mut().zip(keys) {
-                            *to = key.to_le_bytes();
+            let block = &mut self.blocks[block];
+            for (to, from) in [(&mut block.keys, keys), (&mut block.values, values)] {
+                let to = to.get_mut();
+                for (head, from) in from.chunks_exact(self.head_dim).enumerate() {
+                    let at = (head * BLOCK_POSITIONS + row) * self.head_dim;
+                    let to = &mut to[at * size..(at + self.head_dim) * size];
+                    match self.kv_type {
+                        KvType::F32 => {
+                            for (to, value) in to.as_chunks_mut().0.iter_mut().zip(from) {
+                                *to = value.to_le_bytes();
+                            }
                         }
-                        to_values[to].copy_from_slice(values);
-                    }
-                    Values::F16(to_values) => {
-                        for (to, key) in to_keys.as_chunks_mut().0.iter_mut().zip(keys) {
-                            *to = f32_to_f16(*key).to_le_bytes();
-                        }
-                        for (to, value) in to_values[to].iter_mut().zip(values) {
-                            *to = f32_to_f16(*value);
+                        KvType::F16 => {
+                            for (to, value) in to.as_chunks_mut().0.iter_mut().zip(from) {
+                                *to = f32_to_f16(*value).to_le_bytes();
+                            }
                         }
                     }
                 }
@@ -170,31 +188,12 @@ impl LayerCache {
         }
     }
 
-    /// The first `count` keys of a head in a block, `(count, head_dim)`, little-endian.
-    pub(crate) fn keys(&self, block: usize, kv_head: usize, count: usize) -> &[u8] {
+    /// The first `count` keys and values of a head in a block, `(count, head_dim)` each, little-endian.
+    pub(crate) fn block(&self, block: usize, kv_head: usize, count: usize) -> (&[u8], &[u8]) {
         let row = self.head_dim * self.kv_type.size();
         let from = kv_head * BLOCK_POSITIONS * row;
-        &self.blocks[block].keys[from..from + count * row]
-    }
-
-    /// The first `count` values of a head in a block, `(count, head_dim)`; widened into `wide` when
-    /// they are kept as f16.
-    pub(crate) fn values<'a>(
-        &'a self,
-        block: usize,
-        kv_head: usize,
-        count: usize,
-        wide: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        let from = kv_head * BLOCK_POSITIONS * self.head_dim;
-        let range = from..from + count * self.head_dim;
-        match &self.blocks[block].values {
-            Values::F32(values) => &values[range],
-            Values::F16(values) => {
-                wide.clear();
-                wide.extend(values[range].iter().map(|v| f16_to_f32(*v)));
-                wide
-            }
-        }
+        let range = from..from + count * row;
+        let Block { keys, values } = &self.blocks[block];
+        (&keys.get()[range.clone()], &values.get()[range])
     }
 }

@@ -1,6 +1,7 @@
 //! The weights of a network: matrices packed for a backend, gains widened to f32.
 //!
-//! Invariant: loading streams. One ternary matrix exists unpacked at a time; embeddings and head
+//! Invariant: loading streams. Ternary matrices are unpacked a strip of rows at a time, in parallel over
+//! matrices, and the pages of the file are given back as they are packed; embeddings and head
 //! stay in the mapped file ([`DenseMatrix`]). Every shape was checked against the configuration when
 //! the checkpoint was opened; what the forward pass relies on is checked here once more.
 
@@ -11,7 +12,12 @@ use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError, dense_to_f32};
 use bitnet_kernels::{Backend, PackedMatrix};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
+use rayon::prelude::*;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Rows that are unpacked at a time: small enough for L2, whole tiles of every kernel.
+const STRIP_ROWS: usize = 64;
 
 /// How a model is loaded.
 #[derive(Clone, Copy)]
@@ -20,16 +26,20 @@ pub struct LoadOptions<'a> {
     pub backend: Backend,
     /// How sessions keep keys and values.
     pub kv_type: KvType,
+    /// Threads that compute; 0: as many as the rayon pool has from which a forward pass is called (the
+    /// global one, if from none). Loading runs on rayon.
+    pub threads: usize,
     /// Called with (tensors done, tensors in all).
     pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
 }
 
 impl Default for LoadOptions<'_> {
-    /// The fastest kernel, f32 keys and values.
+    /// The fastest kernel, f32 keys and values, the threads of the caller's rayon pool.
     fn default() -> Self {
         Self {
             backend: Backend::best(),
             kv_type: KvType::default(),
+            threads: 0,
             progress: None,
         }
     }
@@ -96,37 +106,46 @@ impl Weights {
     ) -> Result<Self, FormatError> {
         let config = &checkpoint.config;
         let total = config.slots().len();
-        let mut done = 0;
-        let mut tick = || {
-            done += 1;
+        let done = AtomicUsize::new(0);
+        let tick = || {
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some(progress) = options.progress {
                 progress(done, total);
             }
         };
         let embeddings = DenseMatrix::open(checkpoint, Slot::TokenEmbeddings)?;
         tick();
-        let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for layer in 0..config.num_hidden_layers {
-            let mut linear = |slot| {
-                let matrix = linear(checkpoint, options.backend, Slot::Layer(layer, slot));
+        // every linear on its own: threads share nothing, and the strips of one stay in one L2
+        let slots: Vec<Slot> = (0..config.num_hidden_layers)
+            .flat_map(|layer| LayerSlot::LINEARS.map(|slot| Slot::Layer(layer, slot)))
+            .collect();
+        let linears: Vec<Result<PackedMatrix, FormatError>> = slots
+            .par_iter()
+            .with_max_len(1)
+            .map(|slot| {
+                let matrix = linear(checkpoint, options.backend, *slot);
+                checkpoint.release(*slot);
                 tick();
                 matrix
+            })
+            .collect();
+        // the error of the first slot, whichever failed first in time
+        let mut linears = linears.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter();
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for layer in 0..config.num_hidden_layers {
+            let Some([q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]) =
+                take(&mut linears)
+            else {
+                break; // there are as many as slots
             };
-            let q_proj = linear(LayerSlot::QProj)?;
-            let k_proj = linear(LayerSlot::KProj)?;
-            let v_proj = linear(LayerSlot::VProj)?;
-            let o_proj = linear(LayerSlot::OProj)?;
-            let gate_proj = linear(LayerSlot::GateProj)?;
-            let up_proj = linear(LayerSlot::UpProj)?;
-            let down_proj = linear(LayerSlot::DownProj)?;
-            let mut gain = |slot| {
+            let gain = |slot| {
                 let gain = gain(checkpoint, Slot::Layer(layer, slot));
                 tick();
                 gain
             };
             let input_norm = gain(LayerSlot::InputNorm)?;
             let post_attention_norm = gain(LayerSlot::PostAttentionNorm)?;
-            let mut optional = |there: bool, slot| there.then(|| gain(slot)).transpose();
+            let optional = |there: bool, slot| there.then(|| gain(slot)).transpose();
             let attn_sub_norm = optional(config.attn_sub_norm, LayerSlot::AttnSubNorm)?;
             let ffn_sub_norm = optional(config.ffn_sub_norm, LayerSlot::FfnSubNorm)?;
             layers.push(LayerWeights {
@@ -161,12 +180,31 @@ impl Weights {
     }
 }
 
-/// A ternary linear, unpacked and packed again for `backend`.
+/// The next `N` items, if there are so many.
+fn take<T, const N: usize>(items: &mut impl Iterator<Item = T>) -> Option<[T; N]> {
+    items.take(N).collect::<Vec<T>>().try_into().ok()
+}
+
+/// A ternary linear, unpacked and packed again for `backend`: strip by strip where its bytes allow.
 fn linear(
     checkpoint: &Checkpoint,
     backend: Backend,
     slot: Slot,
 ) -> Result<PackedMatrix, FormatError> {
+    if let Some(source) = checkpoint.ternary_rows(slot)? {
+        let (rows, cols) = source.shape();
+        check_shape(slot, &[rows, cols], &checkpoint.config.shape(slot))?;
+        let scales = source.scales().clone();
+        return PackedMatrix::by_strips(backend, (rows, cols), scales, STRIP_ROWS, |strips| {
+            let mut trits = vec![0; STRIP_ROWS * cols]; // (rows of the strip, cols)
+            for strip in strips {
+                trits.resize(strip.rows().len() * cols, 0);
+                source.read(strip.rows().start, &mut trits)?;
+                strip.pack(&trits);
+            }
+            Ok(())
+        });
+    }
     let matrix = checkpoint.ternary(slot)?;
     let shape = [matrix.rows(), matrix.cols()];
     check_shape(slot, &shape, &checkpoint.config.shape(slot))?;

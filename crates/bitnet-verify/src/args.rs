@@ -1,7 +1,7 @@
 //! The command line.
 //!
-//! Invariant: every flag has help with an example or a default; names are those of
-//! `design/contract.md`.
+//! Invariant: every flag has help with an example or a default; what the program prints is
+//! `formats/report.md`.
 
 use crate::gates::Thresholds;
 use bitnet_cli::GlobalArgs;

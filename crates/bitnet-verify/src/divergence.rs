@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 pub struct Divergence {
     kl: Vec<(f64, Place)>,
     same_top1: usize,
+    /// Positions with a logit that is off by more than [`REACHED`].
+    reached: usize,
     max_abs: f64,
     squared_error: f64,
     /// Largest margin between the reference's two best tokens where ours chose another.
@@ -23,6 +25,10 @@ pub struct Divergence {
     predicted: usize,
     names: Vec<String>,
 }
+
+/// A difference of logits that rounding alone does not explain: a flipped activation has reached the
+/// position.
+const REACHED: f64 = 1e-4;
 
 /// A position of a prompt: index into the names, and token.
 type Place = (usize, usize);
@@ -45,18 +51,18 @@ impl Divergence {
             .zip(found.chunks_exact(vocab.max(1)));
         for (position, (reference, found)) in rows.enumerate() {
             let (p, q) = (log_softmax(reference), log_softmax(found));
-            let mut kl = 0.0;
+            let (mut kl, mut worst) = (0.0, 0.0f64);
             for ((r, f), (p, q)) in reference.iter().zip(found).zip(p.iter().zip(&q)) {
                 let (r, f) = (f64::from(*r), f64::from(*f));
                 let error = (r - f).abs();
-                self.max_abs = self
-                    .max_abs
-                    .max(if error.is_nan() { f64::INFINITY } else { error });
+                worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
                 self.squared_error += error * error;
                 self.logit_sum += r;
                 self.logit_squares += r * r;
                 kl += p.exp() * (p - q);
             }
+            self.max_abs = self.max_abs.max(worst);
+            self.reached += usize::from(worst > REACHED);
             self.logits += reference.len();
             self.kl.push((
                 if kl.is_finite() { kl } else { f64::INFINITY },
@@ -127,6 +133,11 @@ impl Divergence {
         } else {
             self.same_top1 as f64 / self.kl.len() as f64
         }
+    }
+
+    /// Share of positions that a flipped activation has reached.
+    pub fn reached(&self) -> f64 {
+        self.reached as f64 / (self.kl.len() as f64).max(1.0)
     }
 
     /// Largest margin of the reference at a position where the most likely token is another; 0 when

@@ -1,4 +1,4 @@
-//! Golden files: what Hugging Face transformers computed for a checkpoint (`scripts`' `golden.py`).
+//! Golden files: what Hugging Face transformers computed for a checkpoint.
 //!
 //! Invariant: a [`Golden`] is consistent in itself: logits have as many rows as their prompt has
 //! tokens. Files other than `prompts.json` and `logits_f32.safetensors` may be absent.
@@ -7,6 +7,7 @@ use crate::prompts::{Prompt, read_json, read_prompts, token_ids};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Limits, PlainType, TensorFile, dense_to_f32, open,
 };
+use bitnet_model::{Checkpoint, Slot};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,6 +39,8 @@ pub struct Greedy {
 pub struct TernaryTruth {
     /// Name of the tensor in the checkpoint.
     pub name: String,
+    /// `[rows, cols]`
+    pub shape: Vec<usize>,
     /// sha256 of the `int8` codes, row-major.
     pub sha256: String,
     /// Bits of the multiplier.
@@ -45,6 +48,15 @@ pub struct TernaryTruth {
     /// Whether the scale was stored or read off the values, hence exact; otherwise it is the mean
     /// of master weights, whose summation order is free.
     pub exact: bool,
+}
+
+/// A longer text, for its likelihood.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Mean negative log likelihood of each next token.
+    pub nll_mean: f64,
 }
 
 /// Everything that was recorded.
@@ -58,8 +70,8 @@ pub struct Golden {
     pub native: Option<BTreeMap<String, Recorded>>,
     /// Greedy continuations.
     pub greedy: Vec<Greedy>,
-    /// A longer text and its mean negative log likelihood.
-    pub stream: Option<(Vec<u32>, f64)>,
+    /// A longer text and its likelihood.
+    pub stream: Option<Stream>,
     /// Codes and scales.
     pub ternary: Vec<TernaryTruth>,
     /// Inputs and outputs of layer 0, and all hidden states, of the prompt `short`.
@@ -112,6 +124,14 @@ impl Golden {
         })
     }
 
+    /// What a linear must be, under the checkpoint's own name for it or the canonical one.
+    pub fn truth_of(&self, checkpoint: &Checkpoint, slot: Slot) -> Option<&TernaryTruth> {
+        let (canonical, name) = (slot.to_string(), (checkpoint.family.tensor_name)(slot));
+        self.ternary
+            .iter()
+            .find(|t| t.name == name || t.name == canonical)
+    }
+
     /// Token ids of a prompt.
     pub fn ids(&self, prompt: &str) -> Option<&[u32]> {
         self.prompts
@@ -146,18 +166,22 @@ fn parse_greedy(value: &Value) -> Option<Vec<Greedy>> {
     value.as_object()?.iter().map(entry).collect()
 }
 
-fn parse_stream(value: &Value) -> Option<(Vec<u32>, f64)> {
-    Some((
-        token_ids(value.get("tokens")?).ok()?,
-        value.get("nll_mean_f32")?.as_f64()?,
-    ))
+fn parse_stream(value: &Value) -> Option<Stream> {
+    Some(Stream {
+        ids: token_ids(value.get("tokens")?).ok()?,
+        nll_mean: value.get("nll_mean_f32")?.as_f64()?,
+    })
 }
 
 fn parse_ternary(value: &Value) -> Option<Vec<TernaryTruth>> {
     let entry = |(name, v): (&String, &Value)| {
         let hex = v.get("alpha_f32_hex")?.as_str()?.strip_prefix("0x")?;
+        let sizes = v.get("shape")?.as_array()?.iter();
         Some(TernaryTruth {
             name: name.clone(),
+            shape: sizes
+                .map(|n| n.as_u64()?.try_into().ok())
+                .collect::<Option<_>>()?,
             sha256: v.get("sha256_int8_row_major")?.as_str()?.to_owned(),
             alpha_bits: u32::from_str_radix(hex, 16).ok()?,
             exact: v.get("stored_scale").is_some() || v.get("absmean_would_be").is_some(),

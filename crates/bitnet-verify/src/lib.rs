@@ -10,8 +10,8 @@
 mod args;
 mod checks;
 mod divergence;
-mod gates;
-mod golden;
+pub mod gates;
+pub mod golden;
 mod junit;
 mod oracle;
 mod prompts;
@@ -20,16 +20,11 @@ mod report;
 pub use args::Args;
 pub use checks::{CHECKS, Check, Input, Subject, run as run_checks};
 pub use divergence::{Divergence, relative_error};
-pub use gates::{Forward, Thresholds};
-pub use golden::{Golden, Greedy, Recorded, TernaryTruth};
+pub use gates::Thresholds;
+pub use golden::Golden;
 pub use oracle::{Oracle, Trace};
 pub use prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};
 pub use report::{CheckResult, Difference, Findings, Report, Status};
-
-/// The gates themselves, one function each.
-pub mod gate {
-    pub use crate::gates::{greedy, judge_layers, judge_logits, layers, linears, logits, stream};
-}
 
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
 use bitnet_formats::{Artifact, ErrorCode, FormatError};

@@ -4,6 +4,7 @@
 //! otherwise one check that could not be done makes it `error`; a skipped check says why and never
 //! counts as passed.
 
+use crate::gates::Violation;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
 use std::fmt;
@@ -84,6 +85,13 @@ impl Findings {
     pub fn different(&mut self, place: impl Into<String>, what: impl Into<String>) {
         self.differing += 1;
         self.keep(place.into(), what.into(), None);
+    }
+
+    /// Gates that do not hold.
+    pub fn violations(&mut self, violations: impl IntoIterator<Item = Violation>) {
+        for Violation { place, what, .. } in violations {
+            self.different(place, what);
+        }
     }
 
     /// A comparison of two values of a key; equal ones leave no trace.

@@ -4,7 +4,6 @@
 //! name and the others still run.
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -45,11 +44,17 @@ impl Vectors {
     }
 
     pub fn entries(&self, folder: &str) -> &[Value] {
-        let entries = self
-            .manifests
-            .get(folder)
-            .and_then(|m| m["entries"].as_array());
-        entries.map_or(&[], Vec::as_slice)
+        self.list(folder, "entries")
+    }
+
+    /// The entries of folders with the other manifest layout.
+    pub fn cases(&self, folder: &str) -> &[Value] {
+        self.list(folder, "cases")
+    }
+
+    fn list(&self, folder: &str, key: &str) -> &[Value] {
+        let list = self.manifests.get(folder).and_then(|m| m[key].as_array());
+        list.map_or(&[], Vec::as_slice)
     }
 
     pub fn entry(&self, folder: &str, name: &str) -> Result<&Value, String> {
@@ -82,13 +87,6 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 pub fn json(path: &Path) -> Result<Value, String> {
     serde_json::from_slice(&read(path)?).map_err(|e| format!("{}: {e}", path.display()))
-}
-
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
 }
 
 /// A scale as manifests spell it: the little-endian bytes in hex.

@@ -2,19 +2,45 @@
 //!
 //! Invariant: a refusal passes only where the peer refused too, or lost what we refuse to lose.
 
-use super::folder::{Checked, Outcome, Vectors, ensure, f32_of, same, sha256, ulps, usize_of};
+use super::folder::{Checked, Outcome, Vectors, ensure, f32_of, same, ulps, usize_of};
 use bitnet_formats::{ErrorCode, PACKINGS, PackedTensor, Packing, ScaleRounding, packing_by_name};
 use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_tests::digest::sha256;
 use serde_json::Value;
 
 /// The packing that a folder of vectors is about.
 pub fn packing_of(folder: &str) -> Option<&'static dyn Packing> {
     packing_by_name(match folder {
         "hf-packed" => "hf_u8",
+        "ms-gpu-int2" => "ms_gpu_int2",
+        "mlx-affine-2bit-g128" => "mlx_2bit",
+        // one codec each, with a manifest layout of their own
+        "gguf-q1_0" => "q1_0",
+        "gguf-q2_0" => "q2_0",
+        "gguf-pq2_0" => "pq2_0",
+        "gguf-ptq1_0" => "ptq1_0",
         // other writers of the same layout
         "i2_s-py" | "i2_s-embed" => "i2_s",
         name => name,
     })
+}
+
+/// The packing with the same bytes under another type id, checked against the same vectors.
+pub fn same_bytes(name: &str) -> &str {
+    match name {
+        "pq2_0" => "q2_0-g128",
+        name => name,
+    }
+}
+
+/// The packing of one entry: that of its folder, with the tiling that the entry gives.
+fn tiled(packing: &'static dyn Packing, entry: &Value) -> Result<&'static dyn Packing, String> {
+    if entry["BM"].is_null() {
+        return Ok(packing);
+    }
+    let [rows, cols, block] = ["BM", "BK", "bm"].map(|key| entry[key].to_string());
+    let name = format!("{}-{rows}-{cols}-{block}", packing.name());
+    packing_by_name(&name).ok_or_else(|| format!("no packing `{name}`"))
 }
 
 /// Bytes behind the scale of I2_S that no reader reads and C++ writers leave as they were.
@@ -98,9 +124,24 @@ fn encode(packing: &dyn Packing, matrix: &TernaryMatrix) -> Result<Vec<u8>, Stri
 pub fn check_packed(
     vectors: &Vectors,
     folder: &str,
-    packing: &dyn Packing,
+    packing: &'static dyn Packing,
     entry: &Value,
 ) -> Checked {
+    let packing = tiled(packing, entry)?;
+    let with_tiling = !entry["BM"].is_null();
+    if with_tiling && !entry["error"].is_null() {
+        // the peer's writer fails on the tiling, whatever the trits
+        let (rows, cols) = (usize_of(entry, "rows")?, usize_of(entry, "cols")?);
+        return match packing.packed_len(rows, cols) {
+            Err(e) if e.code == ErrorCode::TargetCannotHold && e.hint.is_some() => {
+                Ok(Outcome::Refused)
+            }
+            other => Err(format!(
+                "the peer refuses ({}), we say {other:?}",
+                entry["error"]
+            )),
+        };
+    }
     let Input {
         rows,
         cols,
@@ -124,7 +165,13 @@ pub fn check_packed(
             )),
         };
     }
-    let file = vectors.bytes(folder, entry, "packed")?;
+    let mut file = vectors.bytes(folder, entry, "packed")?;
+    if with_tiling {
+        // what the container's writer puts behind the codes
+        file.resize(file.len().next_multiple_of(32), 0);
+        file.extend(scale.to_le_bytes());
+        file.resize(file.len() + 28, 0);
+    }
     let Ok(len) = packing.stored_len(rows, cols) else {
         return refused_for_a_reason(packing, &matrix(scale)?, &file);
     };
@@ -288,10 +335,12 @@ pub fn check_gguf_tensor(file: &[u8], entry: &Value, tensor: &Value) -> Checked 
     let id = usize_of(tensor, "type")? as u32;
     let Some(packing) = PACKINGS
         .iter()
+        .copied()
         .find(|p| p.gguf_type() == Some(id) && p.is_writable())
     else {
         return Ok(Outcome::Skipped(format!("type {id} has no packing yet")));
     };
+    let packing = tiled(packing, tensor)?;
     let ne: Vec<usize> = tensor["ne"]
         .as_array()
         .into_iter()
@@ -324,8 +373,8 @@ pub fn check_gguf_tensor(file: &[u8], entry: &Value, tensor: &Value) -> Checked 
     ensure(matrix.scales() == &Scales::PerTensor(scale), || {
         format!("scale {:?}, expected {scale}", matrix.scales())
     })?;
-    let ours = encode(*packing, &matrix)?;
-    let read_part = len - unread_tail(*packing);
+    let ours = encode(packing, &matrix)?;
+    let read_part = len - unread_tail(packing);
     same("byte", &ours[..read_part], &bytes[..read_part])?;
     Ok(Outcome::Passed)
 }

@@ -3,13 +3,12 @@
 //! Invariant: what the reference computes in one order only is compared bit for bit; what it
 //! computes in an order of its own (a mean, a double rounding) within the bound its page states.
 
-use super::folder::{
-    Checked, Outcome, Vectors, ensure, f32_of, f32s, same, sha256, ulps, usize_of,
-};
+use super::folder::{Checked, Outcome, Vectors, ensure, f32_of, f32s, same, ulps, usize_of};
 use bitnet_ternary::{
     Bf16, QuantizedActivations, Scales, TernaryMatrix, absmean_scale, f32_to_bf16, mean_magnitude,
     ternarize,
 };
+use bitnet_tests::digest::sha256;
 use serde_json::Value;
 
 pub fn check_input(vectors: &Vectors, entry: &Value) -> Checked {

@@ -7,20 +7,21 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod read;
 mod split;
 mod write;
 
+use self::read::read_part;
 use self::split::{SplitName, read_split, split_key};
-use self::write::{VERSION, write_header};
+use self::write::write_header;
 use super::{Container, Header, WritePlan};
-use crate::bytes::Cursor;
+use crate::dense::blocks_len;
 use crate::encoding::{BlockType, Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::{PACKINGS, Packing};
-use crate::tensor_file::{MetaArray, MetaValue, Metadata, TensorFile, TensorInfo};
-use std::collections::HashSet;
+use crate::tensor_file::TensorFile;
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -35,48 +36,20 @@ const MIN_KEY_VALUE: u64 = 13;
 /// Shortest tensor info: name length, n_dims, one size, type, offset.
 const MIN_TENSOR_INFO: u64 = 32;
 
-/// A type that is not a packing.
-struct Dense {
-    id: u32,
-    encoding: Encoding,
-    /// Elements per block; the innermost size must be a multiple.
-    block: u64,
-    /// Bytes per block.
-    bytes: u64,
-}
-
-/// Type ids as in ggml.h; the packings add theirs with [`Packing::gguf_type`].
-static DENSE: &[Dense] = &[
-    plain(0, PlainType::F32, 4),
-    plain(1, PlainType::F16, 2),
-    plain(30, PlainType::Bf16, 2),
-    plain(28, PlainType::F64, 8),
-    plain(24, PlainType::I8, 1),
-    plain(25, PlainType::I16, 2),
-    plain(26, PlainType::I32, 4),
-    plain(27, PlainType::I64, 8),
-    Dense {
-        id: 8,
-        encoding: Encoding::Block(BlockType::Q8_0),
-        block: 32,
-        bytes: 34,
-    },
-    Dense {
-        id: 14,
-        encoding: Encoding::Block(BlockType::Q6_K),
-        block: 256,
-        bytes: 210,
-    },
+/// Type ids, as in ggml.h, of the encodings that are no packing; the packings add theirs with
+/// [`Packing::gguf_type`].
+static DENSE: [(u32, Encoding); 10] = [
+    (0, Encoding::Plain(PlainType::F32)),
+    (1, Encoding::Plain(PlainType::F16)),
+    (30, Encoding::Plain(PlainType::Bf16)),
+    (28, Encoding::Plain(PlainType::F64)),
+    (24, Encoding::Plain(PlainType::I8)),
+    (25, Encoding::Plain(PlainType::I16)),
+    (26, Encoding::Plain(PlainType::I32)),
+    (27, Encoding::Plain(PlainType::I64)),
+    (8, Encoding::Block(BlockType::Q8_0)),
+    (14, Encoding::Block(BlockType::Q6_K)),
 ];
-
-const fn plain(id: u32, plain: PlainType, bytes: u64) -> Dense {
-    Dense {
-        id,
-        encoding: Encoding::Plain(plain),
-        block: 1,
-        bytes,
-    }
-}
 
 /// The GGUF container.
 #[derive(Debug, Clone, Copy)]
@@ -157,317 +130,10 @@ fn limit_exceeded(what: &str, found: u64, limit: u64) -> FormatError {
 
 // ---- reading: header ----
 
-/// One parsed part.
-struct Parsed {
-    metadata: Metadata,
-    tensors: Vec<TensorInfo>,
-}
-
-/// A tensor info as the file spells it.
-struct RawInfo {
-    name: String,
-    /// Outermost first.
-    shape: Vec<usize>,
-    elements: u64,
-    encoding: Encoding,
-    /// From the start of the data section.
-    offset: u64,
-    /// Where the info itself is.
-    at: u64,
-}
-
-fn read_part(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, FormatError> {
-    let mut cursor = Cursor::new(file.bytes());
-    if cursor.array::<4>("magic")? != MAGIC {
-        return Err(malformed("expected the magic `GGUF`").at(0));
-    }
-    check_version(cursor.u32("version")?)?;
-    let tensor_count = cursor.u64("tensor count")?;
-    let entry_count = cursor.u64("metadata count")?;
-    check_count(
-        &cursor,
-        "tensors",
-        tensor_count,
-        limits.tensors,
-        MIN_TENSOR_INFO,
-    )?;
-    check_count(
-        &cursor,
-        "metadata entries",
-        entry_count,
-        limits.metadata_entries,
-        MIN_KEY_VALUE,
-    )?;
-
-    let metadata = read_metadata(&mut cursor, entry_count, limits)?;
-    let alignment = match metadata.get(ALIGNMENT_KEY) {
-        None => DEFAULT_ALIGNMENT,
-        Some(&MetaValue::U32(a)) if a.is_power_of_two() => a.into(),
-        Some(other) => {
-            let message = format!("expected a u32 that is a power of two, found {other:?}");
-            return Err(malformed(message).in_tensor(ALIGNMENT_KEY));
-        }
-    };
-    let raw = read_tensor_infos(&mut cursor, tensor_count, limits)?;
-    let tensors = lay_out(
-        raw,
-        part,
-        cursor.position(),
-        alignment,
-        file.bytes().len() as u64,
-    )?;
-    Ok(Parsed { metadata, tensors })
-}
-
-fn check_version(version: u32) -> Result<(), FormatError> {
-    let refuse = |message: String, hint: &str| {
-        Err(FormatError::new(ErrorCode::UnknownContainer, message)
-            .at(4)
-            .hint(hint))
-    };
-    match version {
-        2 | VERSION => Ok(()),
-        // a small number with its bytes the other way round
-        v if v & 0xffff == 0 && v != 0 => refuse(
-            "expected a little-endian GGUF file, found a big-endian one".to_owned(),
-            "convert it with gguf-py's gguf_convert_endian",
-        ),
-        1 => refuse(
-            "expected GGUF version 2 or 3, found 1".to_owned(),
-            "convert the model anew; no current program reads version 1",
-        ),
-        other => refuse(
-            format!("expected GGUF version 2 or 3, found {other}"),
-            "a newer program may have written it",
-        ),
-    }
-}
-
-/// Compares a count with its limit and with what the rest of the file could hold.
-fn check_count(
-    cursor: &Cursor<'_>,
-    what: &str,
-    count: u64,
-    limit: u64,
-    min_len: u64,
-) -> Result<(), FormatError> {
-    let at = cursor.position();
-    if count > limit {
-        return Err(limit_exceeded(what, count, limit).at(at));
-    }
-    let (needed, left) = (count.checked_mul(min_len), cursor.remaining());
-    match needed {
-        Some(needed) if needed <= left => Ok(()),
-        _ => {
-            let message = format!("{count} {what} need at least {min_len} bytes each, {left} left");
-            Err(FormatError::new(ErrorCode::Truncated, message).at(at))
-        }
-    }
-}
-
-fn read_string<'a>(
-    cursor: &mut Cursor<'a>,
-    what: &str,
-    limit: u64,
-) -> Result<&'a [u8], FormatError> {
-    let at = cursor.position();
-    let len = cursor.u64(what)?;
-    if len > limit {
-        return Err(limit_exceeded(&format!("bytes in a {what}"), len, limit).at(at));
-    }
-    cursor.take(len, what)
-}
-
-/// A string that has to be text: keys and tensor names.
-fn read_text(cursor: &mut Cursor<'_>, what: &str, limit: u64) -> Result<String, FormatError> {
-    let at = cursor.position();
-    let bytes = read_string(cursor, what, limit)?;
-    match std::str::from_utf8(bytes) {
-        Ok("") => Err(malformed(format!("empty {what}")).at(at)),
-        Ok(text) => Ok(text.to_owned()),
-        Err(_) => Err(malformed(format!("{what} is not UTF-8")).at(at)),
-    }
-}
-
-fn read_metadata(
-    cursor: &mut Cursor<'_>,
-    count: u64,
-    limits: &Limits,
-) -> Result<Metadata, FormatError> {
-    let mut metadata = Metadata::default();
-    let mut keys = HashSet::new();
-    for _ in 0..count {
-        let at = cursor.position();
-        let key = read_text(cursor, "metadata key", MAX_KEY_BYTES)?;
-        if !keys.insert(key.clone()) {
-            return Err(malformed("the metadata has this key twice")
-                .in_tensor(&key)
-                .at(at));
-        }
-        let value = read_value(cursor, limits).map_err(|e| e.in_tensor(&key))?;
-        metadata.0.push((key, value));
-    }
-    Ok(metadata)
-}
-
-fn read_value(cursor: &mut Cursor<'_>, limits: &Limits) -> Result<MetaValue, FormatError> {
-    let at = cursor.position();
-    let kind = cursor.u32("value type")?;
-    let what = "value";
-    Ok(match kind {
-        0 => MetaValue::U8(cursor.u8(what)?),
-        1 => MetaValue::I8(i8::from_le_bytes(cursor.array(what)?)),
-        2 => MetaValue::U16(u16::from_le_bytes(cursor.array(what)?)),
-        3 => MetaValue::I16(i16::from_le_bytes(cursor.array(what)?)),
-        4 => MetaValue::U32(cursor.u32(what)?),
-        5 => MetaValue::I32(i32::from_le_bytes(cursor.array(what)?)),
-        6 => MetaValue::F32(f32::from_le_bytes(cursor.array(what)?)),
-        7 => MetaValue::Bool(boolean(cursor.u8(what)?).map_err(|e| e.at(at))?),
-        8 => MetaValue::String(read_string(cursor, "string", limits.string_bytes)?.to_vec()),
-        9 => MetaValue::Array(read_array(cursor, limits)?),
-        10 => MetaValue::U64(cursor.u64(what)?),
-        11 => MetaValue::I64(i64::from_le_bytes(cursor.array(what)?)),
-        12 => MetaValue::F64(f64::from_le_bytes(cursor.array(what)?)),
-        other => {
-            return Err(malformed(format!("expected a value type up to 12, found {other}")).at(at));
-        }
-    })
-}
-
-fn boolean(byte: u8) -> Result<bool, FormatError> {
-    match byte {
-        0 => Ok(false),
-        1 => Ok(true),
-        other => Err(malformed(format!("expected a bool, 0 or 1, found {other}"))),
-    }
-}
-
-fn read_array(cursor: &mut Cursor<'_>, limits: &Limits) -> Result<MetaArray, FormatError> {
-    let at = cursor.position();
-    let kind = cursor.u32("element type")?;
-    let count = cursor.u64("element count")?;
-    if kind == 9 {
-        let hint = "no known program writes or reads them";
-        return Err(malformed("an array of arrays").at(at).hint(hint));
-    }
-    let size: u64 = match kind {
-        0 | 1 | 7 => 1,
-        2 | 3 => 2,
-        4..=6 => 4,
-        8 | 10..=12 => 8,
-        other => {
-            return Err(
-                malformed(format!("expected an element type up to 12, found {other}")).at(at),
-            );
-        }
-    };
-    check_count(cursor, "array elements", count, limits.array_elements, size)?;
-    if kind == 8 {
-        let mut strings = Vec::with_capacity(count as usize);
-        for _ in 0..count {
-            strings.push(read_string(cursor, "string", limits.string_bytes)?.to_vec());
-        }
-        return Ok(MetaArray::String(strings));
-    }
-    // checked above: `count * size` bytes are there
-    let bytes = cursor.take(count.saturating_mul(size), "array")?;
-    Ok(match kind {
-        0 => MetaArray::U8(bytes.to_vec()),
-        1 => MetaArray::I8(numbers(bytes, i8::from_le_bytes)),
-        2 => MetaArray::U16(numbers(bytes, u16::from_le_bytes)),
-        3 => MetaArray::I16(numbers(bytes, i16::from_le_bytes)),
-        4 => MetaArray::U32(numbers(bytes, u32::from_le_bytes)),
-        5 => MetaArray::I32(numbers(bytes, i32::from_le_bytes)),
-        6 => MetaArray::F32(numbers(bytes, f32::from_le_bytes)),
-        7 => {
-            let bools = bytes.iter().map(|&b| boolean(b)).collect::<Result<_, _>>();
-            MetaArray::Bool(bools.map_err(|e| e.at(at))?)
-        }
-        10 => MetaArray::U64(numbers(bytes, u64::from_le_bytes)),
-        11 => MetaArray::I64(numbers(bytes, i64::from_le_bytes)),
-        _ => MetaArray::F64(numbers(bytes, f64::from_le_bytes)),
-    })
-}
-
-fn numbers<T, const N: usize>(bytes: &[u8], from: fn([u8; N]) -> T) -> Vec<T> {
-    bytes
-        .as_chunks::<N>()
-        .0
-        .iter()
-        .map(|chunk| from(*chunk))
-        .collect()
-}
-
-// ---- reading: tensors ----
-
-fn read_tensor_infos(
-    cursor: &mut Cursor<'_>,
-    count: u64,
-    limits: &Limits,
-) -> Result<Vec<RawInfo>, FormatError> {
-    check_count(cursor, "tensors", count, limits.tensors, MIN_TENSOR_INFO)?;
-    let mut infos = Vec::with_capacity(count as usize);
-    let mut names = HashSet::new();
-    for _ in 0..count {
-        let at = cursor.position();
-        let name = read_text(cursor, "tensor name", limits.name_bytes)?;
-        if !names.insert(name.clone()) {
-            return Err(malformed("the file has this tensor twice")
-                .in_tensor(&name)
-                .at(at));
-        }
-        let info = read_tensor_info(cursor, name.clone(), at);
-        infos.push(info.map_err(|e| e.in_tensor(&name).at(at))?);
-    }
-    Ok(infos)
-}
-
-fn read_tensor_info(
-    cursor: &mut Cursor<'_>,
-    name: String,
-    at: u64,
-) -> Result<RawInfo, FormatError> {
-    let dims = cursor.u32("number of dimensions")?;
-    if !(1..=MAX_DIMS).contains(&dims) {
-        return Err(malformed(format!(
-            "expected 1 to {MAX_DIMS} dimensions, found {dims}"
-        )));
-    }
-    let mut shape = Vec::with_capacity(dims as usize);
-    let mut elements = 1u64;
-    for _ in 0..dims {
-        let size = cursor.u64("size")?;
-        let product = elements.checked_mul(size).filter(|&n| n <= i64::MAX as u64);
-        match (product, i64::try_from(size), usize::try_from(size)) {
-            (Some(product), Ok(_), Ok(size)) => {
-                elements = product;
-                shape.push(size);
-            }
-            _ => {
-                return Err(malformed(format!(
-                    "size {size} brings it past 2^63 elements"
-                )));
-            }
-        }
-    }
-    // innermost first in the file, outermost first everywhere else
-    shape.reverse();
-    let encoding = encoding_of(cursor.u32("type")?);
-    let offset = cursor.u64("offset")?;
-    Ok(RawInfo {
-        name,
-        shape,
-        elements,
-        encoding,
-        offset,
-        at,
-    })
-}
-
 /// One id can belong to several layouts of one type; the one we write is the one to assume.
 fn encoding_of(id: u32) -> Encoding {
-    if let Some(dense) = DENSE.iter().find(|d| d.id == id) {
-        return dense.encoding;
+    if let Some((_, dense)) = DENSE.iter().find(|(known, _)| *known == id) {
+        return *dense;
     }
     let claims = || {
         PACKINGS
@@ -494,112 +160,11 @@ fn matrix(shape: &[usize]) -> Result<(usize, usize), FormatError> {
 }
 
 /// Bytes of a tensor that is not ternary.
-fn dense_len(dense: &Dense, shape: &[usize]) -> Result<u64, FormatError> {
+fn dense_len(encoding: Encoding, shape: &[usize]) -> Result<u64, FormatError> {
     let (rows, cols) = matrix(shape)?;
-    let (rows, cols) = (rows as u64, cols as u64);
-    if cols.checked_rem(dense.block) != Some(0) {
-        let message = format!(
-            "expected a multiple of {} columns for {}, found {cols}",
-            dense.block,
-            dense.encoding.name()
-        );
-        return Err(malformed(message));
-    }
-    (cols.checked_div(dense.block))
-        .and_then(|blocks| blocks.checked_mul(rows)?.checked_mul(dense.bytes))
-        .ok_or_else(|| malformed(format!("shape {shape:?} overflows 64 bits")))
-}
-
-/// Turns infos into checked ranges of the file.
-fn lay_out(
-    raw: Vec<RawInfo>,
-    part: usize,
-    header_end: u64,
-    alignment: u64,
-    file_len: u64,
-) -> Result<Vec<TensorInfo>, FormatError> {
-    let data_start = header_end
-        .checked_next_multiple_of(alignment)
-        .ok_or_else(|| malformed(format!("alignment {alignment} overflows the file")))?;
-    let Some(data_len) = file_len.checked_sub(data_start) else {
-        // a part of a split model may end with its metadata
-        if raw.is_empty() {
-            return Ok(Vec::new());
-        }
-        let message = format!("expected data at {data_start}, file ends at {file_len}");
-        return Err(FormatError::new(ErrorCode::Truncated, message));
-    };
-    let nexts: Vec<Option<u64>> = raw
-        .iter()
-        .skip(1)
-        .map(|info| Some(info.offset))
-        .chain([None])
-        .collect();
-    let mut tensors = Vec::with_capacity(raw.len());
-    let mut expected = 0u64;
-    for (info, next) in raw.into_iter().zip(nexts) {
-        let RawInfo {
-            name,
-            shape,
-            elements,
-            encoding,
-            offset,
-            at,
-        } = info;
-        let place = |e: FormatError| e.in_tensor(&name).at(at);
-        if offset != expected {
-            let what = match offset.checked_rem(alignment) {
-                Some(0) if offset < expected => "overlaps the tensor before",
-                Some(0) => "leaves a gap",
-                _ => "is not aligned",
-            };
-            let message = format!("{what}: expected its data at {expected}, found {offset}");
-            let hint = "llama.cpp refuses such files too: tensors must follow each other, padded";
-            return Err(place(malformed(message).hint(hint)));
-        }
-        // `offset` was accepted, so it is aligned and at most `data_len` unless nothing is there
-        let absolute = data_start.saturating_add(offset);
-        let truncated = |len: u64| {
-            let message = format!("needs {len} bytes at {absolute}, file ends at {file_len}");
-            place(FormatError::new(ErrorCode::Truncated, message))
-        };
-        let len = match stored_len(encoding, &shape).map_err(place)? {
-            Some(len) => len,
-            None => {
-                let until = next.unwrap_or(data_len);
-                match until.checked_sub(offset) {
-                    Some(0) if elements > 0 => return Err(truncated(1)),
-                    Some(len) => len,
-                    None if next.is_none() => return Err(truncated(0)),
-                    None => {
-                        let message = format!("the next tensor begins before it, at {until}");
-                        return Err(place(malformed(message)));
-                    }
-                }
-            }
-        };
-        let end = offset
-            .checked_add(len)
-            .filter(|&end| end <= data_len)
-            .ok_or_else(|| truncated(len))?;
-        expected = match (encoding, next) {
-            // any aligned place will do, its length is what lies between
-            (Encoding::Unknown(_), Some(next)) if next.checked_rem(alignment) == Some(0) => next,
-            // the last tensor need not be padded
-            _ => end
-                .checked_next_multiple_of(alignment)
-                .ok_or_else(|| truncated(len))?,
-        };
-        tensors.push(TensorInfo {
-            name,
-            encoding,
-            shape,
-            part,
-            offset: absolute,
-            len,
-        });
-    }
-    Ok(tensors)
+    let elements = rows.checked_mul(cols);
+    let elements = elements.ok_or_else(|| malformed(format!("shape {shape:?} overflows")))?;
+    blocks_len(encoding, elements, cols).map_err(|e| malformed(e.message))
 }
 
 /// Bytes of a tensor, or `None` for a type we do not know.
@@ -610,13 +175,15 @@ fn stored_len(encoding: Encoding, shape: &[usize]) -> Result<Option<u64>, Format
             let (rows, cols) = matrix(shape)?;
             packing.stored_len(rows, cols).map(Some)
         }
-        Encoding::Plain(_) | Encoding::Block(_) => match dense_row(encoding) {
-            Some(dense) => dense_len(dense, shape).map(Some),
+        Encoding::Plain(_) | Encoding::Block(_) => match type_id(encoding) {
+            Some(_) => dense_len(encoding, shape).map(Some),
             None => Ok(None),
         },
     }
 }
 
-fn dense_row(encoding: Encoding) -> Option<&'static Dense> {
-    DENSE.iter().find(|d| d.encoding == encoding)
+/// The id of an encoding that is no packing, if GGUF has one.
+fn type_id(encoding: Encoding) -> Option<u32> {
+    let row = DENSE.iter().find(|(_, dense)| *dense == encoding);
+    row.map(|(id, _)| *id)
 }

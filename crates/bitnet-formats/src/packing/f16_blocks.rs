@@ -1,4 +1,5 @@
-//! What TQ1_0 and TQ2_0 share: rows of equal blocks, each with codes and its own f16 scale.
+//! What TQ1_0, TQ2_0, Q1_0, Q2_0, PQ2_0 and PTQ1_0 share: rows of equal blocks, each with codes
+//! and its own f16 scale.
 //!
 //! Invariant: the scale of a block with a non-zero trit is the scale of its trits, rounded to f16
 //! only when that was allowed; a block without one stores scale 0, whatever the matrix says, as
@@ -7,7 +8,9 @@
 
 use super::{PackedTensor, Packing, ScaleRounding, bad_code, checked_scale, elements};
 use crate::error::{ErrorCode, FormatError};
-use bitnet_ternary::{Scales, TernaryMatrix, f16_to_f32, f32_is_f16_exact, f32_to_f16};
+use bitnet_ternary::{
+    GROUP_SIZES, Scales, TernaryMatrix, f16_to_f32, f32_is_f16_exact, f32_to_f16,
+};
 use std::fmt::Debug;
 
 /// The layout of one block type. Slices handed in have exactly the lengths the constants say.
@@ -21,6 +24,13 @@ pub(super) trait F16Block: Sync + Debug {
     const BYTES: usize;
     /// Where in the block the f16 scale stands.
     const SCALE_AT: usize;
+    /// The packing to write instead, for layouts that are only read.
+    const WRITE_INSTEAD: Option<&'static str> = None;
+
+    /// Refuses trits that the codes cannot express.
+    fn check_trits(_matrix: &TernaryMatrix) -> Result<(), FormatError> {
+        Ok(())
+    }
 
     /// Writes the codes of one block, `(TRITS,)` into `(BYTES,)`; leaves the scale alone.
     fn encode(trits: &[i8], block: &mut [u8]);
@@ -47,7 +57,24 @@ impl<B: F16Block> Packing for B {
         true
     }
 
+    fn is_writable(&self) -> bool {
+        B::WRITE_INSTEAD.is_none()
+    }
+
     fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
+        match B::WRITE_INSTEAD {
+            None => self.stored_len(rows, cols),
+            Some(other) => Err(FormatError::new(
+                ErrorCode::TargetCannotHold,
+                format!("{} is read, never written", B::NAME),
+            )
+            .hint(format!(
+                "write {other}: the same bytes under an id of their own"
+            ))),
+        }
+    }
+
+    fn stored_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
         if !cols.is_multiple_of(B::TRITS) {
             return Err(FormatError::new(
                 ErrorCode::TargetCannotHold,
@@ -68,6 +95,7 @@ impl<B: F16Block> Packing for B {
         matrix: &TernaryMatrix,
         rounding: ScaleRounding,
     ) -> Result<f64, FormatError> {
+        B::check_trits(matrix)?;
         let mut worst = Rounded {
             scale: 0.0,
             error: 0.0,
@@ -106,17 +134,7 @@ impl<B: F16Block> Packing for B {
             }
         }
         if worst.error > 0.0 && rounding == ScaleRounding::Refuse {
-            let Rounded { scale, error } = worst;
-            let stored = f32_to_f16(scale);
-            return Err(FormatError::new(
-                ErrorCode::ScaleRounding,
-                format!(
-                    "scale {scale} ({:#010x}) becomes {} ({stored:#06x}) in f16, relative error {error:.1e}",
-                    scale.to_bits(),
-                    f16_to_f32(stored)
-                ),
-            )
-            .hint("--allow-scale-rounding"));
+            return Err(not_f16(worst.scale, worst.error));
         }
         Ok(worst.error)
     }
@@ -165,8 +183,9 @@ impl<B: F16Block> Packing for B {
         }
     }
 
-    /// The block scales in normal form: per tensor, else per row, else per block, as far as blocks
-    /// with a non-zero trit agree; 0 where nobody votes.
+    /// The block scales in normal form: per tensor, else per row, else per group, as far as blocks
+    /// with a non-zero trit agree; 0 where nobody votes. Groups are the coarsest that say the same,
+    /// so that groups of 128 stored twice in blocks of 64 come back as groups of 128.
     fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
         let PackedTensor {
             bytes, rows, cols, ..
@@ -200,20 +219,14 @@ impl<B: F16Block> Packing for B {
         Ok(match tensor_scale {
             Vote::Split if rows_agree => Scales::PerRow(by_row),
             Vote::Split => {
-                let all = bytes.chunks_exact(B::BYTES);
-                let scales = all
-                    .map(|b| {
-                        if B::is_silent(b) {
-                            0.0
-                        } else {
-                            read_scale::<B>(b)
-                        }
-                    })
-                    .collect();
-                Scales::PerGroup {
-                    group: B::TRITS,
-                    scales,
-                }
+                let votes = bytes.chunks_exact(B::BYTES).map(|b| {
+                    let mut vote = Vote::Silent;
+                    if !B::is_silent(b) {
+                        vote.meet(read_scale::<B>(b));
+                    }
+                    vote
+                });
+                coarsest_groups(votes.collect(), B::TRITS, cols)
             }
             one => Scales::PerTensor(one.value()),
         })
@@ -227,14 +240,15 @@ struct Rounded {
 }
 
 /// What the voters met so far say, compared by bits.
-enum Vote {
+#[derive(Clone, Copy)]
+pub(super) enum Vote {
     Silent,
     One(f32),
     Split,
 }
 
 impl Vote {
-    fn meet(&mut self, scale: f32) {
+    pub(super) fn meet(&mut self, scale: f32) {
         match *self {
             Self::Silent => *self = Self::One(scale),
             Self::One(s) if s.to_bits() != scale.to_bits() => *self = Self::Split,
@@ -242,12 +256,30 @@ impl Vote {
         }
     }
 
-    fn value(&self) -> f32 {
+    pub(super) fn value(&self) -> f32 {
         if let Self::One(s) = *self { s } else { 0.0 }
     }
 }
 
-fn is_zero(trits: &[i8]) -> bool {
+/// Group scales, groups joined while all pairs agree and the columns allow it.
+fn coarsest_groups(mut votes: Vec<Vote>, mut group: usize, cols: usize) -> Scales {
+    while GROUP_SIZES.contains(&(group * 2)) && cols.is_multiple_of(group * 2) {
+        let join = |pair: &[Vote; 2]| match *pair {
+            [Vote::Silent, other] | [other, Vote::Silent] => Some(other),
+            [Vote::One(a), Vote::One(b)] if a.to_bits() == b.to_bits() => Some(pair[0]),
+            _ => None,
+        };
+        // rows are whole pairs, so no pair reaches into the next
+        let Some(joined) = votes.as_chunks().0.iter().map(join).collect() else {
+            break;
+        };
+        (votes, group) = (joined, group * 2);
+    }
+    let scales = votes.iter().map(Vote::value).collect();
+    Scales::PerGroup { group, scales }
+}
+
+pub(super) fn is_zero(trits: &[i8]) -> bool {
     // no early exit: almost every block has a non-zero trit, and the loop vectorises without
     trits.iter().fold(0, |any, &t| any | t) == 0
 }
@@ -259,8 +291,22 @@ fn read_scale<B: F16Block>(block: &[u8]) -> f32 {
     ]))
 }
 
+/// The refusal of a scale that f16 holds with this relative error.
+pub(super) fn not_f16(scale: f32, error: f64) -> FormatError {
+    let stored = f32_to_f16(scale);
+    FormatError::new(
+        ErrorCode::ScaleRounding,
+        format!(
+            "scale {scale} ({:#010x}) becomes {} ({stored:#06x}) in f16, relative error {error:.1e}",
+            scale.to_bits(),
+            f16_to_f32(stored)
+        ),
+    )
+    .hint("--allow-scale-rounding")
+}
+
 /// Relative error of storing `scale` as f16.
-fn f16_error(scale: f32) -> Result<f64, FormatError> {
+pub(super) fn f16_error(scale: f32) -> Result<f64, FormatError> {
     let stored = f16_to_f32(f32_to_f16(scale));
     let becomes = match stored {
         s if s == 0.0 && scale != 0.0 => "0",

@@ -5,10 +5,10 @@
 //! scale is a tensor beside the codes and never in them.
 
 use super::{
-    PackedTensor, Packing, ScaleRounding, bad_code, checked_scale, code, elements, one_scale,
+    PackedTensor, Packing, ScaleRounding, bad_code, code, elements, one_scale, outside_scales,
     unpack_pair,
 };
-use crate::error::{ErrorCode, FormatError};
+use crate::error::FormatError;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// transformers' U8 packing; see the module.
@@ -119,35 +119,6 @@ impl Packing for HfU8 {
     }
 
     fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
-        let Some(outside) = tensor.outside else {
-            return Err(FormatError::new(
-                ErrorCode::MissingTensor,
-                "hf_u8 codes need a scale tensor beside them, found none",
-            ));
-        };
-        let values = outside.as_slice();
-        let group_fits = match outside {
-            Scales::PerGroup { group, .. } => *group != 0 && tensor.cols.is_multiple_of(*group),
-            _ => true,
-        };
-        let expected = if group_fits {
-            outside.expected_len(tensor.rows, tensor.cols)
-        } else {
-            0
-        };
-        if !group_fits || values.len() != expected {
-            let found = values.len();
-            return Err(FormatError::new(
-                ErrorCode::Malformed,
-                format!(
-                    "expected {expected} scales per {}, found {found}",
-                    outside.structure()
-                ),
-            ));
-        }
-        for (i, &s) in values.iter().enumerate() {
-            checked_scale(s, || format!("scale {i}"))?;
-        }
-        Ok(outside.clone())
+        outside_scales(tensor, self.name())
     }
 }

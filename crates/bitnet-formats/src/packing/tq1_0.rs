@@ -46,7 +46,7 @@ impl F16Block for Tq1_0 {
 
 /// Byte `m` from the trits `m`, `m + STRIDE`, ...; the first digit weighs most.
 #[inline(always)]
-fn encode_run<const STRIDE: usize, const DIGITS: u32>(trits: &[i8], bytes: &mut [u8]) {
+pub(super) fn encode_run<const STRIDE: usize, const DIGITS: u32>(trits: &[i8], bytes: &mut [u8]) {
     let mut q = [0u8; STRIDE];
     for run in trits.as_chunks::<STRIDE>().0 {
         for (q, t) in q.iter_mut().zip(run) {
@@ -62,7 +62,7 @@ fn encode_run<const STRIDE: usize, const DIGITS: u32>(trits: &[i8], bytes: &mut 
 
 /// The trits `m`, `m + STRIDE`, ... from byte `m`.
 #[inline(always)]
-fn decode_run<const STRIDE: usize>(bytes: &[u8], trits: &mut [i8]) {
+pub(super) fn decode_run<const STRIDE: usize>(bytes: &[u8], trits: &mut [i8]) {
     let mut rest = [0u8; STRIDE];
     rest.copy_from_slice(bytes);
     for run in trits.as_chunks_mut::<STRIDE>().0 {

@@ -143,7 +143,11 @@ fn part_dots(lines: &[Line], quads: &[[i8; 4]], dots: &mut [[i32; 8]; 4]) {
     {
         prefetch(&block[0]);
         prefetch(&block[1]);
-        let a = quads.map(|q| _mm256_set1_epi32(i32::from_le_bytes(q.map(|a| a as u8))));
+        // no closure over vectors: `map` itself is compiled without AVX2 and would be called
+        let mut a = [_mm256_setzero_si256(); 4];
+        for f in 0..4 {
+            a[f] = _mm256_set1_epi32(tile::dword(&quads[f]));
+        }
         for i in 0..4 {
             let v = load(&block[i / 2], i % 2);
             let u = [

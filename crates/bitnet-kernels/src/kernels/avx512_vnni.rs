@@ -35,7 +35,11 @@ pub(super) const KERNEL: Kernel = Kernel {
         dots,
         sums,
     },
-    float: float_ops::instantiate!(#[target_feature(enable = "avx512f,avx512bw")]),
+    float: float_ops::FloatOps {
+        attend_f32: super::avx512_attention::attend_f32,
+        attend_f16: super::avx512_attention::attend_f16,
+        ..float_ops::instantiate!(#[target_feature(enable = "avx512f,avx512bw")])
+    },
 };
 
 /// Tokens of a panel: 12 x 32 rows are 24 accumulators.
@@ -142,7 +146,7 @@ fn group_dots(lines: &[Line], quads: &[[i8; 4]]) -> [__m512i; 2] {
         prefetch(&block[1]);
         let v = [load(&block[0]), load(&block[1])];
         for f in 0..4 {
-            let a = _mm512_set1_epi32(i32::from_le_bytes(quads[f].map(|a| a as u8)));
+            let a = _mm512_set1_epi32(tile::dword(&quads[f]));
             for half in 0..2 {
                 let u = _mm512_and_si512(v[half], fields[f]);
                 acc[half][f] = _mm512_dpbusd_epi32(acc[half][f], u, a);
@@ -150,14 +154,15 @@ fn group_dots(lines: &[Line], quads: &[[i8; 4]]) -> [__m512i; 2] {
         }
     }
     // field f was 4^f too large, exactly
-    acc.map(|[a, b, c, d]| {
-        let (b, c, d) = (
-            _mm512_srai_epi32::<2>(b),
-            _mm512_srai_epi32::<4>(c),
-            _mm512_srai_epi32::<6>(d),
-        );
-        _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d))
-    })
+    let mut dots = [_mm512_setzero_si512(); 2];
+    for half in 0..2 {
+        let [a, b, c, d] = acc[half];
+        let b = _mm512_srai_epi32::<2>(b);
+        let c = _mm512_srai_epi32::<4>(c);
+        let d = _mm512_srai_epi32::<6>(d);
+        dots[half] = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+    }
+    dots
 }
 
 /// `dots: (tokens, groups, 32)`; `tokens` starts at a panel.

@@ -60,9 +60,16 @@ pub(super) fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) {
         for (row, trits) in rows.chunks_exact(cols).enumerate() {
             let (line, byte) = place(row);
             for (trits, block) in trits.chunks(COLS).zip(tile.chunks_exact_mut(BLOCK)) {
-                let mut padded = [0; COLS];
-                padded[..trits.len()].copy_from_slice(trits);
-                block[line].0[byte..byte + 4].copy_from_slice(&encode(&padded).to_le_bytes());
+                // the whole blocks, which is all but one, without a copy of variable length
+                let dword = trits.first_chunk().map_or_else(
+                    || {
+                        let mut padded = [0; COLS];
+                        padded[..trits.len()].copy_from_slice(trits);
+                        encode(&padded)
+                    },
+                    encode,
+                );
+                block[line].0[byte..byte + 4].copy_from_slice(&dword.to_le_bytes());
             }
         }
     }
@@ -91,6 +98,13 @@ fn row_dwords(tile: &[Line], row: usize) -> impl Iterator<Item = u32> {
                 .first_chunk()
                 .map(|b| u32::from_le_bytes(*b))
         })
+}
+
+/// Four activations as the dword that is broadcast to all rows.
+#[inline(always)]
+pub(super) fn dword(quad: &[i8; 4]) -> i32 {
+    let [a, b, c, d] = *quad;
+    i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
 }
 
 /// At most [`CHUNK`] columns of one group.

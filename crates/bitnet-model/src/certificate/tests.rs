@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{Activation, ActivationQuantization, Rope, RopeScaling};
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{PlainType, TensorInfo};
 

@@ -4,17 +4,21 @@
 //! short list of tensors that are known to say nothing new. Whatever is missing, left over, of another
 //! shape or of another type is an error naming the tensor.
 
+mod gguf;
+mod hugging_face;
+
+pub(super) use self::gguf::gguf;
+pub(super) use self::hugging_face::hugging_face;
+
 use super::values::{self, Evidence};
-use super::{LinearRule, LinearSource, OpenOptions, Source, read_bounded};
-use crate::config::{ActivationQuantization, Config};
-use crate::family::{self, Family, Quantization, ScaleDirection, UnmarkedFloats};
-use crate::slot::{LayerSlot, Slot};
-use bitnet_formats::{
-    Encoding, ErrorCode, FormatError, Packing, PlainType, TensorFile, TensorInfo, packing_by_name,
-};
+use super::{LinearSource, Source};
+use crate::config::Config;
+use crate::family::Family;
+use crate::slot::Slot;
+use bitnet_formats::{Encoding, ErrorCode, FormatError, TensorFile, TensorInfo};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 /// Everything a checkpoint is besides its file.
@@ -25,9 +29,6 @@ pub(super) struct Resolved {
     pub config_json: Option<Value>,
     pub sources: HashMap<Slot, Source>,
 }
-
-/// The packing of transformers' U8 tensors.
-const HF_PACKING: &str = "hf_u8";
 
 fn error(code: ErrorCode, info: &TensorInfo, message: String) -> FormatError {
     FormatError::new(code, message).in_tensor(&info.name)
@@ -158,221 +159,6 @@ fn missing(names: &[&str]) -> FormatError {
     FormatError::new(ErrorCode::MissingTensor, "expected this tensor, found none").in_tensor(name)
 }
 
-/// Sums up a file that is not GGUF with the `config.json` beside it.
-pub(super) fn hugging_face(
-    path: &Path,
-    file: &TensorFile,
-    options: &OpenOptions,
-) -> Result<Resolved, FormatError> {
-    let directory = if path.is_dir() {
-        path.to_owned()
-    } else {
-        path.parent().map(Path::to_owned).unwrap_or_default()
-    };
-    let json = |name: &str| {
-        let path = directory.join(name);
-        match read_bounded(&path, options.limits.json_bytes)? {
-            None => Ok(None),
-            Some(bytes) => family::parse_json(&bytes)
-                .map(Some)
-                .map_err(|e| e.in_file(&path)),
-        }
-    };
-    let config_path = directory.join("config.json");
-    let config_json = json("config.json")?.ok_or_else(|| {
-        FormatError::new(
-            ErrorCode::UnsupportedConfig,
-            "expected a config.json beside the weights, found none",
-        )
-        .in_file(&directory)
-    })?;
-    let in_config = |e: FormatError| e.in_file(&config_path);
-    let family = family::family_of_config(&config_json).map_err(in_config)?;
-    let mut config = (family.config)(&config_json).map_err(in_config)?;
-    let quantization = family.quantization(&config_json).map_err(in_config)?;
-    if let Some(generation) = json("generation_config.json")? {
-        family::add_generation_config(&mut config, &generation)
-            .map_err(|e| e.in_file(&directory.join("generation_config.json")))?;
-    }
-
-    let mut tensors = Tensors::new(file);
-    let mut sources = HashMap::new();
-    let mut undecided = Vec::new();
-    for slot in config.slots() {
-        let name = (family.tensor_name)(slot);
-        // embedding models and some exports leave the prefix away
-        let names = [name.as_str(), name.strip_prefix("model.").unwrap_or(&name)];
-        if !slot.is_ternary() {
-            tensors.dense(&names, slot, &config, &mut sources)?;
-            continue;
-        }
-        let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
-        let scale_name = info
-            .name
-            .strip_suffix("weight")
-            .map(|stem| format!("{stem}weight_scale"));
-        let scale = tensors.scale(&scale_name.unwrap_or_default())?;
-        let shape = config.shape(slot);
-        let (rows, cols) = (shape[0], shape[1]);
-        let rule = hf_rule(family, quantization, info, rows, cols, scale)?;
-        let rule = rule.unwrap_or_else(|| {
-            undecided.push(slot);
-            LinearRule::Absmean
-        });
-        let source = LinearSource {
-            info: info.clone(),
-            rows,
-            cols,
-            rule,
-            permuted_head_dim: None,
-        };
-        sources.insert(slot, Source::Linear(source));
-    }
-    let embedding = sources
-        .get(&Slot::TokenEmbeddings)
-        .map(|s| s.info().clone());
-    tensors.finish(|info| {
-        if info.name.ends_with(".rotary_emb.inv_freq") {
-            return Ok(true); // buffers that old transformers versions saved; made from the configuration
-        }
-        match &embedding {
-            Some(embedding) if info.name == "lm_head.weight" && config.tie_word_embeddings => {
-                tensors.is_tied_copy(info, embedding)
-            }
-            _ => Ok(false),
-        }
-    })?;
-    if !undecided.is_empty() {
-        let known = (family.is_known_master)(&config_json);
-        let dense = decide(
-            file,
-            &undecided,
-            &mut sources,
-            options.ternary_trained || known,
-        )?;
-        if dense {
-            config.activation_quantization = ActivationQuantization::None;
-        }
-    }
-    Ok(Resolved {
-        family,
-        config,
-        directory: Some(directory),
-        config_json: Some(config_json),
-        sources,
-    })
-}
-
-/// The rule of one linear (`formats/hf-packed.md`, `formats/hf-bf16.md`); `None` when only the data
-/// can tell.
-fn hf_rule(
-    family: &Family,
-    quantization: Quantization,
-    info: &TensorInfo,
-    rows: usize,
-    cols: usize,
-    scale: Option<TensorInfo>,
-) -> Result<Option<LinearRule>, FormatError> {
-    let Encoding::Plain(plain) = info.encoding else {
-        let message = format!("expected plain numbers, found {}", info.encoding.name());
-        return Err(error(ErrorCode::WrongType, info, message));
-    };
-    let (full, packed) = ([rows, cols], [rows.div_ceil(4), cols]);
-    let is_full = info.shape == full;
-    // a matrix of one row has the same shape either way: whole numbers are codes, floats are trits
-    let is_packed = info.shape == packed && !(is_full && plain.is_float_weight());
-    let wrong_shape = |expected: String| {
-        let message = format!("expected shape {expected}, found {:?}", info.shape);
-        Err(error(ErrorCode::WrongShape, info, message))
-    };
-    if quantization == Quantization::Online {
-        // the configuration says master weights, and readers quantise whatever numbers stand here
-        if !plain.is_float_weight() {
-            let found = info.encoding.name();
-            let message = format!(
-                "expected f32, f16 or bf16 master weights (online quantization), found {found}"
-            );
-            return Err(error(ErrorCode::WrongType, info, message));
-        }
-        if !is_full {
-            return wrong_shape(format!("{full:?}"));
-        }
-        if let Some(scale) = scale {
-            let message =
-                "expected no scale beside master weights (online quantization), found one";
-            return Err(error(ErrorCode::ExtraTensor, &scale, message.to_owned()));
-        }
-        return Ok(Some(LinearRule::Absmean));
-    }
-    if plain == PlainType::U8 && !is_packed {
-        return wrong_shape(format!("{packed:?} ({rows} rows packed by four)"));
-    }
-    if !is_full && (!is_packed || scale.is_none() && plain.is_float_weight()) {
-        return wrong_shape(format!("{full:?} (or {packed:?} packed)"));
-    }
-    let direction = match quantization {
-        Quantization::Offline(direction) => direction,
-        Quantization::Unmarked | Quantization::Online => family.unmarked_scale,
-    };
-    let Some(scale) = scale else {
-        if is_packed || !plain.is_float_weight() || quantization != Quantization::Unmarked {
-            let name = info.name.strip_suffix("weight").unwrap_or(&info.name);
-            return Err(missing(&[&format!("{name}weight_scale")])
-                .hint("trits without a scale are not weights; is the download complete?"));
-        }
-        return Ok(match family.unmarked_floats {
-            UnmarkedFloats::MasterWeights => Some(LinearRule::Absmean),
-            UnmarkedFloats::AskTheData => None,
-        });
-    };
-    let outside = Some((scale, direction));
-    if !is_packed {
-        return Ok(Some(LinearRule::Dequantised { outside }));
-    }
-    let packing = packing_by_name(HF_PACKING).ok_or_else(|| {
-        error(
-            ErrorCode::WrongType,
-            info,
-            format!("no packing `{HF_PACKING}`"),
-        )
-    })?;
-    Ok(Some(match plain {
-        PlainType::U8 => LinearRule::Packed { packing, outside },
-        _ => LinearRule::PackedValues { packing, outside },
-    }))
-}
-
-/// Decides what unmarked float linears are, from their data. `true`: every one holds `trit * scale`
-/// already, the model runs as a dense one. Otherwise they are master weights, if somebody vouches.
-fn decide(
-    file: &TensorFile,
-    undecided: &[Slot],
-    sources: &mut HashMap<Slot, Source>,
-    vouched: bool,
-) -> Result<bool, FormatError> {
-    let mut proof = None;
-    for slot in undecided {
-        if let Some(Source::Linear(source)) = sources.get(slot)
-            && look(file, source)? == Evidence::Master
-        {
-            proof = Some(source);
-            break;
-        }
-    }
-    match proof {
-        Some(_) if vouched => Ok(false),
-        Some(source) => Err(not_ternary(file, source)),
-        None => {
-            for slot in undecided {
-                if let Some(Source::Linear(source)) = sources.get_mut(slot) {
-                    source.rule = LinearRule::Dequantised { outside: None };
-                }
-            }
-            Ok(true)
-        }
-    }
-}
-
 fn look(file: &TensorFile, source: &LinearSource) -> Result<Evidence, FormatError> {
     match source.info.encoding {
         Encoding::Plain(plain) => values::evidence(plain, file.bytes(&source.info), source.cols)
@@ -404,131 +190,5 @@ fn not_ternary(file: &TensorFile, source: &LinearSource) -> FormatError {
             )
             .hint("--ternary-trained if these are master weights of a BitNet-trained model"),
         ),
-    }
-}
-
-/// Sums up a GGUF file, which brings everything along.
-pub(super) fn gguf(file: &TensorFile, options: &OpenOptions) -> Result<Resolved, FormatError> {
-    let family = family::family_of_gguf(file)?;
-    let config = (family.gguf_config)(file)?;
-    let layout = forced_layout(options)?;
-    let mut tensors = Tensors::new(file);
-    let mut sources = HashMap::new();
-    for slot in config.slots() {
-        let name = (family.gguf_tensor_name)(slot);
-        let names = [name.as_str()];
-        if !slot.is_ternary() {
-            tensors.dense(&names, slot, &config, &mut sources)?;
-            continue;
-        }
-        let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
-        let scale_name = name
-            .strip_suffix("weight")
-            .map(|stem| format!("{stem}scale"));
-        let scale = tensors.scale(&scale_name.unwrap_or_default())?;
-        let outside = scale.map(|scale| (scale, ScaleDirection::Multiply));
-        let shape = config.shape(slot);
-        let (rows, cols) = (shape[0], shape[1]);
-        if info.shape != shape {
-            let message = format!("expected shape {shape:?}, found {:?}", info.shape);
-            return Err(error(ErrorCode::WrongShape, info, message));
-        }
-        let rule = gguf_rule(info, rows, cols, outside, layout)?;
-        let rotary = matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj));
-        let permuted_head_dim = (rotary && family.permutes_qk).then_some(config.head_dim);
-        let mut source = LinearSource {
-            info: info.clone(),
-            rows,
-            cols,
-            rule,
-            permuted_head_dim,
-        };
-        if matches!(source.rule, LinearRule::Dequantised { .. })
-            && look(file, &source)? == Evidence::Master
-        {
-            if !options.ternary_trained {
-                return Err(not_ternary(file, &source));
-            }
-            source.rule = LinearRule::Absmean;
-        }
-        sources.insert(slot, Source::Linear(source));
-    }
-    let embedding = sources
-        .get(&Slot::TokenEmbeddings)
-        .map(|s| s.info().clone());
-    let head_name = (family.gguf_tensor_name)(Slot::OutputHead);
-    tensors.finish(|info| {
-        if info.name == family::ROPE_FREQUENCIES {
-            let Encoding::Plain(plain) = info.encoding else {
-                return Ok(false);
-            };
-            let divisors = values::small_values(plain, file.bytes(info))?;
-            family::check_rope_frequencies(&config, info, &divisors)?;
-            return Ok(true);
-        }
-        match &embedding {
-            Some(embedding) if info.name == head_name && config.tie_word_embeddings => {
-                tensors.is_tied_copy(info, embedding)
-            }
-            _ => Ok(false),
-        }
-    })?;
-    Ok(Resolved {
-        family,
-        config,
-        directory: None,
-        config_json: None,
-        sources,
-    })
-}
-
-fn forced_layout(options: &OpenOptions) -> Result<Option<&'static dyn Packing>, FormatError> {
-    let Some(name) = &options.layout else {
-        return Ok(None);
-    };
-    match packing_by_name(name) {
-        Some(packing) if packing.gguf_type().is_some() => Ok(Some(packing)),
-        _ => Err(FormatError::new(
-            ErrorCode::Usage,
-            format!("expected the name of a GGUF packing as layout, found `{name}`"),
-        )),
-    }
-}
-
-fn gguf_rule(
-    info: &TensorInfo,
-    rows: usize,
-    cols: usize,
-    outside: Option<(TensorInfo, ScaleDirection)>,
-    layout: Option<&'static dyn Packing>,
-) -> Result<LinearRule, FormatError> {
-    match info.encoding {
-        Encoding::Ternary(packing) => {
-            let sibling = layout.filter(|l| l.gguf_type() == packing.gguf_type());
-            let packing = sibling.unwrap_or(packing);
-            let expected = packing
-                .stored_len(rows, cols)
-                .map_err(|e| e.in_tensor(&info.name))?;
-            if info.len != expected {
-                let message = format!(
-                    "expected {expected} bytes of {}, found {}",
-                    packing.name(),
-                    info.len
-                );
-                return Err(error(ErrorCode::WrongShape, info, message));
-            }
-            Ok(LinearRule::Packed { packing, outside })
-        }
-        Encoding::Plain(plain) if plain.is_float_weight() => {
-            Ok(LinearRule::Dequantised { outside })
-        }
-        Encoding::Unknown(id) => {
-            let message = format!("expected a ternary type or floats, found the unknown type {id}");
-            Err(error(ErrorCode::UnknownType, info, message))
-        }
-        other => {
-            let message = format!("expected a ternary type or floats, found {}", other.name());
-            Err(error(ErrorCode::WrongType, info, message))
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! BitNet b1.58 2B4T: transformers' `BitNetForCausalLM`, `microsoft/bitnet-b1.58-2B-4T` and `-bf16`.
 //!
 //! Invariant: the architecture has ternary linears only, so float linears that nothing marks are
-//! master weights, and a scale that nothing marks multiplies (`formats/hf-packed.md`).
+//! master weights, and a scale that nothing marks multiplies (`formats/packing/hf_u8.md`).
 
 use super::hf_config::{self, Wiring};
 use super::{Family, GgufWiring, ScaleDirection, UnmarkedFloats, gguf_keys, names};

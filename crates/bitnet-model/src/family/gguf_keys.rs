@@ -1,4 +1,4 @@
-//! GGUF metadata, read into a [`Config`] and written from one (`formats/gguf-container.md`).
+//! GGUF metadata, read into a [`Config`] and written from one (`formats/container/gguf.md`).
 //!
 //! Invariant: what is written reads back as the same `Config`; keys of our own begin with `ternary.`
 //! and only say what no reader's key can.

@@ -17,7 +17,7 @@ pub(super) fn hf(slot: Slot, attn_sub_norm: &str, ffn_sub_norm: &str) -> String 
     }
 }
 
-/// GGUF names (`formats/gguf-container.md`).
+/// GGUF names (`formats/container/gguf.md`).
 pub(super) fn gguf(slot: Slot) -> String {
     match slot {
         Slot::TokenEmbeddings => "token_embd.weight".to_owned(),

@@ -1,4 +1,4 @@
-//! `quantization_config`: what a checkpoint says about its linears (`formats/hf-packed.md`).
+//! `quantization_config`: what a checkpoint says about its linears (`formats/packing/hf_u8.md`).
 //!
 //! Invariant: the direction of a stored scale comes from here or from the family, never from its
 //! magnitude; a method, class or mode this program does not know is an error naming key and value.

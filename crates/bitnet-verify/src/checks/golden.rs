@@ -5,15 +5,10 @@
 
 use super::logits::Runtime;
 use super::{Check, Running, Subject};
-use crate::gates::{self, Forward};
+use crate::gates::{self, check_codes};
 use crate::golden::Golden;
 use crate::report::{CheckResult, Findings, Report};
 use bitnet_formats::FormatError;
-use bitnet_model::Slot;
-use sha2::{Digest, Sha256};
-
-/// Units in the last place that the mean of master weights may be off (3 were seen).
-const ALPHA_ULPS: u32 = 4;
 
 pub(super) const CHECK: Check = Check {
     name: "golden",
@@ -57,69 +52,27 @@ fn codes(subject: &Subject<'_>, golden: &Golden) -> CheckResult {
         .into_iter()
         .filter(|slot| slot.is_ternary())
     {
-        let (canonical, name) = (slot.to_string(), (checkpoint.family.tensor_name)(slot));
-        let Some(truth) = golden
-            .ternary
-            .iter()
-            .find(|t| t.name == name || t.name == canonical)
-        else {
-            findings.different(canonical, "not in ternary.json");
+        let place = slot.to_string();
+        let Some(truth) = golden.truth_of(checkpoint, slot) else {
+            findings.different(place, "not in ternary.json");
             continue;
         };
-        match check_codes(subject, slot, truth) {
-            Ok(None) => compared += 1,
-            Ok(Some(text)) => findings.different(canonical, text),
-            Err(error) => findings.unreadable(canonical, &error),
+        match checkpoint.ternary(slot).map(|m| check_codes(truth, &m)) {
+            Ok(Ok(())) => compared += 1,
+            Ok(Err(text)) => findings.different(place, text),
+            Err(error) => findings.unreadable(place, &error),
         }
     }
     findings.into_result(NAME, format!("codes and scales of {compared} linears"))
 }
 
-fn check_codes(
-    subject: &Subject<'_>,
-    slot: Slot,
-    truth: &crate::golden::TernaryTruth,
-) -> Result<Option<String>, FormatError> {
-    let matrix = subject.artifact.checkpoint.ternary(slot)?;
-    let codes: Vec<u8> = matrix.trits().iter().map(|&t| t as u8).collect();
-    let digest = Sha256::digest(&codes);
-    let found: String = digest.iter().map(|b| format!("{b:02x}")).collect();
-    if found != truth.sha256 {
-        return Ok(Some(format!(
-            "expected codes of sha256 {}, found {found}",
-            truth.sha256
-        )));
-    }
-    // a linear of zeros has no scale that any container need keep
-    if matrix.trits().iter().all(|&t| t == 0) {
-        return Ok(None);
-    }
-    let most = if truth.exact { 0 } else { ALPHA_ULPS };
-    let normal = matrix.normal_scales();
-    let off = |s: &f32| s.to_bits().abs_diff(truth.alpha_bits);
-    // silent rows and groups are 0 in normal form
-    let bad = normal
-        .as_slice()
-        .iter()
-        .find(|s| **s != 0.0 && off(s) > most);
-    Ok(bad.map(|s| {
-        let expected = f32::from_bits(truth.alpha_bits);
-        format!(
-            "expected scale {expected:e} (0x{:08x}) within {most} ulp, found {s:e} (0x{:08x})",
-            truth.alpha_bits,
-            s.to_bits()
-        )
-    }))
-}
-
 /// Gates 2 to 5.
 fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &mut Report) {
     let bounds = subject.thresholds;
-    let layers = runtime.config().num_hidden_layers;
-    let forward: &dyn Forward = runtime;
 
     gate(report, "golden-linears", |findings, _| {
-        let errors = gates::linears(golden, forward, bounds, findings)?;
+        let errors = gates::linears(golden, |slot, x, n| runtime.linear(slot, x, n))?;
+        findings.violations(gates::linear_violations(&errors, bounds));
         let worst = errors.iter().map(|(_, e)| *e).fold(0.0, f64::max);
         Ok((!errors.is_empty()).then(|| {
             format!(
@@ -129,7 +82,8 @@ fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &m
         }))
     });
     gate(report, "golden-layers", |findings, report| {
-        let errors = gates::layers(golden, forward, layers, bounds, findings)?;
+        let errors = gates::layers(golden, |layer, x, n| runtime.layer(layer, x, n))?;
+        findings.violations(gates::layer_violations(&errors, bounds));
         if errors.is_empty() {
             return Ok(None);
         }
@@ -142,20 +96,23 @@ fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &m
         Ok(Some(compared))
     });
     gate(report, "golden-logits", |findings, report| {
-        let (ours, native) = gates::logits(golden, forward, bounds, findings)?;
-        let (equal, compared) = gates::greedy(golden, forward, bounds, findings)?;
-        report.logits = Some(ours.to_json("golden"));
-        let native = native.map_or(String::new(), |n| {
+        let measured = gates::end_to_end(golden, bounds, |tokens| runtime.logits(tokens))?;
+        findings.violations(measured.violations(bounds));
+        report.logits = Some(measured.ours.to_json("golden"));
+        let native = measured.native.map_or(String::new(), |n| {
             format!("; 16-bit reference kl mean {:.2e}", n.kl_mean())
         });
         Ok(Some(format!(
-            "{}; {equal} of {compared} sure greedy tokens{native}",
-            ours.summary()
+            "{}; {} of {} sure greedy tokens{native}",
+            measured.ours.summary(),
+            measured.greedy_equal,
+            measured.greedy_compared
         )))
     });
     gate(report, "golden-nll", |findings, _| {
-        let nll = gates::stream(golden, forward, bounds, findings)?;
-        Ok(nll.map(|(expected, found)| format!("mean nll {found:.4}, reference {expected:.4}")))
+        let nll = gates::nll(golden, |tokens| runtime.logits(tokens))?;
+        findings.violations(nll.and_then(|nll| nll.violation(bounds)));
+        Ok(nll.map(|n| format!("mean nll {:.4}, reference {:.4}", n.found, n.expected)))
     });
 }
 

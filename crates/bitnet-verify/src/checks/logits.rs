@@ -6,12 +6,12 @@
 
 use super::{Check, Input, Running, Subject};
 use crate::divergence::{Divergence, relative_error};
-use crate::gates::{Forward, judge_layers};
+use crate::gates::{Answer, layer_violations};
 use crate::oracle::Oracle;
 use crate::report::{CheckResult, Findings, Report};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
-use bitnet_model::{Config, LoadOptions, Logits, Model, Slot};
+use bitnet_model::{LoadOptions, Logits, Model, Slot};
 use sha2::{Digest, Sha256};
 
 pub(super) const CHECK: Check = Check {
@@ -39,27 +39,23 @@ impl Runtime {
         Ok(Self(Model::load(input.reopen()?, &options)?))
     }
 
-    pub(super) fn config(&self) -> &Config {
-        self.0.config()
-    }
-}
-
-impl Forward for Runtime {
-    fn linear(&self, slot: Slot, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+    /// One ternary linear: `x` is `(tokens, cols)`.
+    pub(super) fn linear(&self, slot: Slot, x: &[f32], tokens: usize) -> Answer {
         self.0.linear(slot, x, tokens)
     }
-    fn layer(&self, layer: usize, hidden: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+
+    /// One layer on the residual stream of positions `0..tokens`.
+    pub(super) fn layer(&self, layer: usize, hidden: &[f32], tokens: usize) -> Answer {
         self.0.layer(layer, hidden, tokens)
     }
-    fn logits_of(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, FormatError> {
-        let logits = |tokens: &&[u32]| {
-            if tokens.is_empty() {
-                return Ok(Vec::new());
-            }
-            let mut session = self.0.session(tokens.len())?;
-            self.0.forward(&mut session, tokens, Logits::All)
-        };
-        sequences.iter().map(logits).collect()
+
+    /// Logits of every position.
+    pub(super) fn logits(&self, tokens: &[u32]) -> Answer {
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut session = self.0.session(tokens.len())?;
+        self.0.forward(&mut session, tokens, Logits::All)
     }
 }
 
@@ -70,9 +66,10 @@ impl Running for Compared {
         let Some((&first, others)) = subject.kernels.split_first() else {
             return;
         };
-        let sequences: Vec<&[u32]> = subject.prompts.iter().map(|p| p.ids.as_slice()).collect();
         let run = |input: &Input, backend| {
-            Runtime::load(input, backend).and_then(|r| Ok((r.logits_of(&sequences)?, r)))
+            let runtime = Runtime::load(input, backend)?;
+            let logits = subject.prompts.iter().map(|p| runtime.logits(&p.ids));
+            Ok((logits.collect::<Result<Vec<_>, FormatError>>()?, runtime))
         };
         let (logits, runtime) = match run(subject.artifact, first) {
             Ok(loaded) => loaded,
@@ -241,7 +238,7 @@ fn compare_oracle(
     findings: &mut Findings,
 ) -> Result<(Vec<f64>, Divergence), FormatError> {
     let oracle = Oracle::new(&subject.artifact.checkpoint);
-    let config = runtime.config();
+    let config = runtime.0.config();
     let mut traces = Vec::with_capacity(subject.prompts.len());
     for prompt in subject.prompts {
         let trace = runtime.0.trace(&prompt.ids)?;
@@ -275,7 +272,7 @@ fn compare_oracle(
             median
         });
     }
-    judge_layers(&errors, subject.thresholds, findings);
+    findings.violations(layer_violations(&errors, subject.thresholds));
     let normed: Vec<&[f32]> = traces
         .iter()
         .filter_map(|t| t.last().map(Vec::as_slice))

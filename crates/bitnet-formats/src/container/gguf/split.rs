@@ -4,7 +4,8 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::{Gguf, limit_exceeded, malformed, read_part};
+use super::read::read_part;
+use super::{Gguf, limit_exceeded, malformed};
 use crate::container::Container;
 use crate::error::FormatError;
 use crate::limits::Limits;

@@ -5,7 +5,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::{
-    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, dense_len, dense_row, matrix,
+    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, dense_len, matrix, type_id,
 };
 use crate::container::{Header, PlannedTensor, WritePlan};
 use crate::encoding::Encoding;
@@ -115,10 +115,10 @@ fn push_tensor_info(
             (id, packing.packed_len(rows, cols)?)
         }
         encoding => {
-            let dense = dense_row(encoding)
+            let id = type_id(encoding)
                 .ok_or_else(|| cannot(format!("gguf has no type {}", encoding.name())))?;
-            let len = dense_len(dense, &tensor.shape);
-            (dense.id, len.map_err(|e| cannot(e.message))?)
+            let len = dense_len(encoding, &tensor.shape);
+            (id, len.map_err(|e| cannot(e.message))?)
         }
     };
     if needed != tensor.len {

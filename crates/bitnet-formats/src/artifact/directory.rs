@@ -1,0 +1,144 @@
+//! A directory of outputs that appears whole or not at all.
+//!
+//! Invariant: its files are written inside a temporary directory beside the target, which takes the
+//! target's name in one step.
+
+use super::{Artifact, Partial, Place, Target, create_new, is_plain_file_name, os, sync_directory};
+use crate::error::{ErrorCode, FormatError};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+/// A directory being written, visible under its name only once it is finished. Dropped unfinished,
+/// it leaves nothing behind.
+#[derive(Debug)]
+pub struct ArtifactDirectory {
+    target: Target,
+    force: bool,
+    partial: Partial,
+}
+
+impl ArtifactDirectory {
+    /// Starts a directory. An empty directory at `path` counts as absent. Its parent must exist.
+    ///
+    /// # Errors
+    /// `exists` when there is something at `path` and `force` is false; also with `force` when it
+    /// is no directory or has directories in it, because replacing it would delete more than a
+    /// checkpoint; whatever the operating system refuses.
+    pub fn create(path: &Path, force: bool) -> Result<Self, FormatError> {
+        let target = Target::new(path)?;
+        match fs::metadata(&target.real) {
+            Ok(found) if !found.is_dir() => {
+                let message = "expected a directory to write, found a file";
+                return Err(FormatError::new(ErrorCode::Exists, message)
+                    .in_file(path)
+                    .hint("name a directory, or remove the file"));
+            }
+            Ok(_) => {
+                for entry in fs::read_dir(&target.real).map_err(|e| target.failed(&e))? {
+                    let entry = entry.map_err(|e| target.failed(&e))?;
+                    if !force {
+                        return Err(target.exists());
+                    }
+                    if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                        let message = format!(
+                            "expected a checkpoint directory to replace, found the directory {:?} in it",
+                            entry.file_name()
+                        );
+                        return Err(FormatError::new(ErrorCode::Exists, message)
+                            .in_file(path)
+                            .hint("remove it yourself if nothing in it is needed"));
+                    }
+                }
+            }
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(target.failed(&e)),
+            Err(_) => {}
+        }
+        target.sweep();
+        loop {
+            let (partial, ()) = target
+                .new_partial(|p| fs::create_dir(p))
+                .map_err(|e| target.failed(&e))?;
+            let lock = File::open(&partial).ok().filter(|f| f.lock().is_ok());
+            // another process may have swept it away before it was locked
+            if partial.exists() {
+                return Ok(Self {
+                    force,
+                    partial: Partial::register(partial, lock),
+                    target,
+                });
+            }
+        }
+    }
+
+    /// Starts a file in it; files may be written side by side from several threads. The digest of
+    /// its `finish` has the final path.
+    ///
+    /// # Errors
+    /// `usage` when `name` is not a plain file name; `exists` when it is there already; whatever the
+    /// operating system refuses.
+    pub fn file(&self, name: &str) -> Result<Artifact, FormatError> {
+        let path = self.target.path.join(name);
+        if !is_plain_file_name(name) {
+            let message = "expected a plain file name";
+            return Err(FormatError::new(ErrorCode::Usage, message).in_file(&path));
+        }
+        let real = self.partial.path.join(name);
+        let file = create_new(&real).map_err(|e| match e.kind() {
+            ErrorKind::AlreadyExists => {
+                FormatError::new(ErrorCode::Exists, "the output has this file twice").in_file(&path)
+            }
+            _ => FormatError::io(&path, &e),
+        })?;
+        let target = Target {
+            path,
+            name: name.into(),
+            parent: self.partial.path.clone(),
+            real: real.clone(),
+        };
+        Ok(Artifact::with(
+            target,
+            self.force,
+            file,
+            Place::Inside(Partial::register(real, None)),
+        ))
+    }
+
+    /// Makes the directory durable, then visible under its name. Files must be finished before;
+    /// unfinished ones are not in it.
+    ///
+    /// # Errors
+    /// `exists` when something appeared at the path meanwhile and `force` is false; whatever the
+    /// operating system refuses. Nothing is left behind then.
+    pub fn finish(self) -> Result<PathBuf, FormatError> {
+        let Self {
+            target,
+            force,
+            partial,
+        } = self;
+        let failed = |e: io::Error| target.failed(&e);
+        sync_directory(&partial.path).map_err(failed)?;
+        let replaced = partial
+            .publish(|path| match fs::rename(path, &target.real) {
+                Err(e)
+                    if force
+                        && matches!(
+                            e.kind(),
+                            ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty
+                        ) =>
+                {
+                    os::exchange(path, &target.real).map(|()| true)
+                }
+                done => done.map(|()| false),
+            })
+            .map_err(failed)?;
+        target.sync_parent()?;
+        if replaced {
+            // the temporary path now holds the old directory, to be removed
+            drop(partial);
+        } else {
+            partial.forget();
+        }
+        Ok(target.path)
+    }
+}

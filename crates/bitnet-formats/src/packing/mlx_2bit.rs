@@ -1,0 +1,263 @@
+//! `mlx_2bit`: MLX's affine 2-bit codes (`formats/packing/mlx_2bit.md`).
+//!
+//! Invariant: a row is a stream of 2-bit codes, the first in the lowest bits, code = trit + 1: as
+//! little-endian u32 what MLX stores. Scales and biases are tensors beside the codes; what is
+//! written has bias = -scale. What is read may be any affine code whose used values are -m, 0 and +m
+//! ([`ternary_of_affine`]); everything else is refused, because the stock MLX quantiser makes packs
+//! of ternary weights that are none.
+
+use super::{
+    PackedTensor, Packing, ScaleRounding, bad_code, decode_quads, elements, encode_quads,
+    matrix_error, outside_scales,
+};
+use crate::error::{ErrorCode, FormatError};
+use bitnet_ternary::{Scales, TernaryMatrix};
+
+/// safetensors U32 `[rows, cols / 16]`; see the module.
+#[derive(Debug)]
+pub(super) struct Mlx2bit;
+
+/// Group sizes that MLX has kernels for.
+const GROUPS: [usize; 3] = [128, 64, 32];
+
+impl Packing for Mlx2bit {
+    fn name(&self) -> &'static str {
+        "mlx_2bit"
+    }
+
+    fn gguf_type(&self) -> Option<u32> {
+        None
+    }
+
+    fn gguf_file_type(&self) -> Option<u32> {
+        None
+    }
+
+    fn holds_scales(&self) -> bool {
+        false
+    }
+
+    fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
+        if !cols.is_multiple_of(32) {
+            return Err(FormatError::new(
+                ErrorCode::TargetCannotHold,
+                format!("mlx_2bit needs a multiple of 32 columns, found {cols}"),
+            )
+            .hint("choose a target without groups, such as hf-packed"));
+        }
+        Ok(elements(rows, cols)? / 4)
+    }
+
+    /// One scale per group, and every structure is one of groups; the type of the scales, and so
+    /// their rounding, is their writer's choice.
+    fn check_scales(&self, _: &TernaryMatrix, _: ScaleRounding) -> Result<f64, FormatError> {
+        Ok(0.0)
+    }
+
+    /// One row.
+    fn unit_len(&self, _rows: usize, cols: usize) -> usize {
+        (cols / 4).max(1)
+    }
+
+    fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
+        let start = first.saturating_mul(matrix.cols());
+        if let Some(trits) = matrix.trits().get(start..) {
+            encode_quads(trits, out);
+        }
+    }
+
+    fn unpack_rows(
+        &self,
+        tensor: &PackedTensor<'_>,
+        first: usize,
+        out: &mut [i8],
+    ) -> Result<(), FormatError> {
+        let PackedTensor {
+            bytes, rows, cols, ..
+        } = *tensor;
+        tensor.check_rows(self.stored_len(rows, cols)?, first, out.len())?;
+        if decode_quads(&bytes[first * (cols / 4)..], out) {
+            Ok(())
+        } else {
+            Err(bad_code(first, cols, out))
+        }
+    }
+
+    fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
+        outside_scales(tensor, self.name())
+    }
+}
+
+/// The tensors of one MLX matrix, widened to f32.
+#[derive(Debug, Clone, Copy)]
+pub struct Affine<'a> {
+    /// The bytes of `weight`.
+    pub codes: &'a [u8],
+    /// Rows.
+    pub rows: usize,
+    /// Columns (16 per word of `weight`).
+    pub cols: usize,
+    /// Columns per scale: 32, 64 or 128.
+    pub group: usize,
+    /// `(rows, cols / group)`.
+    pub scales: &'a [f32],
+    /// `(rows, cols / group)`.
+    pub biases: &'a [f32],
+}
+
+/// The ternary matrix of an affine pack: weight = scale * code + bias.
+///
+/// # Errors
+/// `not-ternary` where the values that a group uses are not -m, 0 and +m for one m; `non-finite`;
+/// `malformed` and `truncated` for tensors that do not fit each other.
+pub fn ternary_of_affine(affine: &Affine<'_>) -> Result<TernaryMatrix, FormatError> {
+    let Affine {
+        codes,
+        rows,
+        cols,
+        group,
+        scales,
+        biases,
+    } = *affine;
+    let expected = Mlx2bit.packed_len(rows, cols)?;
+    let beside = PackedTensor {
+        bytes: codes,
+        rows,
+        cols,
+        outside: None,
+    };
+    beside.check_len(expected)?;
+    let per_row = cols.checked_div(group).unwrap_or(0);
+    let fits = GROUPS.contains(&group)
+        && cols.is_multiple_of(group)
+        && scales.len() as u64 == elements(rows, per_row)?
+        && biases.len() == scales.len();
+    if !fits {
+        let (n, m) = (scales.len(), biases.len());
+        return Err(FormatError::new(
+            ErrorCode::Malformed,
+            format!("{n} scales and {m} biases in groups of {group} do not fit {rows} x {cols}"),
+        ));
+    }
+    let mut trits = vec![0i8; elements(rows, cols)? as usize];
+    let mut magnitudes = Vec::with_capacity(scales.len());
+    let groups = trits
+        .chunks_exact_mut(group)
+        .zip(codes.chunks_exact(group / 4));
+    for (at, ((trits, codes), (&scale, &bias))) in groups.zip(scales.iter().zip(biases)).enumerate()
+    {
+        let usual = scale >= 0.0 && scale.is_finite() && bias == -scale;
+        if usual && decode_quads(codes, trits) {
+            magnitudes.push(scale);
+            continue;
+        }
+        let magnitude = unusual_group(codes, trits, scale, bias).map_err(|(code, found)| {
+            let (row, col) = (at / per_row, at % per_row * group);
+            FormatError::new(
+                code,
+                format!("row {row}, columns from {col}: expected an affine code of -m, 0 and +m, found {found} (scale {scale}, bias {bias})"),
+            )
+            .hint("MLX's own quantiser does not keep ternary weights; convert from the model it was made of")
+        })?;
+        magnitudes.push(magnitude);
+    }
+    let scales = Scales::PerGroup {
+        group,
+        scales: magnitudes,
+    };
+    TernaryMatrix::new(rows, cols, trits, scales).map_err(|e| matrix_error(&e))
+}
+
+/// A group whose bias is not -scale, or which has code 3: ternary if the values it uses are.
+fn unusual_group(
+    codes: &[u8],
+    trits: &mut [i8],
+    scale: f32,
+    bias: f32,
+) -> Result<f32, (ErrorCode, String)> {
+    if !scale.is_finite() || !bias.is_finite() {
+        return Err((
+            ErrorCode::NonFinite,
+            "a number that is not finite".to_owned(),
+        ));
+    }
+    let mut used = [false; 4];
+    for (byte, quad) in codes.iter().zip(trits.as_chunks_mut::<4>().0) {
+        for (pair, t) in quad.iter_mut().enumerate() {
+            let code = byte >> (2 * pair) & 3;
+            used[usize::from(code)] = true;
+            *t = code as i8;
+        }
+    }
+    // f64 holds the product and the sum of two 16-bit floats exactly, of two f32 mostly
+    let value = |code: u8| f64::from(scale) * f64::from(code) + f64::from(bias);
+    let values = [0u8, 1, 2, 3].map(value);
+    let magnitude = (0..4)
+        .filter(|&c| used[c])
+        .map(|c| values[c].abs())
+        .fold(0.0, f64::max);
+    let mut meaning = [0i8; 4];
+    for code in (0..4).filter(|&c| used[c]) {
+        meaning[code] = match values[code] {
+            0.0 => 0,
+            v if v == magnitude => 1,
+            v if v == -magnitude => -1,
+            v => return Err((ErrorCode::NotTernary, format!("{v} beside {magnitude}"))),
+        };
+    }
+    for t in trits {
+        *t = meaning[*t as usize & 3];
+    }
+    let narrow = magnitude as f32;
+    if f64::from(narrow) == magnitude {
+        Ok(narrow)
+    } else {
+        Err((
+            ErrorCode::NotTernary,
+            format!("{magnitude}, which is no f32"),
+        ))
+    }
+}
+
+/// The scales to store beside the codes of `matrix` in groups of `group` columns,
+/// `(rows, cols / group)`; the biases are these with the sign turned.
+///
+/// # Errors
+/// `target-cannot-hold` for a group size that MLX has not or that does not divide the columns, and
+/// for two scales of non-zero trits in one group.
+pub fn affine_scales(matrix: &TernaryMatrix, group: usize) -> Result<Vec<f32>, FormatError> {
+    let cols = matrix.cols();
+    let cannot = |message: String| {
+        FormatError::new(ErrorCode::TargetCannotHold, message)
+            .hint("MLX has groups of 32, 64 and 128 columns")
+    };
+    if !GROUPS.contains(&group) || !cols.is_multiple_of(group) {
+        return Err(cannot(format!(
+            "groups of {group} do not fit {cols} columns"
+        )));
+    }
+    let fine = match matrix.scales() {
+        Scales::PerGroup { group: fine, .. } if *fine < group => *fine,
+        _ => group,
+    };
+    let mut out = Vec::with_capacity(matrix.trits().len() / group);
+    for row in 0..matrix.rows() {
+        for (at, trits) in matrix.row(row).chunks_exact(group).enumerate() {
+            let scale = |part: usize| matrix.scales().at(row, at * group + part * fine, cols);
+            let mut parts = trits.chunks_exact(fine).enumerate();
+            let mut votes = parts
+                .by_ref()
+                .filter(|(_, trits)| trits.iter().any(|&t| t != 0))
+                .map(|(part, _)| scale(part));
+            let first = votes.next().unwrap_or_else(|| scale(0));
+            if let Some(other) = votes.find(|s| s.to_bits() != first.to_bits()) {
+                let col = at * group;
+                return Err(cannot(format!(
+                    "row {row}, columns from {col}: mlx_2bit holds one scale per {group}, found {first} and {other}"
+                )));
+            }
+            out.push(first);
+        }
+    }
+    Ok(out)
+}

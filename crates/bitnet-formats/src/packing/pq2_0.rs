@@ -1,0 +1,34 @@
+//! `pq2_0`: Prism's 2-bit blocks of 128 (`formats/packing/pq2_0.md`).
+//!
+//! Invariant: 128 trits in 34 bytes: the f16 scale, then one byte per four consecutive trits, the
+//! first in the lowest bits, code = trit + 1. The bytes are those of `q2_0-g128`; only the type id
+//! differs, so that one becomes the other by its header.
+
+use super::f16_blocks::F16Block;
+use super::{decode_quads, encode_quads};
+
+/// GGUF type 142; see the module.
+#[derive(Debug)]
+#[allow(non_camel_case_types)]
+pub(super) struct Pq2_0;
+
+impl F16Block for Pq2_0 {
+    const NAME: &'static str = "pq2_0";
+    const GGUF_TYPE: u32 = 142;
+    const GGUF_FILE_TYPE: u32 = 141;
+    const TRITS: usize = 128;
+    const BYTES: usize = 34;
+    const SCALE_AT: usize = 0;
+
+    #[inline(always)]
+    fn encode(trits: &[i8], block: &mut [u8]) {
+        encode_quads(trits, &mut block[2..]);
+    }
+    #[inline(always)]
+    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
+        decode_quads(&block[2..], trits)
+    }
+    fn is_silent(block: &[u8]) -> bool {
+        block[2..].iter().fold(0, |any, b| any | (b ^ 0x55)) == 0
+    }
+}

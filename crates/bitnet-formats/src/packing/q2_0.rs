@@ -1,0 +1,61 @@
+//! `q2_0`: llama.cpp's 2-bit blocks of 64, and Prism's older blocks of 128 under the same type id
+//! (`formats/packing/q2_0.md`).
+//!
+//! Invariant: the f16 scale, then one byte per four consecutive trits, the first in the lowest
+//! bits, code = trit + 1. `q2_0` (18 bytes per 64) is written; `q2_0-g128` (34 per 128, the bytes of
+//! `pq2_0`) is only read. Extents of tensors tell them apart, and the container does.
+
+use super::f16_blocks::F16Block;
+use super::{decode_quads, encode_quads};
+
+/// GGUF type 42 as llama.cpp has it; see the module.
+#[derive(Debug)]
+#[allow(non_camel_case_types)]
+pub(super) struct Q2_0;
+/// GGUF type 42 as Prism's first releases have it.
+#[derive(Debug)]
+#[allow(non_camel_case_types)]
+pub(super) struct Q2_0G128;
+
+impl F16Block for Q2_0 {
+    const NAME: &'static str = "q2_0";
+    const GGUF_TYPE: u32 = 42;
+    const GGUF_FILE_TYPE: u32 = 41;
+    const TRITS: usize = 64;
+    const BYTES: usize = 18;
+    const SCALE_AT: usize = 0;
+
+    #[inline(always)]
+    fn encode(trits: &[i8], block: &mut [u8]) {
+        encode_quads(trits, &mut block[2..]);
+    }
+    #[inline(always)]
+    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
+        decode_quads(&block[2..], trits)
+    }
+    fn is_silent(block: &[u8]) -> bool {
+        block[2..].iter().fold(0, |any, b| any | (b ^ 0x55)) == 0
+    }
+}
+
+impl F16Block for Q2_0G128 {
+    const NAME: &'static str = "q2_0-g128";
+    const GGUF_TYPE: u32 = 42;
+    const GGUF_FILE_TYPE: u32 = 41;
+    const TRITS: usize = 128;
+    const BYTES: usize = 34;
+    const SCALE_AT: usize = 0;
+    const WRITE_INSTEAD: Option<&'static str> = Some("pq2_0");
+
+    #[inline(always)]
+    fn encode(trits: &[i8], block: &mut [u8]) {
+        Q2_0::encode(trits, block);
+    }
+    #[inline(always)]
+    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
+        Q2_0::decode(block, trits)
+    }
+    fn is_silent(block: &[u8]) -> bool {
+        Q2_0::is_silent(block)
+    }
+}

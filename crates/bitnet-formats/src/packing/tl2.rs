@@ -1,0 +1,352 @@
+//! `tl2`: bitnet.cpp's lookup layout for x86, three trits in five bits (`formats/packing/tl2.md`).
+//!
+//! Invariant: four-bit magnitudes of triples, their sign bits, two-trit codes of the last columns,
+//! zeros up to a length that depends on the shape alone, one f32 scale, 28 zeros (see [`Regions`]).
+//! The file does not say the tiling: `tl2` takes the one of the shape, `tl2-BM-BK` another.
+
+use super::tilings::{
+    PAIRS, Preset, TRAILER, Tiling, Tilings, bad_tile_code, divisor, does_not_fit, encode_pairs,
+};
+use super::tl1::{stored_scale, trailer};
+use super::{PackedTensor, Packing, ScaleRounding, elements, one_scale};
+use crate::error::FormatError;
+use bitnet_ternary::{Scales, TernaryMatrix};
+
+/// The tilings that bitnet.cpp ships.
+pub(super) static PRESETS: &[Preset] = &[
+    (
+        "large",
+        &[
+            [1536, 4096, 256, 96, 32],
+            [1536, 1536, 128, 192, 32],
+            [4096, 1536, 256, 96, 32],
+        ],
+    ),
+    (
+        "3b",
+        &[
+            [3200, 8640, 160, 96, 32],
+            [3200, 3200, 320, 96, 32],
+            [8640, 3200, 320, 96, 32],
+        ],
+    ),
+    (
+        "8b",
+        &[
+            [14336, 4096, 256, 96, 32],
+            [4096, 14336, 128, 96, 32],
+            [1024, 4096, 256, 96, 32],
+            [4096, 4096, 128, 96, 32],
+        ],
+    ),
+];
+
+/// GGUF type 39, later 42; see the module.
+#[derive(Debug)]
+pub(super) struct Tl2 {
+    pub(super) tilings: Tilings,
+}
+
+/// The row of the table: tilings by shape.
+pub(super) static TL2: Tl2 = Tl2 {
+    tilings: Tilings::ByShape,
+};
+
+/// Where the parts of one matrix lie; all numbers are of the page.
+struct Regions {
+    /// `BM / 32`, blocks of rows per tile.
+    blocks: usize,
+    /// `BK`.
+    tile_cols: usize,
+    /// Columns in triples and in pairs.
+    k3: usize,
+    k2: usize,
+    /// Where the signs and the pairs begin.
+    signs: usize,
+    pairs: usize,
+    /// Length of all of it with its zeros, a multiple of 32.
+    len: usize,
+}
+
+/// Where row `ri` of 32 stands in 32 bytes: the second and the third eight change places.
+#[inline(always)]
+fn position(ri: usize) -> usize {
+    [0, 16, 8, 24][ri / 8] + ri % 8
+}
+
+/// The three trits of a sign bit (16) and a magnitude; 2 where no encoder writes it.
+static TRIPLES: [[i8; 4]; 32] = {
+    let mut table = [[2; 4]; 32];
+    let mut code = 0;
+    while code < 32 {
+        let index = code as i8 & 15;
+        if index < 14 && code != 16 {
+            let v = if code & 16 != 0 {
+                13 - index
+            } else {
+                13 + index
+            };
+            table[code] = [v / 9 - 1, v / 3 % 3 - 1, v % 3 - 1, 0];
+        }
+        code += 1;
+    }
+    table
+};
+
+impl Regions {
+    /// Where in the first region the 32 bytes of block `block` of rows (counted over the matrix),
+    /// column tile `kb`, are; in units of 32 bytes times the triples pairs of a tile.
+    #[inline(always)]
+    fn tile(&self, block: usize, kb: usize, tiles: usize) -> usize {
+        let (mb, rb) = (block / self.blocks, block % self.blocks);
+        (mb * tiles + kb) * self.blocks + rb
+    }
+
+    /// First byte of the triples of `(block, kb)`; 32 bytes per six columns.
+    #[inline(always)]
+    fn triples(&self, block: usize, kb: usize) -> usize {
+        self.tile(block, kb, self.k3 / self.tile_cols) * (self.tile_cols / 6) * 32
+    }
+
+    /// First byte of the signs of `(block, kb)`; 16 words per 24 columns.
+    #[inline(always)]
+    fn words(&self, block: usize, kb: usize) -> usize {
+        self.signs + self.tile(block, kb, self.k3 / self.tile_cols) * (self.tile_cols / 24) * 32
+    }
+
+    /// First byte of the pairs of `(block, kb)`; 32 bytes per four columns.
+    #[inline(always)]
+    fn codes(&self, block: usize, kb: usize) -> usize {
+        self.pairs + self.tile(block, kb, self.k2 / 32) * 8 * 32
+    }
+}
+
+impl Tl2 {
+    fn tiling(&self, rows: usize, cols: usize) -> Result<Tiling, FormatError> {
+        let by_rule = || {
+            Some(Tiling {
+                rows: divisor(rows, 32, 128)?,
+                cols: 96,
+                block: 32,
+            })
+        };
+        self.tilings.of(PRESETS, by_rule, (rows, cols))
+    }
+
+    fn regions(&self, rows: usize, cols: usize) -> Result<Regions, FormatError> {
+        let n = elements(rows, cols)?;
+        if n == 0 {
+            return Ok(Regions {
+                blocks: 1,
+                tile_cols: 24,
+                k3: 0,
+                k2: 0,
+                signs: 0,
+                pairs: 0,
+                len: 0,
+            });
+        }
+        let tiling = self.tiling(rows, cols)?;
+        let Tiling {
+            rows: tile_rows,
+            cols: tile_cols,
+            block,
+        } = tiling;
+        let refuse = |rule| Err(does_not_fit(self.name(), tiling, (rows, cols), rule));
+        let fits = block == 32
+            && tile_rows > 0
+            && tile_cols > 0
+            && rows.is_multiple_of(tile_rows)
+            && tile_rows.is_multiple_of(32)
+            && tile_cols.is_multiple_of(24)
+            && (cols % tile_cols).is_multiple_of(32);
+        if !fits {
+            return refuse("M % BM, BM % 32, BK % 24 and (K % BK) % 32 are 0, bm is 32");
+        }
+        if cols < 256 {
+            return refuse("K is at least 256");
+        }
+        let (k2, k3) = (cols % tile_cols, cols - cols % tile_cols);
+        // rows are a multiple of 32 and the product fits, so all of these do
+        let (m, k) = (rows as u64, cols as u64);
+        let reserved = (k - 256) * m / 3 * 5 / 8 + 256 * m / 2 * 4 / 8;
+        let signs = m * (k3 as u64 / 6);
+        let pairs = signs + m / 8 * (k3 as u64 / 3);
+        if pairs + m * (k2 as u64 / 4) > reserved {
+            return refuse("the layout has room for at most 256 columns in pairs");
+        }
+        Ok(Regions {
+            blocks: tile_rows / 32,
+            tile_cols,
+            k3,
+            k2,
+            signs: signs as usize,
+            pairs: pairs as usize,
+            len: reserved.next_multiple_of(32) as usize,
+        })
+    }
+}
+
+impl Packing for Tl2 {
+    fn name(&self) -> &'static str {
+        self.tilings.name("tl2")
+    }
+
+    fn gguf_type(&self) -> Option<u32> {
+        Some(39)
+    }
+
+    /// bitnet.cpp's fork of 2026.
+    fn gguf_aliases(&self) -> &'static [u32] {
+        &[42]
+    }
+
+    fn gguf_file_type(&self) -> Option<u32> {
+        Some(39)
+    }
+
+    fn holds_scales(&self) -> bool {
+        true
+    }
+
+    fn parameters(&self, rows: usize, cols: usize) -> Option<String> {
+        self.packed_len(rows, cols).ok()?;
+        let Tiling {
+            rows: bm_rows,
+            cols: bk,
+            block,
+        } = self.tiling(rows, cols).ok()?;
+        Some(format!("tl2-{rows}x{cols}={bm_rows}-{bk}-{block}"))
+    }
+
+    fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
+        Ok((self.regions(rows, cols)?.len + TRAILER) as u64)
+    }
+
+    fn check_scales(&self, m: &TernaryMatrix, _: ScaleRounding) -> Result<f64, FormatError> {
+        one_scale(m, self.name()).map(|_| 0.0)
+    }
+
+    /// Everything: a row of tiles is in three places.
+    fn unit_len(&self, rows: usize, cols: usize) -> usize {
+        self.regions(rows, cols).map_or(1, |r| r.len).max(1)
+    }
+
+    fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
+        let cols = matrix.cols();
+        let Ok(regions) = self.regions(matrix.rows(), cols) else {
+            return;
+        };
+        if first > 0 || regions.len == 0 || out.len() < regions.len {
+            return;
+        }
+        out.fill(0);
+        for (block, rows) in matrix.trits().chunks_exact(32 * cols).enumerate() {
+            for kb in 0..regions.k3 / regions.tile_cols {
+                let (triples, words) = (regions.triples(block, kb), regions.words(block, kb));
+                let columns = kb * regions.tile_cols;
+                for kq in 0..regions.tile_cols / 24 {
+                    for (ri, row) in rows.chunks_exact(cols).enumerate() {
+                        let trits = &row[columns + 24 * kq..][..24];
+                        let mut signs = 0u16;
+                        for (c, six) in trits.as_chunks::<6>().0.iter().enumerate() {
+                            let [x, y] = [0, 3].map(|i| 9 * six[i] + 3 * six[i + 1] + six[i + 2]);
+                            out[triples + (4 * kq + c) * 32 + position(ri)] =
+                                x.unsigned_abs() << 4 | y.unsigned_abs();
+                            let bit = 15 - (4 * c + ri / 16);
+                            signs |= u16::from(x < 0) << bit | u16::from(y < 0) << (bit - 2);
+                        }
+                        // rows ri and ri + 16 share a word
+                        let at = words + (16 * kq + ri % 16) * 2;
+                        let [low, high] = signs.to_le_bytes();
+                        out[at] |= low;
+                        out[at + 1] |= high;
+                    }
+                }
+            }
+            for kb in 0..regions.k2 / 32 {
+                let codes = regions.codes(block, kb);
+                for (ri, row) in rows.chunks_exact(cols).enumerate() {
+                    let trits = &row[regions.k3 + 32 * kb..][..32];
+                    for (kc, quad) in trits.as_chunks::<4>().0.iter().enumerate() {
+                        out[codes + 32 * kc + position(ri)] = encode_pairs(*quad);
+                    }
+                }
+            }
+        }
+    }
+
+    fn trailer(&self, matrix: &TernaryMatrix) -> Vec<u8> {
+        trailer(matrix)
+    }
+
+    fn unpack_rows(
+        &self,
+        tensor: &PackedTensor<'_>,
+        first: usize,
+        out: &mut [i8],
+    ) -> Result<(), FormatError> {
+        let PackedTensor {
+            bytes, rows, cols, ..
+        } = *tensor;
+        tensor.check_rows(self.stored_len(rows, cols)?, first, out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let regions = self.regions(rows, cols)?;
+        let mut bad = false;
+        let mut row = first;
+        let mut rest = &mut out[..];
+        while !rest.is_empty() {
+            // the rows that are asked for of the 32 that `row` is in
+            let (block, low) = (row / 32, row % 32);
+            let n = (32 - low).min(rest.len() / cols);
+            let (rows, others) = rest.split_at_mut(n * cols);
+            for kb in 0..regions.k3 / regions.tile_cols {
+                let (triples, words) = (regions.triples(block, kb), regions.words(block, kb));
+                let columns = kb * regions.tile_cols;
+                for kq in 0..regions.tile_cols / 24 {
+                    let indices = &bytes[triples + 128 * kq..][..128];
+                    let words = &bytes[words + 32 * kq..][..32];
+                    for (ri, row) in (low..).zip(rows.chunks_exact_mut(cols)) {
+                        let at = 2 * (ri % 16);
+                        let word = u16::from_le_bytes([words[at], words[at + 1]]);
+                        // the signs of this row's triples are every other bit, from the top
+                        let mut signs = word << (ri / 16);
+                        let trits = &mut row[columns + 24 * kq..][..24];
+                        let sixes = trits.as_chunks_mut::<6>().0.iter_mut();
+                        for (c, six) in sixes.enumerate() {
+                            let byte = indices[32 * c + position(ri)];
+                            let sign = |s: u16| usize::from(s >> 11 & 16);
+                            let a = TRIPLES[sign(signs) | usize::from(byte >> 4)];
+                            let b = TRIPLES[sign(signs << 2) | usize::from(byte & 15)];
+                            signs <<= 4;
+                            bad |= a[0] == 2 || b[0] == 2;
+                            *six = [a[0], a[1], a[2], b[0], b[1], b[2]];
+                        }
+                    }
+                }
+            }
+            for kb in 0..regions.k2 / 32 {
+                let codes = &bytes[regions.codes(block, kb)..][..256];
+                for (ri, row) in (low..).zip(rows.chunks_exact_mut(cols)) {
+                    let trits = &mut row[regions.k3 + 32 * kb..][..32];
+                    for (kc, quad) in trits.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                        *quad = PAIRS[usize::from(codes[32 * kc + position(ri)])];
+                        bad |= quad[0] == 2 || quad[2] == 2;
+                    }
+                }
+            }
+            (rest, row) = (others, row + n);
+        }
+        if bad {
+            return Err(bad_tile_code(first, cols, out));
+        }
+        Ok(())
+    }
+
+    fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
+        tensor.check_len(self.stored_len(tensor.rows, tensor.cols)?)?;
+        stored_scale(tensor)
+    }
+}

@@ -1,0 +1,233 @@
+//! The values of a certificate as JSON: what it says of files, verdicts and the configuration.
+//!
+//! Invariant: whatever is absent or of another form is an error that names its path.
+
+use super::{FileRecord, Verdict};
+use crate::config::{Activation, ActivationQuantization, Config, Rope, RopeScaling};
+use bitnet_formats::{ErrorCode, FormatError};
+use serde_json::{Map, Value, json};
+
+/// A value of a certificate and where it stands.
+pub(super) struct Field<'a> {
+    pub(super) value: &'a Value,
+    pub(super) path: String,
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn at(&self, key: &str) -> Result<Field<'a>, FormatError> {
+        let path = if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        };
+        match self.value.get(key) {
+            Some(value) => Ok(Field { value, path }),
+            None => Err(Field {
+                value: &Value::Null,
+                path,
+            }
+            .bad("a value")),
+        }
+    }
+
+    pub(super) fn bad(&self, expected: &str) -> FormatError {
+        let found: String = self.value.to_string().chars().take(60).collect();
+        let message = format!("expected {expected}, found {found}");
+        FormatError::new(ErrorCode::Malformed, message).in_tensor(&self.path)
+    }
+
+    pub(super) fn text(&self) -> Result<String, FormatError> {
+        self.value
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| self.bad("a string"))
+    }
+
+    pub(super) fn digest(&self) -> Result<String, FormatError> {
+        let is_hex =
+            |s: &&str| s.len() == 64 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let digest = self.value.as_str().filter(is_hex);
+        digest
+            .map(str::to_owned)
+            .ok_or_else(|| self.bad("a sha256 in lower-case hex"))
+    }
+
+    pub(super) fn number(&self) -> Result<u64, FormatError> {
+        self.value
+            .as_u64()
+            .ok_or_else(|| self.bad("a whole number"))
+    }
+
+    pub(super) fn size(&self) -> Result<usize, FormatError> {
+        self.number()?
+            .try_into()
+            .map_err(|_| self.bad("a whole number"))
+    }
+
+    pub(super) fn token(&self) -> Result<u32, FormatError> {
+        self.number()?
+            .try_into()
+            .map_err(|_| self.bad("a token id"))
+    }
+
+    pub(super) fn float(&self) -> Result<f64, FormatError> {
+        self.value.as_f64().ok_or_else(|| self.bad("a number"))
+    }
+
+    pub(super) fn flag(&self) -> Result<bool, FormatError> {
+        self.value
+            .as_bool()
+            .ok_or_else(|| self.bad("true or false"))
+    }
+
+    pub(super) fn each<T>(
+        &self,
+        read: impl Fn(&Field<'a>) -> Result<T, FormatError>,
+    ) -> Result<Vec<T>, FormatError> {
+        let items = self.value.as_array().ok_or_else(|| self.bad("a list"))?;
+        let item = |(i, value)| {
+            read(&Field {
+                value,
+                path: format!("{}[{i}]", self.path),
+            })
+        };
+        items.iter().enumerate().map(item).collect()
+    }
+}
+
+pub(super) fn file_from_json(field: &Field<'_>) -> Result<FileRecord, FormatError> {
+    Ok(FileRecord {
+        name: field.at("name")?.text()?,
+        bytes: field.at("bytes")?.number()?,
+        sha256: field.at("sha256")?.digest()?,
+    })
+}
+
+pub(super) fn verdict_from_json(field: &Field<'_>) -> Result<Verdict, FormatError> {
+    let word = field.at("verdict")?;
+    match word.value.as_str() {
+        Some("exact") => Ok(Verdict::Exact),
+        Some("rounded") => Ok(Verdict::Rounded(field.at("max_relative_error")?.float()?)),
+        _ => Err(word.bad("\"exact\" or \"rounded\"")),
+    }
+}
+
+/// All fields of a `Config`, under their own names.
+pub(super) fn config_to_json(config: &Config) -> Value {
+    let scaling = match config.rope.scaling {
+        RopeScaling::None => json!({"type": "none"}),
+        RopeScaling::Linear { factor } => json!({"type": "linear", "factor": factor}),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => json!({
+            "type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+    };
+    let pairs = [
+        ("hidden_size", json!(config.hidden_size)),
+        ("intermediate_size", json!(config.intermediate_size)),
+        ("num_hidden_layers", json!(config.num_hidden_layers)),
+        ("num_attention_heads", json!(config.num_attention_heads)),
+        ("num_key_value_heads", json!(config.num_key_value_heads)),
+        ("head_dim", json!(config.head_dim)),
+        ("vocab_size", json!(config.vocab_size)),
+        (
+            "max_position_embeddings",
+            json!(config.max_position_embeddings),
+        ),
+        ("rms_norm_eps", json!(f64::from(config.rms_norm_eps))),
+        ("rope_theta", json!(config.rope.theta)),
+        ("rope_scaling", scaling),
+        ("hidden_act", json!(config.hidden_act.as_str())),
+        ("attn_sub_norm", json!(config.attn_sub_norm)),
+        ("ffn_sub_norm", json!(config.ffn_sub_norm)),
+        ("tie_word_embeddings", json!(config.tie_word_embeddings)),
+        (
+            "activation_quantization",
+            json!(activation_word(config.activation_quantization)),
+        ),
+        ("bos_token_id", json!(config.bos_token_id)),
+        ("eos_token_ids", json!(config.eos_token_ids)),
+    ];
+    Value::Object(
+        pairs
+            .into_iter()
+            .map(|(k, v)| (k.to_owned(), v))
+            .collect::<Map<_, _>>(),
+    )
+}
+
+fn activation_word(activations: ActivationQuantization) -> &'static str {
+    match activations {
+        ActivationQuantization::Int8PerToken => "int8_per_token",
+        ActivationQuantization::None => "none",
+    }
+}
+
+pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError> {
+    let size = |key: &str| field.at(key)?.size();
+    let act = field.at("hidden_act")?;
+    let known = [Activation::Relu2, Activation::Silu, Activation::GeluTanh];
+    let quantization = field.at("activation_quantization")?;
+    let words = [
+        ActivationQuantization::Int8PerToken,
+        ActivationQuantization::None,
+    ];
+    let scaling = field.at("rope_scaling")?;
+    let number = |key: &str| scaling.at(key)?.float();
+    Config {
+        hidden_size: size("hidden_size")?,
+        intermediate_size: size("intermediate_size")?,
+        num_hidden_layers: size("num_hidden_layers")?,
+        num_attention_heads: size("num_attention_heads")?,
+        num_key_value_heads: size("num_key_value_heads")?,
+        head_dim: size("head_dim")?,
+        vocab_size: size("vocab_size")?,
+        max_position_embeddings: size("max_position_embeddings")?,
+        rms_norm_eps: field.at("rms_norm_eps")?.float()? as f32,
+        rope: Rope {
+            theta: field.at("rope_theta")?.float()?,
+            scaling: match scaling.at("type")?.value.as_str() {
+                Some("none") => RopeScaling::None,
+                Some("linear") => RopeScaling::Linear {
+                    factor: number("factor")?,
+                },
+                Some("llama3") => RopeScaling::Llama3 {
+                    factor: number("factor")?,
+                    low_freq_factor: number("low_freq_factor")?,
+                    high_freq_factor: number("high_freq_factor")?,
+                    original_max_position_embeddings: scaling
+                        .at("original_max_position_embeddings")?
+                        .size()?,
+                },
+                _ => return Err(scaling.bad("none, linear or llama3 as `type`")),
+            },
+        },
+        hidden_act: known
+            .into_iter()
+            .find(|a| act.value == a.as_str())
+            .ok_or_else(|| act.bad("relu2, silu or gelu_pytorch_tanh"))?,
+        attn_sub_norm: field.at("attn_sub_norm")?.flag()?,
+        ffn_sub_norm: field.at("ffn_sub_norm")?.flag()?,
+        tie_word_embeddings: field.at("tie_word_embeddings")?.flag()?,
+        activation_quantization: words
+            .into_iter()
+            .find(|w| quantization.value == activation_word(*w))
+            .ok_or_else(|| quantization.bad("int8_per_token or none"))?,
+        bos_token_id: match field.at("bos_token_id")? {
+            Field {
+                value: Value::Null, ..
+            } => None,
+            id => Some(id.token()?),
+        },
+        eos_token_ids: field.at("eos_token_ids")?.each(|id| id.token())?,
+    }
+    .checked()
+}

@@ -1,0 +1,140 @@
+//! GGUF files: slots, sizes and rules from the file alone.
+
+use super::{Resolved, Tensors, error, look, missing, not_ternary};
+use crate::checkpoint::values::{self, Evidence};
+use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source};
+use crate::family::{self, ScaleDirection};
+use crate::slot::{LayerSlot, Slot};
+use bitnet_formats::{
+    Encoding, ErrorCode, FormatError, Packing, TensorFile, TensorInfo, packing_by_name,
+};
+use std::collections::HashMap;
+
+/// Sums up a GGUF file, which brings everything along.
+pub(in crate::checkpoint) fn gguf(
+    file: &TensorFile,
+    options: &OpenOptions,
+) -> Result<Resolved, FormatError> {
+    let family = family::family_of_gguf(file)?;
+    let config = (family.gguf_config)(file)?;
+    let layout = forced_layout(options)?;
+    let mut tensors = Tensors::new(file);
+    let mut sources = HashMap::new();
+    for slot in config.slots() {
+        let name = (family.gguf_tensor_name)(slot);
+        let names = [name.as_str()];
+        if !slot.is_ternary() {
+            tensors.dense(&names, slot, &config, &mut sources)?;
+            continue;
+        }
+        let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
+        let scale_name = name
+            .strip_suffix("weight")
+            .map(|stem| format!("{stem}scale"));
+        let scale = tensors.scale(&scale_name.unwrap_or_default())?;
+        let outside = scale.map(|scale| (scale, ScaleDirection::Multiply));
+        let shape = config.shape(slot);
+        let (rows, cols) = (shape[0], shape[1]);
+        if info.shape != shape {
+            let message = format!("expected shape {shape:?}, found {:?}", info.shape);
+            return Err(error(ErrorCode::WrongShape, info, message));
+        }
+        let rule = gguf_rule(info, rows, cols, outside, layout)?;
+        let rotary = matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj));
+        let permuted_head_dim = (rotary && family.permutes_qk).then_some(config.head_dim);
+        let mut source = LinearSource {
+            info: info.clone(),
+            rows,
+            cols,
+            rule,
+            permuted_head_dim,
+        };
+        if matches!(source.rule, LinearRule::Dequantised { .. })
+            && look(file, &source)? == Evidence::Master
+        {
+            if !options.ternary_trained {
+                return Err(not_ternary(file, &source));
+            }
+            source.rule = LinearRule::Absmean;
+        }
+        sources.insert(slot, Source::Linear(source));
+    }
+    let embedding = sources
+        .get(&Slot::TokenEmbeddings)
+        .map(|s| s.info().clone());
+    let head_name = (family.gguf_tensor_name)(Slot::OutputHead);
+    tensors.finish(|info| {
+        if info.name == family::ROPE_FREQUENCIES {
+            let Encoding::Plain(plain) = info.encoding else {
+                return Ok(false);
+            };
+            let divisors = values::small_values(plain, file.bytes(info))?;
+            family::check_rope_frequencies(&config, info, &divisors)?;
+            return Ok(true);
+        }
+        match &embedding {
+            Some(embedding) if info.name == head_name && config.tie_word_embeddings => {
+                tensors.is_tied_copy(info, embedding)
+            }
+            _ => Ok(false),
+        }
+    })?;
+    Ok(Resolved {
+        family,
+        config,
+        directory: None,
+        config_json: None,
+        sources,
+    })
+}
+
+fn forced_layout(options: &OpenOptions) -> Result<Option<&'static dyn Packing>, FormatError> {
+    let Some(name) = &options.layout else {
+        return Ok(None);
+    };
+    match packing_by_name(name) {
+        Some(packing) if packing.gguf_type().is_some() => Ok(Some(packing)),
+        _ => Err(FormatError::new(
+            ErrorCode::Usage,
+            format!("expected the name of a GGUF packing as layout, found `{name}`"),
+        )),
+    }
+}
+
+fn gguf_rule(
+    info: &TensorInfo,
+    rows: usize,
+    cols: usize,
+    outside: Option<(TensorInfo, ScaleDirection)>,
+    layout: Option<&'static dyn Packing>,
+) -> Result<LinearRule, FormatError> {
+    match info.encoding {
+        Encoding::Ternary(packing) => {
+            let sibling = layout.filter(|l| l.gguf_type() == packing.gguf_type());
+            let packing = sibling.unwrap_or(packing);
+            let expected = packing
+                .stored_len(rows, cols)
+                .map_err(|e| e.in_tensor(&info.name))?;
+            if info.len != expected {
+                let message = format!(
+                    "expected {expected} bytes of {}, found {}",
+                    packing.name(),
+                    info.len
+                );
+                return Err(error(ErrorCode::WrongShape, info, message));
+            }
+            Ok(LinearRule::Packed { packing, outside })
+        }
+        Encoding::Plain(plain) if plain.is_float_weight() => {
+            Ok(LinearRule::Dequantised { outside })
+        }
+        Encoding::Unknown(id) => {
+            let message = format!("expected a ternary type or floats, found the unknown type {id}");
+            Err(error(ErrorCode::UnknownType, info, message))
+        }
+        other => {
+            let message = format!("expected a ternary type or floats, found {}", other.name());
+            Err(error(ErrorCode::WrongType, info, message))
+        }
+    }
+}

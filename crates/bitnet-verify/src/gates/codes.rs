@@ -1,0 +1,56 @@
+//! Gate 1: codes and scales are the recorded ones.
+//!
+//! Invariant: codes are equal, a stored scale is equal to the bit; only the mean of master weights may
+//! be off, because the order of that sum is free.
+
+use crate::golden::TernaryTruth;
+use bitnet_ternary::TernaryMatrix;
+use sha2::{Digest, Sha256};
+
+/// Units in the last place that the mean of master weights may be off (3 were seen).
+const ABSMEAN_ULPS: u32 = 4;
+
+/// Compares one linear, whatever structure its container gives the scales.
+///
+/// # Errors
+/// What differs.
+pub fn check_codes(truth: &TernaryTruth, matrix: &TernaryMatrix) -> Result<(), String> {
+    let shape = [matrix.rows(), matrix.cols()];
+    if truth.shape != shape {
+        return Err(format!("expected shape {:?}, found {shape:?}", truth.shape));
+    }
+    let codes: Vec<u8> = matrix.trits().iter().map(|&t| t as u8).collect();
+    let digest = Sha256::digest(&codes);
+    let found: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+    if found != truth.sha256 {
+        return Err(format!(
+            "expected codes of sha256 {}, found {found}",
+            truth.sha256
+        ));
+    }
+    // a linear of zeros has no scale that any container need keep
+    if matrix.trits().iter().all(|&t| t == 0) {
+        return Ok(());
+    }
+    // silent rows and groups are 0 in normal form
+    let normal = matrix.normal_scales();
+    let mut scales = normal.as_slice().iter().filter(|s| **s != 0.0);
+    scales.try_for_each(|s| check_scale(truth, *s))
+}
+
+/// Compares one scale.
+///
+/// # Errors
+/// What differs.
+pub fn check_scale(truth: &TernaryTruth, found: f32) -> Result<(), String> {
+    let most = if truth.exact { 0 } else { ABSMEAN_ULPS };
+    if found.to_bits().abs_diff(truth.alpha_bits) <= most {
+        return Ok(());
+    }
+    Err(format!(
+        "expected scale {:e} (0x{:08x}) within {most} ulp, found {found:e} (0x{:08x})",
+        f32::from_bits(truth.alpha_bits),
+        truth.alpha_bits,
+        found.to_bits()
+    ))
+}
