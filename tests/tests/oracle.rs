@@ -5,7 +5,7 @@
 
 #![allow(clippy::print_stdout)]
 
-use bitnet_model::Checkpoint;
+use bitnet_model::{Checkpoint, ErrorCode};
 use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign};
 use bitnet_verify::Oracle;
 use bitnet_verify::gates::{Report, Thresholds, measure};
@@ -15,16 +15,33 @@ use bitnet_verify::golden::Golden;
 fn causal() -> Vec<(Fixture, Golden, Checkpoint)> {
     let mut all = Vec::new();
     for fixture in fixtures() {
-        // embedding models are a later issue
-        if fixture.is_embedding() && !fixtures_are_foreign() {
+        if fixture.is_embedding() {
+            println!(
+                "{}: skipped, an embedding model: it has no logits",
+                fixture.name
+            );
             continue;
         }
         let golden = fixture.golden();
-        let checkpoint = fixture
-            .open()
-            .unwrap_or_else(|e| panic!("{}: {e}", fixture.name));
-        all.push((fixture, golden, checkpoint));
+        match fixture.open() {
+            Ok(checkpoint) => all.push((fixture, golden, checkpoint)),
+            // what this program says about networks it does not know; anything else is a defect
+            Err(e)
+                if fixtures_are_foreign()
+                    && matches!(
+                        e.code,
+                        ErrorCode::UnsupportedConfig | ErrorCode::UnknownQuantization
+                    ) =>
+            {
+                println!("{}: skipped, {e}", fixture.name);
+            }
+            Err(e) => panic!("{}: {e}", fixture.name),
+        }
     }
+    assert!(
+        !all.is_empty(),
+        "no usable family in the folder of fixtures"
+    );
     all
 }
 
@@ -55,7 +72,8 @@ fn the_oracle_passes_gates_2_to_5() {
 fn entries_of_the_forward_pass_agree() {
     let (_, golden, checkpoint) = causal().swap_remove(0);
     let oracle = Oracle::new(&checkpoint);
-    let ids = golden.ids("short").unwrap();
+    let prompt = &golden.prompts[0].name;
+    let ids = golden.ids(prompt).unwrap();
     let trace = oracle.trace(ids).unwrap();
     assert_eq!(trace.hidden[0], oracle.embeddings(ids).unwrap());
     for (layer, pair) in trace.hidden.windows(2).enumerate() {

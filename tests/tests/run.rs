@@ -1,44 +1,28 @@
 //! `bitnet-run` as a script sees it: exit status, stdout, JSON keys, and the goldens' greedy ids.
 
+use bitnet_tests::fixtures::{read_json, repository};
+use bitnet_tests::program;
 use serde_json::Value;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const FAMILY: &str = "bitnet-2b4t-packed";
 
+/// A file of the fixture that ships with the repository: its prompts have the names used here.
 fn fixture(part: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(FAMILY)
-        .join(part)
+    repository().join("tests/fixtures").join(FAMILY).join(part)
 }
 
 /// Exit status, stdout, stderr.
 fn run(args: &[&str]) -> (u8, String, String) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let args = std::iter::once("bitnet-run")
-        .chain(args.iter().copied())
-        .map(OsString::from);
-    let status = bitnet_run::run(args, &mut out, &mut err);
-    (
-        status.code(),
-        String::from_utf8(out).unwrap(),
-        String::from_utf8(err).unwrap(),
-    )
+    let ran = program::run(bitnet_run::run, args.iter().copied());
+    (ran.status.code(), ran.stdout, ran.stderr)
 }
 
 fn run_json(args: &[&str]) -> (u8, Value) {
-    let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
-    let (status, out, err) = run(&args);
-    assert!(err.is_empty(), "{err}");
-    let mut lines = out.lines();
-    let object = serde_json::from_str(lines.next().unwrap()).unwrap();
-    assert_eq!(lines.next(), None, "exactly one object");
-    (status, object)
-}
-
-fn read_json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    let args = args.iter().copied().chain(["--json"]);
+    let ran = program::run(bitnet_run::run, args);
+    assert!(ran.stderr.is_empty(), "{}", ran.stderr);
+    (ran.status.code(), ran.json())
 }
 
 fn model() -> String {

@@ -1,4 +1,4 @@
-//! The command line of `bitnet-convert`, as `design/contract.md` words it.
+//! The command line of `bitnet-convert`, as `formats/report.md` and the help texts word it.
 //!
 //! Invariant: nothing is decided here that `--help` does not say.
 

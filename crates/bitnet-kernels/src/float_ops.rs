@@ -9,6 +9,7 @@
 //! The bodies are `#[inline(always)]` so that [`instantiate!`] can compile each of them once per
 //! instruction set: Rust's baseline x86-64 has neither FMA nor wide registers.
 
+use crate::lines::Line;
 use crate::output::Output;
 use crate::packed::Finish;
 use bitnet_ternary::activation_scale;
@@ -54,12 +55,14 @@ pub(crate) struct FloatOps {
     pub attend_f16: Attend,
     pub attend_bf16: Attend,
     pub merge: unsafe fn(&mut [f32], &[f32]),
+    pub screen_row: unsafe fn(&[f32], &mut [Line]) -> [f32; 3],
+    pub screen_dots: unsafe fn(&[Line], &[i16], &mut [i32]),
 }
 
 /// Compiles every body under the given attributes and tabulates the instances.
 macro_rules! instantiate {
     ($(#[$isa:meta])*) => {{
-        use $crate::{Scales, attention, dense, float_ops, output::Output, packed, packed::Place};
+        use $crate::{Scales, attention, dense, float_ops, lines::Line, output::Output, screen, packed, packed::Place};
         $(#[$isa])* fn dot(a: &[f32], b: &[f32]) -> f32 { float_ops::dot(a, b) }
         $(#[$isa])* fn sum(a: &[f32]) -> f32 { float_ops::sum(a) }
         $(#[$isa])* fn sum_squares(a: &[f32]) -> f32 { float_ops::sum_squares(a) }
@@ -121,11 +124,17 @@ macro_rules! instantiate {
         ) {
             attention::attend::<dense::Bf16>(keys, values, dim, factor, q, scores, parts)
         }
+        $(#[$isa])* fn screen_row(w: &[f32], to: &mut [Line]) -> [f32; 3] {
+            screen::screen_row(w, to)
+        }
+        $(#[$isa])* fn screen_dots(rows: &[Line], p: &[i16], sums: &mut [i32]) {
+            screen::screen_dots(rows, p, sums)
+        }
         $(#[$isa])* fn merge(so_far: &mut [f32], next: &[f32]) { attention::merge(so_far, next) }
         float_ops::FloatOps {
             dot, sum, sum_squares, axpy, scale, add, max, exp, silu_mul, relu2_mul, gelu_tanh_mul,
             rms_norm, rotate_halves, quantize, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
-            attend_f32, attend_f16, attend_bf16, merge,
+            attend_f32, attend_f16, attend_bf16, merge, screen_row, screen_dots,
         }
     }};
 }

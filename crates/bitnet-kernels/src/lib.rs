@@ -44,6 +44,7 @@ mod lines;
 mod output;
 mod packed;
 mod pool;
+mod screen;
 
 pub use activations::ActivationBatch;
 pub use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
@@ -52,3 +53,4 @@ pub use kernels::{Backend, KERNELS, Kernel, KernelError};
 pub use output::Output;
 pub use packed::{PackedMatrix, Strip};
 pub use pool::Pool;
+pub use screen::{ScreenQuery, ScreenRows};

@@ -31,8 +31,7 @@ pub fn first_turn(
     system: Option<&str>,
     text: &str,
 ) -> Result<Vec<u32>, Failure> {
-    let mut messages: Vec<ChatMessage> =
-        system.map(|s| ChatMessage::system(s)).into_iter().collect();
+    let mut messages: Vec<ChatMessage> = system.map(ChatMessage::system).into_iter().collect();
     messages.push(ChatMessage::user(text));
     let rendered = template(tokenizer)?.render(&messages, true)?;
     Ok(tokenizer.encode(&rendered, false)?)
@@ -57,8 +56,7 @@ pub fn interactive(
         sampler,
         stop: stop_tokens(model, Some(&tokenizer), args.ignore_eos),
     };
-    let mut messages: Vec<ChatMessage> =
-        args.system.iter().map(|s| ChatMessage::system(s)).collect();
+    let mut messages: Vec<ChatMessage> = args.system.iter().map(ChatMessage::system).collect();
     let mut fed: Vec<u32> = Vec::new(); // what the session has seen
     console.note("one message per line; end with Ctrl-D")?;
     for line in std::io::stdin().lock().lines() {

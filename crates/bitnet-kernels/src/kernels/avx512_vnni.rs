@@ -38,6 +38,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     float: float_ops::FloatOps {
         attend_f32: super::avx512_attention::attend_f32,
         attend_f16: super::avx512_attention::attend_f16,
+        screen_dots,
         ..float_ops::instantiate!(#[target_feature(enable = "avx512f,avx512bw")])
     },
 };
@@ -278,6 +279,53 @@ fn panel<const T: usize>(
             }
         }
     }
+}
+
+/// [`screen_dots`](crate::screen::screen_dots): four rows share the loads of `p`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn screen_dots(rows: &[Line], p: &[i16], sums: &mut [i32]) {
+    let (p, _) = p.as_chunks::<32>();
+    let lines = p.len() / 2;
+    let (fours, rest) = sums.as_chunks_mut::<4>();
+    let rest_rows = &rows[fours.len() * 4 * lines..];
+    for (rows, sums) in rows.chunks_exact(4 * lines).zip(fours) {
+        let rows = [0, 1, 2, 3].map(|r| &rows[r * lines..(r + 1) * lines]);
+        let mut acc = [_mm512_setzero_si512(); 4];
+        for at in 0..2 * lines {
+            let p = load_i16(&p[at]);
+            for r in 0..4 {
+                let line = &rows[r][at / 2];
+                if at % 2 == 0 {
+                    prefetch(line);
+                }
+                acc[r] = _mm512_dpwssd_epi32(acc[r], load_half(line, at % 2), p);
+            }
+        }
+        *sums = acc.map(|acc| _mm512_reduce_add_epi32(acc));
+    }
+    for (row, sum) in rest_rows.chunks_exact(lines).zip(rest) {
+        let mut acc = _mm512_setzero_si512();
+        for at in 0..2 * lines {
+            acc = _mm512_dpwssd_epi32(acc, load_half(&row[at / 2], at % 2), load_i16(&p[at]));
+        }
+        *sum = _mm512_reduce_add_epi32(acc);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_i16(p: &[i16; 32]) -> __m512i {
+    // SAFETY: the reference covers 64 bytes; the load is unaligned.
+    unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+}
+
+/// Half a line of int8 as int16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_half(line: &Line, half: usize) -> __m512i {
+    let bytes = &line.0.as_chunks::<32>().0[half];
+    // SAFETY: the reference covers 32 bytes; the load is unaligned.
+    _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
 }
 
 /// Float activations.
