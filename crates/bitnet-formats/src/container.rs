@@ -15,6 +15,7 @@ use crate::encoding::Encoding;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
+use crate::packing::Packing;
 use crate::tensor_file::{Metadata, TensorFile};
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,19 @@ pub trait Container: Sync {
     /// # Errors
     /// Whatever is wrong with the files, with its place.
     fn read(&self, path: &Path, limits: &Limits) -> Result<TensorFile, FormatError>;
+    /// As [`read`](Self::read); where the types of the file leave several packings, `layout` is
+    /// the one.
+    ///
+    /// # Errors
+    /// As `read`.
+    fn read_as(
+        &self,
+        path: &Path,
+        limits: &Limits,
+        _layout: Option<&'static dyn Packing>,
+    ) -> Result<TensorFile, FormatError> {
+        self.read(path, limits)
+    }
     /// Lays a file out.
     ///
     /// # Errors
@@ -88,6 +102,18 @@ pub fn container_by_name(name: &str) -> Option<&'static dyn Container> {
 /// `unknown-container` when nothing recognises the file or the directory has no model or several;
 /// otherwise whatever is wrong with the files.
 pub fn open(path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
+    open_as(path, limits, None)
+}
+
+/// As [`open`]; where the types of a file leave several packings, `layout` is the one.
+///
+/// # Errors
+/// As `open`.
+pub fn open_as(
+    path: &Path,
+    limits: &Limits,
+    layout: Option<&'static dyn Packing>,
+) -> Result<TensorFile, FormatError> {
     let found;
     let path = if path.is_dir() {
         found = model_of_directory(path)?;
@@ -105,7 +131,7 @@ pub fn open(path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
     // long enough for every container to recognise itself
     let head = file.bytes().get(..16).unwrap_or(file.bytes());
     match CONTAINERS.iter().find(|c| c.recognises(head)) {
-        Some(container) => container.read(path, limits),
+        Some(container) => container.read_as(path, limits, layout),
         None => Err(unknown(path, head)),
     }
 }

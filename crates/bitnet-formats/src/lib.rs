@@ -19,7 +19,7 @@ mod tensor_file;
 pub use artifact::{Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs};
 pub use container::{
     CONTAINERS, Container, Gguf, Header, PlannedTensor, Safetensors, WritePlan, container_by_name,
-    open,
+    open, open_as,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};

@@ -105,7 +105,11 @@ impl PackedMatrix {
             Scales::PerRow(_) => rows,
             Scales::PerGroup { group, .. } => rows * (cols / group),
         };
-        assert_eq!(scales.as_slice().len(), expected, "scales of {rows} x {cols}");
+        assert_eq!(
+            scales.as_slice().len(),
+            expected,
+            "scales of {rows} x {cols}"
+        );
         let ops = &backend.kernel().ternary;
         let tiles = rows.div_ceil(ops.tile_rows);
         let tile_lines = (ops.tile_lines)(cols);

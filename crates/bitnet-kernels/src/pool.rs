@@ -145,7 +145,11 @@ impl Pool {
                 _ => thread::sleep(Duration::from_micros(50)),
             }
         }
-        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panic = shared
+            .panic
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
@@ -308,7 +312,8 @@ mod tests {
                 let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
                 if stat.contains("(bitnet-") {
                     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split(' ').collect();
-                    total += fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap();
+                    total +=
+                        fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap();
                 }
             }
             total

@@ -55,7 +55,7 @@ const TINY: f64 = f32::from_bits(1) as f64;
 pub struct ScreenRows {
     backend: Backend,
     cols: usize,
-    lines: Lines,         // (rows, cols / 64 rounded up): q, zeros behind it
+    lines: Lines,          // (rows, cols / 64 rounded up): q, zeros behind it
     bounds: Vec<RowBound>, // (rows,)
 }
 
@@ -117,12 +117,22 @@ impl ScreenRows {
     /// If the query has other columns or the slices another length than there are rows.
     pub fn bounds(&self, query: &ScreenQuery, lower: &mut [f64], upper: &mut [f64]) {
         let lines = self.cols.div_ceil(LINE);
-        assert_eq!(query.values.len(), lines * LINE, "columns of a screen's query");
-        assert_eq!((lower.len(), upper.len()), (self.bounds.len(), self.bounds.len()));
+        assert_eq!(
+            query.values.len(),
+            lines * LINE,
+            "columns of a screen's query"
+        );
+        assert_eq!(
+            (lower.len(), upper.len()),
+            (self.bounds.len(), self.bounds.len())
+        );
         let gamma = gamma(self.cols.div_ceil(LANES) + 4);
         let tiny = self.cols as f64 * TINY;
         let mut sums = [0; 32];
-        for (first, rows) in (0..).step_by(sums.len()).zip(self.lines.chunks(sums.len() * lines)) {
+        for (first, rows) in (0..)
+            .step_by(sums.len())
+            .zip(self.lines.chunks(sums.len() * lines))
+        {
             let sums = &mut sums[..rows.len() / lines];
             // SAFETY: as in `set`: the backend exists.
             unsafe { (self.backend.kernel().float.screen_dots)(rows, &query.values, sums) };
@@ -156,7 +166,9 @@ impl ScreenQuery {
         let (mut norm, mut error) = (0.0, 0.0);
         for x in x {
             let x = f64::from(*x);
-            let p = (x * inverse).round().clamp(-f64::from(most), f64::from(most));
+            let p = (x * inverse)
+                .round()
+                .clamp(-f64::from(most), f64::from(most));
             values.push(p as i16);
             let f = x - scale * p;
             norm += x * x;
@@ -214,7 +226,9 @@ pub(crate) fn screen_row(w: &[f32], to: &mut [Line]) -> [f32; 3] {
         }
     };
     let (chunks, tail) = w.as_chunks::<LANES>();
-    let mut to = to.iter_mut().flat_map(|line| line.0.as_chunks_mut::<LANES>().0);
+    let mut to = to
+        .iter_mut()
+        .flat_map(|line| line.0.as_chunks_mut::<LANES>().0);
     for (w, to) in chunks.iter().zip(&mut to) {
         split(w, to);
     }
@@ -245,7 +259,9 @@ mod tests {
     use super::*;
 
     fn noise(state: &mut u64) -> f32 {
-        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (*state >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
@@ -262,7 +278,10 @@ mod tests {
             6 => w[cols - 1] = 3e38,
             7 => w.fill(f32::from_bits(1)),
             8 => w.iter_mut().for_each(|w| *w = w.signum() * 127.5),
-            9 => w.iter_mut().enumerate().for_each(|(i, w)| *w *= 2f32.powi(-(i as i32 % 140))),
+            9 => w
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, w)| *w *= 2f32.powi(-(i as i32 % 140))),
             _ => {}
         }
         w
@@ -299,7 +318,10 @@ mod tests {
                 let logit = f64::from(backend.dot(w, x));
                 let (lower, upper) = (lower[r], upper[r]);
                 if logit.is_finite() {
-                    assert!(lower <= logit && logit <= upper, "row {r}: {lower} {logit} {upper}");
+                    assert!(
+                        lower <= logit && logit <= upper,
+                        "row {r}: {lower} {logit} {upper}"
+                    );
                 } else {
                     assert_eq!(upper, f64::INFINITY, "row {r} has to be recomputed");
                 }

@@ -42,7 +42,8 @@ pub(crate) fn attention(
         factor: (1.0 / (dim as f64).sqrt()) as f32, // head_dim^-0.5
     };
     let blocks = (first + tokens).div_ceil(BLOCK_POSITIONS);
-    let queries = |token: usize, kv_head: usize| &q[token * width + kv_head * group * dim..][..group * dim];
+    let queries =
+        |token: usize, kv_head: usize| &q[token * width + kv_head * group * dim..][..group * dim];
 
     if tokens == 1 && pieces > 1 && blocks > 1 {
         // one token: KV heads and blocks are all there is to split
@@ -51,7 +52,14 @@ pub(crate) fn attention(
         let units = parts.chunks_exact_mut(part).enumerate().collect();
         threads::for_each(pieces, units, |(unit, part): (usize, &mut [f32])| {
             let (kv_head, block) = (unit / blocks, unit % blocks);
-            task.block(kv_head, block, first, queries(0, kv_head), &mut Vec::new(), part);
+            task.block(
+                kv_head,
+                block,
+                first,
+                queries(0, kv_head),
+                &mut Vec::new(),
+                part,
+            );
         });
         let outs = out.chunks_exact_mut(group * dim);
         for (parts, out) in parts.chunks_exact_mut(blocks * part).zip(outs) {

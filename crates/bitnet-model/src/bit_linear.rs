@@ -45,7 +45,10 @@ impl LinearInput {
     ) -> Result<(), FormatError> {
         let tokens = x.len() / cols;
         let pieces = threads::pieces(threads::PER_ELEMENT * x.len());
-        let pieces = pieces.min(threads::count()).min(tokens / PART_TOKENS).max(1);
+        let pieces = pieces
+            .min(threads::count())
+            .min(tokens / PART_TOKENS)
+            .max(1);
         self.part_tokens = tokens.div_ceil(pieces).max(1);
         let parts = tokens.div_ceil(self.part_tokens);
         self.parts

@@ -121,25 +121,47 @@ impl Config {
             ("intermediate_size", self.intermediate_size, MAX_COLS - 1),
             ("num_hidden_layers", self.num_hidden_layers, 1024),
             ("num_attention_heads", self.num_attention_heads, 4096),
-            ("num_key_value_heads", self.num_key_value_heads, self.num_attention_heads),
+            (
+                "num_key_value_heads",
+                self.num_key_value_heads,
+                self.num_attention_heads,
+            ),
             ("head_dim", self.head_dim, 4096),
             ("vocab_size", self.vocab_size, 1 << 24),
-            ("max_position_embeddings", self.max_position_embeddings, 1 << 24),
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                1 << 24,
+            ),
         ];
         for (key, value, most) in bounds {
             if value == 0 || value > most {
-                return Err(bad_key(key, &value.to_string(), &format!("a number from 1 to {most}")));
+                return Err(bad_key(
+                    key,
+                    &value.to_string(),
+                    &format!("a number from 1 to {most}"),
+                ));
             }
         }
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+        if !self
+            .num_attention_heads
+            .is_multiple_of(self.num_key_value_heads)
+        {
             return Err(bad_key(
                 "num_key_value_heads",
                 &self.num_key_value_heads.to_string(),
-                &format!("a divisor of num_attention_heads = {}", self.num_attention_heads),
+                &format!(
+                    "a divisor of num_attention_heads = {}",
+                    self.num_attention_heads
+                ),
             ));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return Err(bad_key("head_dim", &self.head_dim.to_string(), "an even number"));
+            return Err(bad_key(
+                "head_dim",
+                &self.head_dim.to_string(),
+                "an even number",
+            ));
         }
         if self.num_attention_heads * self.head_dim >= MAX_COLS {
             return Err(bad_key(
@@ -149,10 +171,18 @@ impl Config {
             ));
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return Err(bad_key("rms_norm_eps", &self.rms_norm_eps.to_string(), "a number between 0 and 1"));
+            return Err(bad_key(
+                "rms_norm_eps",
+                &self.rms_norm_eps.to_string(),
+                "a number between 0 and 1",
+            ));
         }
         if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
-            return Err(bad_key("rope_theta", &self.rope.theta.to_string(), "a positive number"));
+            return Err(bad_key(
+                "rope_theta",
+                &self.rope.theta.to_string(),
+                "a positive number",
+            ));
         }
         Ok(self)
     }
@@ -163,8 +193,17 @@ impl Config {
         let mut slots = vec![Slot::TokenEmbeddings];
         for layer in 0..self.num_hidden_layers {
             for slot in [
-                InputNorm, QProj, KProj, VProj, AttnSubNorm, OProj, PostAttentionNorm, GateProj, UpProj,
-                FfnSubNorm, DownProj,
+                InputNorm,
+                QProj,
+                KProj,
+                VProj,
+                AttnSubNorm,
+                OProj,
+                PostAttentionNorm,
+                GateProj,
+                UpProj,
+                FfnSubNorm,
+                DownProj,
             ] {
                 let absent = (slot == AttnSubNorm && !self.attn_sub_norm)
                     || (slot == FfnSubNorm && !self.ffn_sub_norm);
@@ -205,5 +244,9 @@ impl Config {
 
 /// An error for a configuration key with a value this program does not know.
 pub(crate) fn bad_key(key: &str, found: &str, expected: &str) -> FormatError {
-    FormatError::new(ErrorCode::UnsupportedConfig, format!("expected {expected}, found {found}")).in_tensor(key)
+    FormatError::new(
+        ErrorCode::UnsupportedConfig,
+        format!("expected {expected}, found {found}"),
+    )
+    .in_tensor(key)
 }

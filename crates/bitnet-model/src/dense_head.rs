@@ -83,9 +83,7 @@ impl DenseMatrix {
             None => Ok(()),
             Some(col) => Err(self.not_finite(
                 checkpoint,
-                format!(
-                    "row {row}, column {col}: expected a finite number, found NaN or infinity"
-                ),
+                format!("row {row}, column {col}: expected a finite number, found NaN or infinity"),
             )),
         }
     }

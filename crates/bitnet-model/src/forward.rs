@@ -221,7 +221,9 @@ impl Model {
         want: Logits,
     ) -> Result<Vec<f32>, FormatError> {
         let before = session.position;
-        let result = self.pools.enter(|| self.forward_batches(session, tokens, want));
+        let result = self
+            .pools
+            .enter(|| self.forward_batches(session, tokens, want));
         if result.is_err() {
             session.position = before;
         }
@@ -507,7 +509,8 @@ impl Model {
         }
         let x = states.last().map_or(&[][..], |x| x);
         let mut normed = vec![0.0; x.len()];
-        self.pools.enter(|| self.norm(x, &self.weights.output_norm, &mut normed));
+        self.pools
+            .enter(|| self.norm(x, &self.weights.output_norm, &mut normed));
         states.push(normed);
         Ok(states)
     }

@@ -25,17 +25,18 @@ mod weights;
 
 pub use bitnet_formats::{ErrorCode, FormatError, Limits};
 pub use certificate::{
-    CERTIFICATE_VERSION, Certificate, DenseRecord, FileRecord, TensorDigest, TernaryHasher, TernaryRecord,
-    Verdict, dense_sha256, scale_normal_form, trit_sha256,
+    CERTIFICATE_VERSION, Certificate, DenseRecord, FileRecord, TensorDigest, TernaryHasher,
+    TernaryRecord, Verdict, dense_sha256, scale_normal_form, trit_sha256,
 };
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
-    Checkpoint, DenseTensor, LinearRule, LinearSource, OpenOptions, gguf_from_hf_rows, hf_from_gguf_rows,
-    weight_scale_bytes,
+    Checkpoint, DenseTensor, LinearRule, LinearSource, OpenOptions, gguf_from_hf_rows,
+    hf_from_gguf_rows, weight_scale_bytes,
 };
 pub use config::{Activation, ActivationQuantization, Config, Rope, RopeScaling};
 pub use family::{
-    FAMILIES, Family, GgufWiring, HfStorage, Quantization, ScaleDirection, UnmarkedFloats, family_by_name,
+    FAMILIES, Family, GgufWiring, HfStorage, Quantization, ScaleDirection, UnmarkedFloats,
+    family_by_name,
 };
 pub use forward::{Logits, Model, Session};
 pub use kv_cache::{KvCache, KvType};

@@ -95,7 +95,9 @@ impl fmt::Display for Slot {
             Self::TokenEmbeddings => f.write_str("model.embed_tokens.weight"),
             Self::OutputNorm => f.write_str("model.norm.weight"),
             Self::OutputHead => f.write_str("lm_head.weight"),
-            Self::Layer(layer, slot) => write!(f, "model.layers.{layer}.{}.weight", slot.canonical()),
+            Self::Layer(layer, slot) => {
+                write!(f, "model.layers.{layer}.{}.weight", slot.canonical())
+            }
         }
     }
 }

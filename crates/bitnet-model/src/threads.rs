@@ -81,7 +81,9 @@ pub(crate) fn pieces(work: usize) -> usize {
     match count() {
         1 => 1,
         _ if work < WORTH_A_REGION => 1,
-        threads => (PIECES * threads).min(work / (WORTH_A_REGION / 2)).max(threads),
+        threads => (PIECES * threads)
+            .min(work / (WORTH_A_REGION / 2))
+            .max(threads),
     }
 }
 

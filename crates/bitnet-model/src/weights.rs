@@ -130,11 +130,23 @@ impl Weights {
             })
             .collect();
         // the error of the first slot, whichever failed first in time
-        let mut linears = linears.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter();
+        let mut linears = linears
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter();
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
-            let Some([q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]) =
-                take(&mut linears)
+            let Some(
+                [
+                    q_proj,
+                    k_proj,
+                    v_proj,
+                    o_proj,
+                    gate_proj,
+                    up_proj,
+                    down_proj,
+                ],
+            ) = take(&mut linears)
             else {
                 break; // there are as many as slots
             };

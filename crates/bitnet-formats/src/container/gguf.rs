@@ -8,6 +8,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod read;
+mod resolve;
 mod split;
 mod write;
 
@@ -27,6 +28,8 @@ use std::path::{Path, PathBuf};
 const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
+/// Where a file of ours says the name of its packing, parameters included (`formats/packing/tl1.md`).
+const LAYOUT_KEY: &str = "bitnet.layout";
 /// The specification's longest key.
 const MAX_KEY_BYTES: u64 = 65535;
 /// llama.cpp's `GGML_MAX_DIMS`.
@@ -65,12 +68,21 @@ impl Container for Gguf {
     }
 
     fn read(&self, path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
+        self.read_as(path, limits, None)
+    }
+
+    fn read_as(
+        &self,
+        path: &Path,
+        limits: &Limits,
+        layout: Option<&'static dyn Packing>,
+    ) -> Result<TensorFile, FormatError> {
         let file = Mapped::open(path)?;
-        let parsed = read_part(&file, 0, limits).map_err(|e| e.in_file(path))?;
+        let parsed = read_part(&file, 0, limits, layout).map_err(|e| e.in_file(path))?;
         let count = split_key(&parsed.metadata, "split.count").map_err(|e| e.in_file(path))?;
         let name = SplitName::parse(path);
         match (name, count) {
-            (Some(name), _) if name.count > 1 => read_split(&name, limits),
+            (Some(name), _) if name.count > 1 => read_split(&name, limits, layout),
             (_, Some(count)) if count > 1 => {
                 let example =
                     Self::split_name(path, 0, usize::try_from(count).unwrap_or(usize::MAX));

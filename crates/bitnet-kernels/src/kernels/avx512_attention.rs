@@ -124,7 +124,11 @@ fn attend<const SIZE: usize>(
             for (k, at) in padded.iter_mut().enumerate() {
                 *at = (k * row).min(rest.len() - row);
             }
-            let sums = add_up(dots_at::<SIZE>(padded.map(|at| &rest[at..at + row]), q, dim));
+            let sums = add_up(dots_at::<SIZE>(
+                padded.map(|at| &rest[at..at + row]),
+                q,
+                dim,
+            ));
             let left = rest.len() / row;
             for (r, sums) in sums.iter().enumerate() {
                 scores[r * count + key..][..left].copy_from_slice(&sums[..left]);
@@ -291,7 +295,10 @@ mod tests {
                     slow(&keys, &values, dim, 0.3, &q, &mut scores, &mut want);
                     // SAFETY: the CPU was asked above.
                     unsafe { fast(&keys, &values, dim, 0.3, &q, &mut scores, &mut got) };
-                    assert_eq!(got, want, "dim {dim}, {queries} queries, {count} keys of {size}");
+                    assert_eq!(
+                        got, want,
+                        "dim {dim}, {queries} queries, {count} keys of {size}"
+                    );
                 }
             }
         }

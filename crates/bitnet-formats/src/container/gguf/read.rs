@@ -5,18 +5,20 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use super::resolve::{Claim, Extent, resolve};
 use super::write::VERSION;
 use super::{
-    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, MIN_KEY_VALUE,
-    MIN_TENSOR_INFO, encoding_of, limit_exceeded, malformed, stored_len,
+    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, LAYOUT_KEY, MAGIC, MAX_DIMS, MAX_KEY_BYTES, MIN_KEY_VALUE,
+    MIN_TENSOR_INFO, limit_exceeded, malformed, stored_len,
 };
 use crate::bytes::Cursor;
 use crate::encoding::Encoding;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
+use crate::packing::{Packing, packing_by_name};
 use crate::tensor_file::{MetaArray, MetaValue, Metadata, TensorInfo};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// One parsed part.
 pub(super) struct Parsed {
@@ -30,7 +32,8 @@ struct RawInfo {
     /// Outermost first.
     shape: Vec<usize>,
     elements: u64,
-    encoding: Encoding,
+    /// The type as the file numbers it.
+    id: u32,
     /// From the start of the data section.
     offset: u64,
     /// Where the info itself is.
@@ -41,6 +44,7 @@ pub(super) fn read_part(
     file: &Mapped,
     part: usize,
     limits: &Limits,
+    layout: Option<&'static dyn Packing>,
 ) -> Result<Parsed, FormatError> {
     let mut cursor = Cursor::new(file.bytes());
     if cursor.array::<4>("magic")? != MAGIC {
@@ -73,6 +77,10 @@ pub(super) fn read_part(
             return Err(malformed(message).in_tensor(ALIGNMENT_KEY));
         }
     };
+    let layout = match layout {
+        None => recorded_layout(&metadata)?,
+        told => told,
+    };
     let raw = read_tensor_infos(&mut cursor, tensor_count, limits)?;
     let tensors = lay_out(
         raw,
@@ -80,6 +88,7 @@ pub(super) fn read_part(
         cursor.position(),
         alignment,
         file.bytes().len() as u64,
+        layout,
     )?;
     Ok(Parsed { metadata, tensors })
 }
@@ -317,16 +326,61 @@ fn read_tensor_info(
     }
     // innermost first in the file, outermost first everywhere else
     shape.reverse();
-    let encoding = encoding_of(cursor.u32("type")?);
+    let id = cursor.u32("type")?;
     let offset = cursor.u64("offset")?;
     Ok(RawInfo {
         name,
         shape,
         elements,
-        encoding,
+        id,
         offset,
         at,
     })
+}
+
+/// What the file says about its own packing, in the words of [`packing_by_name`].
+pub(super) fn recorded_layout(
+    metadata: &Metadata,
+) -> Result<Option<&'static dyn Packing>, FormatError> {
+    let Some(value) = metadata.get(LAYOUT_KEY) else {
+        return Ok(None);
+    };
+    match value.as_str().and_then(packing_by_name) {
+        Some(packing) => Ok(Some(packing)),
+        None => Err(malformed("expected the name of a packing").in_tensor(LAYOUT_KEY)),
+    }
+}
+
+/// What the type ids mean, one encoding per tensor.
+fn encodings(
+    raw: &[RawInfo],
+    nexts: &[Option<u64>],
+    data_len: u64,
+    alignment: u64,
+    layout: Option<&'static dyn Packing>,
+) -> Result<Vec<Encoding>, FormatError> {
+    let mut by_id: BTreeMap<u32, Vec<Claim<'_>>> = BTreeMap::new();
+    for (info, next) in raw.iter().zip(nexts) {
+        // an extent that makes no sense fits nothing; the layout is checked afterwards
+        let extent = match next {
+            Some(next) => Extent::ToNext(next.saturating_sub(info.offset)),
+            None => Extent::ToEnd(data_len.saturating_sub(info.offset)),
+        };
+        by_id.entry(info.id).or_default().push(Claim {
+            name: &info.name,
+            shape: &info.shape,
+            extent,
+        });
+    }
+    let mut meanings = BTreeMap::new();
+    for (id, claims) in by_id {
+        meanings.insert(id, resolve(id, &claims, alignment, layout)?);
+    }
+    let meaning = |info: &RawInfo| meanings.get(&info.id).copied();
+    Ok(raw
+        .iter()
+        .map(|info| meaning(info).unwrap_or(Encoding::Unknown(info.id)))
+        .collect())
 }
 
 /// Turns infos into checked ranges of the file.
@@ -336,6 +390,7 @@ fn lay_out(
     header_end: u64,
     alignment: u64,
     file_len: u64,
+    layout: Option<&'static dyn Packing>,
 ) -> Result<Vec<TensorInfo>, FormatError> {
     let data_start = header_end
         .checked_next_multiple_of(alignment)
@@ -354,16 +409,17 @@ fn lay_out(
         .map(|info| Some(info.offset))
         .chain([None])
         .collect();
+    let encodings = encodings(&raw, &nexts, data_len, alignment, layout)?;
     let mut tensors = Vec::with_capacity(raw.len());
     let mut expected = 0u64;
-    for (info, next) in raw.into_iter().zip(nexts) {
+    for ((info, next), encoding) in raw.into_iter().zip(nexts).zip(encodings) {
         let RawInfo {
             name,
             shape,
             elements,
-            encoding,
             offset,
             at,
+            ..
         } = info;
         let place = |e: FormatError| e.in_tensor(&name).at(at);
         if offset != expected {

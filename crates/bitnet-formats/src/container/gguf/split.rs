@@ -4,12 +4,13 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::read::read_part;
+use super::read::{read_part, recorded_layout};
 use super::{Gguf, limit_exceeded, malformed};
 use crate::container::Container;
 use crate::error::FormatError;
 use crate::limits::Limits;
 use crate::mapped::Mapped;
+use crate::packing::Packing;
 use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -53,7 +54,11 @@ pub(super) fn split_key(metadata: &Metadata, key: &str) -> Result<Option<u64>, F
     }
 }
 
-pub(super) fn read_split(name: &SplitName, limits: &Limits) -> Result<TensorFile, FormatError> {
+pub(super) fn read_split(
+    name: &SplitName,
+    limits: &Limits,
+    mut layout: Option<&'static dyn Packing>,
+) -> Result<TensorFile, FormatError> {
     let mut parts = Vec::new();
     let mut metadata = Metadata::default();
     let mut tensors: Vec<TensorInfo> = Vec::new();
@@ -65,7 +70,11 @@ pub(super) fn read_split(name: &SplitName, limits: &Limits) -> Result<TensorFile
         let path = Gguf::split_name(&name.whole, number, name.count);
         let place = |e: FormatError| e.in_file(&path).hint(hint);
         let file = Mapped::open(&path).map_err(place)?;
-        let parsed = read_part(&file, number, limits).map_err(|e| e.in_file(&path))?;
+        let parsed = read_part(&file, number, limits, layout).map_err(|e| e.in_file(&path))?;
+        if layout.is_none() {
+            // the first part has the metadata of all
+            layout = recorded_layout(&parsed.metadata).map_err(|e| e.in_file(&path))?;
+        }
         let expect = |key: &str, expected: u64| match split_key(&parsed.metadata, key)? {
             Some(found) if found == expected => Ok(()),
             Some(found) => {

@@ -1,4 +1,3 @@
-
 use super::*;
 
 fn f32s(values: &[f32]) -> Vec<u8> {

@@ -1,0 +1,257 @@
+//! Which layout a type id means in one file, where releases of different programs gave one number
+//! to several (`formats/README.md`, "Type-id collisions").
+//!
+//! Invariant: decided by the extents of **all** tensors of the id, the distance from each to the
+//! next, and by the end of the file only where these leave several; never by the id, a name or
+//! `general.file_type`. Where the evidence does not decide, the candidates are named and the user is
+//! asked. A layout is a candidate because of its row in [`PACKINGS`] or [`FOREIGN`], nothing else.
+
+use super::{encoding_of, stored_len};
+use crate::encoding::Encoding;
+use crate::error::{ErrorCode, FormatError};
+use crate::packing::{PACKINGS, Packing};
+
+/// A block type that we do not read but must not take for one that we do.
+struct Foreign {
+    id: u32,
+    name: &'static str,
+    /// Elements per block; rows are whole blocks.
+    block: usize,
+    /// Bytes per block.
+    bytes: u64,
+}
+
+static FOREIGN: [Foreign; 2] = [
+    Foreign {
+        id: 39,
+        name: "mxfp4",
+        block: 32,
+        bytes: 17,
+    },
+    Foreign {
+        id: 42,
+        name: "stq1_0",
+        block: 256,
+        bytes: 42,
+    },
+];
+
+/// One tensor of the id in question.
+pub(super) struct Claim<'a> {
+    pub(super) name: &'a str,
+    pub(super) shape: &'a [usize],
+    /// Bytes to the next tensor, its padding included; or to the end of the file.
+    pub(super) extent: Extent,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Extent {
+    ToNext(u64),
+    ToEnd(u64),
+}
+
+/// A meaning of the id.
+#[derive(Clone, Copy)]
+enum Candidate {
+    Packing(&'static dyn Packing),
+    Foreign(&'static Foreign),
+}
+
+impl Candidate {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Packing(p) => p.name(),
+            Self::Foreign(f) => f.name,
+        }
+    }
+
+    /// `None` for shapes that the layout does not have.
+    fn len(&self, shape: &[usize]) -> Option<u64> {
+        match self {
+            Self::Packing(p) => stored_len(Encoding::Ternary(*p), shape).ok().flatten(),
+            Self::Foreign(f) => {
+                let (cols, outer) = shape.split_last()?;
+                let blocks = cols.is_multiple_of(f.block).then_some(cols / f.block)?;
+                let blocks = outer
+                    .iter()
+                    .try_fold(blocks, |n, &size| n.checked_mul(size))?;
+                f.bytes.checked_mul(blocks as u64)
+            }
+        }
+    }
+
+    fn encoding(&self) -> Encoding {
+        match self {
+            Self::Packing(p) => Encoding::Ternary(*p),
+            Self::Foreign(f) => Encoding::Unknown(f.id),
+        }
+    }
+
+    /// Whether this is a layout that is only read, beside a written one of the same page.
+    fn is_sibling_of(&self, other: &Self) -> bool {
+        let stem = |name: &'static str| name.split('-').next();
+        match (self, other) {
+            (Self::Packing(a), Self::Packing(b)) => {
+                !a.is_writable() && b.is_writable() && stem(a.name()) == stem(b.name())
+            }
+            _ => false,
+        }
+    }
+}
+
+fn claims_id(packing: &dyn Packing, id: u32) -> bool {
+    packing.gguf_type() == Some(id) || packing.gguf_aliases().contains(&id)
+}
+
+/// What `id` means for the tensors in `claims`, all that have it. `layout`: what the user or the
+/// file's own metadata says, where it is a layout of this id.
+pub(super) fn resolve(
+    id: u32,
+    claims: &[Claim<'_>],
+    alignment: u64,
+    layout: Option<&'static dyn Packing>,
+) -> Result<Encoding, FormatError> {
+    if let Some(layout) = layout.filter(|l| claims_id(*l, id)) {
+        return Ok(Encoding::Ternary(layout));
+    }
+    let packings = PACKINGS.iter().filter(|p| claims_id(**p, id));
+    let foreign = FOREIGN.iter().filter(|f| f.id == id);
+    let all: Vec<Candidate> = packings
+        .map(|p| Candidate::Packing(*p))
+        .chain(foreign.map(Candidate::Foreign))
+        .collect();
+    // nothing in the file tells a sibling of the same length: the written layout is assumed
+    let differ = |a: &Candidate, b: &Candidate| {
+        let lens = claims.iter().map(|c| a.len(c.shape).zip(b.len(c.shape)));
+        lens.flatten().any(|(a, b)| a != b)
+    };
+    let hidden = |a: &&Candidate| all.iter().any(|b| a.is_sibling_of(b) && !differ(a, b));
+    let mut left: Vec<Candidate> = all.iter().filter(|a| !hidden(a)).copied().collect();
+    if left.len() <= 1 {
+        return Ok(encoding_of(id));
+    }
+    let padded = |len: u64| len.checked_next_multiple_of(alignment);
+    let with_elements = |c: &&Claim<'_>| !c.shape.contains(&0);
+    let fits = |candidate: &Candidate, at_end: bool| {
+        claims.iter().filter(with_elements).all(|c| {
+            let len = candidate.len(c.shape);
+            match c.extent {
+                Extent::ToNext(bytes) => len.and_then(padded) == Some(bytes),
+                // the last tensor need not be padded
+                Extent::ToEnd(bytes) => {
+                    len.is_some()
+                        && (!at_end || len == Some(bytes) || len.and_then(padded) == Some(bytes))
+                }
+            }
+        })
+    };
+    left.retain(|c| fits(c, false));
+    if left.iter().any(|c| fits(c, true)) {
+        left.retain(|c| fits(c, true));
+    }
+    match left.as_slice() {
+        // whatever we assume does not fit either, and its length will say how
+        [] => Ok(encoding_of(id)),
+        [one] => Ok(one.encoding()),
+        several if claims.iter().any(|c| with_elements(&c)) => Err(undecided(id, claims, several)),
+        _ => Ok(encoding_of(id)),
+    }
+}
+
+fn undecided(id: u32, claims: &[Claim<'_>], left: &[Candidate]) -> FormatError {
+    let names: Vec<&str> = left.iter().map(Candidate::name).collect();
+    let names = names.join(", ");
+    let message = format!("type {id} may be {names}: the distances between tensors fit each");
+    let error = FormatError::new(ErrorCode::UnknownType, message);
+    let error = match claims.first() {
+        Some(claim) => error.in_tensor(claim.name),
+        None => error,
+    };
+    error.hint("say which with --layout NAME")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packing::packing_by_name;
+
+    fn name_of(id: u32, claims: &[(&[usize], Extent)]) -> Result<String, FormatError> {
+        let claims: Vec<Claim<'_>> = claims
+            .iter()
+            .map(|&(shape, extent)| Claim {
+                name: "a",
+                shape,
+                extent,
+            })
+            .collect();
+        resolve(id, &claims, 32, None).map(|e| e.name())
+    }
+
+    fn next(id: u32, shape: &[usize], bytes: u64) -> String {
+        name_of(id, &[(shape, Extent::ToNext(bytes))]).expect("decided")
+    }
+
+    #[test]
+    fn extents_decide() {
+        // the two numbers of every bug report
+        let output: &[usize] = &[248_320, 5120];
+        assert_eq!(next(42, output, 357_580_800), "q2_0");
+        assert_eq!(next(42, output, 337_715_200), "q2_0-g128");
+        assert_eq!(next(42, &[2560, 2560], 2560 * 10 * 42), "type-42");
+        for id in [39, 42] {
+            let tl2 = packing_by_name("tl2").expect("a packing");
+            let bytes = tl2.packed_len(2560, 2560).expect("a shape of tl2");
+            assert_eq!(next(id, &[2560, 2560], bytes), "tl2");
+        }
+        assert_eq!(next(39, &[2560, 2560], 2560 * 80 * 17), "type-39");
+        // what is in no table stays unknown; what is alone is not asked about
+        assert_eq!(next(77, &[2560, 2560], 1), "type-77");
+        assert_eq!(next(142, &[2560, 2560], 1), "pq2_0");
+        // siblings that no length tells apart: the written one, also where only they have the shape
+        assert_eq!(next(36, &[4, 256], 288), "i2_s");
+        assert_eq!(next(36, &[4, 16], 48), "i2_s");
+    }
+
+    #[test]
+    fn the_last_tensor_counts_where_the_others_leave_several() {
+        let small: &[usize] = &[1, 128]; // 36 and 34 bytes: both are padded to 64
+        let end = |bytes| [(small, Extent::ToNext(64)), (small, Extent::ToEnd(bytes))];
+        assert_eq!(name_of(42, &end(36)).as_deref(), Ok("q2_0"));
+        assert_eq!(name_of(42, &end(34)).as_deref(), Ok("q2_0-g128"));
+        let e = name_of(42, &end(64)).expect_err("padded, so undecided");
+        assert_eq!(e.code, ErrorCode::UnknownType);
+        assert!(e.message.contains("q2_0, q2_0-g128"), "{e}");
+        assert!(e.hint.is_some_and(|h| h.contains("--layout")));
+        let large: &[usize] = &[16, 128];
+        let both = [
+            (small, Extent::ToNext(64)),
+            (large, Extent::ToNext(16 * 34)),
+        ];
+        assert_eq!(name_of(42, &both).as_deref(), Ok("q2_0-g128"));
+        // nothing fits: the error comes from the length of what is assumed
+        assert_eq!(next(42, large, 32), "q2_0");
+        assert_eq!(
+            name_of(42, &[(&[0, 128], Extent::ToNext(0))]).as_deref(),
+            Ok("q2_0")
+        );
+    }
+
+    #[test]
+    fn what_is_told_is_believed_where_it_is_of_the_id() {
+        let claims = [Claim {
+            name: "a",
+            shape: &[1, 128],
+            extent: Extent::ToEnd(64),
+        }];
+        let told = |id, name| {
+            let layout = packing_by_name(name);
+            assert!(layout.is_some(), "{name}");
+            resolve(id, &claims, 32, layout).map(|e| e.name())
+        };
+        assert_eq!(told(42, "q2_0-g128").as_deref(), Ok("q2_0-g128"));
+        assert_eq!(told(42, "tl2").as_deref(), Ok("tl2"));
+        assert_eq!(told(38, "tl1-64-64-32").as_deref(), Ok("tl1-64-64-32"));
+        assert_eq!(told(36, "tl1-64-64-32").as_deref(), Ok("i2_s"));
+        assert!(told(42, "i2_s").is_err());
+    }
+}
