@@ -8,8 +8,9 @@
 #![allow(unsafe_code)]
 
 use bitnet_formats::{
-    Container, Encoding, ErrorCode, FormatError, Gguf, Header, Limits, MetaArray, MetaValue,
-    Metadata, PlainType, PlannedTensor, Safetensors, TensorFile, WritePlan, open, packing_by_name,
+    Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, Header, Limits, MetaArray,
+    MetaValue, Metadata, PlainType, PlannedTensor, Safetensors, TensorFile, WritePlan, open,
+    open_as, packing_by_name,
 };
 use bitnet_tests::fixtures::{read_json, vectors_dir};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -1106,6 +1107,70 @@ fn files_of_other_kinds() {
     }
     let absent = open(&bench.path("absent"), &Limits::default()).unwrap_err();
     assert_eq!(absent.code, ErrorCode::Io);
+}
+
+// ---- type ids with several layouts ----
+
+#[test]
+fn type_ids_with_several_layouts_are_resolved() {
+    let pq2_0 = Encoding::Ternary(packing_by_name("pq2_0").unwrap());
+    let bench = Bench::new();
+    // Prism's first files are these with another id: nothing else in them differs
+    let retagged = |tensors: &[(&str, [usize; 2])]| {
+        let planned = |&(name, [rows, cols]): &(&str, [usize; 2])| {
+            let len = (rows * cols / 128 * 34) as u64;
+            planned(name, pq2_0, &[rows, cols], len)
+        };
+        let plan = WritePlan {
+            metadata: Metadata::default(),
+            tensors: tensors.iter().map(planned).collect(),
+        };
+        let (_, mut bytes) = written(&Gguf, &plan);
+        for (name, _) in tensors {
+            let info = [&1u64.to_le_bytes(), name.as_bytes(), &2u32.to_le_bytes()].concat();
+            let found = bytes.windows(info.len()).position(|w| w == info);
+            let at = found.unwrap() + info.len() + 16;
+            assert_eq!(bytes[at..at + 4], 142u32.to_le_bytes());
+            bytes[at..at + 4].copy_from_slice(&42u32.to_le_bytes());
+        }
+        bytes
+    };
+    let names = |file: TensorFile| -> Vec<String> {
+        let encodings = file.tensors().iter().map(|t| t.encoding.name());
+        encodings.collect()
+    };
+    let two = retagged(&[("a", [16, 128]), ("b", [4, 256])]);
+    assert_eq!(
+        names(bench.open("m.gguf", &two).unwrap()),
+        ["q2_0-g128", "q2_0-g128"]
+    );
+    // padded, 34 and 36 bytes are the same
+    let tiny = retagged(&[("a", [1, 128])]);
+    let error = bench.refused("m.gguf", &tiny);
+    assert_eq!(error.code, ErrorCode::UnknownType);
+    assert_eq!(error.tensor.as_deref(), Some("a"));
+    assert!(error.hint.unwrap().contains("--layout"));
+    for told in ["q2_0", "q2_0-g128"] {
+        let layout = packing_by_name(told);
+        let file = open_as(&bench.path("m.gguf"), &Limits::default(), layout).unwrap();
+        assert_eq!(names(file), [told]);
+    }
+    // a tiling that the file records
+    let with = |layout: &str| {
+        let mut metadata = Metadata::default();
+        metadata.set(GGUF_LAYOUT_KEY, MetaValue::text(layout));
+        let tl1 = Encoding::Ternary(packing_by_name("tl1").unwrap());
+        let tensors = vec![planned("a", tl1, &[64, 64], 1024 + 32)];
+        written(&Gguf, &WritePlan { metadata, tensors }).1
+    };
+    let name = "tl1-64x64=64-64-32";
+    assert_eq!(names(bench.open("m.gguf", &with(name)).unwrap()), [name]);
+    for (bad, code) in [
+        ("tl9", ErrorCode::Malformed),
+        ("tl1-96-64-32", ErrorCode::TargetCannotHold),
+    ] {
+        assert_eq!(bench.refused("m.gguf", &with(bad)).code, code);
+    }
 }
 
 // ---- the files of peers ----

@@ -9,8 +9,9 @@ use crate::scales;
 use crate::side_files;
 use crate::targets::{Kind, Linears, Target};
 use bitnet_formats::{
-    Container, Encoding, ErrorCode, FormatError, Gguf, Header, MetaValue, Metadata, Packing,
-    PlainType, PlannedTensor, Safetensors, ScaleRounding, WritePlan, dense_len,
+    Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, Header, MetaValue,
+    Metadata, Packing, PlainType, PlannedTensor, Safetensors, ScaleRounding, WritePlan, dense_len,
+    name_with_parameters,
 };
 use bitnet_model::{
     Checkpoint, HfStorage, LayerSlot, LinearRule, LinearSource, ScaleDirection, Slot,
@@ -473,6 +474,16 @@ impl Planner<'_> {
         Ok(files)
     }
 
+    /// The name of the packing with its parameters, where readers cannot know them otherwise.
+    fn layout(&self) -> Option<String> {
+        let packed = self.items.iter().filter_map(|item| match item.action {
+            Action::Pack(_) => item.tensor.shape.split_last(),
+            _ => None,
+        });
+        let shapes = packed.map(|(cols, rows)| (rows.iter().product(), *cols));
+        name_with_parameters(self.request.target.packing()?, shapes)
+    }
+
     fn gguf_metadata(&self) -> Result<Metadata, FormatError> {
         let Checkpoint {
             family,
@@ -487,6 +498,9 @@ impl Planner<'_> {
         }
         if let Some(id) = self.request.target.gguf_file_type() {
             metadata.set("general.file_type", MetaValue::U32(id));
+        }
+        if let Some(layout) = self.layout() {
+            metadata.set(GGUF_LAYOUT_KEY, MetaValue::text(&layout));
         }
         if file.container == Gguf.name() {
             let tokenizer = file

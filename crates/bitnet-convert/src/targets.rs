@@ -89,6 +89,48 @@ pub static TARGETS: &[Target] = &[
         about: "1.69 bits, f16 scale per 256; llama.cpp",
     },
     Target {
+        name: "gguf-iq2_bn",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("iq2_bn"),
+        about: "2 bits and one f32 scale per row; ik_llama.cpp",
+    },
+    Target {
+        name: "gguf-iq1_bn",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("iq1_bn"),
+        about: "1.63 bits, f16 scale per row; ik_llama.cpp",
+    },
+    Target {
+        name: "gguf-q2_0",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("q2_0"),
+        about: "2.25 bits, f16 scale per 64; llama.cpp",
+    },
+    Target {
+        name: "gguf-pq2_0",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("pq2_0"),
+        about: "2.13 bits, f16 scale per 128; PrismML's llama.cpp",
+    },
+    Target {
+        name: "gguf-ptq1_0",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("ptq1_0"),
+        about: "1.75 bits, f16 scale per 128; PrismML's llama.cpp",
+    },
+    Target {
+        name: "gguf-tl1",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("tl1"),
+        about: "2 bits in tiles, one f32 scale per tensor; bitnet.cpp on ARM",
+    },
+    Target {
+        name: "gguf-tl2",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("tl2"),
+        about: "1.67 bits in tiles, one f32 scale per tensor; bitnet.cpp on x86",
+    },
+    Target {
         name: "gguf-f32",
         kind: Kind::Gguf,
         linears: Linears::Float(PlainType::F32),

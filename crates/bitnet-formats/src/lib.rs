@@ -18,8 +18,8 @@ mod tensor_file;
 
 pub use artifact::{Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs};
 pub use container::{
-    CONTAINERS, Container, Gguf, Header, PlannedTensor, Safetensors, WritePlan, container_by_name,
-    open, open_as,
+    CONTAINERS, Container, GGUF_LAYOUT_KEY, Gguf, Header, PlannedTensor, Safetensors, WritePlan,
+    container_by_name, open, open_as,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};
@@ -27,7 +27,7 @@ pub use error::{ErrorCode, FormatError};
 pub use limits::Limits;
 pub use mapped::Mapped;
 pub use packing::{
-    Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, affine_scales, packing_by_name,
-    ternary_of_affine,
+    Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, affine_scales, name_with_parameters,
+    packing_by_name, ternary_of_affine,
 };
 pub use tensor_file::{MetaArray, MetaValue, Metadata, TensorFile, TensorInfo};

@@ -78,8 +78,8 @@ pub trait Packing: Sync + Debug {
         true
     }
 
-    /// For packings with parameters: the name under which [`packing_by_name`] finds this packing
-    /// with the parameters it uses for this shape, `tl1-1536x4096=256-128-32`.
+    /// For packings with parameters: those it uses for this shape, as they stand in a name
+    /// (`1536x4096=256-128-32` of `tl1`; see [`name_with_parameters`]).
     fn parameters(&self, _rows: usize, _cols: usize) -> Option<String> {
         None
     }
@@ -203,6 +203,23 @@ pub static PACKINGS: &[&dyn Packing] = &[
     &ms_gpu_int2::MsGpuInt2,
 ];
 
+/// The name under which [`packing_by_name`] finds `packing` with the parameters it uses for these
+/// shapes (rows, columns): what a file has to record. `None` where there are none.
+pub fn name_with_parameters(
+    packing: &dyn Packing,
+    shapes: impl IntoIterator<Item = (usize, usize)>,
+) -> Option<String> {
+    let mut items: Vec<String> = Vec::new();
+    for (rows, cols) in shapes {
+        let item = packing.parameters(rows, cols)?;
+        if !items.contains(&item) {
+            items.push(item);
+        }
+    }
+    let stem = packing.name().split('-').next()?;
+    (!items.is_empty()).then(|| format!("{stem}-{}", items.join(",")))
+}
+
 /// The packing of this name: a row of [`PACKINGS`], or one of them with parameters
 /// (`tl1-BM-BK-bm`).
 pub fn packing_by_name(name: &str) -> Option<&'static dyn Packing> {
@@ -271,7 +288,18 @@ fn code(trit: i8) -> u8 {
 /// Packs codes in the order of the bytes, four to a byte, the first in the lowest bits.
 #[inline(always)]
 fn encode_quads(trits: &[i8], bytes: &mut [u8]) {
-    for (byte, [a, b, c, d]) in bytes.iter_mut().zip(trits.as_chunks::<4>().0) {
+    let (pairs, last) = bytes.as_chunks_mut::<2>();
+    let (eights, rest) = trits.split_at((8 * pairs.len()).min(trits.len()));
+    for (pair, eight) in pairs.iter_mut().zip(eights.as_chunks::<8>().0) {
+        // eight bytes at once: add 1 without a carry to the neighbour, then push pairs together
+        let t = u64::from_le_bytes(eight.map(|t| t as u8));
+        let codes =
+            ((t & 0x7f7f_7f7f_7f7f_7f7f) + 0x0101_0101_0101_0101) ^ (t & 0x8080_8080_8080_8080);
+        let nibbles = (codes | codes >> 6) & 0x000f_000f_000f_000f;
+        let both = nibbles | nibbles >> 12;
+        *pair = [both as u8, (both >> 32) as u8];
+    }
+    for (byte, [a, b, c, d]) in last.iter_mut().zip(rest.as_chunks::<4>().0) {
         *byte = code(*a) | code(*b) << 2 | code(*c) << 4 | code(*d) << 6;
     }
 }

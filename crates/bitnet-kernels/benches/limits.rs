@@ -1,6 +1,6 @@
 //! Every available kernel beside the machine's limits, measured in turn in the same run.
 //!
-//! `cargo bench -p bitnet-kernels --bench limits -- [ROUNDS] [matvec|matmul] [KERNEL]`. The limits: a plain streaming read of the packed
+//! `cargo bench -p bitnet-kernels --bench limits -- [ROUNDS] [stack|matvec|matmul|float] [KERNEL]`. The limits: a plain streaming read of the packed
 //! bytes, and the peak of the multiply instruction (`vpdpbusd` on zmm, `vpmaddubsw` on ymm). A machine
 //! shared with others flips between speeds, so a share of a limit says more than a speed.
 
@@ -16,7 +16,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let rounds = words.iter().find_map(|w| w.parse().ok()).unwrap_or(9);
     // no word of a kind named means all of that kind
-    let kinds = ["matvec", "matmul"];
+    let kinds = ["stack", "matvec", "matmul", "float"];
     let wanted = |word: &str, all: &[&str]| {
         words.iter().any(|w| w == word) || !words.iter().any(|w| all.contains(&w.as_str()))
     };
@@ -30,6 +30,9 @@ fn main() {
             "  {name:<24} {:8.1}",
             (0..5).map(|_| peak(name)).fold(0.0, f64::max)
         );
+    }
+    if wanted("stack", &kinds) {
+        stack(&backends, rounds);
     }
     if wanted("matvec", &kinds) {
         println!("matvec: GB/s best (median), share of the probe in the same round, best (median)");
@@ -62,6 +65,14 @@ fn main() {
             }
         }
     }
+    if wanted("float", &kinds) {
+        println!("activations that are not quantised: GMAC/s best (median)");
+        for backend in &backends {
+            for (scales, tokens) in [(None, 1), (None, 64), (Some(128), 1), (Some(128), 64)] {
+                float(*backend, scales, tokens, rounds);
+            }
+        }
+    }
 }
 
 fn pack(backend: Backend, (rows, cols): (usize, usize)) -> PackedMatrix {
@@ -70,6 +81,84 @@ fn pack(backend: Backend, (rows, cols): (usize, usize)) -> PackedMatrix {
         .collect();
     let matrix = TernaryMatrix::new(rows, cols, trits, Scales::PerTensor(0.5)).unwrap();
     backend.pack(&matrix)
+}
+
+/// One token through all linear layers of the 2B model from DRAM, the kernels and the probe in turn.
+fn stack(backends: &[Backend], rounds: usize) {
+    const LAYER: [(usize, usize); 7] = [
+        (2560, 2560),
+        (640, 2560),
+        (640, 2560),
+        (2560, 2560),
+        (6912, 2560),
+        (6912, 2560),
+        (2560, 6912),
+    ];
+    println!(
+        "stack of 30 layers: ms best (median), GB/s median, share of the probe, best (median)"
+    );
+    let shapes = || (0..30).flat_map(|_| LAYER);
+    let mut all = Vec::new();
+    for backend in backends.iter().filter(|b| b.name() != "scalar") {
+        let one = LAYER.map(|shape| pack(*backend, shape));
+        let matrices: Vec<PackedMatrix> = (0..30).flat_map(|_| one.clone()).collect();
+        let bytes: usize = matrices.iter().map(PackedMatrix::byte_len).sum();
+        let x = [2560, 6912].map(|cols| quantize(*backend, 1, cols));
+        all.push((backend, matrices, bytes, x, vec![], vec![]));
+    }
+    let plain = system::words(all.iter().map(|a| a.2).max().unwrap_or(0) / 8);
+    let mut y = vec![0.0; 6912];
+    for _ in 0..rounds {
+        for (_, matrices, bytes, x, times, shares) in &mut all {
+            let probe = seconds(|| stream(black_box(&plain[..*bytes / 8])));
+            let ours = seconds(|| {
+                for (m, (rows, cols)) in matrices.iter().zip(shapes()) {
+                    let x = &x[usize::from(cols == 6912)];
+                    m.multiply(black_box(x), &mut Output::new(&mut y[..rows], 1, rows));
+                }
+            });
+            times.push(-1e3 * ours);
+            shares.push(100.0 * probe / ours);
+        }
+    }
+    for (backend, _, bytes, _, times, shares) in all {
+        let ((a, b), (c, d)) = (best_median(times), best_median(shares));
+        println!(
+            "  {:<12} {:>4} MB: {:6.2} ({:6.2}), {:5.1} GB/s, {c:3.0} % ({d:3.0} %)",
+            backend.name(),
+            bytes / 1_000_000,
+            -a,
+            -b,
+            bytes as f64 / -b / 1e6,
+        );
+    }
+}
+
+fn float(backend: Backend, group: Option<usize>, tokens: usize, rounds: usize) {
+    let shape = (2560, 2560);
+    let trits = (0..shape.0 * shape.1)
+        .map(|i| (i * i % 7 % 3) as i8 - 1)
+        .collect();
+    let scales = group.map_or(Scales::PerTensor(0.5), |group| Scales::PerGroup {
+        group,
+        scales: vec![0.5; shape.0 * (shape.1 / group)],
+    });
+    let packed = backend.pack(&TernaryMatrix::new(shape.0, shape.1, trits, scales).unwrap());
+    let x: Vec<f32> = (0..tokens * shape.1).map(|i| (i % 251) as f32).collect();
+    let mut y = vec![0.0; tokens * shape.0];
+    let macs = (shape.0 * shape.1 * tokens) as f64 / 1e9;
+    let speeds = (0..rounds)
+        .map(|_| {
+            let out = &mut Output::new(&mut y, tokens, shape.0);
+            macs / seconds(|| packed.multiply_float(black_box(&x), out))
+        })
+        .collect();
+    let (a, b) = best_median(speeds);
+    println!(
+        "  {:<12} {tokens:>4} tokens, {}: {a:6.1} ({b:6.1})",
+        backend.name(),
+        packed.scales().structure(),
+    );
 }
 
 fn quantize(backend: Backend, tokens: usize, cols: usize) -> ActivationBatch {
@@ -186,7 +275,9 @@ fn matmul(backend: Backend, shape: (usize, usize), tokens: usize, rounds: usize)
     let x = quantize(backend, tokens, shape.1);
     let mut y = vec![0.0; tokens * shape.0];
     let macs = (shape.0 * shape.1 * tokens) as f64 / 1e9;
-    let instruction = PEAKS.iter().find(|(_, kernel)| *kernel == backend.name());
+    let instruction = PEAKS
+        .iter()
+        .find(|(_, kernel)| backend.name().starts_with(kernel));
     let (mut speeds, mut shares) = (vec![], vec![]);
     for _ in 0..rounds {
         let peak = || instruction.map_or(f64::NAN, |(name, _)| peak(name));
@@ -251,9 +342,9 @@ mod x86_64 {
         black_box(acc);
     }
 
-    /// Instructions whose peak is measured, and the kernel that lives on them.
+    /// Instructions whose peak is measured, and the start of the names of the kernels that live on them.
     pub const PEAKS: [(&str, &str); 2] = [
-        ("vpdpbusd zmm", "avx512_vnni"),
+        ("vpdpbusd zmm", "avx512"),
         ("vpmaddubsw + vpaddw ymm", "avx2"),
     ];
 

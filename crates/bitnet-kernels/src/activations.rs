@@ -86,9 +86,10 @@ impl ActivationBatch {
         &self.panels[panel * len..(panel + 1) * len]
     }
 
-    /// Dwords of four columns per token, a multiple of four.
+    /// Dwords of four columns per token: whole blocks of four and whole blocks of five.
     pub(crate) fn quads(&self) -> usize {
-        self.cols.next_multiple_of(16) / 4
+        let quads = self.cols.div_ceil(4);
+        quads.next_multiple_of(4).max(quads.next_multiple_of(5))
     }
 
     /// Fills the batch: `quantize` writes one token's values and returns `(scale, sum)`. A kernel

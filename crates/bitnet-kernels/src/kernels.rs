@@ -7,6 +7,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512_attention;
 #[cfg(target_arch = "x86_64")]
+mod avx512_vbmi;
+#[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -18,12 +20,14 @@ use crate::float_ops::FloatOps;
 use crate::lines::Line;
 use crate::output::Output;
 use crate::packed::{PackedMatrix, Sink};
-use bitnet_ternary::{ActivationError, TernaryMatrix};
+use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
 use std::fmt;
 use std::ops::Range;
 
 /// All kernels of this architecture, fastest first, `scalar` last.
 pub static KERNELS: &[Kernel] = &[
+    #[cfg(target_arch = "x86_64")]
+    avx512_vbmi::KERNEL,
     #[cfg(target_arch = "x86_64")]
     avx512_vnni::KERNEL,
     #[cfg(target_arch = "x86_64")]
@@ -41,7 +45,20 @@ pub struct Kernel {
     /// Whether this CPU has it.
     pub is_available: fn() -> bool,
     pub(crate) ternary: TernaryOps,
+    /// For matrices with group scales, if their groups do not fit the blocks of `ternary`. Its panels
+    /// are as wide.
+    pub(crate) grouped: Option<TernaryOps>,
     pub(crate) float: FloatOps,
+}
+
+impl Kernel {
+    /// The layout of a matrix with these scales.
+    pub(crate) fn ternary_for(&self, scales: &Scales) -> &TernaryOps {
+        match (scales, &self.grouped) {
+            (Scales::PerGroup { .. }, Some(grouped)) => grouped,
+            _ => &self.ternary,
+        }
+    }
 }
 
 /// The layout of a kernel and its products.

@@ -3,9 +3,10 @@
 //! Invariant: a [`Line`] is 64 bytes at a 64-byte boundary, so a reference to one justifies every
 //! aligned vector load inside it; and the lines of a [`Lines`] are always written before they are seen.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Bytes in a [`Line`].
 pub(crate) const LINE: usize = 64;
@@ -38,14 +39,69 @@ pub(crate) fn as_words_mut<T: Word>(lines: &mut [Line]) -> &mut [T] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE / 4) }
 }
 
-/// Bytes of a huge page; from this size on a [`Lines`] starts at one and asks for them.
+/// Bytes of a huge page: a matvec touches every page of a matrix once, and small ones cost it a third of
+/// its speed in address translation.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// A fixed number of lines, on huge pages where the system has them: a matvec touches every page of
-/// a matrix once, and small ones cost it a quarter of its speed in address translation.
+/// Bytes of a region. It is address space: only the huge pages that are written become memory.
+const REGION: usize = 64 << 20;
+
+/// From so many bytes on, packed weights lie in regions.
+const LARGE: usize = 256 << 10;
+
+/// One allocation that starts at a huge page and asks for them. Matrices are put into it one behind the
+/// other: few of them are whole numbers of huge pages.
+struct Region {
+    start: NonNull<Line>,
+    layout: Layout,
+}
+
+// SAFETY: a Region is memory that is reached only through the disjoint Lines inside it.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+/// The region that is being filled, and how many of its lines are taken. It lives as long as a matrix
+/// in it does.
+static FILLING: Mutex<(Weak<Region>, usize)> = Mutex::new((Weak::new(), 0));
+
+impl Region {
+    fn new(bytes: usize) -> Self {
+        let layout = Layout::from_size_align(bytes.next_multiple_of(HUGE_PAGE), HUGE_PAGE)
+            .expect("lines of a matrix that is in memory");
+        // SAFETY: the callers want some bytes.
+        let Some(start) = NonNull::new(unsafe { alloc(layout) }.cast::<Line>()) else {
+            handle_alloc_error(layout)
+        };
+        advise_huge_pages(start, layout.size());
+        Self { start, layout }
+    }
+
+    /// `count` lines of some region, not yet written, that nobody else is given.
+    fn take(count: usize) -> (NonNull<Line>, Arc<Self>) {
+        let mut filling = FILLING.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = filling.0.upgrade().map(|region| (region, filling.1));
+        let (region, used) = open
+            .filter(|(region, used)| (used + count) * LINE <= region.layout.size())
+            .unwrap_or_else(|| (Arc::new(Self::new(REGION.max(count * LINE))), 0));
+        *filling = (Arc::downgrade(&region), used + count);
+        // SAFETY: `used + count` lines fit into the region (the filter, or its size).
+        (unsafe { region.start.add(used) }, region)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: `start` came from alloc with this very layout.
+        unsafe { dealloc(self.start.as_ptr().cast(), self.layout) }
+    }
+}
+
+/// A fixed number of lines.
 pub(crate) struct Lines {
     start: NonNull<Line>,
     count: usize,
+    region: Option<Arc<Region>>, // or an allocation of its own
 }
 
 // SAFETY: a Lines owns its memory as a Box<[Line]> does, and Line is plain bytes.
@@ -54,35 +110,45 @@ unsafe impl Send for Lines {}
 unsafe impl Sync for Lines {}
 
 impl Lines {
-    /// `count` lines of zeros.
+    /// `count` lines of zeros, for a while.
     pub fn zeroed(count: usize) -> Self {
         let Some(layout) = Self::layout(count) else {
             return Self {
                 start: NonNull::dangling(),
                 count: 0,
+                region: None,
             };
         };
         // SAFETY: layout() returns no empty layout.
-        let Some(start) = NonNull::new(unsafe { alloc(layout) }.cast::<Line>()) else {
+        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<Line>()) else {
             handle_alloc_error(layout)
         };
-        if layout.align() == HUGE_PAGE {
-            advise_huge_pages(start, layout.size());
+        Self {
+            start,
+            count,
+            region: None,
         }
-        // SAFETY: the allocation is `count` lines large; all bits zero is a Line.
+    }
+
+    /// `count` lines of zeros for packed weights, on huge pages where the system has them.
+    pub fn resident(count: usize) -> Self {
+        if count < LARGE / LINE {
+            return Self::zeroed(count);
+        }
+        let (start, region) = Region::take(count);
+        // SAFETY: the lines are ours (take); all bits zero is a Line.
         unsafe { start.write_bytes(0, count) };
-        Self { start, count }
+        Self {
+            start,
+            count,
+            region: Some(region),
+        }
     }
 
     /// How `count` lines are allocated; `None` for nothing at all.
     fn layout(count: usize) -> Option<Layout> {
         let layout = Layout::array::<Line>(count).expect("lines of a matrix that is in memory");
-        let align = if layout.size() >= HUGE_PAGE {
-            HUGE_PAGE
-        } else {
-            LINE
-        };
-        (count > 0).then(|| layout.align_to(align).expect("a power of two"))
+        (count > 0).then_some(layout)
     }
 }
 
@@ -94,8 +160,7 @@ fn advise_huge_pages(start: NonNull<Line>, bytes: usize) {
         fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
     }
     const MADV_HUGEPAGE: c_int = 14;
-    // SAFETY: the range is one live allocation that starts at a page boundary (the caller's check of
-    // its alignment); this advice changes no contents.
+    // SAFETY: the range is one live allocation that starts at a page boundary (Region::new); this advice changes no contents.
     unsafe { madvise(start.as_ptr().cast(), bytes, MADV_HUGEPAGE) };
 }
 
@@ -104,8 +169,10 @@ fn advise_huge_pages(_: NonNull<Line>, _: usize) {}
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.count) {
-            // SAFETY: `start` came from alloc with this very layout (zeroed is the only constructor).
+        if self.region.is_none()
+            && let Some(layout) = Self::layout(self.count)
+        {
+            // SAFETY: without a region `start` came from alloc_zeroed with this very layout (zeroed).
             unsafe { dealloc(self.start.as_ptr().cast(), layout) }
         }
     }
@@ -113,7 +180,10 @@ impl Drop for Lines {
 
 impl Clone for Lines {
     fn clone(&self) -> Self {
-        let mut lines = Self::zeroed(self.count);
+        let mut lines = match self.region {
+            Some(_) => Self::resident(self.count),
+            None => Self::zeroed(self.count),
+        };
         lines.copy_from_slice(self);
         lines
     }
@@ -123,7 +193,7 @@ impl Deref for Lines {
     type Target = [Line];
 
     fn deref(&self) -> &[Line] {
-        // SAFETY: `start` is valid for `count` initialised lines (zeroed), or dangling and count is 0.
+        // SAFETY: `start` is valid for `count` initialised lines (zeroed, resident), or dangling and count is 0.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
     }
 }
@@ -141,24 +211,43 @@ mod tests {
 
     #[test]
     fn lines_of_every_size_are_zero_aligned_and_their_own() {
+        let mut all = Vec::new();
         for count in [
             0,
             1,
             3,
-            HUGE_PAGE / LINE - 1,
-            HUGE_PAGE / LINE,
+            LARGE / LINE - 1,
+            LARGE / LINE,
             HUGE_PAGE / LINE * 2 + 5,
         ] {
-            let mut lines = Lines::zeroed(count);
-            assert_eq!(lines.len(), count);
-            assert!(as_bytes(&lines).iter().all(|b| *b == 0));
-            if let Some(last) = lines.last_mut() {
-                last.0 = [7; LINE];
+            for make in [Lines::zeroed, Lines::resident] {
+                let mut lines = make(count);
+                assert_eq!(lines.len(), count);
+                assert!(as_bytes(&lines).iter().all(|b| *b == 0));
+                assert_eq!(lines.as_ptr() as usize % LINE, 0);
+                lines.fill(Line([7; LINE]));
                 let copy = lines.clone();
-                lines[count - 1].0 = [8; LINE];
-                assert_eq!(copy[count - 1].0, [7; LINE]);
-                assert_eq!(copy.as_ptr() as usize % LINE, 0);
+                lines.fill(Line([all.len() as u8; LINE]));
+                assert!(as_bytes(&copy).iter().all(|b| *b == 7));
+                all.push(lines);
             }
         }
+        for (i, lines) in all.iter().enumerate() {
+            assert!(as_bytes(lines).iter().all(|b| *b == i as u8));
+        }
+    }
+
+    #[test]
+    fn regions_end_and_larger_matrices_have_their_own() {
+        let lines = [REGION / 3, REGION / 3, REGION / 2, REGION + LINE, LARGE]
+            .map(|bytes| Lines::resident(bytes / LINE));
+        let mut ends: Vec<_> = lines.iter().map(|l| l.as_ptr_range()).collect();
+        ends.sort_by_key(|r| r.start);
+        assert!(ends.windows(2).all(|w| w[0].end <= w[1].start));
+        assert!(
+            lines
+                .iter()
+                .all(|l| l.last().is_some_and(|l| l.0 == [0; LINE]))
+        );
     }
 }

@@ -67,10 +67,10 @@ impl Strip<'_> {
 
 impl PackedMatrix {
     pub(crate) fn new(backend: Backend, matrix: &TernaryMatrix) -> Self {
-        let ops = &backend.kernel().ternary;
+        let ops = backend.kernel().ternary_for(matrix.scales());
         let (rows, cols) = (matrix.rows(), matrix.cols());
         let tiles = rows.div_ceil(ops.tile_rows);
-        let mut lines = Lines::zeroed(tiles * (ops.tile_lines)(cols));
+        let mut lines = Lines::resident(tiles * (ops.tile_lines)(cols));
         if cols > 0 {
             (ops.pack)(matrix.trits(), cols, &mut lines);
         }
@@ -110,10 +110,10 @@ impl PackedMatrix {
             expected,
             "scales of {rows} x {cols}"
         );
-        let ops = &backend.kernel().ternary;
+        let ops = backend.kernel().ternary_for(&scales);
         let tiles = rows.div_ceil(ops.tile_rows);
         let tile_lines = (ops.tile_lines)(cols);
-        let mut lines = Lines::zeroed(tiles * tile_lines);
+        let mut lines = Lines::resident(tiles * tile_lines);
         let step = rows_per_strip.max(1).next_multiple_of(ops.tile_rows);
         if cols > 0 {
             let strips = lines
@@ -240,7 +240,7 @@ impl PackedMatrix {
     }
 
     fn ops(&self) -> &'static TernaryOps {
-        &self.backend.kernel().ternary
+        self.backend.kernel().ternary_for(&self.scales)
     }
 
     /// Columns per group, all of them when there are no groups.

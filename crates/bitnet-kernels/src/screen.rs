@@ -88,7 +88,7 @@ impl ScreenRows {
         (cols > 0 && cols <= MOST_COLS).then(|| Self {
             backend,
             cols,
-            lines: Lines::zeroed(rows * cols.div_ceil(LINE)),
+            lines: Lines::resident(rows * cols.div_ceil(LINE)),
             bounds: vec![RowBound::default(); rows],
         })
     }

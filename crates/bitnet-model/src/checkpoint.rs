@@ -146,7 +146,8 @@ impl Checkpoint {
     /// # Errors
     /// Everything that is wrong with it, with its place.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, FormatError> {
-        let file = bitnet_formats::open(path, &options.limits)?;
+        let layout = resolve::forced_layout(options)?;
+        let file = bitnet_formats::open_as(path, &options.limits, layout)?;
         let whole = file.parts.first().map_or(path, |p| p.path()).to_owned();
         let resolved = if file.metadata.get("general.architecture").is_some() {
             resolve::gguf(&file, options)

@@ -8,13 +8,17 @@ use crate::attention::attention;
 use crate::bit_linear::LinearInput;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, Config};
+use crate::dense_head::Screen;
 use crate::kv_cache::{KvCache, KvType};
 use crate::rope::RopeTable;
+use crate::sampler;
 use crate::slot::{LayerSlot, Slot};
 use crate::threads::{self, Pools};
 use crate::weights::{LoadOptions, Weights};
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::Backend;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Tokens of a prompt that go through the layers together.
 const BATCH_TOKENS: usize = 256;
@@ -27,6 +31,25 @@ pub struct Model {
     kv_type: KvType,
     weights: Weights,
     pools: Pools,
+    head: HeadState,
+}
+
+/// What is known of the output head beside its rows.
+#[derive(Debug, Default)]
+struct HeadState {
+    used: AtomicBool,
+    screen: OnceLock<Option<Screen>>,
+    screened: AtomicUsize,
+    full: AtomicUsize,
+}
+
+/// How often [`Model::forward_top_k`] took which way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadPasses {
+    /// Bounds first, few rows afterwards.
+    pub screened: usize,
+    /// The full product: before there was a screen, or because its bounds did not help.
+    pub full: usize,
 }
 
 /// A text in progress: keys and values of its tokens, and scratch.
@@ -144,6 +167,7 @@ impl Model {
             kv_type: options.kv_type,
             weights,
             pools: Pools::new(options.threads),
+            head: HeadState::default(),
         })
     }
 
@@ -175,9 +199,22 @@ impl Model {
             .sum()
     }
 
-    /// Bytes of weights that one generated token reads: ternary matrices and output head.
+    /// Bytes of weights that one generated token reads: ternary matrices and output head, or the copy
+    /// that screens it.
     pub fn bytes_per_token(&self) -> usize {
-        self.ternary_bytes() + self.weights.output_head.byte_len()
+        let head = match self.head.screen.get() {
+            Some(Some(screen)) => screen.byte_len(),
+            _ => self.weights.output_head.byte_len(),
+        };
+        self.ternary_bytes() + head
+    }
+
+    /// How often the head was screened so far.
+    pub fn head_passes(&self) -> HeadPasses {
+        HeadPasses {
+            screened: self.head.screened.load(Ordering::Relaxed),
+            full: self.head.full.load(Ordering::Relaxed),
+        }
     }
 
     /// An empty session of at most `context` tokens. Memory grows with the tokens used.
@@ -228,6 +265,64 @@ impl Model {
             session.position = before;
         }
         result
+    }
+
+    /// Appends `tokens` to the session and returns the `k` largest logits of the last one with their
+    /// tokens, in falling order, of equal ones the lower token first: exactly the logits of
+    /// [`forward`](Self::forward), mostly without reading all of the head.
+    ///
+    /// The second call builds the screen, an int8 copy of the head, in parallel: a text of one token
+    /// does not wait for it.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_top_k(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        k: usize,
+    ) -> Result<Vec<(u32, f32)>, FormatError> {
+        let before = session.position;
+        let result = self.pools.enter(|| {
+            self.forward_batches(session, tokens, Logits::None)?;
+            if tokens.is_empty() {
+                return Ok(Vec::new());
+            }
+            let Buffers { x, h, .. } = &mut session.buffers;
+            let hidden = self.config().hidden_size;
+            let (x, h) = (&x[x.len() - hidden..], &mut h[..hidden]);
+            self.norm(x, &self.weights.output_norm, h);
+            self.top_k(h, k)
+        });
+        if result.is_err() {
+            session.position = before;
+        }
+        result
+    }
+
+    /// The `k` largest logits of the final hidden state `h`, `(hidden,)`.
+    fn top_k(&self, h: &[f32], k: usize) -> Result<Vec<(u32, f32)>, FormatError> {
+        let (head, state) = (&self.weights.output_head, &self.head);
+        if state.used.swap(true, Ordering::Relaxed) {
+            let screen = match state.screen.get() {
+                Some(screen) => screen,
+                None => {
+                    let screen = head.screen(&self.checkpoint, self.backend)?;
+                    state.screen.get_or_init(|| screen)
+                }
+            };
+            if let Some(screen) = screen
+                && let Some(top) = head.top_k(&self.checkpoint, self.backend, screen, h, k)?
+            {
+                state.screened.fetch_add(1, Ordering::Relaxed);
+                return Ok(top);
+            }
+        }
+        state.full.fetch_add(1, Ordering::Relaxed);
+        let mut logits = vec![0.0; head.rows()]; // (vocab,)
+        head.multiply(&self.checkpoint, self.backend, h, &mut logits)?;
+        head.release(&self.checkpoint);
+        Ok(sampler::top(&logits, k))
     }
 
     fn forward_batches(

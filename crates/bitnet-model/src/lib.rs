@@ -38,7 +38,7 @@ pub use family::{
     FAMILIES, Family, GgufWiring, HfStorage, Quantization, ScaleDirection, UnmarkedFloats,
     family_by_name,
 };
-pub use forward::{Logits, Model, Session};
+pub use forward::{HeadPasses, Logits, Model, Session};
 pub use kv_cache::{KvCache, KvType};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};

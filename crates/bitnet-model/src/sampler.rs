@@ -6,6 +6,9 @@
 
 use std::cmp::Ordering;
 
+/// Largest k for which a sampler asks for the largest logits alone.
+const MOST_TOP: usize = 64;
+
 /// How a token is drawn. The order is: top-k, top-p, min-p, temperature (the common one: the three
 /// filters look at the model's own distribution, the temperature reshapes what they leave).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,14 +67,18 @@ impl Sampler {
             temperature,
             top_k,
             top_p,
-            min_p,
             ..
         } = self.options;
-        let best = argmax(logits);
         // NaN and nonsense options fall to the greedy side
         if temperature <= 0.0 || temperature.is_nan() || top_k == 1 || logits.is_empty() {
-            return best as u32;
+            return argmax(logits) as u32;
         }
+        if let Some(k) = self.top_k()
+            && k < logits.len()
+        {
+            return self.sample_top(&top(logits, k));
+        }
+        let best = argmax(logits);
         let max = f64::from(logits[best]);
         if !max.is_finite() {
             return best as u32;
@@ -83,33 +90,81 @@ impl Sampler {
         } else {
             top_k.min(logits.len())
         };
-        let mut kept = if top_p < 1.0 {
+        let kept = if top_p < 1.0 {
             nucleus(logits, k, f64::from(top_p), weight)
         } else if k < logits.len() {
             likeliest(logits, k)
         } else {
             (0..logits.len() as u32).collect() // any fixed order will do
         };
-        kept.retain(|&id| !logits[id as usize].is_nan());
-        if min_p > 0.0 {
-            kept.retain(|&id| {
-                id as usize == best || weight(logits[id as usize]) >= f64::from(min_p)
-            });
-        }
+        let kept = kept.into_iter().map(|id| (id, logits[id as usize]));
+        self.draw(kept.collect(), (best as u32, max))
+    }
 
+    /// How many of the largest logits [`sample_top`](Self::sample_top) needs, if it is at most 64: 1 for
+    /// the likeliest token.
+    pub fn top_k(&self) -> Option<usize> {
+        let SamplerOptions {
+            temperature, top_k, ..
+        } = self.options;
+        match top_k {
+            _ if temperature <= 0.0 || temperature.is_nan() => Some(1),
+            1..=MOST_TOP => Some(top_k),
+            _ => None,
+        }
+    }
+
+    /// The next token, given the [`top_k`](Self::top_k) largest logits only, finite, in falling order,
+    /// of equal ones the lower id first: the token that [`sample`](Self::sample) draws from all of them.
+    pub fn sample_top(&mut self, top: &[(u32, f32)]) -> u32 {
+        let Some(&(best, max)) = top.first() else {
+            return 0;
+        };
+        let max = f64::from(max);
+        if self.top_k() == Some(1) || !max.is_finite() {
+            return best;
+        }
+        let weight = |logit: f32| match logit.is_nan() {
+            true => 0.0,
+            false => libm::exp(f64::from(logit) - max),
+        };
+        let mut kept = top.to_vec();
+        let top_p = f64::from(self.options.top_p);
+        if self.options.top_p < 1.0 {
+            let total: f64 = kept.iter().map(|(_, logit)| weight(*logit)).sum();
+            let mut sum = 0.0;
+            let reached = kept.iter().position(|(_, logit)| {
+                sum += weight(*logit);
+                sum >= top_p * total
+            });
+            kept.truncate(reached.map_or(kept.len(), |last| last + 1));
+        }
+        self.draw(kept, (best, max))
+    }
+
+    /// Draws one of the tokens left by top-k and top-p.
+    fn draw(&mut self, mut kept: Vec<(u32, f32)>, (best, max): (u32, f64)) -> u32 {
+        let SamplerOptions {
+            temperature, min_p, ..
+        } = self.options;
+        let weight = |logit: f32| libm::exp(f64::from(logit) - max);
+        kept.retain(|(_, logit)| !logit.is_nan());
+        if min_p > 0.0 {
+            kept.retain(|&(id, logit)| id == best || weight(logit) >= f64::from(min_p));
+        }
         let heat = f64::from(temperature);
         let weights: Vec<f64> = kept
             .iter()
-            .map(|&id| libm::exp((f64::from(logits[id as usize]) - max) / heat))
+            .map(|(_, logit)| libm::exp((f64::from(*logit) - max) / heat))
             .collect();
         let mut left = self.uniform() * weights.iter().sum::<f64>();
-        for (id, weight) in kept.iter().zip(&weights) {
+        for ((id, _), weight) in kept.iter().zip(&weights) {
             left -= weight;
             if left < 0.0 {
                 return *id;
             }
         }
-        best as u32 // rounding ate the last crumb
+        best // rounding ate the last crumb
     }
 
     /// A number in `[0, 1)` with 53 random bits, from SplitMix64 (Steele, Lea, Flood 2014).
@@ -121,6 +176,27 @@ impl Sampler {
         z ^= z >> 31;
         (z >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// The `k` largest logits with their ids, in the order of [`Sampler::sample_top`].
+pub(crate) fn top(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let ids = match k {
+        1 => vec![argmax(logits) as u32],
+        _ => likeliest(logits, k),
+    };
+    ids.into_iter()
+        .filter_map(|id| Some((id, *logits.get(id as usize)?)))
+        .collect()
+}
+
+/// Puts finite logits in the order of [`Sampler::sample_top`].
+pub(crate) fn sort(logits: &mut [(u32, f32)]) {
+    // partial_cmp, because 0 and -0 are a tie
+    logits.sort_unstable_by(|a, b| {
+        b.1.partial_cmp(&a.1)
+            .unwrap_or(Ordering::Equal)
+            .then(a.0.cmp(&b.0))
+    });
 }
 
 /// Index of the largest logit; the lowest of equal ones; 0 if all are NaN.

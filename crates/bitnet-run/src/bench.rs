@@ -109,11 +109,17 @@ pub fn run(
         }
     }
     console.line(&table)?;
+    let passes = model.head_passes();
+    console.note(format!(
+        "head: {} tokens screened, {} by the full product",
+        passes.screened, passes.full
+    ))?;
     console.json(&json!({
         "status": "measured",
         "model": model.checkpoint().path,
         "bytes_per_token": model.bytes_per_token(),
         "read_bandwidth_gb_s": bandwidth_of_most_threads,
+        "head": {"screened": passes.screened, "full": passes.full},
         "rows": rows,
     }))?;
     Ok(ExitStatus::Done)
@@ -163,7 +169,8 @@ impl Test {
                 let mut token = model.config().bos_token_id.unwrap_or(0).min(vocab - 1);
                 let started = Instant::now();
                 for _ in 0..n {
-                    token = sampler.sample(&model.forward(&mut session, &[token], Logits::Last)?);
+                    let top = model.forward_top_k(&mut session, &[token], 1)?;
+                    token = sampler.sample_top(&top);
                 }
                 Ok(started.elapsed().as_secs_f64())
             }

@@ -262,12 +262,26 @@ impl TernaryMatrix {
             return Scales::PerTensor(one);
         }
         let rows: Option<Vec<f32>> = votes.chunks_exact(per_row).map(unanimous).collect();
-        match rows {
-            Some(rows) => Scales::PerRow(rows),
-            None => Scales::PerGroup {
-                group,
-                scales: votes.into_iter().map(|v| v.unwrap_or(0.0)).collect(),
-            },
+        if let Some(rows) = rows {
+            return Scales::PerRow(rows);
+        }
+        // the coarsest groups that say the same; those of the file at worst
+        let coarser = GROUP_SIZES
+            .into_iter()
+            .rev()
+            .filter(|&g| g > group && g.is_multiple_of(group) && self.cols.is_multiple_of(g));
+        for wide in coarser {
+            let joined = votes.chunks_exact(wide / group).map(unanimous);
+            if let Some(scales) = joined.collect() {
+                return Scales::PerGroup {
+                    group: wide,
+                    scales,
+                };
+            }
+        }
+        Scales::PerGroup {
+            group,
+            scales: votes.into_iter().map(|v| v.unwrap_or(0.0)).collect(),
         }
     }
 }
@@ -356,6 +370,17 @@ mod tests {
                 scales: vec![0.5, 0.25, 0.5, 0.0]
             }
         );
+        // groups of 32 that repeat in pairs are groups of 64
+        let pairs = Scales::PerGroup {
+            group: 32,
+            scales: vec![0.5, 0.5, 0.25, 0.25],
+        };
+        let m = TernaryMatrix::new(1, 128, vec![1; 128], pairs).unwrap();
+        let joined = Scales::PerGroup {
+            group: 64,
+            scales: vec![0.5, 0.25],
+        };
+        assert_eq!(m.normal_scales(), joined);
         let zero = TernaryMatrix::new(2, 64, vec![0; 128], Scales::PerTensor(1e-5)).unwrap();
         assert_eq!(zero.normal_scales(), Scales::PerTensor(0.0));
     }

@@ -29,7 +29,7 @@ const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
 /// Where a file of ours says the name of its packing, parameters included (`formats/packing/tl1.md`).
-const LAYOUT_KEY: &str = "bitnet.layout";
+pub const LAYOUT_KEY: &str = "bitnet.layout";
 /// The specification's longest key.
 const MAX_KEY_BYTES: u64 = 65535;
 /// llama.cpp's `GGML_MAX_DIMS`.

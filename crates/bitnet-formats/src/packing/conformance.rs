@@ -2,6 +2,8 @@
 //!
 //! Invariant: nothing here names a packing except where the fact tested is that packing's own.
 
+mod own;
+
 use super::*;
 use proptest::prelude::*;
 
@@ -450,6 +452,34 @@ fn block_scales_come_out_as_coarse_as_they_agree() {
             e.message.starts_with("row 2, columns from 0:")
                 && e.message.ends_with("found 3 and 0.5"),
             "{e}"
+        );
+    }
+}
+
+/// `cargo test --release -p bitnet-formats throughput -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::print_stdout)]
+fn throughput() {
+    let (rows, cols) = (2560, 2560);
+    let m = matrix(rows, cols, sample(rows, cols, 1), ONE);
+    for p in PACKINGS {
+        let mut best = [f64::MAX; 2];
+        let bytes = encode(*p, &m);
+        let mut out = vec![0; rows * cols];
+        for _ in 0..9 {
+            let start = std::time::Instant::now();
+            let _ = std::hint::black_box(encode(*p, &m));
+            best[0] = best[0].min(start.elapsed().as_secs_f64());
+            let start = std::time::Instant::now();
+            p.unpack_rows(&tensor(*p, &m, &bytes), 0, &mut out).unwrap();
+            best[1] = best[1].min(start.elapsed().as_secs_f64());
+        }
+        // of 2-bit codes, whatever the packing takes
+        let [pack, unpack] = best.map(|t| (rows * cols) as f64 / 4.0 / t / 1e9);
+        println!(
+            "{:<12} pack {pack:5.2} GB/s, unpack {unpack:5.2} GB/s",
+            p.name()
         );
     }
 }

@@ -36,9 +36,10 @@ impl F16Block for Q1_0 {
     #[inline(always)]
     fn encode(trits: &[i8], block: &mut [u8]) {
         for (byte, eight) in block[2..].iter_mut().zip(trits.as_chunks::<8>().0) {
-            // as the reference: what is not negative is +1
-            let bits = eight.iter().rev();
-            *byte = bits.fold(0, |byte, &t| byte << 1 | u8::from(t >= 0));
+            // as the reference: what is not negative is +1; the product brings the signs together
+            let t = u64::from_le_bytes(eight.map(|t| t as u8));
+            let positive = (!t & 0x8080_8080_8080_8080) >> 7;
+            *byte = (positive.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
         }
     }
 

@@ -146,7 +146,7 @@ impl Packing for Tl1 {
             cols: bk,
             block,
         } = self.place(rows, cols).ok()?.tiling;
-        Some(format!("tl1-{rows}x{cols}={bm_rows}-{bk}-{block}"))
+        Some(format!("{rows}x{cols}={bm_rows}-{bk}-{block}"))
     }
 
     fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {

@@ -216,7 +216,7 @@ impl Packing for Tl2 {
             cols: bk,
             block,
         } = self.tiling(rows, cols).ok()?;
-        Some(format!("tl2-{rows}x{cols}={bm_rows}-{bk}-{block}"))
+        Some(format!("{rows}x{cols}={bm_rows}-{bk}-{block}"))
     }
 
     fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {

@@ -8,7 +8,7 @@
 //! columns of a tile into L1 and multiply them with panels of 6 tokens: 16 rows x 6 tokens are 12
 //! accumulators, two weights, one broadcast and one product fit the 16 registers.
 
-use super::tile::{self, BLOCK, COLS, ROWS};
+use super::tile::{self, BLOCK, COLS, ROWS, TwoBits};
 use super::{Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::float_ops;
@@ -25,12 +25,13 @@ pub(super) const KERNEL: Kernel = Kernel {
         tile_rows: ROWS,
         panel_tokens: PANEL,
         scratch_lines: tile::SCRATCH_LINES,
-        tile_lines: tile::lines,
-        pack: tile::pack,
-        unpack: tile::unpack,
+        tile_lines: tile::lines::<4>,
+        pack: tile::pack::<4, TwoBits>,
+        unpack: tile::unpack::<4, TwoBits>,
         dots,
         sums,
     },
+    grouped: None,
     float: float_ops::instantiate!(#[target_feature(enable = "avx2,fma")]),
 };
 
@@ -177,7 +178,7 @@ fn many_tokens(
     sink: &mut dyn Sink<i32>,
 ) {
     let stride = tile.groups() * 4; // from token to token, in sums of 8 rows
-    for chunk in tile::chunks(tile.cols, tile.group) {
+    for chunk in tile::chunks::<4>(tile.cols, tile.group) {
         let blocks = chunk.blocks.clone();
         let weights = &mut scratch[..blocks.len() * 4 * BLOCK];
         unpack(

@@ -8,10 +8,10 @@
 //! tile into L1 and multiply them with panels of 12 tokens: 24 accumulators, two weights and one
 //! broadcast fit the 32 registers, and the two vector ports do nothing but `vpdpbusd`.
 
-use super::tile::{self, BLOCK, COLS, ROWS};
+use super::tile::{self, BLOCK, COLS, ROWS, TwoBits};
 use super::{Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
-use crate::float_ops;
+use crate::float_ops::{self, FloatOps};
 use crate::lines::{LINE, Line};
 use crate::packed::Sink;
 use std::arch::x86_64::*;
@@ -25,43 +25,50 @@ pub(super) const KERNEL: Kernel = Kernel {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vnni")
     },
-    ternary: TernaryOps {
-        tile_rows: ROWS,
-        panel_tokens: PANEL,
-        scratch_lines: tile::SCRATCH_LINES,
-        tile_lines: tile::lines,
-        pack: tile::pack,
-        unpack: tile::unpack,
-        dots,
-        sums,
-    },
-    float: float_ops::FloatOps {
-        attend_f32: super::avx512_attention::attend_f32,
-        attend_f16: super::avx512_attention::attend_f16,
-        screen_dots,
-        ..float_ops::instantiate!(#[target_feature(enable = "avx512f,avx512bw")])
-    },
+    ternary: TERNARY,
+    grouped: None,
+    float: FLOAT,
+};
+
+/// Every AVX-512 kernel's.
+pub(super) const FLOAT: FloatOps = FloatOps {
+    attend_f32: super::avx512_attention::attend_f32,
+    attend_f16: super::avx512_attention::attend_f16,
+    screen_dots,
+    ..float_ops::instantiate!(#[target_feature(enable = "avx512f,avx512bw")])
+};
+
+/// The 2-bit tile; also what `avx512_vbmi` does with groups.
+pub(super) const TERNARY: TernaryOps = TernaryOps {
+    tile_rows: ROWS,
+    panel_tokens: PANEL,
+    scratch_lines: tile::SCRATCH_LINES,
+    tile_lines: tile::lines::<4>,
+    pack: tile::pack::<4, TwoBits>,
+    unpack: tile::unpack::<4, TwoBits>,
+    dots,
+    sums,
 };
 
 /// Tokens of a panel: 12 x 32 rows are 24 accumulators.
-const PANEL: usize = 12;
+pub(super) const PANEL: usize = 12;
 
 /// Up to so many tokens it is faster to read the packed bytes (from L1) once for each.
 const FEW: usize = 3;
 
 /// Bytes ahead of the loads that are prefetched.
-const PREFETCH: usize = 2048;
+pub(super) const PREFETCH: usize = 2048;
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(line: &Line) -> __m512i {
+pub(super) fn load(line: &Line) -> __m512i {
     // SAFETY: a Line is 64 bytes at a 64-byte boundary.
     unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(line: &mut Line, v: __m512i) {
+pub(super) fn store(line: &mut Line, v: __m512i) {
     // SAFETY: a Line is 64 bytes at a 64-byte boundary.
     unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), v) }
 }
@@ -75,14 +82,14 @@ fn load_sums(sums: &[i32; 16]) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store_sums(sums: &mut [i32; 16], v: __m512i) {
+pub(super) fn store_sums(sums: &mut [i32; 16], v: __m512i) {
     // SAFETY: the reference covers 64 bytes; the store is unaligned.
     unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), v) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch(line: &Line) {
+pub(super) fn prefetch(line: &Line) {
     _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(PREFETCH).cast());
 }
 
@@ -104,7 +111,9 @@ fn dots(
         }
         sink.done(tokens, dots);
     } else {
-        many_tokens(tile, x, tokens, scratch, dots, sink);
+        many_tokens::<4>(tile, x, tokens, scratch, dots, sink, |lines, to| {
+            unpack(lines, to)
+        });
     }
 }
 
@@ -166,20 +175,23 @@ fn group_dots(lines: &[Line], quads: &[[i8; 4]]) -> [__m512i; 2] {
     dots
 }
 
-/// `dots: (tokens, groups, 32)`; `tokens` starts at a panel.
+/// `dots: (tokens, groups, 32)`; `tokens` starts at a panel. `unpack` writes the codes of some blocks of
+/// `F` quads, one byte each: two lines (rows 0-15, rows 16-31) per quad.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn many_tokens(
+pub(super) fn many_tokens<const F: usize>(
     tile: &Tile<'_>,
     x: &ActivationBatch,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
+    unpack: impl Fn(&[Line], &mut [Line]),
 ) {
     let stride = tile.groups() * BLOCK; // from token to token, in sums of 16 rows
-    for chunk in tile::chunks(tile.cols, tile.group) {
+    for chunk in tile::chunks::<F>(tile.cols, tile.group) {
         let blocks = chunk.blocks.clone();
-        let weights = &mut scratch[..blocks.len() * 4 * BLOCK];
+        let weights = &mut scratch[..blocks.len() * F * BLOCK];
         unpack(
             &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK],
             weights,
@@ -190,7 +202,7 @@ fn many_tokens(
             let live = first..tokens.end.min(first + PANEL);
             sink.soon(chunk.part(live.clone()));
             let quads = &x.panel(first / PANEL).as_chunks::<PANEL>().0;
-            let quads = &quads[blocks.start * 4..blocks.end * 4];
+            let quads = &quads[blocks.start * F..blocks.end * F];
             let range = (live.start - tokens.start) * stride..(live.end - tokens.start) * stride;
             let dots = &mut dots.as_chunks_mut::<16>().0[range];
             if chunk.opens_group {
@@ -201,9 +213,9 @@ fn many_tokens(
             }
             let group_dots = &mut dots[chunk.group * BLOCK..];
             match live.len() {
-                ..=4 => panel::<4>(weights, quads, ahead, live.len(), stride, group_dots),
-                5..=8 => panel::<8>(weights, quads, ahead, live.len(), stride, group_dots),
-                _ => panel::<PANEL>(weights, quads, ahead, live.len(), stride, group_dots),
+                ..=4 => panel::<F, 4>(weights, quads, ahead, live.len(), stride, group_dots),
+                5..=8 => panel::<F, 8>(weights, quads, ahead, live.len(), stride, group_dots),
+                _ => panel::<F, PANEL>(weights, quads, ahead, live.len(), stride, group_dots),
             }
             if chunk.is_last() {
                 sink.done(live, dots.as_flattened());
@@ -212,7 +224,7 @@ fn many_tokens(
     }
 }
 
-/// Codes of some blocks, one byte each: two lines (rows 0-15, rows 16-31) per quad of columns.
+/// The codes of some blocks of the 2-bit tile, for [`many_tokens`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn unpack(lines: &[Line], weights: &mut [Line]) {
     let code = _mm512_set1_epi8(3);
@@ -240,7 +252,7 @@ fn unpack(lines: &[Line], weights: &mut [Line]) {
 /// `dots[stride * token][row] += sum of u * a` for `T` tokens, of which the first `live` exist.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panel<const T: usize>(
+fn panel<const F: usize, const T: usize>(
     weights: &[Line],
     quads: &[[i32; PANEL]],
     ahead: *const Line,
@@ -251,17 +263,19 @@ fn panel<const T: usize>(
     let mut acc = [[_mm512_setzero_si512(); 2]; T];
     let mut ahead = ahead.cast::<i8>();
     let blocks = weights
-        .as_chunks::<{ 4 * BLOCK }>()
+        .as_chunks::<BLOCK>()
+        .0
+        .as_chunks::<F>()
         .0
         .iter()
-        .zip(quads.as_chunks::<4>().0);
+        .zip(quads.as_chunks::<F>().0);
     for (weights, quads) in blocks {
         for line in 0..BLOCK {
             _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * LINE));
         }
         ahead = ahead.wrapping_add(BLOCK * LINE);
-        for q in 0..4 {
-            let u = [load(&weights[2 * q]), load(&weights[2 * q + 1])];
+        for q in 0..F {
+            let u = [load(&weights[q][0]), load(&weights[q][1])];
             for t in 0..T {
                 let a = _mm512_set1_epi32(quads[q][t]);
                 for half in 0..2 {
@@ -281,34 +295,37 @@ fn panel<const T: usize>(
     }
 }
 
-/// [`screen_dots`](crate::screen::screen_dots): four rows share the loads of `p`.
+/// [`screen_dots`](crate::screen::screen_dots): row after row, one stream for the prefetcher; eight
+/// accumulators hide the latency.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn screen_dots(rows: &[Line], p: &[i16], sums: &mut [i32]) {
     let (p, _) = p.as_chunks::<32>();
-    let lines = p.len() / 2;
-    let (fours, rest) = sums.as_chunks_mut::<4>();
-    let rest_rows = &rows[fours.len() * 4 * lines..];
-    for (rows, sums) in rows.chunks_exact(4 * lines).zip(fours) {
-        let rows = [0, 1, 2, 3].map(|r| &rows[r * lines..(r + 1) * lines]);
-        let mut acc = [_mm512_setzero_si512(); 4];
-        for at in 0..2 * lines {
-            let p = load_i16(&p[at]);
-            for r in 0..4 {
-                let line = &rows[r][at / 2];
-                if at % 2 == 0 {
-                    prefetch(line);
+    let (p, _) = p.as_chunks::<2>();
+    for (row, sum) in rows.chunks_exact(p.len()).zip(sums) {
+        let mut acc = [_mm512_setzero_si512(); 8];
+        let (fours, rest) = row.as_chunks::<4>();
+        let (p_fours, p_rest) = p.as_chunks::<4>();
+        for (lines, p) in fours.iter().zip(p_fours) {
+            for l in 0..4 {
+                prefetch(&lines[l]);
+                for half in 0..2 {
+                    let q = load_half(&lines[l], half);
+                    let acc = &mut acc[2 * l + half];
+                    *acc = _mm512_dpwssd_epi32(*acc, q, load_i16(&p[l][half]));
                 }
-                acc[r] = _mm512_dpwssd_epi32(acc[r], load_half(line, at % 2), p);
             }
         }
-        *sums = acc.map(|acc| _mm512_reduce_add_epi32(acc));
-    }
-    for (row, sum) in rest_rows.chunks_exact(lines).zip(rest) {
-        let mut acc = _mm512_setzero_si512();
-        for at in 0..2 * lines {
-            acc = _mm512_dpwssd_epi32(acc, load_half(&row[at / 2], at % 2), load_i16(&p[at]));
+        for (line, p) in rest.iter().zip(p_rest) {
+            for half in 0..2 {
+                acc[half] =
+                    _mm512_dpwssd_epi32(acc[half], load_half(line, half), load_i16(&p[half]));
+            }
         }
-        *sum = _mm512_reduce_add_epi32(acc);
+        let [a, b, c, d, e, f, g, h] = acc;
+        let (a, b) = (_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+        let (c, d) = (_mm512_add_epi32(e, f), _mm512_add_epi32(g, h));
+        let (a, b) = (_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+        *sum = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
     }
 }
 
@@ -328,8 +345,113 @@ fn load_half(line: &Line, half: usize) -> __m512i {
     _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
 }
 
-/// Float activations.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
-    tile::sums(tile, x, sums)
+/// Rows that go together for float activations: their sums hide each other's latency.
+const FLOAT_ROWS: usize = 4;
+
+/// Float activations `x: (tokens, cols)`: the 16 lanes of rule 3 are one register.
+#[target_feature(enable = "avx512f")]
+pub(super) fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+    let tile_sums = tile.groups() * ROWS;
+    let mut tokens = x.chunks_exact(4 * tile.cols);
+    let mut to = sums.chunks_exact_mut(4 * tile_sums);
+    for (x, sums) in tokens.by_ref().zip(to.by_ref()) {
+        float_tokens::<4>(tile, x, sums);
+    }
+    let x = tokens.remainder().chunks_exact(tile.cols);
+    for (x, sums) in x.zip(to.into_remainder().chunks_exact_mut(tile_sums)) {
+        float_tokens::<1>(tile, x, sums);
+    }
+}
+
+/// `T` tokens: `x: (T, cols)`, `sums: (T, groups, 32)`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn float_tokens<const T: usize>(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+    let x: [&[f32]; T] = std::array::from_fn(|t| &x[t * tile.cols..(t + 1) * tile.cols]);
+    let blocks = tile.group.div_ceil(COLS);
+    let lines = tile.lines.as_chunks::<BLOCK>().0;
+    for (g, lines) in lines.chunks_exact(blocks).enumerate() {
+        let x = x.map(|x| &x[g * tile.group..(g + 1) * tile.group]);
+        for row in (0..ROWS).step_by(FLOAT_ROWS) {
+            for (t, four) in float_rows(lines, row, x).into_iter().enumerate() {
+                let at = (t * tile.groups() + g) * ROWS + row;
+                sums[at..at + FLOAT_ROWS].copy_from_slice(&four);
+            }
+        }
+    }
+}
+
+/// The sums of [`FLOAT_ROWS`] rows from `row` on over the columns of one group.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn float_rows<const T: usize>(
+    lines: &[[Line; BLOCK]],
+    row: usize,
+    x: [&[f32]; T],
+) -> [[f32; FLOAT_ROWS]; T] {
+    // lane k of a block is column k: where its code lies in the dword of the row
+    let shifts = _mm512_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30);
+    // a permutation reads four bits of an index: the code and, above it, whatever comes there
+    let trits = _mm512_castsi512_ps(_mm512_broadcast_i32x4(_mm_castps_si128(_mm_setr_ps(
+        -1.0, 0.0, 1.0, 0.0,
+    ))));
+    let mut acc = [[_mm512_setzero_ps(); FLOAT_ROWS]; T];
+    for (b, block) in lines.iter().enumerate() {
+        let mut columns = [_mm512_setzero_ps(); T];
+        let mut live = 0xffff;
+        for t in 0..T {
+            (columns[t], live) = load_columns(&x[t][b * COLS..]);
+        }
+        let quads = block[row / 16].0.as_chunks::<4>().0;
+        for r in 0..FLOAT_ROWS {
+            let dword = _mm512_set1_epi32(i32::from_le_bytes(quads[row % 16 + r]));
+            let trit = _mm512_permutexvar_ps(_mm512_srlv_epi32(dword, shifts), trits);
+            for t in 0..T {
+                // a lane without a column keeps its sum
+                acc[t][r] = _mm512_mask3_fmadd_ps(trit, columns[t], acc[t][r], live);
+            }
+        }
+    }
+    let mut sums = [[0.0; FLOAT_ROWS]; T];
+    for t in 0..T {
+        sums[t] = add_lanes_of_four(acc[t]);
+    }
+    sums
+}
+
+/// [`add_lanes`](float_ops::add_lanes) of four registers at once: the same additions, at distances 8, 4, 2
+/// and 1.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_lanes_of_four([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+    let distance_8 = |a, b| {
+        let (low, high) = (
+            _mm512_shuffle_f32x4::<0x44>(a, b),
+            _mm512_shuffle_f32x4::<0xee>(a, b),
+        );
+        _mm512_add_ps(low, high)
+    };
+    let (ab, cd) = (distance_8(a, b), distance_8(c, d));
+    let even = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+    let sums = _mm512_add_ps(even, _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+    let sums = _mm512_add_ps(sums, _mm512_permute_ps::<0b01_00_11_10>(sums));
+    let sums = _mm512_add_ps(sums, _mm512_permute_ps::<0b10_11_00_01>(sums));
+    let mut to = [0.0; 4];
+    let first = _mm512_maskz_compress_ps(0x1111, sums);
+    // SAFETY: the reference covers 16 bytes; the store is unaligned.
+    unsafe { _mm_storeu_ps(to.as_mut_ptr(), _mm512_castps512_ps128(first)) };
+    to
+}
+
+/// The first 16 columns, or as many as there are, and which those are.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_columns(x: &[f32]) -> (__m512, __mmask16) {
+    let live = if x.len() >= COLS {
+        0xffff
+    } else {
+        (1 << x.len()) - 1
+    };
+    // SAFETY: only the lanes of `live` are read, which lie in the slice.
+    (unsafe { _mm512_maskz_loadu_ps(live, x.as_ptr()) }, live)
 }

@@ -23,6 +23,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         dots,
         sums,
     },
+    grouped: None,
     float: float_ops::instantiate!(),
 };
 

@@ -1,8 +1,9 @@
-//! The 2-bit tile: 32 rows, in blocks of 16 columns of two lines each (rows 0-15, rows 16-31).
+//! Tiles of 32 rows, in blocks of a few quads of columns and of two lines each (rows 0-15, rows 16-31).
 //!
-//! Byte `4 * row + j` of a line holds the codes `u = trit + 1` of the block's columns `4 f + j` in
-//! bits `2 f ..= 2 f + 1`, for `f` in `0..4`: one dword per row, and the field `f` of a line is a
-//! vector of four consecutive columns (a quad) of 16 rows, as dot-product instructions want it.
+//! A quad is four consecutive columns, what one dot-product instruction adds up. A block of `F` quads is
+//! one dword per row: byte `4 * row + j` of a line holds the columns `4 f + j` of the block, for `f` in
+//! `0..F`, the way a [`Code`] says. In the 2-bit tile ([`TwoBits`], `F` = 4) they are the codes
+//! `u = trit + 1` in bits `2 f ..= 2 f + 1`, so that the field `f` of a line is a quad of 16 rows.
 //!
 //! Invariant: everything outside the matrix, columns behind the last and rows behind the last, has
 //! code 1 (trit 0), so it adds `a` to a dot like every zero trit, and the sum of activations that is
@@ -10,40 +11,58 @@
 
 use super::Tile;
 use crate::activations::ActivationBatch;
-use crate::float_ops::{LANES, add_lanes};
+use crate::float_ops::{LANES, Lanes, add_lanes};
 use crate::lines::{LINE, Line, as_bytes};
 use std::ops::Range;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 32;
-/// Columns of a block.
-pub(super) const COLS: usize = 16;
 /// Lines of a block.
 pub(super) const BLOCK: usize = 2;
-/// Columns that are unpacked at a time for many tokens: 32 rows are 16 KiB, a third of L1.
+/// Columns of a block of the 2-bit tile.
+pub(super) const COLS: usize = 16;
+/// Most columns that are unpacked at a time for many tokens: 32 rows are 16 KiB, a third of L1.
 pub(super) const CHUNK: usize = 512;
 /// Lines of scratch for one chunk: two per quad.
 pub(super) const SCRATCH_LINES: usize = CHUNK / 4 * 2;
 
 /// Four codes of trit 0.
-const ZEROS: u32 = 0x0101_0101;
+pub(super) const ZEROS: u32 = 0x0101_0101;
 
-pub(super) fn lines(cols: usize) -> usize {
-    cols.div_ceil(COLS) * BLOCK
+/// How `F` quads of a row become a dword.
+pub(super) trait Code<const F: usize> {
+    /// The dword of these trits.
+    fn encode(trits: &[[i8; 4]; F]) -> u32;
+
+    /// The inverse.
+    fn decode(dword: u32) -> [[i8; 4]; F];
 }
 
-/// 16 trits to one row's dword.
-fn encode(trits: &[i8; COLS]) -> u32 {
-    let (quads, _) = trits.as_chunks::<4>();
-    quads.iter().enumerate().fold(0, |dword, (f, quad)| {
-        let trits = u32::from_le_bytes(quad.map(|t| t as u8)) & (3 * ZEROS); // -1 is 3
-        dword | (((trits + ZEROS) & (3 * ZEROS)) << (2 * f))
-    })
+/// `u = trit + 1` of a quad, one byte each.
+#[inline(always)]
+pub(super) fn codes(quad: [i8; 4]) -> u32 {
+    let trits = u32::from_le_bytes(quad.map(|t| t as u8)) & (3 * ZEROS); // -1 is 3
+    (trits + ZEROS) & (3 * ZEROS)
 }
 
-/// The inverse of [`encode`].
-fn decode(dword: u32) -> [i8; COLS] {
-    std::array::from_fn(|k| (dword >> (8 * (k % 4) + 2 * (k / 4)) & 3) as i8 - 1)
+/// Four trits a byte: field `f` holds the codes of quad `f`.
+pub(super) struct TwoBits;
+
+impl Code<4> for TwoBits {
+    #[inline(always)]
+    fn encode(trits: &[[i8; 4]; 4]) -> u32 {
+        (0..4).fold(0, |dword, f| dword | (codes(trits[f]) << (2 * f)))
+    }
+
+    #[inline(always)]
+    fn decode(dword: u32) -> [[i8; 4]; 4] {
+        std::array::from_fn(|f| std::array::from_fn(|j| (dword >> (8 * j + 2 * f) & 3) as i8 - 1))
+    }
+}
+
+/// Lines of a tile of `cols` columns in blocks of `F` quads.
+pub(super) fn lines<const F: usize>(cols: usize) -> usize {
+    cols.div_ceil(4 * F) * BLOCK
 }
 
 /// Where row `row` of a tile keeps its dwords: line of each block, first byte in it.
@@ -51,44 +70,42 @@ fn place(row: usize) -> (usize, usize) {
     (row / 16, row % 16 * 4)
 }
 
-pub(super) fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) {
-    tiles.fill(Line([encode(&[0; COLS]) as u8; LINE]));
+pub(super) fn pack<const F: usize, C: Code<F>>(trits: &[i8], cols: usize, tiles: &mut [Line]) {
+    tiles.fill(Line([C::encode(&[[0; 4]; F]) as u8; LINE]));
     for (rows, tile) in trits
         .chunks(ROWS * cols)
-        .zip(tiles.chunks_exact_mut(lines(cols)))
+        .zip(tiles.chunks_exact_mut(lines::<F>(cols)))
     {
         for (row, trits) in rows.chunks_exact(cols).enumerate() {
             let (line, byte) = place(row);
-            for (trits, block) in trits.chunks(COLS).zip(tile.chunks_exact_mut(BLOCK)) {
-                // the whole blocks, which is all but one, without a copy of variable length
-                let dword = trits.first_chunk().map_or_else(
-                    || {
-                        let mut padded = [0; COLS];
-                        padded[..trits.len()].copy_from_slice(trits);
-                        encode(&padded)
-                    },
-                    encode,
-                );
+            for (trits, block) in trits.chunks(4 * F).zip(tile.as_chunks_mut::<BLOCK>().0) {
+                let mut quads = [[0; 4]; F];
+                if trits.len() == 4 * F {
+                    quads.as_flattened_mut().copy_from_slice(trits); // of constant length
+                } else {
+                    quads.as_flattened_mut()[..trits.len()].copy_from_slice(trits);
+                }
+                let dword = C::encode(&quads);
                 block[line].0[byte..byte + 4].copy_from_slice(&dword.to_le_bytes());
             }
         }
     }
 }
 
-pub(super) fn unpack(tiles: &[Line], cols: usize, trits: &mut [i8]) {
+pub(super) fn unpack<const F: usize, C: Code<F>>(tiles: &[Line], cols: usize, trits: &mut [i8]) {
     for (rows, tile) in trits
         .chunks_mut(ROWS * cols)
-        .zip(tiles.chunks_exact(lines(cols)))
+        .zip(tiles.chunks_exact(lines::<F>(cols)))
     {
         for (row, trits) in rows.chunks_exact_mut(cols).enumerate() {
-            for (trits, dword) in trits.chunks_mut(COLS).zip(row_dwords(tile, row)) {
-                trits.copy_from_slice(&decode(dword)[..trits.len()]);
+            for (trits, dword) in trits.chunks_mut(4 * F).zip(row_dwords(tile, row)) {
+                trits.copy_from_slice(&C::decode(dword).as_flattened()[..trits.len()]);
             }
         }
     }
 }
 
-/// The dwords of one row of a tile, 16 columns each.
+/// The dwords of one row of a tile, one a block.
 fn row_dwords(tile: &[Line], row: usize) -> impl Iterator<Item = u32> {
     let (line, byte) = place(row);
     as_bytes(tile)
@@ -132,15 +149,16 @@ impl Chunk {
     }
 }
 
-/// The chunks of all columns, in order.
-pub(super) fn chunks(cols: usize, group: usize) -> impl Iterator<Item = Chunk> {
-    let per_group = group.div_ceil(CHUNK);
+/// The chunks of all columns, in order, each of whole blocks of `F` quads (groups are, too).
+pub(super) fn chunks<const F: usize>(cols: usize, group: usize) -> impl Iterator<Item = Chunk> {
+    let chunk = CHUNK / (4 * F) * (4 * F);
+    let per_group = group.div_ceil(chunk);
     let of = cols / group * per_group;
     (0..of).map(move |number| {
         let (g, i) = (number / per_group, number % per_group);
-        let start = g * group + i * CHUNK;
-        let end = ((g + 1) * group).min(start + CHUNK);
-        let blocks = start / COLS..end.div_ceil(COLS);
+        let start = g * group + i * chunk;
+        let end = ((g + 1) * group).min(start + chunk);
+        let blocks = start / (4 * F)..end.div_ceil(4 * F);
         Chunk {
             group: g,
             opens_group: i == 0,
@@ -168,24 +186,55 @@ pub(super) fn start_at_minus_sums(
     }
 }
 
-/// Sums over float activations `x: (tokens, cols)`, by rule 3 in every group.
+/// Where column `k` of a block of the 2-bit tile has its code in the dword.
+const SHIFTS: [u32; COLS] = [0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30];
+
+/// Rows that go together for float activations: their sums hide each other's latency.
+const FLOAT_ROWS: usize = 4;
+
+/// Sums over float activations `x: (tokens, cols)`, by rule 3 in every group, of the 2-bit tile.
 #[inline(always)]
 pub(super) fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+    let blocks = tile.group.div_ceil(COLS);
     for (x, sums) in x
         .chunks_exact(tile.cols)
         .zip(sums.chunks_exact_mut(tile.groups() * ROWS))
     {
-        for row in 0..ROWS {
-            let mut dwords = row_dwords(tile.lines, row);
-            for (g, x) in x.chunks_exact(tile.group).enumerate() {
-                let mut lanes = [0.0; LANES];
-                for (x, dword) in x.chunks(COLS).zip(&mut dwords) {
-                    for (j, (x, trit)) in x.iter().zip(decode(dword)).enumerate() {
-                        lanes[j] = f32::from(trit).mul_add(*x, lanes[j]);
-                    }
+        let groups = tile.lines.as_chunks::<BLOCK>().0.chunks_exact(blocks);
+        let groups = groups.zip(x.chunks_exact(tile.group));
+        for ((lines, x), sums) in groups.zip(sums.chunks_exact_mut(ROWS)) {
+            for (i, sums) in sums.chunks_exact_mut(FLOAT_ROWS).enumerate() {
+                let lanes = float_lanes(lines, i * FLOAT_ROWS, x);
+                for (sum, lanes) in sums.iter_mut().zip(lanes) {
+                    *sum = add_lanes(lanes);
                 }
-                sums[g * ROWS + row] = add_lanes(lanes);
             }
         }
     }
+}
+
+/// The lanes of [`FLOAT_ROWS`] rows from `row` on over the columns of one group.
+#[inline(always)]
+fn float_lanes(lines: &[[Line; BLOCK]], row: usize, x: &[f32]) -> [Lanes; FLOAT_ROWS] {
+    let mut lanes = [[0.0; LANES]; FLOAT_ROWS];
+    for (block, x) in lines.iter().zip(x.chunks(COLS)) {
+        // a column that is not there is 0, and adding a zero to a sum that is never -0 changes nothing
+        let mut columns = [0.0; COLS];
+        if x.len() == COLS {
+            columns.copy_from_slice(x); // of constant length
+        } else {
+            columns[..x.len()].copy_from_slice(x);
+        }
+        let dwords = block[row / 16].0.as_chunks::<4>().0;
+        for r in 0..FLOAT_ROWS {
+            let dword = u32::from_le_bytes(dwords[row % 16 + r]);
+            let mut next = lanes[r];
+            for k in 0..COLS {
+                let trit = ((dword >> SHIFTS[k]) & 3) as i32 - 1;
+                next[k] = (trit as f32).mul_add(columns[k], next[k]);
+            }
+            lanes[r] = next;
+        }
+    }
+    lanes
 }

@@ -7,7 +7,7 @@
 mod gguf;
 mod hugging_face;
 
-pub(super) use self::gguf::gguf;
+pub(super) use self::gguf::{forced_layout, gguf};
 pub(super) use self::hugging_face::hugging_face;
 
 use super::values::{self, Evidence};

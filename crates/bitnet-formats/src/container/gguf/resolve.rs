@@ -71,7 +71,9 @@ impl Candidate {
             Self::Packing(p) => stored_len(Encoding::Ternary(*p), shape).ok().flatten(),
             Self::Foreign(f) => {
                 let (cols, outer) = shape.split_last()?;
-                let blocks = cols.is_multiple_of(f.block).then_some(cols / f.block)?;
+                let blocks = cols
+                    .checked_div(f.block)
+                    .filter(|_| cols.is_multiple_of(f.block))?;
                 let blocks = outer
                     .iter()
                     .try_fold(blocks, |n, &size| n.checked_mul(size))?;

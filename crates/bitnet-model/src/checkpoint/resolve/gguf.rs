@@ -88,7 +88,9 @@ pub(in crate::checkpoint) fn gguf(
     })
 }
 
-fn forced_layout(options: &OpenOptions) -> Result<Option<&'static dyn Packing>, FormatError> {
+pub(in crate::checkpoint) fn forced_layout(
+    options: &OpenOptions,
+) -> Result<Option<&'static dyn Packing>, FormatError> {
     let Some(name) = &options.layout else {
         return Ok(None);
     };

@@ -1,0 +1,234 @@
+//! What single packings promise beyond what all do: rows of zeros, joined groups, tilings, affine
+//! packs, no zeros.
+//!
+//! Invariant: a fact of one packing stands here once, with the number that its page gives.
+
+use super::*;
+
+#[test]
+fn rows_of_zeros_say_plus_one_and_read_as_zeros() {
+    for (name, head, code) in [
+        ("iq1_bn", 2, 0xff),
+        ("iq2_bn", 4, 0xaa),
+        ("iq2_bn_r4", 16, 0xaa),
+    ] {
+        let p = packing_by_name(name).unwrap();
+        let zeros = matrix(4, 64, vec![0; 256], Scales::PerTensor(0.3));
+        let bytes = p.pack(&zeros, ScaleRounding::Refuse).unwrap();
+        assert!(bytes[..head].iter().all(|&b| b == 0) && bytes[head] == code);
+        assert_eq!(
+            p.unpack(&tensor(p, &zeros, &bytes)).unwrap().trits(),
+            [0; 256]
+        );
+        // a scale of 0 would turn trits into zeros
+        let mut trits = vec![0; 256];
+        trits[200] = 1;
+        let lost = matrix(
+            4,
+            64,
+            trits.clone(),
+            Scales::PerRow(vec![1.0, 1.0, 1.0, 0.0]),
+        );
+        let e = p.pack(&lost, ScaleRounding::Allow).unwrap_err();
+        assert_eq!(e.code, ErrorCode::TargetCannotHold);
+        assert!(e.message.starts_with("row 3:"), "{e}");
+        // two groups of a row
+        trits[192 + 40] = 1;
+        let mut scales = vec![1.0; 8];
+        scales[6] = 0.5;
+        let two = matrix(4, 64, trits, Scales::PerGroup { group: 32, scales });
+        let e = p.pack(&two, ScaleRounding::Allow).unwrap_err();
+        assert_eq!(e.code, ErrorCode::TargetCannotHold);
+    }
+    let iq1 = packing_by_name("iq1_bn").unwrap();
+    let one = matrix(1, 64, vec![1; 64], Scales::PerTensor(0.0123));
+    let e = iq1.pack(&one, ScaleRounding::Refuse).unwrap_err();
+    assert_eq!(e.code, ErrorCode::ScaleRounding);
+    assert!(iq1.check_scales(&one, ScaleRounding::Allow).unwrap() > 1e-4);
+}
+
+#[test]
+fn groups_come_back_as_coarse_as_they_were() {
+    let p = packing_by_name("q2_0").unwrap();
+    let back = |cols, scales| {
+        let m = matrix(2, cols, vec![1; 2 * cols], scales);
+        let bytes = p.pack(&m, ScaleRounding::Refuse).unwrap();
+        p.scales(&tensor(p, &m, &bytes)).unwrap()
+    };
+    let groups = |group, scales: &[f32]| Scales::PerGroup {
+        group,
+        scales: scales.to_vec(),
+    };
+    for g in [
+        groups(64, &[0.5, 0.25, 0.5, 2.0]),
+        groups(128, &[0.5, 0.25, 2.0, 2.0]),
+        groups(256, &[0.5, 0.25, 2.0, 2.0]),
+    ] {
+        let Scales::PerGroup { group, .. } = g else {
+            unreachable!()
+        };
+        assert_eq!(back(2 * group, g.clone()), g);
+    }
+    // 192 columns are no whole groups of 128
+    let odd = groups(64, &[0.5, 0.5, 0.25, 2.0, 2.0, 2.0]);
+    assert_eq!(back(192, odd.clone()), odd);
+}
+
+#[test]
+fn tilings_are_named_recorded_and_checked() {
+    let ones = |rows, cols| matrix(rows, cols, sample(rows, cols, 3), ONE);
+    for (stem, rows, cols, names) in [
+        (
+            "tl1",
+            128,
+            256,
+            [
+                "tl1-128-64-64",
+                "tl1-64-32",
+                "tl1-3200x8640=160-64-32,32-256",
+            ],
+        ),
+        (
+            "tl2",
+            128,
+            384,
+            ["tl2-128-192", "tl2-32-24-32", "tl2-3b,64-384"],
+        ),
+    ] {
+        let m = ones(rows, cols);
+        let default = packing_by_name(stem).unwrap();
+        let recorded = name_with_parameters(default, [(rows, cols), (rows, cols)]).unwrap();
+        let same = packing_by_name(&recorded).unwrap();
+        assert_eq!(encode(default, &m), encode(same, &m), "{recorded}");
+        for name in names {
+            let p = packing_by_name(name).unwrap();
+            assert_eq!(p.name(), name);
+            assert_eq!(p.gguf_type(), default.gguf_type());
+            check(p, &m);
+            assert_ne!(encode(p, &m), encode(default, &m), "{name}");
+            // one packing per name
+            assert!(std::ptr::addr_eq(p, packing_by_name(name).unwrap()));
+        }
+        for (rows, cols) in [(33, 256), (64, 250), (16, 256)] {
+            let e = default.packed_len(rows, cols).unwrap_err();
+            assert_eq!(e.code, ErrorCode::TargetCannotHold);
+            assert!(e.hint.is_some());
+        }
+        for (bad, rows, cols) in [
+            ("96-96", 128, 384),
+            ("64-40-64", 64, 256),
+            ("64-96-16", 64, 384),
+        ] {
+            let p = packing_by_name(&format!("{stem}-{bad}")).unwrap();
+            assert_eq!(
+                p.packed_len(rows, cols).unwrap_err().code,
+                ErrorCode::TargetCannotHold
+            );
+            p.pack_units(&ones(rows, cols), 0, &mut [0; 64]); // no panic
+        }
+        let preset = packing_by_name(&format!("{stem}-3b")).unwrap();
+        assert!(preset.packed_len(3200, 3200).is_ok());
+        assert!(preset.packed_len(128, 384).is_err());
+    }
+    for bad in [
+        "tl1-",
+        "tl1-64",
+        "tl1-0-64-32",
+        "tl1-64-64-32-1",
+        "tl1-64x=1-2",
+        "tl3-64-64",
+        "tl2-x",
+        "i2_s-64-64",
+    ] {
+        assert!(packing_by_name(bad).is_none(), "{bad}");
+    }
+    assert!(packing_by_name(&format!("tl1-{}", "64-64-32,".repeat(200))).is_none());
+}
+
+#[test]
+fn affine_packs_are_ternary_or_refused() {
+    let codes = |list: [u8; 4]| [list[0] | list[1] << 2 | list[2] << 4 | list[3] << 6; 8];
+    let read = |list, scale: f32, bias: f32| {
+        ternary_of_affine(&Affine {
+            codes: &codes(list),
+            rows: 1,
+            cols: 32,
+            group: 32,
+            scales: &[scale],
+            biases: &[bias],
+        })
+        .map(|m| (m.trits()[..4].to_vec(), m.scales().as_slice()[0]))
+        .map_err(|e| e.code)
+    };
+    assert_eq!(read([0, 1, 2, 1], 0.5, -0.5), Ok((vec![-1, 0, 1, 0], 0.5)));
+    assert_eq!(read([0, 1, 2, 1], -0.5, 0.5), Ok((vec![1, 0, -1, 0], 0.5)));
+    assert_eq!(read([0, 1, 1, 0], 1.0, -0.5), Ok((vec![-1, 1, 1, -1], 0.5))); // binary
+    assert_eq!(read([1, 3, 1, 3], 0.25, -0.25), Ok((vec![0, 1, 0, 1], 0.5)));
+    assert_eq!(read([0, 1, 2, 3], 0.5, -0.5), Err(ErrorCode::NotTernary));
+    assert_eq!(read([0, 1, 2, 1], -0.25, 0.5), Err(ErrorCode::NotTernary)); // MLX's own
+    assert_eq!(read([0, 1, 2, 1], 0.0, 0.0), Ok((vec![-1, 0, 1, 0], 0.0)));
+    assert_eq!(read([0, 1, 2, 1], f32::NAN, 0.0), Err(ErrorCode::NonFinite));
+    assert_eq!(
+        read([0, 1, 2, 1], f32::MAX, f32::MAX),
+        Err(ErrorCode::NotTernary)
+    );
+    let shape = Affine {
+        codes: &[0x55; 8],
+        rows: 1,
+        cols: 32,
+        group: 32,
+        scales: &[1.0],
+        biases: &[-1.0],
+    };
+    let code = |a: Affine<'_>| ternary_of_affine(&a).unwrap_err().code;
+    assert_eq!(
+        code(Affine {
+            codes: &[0; 7],
+            ..shape
+        }),
+        ErrorCode::Truncated
+    );
+    assert_eq!(code(Affine { group: 48, ..shape }), ErrorCode::Malformed);
+    assert_eq!(code(Affine { group: 0, ..shape }), ErrorCode::Malformed);
+    assert_eq!(
+        code(Affine {
+            biases: &[],
+            ..shape
+        }),
+        ErrorCode::Malformed
+    );
+    assert!(
+        ternary_of_affine(&Affine {
+            rows: usize::MAX,
+            ..shape
+        })
+        .is_err()
+    );
+    // writing: coarser scales are repeated, different ones in a group refused
+    let m = |scales| matrix(2, 128, vec![1; 256], scales);
+    let rows = m(Scales::PerRow(vec![0.5, 0.25]));
+    assert_eq!(affine_scales(&rows, 64), Ok(vec![0.5, 0.5, 0.25, 0.25]));
+    let scales = (0..8).map(|i| i as f32).collect();
+    let fine = m(Scales::PerGroup { group: 32, scales });
+    assert_eq!(affine_scales(&fine, 32).unwrap().len(), 8);
+    assert_eq!(
+        affine_scales(&fine, 64).unwrap_err().code,
+        ErrorCode::TargetCannotHold
+    );
+    assert_eq!(
+        affine_scales(&rows, 256).unwrap_err().code,
+        ErrorCode::TargetCannotHold
+    );
+}
+
+#[test]
+fn q1_0_refuses_zeros() {
+    let p = packing_by_name("q1_0").unwrap();
+    let mut trits = vec![1; 256];
+    trits[130] = 0;
+    let e = p
+        .pack(&matrix(2, 128, trits, ONE), ScaleRounding::Allow)
+        .unwrap_err();
+    assert_eq!(e.code, ErrorCode::TargetCannotHold);
+    assert!(e.message.starts_with("row 1, column 2:"), "{e}");
+}

@@ -1,0 +1,235 @@
+//! AVX-512 with VBMI and VNNI: five trits a byte, 1.6 bits a weight, for matrices with one scale per
+//! tensor or row. Groups of scales are no multiples of 20 columns; those matrices take the 2-bit tile.
+//!
+//! The tile is that of [`tile`] with blocks of five quads: byte `4 * row + j` holds, of the columns
+//! `4 f + j` of a block of 20, `c = u0 + 3 u1 + 9 u2 + 27 u3 + 81 u4`. Taking 81 away while that does not
+//! wrap leaves `e`, the four lower trits, which a table of 128 bytes turns into the four fields of the
+//! 2-bit tile; `c - e` is the fifth code, 81 times too large. One copy of the weights serves one token,
+//! which reads it as it is, and many, for which chunks of it are unpacked into L1 as with 2 bits.
+//!
+//! Invariant: nothing saturates and nothing wraps in the sums: the largest are those of `c - e`, at most
+//! `81 * 2 * 128 * K / 5 < 2^31` for every `K < MAX_COLS` (132,104), and they are exact multiples of 81, so
+//! that multiplying by the inverse of 81 modulo 2^32 divides them exactly.
+
+use super::avx512_vnni::{self, load, many_tokens, prefetch, store, store_sums};
+use super::tile::{self, BLOCK, Code, ROWS};
+use super::{Kernel, TernaryOps, Tile};
+use crate::activations::ActivationBatch;
+use crate::lines::{LINE, Line, Lines};
+use crate::packed::Sink;
+use bitnet_ternary::MAX_COLS;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "avx512_vbmi",
+    requires: "AVX-512 F, BW, VBMI, VNNI",
+    is_available: || {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vbmi")
+            && is_x86_feature_detected!("avx512vnni")
+    },
+    ternary: TernaryOps {
+        tile_rows: ROWS,
+        panel_tokens: avx512_vnni::PANEL,
+        scratch_lines: tile::SCRATCH_LINES,
+        tile_lines: tile::lines::<QUADS>,
+        pack: tile::pack::<QUADS, BaseThree>,
+        unpack: tile::unpack::<QUADS, BaseThree>,
+        dots,
+        sums,
+    },
+    grouped: Some(avx512_vnni::TERNARY),
+    float: avx512_vnni::FLOAT,
+};
+
+/// Quads of a block.
+const QUADS: usize = 5;
+
+/// What the fifth code counts in a byte.
+const FIFTH: u8 = 81;
+
+/// `81 * FIFTH_INVERSE = 1` modulo 2^32.
+const FIFTH_INVERSE: i32 = 0x7819_48b1;
+
+const _: () = assert!((FIFTH as i32).wrapping_mul(FIFTH_INVERSE) == 1);
+const _: () = assert!(81 * 2 * 128 * (MAX_COLS as i64) < 5 << 31);
+
+/// Up to so many tokens it is faster to read the packed bytes (from L1) once for each.
+const FEW: usize = 2;
+
+/// Five trits a byte, as numbers in base three.
+struct BaseThree;
+
+impl Code<QUADS> for BaseThree {
+    #[inline(always)]
+    fn encode(trits: &[[i8; 4]; QUADS]) -> u32 {
+        // Horner in four bytes at once: at most 242 each, so none carries into the next
+        (0..QUADS)
+            .rev()
+            .fold(0, |dword, f| 3 * dword + tile::codes(trits[f]))
+    }
+
+    #[inline(always)]
+    fn decode(dword: u32) -> [[i8; 4]; QUADS] {
+        let mut bytes = dword.to_le_bytes();
+        std::array::from_fn(|_| {
+            bytes.each_mut().map(|byte| {
+                let trit = (*byte % 3) as i8 - 1;
+                *byte /= 3;
+                trit
+            })
+        })
+    }
+}
+
+/// The byte of four 2-bit codes, by their number in base three.
+const FIELDS: [Line; 2] = {
+    let mut table = [Line([0; LINE]); 2];
+    let mut e = 0;
+    while e < FIFTH as usize {
+        let fields = (e % 3) | ((e / 3 % 3) << 2) | ((e / 9 % 3) << 4) | ((e / 27) << 6);
+        table[e / LINE].0[e % LINE] = fields as u8;
+        e += 1;
+    }
+    table
+};
+
+/// Constants of the decoding, in registers.
+struct Decoder {
+    fifth: __m512i,
+    fields: [__m512i; 2],
+}
+
+impl Decoder {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new() -> Self {
+        Self {
+            fifth: _mm512_set1_epi8(FIFTH as i8),
+            fields: [load(&FIELDS[0]), load(&FIELDS[1])],
+        }
+    }
+
+    /// The 2-bit codes of the four lower trits, and 81 times the fifth code.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    fn decode(&self, c: __m512i) -> (__m512i, __m512i) {
+        // what wraps below 0 is above what it was taken from
+        let m = _mm512_min_epu8(c, _mm512_sub_epi8(c, self.fifth));
+        let e = _mm512_min_epu8(m, _mm512_sub_epi8(m, self.fifth));
+        let fields = _mm512_permutex2var_epi8(self.fields[0], e, self.fields[1]);
+        (fields, _mm512_sub_epi8(c, e))
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+fn dots(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    dots: &mut [i32],
+    sink: &mut dyn Sink<i32>,
+) {
+    if tokens.len() <= FEW {
+        for (token, dots) in tokens.clone().zip(dots.chunks_exact_mut(ROWS)) {
+            one_token(tile, x, token, dots);
+        }
+        sink.done(tokens, dots);
+    } else {
+        many_tokens::<QUADS>(tile, x, tokens, scratch, dots, sink, |lines, to| {
+            unpack(lines, to)
+        });
+    }
+}
+
+/// `dots: (32,)`. Not inlined: inside the loop over tokens the same instructions took 1.6 times as long
+/// from DRAM, and as long from L2. Each half prefetches its own line: 6 % over both before the first.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
+    let decoder = Decoder::new();
+    let masks: [__m512i; 4] = [
+        _mm512_set1_epi8(0x03),
+        _mm512_set1_epi8(0x0c),
+        _mm512_set1_epi8(0x30),
+        _mm512_set1_epi8(0xc0u8 as i8),
+    ];
+    let mut acc = [[_mm512_setzero_si512(); QUADS]; 2];
+    let quads = x.padded(token).as_chunks::<4>().0.as_chunks::<QUADS>().0;
+    for (block, quads) in tile.lines.as_chunks::<BLOCK>().0.iter().zip(quads) {
+        let mut a = [_mm512_setzero_si512(); QUADS];
+        for f in 0..QUADS {
+            a[f] = _mm512_set1_epi32(tile::dword(&quads[f]));
+        }
+        for half in 0..2 {
+            let (fields, fifth) = decoder.decode(load(&block[half]));
+            prefetch(&block[half]);
+            let acc = &mut acc[half];
+            for f in 0..4 {
+                acc[f] = _mm512_dpbusd_epi32(acc[f], _mm512_and_si512(fields, masks[f]), a[f]);
+            }
+            acc[4] = _mm512_dpbusd_epi32(acc[4], fifth, a[4]);
+        }
+    }
+    let sum = _mm512_set1_epi32(x.sum(token));
+    for (half, dots) in dots.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // field f was 4^f too large and the fifth code 81 times, exactly
+        let [a, b, c, d, e] = acc[half];
+        let b = _mm512_srai_epi32::<2>(b);
+        let c = _mm512_srai_epi32::<4>(c);
+        let d = _mm512_srai_epi32::<6>(d);
+        let e = _mm512_mullo_epi32(e, _mm512_set1_epi32(FIFTH_INVERSE));
+        let low = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+        store_sums(dots, _mm512_sub_epi32(_mm512_add_epi32(low, e), sum));
+    }
+}
+
+/// The codes of some blocks, for [`many_tokens`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn unpack(lines: &[Line], weights: &mut [Line]) {
+    let decoder = Decoder::new();
+    let code = _mm512_set1_epi8(3);
+    let to = weights
+        .as_chunks_mut::<BLOCK>()
+        .0
+        .as_chunks_mut::<QUADS>()
+        .0;
+    for (block, to) in lines.as_chunks::<BLOCK>().0.iter().zip(to) {
+        for half in 0..2 {
+            let (fields, fifth) = decoder.decode(load(&block[half]));
+            let shifted = [
+                fields,
+                _mm512_srli_epi16::<2>(fields),
+                _mm512_srli_epi16::<4>(fields),
+                _mm512_srli_epi16::<6>(fields),
+                _mm512_srli_epi16::<6>(fifth), // 0, 81 >> 6 = 1, 162 >> 6 = 2
+            ];
+            for f in 0..QUADS {
+                store(&mut to[f][half], _mm512_and_si512(shifted[f], code));
+            }
+        }
+    }
+}
+
+/// Float activations: by way of the 2-bit tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+    let mut codes = Lines::zeroed(tile.lines.len() * QUADS);
+    unpack(tile.lines, &mut codes);
+    let quads = codes.as_chunks::<BLOCK>().0.chunks(4);
+    let mut lines = Lines::zeroed(tile::lines::<4>(tile.cols));
+    for (block, quads) in lines.as_chunks_mut::<BLOCK>().0.iter_mut().zip(quads) {
+        for half in 0..2 {
+            let mut bytes = _mm512_setzero_si512();
+            for quad in quads.iter().rev() {
+                bytes = _mm512_or_si512(_mm512_slli_epi16::<2>(bytes), load(&quad[half]));
+            }
+            store(&mut block[half], bytes);
+        }
+    }
+    let lines = &lines;
+    avx512_vnni::sums(&Tile { lines, ..*tile }, x, sums);
+}
