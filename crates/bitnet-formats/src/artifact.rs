@@ -32,20 +32,35 @@ pub struct FileDigest {
     pub sha256: String,
 }
 
-/// Temporary paths of this process that a SIGINT handler has to remove.
-static LIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// The temporary paths of this process.
+struct Live {
+    paths: Vec<PathBuf>,
+    /// The process is ending: nothing new may appear behind the back of what cleaned up.
+    closed: bool,
+}
 
-fn live() -> MutexGuard<'static, Vec<PathBuf>> {
+static LIVE: Mutex<Live> = Mutex::new(Live {
+    paths: Vec::new(),
+    closed: false,
+});
+
+fn live() -> MutexGuard<'static, Live> {
     // a panic elsewhere must not keep us from cleaning up
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes every unfinished output of this process that has a name; for a SIGINT handler, which
-/// then exits. Writers that are still running fail when they finish.
+/// Removes every unfinished output of this process that has a name, and lets no other begin; for a
+/// SIGINT handler, which then exits. Writers that are still running fail when they finish.
 pub fn remove_partial_outputs() {
-    for path in live().drain(..) {
+    let mut live = live();
+    live.closed = true;
+    for path in live.paths.drain(..) {
         remove_any(&path);
     }
+}
+
+fn interrupted() -> io::Error {
+    io::Error::new(ErrorKind::Interrupted, "interrupted")
 }
 
 /// Removes a file or a tree, whichever it is. Another thread may still be creating files in the
@@ -67,27 +82,33 @@ fn remove_any(path: &Path) {
 struct Partial {
     path: PathBuf,
     // held for its lock, which tells other processes that this partial output is alive
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl Partial {
-    fn register(path: PathBuf, lock: Option<File>) -> Self {
-        live().push(path.clone());
-        Self { path, _lock: lock }
+    /// Makes a path with `make` and registers it, in one step as `remove_partial_outputs` sees it.
+    fn create<T>(make: impl FnOnce() -> io::Result<(PathBuf, T)>) -> io::Result<(Self, T)> {
+        let mut live = live();
+        if live.closed {
+            return Err(interrupted());
+        }
+        let (path, value) = make()?;
+        live.paths.push(path.clone());
+        Ok((Self { path, lock: None }, value))
     }
 
     /// Runs the step that publishes the path, not to be interleaved with `remove_partial_outputs`.
     fn publish<T>(&self, step: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
         let live = live();
-        if !live.contains(&self.path) {
-            return Err(io::Error::new(ErrorKind::Interrupted, "interrupted"));
+        if !live.paths.contains(&self.path) {
+            return Err(interrupted());
         }
         step(&self.path)
     }
 
     /// Leaves the path alone from now on.
     fn forget(self) {
-        live().retain(|p| *p != self.path);
+        live().paths.retain(|p| *p != self.path);
     }
 }
 
@@ -95,9 +116,9 @@ impl Drop for Partial {
     fn drop(&mut self) {
         let mut live = live();
         // not there: published, or removed by `remove_partial_outputs`
-        if let Some(i) = live.iter().position(|p| *p == self.path) {
+        if let Some(i) = live.paths.iter().position(|p| *p == self.path) {
             remove_any(&self.path);
-            live.swap_remove(i);
+            live.paths.swap_remove(i);
         }
     }
 }
@@ -163,7 +184,7 @@ impl Target {
     fn new_partial<T>(
         &self,
         mut make: impl FnMut(&Path) -> io::Result<T>,
-    ) -> io::Result<(PathBuf, T)> {
+    ) -> io::Result<(Partial, T)> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         loop {
             let mut name = self.partial_prefix();
@@ -173,9 +194,9 @@ impl Target {
                 COUNTER.fetch_add(1, Ordering::Relaxed)
             ));
             let path = self.parent.join(name);
-            match make(&path) {
+            match Partial::create(|| make(&path).map(|value| (path.clone(), value))) {
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-                made => return made.map(|value| (path, value)),
+                made => return made,
             }
         }
     }
@@ -265,13 +286,13 @@ impl Artifact {
         let (file, place) = match os::unnamed_file(&target.parent) {
             Some(file) => (file, Place::Unnamed),
             None => loop {
-                let (path, file) = target
+                let (partial, file) = target
                     .new_partial(create_new)
                     .map_err(|e| target.failed(&e))?;
                 let _ = file.lock();
                 // another process may have swept it away before it was locked
-                if path.exists() {
-                    break (file, Place::Beside(Partial::register(path, None)));
+                if partial.path.exists() {
+                    break (file, Place::Beside(partial));
                 }
             },
         };
@@ -373,10 +394,9 @@ impl Artifact {
                 match os::link(&file, &target.real) {
                     Err(e) if e.kind() == ErrorKind::AlreadyExists && force => {
                         // a link cannot replace, a rename can: the file gets a temporary name first
-                        let (path, ()) = target
+                        let (partial, ()) = target
                             .new_partial(|path| os::link(&file, path))
                             .map_err(failed)?;
-                        let partial = Partial::register(path, None);
                         partial
                             .publish(|path| fs::rename(path, &target.real))
                             .map_err(failed)?;

@@ -1,7 +1,7 @@
 //! Float operations in the canonical order, written once in safe Rust.
 //!
 //! Invariant: the bits of a result depend on the operands alone, never on the instruction set. Every
-//! reduction uses 16 lanes (`design: numerics`, rule 3): lane `j` takes elements `j, j+16, ...` in
+//! reduction uses 16 lanes (`formats/numerics.md`, rule 3): lane `j` takes elements `j, j+16, ...` in
 //! increasing order, the lanes are added pairwise at distances 8, 4, 2, 1, a short tail fills lanes
 //! from 0. Elementwise bodies have no order. `mul_add` is written where it is meant; Rust never
 //! contracts or reassociates by itself.
@@ -257,7 +257,7 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     tail.iter().copied().fold(lanes, greater)
 }
 
-/// The one exponential (`design: numerics`, rule 5).
+/// The one exponential (`formats/numerics.md`, rule 5).
 ///
 /// `n = round(x / ln 2)`, `r = x - n ln 2` in two steps, `exp(r)` by the polynomial of Cephes'
 /// `expf` (degree 7), times `2^n` in two exact factors so that subnormal results are rounded once.

@@ -213,7 +213,7 @@ impl Backend {
         PackedMatrix::new(*self, matrix)
     }
 
-    /// Quantises `x`, row-major `(tokens, cols)`, to int8 (`design: numerics`, rule 1) and lays it
+    /// Quantises `x`, row-major `(tokens, cols)`, to int8 (`formats/numerics.md`, rule 1) and lays it
     /// out for this kernel. Equals [`bitnet_ternary::quantize_row`] per token, bit for bit.
     ///
     /// # Errors

@@ -15,7 +15,7 @@
 //! nothing of the activations: -128 is legal. Integer addition has no order, therefore every
 //! kernel returns the same bits as [`scalar`](KERNELS), and the tests compare with `==`.
 //!
-//! Scales are applied outside the kernels, by one piece of code (`design: numerics`, rule 2). The
+//! Scales are applied outside the kernels, by one piece of code (`formats/numerics.md`, rule 2). The
 //! float operations beside the products ([`Backend::dot`] and its neighbours) are one body of safe
 //! Rust in the canonical order of rule 3, compiled once per instruction set; they return the same
 //! bits on every backend too. Batches do not matter: many tokens equal one token many times.

@@ -7,7 +7,7 @@ use crate::float_ops::{LANES, add_lanes};
 use crate::kernels::{Backend, TernaryOps, Tile};
 use crate::lines::{self, LINE, Line, Lines, Word};
 use crate::output::Output;
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_ternary::{MAX_COLS, Scales, TernaryMatrix};
 use std::ops::Range;
 
 /// Bytes of activations that may stay in L2 while the tiles of a matrix pass by.
@@ -100,11 +100,8 @@ impl PackedMatrix {
         rows_per_strip: usize,
         fill: impl FnOnce(Vec<Strip<'_>>) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let expected = match &scales {
-            Scales::PerTensor(_) => 1,
-            Scales::PerRow(_) => rows,
-            Scales::PerGroup { group, .. } => rows * (cols / group),
-        };
+        assert!(cols < MAX_COLS, "{cols} columns do not accumulate exactly");
+        let expected = scales.expected_len(rows, cols);
         assert_eq!(
             scales.as_slice().len(),
             expected,
@@ -168,7 +165,7 @@ impl PackedMatrix {
     }
 
     /// `out[t][r] = dot[t][r] * (alpha / s[t])`, and with group scales
-    /// `(sum_g dot_g[t][r] * alpha[r][g]) * (1 / s[t])` (`design: numerics`, rule 2), for the rows
+    /// `(sum_g dot_g[t][r] * alpha[r][g]) * (1 / s[t])` (`formats/numerics.md`, rule 2), for the rows
     /// that `out` owns.
     ///
     /// # Panics

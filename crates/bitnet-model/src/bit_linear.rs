@@ -2,7 +2,7 @@
 //!
 //! Invariant: a linear's input exists only as [`LinearInput`], made once and shared by every linear
 //! that reads it (q, k and v; gate and up), and every value in it is finite. How the tokens lie in
-//! parts and the rows in pieces changes no bit (`formats/numerics.md`, rules 6 and 7).
+//! parts and the rows in pieces changes no bit (`formats/numerics.md`).
 
 use crate::config::ActivationQuantization;
 use crate::slot::Slot;

@@ -1,10 +1,10 @@
 //! The one place that knows threads.
 //!
 //! Invariant: threads split rows, heads and tokens, never one sum, so no result depends on how many
-//! there are (`formats/numerics.md`, rule 6).
+//! there are (`formats/numerics.md`).
 //!
-//! A forward pass runs on a [`Pool`], not on rayon: it has some 150 regions per token, and a region
-//! costs a fifth there. [`Pools::enter`] borrows one for a pass; passes that run at the same time have
+//! A forward pass runs on a [`Pool`], not on rayon: it has some 150 short regions per token, and
+//! rayon's workers sleep in the serial gaps between them. [`Pools::enter`] borrows one for a pass; passes that run at the same time have
 //! one each. Inside, [`for_each`] and its neighbours find it without being handed it; outside of a
 //! pass, and inside a region, they run on this thread alone.
 

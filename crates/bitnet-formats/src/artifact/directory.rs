@@ -56,15 +56,15 @@ impl ArtifactDirectory {
         }
         target.sweep();
         loop {
-            let (partial, ()) = target
+            let (mut partial, ()) = target
                 .new_partial(|p| fs::create_dir(p))
                 .map_err(|e| target.failed(&e))?;
-            let lock = File::open(&partial).ok().filter(|f| f.lock().is_ok());
+            partial.lock = File::open(&partial.path).ok().filter(|f| f.lock().is_ok());
             // another process may have swept it away before it was locked
-            if partial.exists() {
+            if partial.path.exists() {
                 return Ok(Self {
                     force,
-                    partial: Partial::register(partial, lock),
+                    partial,
                     target,
                 });
             }
@@ -84,7 +84,8 @@ impl ArtifactDirectory {
             return Err(FormatError::new(ErrorCode::Usage, message).in_file(&path));
         }
         let real = self.partial.path.join(name);
-        let file = create_new(&real).map_err(|e| match e.kind() {
+        let made = Partial::create(|| create_new(&real).map(|file| (real.clone(), file)));
+        let (partial, file) = made.map_err(|e| match e.kind() {
             ErrorKind::AlreadyExists => {
                 FormatError::new(ErrorCode::Exists, "the output has this file twice").in_file(&path)
             }
@@ -94,13 +95,13 @@ impl ArtifactDirectory {
             path,
             name: name.into(),
             parent: self.partial.path.clone(),
-            real: real.clone(),
+            real,
         };
         Ok(Artifact::with(
             target,
             self.force,
             file,
-            Place::Inside(Partial::register(real, None)),
+            Place::Inside(partial),
         ))
     }
 

@@ -32,12 +32,7 @@ fn beside(path: &Path, force: bool) -> Artifact {
     let target = Target::new(path).unwrap();
     let (partial, file) = target.new_partial(create_new).unwrap();
     file.lock().unwrap();
-    Artifact::with(
-        target,
-        force,
-        file,
-        Place::Beside(Partial::register(partial, None)),
-    )
+    Artifact::with(target, force, file, Place::Beside(partial))
 }
 
 #[test]

@@ -8,10 +8,10 @@
 //! columns of a tile into L1 and multiply them with panels of 6 tokens: 16 rows x 6 tokens are 12
 //! accumulators, two weights, one broadcast and one product fit the 16 registers.
 
-use super::tile::{self, BLOCK, COLS, ROWS, TwoBits};
+use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS, TwoBits};
 use super::{Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
-use crate::float_ops;
+use crate::float_ops::{self, LANES, Lanes};
 use crate::lines::Line;
 use crate::packed::Sink;
 use std::arch::x86_64::*;
@@ -267,8 +267,57 @@ fn panel(
     }
 }
 
-/// Float activations.
+/// Float activations: the 16 lanes of rule 3 are two registers.
 #[target_feature(enable = "avx2,fma")]
 fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
-    tile::sums(tile, x, sums)
+    tile::sums(tile, x, sums, |lines, row, x| float_lanes(lines, row, x))
+}
+
+/// The lanes of [`FLOAT_ROWS`] rows from `row` on.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn float_lanes(lines: &[[Line; BLOCK]], row: usize, x: &[f32]) -> [Lanes; FLOAT_ROWS] {
+    // lane k of a block is column k: where its code lies in the dword of the row
+    let shifts = [
+        _mm256_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26),
+        _mm256_setr_epi32(4, 12, 20, 28, 6, 14, 22, 30),
+    ];
+    // this permutation reads two bits of an index: the code
+    let trits = _mm256_setr_ps(-1.0, 0.0, 1.0, 0.0, -1.0, 0.0, 1.0, 0.0);
+    let mut acc = [[_mm256_setzero_ps(); 2]; FLOAT_ROWS];
+    for (block, x) in lines.iter().zip(x.chunks(COLS)) {
+        // a column that is not there is 0, and adding a zero to a sum that is never -0 changes nothing
+        let mut tail = [0.0; COLS];
+        let columns = x.first_chunk().unwrap_or_else(|| {
+            tail[..x.len()].copy_from_slice(x);
+            &tail
+        });
+        let columns = [load_floats(columns, 0), load_floats(columns, 1)];
+        let dwords = block[row / 16].0.as_chunks::<4>().0;
+        for r in 0..FLOAT_ROWS {
+            let dword = _mm256_set1_epi32(i32::from_le_bytes(dwords[row % 16 + r]));
+            for i in 0..2 {
+                let trit = _mm256_permutevar_ps(trits, _mm256_srlv_epi32(dword, shifts[i]));
+                acc[r][i] = _mm256_fmadd_ps(trit, columns[i], acc[r][i]);
+            }
+        }
+    }
+    let mut lanes = [[0.0; LANES]; FLOAT_ROWS];
+    for r in 0..FLOAT_ROWS {
+        for i in 0..2 {
+            let to = &mut lanes[r].as_chunks_mut::<8>().0[i];
+            // SAFETY: the reference covers 32 bytes; the store is unaligned.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), acc[r][i]) }
+        }
+    }
+    lanes
+}
+
+/// Half of 16 columns.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_floats(columns: &[f32; COLS], half: usize) -> __m256 {
+    let columns = &columns.as_chunks::<8>().0[half];
+    // SAFETY: the reference covers 32 bytes; the load is unaligned.
+    unsafe { _mm256_loadu_ps(columns.as_ptr()) }
 }

@@ -8,7 +8,7 @@
 //! tile into L1 and multiply them with panels of 12 tokens: 24 accumulators, two weights and one
 //! broadcast fit the 32 registers, and the two vector ports do nothing but `vpdpbusd`.
 
-use super::tile::{self, BLOCK, COLS, ROWS, TwoBits};
+use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS, TwoBits};
 use super::{Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{self, FloatOps};
@@ -344,9 +344,6 @@ fn load_half(line: &Line, half: usize) -> __m512i {
     // SAFETY: the reference covers 32 bytes; the load is unaligned.
     _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
 }
-
-/// Rows that go together for float activations: their sums hide each other's latency.
-const FLOAT_ROWS: usize = 4;
 
 /// Float activations `x: (tokens, cols)`: the 16 lanes of rule 3 are one register.
 #[target_feature(enable = "avx512f")]

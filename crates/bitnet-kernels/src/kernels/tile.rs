@@ -11,7 +11,7 @@
 
 use super::Tile;
 use crate::activations::ActivationBatch;
-use crate::float_ops::{LANES, Lanes, add_lanes};
+use crate::float_ops::{Lanes, add_lanes};
 use crate::lines::{LINE, Line, as_bytes};
 use std::ops::Range;
 
@@ -186,15 +186,18 @@ pub(super) fn start_at_minus_sums(
     }
 }
 
-/// Where column `k` of a block of the 2-bit tile has its code in the dword.
-const SHIFTS: [u32; COLS] = [0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30];
-
 /// Rows that go together for float activations: their sums hide each other's latency.
-const FLOAT_ROWS: usize = 4;
+pub(super) const FLOAT_ROWS: usize = 4;
 
-/// Sums over float activations `x: (tokens, cols)`, by rule 3 in every group, of the 2-bit tile.
+/// Sums over float activations `x: (tokens, cols)`, by rule 3 in every group, of the 2-bit tile. `lanes`
+/// computes those of [`FLOAT_ROWS`] rows from a row on, over some blocks and their columns.
 #[inline(always)]
-pub(super) fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+pub(super) fn sums(
+    tile: &Tile<'_>,
+    x: &[f32],
+    sums: &mut [f32],
+    lanes: impl Fn(&[[Line; BLOCK]], usize, &[f32]) -> [Lanes; FLOAT_ROWS],
+) {
     let blocks = tile.group.div_ceil(COLS);
     for (x, sums) in x
         .chunks_exact(tile.cols)
@@ -204,37 +207,11 @@ pub(super) fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
         let groups = groups.zip(x.chunks_exact(tile.group));
         for ((lines, x), sums) in groups.zip(sums.chunks_exact_mut(ROWS)) {
             for (i, sums) in sums.chunks_exact_mut(FLOAT_ROWS).enumerate() {
-                let lanes = float_lanes(lines, i * FLOAT_ROWS, x);
+                let lanes = lanes(lines, i * FLOAT_ROWS, x);
                 for (sum, lanes) in sums.iter_mut().zip(lanes) {
                     *sum = add_lanes(lanes);
                 }
             }
         }
     }
-}
-
-/// The lanes of [`FLOAT_ROWS`] rows from `row` on over the columns of one group.
-#[inline(always)]
-fn float_lanes(lines: &[[Line; BLOCK]], row: usize, x: &[f32]) -> [Lanes; FLOAT_ROWS] {
-    let mut lanes = [[0.0; LANES]; FLOAT_ROWS];
-    for (block, x) in lines.iter().zip(x.chunks(COLS)) {
-        // a column that is not there is 0, and adding a zero to a sum that is never -0 changes nothing
-        let mut columns = [0.0; COLS];
-        if x.len() == COLS {
-            columns.copy_from_slice(x); // of constant length
-        } else {
-            columns[..x.len()].copy_from_slice(x);
-        }
-        let dwords = block[row / 16].0.as_chunks::<4>().0;
-        for r in 0..FLOAT_ROWS {
-            let dword = u32::from_le_bytes(dwords[row % 16 + r]);
-            let mut next = lanes[r];
-            for k in 0..COLS {
-                let trit = ((dword >> SHIFTS[k]) & 3) as i32 - 1;
-                next[k] = (trit as f32).mul_add(columns[k], next[k]);
-            }
-            lanes[r] = next;
-        }
-    }
-    lanes
 }
