@@ -4,8 +4,8 @@
 
 use crate::targets::TARGETS;
 use bitnet_cli::{Console, Failure, Table};
-use bitnet_formats::{CONTAINERS, PACKINGS};
-use bitnet_model::FAMILIES;
+use bitnet_formats::{CONTAINERS, PACKINGS, Packing};
+use bitnet_model::{FAMILIES, HF_PACKING};
 use serde_json::{Value, json};
 
 /// What the linears of a source may be, besides the packings.
@@ -23,7 +23,9 @@ const FLOAT_SOURCES: [(&str, &str); 2] = [
 /// Lists them.
 pub fn run(console: &mut Console<'_>) -> Result<(), Failure> {
     let sources = || {
-        let packings = PACKINGS.iter().map(|p| {
+        // a packing that no container's checkpoints are read from is no source
+        let read = |p: &&&dyn Packing| p.gguf_type().is_some() || p.name() == HF_PACKING;
+        let packings = PACKINGS.iter().filter(read).map(|p| {
             let kind = if p.is_writable() {
                 "packed"
             } else {

@@ -8,6 +8,8 @@
 mod resolve;
 mod values;
 
+pub use resolve::HF_PACKING;
+
 use crate::config::Config;
 use crate::family::{Family, ScaleDirection};
 use crate::slot::Slot;

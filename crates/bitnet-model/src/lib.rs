@@ -30,7 +30,7 @@ pub use certificate::{
 };
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
-    Checkpoint, DenseTensor, LinearRule, LinearSource, OpenOptions, gguf_from_hf_rows,
+    Checkpoint, DenseTensor, HF_PACKING, LinearRule, LinearSource, OpenOptions, gguf_from_hf_rows,
     hf_from_gguf_rows, weight_scale_bytes,
 };
 pub use config::{Activation, ActivationQuantization, Config, Rope, RopeScaling};

@@ -8,6 +8,7 @@ mod gguf;
 mod hugging_face;
 
 pub(super) use self::gguf::{forced_layout, gguf};
+pub use self::hugging_face::HF_PACKING;
 pub(super) use self::hugging_face::hugging_face;
 
 use super::values::{self, Evidence};

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// The packing of transformers' U8 tensors.
-const HF_PACKING: &str = "hf_u8";
+pub const HF_PACKING: &str = "hf_u8";
 
 /// Sums up a file that is not GGUF with the `config.json` beside it.
 pub(in crate::checkpoint) fn hugging_face(
