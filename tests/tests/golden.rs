@@ -81,6 +81,7 @@ fn run(fixture: &Fixture) -> Result<Outcome, FormatError> {
 fn the_runtime_holds_the_gates() {
     let fixtures = fixtures();
     let (mut measured, mut failed) = (0, Vec::new());
+    let mut layers = Vec::new(); // of all families
     println!("| family {}", Report::TITLES);
     println!("|{}", "---|".repeat(Report::TITLES.matches('|').count()));
     for fixture in &fixtures {
@@ -88,6 +89,7 @@ fn the_runtime_holds_the_gates() {
             Ok(Outcome::Measured(report, violations)) => {
                 println!("| {} {report}", fixture.name);
                 measured += 1;
+                layers.extend_from_slice(&report.layers);
                 failed.extend(
                     violations
                         .into_iter()
@@ -98,6 +100,8 @@ fn the_runtime_holds_the_gates() {
             Err(error) => failed.push(format!("{}: {error}", fixture.name)),
         }
     }
+    let typical = gates::typical_layer_violation(&layers, &Thresholds::default());
+    failed.extend(typical.map(|v| v.to_string()));
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
     let dir = fixtures_dir();
     assert!(
