@@ -11,12 +11,20 @@ use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// A read-only mapping of a whole file.
+/// A read-only mapping of a whole file; clones share it, and the last one ends it.
+#[derive(Clone)]
 pub struct Mapped {
     path: PathBuf,
     // None for an empty file: the kernel refuses mappings of length 0
-    map: Option<Mmap>,
+    map: Option<Arc<Mmap>>,
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
 }
 
 impl Mapped {
@@ -53,7 +61,7 @@ impl Mapped {
             // place (bytes could change between two reads). Programs that replace files by rename,
             // as this crate does, leave the mapped file alone.
             let map = unsafe { MmapOptions::new().len(len).map(&file) }.map_err(failed)?;
-            Some(map)
+            Some(Arc::new(map))
         };
         Ok(Self {
             path: path.to_owned(),
@@ -68,7 +76,7 @@ impl Mapped {
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or(&[])
+        self.map.as_deref().map_or(&[], |map| map)
     }
 
     /// Tells the kernel that the file will be read from start to end. Best effort.

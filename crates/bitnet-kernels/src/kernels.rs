@@ -66,6 +66,9 @@ impl Kernel {
 /// Calling an `unsafe` entry is sound when the CPU has what the kernel requires; a [`Backend`] is
 /// the proof of that.
 pub(crate) struct TernaryOps {
+    /// The name of the layout, the same in every kernel that reads it; tiles that a file may hold are
+    /// those of `formats/packed.md`.
+    pub layout: &'static str,
     /// Rows that are computed together; a row range starts at a multiple.
     pub tile_rows: usize,
     /// Tokens interleaved in one panel of an [`ActivationBatch`]; 0 for a kernel without panels.
@@ -78,6 +81,8 @@ pub(crate) struct TernaryOps {
     pub pack: fn(trits: &[i8], cols: usize, tiles: &mut [Line]),
     /// The inverse of `pack`.
     pub unpack: fn(tiles: &[Line], cols: usize, trits: &mut [i8]),
+    /// Whether every byte is one that `pack` writes for some trits.
+    pub are_codes: fn(tiles: &[Line]) -> bool,
     /// The contract: exact dots of one tile with some tokens.
     pub dots: Dots,
     /// The same sums over float activations `x: (tokens, cols)`, by rule 3 within each group.
@@ -206,6 +211,11 @@ impl Backend {
     /// The kernel's name.
     pub fn name(&self) -> &'static str {
         self.0.name
+    }
+
+    /// The layout in which this kernel reads a matrix with these scales.
+    pub fn layout(&self, scales: &Scales) -> &'static str {
+        self.0.ternary_for(scales).layout
     }
 
     /// Packs a matrix into this kernel's layout.

@@ -4,7 +4,7 @@
 //! aligned vector load inside it; and the lines of a [`Lines`] are always written before they are seen.
 
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -205,9 +205,102 @@ impl DerefMut for Lines {
     }
 }
 
+/// Bytes that more than one owner reads, such as a mapped file.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Lines inside bytes that somebody else made, which live as long as these.
+#[derive(Clone)]
+pub(crate) struct SharedLines {
+    lines: NonNull<[Line]>, // inside what `_owner` lent
+    _owner: SharedBytes,
+}
+
+// SAFETY: the lines are plain bytes that nobody writes while the owner is shared, and the owner may be
+// sent to and shared with other threads.
+unsafe impl Send for SharedLines {}
+// SAFETY: as above.
+unsafe impl Sync for SharedLines {}
+
+impl SharedLines {
+    /// The lines at `range` of the owner's bytes; `None` if they are not there, or no whole lines at
+    /// a line's boundary.
+    pub fn new(owner: SharedBytes, range: Range<usize>) -> Option<Self> {
+        let bytes = (*owner).as_ref().get(range)?;
+        let start = bytes.as_ptr().cast::<Line>();
+        if !start.is_aligned() || !bytes.len().is_multiple_of(LINE) {
+            return None;
+        }
+        let start = NonNull::new(start.cast_mut())?;
+        let lines = NonNull::slice_from_raw_parts(start, bytes.len() / LINE);
+        Some(Self {
+            lines,
+            _owner: owner,
+        })
+    }
+}
+
+impl Deref for SharedLines {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        // SAFETY: new() took them from a borrow of the owner: as many initialised bytes, aligned (checked
+        // there), any of which make a Line. The borrow may last as long as the owner does, which is at
+        // least as long as self: an Arc neither moves what it holds nor lends it mutably while two
+        // have it, and nothing here writes.
+        unsafe { self.lines.as_ref() }
+    }
+}
+
+/// Lines that are only read.
+#[derive(Clone)]
+pub(crate) enum ReadLines {
+    /// Made here.
+    Own(Lines),
+    /// Where somebody else keeps them.
+    Shared(SharedLines),
+}
+
+impl Deref for ReadLines {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        match self {
+            Self::Own(lines) => lines,
+            Self::Shared(lines) => lines,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shared_lines_are_whole_lines_of_bytes_that_outlive_their_maker() {
+        struct Bytes(Lines);
+        impl AsRef<[u8]> for Bytes {
+            fn as_ref(&self) -> &[u8] {
+                as_bytes(&self.0)
+            }
+        }
+        let mut lines = Lines::zeroed(4);
+        for (i, line) in lines.iter_mut().enumerate() {
+            line.0.fill(i as u8);
+        }
+        let owner: SharedBytes = Arc::new(Bytes(lines));
+        let shared = SharedLines::new(owner.clone(), LINE..3 * LINE).unwrap();
+        for bad in [1..LINE + 1, 0..LINE - 1, 0..5 * LINE, 8 * LINE..9 * LINE] {
+            assert!(
+                SharedLines::new(owner.clone(), bad.clone()).is_none(),
+                "{bad:?}"
+            );
+        }
+        assert!(SharedLines::new(owner.clone(), 0..0).is_some_and(|l| l.is_empty()));
+        drop(owner);
+        let copy = shared.clone();
+        drop(shared);
+        assert_eq!(copy.iter().map(|l| l.0[63]).collect::<Vec<_>>(), [1, 2]);
+    }
 
     #[test]
     fn lines_of_every_size_are_zero_aligned_and_their_own() {

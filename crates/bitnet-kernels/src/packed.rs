@@ -2,10 +2,14 @@
 //!
 //! Invariant: the layout and the kernel that reads it travel together.
 
+mod mapped;
+
+pub use mapped::MapError;
+
 use crate::activations::ActivationBatch;
 use crate::float_ops::{LANES, add_lanes};
 use crate::kernels::{Backend, TernaryOps, Tile};
-use crate::lines::{self, LINE, Line, Lines, Word};
+use crate::lines::{self, LINE, Line, Lines, ReadLines, Word};
 use crate::output::Output;
 use bitnet_ternary::{MAX_COLS, Scales, TernaryMatrix};
 use std::ops::Range;
@@ -23,7 +27,7 @@ pub struct PackedMatrix {
     rows: usize,
     cols: usize,
     scales: Scales,
-    lines: Lines, // (tiles, tile_lines)
+    lines: ReadLines, // (tiles, tile_lines)
 }
 
 impl std::fmt::Debug for PackedMatrix {
@@ -80,7 +84,7 @@ impl PackedMatrix {
             rows,
             cols,
             scales,
-            lines,
+            lines: ReadLines::Own(lines),
         }
     }
 
@@ -130,7 +134,7 @@ impl PackedMatrix {
             rows,
             cols,
             scales,
-            lines,
+            lines: ReadLines::Own(lines),
         })
     }
 

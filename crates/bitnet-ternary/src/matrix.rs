@@ -124,9 +124,6 @@ impl TernaryMatrix {
                 found: trits.len(),
             });
         }
-        if cols >= MAX_COLS {
-            return Err(MatrixError::TooManyColumns { cols });
-        }
         // one branch-free pass, so that it vectorises; the slow search runs only on failure
         let bad = trits
             .iter()
@@ -142,7 +139,24 @@ impl TernaryMatrix {
                 found: trits[at],
             });
         }
-        if let Scales::PerGroup { group, .. } = &scales
+        Self::check(rows, cols, &scales)?;
+        Ok(Self {
+            rows,
+            cols,
+            trits,
+            scales,
+        })
+    }
+
+    /// Checks everything of the invariant but the trits.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn check(rows: usize, cols: usize, scales: &Scales) -> Result<(), MatrixError> {
+        if cols >= MAX_COLS {
+            return Err(MatrixError::TooManyColumns { cols });
+        }
+        if let Scales::PerGroup { group, .. } = scales
             && (!GROUP_SIZES.contains(group) || !cols.is_multiple_of(*group))
         {
             return Err(MatrixError::Group {
@@ -167,12 +181,7 @@ impl TernaryMatrix {
                 found: values[index],
             });
         }
-        Ok(Self {
-            rows,
-            cols,
-            trits,
-            scales,
-        })
+        Ok(())
     }
 
     /// Output features, `M`.

@@ -47,7 +47,7 @@ impl Scales {
         match self {
             Self::PerTensor(_) => 1,
             Self::PerRow(_) => rows,
-            Self::PerGroup { group, .. } => rows * (cols / group),
+            Self::PerGroup { group, .. } => rows.saturating_mul(cols / group),
         }
     }
 

@@ -31,18 +31,23 @@ pub(super) const KERNEL: Kernel = Kernel {
             && is_x86_feature_detected!("avx512vnni")
     },
     ternary: TernaryOps {
+        layout: LAYOUT,
         tile_rows: ROWS,
         panel_tokens: avx512_vnni::PANEL,
         scratch_lines: tile::SCRATCH_LINES,
         tile_lines: tile::lines::<QUADS>,
         pack: tile::pack::<QUADS, BaseThree>,
         unpack: tile::unpack::<QUADS, BaseThree>,
+        are_codes: tile::are_codes::<QUADS, BaseThree>,
         dots,
         sums,
     },
     grouped: Some(avx512_vnni::TERNARY),
     float: avx512_vnni::FLOAT,
 };
+
+/// 32 rows in blocks of 20 columns (`formats/packed.md`).
+const LAYOUT: &str = "tile32x20";
 
 /// Quads of a block.
 const QUADS: usize = 5;
@@ -63,6 +68,11 @@ const FEW: usize = 2;
 struct BaseThree;
 
 impl Code<QUADS> for BaseThree {
+    #[inline(always)]
+    fn wrong(byte: u8) -> u8 {
+        byte.saturating_sub(242)
+    }
+
     #[inline(always)]
     fn encode(trits: &[[i8; 4]; QUADS]) -> u32 {
         // Horner in four bytes at once: at most 242 each, so none carries into the next

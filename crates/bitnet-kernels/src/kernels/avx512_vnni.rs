@@ -40,12 +40,14 @@ pub(super) const FLOAT: FloatOps = FloatOps {
 
 /// The 2-bit tile; also what `avx512_vbmi` does with groups.
 pub(super) const TERNARY: TernaryOps = TernaryOps {
+    layout: tile::TWO_BITS,
     tile_rows: ROWS,
     panel_tokens: PANEL,
     scratch_lines: tile::SCRATCH_LINES,
     tile_lines: tile::lines::<4>,
     pack: tile::pack::<4, TwoBits>,
     unpack: tile::unpack::<4, TwoBits>,
+    are_codes: tile::are_codes::<4, TwoBits>,
     dots,
     sums,
 };

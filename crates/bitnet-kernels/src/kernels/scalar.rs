@@ -14,12 +14,14 @@ pub(super) const KERNEL: Kernel = Kernel {
     requires: "nothing",
     is_available: || true,
     ternary: TernaryOps {
+        layout: "rows-8bit",
         tile_rows: 1,
         panel_tokens: 0,
         scratch_lines: 0,
         tile_lines,
         pack,
         unpack,
+        are_codes,
         dots,
         sums,
     },
@@ -53,6 +55,13 @@ fn unpack(tiles: &[Line], cols: usize, trits: &mut [i8]) {
             *trit = *byte as i8;
         }
     }
+}
+
+fn are_codes(tiles: &[Line]) -> bool {
+    // 255, 0 and 1 are -1, 0 and +1
+    as_bytes(tiles)
+        .iter()
+        .fold(true, |all, b| all & (b.wrapping_add(1) <= 2))
 }
 
 /// `dot[g][r] = sum over k in group g of trit[r][k] * a[k]`.

@@ -31,6 +31,9 @@ pub(super) const ZEROS: u32 = 0x0101_0101;
 
 /// How `F` quads of a row become a dword.
 pub(super) trait Code<const F: usize> {
+    /// 0 for the byte that `encode` makes of some trits; another number for a byte that is none.
+    fn wrong(byte: u8) -> u8;
+
     /// The dword of these trits.
     fn encode(trits: &[[i8; 4]; F]) -> u32;
 
@@ -45,10 +48,18 @@ pub(super) fn codes(quad: [i8; 4]) -> u32 {
     (trits + ZEROS) & (3 * ZEROS)
 }
 
+/// The layout of [`TwoBits`]: 32 rows in blocks of 16 columns (`formats/packed.md`).
+pub(super) const TWO_BITS: &str = "tile32x16";
+
 /// Four trits a byte: field `f` holds the codes of quad `f`.
 pub(super) struct TwoBits;
 
 impl Code<4> for TwoBits {
+    #[inline(always)]
+    fn wrong(byte: u8) -> u8 {
+        byte & byte >> 1 & 0x55 // both bits of a code
+    }
+
     #[inline(always)]
     fn encode(trits: &[[i8; 4]; 4]) -> u32 {
         (0..4).fold(0, |dword, f| dword | (codes(trits[f]) << (2 * f)))
@@ -103,6 +114,17 @@ pub(super) fn unpack<const F: usize, C: Code<F>>(tiles: &[Line], cols: usize, tr
             }
         }
     }
+}
+
+/// Whether no byte is wrong. A whole line at a time, as vectors: a file is read as fast as it comes.
+pub(super) fn are_codes<const F: usize, C: Code<F>>(tiles: &[Line]) -> bool {
+    let mut wrong = [0; LINE];
+    for line in tiles {
+        for (wrong, byte) in wrong.iter_mut().zip(&line.0) {
+            *wrong |= C::wrong(*byte);
+        }
+    }
+    wrong == [0; LINE]
 }
 
 /// The dwords of one row of a tile, one a block.
