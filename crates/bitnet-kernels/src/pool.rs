@@ -12,10 +12,10 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Turns of spinning before yielding: a `pause` takes 10 to 50 ns, so tens of microseconds.
 const SPINS: u32 = 1000;
@@ -42,6 +42,10 @@ struct Shared {
     /// Written by the caller between regions only; read by whoever took an item.
     job: Apart<UnsafeCell<Job>>,
     stop: AtomicBool,
+    /// Whether `busy` is kept.
+    timed: AtomicBool,
+    /// Nanoseconds that all threads worked on items of the region.
+    busy: Apart<AtomicU64>,
     parked: Vec<AtomicBool>, // (helpers,)
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -58,6 +62,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<Thread>,
     handles: Vec<JoinHandle<()>>,
+    idle: Duration,
 }
 
 impl std::fmt::Debug for Pool {
@@ -80,6 +85,8 @@ impl Pool {
                 items: 0,
             })),
             stop: AtomicBool::new(false),
+            timed: AtomicBool::new(false),
+            busy: Apart(AtomicU64::new(0)),
             parked: (0..wanted).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
         });
@@ -97,12 +104,25 @@ impl Pool {
             shared,
             helpers,
             handles,
+            idle: Duration::ZERO,
         }
     }
 
     /// Threads, the caller included.
     pub fn threads(&self) -> usize {
         self.helpers.len() + 1
+    }
+
+    /// Whether to read the clock at every item, for [`take_idle`](Self::take_idle).
+    pub fn measure_idle(&mut self, on: bool) {
+        self.shared.timed.store(on, Ordering::Relaxed);
+        self.idle = Duration::ZERO;
+    }
+
+    /// How much longer the regions since the last call took than if their work had been shared evenly
+    /// and without overhead.
+    pub fn take_idle(&mut self) -> Duration {
+        std::mem::take(&mut self.idle)
     }
 
     /// Calls `f` for every number below `items`, each once, on any of the threads; returns when all
@@ -116,6 +136,8 @@ impl Pool {
             return;
         }
         let shared = &*self.shared;
+        let started = shared.timed.load(Ordering::Relaxed).then(Instant::now);
+        shared.busy.0.store(0, Ordering::Relaxed);
         // SAFETY: only the lifetime changes. The closure is called by whoever took an item of this
         // region, and below we wait until every item is done, panics included, before `f` can end.
         let closure = unsafe {
@@ -144,6 +166,11 @@ impl Pool {
                 // whoever has the last item is not running
                 _ => thread::sleep(Duration::from_micros(50)),
             }
+        }
+        if let Some(started) = started {
+            let busy = Duration::from_nanos(shared.busy.0.load(Ordering::Relaxed));
+            let threads = self.helpers.len() as u32 + 1;
+            self.idle += started.elapsed().saturating_sub(busy / threads);
         }
         let panic = shared
             .panic
@@ -211,8 +238,13 @@ impl Shared {
         let Job { closure, items } = unsafe { *self.job.0.get() };
         // SAFETY: as above: the closure lives until this item is counted as done.
         let f = unsafe { &*closure };
+        let started = self.timed.load(Ordering::Relaxed).then(Instant::now);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(items - left))) {
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        }
+        if let Some(started) = started {
+            let busy = started.elapsed().as_nanos() as u64;
+            self.busy.0.fetch_add(busy, Ordering::Relaxed);
         }
         self.done.0.fetch_add(1, Ordering::Release);
         true

@@ -10,6 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, Config};
 use crate::dense_head::Screen;
 use crate::kv_cache::{KvCache, KvType};
+use crate::profile::{Clock, Part, Profile};
 use crate::rope::RopeTable;
 use crate::sampler;
 use crate::slot::{LayerSlot, Slot};
@@ -60,6 +61,7 @@ pub struct Session {
     cache: KvCache,
     rope: RopeTable,
     buffers: Buffers,
+    clock: Clock,
 }
 
 /// Which logits a forward pass returns.
@@ -145,6 +147,16 @@ impl Session {
     /// Forgets all tokens from `position` on, if there are any.
     pub fn truncate(&mut self, position: usize) {
         self.position = self.position.min(position);
+    }
+
+    /// Measures where the time of the following passes goes.
+    pub fn begin_profile(&mut self) {
+        self.clock.begin();
+    }
+
+    /// Where the time of the passes since [`begin_profile`](Self::begin_profile) went; stops measuring.
+    pub fn end_profile(&mut self) -> Profile {
+        self.clock.end()
     }
 
     /// Keys and values.
@@ -240,6 +252,7 @@ impl Model {
             cache: KvCache::new(config, layers, self.kv_type),
             rope: RopeTable::new(&config.rope, config.head_dim),
             buffers: Buffers::new(self),
+            clock: Clock::default(),
         }
     }
 
@@ -292,7 +305,9 @@ impl Model {
             let hidden = self.config().hidden_size;
             let (x, h) = (&x[x.len() - hidden..], &mut h[..hidden]);
             self.norm(x, &self.weights.output_norm, h);
-            self.top_k(h, k)
+            let top = self.top_k(h, k);
+            session.clock.lap(Part::Head);
+            top
         });
         if result.is_err() {
             session.position = before;
@@ -350,9 +365,11 @@ impl Model {
         };
         let mut logits = Vec::with_capacity(wanted); // (tokens, vocab), (vocab,) or nothing
         let batches = tokens.len().div_ceil(BATCH_TOKENS);
+        session.clock.start();
         for (batch, tokens) in tokens.chunks(BATCH_TOKENS).enumerate() {
             self.start_batch(session, tokens.len());
             self.embed(tokens, &mut session.buffers.x)?;
+            session.clock.lap(Part::Elementwise);
             for layer in 0..self.weights.layers.len() {
                 self.decoder_layer(layer, layer, session)?;
             }
@@ -369,6 +386,7 @@ impl Model {
             logits.resize(at + (tokens.len() - first) * vocab, 0.0);
             let head = &self.weights.output_head;
             head.multiply(&self.checkpoint, self.backend, h, &mut logits[at..])?;
+            session.clock.lap(Part::Head);
         }
         Ok(logits)
     }
@@ -418,6 +436,7 @@ impl Model {
             cache,
             rope,
             buffers,
+            clock,
             ..
         } = session;
         let Buffers {
@@ -438,6 +457,7 @@ impl Model {
         // h = norm(x);  q, k, v = linear(h)
         self.norm(x, &w.input_norm, h);
         input.quantize(at(LayerSlot::QProj), h, hidden)?;
+        clock.lap(Part::Elementwise);
         input.multiply(
             h,
             [
@@ -446,6 +466,7 @@ impl Model {
                 (&w.v_proj, &mut *v),
             ],
         );
+        clock.lap(Part::Linears);
 
         // a = softmax(rope(q) rope(K)^T / sqrt(head_dim)) V
         self.rotate(rope, *position, q, heads);
@@ -453,24 +474,32 @@ impl Model {
         let cache = cache.layer_mut(cached);
         cache.store(*position, k, v);
         attention(self.backend, cache, *position, heads, q, a);
+        clock.lap(Part::Attention);
 
         // x += linear(norm(a))
         let a = self.sub_norm(w.attn_sub_norm.as_deref(), a, a_norm);
         input.quantize(at(LayerSlot::OProj), a, heads * config.head_dim)?;
+        clock.lap(Part::Elementwise);
         input.multiply(a, [(&w.o_proj, &mut *y)]);
+        clock.lap(Part::Linears);
         self.add(y, x);
 
         // h = norm(x);  gate, up = linear(h)
         self.norm(x, &w.post_attention_norm, h);
         input.quantize(at(LayerSlot::GateProj), h, hidden)?;
+        clock.lap(Part::Elementwise);
         input.multiply(h, [(&w.gate_proj, &mut *gate), (&w.up_proj, &mut *up)]);
+        clock.lap(Part::Linears);
 
         // x += linear(norm(act(gate) * up))
         self.activate(gate, up);
         let f = self.sub_norm(w.ffn_sub_norm.as_deref(), gate, f_norm);
         input.quantize(at(LayerSlot::DownProj), f, config.intermediate_size)?;
+        clock.lap(Part::Elementwise);
         input.multiply(f, [(&w.down_proj, &mut *y)]);
+        clock.lap(Part::Linears);
         self.add(y, x);
+        clock.lap(Part::Elementwise);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ mod dense_head;
 mod family;
 mod forward;
 mod kv_cache;
+mod profile;
 mod rope;
 mod sampler;
 mod slot;
@@ -40,6 +41,7 @@ pub use family::{
 };
 pub use forward::{HeadPasses, Logits, Model, Session};
 pub use kv_cache::{KvCache, KvType};
+pub use profile::{Part, Profile};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};
 pub use tokenizer::{DecodeStream, Tokenizer, tokenizer_files_from_gguf, tokenizer_to_gguf};

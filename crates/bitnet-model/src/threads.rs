@@ -11,6 +11,7 @@
 use bitnet_kernels::Pool;
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// Multiplications below which a parallel region costs more than it saves.
 pub(crate) const WORTH_A_REGION: usize = 1 << 17;
@@ -74,6 +75,16 @@ impl Pools {
 /// Threads of the pass that this thread is in.
 pub(crate) fn count() -> usize {
     CURRENT.with_borrow(|pool| pool.as_ref().map_or(1, Pool::threads))
+}
+
+/// Whether the regions of this pass measure how long threads were without work.
+pub(crate) fn measure_idle(on: bool) {
+    CURRENT.with_borrow_mut(|pool| pool.iter_mut().for_each(|pool| pool.measure_idle(on)));
+}
+
+/// [`Pool::take_idle`] of the pass that this thread is in.
+pub(crate) fn take_idle() -> Duration {
+    CURRENT.with_borrow_mut(|pool| pool.as_mut().map_or(Duration::ZERO, Pool::take_idle))
 }
 
 /// How many pieces `work` multiplications are worth: 1, or a few per thread.

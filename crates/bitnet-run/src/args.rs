@@ -173,6 +173,12 @@ pub struct Bench {
     /// Generated lengths to measure, for example -n 128
     #[arg(short = 'n', long = "new-tokens", value_name = "N", value_delimiter = ',', default_values_t = [128])]
     pub new_tokens: Vec<usize>,
+    /// Tokens already in the context of a test, for example -d 0,1024,4096
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [0])]
+    pub depth: Vec<usize>,
+    /// Also show where the time goes, for the model and for every row
+    #[arg(long)]
+    pub profile: bool,
     /// Thread counts to measure [default: --threads], for example -t 1,2
     #[arg(
         short = 't',
