@@ -13,6 +13,8 @@ mod avx512_vnni;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tile_pack;
 
 use crate::activations::ActivationBatch;
 use crate::dense::DenseType;
@@ -77,8 +79,9 @@ pub(crate) struct TernaryOps {
     pub scratch_lines: usize,
     /// Lines of one tile of this many columns.
     pub tile_lines: fn(cols: usize) -> usize,
-    /// Writes row-major trits `(rows, cols)` as tiles; rows behind the last one are zero trits.
-    pub pack: fn(trits: &[i8], cols: usize, tiles: &mut [Line]),
+    /// Writes row-major trits `(rows, cols)` as tiles; rows behind the last one are zero trits. Whether
+    /// all of them are trits: otherwise the tiles mean nothing.
+    pub pack: unsafe fn(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool,
     /// The inverse of `pack`.
     pub unpack: fn(tiles: &[Line], cols: usize, trits: &mut [i8]),
     /// Whether every byte is one that `pack` writes for some trits.

@@ -61,11 +61,9 @@ impl Strip<'_> {
     /// If there are fewer or more, or one of them is no trit.
     pub fn pack(self, trits: &[i8]) {
         assert_eq!(trits.len(), self.rows.len() * self.cols, "trits of a strip");
-        let bad = trits
-            .iter()
-            .fold(0u8, |acc, &t| acc | u8::from(t.wrapping_add(1) as u8 > 2));
-        assert_eq!(bad, 0, "trits are -1, 0 and +1");
-        (self.ops.pack)(trits, self.cols, self.lines);
+        // SAFETY: the backend that `ops` belong to exists (by_strips), so the CPU has what they require.
+        let trits_only = unsafe { (self.ops.pack)(trits, self.cols, self.lines) };
+        assert!(trits_only, "trits are -1, 0 and +1");
     }
 }
 
@@ -76,7 +74,9 @@ impl PackedMatrix {
         let tiles = rows.div_ceil(ops.tile_rows);
         let mut lines = Lines::resident(tiles * (ops.tile_lines)(cols));
         if cols > 0 {
-            (ops.pack)(matrix.trits(), cols, &mut lines);
+            // SAFETY: the backend exists, so the CPU has what its kernel requires.
+            let trits_only = unsafe { (ops.pack)(matrix.trits(), cols, &mut lines) };
+            assert!(trits_only, "a TernaryMatrix holds nothing but trits");
         }
         let scales = matrix.scales().clone();
         Self {

@@ -8,11 +8,12 @@
 //! columns of a tile into L1 and multiply them with panels of 6 tokens: 16 rows x 6 tokens are 12
 //! accumulators, two weights, one broadcast and one product fit the 16 registers.
 
-use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS, TwoBits};
+use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
+use super::tile_pack::{self, TwoBits};
 use super::{Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{self, LANES, Lanes};
-use crate::lines::Line;
+use crate::lines::{LINE, Line};
 use crate::packed::Sink;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -22,14 +23,14 @@ pub(super) const KERNEL: Kernel = Kernel {
     requires: "AVX2, FMA",
     is_available: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
     ternary: TernaryOps {
-        layout: tile::TWO_BITS,
+        layout: tile_pack::TWO_BITS,
         tile_rows: ROWS,
         panel_tokens: PANEL,
         scratch_lines: tile::SCRATCH_LINES,
         tile_lines: tile::lines::<4>,
-        pack: tile::pack::<4, TwoBits>,
-        unpack: tile::unpack::<4, TwoBits>,
-        are_codes: tile::are_codes::<4, TwoBits>,
+        pack,
+        unpack: tile_pack::unpack::<4, TwoBits>,
+        are_codes: tile_pack::are_codes::<4, TwoBits>,
         dots,
         sums,
     },
@@ -86,6 +87,34 @@ fn prefetch(line: &Line) {
 #[target_feature(enable = "avx2")]
 fn widen(acc: __m256i) -> __m256i {
     _mm256_madd_epi16(acc, _mm256_set1_epi16(1))
+}
+
+#[target_feature(enable = "avx2")]
+fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool {
+    tile_pack::pack::<4, TwoBits>(trits, cols, tiles, |rows| transpose(rows))
+}
+
+/// A [`tile_pack::Transpose`] in registers: 8 rows are four in each of two lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose(rows: [&[i8; 16]; 16]) -> [Line; 4] {
+    let mut quads = [Line([0; LINE]); 4];
+    for half in 0..2 {
+        // SAFETY: the reference covers 16 bytes; the load is unaligned.
+        let row = |row: usize| unsafe { _mm_loadu_si128(rows[8 * half + row].as_ptr().cast()) };
+        let lanes = |first: usize| {
+            let v = _mm256_castsi128_si256(row(first));
+            _mm256_inserti128_si256::<1>(v, row(first + 4))
+        };
+        let (a, b, c, d) = (lanes(0), lanes(1), lanes(2), lanes(3));
+        let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+        store(&mut quads[0], half, _mm256_unpacklo_epi64(ab_low, cd_low));
+        store(&mut quads[1], half, _mm256_unpackhi_epi64(ab_low, cd_low));
+        store(&mut quads[2], half, _mm256_unpacklo_epi64(ab_high, cd_high));
+        store(&mut quads[3], half, _mm256_unpackhi_epi64(ab_high, cd_high));
+    }
+    quads
 }
 
 #[target_feature(enable = "avx2")]

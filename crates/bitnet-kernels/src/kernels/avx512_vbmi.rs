@@ -11,8 +11,9 @@
 //! `81 * 2 * 128 * K / 5 < 2^31` for every `K < MAX_COLS` (132,104), and they are exact multiples of 81, so
 //! that multiplying by the inverse of 81 modulo 2^32 divides them exactly.
 
-use super::avx512_vnni::{self, load, many_tokens, prefetch, store, store_sums};
-use super::tile::{self, BLOCK, Code, ROWS};
+use super::avx512_vnni::{self, load, many_tokens, prefetch, store, store_sums, transpose};
+use super::tile::{self, BLOCK, ROWS};
+use super::tile_pack::{self, Code};
 use super::{Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::lines::{LINE, Line, Lines};
@@ -36,9 +37,9 @@ pub(super) const KERNEL: Kernel = Kernel {
         panel_tokens: avx512_vnni::PANEL,
         scratch_lines: tile::SCRATCH_LINES,
         tile_lines: tile::lines::<QUADS>,
-        pack: tile::pack::<QUADS, BaseThree>,
-        unpack: tile::unpack::<QUADS, BaseThree>,
-        are_codes: tile::are_codes::<QUADS, BaseThree>,
+        pack,
+        unpack: tile_pack::unpack::<QUADS, BaseThree>,
+        are_codes: tile_pack::are_codes::<QUADS, BaseThree>,
         dots,
         sums,
     },
@@ -74,11 +75,11 @@ impl Code<QUADS> for BaseThree {
     }
 
     #[inline(always)]
-    fn encode(trits: &[[i8; 4]; QUADS]) -> u32 {
+    fn encode(quads: [u32; QUADS]) -> u32 {
         // Horner in four bytes at once: at most 242 each, so none carries into the next
-        (0..QUADS)
-            .rev()
-            .fold(0, |dword, f| 3 * dword + tile::codes(trits[f]))
+        let [lower @ .., highest] = quads;
+        let step = |dword, quad| dword + dword + dword + quad; // vectors of dwords multiply slowly
+        lower.into_iter().rfold(highest, step)
     }
 
     #[inline(always)]
@@ -132,6 +133,11 @@ impl Decoder {
         let fields = _mm512_permutex2var_epi8(self.fields[0], e, self.fields[1]);
         (fields, _mm512_sub_epi8(c, e))
     }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool {
+    tile_pack::pack::<QUADS, BaseThree>(trits, cols, tiles, |rows| transpose(rows))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]

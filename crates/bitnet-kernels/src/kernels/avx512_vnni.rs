@@ -8,7 +8,8 @@
 //! tile into L1 and multiply them with panels of 12 tokens: 24 accumulators, two weights and one
 //! broadcast fit the 32 registers, and the two vector ports do nothing but `vpdpbusd`.
 
-use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS, TwoBits};
+use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
+use super::tile_pack::{self, TwoBits};
 use super::{Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{self, FloatOps};
@@ -40,14 +41,14 @@ pub(super) const FLOAT: FloatOps = FloatOps {
 
 /// The 2-bit tile; also what `avx512_vbmi` does with groups.
 pub(super) const TERNARY: TernaryOps = TernaryOps {
-    layout: tile::TWO_BITS,
+    layout: tile_pack::TWO_BITS,
     tile_rows: ROWS,
     panel_tokens: PANEL,
     scratch_lines: tile::SCRATCH_LINES,
     tile_lines: tile::lines::<4>,
-    pack: tile::pack::<4, TwoBits>,
-    unpack: tile::unpack::<4, TwoBits>,
-    are_codes: tile::are_codes::<4, TwoBits>,
+    pack,
+    unpack: tile_pack::unpack::<4, TwoBits>,
+    are_codes: tile_pack::are_codes::<4, TwoBits>,
     dots,
     sums,
 };
@@ -93,6 +94,34 @@ pub(super) fn store_sums(sums: &mut [i32; 16], v: __m512i) {
 #[target_feature(enable = "avx512f")]
 pub(super) fn prefetch(line: &Line) {
     _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(PREFETCH).cast());
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool {
+    tile_pack::pack::<4, TwoBits>(trits, cols, tiles, |rows| transpose(rows))
+}
+
+/// A [`tile_pack::Transpose`] in registers: 16 rows are four in each of four lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose(rows: [&[i8; 16]; 16]) -> [Line; 4] {
+    // SAFETY: the reference covers 16 bytes; the load is unaligned.
+    let row = |row: usize| unsafe { _mm_loadu_si128(rows[row].as_ptr().cast()) };
+    let lanes = |first: usize| {
+        let v = _mm512_zextsi128_si512(row(first));
+        let v = _mm512_inserti32x4::<1>(v, row(first + 4));
+        let v = _mm512_inserti32x4::<2>(v, row(first + 8));
+        _mm512_inserti32x4::<3>(v, row(first + 12))
+    };
+    let (a, b, c, d) = (lanes(0), lanes(1), lanes(2), lanes(3));
+    let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    let mut quads = [Line([0; LINE]); 4];
+    store(&mut quads[0], _mm512_unpacklo_epi64(ab_low, cd_low));
+    store(&mut quads[1], _mm512_unpackhi_epi64(ab_low, cd_low));
+    store(&mut quads[2], _mm512_unpacklo_epi64(ab_high, cd_high));
+    store(&mut quads[3], _mm512_unpackhi_epi64(ab_high, cd_high));
+    quads
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]

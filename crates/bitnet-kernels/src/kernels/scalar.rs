@@ -33,7 +33,7 @@ fn tile_lines(cols: usize) -> usize {
     cols.div_ceil(LINE)
 }
 
-fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) {
+fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool {
     for (row, tile) in trits
         .chunks_exact(cols)
         .zip(tiles.chunks_exact_mut(tile_lines(cols)))
@@ -44,6 +44,7 @@ fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) {
             }
         }
     }
+    trits.iter().all(|trit| (-1..=1).contains(trit))
 }
 
 fn unpack(tiles: &[Line], cols: usize, trits: &mut [i8]) {

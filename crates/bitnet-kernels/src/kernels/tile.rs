@@ -2,7 +2,7 @@
 //!
 //! A quad is four consecutive columns, what one dot-product instruction adds up. A block of `F` quads is
 //! one dword per row: byte `4 * row + j` of a line holds the columns `4 f + j` of the block, for `f` in
-//! `0..F`, the way a [`Code`] says. In the 2-bit tile ([`TwoBits`], `F` = 4) they are the codes
+//! `0..F`, the way a [`Code`](super::tile_pack::Code) says. In the 2-bit tile (`TwoBits`, `F` = 4) they are the codes
 //! `u = trit + 1` in bits `2 f ..= 2 f + 1`, so that the field `f` of a line is a quad of 16 rows.
 //!
 //! Invariant: everything outside the matrix, columns behind the last and rows behind the last, has
@@ -12,7 +12,7 @@
 use super::Tile;
 use crate::activations::ActivationBatch;
 use crate::float_ops::{Lanes, add_lanes};
-use crate::lines::{LINE, Line, as_bytes};
+use crate::lines::Line;
 use std::ops::Range;
 
 /// Rows of a tile.
@@ -26,117 +26,9 @@ pub(super) const CHUNK: usize = 512;
 /// Lines of scratch for one chunk: two per quad.
 pub(super) const SCRATCH_LINES: usize = CHUNK / 4 * 2;
 
-/// Four codes of trit 0.
-pub(super) const ZEROS: u32 = 0x0101_0101;
-
-/// How `F` quads of a row become a dword.
-pub(super) trait Code<const F: usize> {
-    /// 0 for the byte that `encode` makes of some trits; another number for a byte that is none.
-    fn wrong(byte: u8) -> u8;
-
-    /// The dword of these trits.
-    fn encode(trits: &[[i8; 4]; F]) -> u32;
-
-    /// The inverse.
-    fn decode(dword: u32) -> [[i8; 4]; F];
-}
-
-/// `u = trit + 1` of a quad, one byte each.
-#[inline(always)]
-pub(super) fn codes(quad: [i8; 4]) -> u32 {
-    let trits = u32::from_le_bytes(quad.map(|t| t as u8)) & (3 * ZEROS); // -1 is 3
-    (trits + ZEROS) & (3 * ZEROS)
-}
-
-/// The layout of [`TwoBits`]: 32 rows in blocks of 16 columns (`formats/packed.md`).
-pub(super) const TWO_BITS: &str = "tile32x16";
-
-/// Four trits a byte: field `f` holds the codes of quad `f`.
-pub(super) struct TwoBits;
-
-impl Code<4> for TwoBits {
-    #[inline(always)]
-    fn wrong(byte: u8) -> u8 {
-        byte & byte >> 1 & 0x55 // both bits of a code
-    }
-
-    #[inline(always)]
-    fn encode(trits: &[[i8; 4]; 4]) -> u32 {
-        (0..4).fold(0, |dword, f| dword | (codes(trits[f]) << (2 * f)))
-    }
-
-    #[inline(always)]
-    fn decode(dword: u32) -> [[i8; 4]; 4] {
-        std::array::from_fn(|f| std::array::from_fn(|j| (dword >> (8 * j + 2 * f) & 3) as i8 - 1))
-    }
-}
-
 /// Lines of a tile of `cols` columns in blocks of `F` quads.
 pub(super) fn lines<const F: usize>(cols: usize) -> usize {
     cols.div_ceil(4 * F) * BLOCK
-}
-
-/// Where row `row` of a tile keeps its dwords: line of each block, first byte in it.
-fn place(row: usize) -> (usize, usize) {
-    (row / 16, row % 16 * 4)
-}
-
-pub(super) fn pack<const F: usize, C: Code<F>>(trits: &[i8], cols: usize, tiles: &mut [Line]) {
-    tiles.fill(Line([C::encode(&[[0; 4]; F]) as u8; LINE]));
-    for (rows, tile) in trits
-        .chunks(ROWS * cols)
-        .zip(tiles.chunks_exact_mut(lines::<F>(cols)))
-    {
-        for (row, trits) in rows.chunks_exact(cols).enumerate() {
-            let (line, byte) = place(row);
-            for (trits, block) in trits.chunks(4 * F).zip(tile.as_chunks_mut::<BLOCK>().0) {
-                let mut quads = [[0; 4]; F];
-                if trits.len() == 4 * F {
-                    quads.as_flattened_mut().copy_from_slice(trits); // of constant length
-                } else {
-                    quads.as_flattened_mut()[..trits.len()].copy_from_slice(trits);
-                }
-                let dword = C::encode(&quads);
-                block[line].0[byte..byte + 4].copy_from_slice(&dword.to_le_bytes());
-            }
-        }
-    }
-}
-
-pub(super) fn unpack<const F: usize, C: Code<F>>(tiles: &[Line], cols: usize, trits: &mut [i8]) {
-    for (rows, tile) in trits
-        .chunks_mut(ROWS * cols)
-        .zip(tiles.chunks_exact(lines::<F>(cols)))
-    {
-        for (row, trits) in rows.chunks_exact_mut(cols).enumerate() {
-            for (trits, dword) in trits.chunks_mut(4 * F).zip(row_dwords(tile, row)) {
-                trits.copy_from_slice(&C::decode(dword).as_flattened()[..trits.len()]);
-            }
-        }
-    }
-}
-
-/// Whether no byte is wrong. A whole line at a time, as vectors: a file is read as fast as it comes.
-pub(super) fn are_codes<const F: usize, C: Code<F>>(tiles: &[Line]) -> bool {
-    let mut wrong = [0; LINE];
-    for line in tiles {
-        for (wrong, byte) in wrong.iter_mut().zip(&line.0) {
-            *wrong |= C::wrong(*byte);
-        }
-    }
-    wrong == [0; LINE]
-}
-
-/// The dwords of one row of a tile, one a block.
-fn row_dwords(tile: &[Line], row: usize) -> impl Iterator<Item = u32> {
-    let (line, byte) = place(row);
-    as_bytes(tile)
-        .chunks_exact(BLOCK * LINE)
-        .filter_map(move |block| {
-            block[line * LINE + byte..]
-                .first_chunk()
-                .map(|b| u32::from_le_bytes(*b))
-        })
 }
 
 /// Four activations as the dword that is broadcast to all rows.

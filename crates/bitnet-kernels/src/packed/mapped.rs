@@ -173,7 +173,8 @@ mod tests {
             .map(|_| (noise(seed) % 3) as i8 - 1)
             .collect();
         let mut lines = Lines::zeroed(1 + tiles * tile_lines);
-        (ops.pack)(&all, wide, &mut lines[1..]);
+        // SAFETY: the backend exists, so the CPU has what its kernel requires.
+        assert!(unsafe { (ops.pack)(&all, wide, &mut lines[1..]) });
         let trits = all.chunks(wide).take(rows).flat_map(|row| &row[..cols]);
         let trits = trits.copied().collect();
         (Arc::new(File(lines)), trits)
@@ -251,7 +252,8 @@ mod tests {
                 let mut codes = 0;
                 for byte in 0..=u8::MAX {
                     let mut file = Lines::zeroed(lines);
-                    (ops.pack)(&[0; 40 * 64], 64, &mut file);
+                    // SAFETY: the backend exists, so the CPU has what its kernel requires.
+                    assert!(unsafe { (ops.pack)(&[0; 40 * 64], 64, &mut file) });
                     file[lines - 1].0[17] = byte;
                     let file: SharedBytes = Arc::new(File(file));
                     match PackedMatrix::mapped(
