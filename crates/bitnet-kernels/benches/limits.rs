@@ -1,12 +1,14 @@
 //! Every available kernel beside the machine's limits, measured in turn in the same run.
 //!
 //! `cargo bench -p bitnet-kernels --bench limits -- [ROUNDS] [stack|matvec|matmul|float] [KERNEL]`. The limits: a plain streaming read of the packed
-//! bytes, and the peak of the multiply instruction (`vpdpbusd` on zmm, `vpmaddubsw` on ymm). A machine
+//! bytes, and the peak of the kernel's multiply instruction. A machine
 //! shared with others flips between speeds, so a share of a limit says more than a speed.
 
 #![allow(unsafe_code, clippy::print_stdout)]
 
-use bitnet_kernels::{ActivationBatch, Backend, Output, PackedMatrix, Scales, TernaryMatrix};
+use bitnet_kernels::{
+    ActivationBatch, Backend, MemoryProbe, Output, PackedMatrix, Scales, TernaryMatrix,
+};
 use std::hint::black_box;
 
 /// Packed bytes of the DRAM run: far beyond any share of L3 that one gets.
@@ -25,11 +27,16 @@ fn main() {
         .filter(|b| wanted(b.name(), &names))
         .collect();
     println!("multiply-add peak, GMAC/s:");
-    for (name, _) in PEAKS {
-        println!(
-            "  {name:<24} {:8.1}",
-            (0..5).map(|_| peak(name)).fold(0.0, f64::max)
-        );
+    let mut shown = Vec::new();
+    for backend in Backend::available() {
+        let Some(instruction) = backend.peak_instruction() else {
+            continue;
+        };
+        if !shown.contains(&instruction) {
+            shown.push(instruction);
+            let best = (0..5).map(|_| peak(backend)).fold(0.0, f64::max);
+            println!("  {instruction:<24} {best:8.1}");
+        }
     }
     if wanted("stack", &kinds) {
         stack(&backends, rounds);
@@ -106,11 +113,11 @@ fn stack(backends: &[Backend], rounds: usize) {
         let x = [2560, 6912].map(|cols| quantize(*backend, 1, cols));
         all.push((backend, matrices, bytes, x, vec![], vec![]));
     }
-    let plain = system::words(all.iter().map(|a| a.2).max().unwrap_or(0) / 8);
+    let plain = MemoryProbe::new(all.iter().map(|a| a.2).max().unwrap_or(0));
     let mut y = vec![0.0; 6912];
     for _ in 0..rounds {
         for (_, matrices, bytes, x, times, shares) in &mut all {
-            let probe = seconds(|| stream(black_box(&plain[..*bytes / 8])));
+            let probe = seconds(|| plain.read(*bytes));
             let ours = seconds(|| {
                 for (m, (rows, cols)) in matrices.iter().zip(shapes()) {
                     let x = &x[usize::from(cols == 6912)];
@@ -179,11 +186,10 @@ fn seconds(run: impl FnOnce()) -> f64 {
 
 #[cfg(target_os = "linux")]
 mod system {
-    use std::ffi::{c_int, c_long, c_void};
+    use std::ffi::{c_int, c_long};
 
     unsafe extern "C" {
         fn clock_gettime(clock: c_int, time: *mut [c_long; 2]) -> c_int;
-        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
     }
 
     /// Processor time of this thread in seconds.
@@ -195,19 +201,6 @@ mod system {
         assert_eq!(status, 0);
         time[0] as f64 + time[1] as f64 * 1e-9
     }
-
-    /// Words of ones on huge pages, as packed weights lie.
-    pub fn words(count: usize) -> Vec<u64> {
-        const MADV_HUGEPAGE: c_int = 14;
-        let mut words: Vec<u64> = Vec::with_capacity(count);
-        let page = words.as_mut_ptr().map_addr(|a| a.next_multiple_of(4096));
-        if count * 8 > 2 << 20 {
-            // SAFETY: whole pages inside one live allocation; the advice changes no contents.
-            unsafe { madvise(page.cast(), count * 8 - 8192, MADV_HUGEPAGE) };
-        }
-        words.resize(count, 1);
-        words
-    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -216,10 +209,6 @@ mod system {
         static START: std::sync::LazyLock<std::time::Instant> =
             std::sync::LazyLock::new(std::time::Instant::now);
         START.elapsed().as_secs_f64()
-    }
-
-    pub fn words(count: usize) -> Vec<u64> {
-        vec![1; count]
     }
 }
 
@@ -240,11 +229,11 @@ fn matvec(backend: Backend, shape: (usize, usize), total: usize, rounds: usize) 
     let mut y = vec![0.0; shape.0];
     let bytes = (count * one.byte_len()) as f64;
     // as much memory as the matrices, read plainly
-    let plain = system::words(count * one.byte_len() / 8);
+    let plain = MemoryProbe::new(count * one.byte_len());
     let repeat = if count == 1 { 200 } else { 1 };
     let (mut speeds, mut probes, mut shares) = (vec![], vec![], vec![]);
     for _ in 0..rounds {
-        let probe = seconds(|| (0..repeat).for_each(|_| stream(black_box(&plain))));
+        let probe = seconds(|| (0..repeat).for_each(|_| plain.read(usize::MAX)));
         let ours = seconds(|| {
             for m in (0..repeat).flat_map(|_| &matrices) {
                 m.multiply(black_box(&x), &mut Output::new(&mut y, 1, shape.0));
@@ -270,22 +259,25 @@ fn matvec(backend: Backend, shape: (usize, usize), total: usize, rounds: usize) 
     );
 }
 
+/// GMAC/s of the kernel's multiply instruction alone, on this thread.
+fn peak(backend: Backend) -> f64 {
+    let mut macs = None;
+    let seconds = seconds(|| macs = backend.run_peak());
+    macs.map_or(f64::NAN, |macs| macs as f64 / seconds / 1e9)
+}
+
 fn matmul(backend: Backend, shape: (usize, usize), tokens: usize, rounds: usize) {
     let packed = pack(backend, shape);
     let x = quantize(backend, tokens, shape.1);
     let mut y = vec![0.0; tokens * shape.0];
     let macs = (shape.0 * shape.1 * tokens) as f64 / 1e9;
-    let instruction = PEAKS
-        .iter()
-        .find(|(_, kernel)| backend.name().starts_with(kernel));
     let (mut speeds, mut shares) = (vec![], vec![]);
     for _ in 0..rounds {
-        let peak = || instruction.map_or(f64::NAN, |(name, _)| peak(name));
-        let before = peak();
+        let before = peak(backend);
         let speed = macs
             / seconds(|| packed.multiply(black_box(&x), &mut Output::new(&mut y, tokens, shape.0)));
         speeds.push(speed);
-        shares.push(200.0 * speed / (before + peak()));
+        shares.push(200.0 * speed / (before + peak(backend)));
     }
     let ((a, b), (c, d)) = (best_median(speeds), best_median(shares));
     println!(
@@ -294,110 +286,4 @@ fn matmul(backend: Backend, shape: (usize, usize), tokens: usize, rounds: usize)
         shape.0,
         shape.1,
     );
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-use portable::{PEAKS, peak, stream};
-#[cfg(target_arch = "x86_64")]
-use x86_64::{PEAKS, peak, stream};
-
-#[cfg(not(target_arch = "x86_64"))]
-mod portable {
-    pub fn stream(words: &[u64]) {
-        std::hint::black_box(words.iter().fold(0, |a, w| a ^ w));
-    }
-
-    pub const PEAKS: [(&str, &str); 0] = [];
-
-    pub fn peak(_: &str) -> f64 {
-        f64::NAN
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86_64 {
-    use std::arch::x86_64::*;
-    use std::hint::black_box;
-
-    /// Reads every byte.
-    pub fn stream(words: &[u64]) {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: AVX-512 F was detected.
-            unsafe { stream_avx512(words) }
-        } else {
-            black_box(words.iter().fold(0, |a, w| a ^ w));
-        }
-    }
-
-    #[target_feature(enable = "avx512f")]
-    fn stream_avx512(words: &[u64]) {
-        let mut acc = [_mm512_setzero_si512(); 4];
-        for lines in words.as_chunks::<32>().0 {
-            for (acc, line) in acc.iter_mut().zip(lines.as_chunks::<8>().0) {
-                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(256).cast());
-                // SAFETY: the reference covers 64 bytes; the load is unaligned.
-                *acc = _mm512_xor_si512(*acc, unsafe { _mm512_loadu_si512(line.as_ptr().cast()) });
-            }
-        }
-        black_box(acc);
-    }
-
-    /// Instructions whose peak is measured, and the start of the names of the kernels that live on them.
-    pub const PEAKS: [(&str, &str); 2] = [
-        ("vpdpbusd zmm", "avx512"),
-        ("vpmaddubsw + vpaddw ymm", "avx2"),
-    ];
-
-    /// GMAC/s of an instruction alone, over some 20 ms: sustained, because the clock falls under load.
-    pub fn peak(name: &str) -> f64 {
-        const STEPS: usize = 8_000_000;
-        let (macs, time) = if name == "vpdpbusd zmm" {
-            if !is_x86_feature_detected!("avx512vnni") {
-                return f64::NAN;
-            }
-            // SAFETY: AVX-512 VNNI was detected, and implies F.
-            (STEPS * 16 * 64, super::seconds(|| unsafe { dpbusd(STEPS) }))
-        } else {
-            if !is_x86_feature_detected!("avx2") {
-                return f64::NAN;
-            }
-            // SAFETY: AVX2 was detected.
-            (
-                STEPS * 12 * 32,
-                super::seconds(|| unsafe { maddubs(STEPS) }),
-            )
-        };
-        macs as f64 / time / 1e9
-    }
-
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    fn dpbusd(steps: usize) {
-        let (u, a) = (
-            black_box(_mm512_set1_epi8(1)),
-            black_box(_mm512_set1_epi8(2)),
-        );
-        let mut acc = [_mm512_setzero_si512(); 16];
-        for _ in 0..steps {
-            for acc in &mut acc {
-                *acc = _mm512_dpbusd_epi32(*acc, u, a);
-            }
-        }
-        black_box(acc);
-    }
-
-    #[target_feature(enable = "avx2")]
-    fn maddubs(steps: usize) {
-        let (u, mut a) = (
-            black_box(_mm256_set1_epi8(1)),
-            black_box(_mm256_set1_epi8(2)),
-        );
-        let mut acc = [_mm256_setzero_si256(); 12];
-        for _ in 0..steps {
-            a = black_box(a); // or the product would be hoisted
-            for acc in &mut acc {
-                *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(u, a));
-            }
-        }
-        black_box(acc);
-    }
 }

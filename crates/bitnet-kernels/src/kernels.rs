@@ -22,6 +22,7 @@ use crate::float_ops::FloatOps;
 use crate::lines::Line;
 use crate::output::Output;
 use crate::packed::{PackedMatrix, Sink};
+use crate::peak::Peak;
 use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
 use std::fmt;
 use std::ops::Range;
@@ -51,6 +52,8 @@ pub struct Kernel {
     /// are as wide.
     pub(crate) grouped: Option<TernaryOps>,
     pub(crate) float: FloatOps,
+    /// The multiply instruction of its products, if one is known: what they are measured against.
+    pub(crate) peak: Option<Peak>,
 }
 
 impl Kernel {

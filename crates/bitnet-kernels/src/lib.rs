@@ -43,6 +43,7 @@ mod kernels;
 mod lines;
 mod output;
 mod packed;
+mod peak;
 mod pool;
 mod screen;
 
@@ -53,5 +54,6 @@ pub use kernels::{Backend, KERNELS, Kernel, KernelError};
 pub use lines::SharedBytes;
 pub use output::Output;
 pub use packed::{MapError, PackedMatrix, Strip};
+pub use peak::MemoryProbe;
 pub use pool::Pool;
 pub use screen::{ScreenQuery, ScreenRows};

@@ -15,6 +15,7 @@ use crate::activations::ActivationBatch;
 use crate::float_ops::{self, LANES, Lanes};
 use crate::lines::{LINE, Line};
 use crate::packed::Sink;
+use crate::peak;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -36,6 +37,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     grouped: None,
     float: float_ops::instantiate!(#[target_feature(enable = "avx2,fma")]),
+    peak: Some(peak::VPMADDUBSW_YMM),
 };
 
 /// Tokens of a panel: 6 x 16 rows are 12 accumulators of 16-bit sums.

@@ -18,6 +18,7 @@ use super::{Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::lines::{LINE, Line, Lines};
 use crate::packed::Sink;
+use crate::peak;
 use bitnet_ternary::MAX_COLS;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -45,6 +46,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     grouped: Some(avx512_vnni::TERNARY),
     float: avx512_vnni::FLOAT,
+    peak: Some(peak::VPDPBUSD_ZMM),
 };
 
 /// 32 rows in blocks of 20 columns (`formats/packed.md`).

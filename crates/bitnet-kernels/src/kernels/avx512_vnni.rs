@@ -15,6 +15,7 @@ use crate::activations::ActivationBatch;
 use crate::float_ops::{self, FloatOps};
 use crate::lines::{LINE, Line};
 use crate::packed::Sink;
+use crate::peak;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -29,6 +30,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     ternary: TERNARY,
     grouped: None,
     float: FLOAT,
+    peak: Some(peak::VPDPBUSD_ZMM),
 };
 
 /// Every AVX-512 kernel's.

@@ -27,6 +27,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     grouped: None,
     float: float_ops::instantiate!(),
+    peak: None,
 };
 
 fn tile_lines(cols: usize) -> usize {

@@ -1,0 +1,249 @@
+//! What this machine can do at most: the pace of a kernel's multiply instruction, and of reading memory.
+//!
+//! Invariant: a limit is measured by a loop that does nothing else, on as many threads as it is compared
+//! with, and long enough that the clock has fallen to what it sustains.
+
+use crate::kernels::Backend;
+use crate::lines::{LINE, Line, Lines};
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
+
+/// The multiply instruction that a kernel lives on, alone.
+pub(crate) struct Peak {
+    /// As an assembler writes it.
+    pub instruction: &'static str,
+    /// Multiply-accumulates of one step of the loop.
+    pub step_macs: u64,
+    /// Steps that take some 20 ms.
+    pub steps: usize,
+    /// The loop: operands in registers, as many accumulators as hide the latency. Calling it is sound when
+    /// the CPU has what the kernel requires.
+    pub run: unsafe fn(steps: usize),
+}
+
+/// The measured pace of the kernel's multiply instruction: the limit of its matrix products.
+impl Backend {
+    /// The instruction; `None` for a kernel that none is known for.
+    pub fn peak_instruction(&self) -> Option<&'static str> {
+        self.kernel().peak.as_ref().map(|peak| peak.instruction)
+    }
+
+    /// Runs the instruction alone on this thread, some 20 ms, and returns the multiply-accumulates done.
+    pub fn run_peak(&self) -> Option<u64> {
+        let peak = self.kernel().peak.as_ref()?;
+        // SAFETY: self exists, so the CPU has what the kernel requires.
+        unsafe { (peak.run)(peak.steps) };
+        Some(peak.step_macs * peak.steps as u64)
+    }
+
+    /// Billions of multiply-accumulates a second of `threads` threads together, in some 20 ms; 0 counts as 1.
+    pub fn peak_gmacs(&self, threads: usize) -> Option<f64> {
+        let macs = self.kernel().peak.as_ref()?;
+        let macs = (macs.step_macs * macs.steps as u64) as f64 * threads.max(1) as f64;
+        let seconds = seconds_of_all(threads, |_| {
+            self.run_peak();
+        });
+        Some(macs / seconds / 1e9)
+    }
+}
+
+/// Seconds from when all threads are ready until the last one is done.
+fn seconds_of_all(threads: usize, run: impl Fn(usize) + Sync) -> f64 {
+    let threads = threads.max(1);
+    let ready = Barrier::new(threads);
+    std::thread::scope(|scope| {
+        for thread in 1..threads {
+            let (ready, run) = (&ready, &run);
+            scope.spawn(move || {
+                ready.wait();
+                run(thread);
+            });
+        }
+        ready.wait();
+        let started = Instant::now();
+        run(0);
+        started
+    })
+    .elapsed()
+    .as_secs_f64()
+}
+
+/// Memory to be read plainly, on huge pages as packed weights are.
+pub struct MemoryProbe(Lines);
+
+impl std::fmt::Debug for MemoryProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MemoryProbe({} bytes)", self.byte_len())
+    }
+}
+
+impl MemoryProbe {
+    /// Of `bytes` bytes, rounded up to cache lines; far more than the caches hold, if it is to be memory.
+    pub fn new(bytes: usize) -> Self {
+        Self(Lines::resident(bytes.div_ceil(LINE)))
+    }
+
+    /// Bytes of the probe.
+    pub fn byte_len(&self) -> usize {
+        self.0.len() * LINE
+    }
+
+    /// Reads the first `bytes` bytes, at most all, on this thread.
+    pub fn read(&self, bytes: usize) {
+        read_lines(&self.0[..(bytes / LINE).min(self.0.len())]);
+    }
+
+    /// GB/s of one pass by `threads` threads, a part each; 0 counts as 1.
+    pub fn gb_s(&self, threads: usize) -> f64 {
+        let part = self.0.len().div_ceil(threads.max(1)).max(1);
+        let seconds = seconds_of_all(threads, |thread| {
+            if let Some(lines) = self.0.chunks(part).nth(thread) {
+                read_lines(lines);
+            }
+        });
+        self.byte_len() as f64 / seconds / 1e9
+    }
+}
+
+/// The body of every reader: four lines in flight, so that no sum waits for itself.
+#[inline(always)]
+fn xor_of(lines: &[Line], fetch: impl Fn(*const Line)) -> [[u8; LINE]; 4] {
+    let mut sums = [[0; LINE]; 4];
+    for four in lines.as_chunks::<4>().0 {
+        for (sum, line) in sums.iter_mut().zip(four) {
+            fetch(std::ptr::from_ref(line));
+            for (sum, byte) in sum.iter_mut().zip(line.0) {
+                *sum ^= byte;
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn read_lines(lines: &[Line]) {
+    black_box(xor_of(lines, |_| {}));
+}
+
+#[cfg(target_arch = "x86_64")]
+use x86_64::read_lines;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_64::{VPDPBUSD_ZMM, VPMADDUBSW_YMM};
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64 {
+    use super::{Line, Peak, black_box, xor_of};
+    use std::arch::x86_64::*;
+
+    /// 64 products an instruction.
+    pub(crate) const VPDPBUSD_ZMM: Peak = Peak {
+        instruction: "vpdpbusd zmm",
+        step_macs: 16 * 64,
+        steps: 8_000_000,
+        run: dpbusd,
+    };
+
+    /// 32 products, and the addition that must follow each.
+    pub(crate) const VPMADDUBSW_YMM: Peak = Peak {
+        instruction: "vpmaddubsw ymm",
+        step_macs: 12 * 32,
+        steps: 8_000_000,
+        run: maddubs,
+    };
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn dpbusd(steps: usize) {
+        let (u, a) = (
+            black_box(_mm512_set1_epi8(1)),
+            black_box(_mm512_set1_epi8(2)),
+        );
+        let mut acc = [_mm512_setzero_si512(); 16];
+        for _ in 0..steps {
+            for acc in &mut acc {
+                *acc = _mm512_dpbusd_epi32(*acc, u, a);
+            }
+        }
+        black_box(acc);
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn maddubs(steps: usize) {
+        let (u, mut a) = (
+            black_box(_mm256_set1_epi8(1)),
+            black_box(_mm256_set1_epi8(2)),
+        );
+        let mut acc = [_mm256_setzero_si256(); 12];
+        for _ in 0..steps {
+            a = black_box(a); // or the product would be hoisted
+            for acc in &mut acc {
+                *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(u, a));
+            }
+        }
+        black_box(acc);
+    }
+
+    /// Bytes that are asked for ahead, as the matvecs do.
+    const AHEAD: usize = 2048;
+
+    #[inline(always)]
+    fn fetch(line: *const Line) {
+        // SAFETY: a prefetch reads nothing that the program sees, at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_byte_add(AHEAD).cast()) };
+    }
+
+    /// Reads every byte.
+    pub(super) fn read_lines(lines: &[Line]) {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: AVX-512 F was detected.
+            unsafe { read_avx512(lines) }
+        } else if is_x86_feature_detected!("avx2") {
+            // SAFETY: AVX2 was detected.
+            unsafe { read_avx2(lines) }
+        } else {
+            black_box(xor_of(lines, fetch));
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn read_avx512(lines: &[Line]) {
+        black_box(xor_of(lines, fetch));
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn read_avx2(lines: &[Line]) {
+        black_box(xor_of(lines, fetch));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_peak_counts_what_it_does() {
+        for backend in Backend::available() {
+            assert_eq!(
+                backend.peak_instruction().is_some(),
+                backend.run_peak().is_some_and(|macs| macs > 0),
+            );
+            for threads in [0, 1, 2] {
+                let pace = backend.peak_gmacs(threads);
+                assert!(pace.is_none_or(|p| p.is_finite() && p > 0.0), "{pace:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_probe_is_as_long_as_asked_and_read_by_any_number_of_threads() {
+        for bytes in [0, 1, 64, 1000, 3 << 20] {
+            let probe = MemoryProbe::new(bytes);
+            assert_eq!(probe.byte_len(), bytes.next_multiple_of(LINE));
+            probe.read(0);
+            probe.read(usize::MAX);
+            for threads in [0, 1, 2, 5] {
+                assert!(probe.gb_s(threads) >= 0.0);
+            }
+        }
+    }
+}
