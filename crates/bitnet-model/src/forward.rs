@@ -17,7 +17,7 @@ use crate::slot::{LayerSlot, Slot};
 use crate::threads::{self, Pools};
 use crate::weights::{LoadOptions, Weights};
 use bitnet_formats::{ErrorCode, FormatError};
-use bitnet_kernels::Backend;
+use bitnet_kernels::{Backend, PackedMatrix};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -45,7 +45,7 @@ struct HeadState {
 }
 
 /// How often [`Model::forward_top_k`] took which way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeadPasses {
     /// Bounds first, few rows afterwards.
     pub screened: usize,
@@ -200,15 +200,21 @@ impl Model {
 
     /// Bytes of the packed ternary matrices.
     pub fn ternary_bytes(&self) -> usize {
+        self.linears().map(PackedMatrix::byte_len).sum()
+    }
+
+    /// Ternary weights: the multiply-accumulates of one token in the linear layers.
+    pub fn ternary_weights(&self) -> usize {
+        self.linears().map(|m| m.rows() * m.cols()).sum()
+    }
+
+    fn linears(&self) -> impl Iterator<Item = &PackedMatrix> {
         let layers = self.weights.layers.iter();
-        layers
-            .flat_map(|layer| {
-                LayerSlot::LINEARS
-                    .into_iter()
-                    .filter_map(|slot| layer.linear(slot))
-            })
-            .map(|matrix| matrix.byte_len())
-            .sum()
+        layers.flat_map(|layer| {
+            LayerSlot::LINEARS
+                .into_iter()
+                .filter_map(move |slot| layer.linear(slot))
+        })
     }
 
     /// Bytes of weights that one generated token reads: ternary matrices and output head, or the copy

@@ -75,6 +75,12 @@ impl KvCache {
         &mut self.layers[layer]
     }
 
+    /// Bytes of keys and values of one position in all layers.
+    pub fn position_bytes(&self) -> usize {
+        let bytes = |l: &LayerCache| 2 * l.kv_heads * l.head_dim * l.kv_type.size();
+        self.layers.iter().map(bytes).sum()
+    }
+
     /// Bytes allocated.
     pub fn byte_len(&self) -> usize {
         self.layers

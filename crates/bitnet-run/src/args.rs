@@ -48,6 +48,8 @@ pub struct ModelArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub struct ComputeArgs {
     /// Force one kernel [default: the fastest here], for example --kernel scalar
+    ///
+    /// `bench` also takes several, avx2,scalar, or all: those that run here, without the scalar definition.
     #[arg(long, value_name = "NAME", help_heading = "Computation")]
     pub kernel: Option<String>,
     /// Type of the KV cache, for example --kv-type f16
@@ -187,7 +189,7 @@ pub struct Bench {
         value_delimiter = ','
     )]
     pub thread_counts: Vec<std::num::NonZeroUsize>,
-    /// Measurements per row, for example -r 5
-    #[arg(short, long, value_name = "R", default_value_t = std::num::NonZeroUsize::new(3).unwrap())]
+    /// Measurements per row, of which the median counts, for example -r 9
+    #[arg(short, long, value_name = "R", default_value_t = std::num::NonZeroUsize::new(5).unwrap())]
     pub repetitions: std::num::NonZeroUsize,
 }
