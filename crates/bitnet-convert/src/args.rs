@@ -55,9 +55,23 @@ pub struct SourceArgs {
     /// I2_S layout of a GGUF source whose type id does not say it: --layout i2_s-arm64
     ///
     /// Three layouts share one GGUF type id and nothing in a file tells them apart: i2_s (blocks of
-    /// 128; every published file), i2_s-arm64, i2_s-rows4. The default is i2_s.
+    /// 128; every published file), i2_s-arm64, i2_s-rows4. Without this flag the data decide where they
+    /// can (`inspect` shows the evidence); where they cannot, i2_s is assumed, with a warning. Types of
+    /// one id but different lengths (q2_0-g128, tl2) are told apart by the distances between tensors.
     #[arg(long, value_name = "NAME", help_heading = "Source")]
     pub layout: Option<String>,
+
+    /// Another copy of the same model, to tell the layout by its trits: --against ./bitnet-2b-4t
+    ///
+    /// Decides between layouts of one type id: the one under which every trit is that of the copy. An
+    /// error when none is.
+    #[arg(
+        long,
+        value_name = "MODEL",
+        help_heading = "Source",
+        conflicts_with = "layout"
+    )]
+    pub against: Option<PathBuf>,
 
     /// Float weights are master weights of a ternary-trained model, though nothing says so
     ///

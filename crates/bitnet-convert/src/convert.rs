@@ -15,7 +15,7 @@ use bitnet_cli::{
 use bitnet_formats::{
     Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, ScaleRounding,
 };
-use bitnet_model::Checkpoint;
+use bitnet_model::{Checkpoint, LayoutReason};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,7 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
     };
     let candidates = candidates(convert.to, output)?;
     let checkpoint = crate::open(source, &convert.how)?;
+    say_layout(&checkpoint, console)?;
     refuse_writing_into_the_source(&checkpoint, output)?;
     if !convert.dry_run {
         refuse_existing_certificate(output, candidates[0].kind, convert.force)?;
@@ -46,6 +47,26 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Which layout an ambiguous source was read in; loud where nothing decided it.
+fn say_layout(checkpoint: &Checkpoint, console: &mut Console<'_>) -> Result<(), Failure> {
+    let Some(evidence) = &checkpoint.layout else {
+        return Ok(());
+    };
+    let packing = evidence.packing;
+    match evidence.reason {
+        LayoutReason::Forced | LayoutReason::Recorded => Ok(()),
+        LayoutReason::Source => {
+            console.note(format!("layout {packing}: the trits of the other copy"))
+        }
+        LayoutReason::Evidence => console.note(format!("layout {packing}, by the data")),
+        LayoutReason::Assumed => console.warn(format!(
+            "the data do not decide between {}; {packing} is assumed \
+             (--layout NAME or --against MODEL to be sure)",
+            evidence.candidates().join(", ")
+        )),
+    }
 }
 
 fn is_refusal(failure: &Failure) -> bool {
@@ -288,6 +309,13 @@ fn source_json(checkpoint: &Checkpoint, files: Option<&[FileDigest]>) -> Value {
         "container": checkpoint.file.container,
         "family": checkpoint.family.name,
     });
+    if let Some(evidence) = &checkpoint.layout {
+        object["layout"] = json!({
+            "packing": evidence.packing,
+            "reason": evidence.reason.as_str(),
+            "candidates": evidence.candidates(),
+        });
+    }
     if let Some(files) = files {
         object["files"] = files.iter().map(digest_json).collect();
     }

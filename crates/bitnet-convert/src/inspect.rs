@@ -1,14 +1,19 @@
-//! What a model file holds, from its headers.
+//! What a model file really is: from its headers, its configuration, and some of its weights.
 //!
-//! Invariant: nothing is read but headers, configuration and the scales that lie outside the
-//! weights, so it takes no time on any size of model.
+//! Invariant: at most a few linears are read, so it takes seconds on any size of model; what only the data
+//! can tell is said with its evidence, or said to be undecided.
 
+mod data;
+
+use self::data::Data;
 use crate::args::InspectArgs;
 use crate::plan::describe;
 use crate::scales;
 use bitnet_cli::{Console, Failure, Table, human_bytes};
-use bitnet_formats::{Container, Gguf, MetaArray, MetaValue};
-use bitnet_model::{ActivationQuantization, Checkpoint, LinearRule, Slot};
+use bitnet_formats::{Container, Gguf, MetaArray, MetaValue, gguf_type_rivals};
+use bitnet_model::{
+    ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, LinearRule, Slot,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -46,6 +51,19 @@ struct Facts {
     tokens: Option<u64>,
     /// An `lm_head` in a file whose configuration ties it to the embeddings.
     tied_head_in_file: bool,
+    /// An output head of its own that is the embeddings once more.
+    head_is_a_copy: bool,
+    rotation: Option<Value>,
+    /// Meanings of the type ids in the file that its tensors rule out.
+    ruled_out: Vec<Collision>,
+    data: Data,
+}
+
+/// A type id that programs gave to several types.
+struct Collision {
+    id: u32,
+    taken: String,
+    others: Vec<&'static str>,
 }
 
 impl Facts {
@@ -93,6 +111,10 @@ impl Facts {
             tokens,
             tied_head_in_file: checkpoint.config.tie_word_embeddings
                 && (file.tensor(&head).is_some() || file.tensor(&gguf_head).is_some()),
+            head_is_a_copy: data::head_is_a_copy(checkpoint),
+            rotation: data::rotation(&file.metadata),
+            ruled_out: collisions(checkpoint),
+            data: Data::collect(checkpoint),
         })
     }
 
@@ -133,7 +155,16 @@ impl Facts {
                 "eos_token_ids": config.eos_token_ids,
             },
             "linears": self.linears,
-            "scales": {"direction": self.scale_direction, "structure": self.scale_structure},
+            "scales": {
+                "direction": self.scale_direction,
+                "structure": self.scale_structure.or(self.data.structure()),
+            },
+            "layout": checkpoint.layout.as_ref().map(layout_json),
+            "ruled_out": self.ruled_out.iter().map(|c| json!({
+                "gguf_type": c.id, "taken": c.taken, "others": c.others,
+            })).collect::<Value>(),
+            "data": self.data.to_json(),
+            "rotation": self.rotation,
             "encodings": self.encodings.iter().map(|(name, g)| json!({
                 "name": name, "tensors": g.tensors, "elements": g.elements, "bytes": g.bytes,
             })).collect::<Value>(),
@@ -141,8 +172,13 @@ impl Facts {
             "ternary_parameters": self.ternary_parameters,
             "bits_per_weight": self.ternary_bits,
             "bytes": self.bytes,
-            "tokenizer": {"model": self.tokenizer, "tokens": self.tokens},
+            "tokenizer": {
+                "model": self.tokenizer,
+                "tokens": self.tokens,
+                "fits_embeddings": self.tokens.map(|n| n <= config.vocab_size as u64),
+            },
             "tied_head_in_file": self.tied_head_in_file,
+            "head_is_a_copy": self.head_is_a_copy,
         });
         if tensors {
             object["tensors"] = file
@@ -220,6 +256,7 @@ impl Facts {
         let head = match (config.tie_word_embeddings, self.tied_head_in_file) {
             (true, false) => "tied to the embeddings",
             (true, true) => "tied to the embeddings; the file has one nevertheless",
+            (false, _) if self.head_is_a_copy => "its own, a copy of the embeddings",
             (false, _) => "its own",
         };
         line("output head", head.to_owned())?;
@@ -236,23 +273,41 @@ impl Facts {
                 self.ternary_bits
             ),
         )?;
-        let structure = self
-            .scale_structure
-            .map_or("told by the weights only".to_owned(), |s| {
-                format!("one per {s}")
-            });
+        let structure = self.scale_structure.or(self.data.structure());
+        let structure =
+            structure.map_or("several structures".to_owned(), |s| format!("one per {s}"));
         let direction = self
             .scale_direction
             .map_or(String::new(), |d| format!(", weight_scale: {d}"));
         line("scales", format!("{structure}{direction}"))?;
+        for (key, value) in self.data.lines() {
+            line(key, value)?;
+        }
+        for value in checkpoint.layout.iter().flat_map(layout_lines) {
+            line("layout", value)?;
+        }
+        for Collision { taken, others, .. } in &self.ruled_out {
+            line(
+                "ruled out",
+                format!("{} (types of the same id as {taken})", others.join(", ")),
+            )?;
+        }
+        if let Some(rotation) = &self.rotation {
+            line("rotation", rotation.to_string())?;
+        }
         line(
             "parameters",
             format!("{} ({} ternary)", self.parameters, self.ternary_parameters),
         )?;
         let tokenizer = self.tokenizer.as_deref().unwrap_or("none");
-        let tokens = self
-            .tokens
-            .map_or(String::new(), |n| format!(", {n} tokens"));
+        let tokens = self.tokens.map_or(String::new(), |n| {
+            let more = if n > config.vocab_size as u64 {
+                ", MORE than embeddings"
+            } else {
+                ""
+            };
+            format!(", {n} tokens{more}")
+        });
         line(
             "tokenizer",
             format!("{tokenizer}{tokens}, {} embedding rows", config.vocab_size),
@@ -286,6 +341,67 @@ impl Facts {
         }
         Ok(())
     }
+}
+
+/// Types that share an id with one in the file, and that its tensors or its layout rule out.
+fn collisions(checkpoint: &Checkpoint) -> Vec<Collision> {
+    if checkpoint.file.container != Gguf.name() {
+        return Vec::new();
+    }
+    let mut found: Vec<Collision> = Vec::new();
+    for info in checkpoint.file.tensors() {
+        let taken = info.encoding.name();
+        if found.iter().any(|c| c.taken == taken) {
+            continue;
+        }
+        if let Some((id, mut others)) = gguf_type_rivals(info.encoding) {
+            let left = checkpoint.layout.as_ref().map(LayoutEvidence::candidates);
+            others.retain(|other| !left.as_ref().is_some_and(|left| left.contains(other)));
+            if !others.is_empty() {
+                found.push(Collision { id, taken, others });
+            }
+        }
+    }
+    found
+}
+
+fn layout_json(evidence: &LayoutEvidence) -> Value {
+    json!({
+        "packing": evidence.packing,
+        "reason": evidence.reason.as_str(),
+        "decided": evidence.reason != LayoutReason::Assumed,
+        "candidates": evidence.candidates(),
+        "readings": evidence.readings.iter().map(|r| json!({
+            "packing": r.packing,
+            "bits_per_weight": r.bits_per_weight,
+            "structure": r.model,
+            "ruled_out": r.ruled_out,
+        })).collect::<Value>(),
+    })
+}
+
+fn layout_lines(evidence: &LayoutEvidence) -> Vec<String> {
+    let candidates = evidence.candidates().join(", ");
+    let packing = evidence.packing;
+    let mut lines = vec![match evidence.reason {
+        LayoutReason::Forced => format!("{packing}, as asked; the data allow {candidates}"),
+        LayoutReason::Recorded => format!("{packing}, as the file records"),
+        LayoutReason::Source => format!("{packing}: the trits are those of the other copy"),
+        LayoutReason::Evidence => format!("{packing}, by the data"),
+        LayoutReason::Assumed => {
+            format!("undecided between {candidates}; {packing} is assumed (--layout, --against)")
+        }
+    }];
+    for reading in &evidence.readings {
+        lines.push(match reading.bits_per_weight {
+            Some(bits) => format!(
+                "  {:<12} {bits:.5} bits per weight, by {}",
+                reading.packing, reading.model
+            ),
+            None => format!("  {:<12} codes that are no trits", reading.packing),
+        });
+    }
+    lines
 }
 
 fn activations(quantization: ActivationQuantization) -> &'static str {

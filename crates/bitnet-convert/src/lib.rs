@@ -63,11 +63,20 @@ pub fn command() -> clap::Command {
     Args::command()
 }
 
+/// Opens a source, with a look at the data where its type ids leave several layouts.
 fn open(path: &Path, how: &SourceArgs) -> Result<Checkpoint, Failure> {
     let options = OpenOptions {
         layout: how.layout.clone(),
         ternary_trained: how.ternary_trained,
         ..OpenOptions::default()
     };
-    Ok(Checkpoint::open(path, &options)?)
+    let against = match &how.against {
+        Some(copy) => Some(Checkpoint::open(copy, &options)?),
+        None => None,
+    };
+    Ok(Checkpoint::open_with_evidence(
+        path,
+        &options,
+        against.as_ref(),
+    )?)
 }

@@ -11,7 +11,7 @@ use crate::targets::{Kind, Linears, Target};
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, Header, MetaValue,
     Metadata, Packing, PlainType, PlannedTensor, Safetensors, ScaleRounding, WritePlan, dense_len,
-    name_with_parameters,
+    name_with_parameters, same_layout_id,
 };
 use bitnet_model::{
     Checkpoint, HfStorage, LayerSlot, LinearRule, LinearSource, ScaleDirection, Slot,
@@ -474,14 +474,17 @@ impl Planner<'_> {
         Ok(files)
     }
 
-    /// The name of the packing with its parameters, where readers cannot know them otherwise.
+    /// The name of the packing, with its parameters, where readers cannot know it from the type id.
     fn layout(&self) -> Option<String> {
         let packed = self.items.iter().filter_map(|item| match item.action {
             Action::Pack(_) => item.tensor.shape.split_last(),
             _ => None,
         });
         let shapes = packed.map(|(cols, rows)| (rows.iter().product(), *cols));
-        name_with_parameters(self.request.target.packing()?, shapes)
+        let packing = self.request.target.packing()?;
+        let shared = || same_layout_id(packing).len() > 1;
+        name_with_parameters(packing, shapes)
+            .or_else(|| shared().then(|| packing.name().to_owned()))
     }
 
     fn gguf_metadata(&self) -> Result<Metadata, FormatError> {

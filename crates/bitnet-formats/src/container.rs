@@ -8,7 +8,7 @@
 mod gguf;
 mod safetensors;
 
-pub use gguf::{Gguf, LAYOUT_KEY as GGUF_LAYOUT_KEY};
+pub use gguf::{Gguf, LAYOUT_KEY as GGUF_LAYOUT_KEY, gguf_type_rivals};
 pub use safetensors::Safetensors;
 
 use crate::encoding::Encoding;

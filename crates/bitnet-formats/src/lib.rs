@@ -11,6 +11,7 @@ mod container;
 mod dense;
 mod encoding;
 mod error;
+mod evidence;
 mod limits;
 mod mapped;
 mod packing;
@@ -19,15 +20,16 @@ mod tensor_file;
 pub use artifact::{Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs};
 pub use container::{
     CONTAINERS, Container, GGUF_LAYOUT_KEY, Gguf, Header, PlannedTensor, Safetensors, WritePlan,
-    container_by_name, open, open_as,
+    container_by_name, gguf_type_rivals, open, open_as,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};
 pub use error::{ErrorCode, FormatError};
+pub use evidence::{CodeLength, DECISIVE_BITS, code_length};
 pub use limits::Limits;
 pub use mapped::Mapped;
 pub use packing::{
     Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, affine_scales, name_with_parameters,
-    packing_by_name, ternary_of_affine,
+    packing_by_name, same_layout_id, ternary_of_affine,
 };
 pub use tensor_file::{MetaArray, MetaValue, Metadata, TensorFile, TensorInfo};

@@ -227,6 +227,18 @@ pub fn packing_by_name(name: &str) -> Option<&'static dyn Packing> {
     row.or_else(|| tilings::by_name(name))
 }
 
+/// The packings that share `packing`'s GGUF type id and page, itself included: where their lengths agree,
+/// only the data can tell which one a file has ([`crate::code_length`]).
+pub fn same_layout_id(packing: &dyn Packing) -> Vec<&'static dyn Packing> {
+    let stem = |name: &'static str| name.split('-').next();
+    let same = |other: &&dyn Packing| {
+        other.gguf_type().is_some()
+            && other.gguf_type() == packing.gguf_type()
+            && stem(other.name()) == stem(packing.name())
+    };
+    PACKINGS.iter().copied().filter(same).collect()
+}
+
 impl PackedTensor<'_> {
     /// Whether the bytes are as many as the shape needs.
     fn check_len(&self, needed: u64) -> Result<(), FormatError> {

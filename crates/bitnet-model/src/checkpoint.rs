@@ -5,9 +5,11 @@
 //! a second magnitude) are checked by whoever reads a tensor first, so that opening reads headers
 //! only and converting reads every byte once.
 
+mod layout;
 mod resolve;
 mod values;
 
+pub use layout::{LayoutEvidence, LayoutReading, LayoutReason};
 pub use resolve::HF_PACKING;
 
 use crate::config::Config;
@@ -137,6 +139,9 @@ pub struct Checkpoint {
     pub directory: Option<PathBuf>,
     /// `config.json` as read; of repeated keys the last.
     pub config_json: Option<Value>,
+    /// How the layout was found, where the type ids of the file leave several and somebody looked
+    /// ([`open_with_evidence`](Self::open_with_evidence)).
+    pub layout: Option<LayoutEvidence>,
     limits: Limits,
     sources: HashMap<Slot, Source>,
 }
@@ -172,6 +177,7 @@ impl Checkpoint {
             config,
             directory,
             config_json,
+            layout: None,
             limits,
             sources,
         })

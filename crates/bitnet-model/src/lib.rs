@@ -31,8 +31,8 @@ pub use certificate::{
 };
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
-    Checkpoint, DenseTensor, HF_PACKING, LinearRule, LinearSource, OpenOptions, gguf_from_hf_rows,
-    hf_from_gguf_rows, weight_scale_bytes,
+    Checkpoint, DenseTensor, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason, LinearRule,
+    LinearSource, OpenOptions, gguf_from_hf_rows, hf_from_gguf_rows, weight_scale_bytes,
 };
 pub use config::{Activation, ActivationQuantization, Config, Rope, RopeScaling};
 pub use family::{

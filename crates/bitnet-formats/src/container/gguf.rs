@@ -12,6 +12,8 @@ mod resolve;
 mod split;
 mod write;
 
+pub use self::resolve::gguf_type_rivals;
+
 use self::read::read_part;
 use self::split::{SplitName, read_split, split_key};
 use self::write::write_header;

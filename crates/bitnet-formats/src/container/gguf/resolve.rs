@@ -160,6 +160,24 @@ pub(super) fn resolve(
     }
 }
 
+/// The type id of a packing whose id other types have, too, and the names of those.
+pub fn gguf_type_rivals(encoding: Encoding) -> Option<(u32, Vec<&'static str>)> {
+    let Encoding::Ternary(taken) = encoding else {
+        return None;
+    };
+    let own = taken.gguf_type()?;
+    let ids: Vec<u32> = std::iter::once(own)
+        .chain(taken.gguf_aliases().iter().copied())
+        .collect();
+    let packings = PACKINGS
+        .iter()
+        .filter(|p| ids.iter().any(|id| claims_id(**p, *id)));
+    let foreign = FOREIGN.iter().filter(|f| ids.contains(&f.id));
+    let names = packings.map(|p| p.name()).chain(foreign.map(|f| f.name));
+    let others: Vec<&'static str> = names.filter(|name| *name != taken.name()).collect();
+    (!others.is_empty()).then_some((own, others))
+}
+
 fn undecided(id: u32, claims: &[Claim<'_>], left: &[Candidate]) -> FormatError {
     let names: Vec<&str> = left.iter().map(Candidate::name).collect();
     let names = names.join(", ");

@@ -1,0 +1,202 @@
+//! What some of the weights show: codes, shares of zeros, structure of the scales, rotation, heads.
+//!
+//! Invariant: a few linears from both ends of the network are read in full, never all of them, and
+//! what is said of them says how many they were. A linear that cannot be read is a finding, not a failure:
+//! inspecting is for files that may be broken.
+
+use bitnet_formats::{MetaArray, MetaValue, Metadata};
+use bitnet_model::{Checkpoint, Slot, scale_normal_form};
+use bitnet_ternary::Scales;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// Linears that are read.
+const LINEARS: usize = 14;
+
+/// Bytes of two dense matrices that are compared at a time, so that different ones are told at once.
+const COMPARED: usize = 1 << 20;
+
+/// Metadata of rotated weights (`prism.hadamard.version`, …).
+const ROTATION: &str = "prism.hadamard.";
+
+/// What the weights that were read show.
+#[derive(Default)]
+pub struct Data {
+    /// Linears read.
+    linears: usize,
+    /// Trits -1, 0, +1 in them.
+    trits: [u64; 3],
+    /// Share of zeros, and whose: the smallest and the largest.
+    zeros: Option<[(f64, String); 2]>,
+    /// Linears by the structure of their scales in normal form.
+    structures: BTreeMap<String, u64>,
+    /// Linears that could not be read, and why.
+    unreadable: Vec<String>,
+}
+
+impl Data {
+    /// Reads some of the linears.
+    pub fn collect(checkpoint: &Checkpoint) -> Self {
+        let all: Vec<Slot> = checkpoint
+            .slots()
+            .into_iter()
+            .filter(|s| s.is_ternary())
+            .collect();
+        let step = all.len().div_ceil(LINEARS).max(1);
+        // a step that is no multiple of the linears of a layer meets every kind
+        let step = if step.is_multiple_of(7) {
+            step + 1
+        } else {
+            step
+        };
+        let mut data = Self::default();
+        for slot in all.into_iter().step_by(step) {
+            let matrix = match checkpoint.ternary(slot) {
+                Ok(matrix) => matrix,
+                Err(error) => {
+                    data.unreadable.push(error.to_string());
+                    continue;
+                }
+            };
+            data.linears += 1;
+            let mut counts = [0u64; 3];
+            for t in matrix.trits() {
+                counts[usize::from((t + 1) as u8) % 3] += 1;
+            }
+            let share = counts[1] as f64 / matrix.trits().len().max(1) as f64;
+            let here = (share, slot.to_string());
+            data.zeros = Some(match data.zeros.take() {
+                None => [here.clone(), here],
+                Some([least, _]) if share < least.0 => [here, least],
+                Some([least, most]) if share > most.0 => [least, here],
+                Some(both) => both,
+            });
+            for (sum, count) in data.trits.iter_mut().zip(counts) {
+                *sum += count;
+            }
+            *data
+                .structures
+                .entry(structure(&scale_normal_form(&matrix)))
+                .or_insert(0) += 1;
+        }
+        data
+    }
+
+    /// The one structure of all scales, if it is one.
+    pub fn structure(&self) -> Option<&str> {
+        match self.structures.iter().next() {
+            Some((one, _)) if self.structures.len() == 1 => Some(one),
+            _ => None,
+        }
+    }
+
+    /// For `--json`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "linears_read": self.linears,
+            "minus": self.trits[0],
+            "zero": self.trits[1],
+            "plus": self.trits[2],
+            "zero_share": self.zeros.as_ref().map(|[least, most]| json!({
+                "min": least.0, "min_tensor": least.1, "max": most.0, "max_tensor": most.1,
+            })),
+            "scale_structures": self.structures,
+            "unreadable": self.unreadable,
+        })
+    }
+
+    /// For people: key and value.
+    pub fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = Vec::new();
+        let total = self.trits.iter().sum::<u64>();
+        if let (Some([least, most]), true) = (&self.zeros, total > 0) {
+            let share = |n: u64| 100.0 * n as f64 / total as f64;
+            lines.push((
+                "trits",
+                format!(
+                    "{:.1} % -1, {:.1} % 0, {:.1} % +1 in {} linears; zeros from {:.1} % to {:.1} %",
+                    share(self.trits[0]),
+                    share(self.trits[1]),
+                    share(self.trits[2]),
+                    self.linears,
+                    100.0 * least.0,
+                    100.0 * most.0,
+                ),
+            ));
+        }
+        let scales: Vec<_> = self
+            .structures
+            .iter()
+            .map(|(s, n)| format!("{n} x one per {s}"))
+            .collect();
+        if !scales.is_empty() {
+            lines.push(("scales read", scales.join(", ")));
+        }
+        lines.extend(self.unreadable.iter().map(|e| ("unreadable", e.clone())));
+        lines
+    }
+}
+
+/// `tensor`, `row` or `group of 128`.
+fn structure(scales: &Scales) -> String {
+    match scales {
+        Scales::PerTensor(_) => "tensor".to_owned(),
+        Scales::PerRow(_) => "row".to_owned(),
+        Scales::PerGroup { group, .. } => format!("group of {group}"),
+    }
+}
+
+/// What the metadata say about a rotation of the weights; `None` for weights as they are. Long values are
+/// counted, not shown.
+pub fn rotation(metadata: &Metadata) -> Option<Value> {
+    let mut found = Map::new();
+    for (key, value) in &metadata.0 {
+        let Some(key) = key.strip_prefix(ROTATION) else {
+            continue;
+        };
+        let value = match value {
+            MetaValue::Bool(yes) => json!(yes),
+            MetaValue::String(_) => json!(value.as_str()),
+            MetaValue::Array(array) => json!({"length": array_len(array)}),
+            other => json!(other.as_u64()),
+        };
+        found.insert(key.to_owned(), value);
+    }
+    (!found.is_empty()).then_some(Value::Object(found))
+}
+
+fn array_len(array: &MetaArray) -> usize {
+    match array {
+        MetaArray::U8(a) => a.len(),
+        MetaArray::I8(a) => a.len(),
+        MetaArray::U16(a) => a.len(),
+        MetaArray::I16(a) => a.len(),
+        MetaArray::U32(a) => a.len(),
+        MetaArray::I32(a) => a.len(),
+        MetaArray::U64(a) => a.len(),
+        MetaArray::I64(a) => a.len(),
+        MetaArray::F32(a) => a.len(),
+        MetaArray::F64(a) => a.len(),
+        MetaArray::Bool(a) => a.len(),
+        MetaArray::String(a) => a.len(),
+    }
+}
+
+/// Whether an output head of its own is a copy of the embeddings, byte for byte: space that tying saves.
+pub fn head_is_a_copy(checkpoint: &Checkpoint) -> bool {
+    let (Some(embeddings), Some(head)) = (
+        checkpoint.tensor_range(Slot::TokenEmbeddings),
+        checkpoint.tensor_range(Slot::OutputHead),
+    ) else {
+        return false;
+    };
+    let (a, b) = (
+        checkpoint.file.bytes(embeddings),
+        checkpoint.file.bytes(head),
+    );
+    embeddings.encoding == head.encoding
+        && a.len() == b.len()
+        && a.chunks(COMPARED)
+            .zip(b.chunks(COMPARED))
+            .all(|(a, b)| a == b)
+}
