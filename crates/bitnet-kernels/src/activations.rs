@@ -3,13 +3,17 @@
 //! Invariant: everything behind column `cols` is 0, up to the stride and in every panel, so a kernel
 //! may read whole blocks of columns and whole panels of tokens.
 
-use crate::kernels::Backend;
+use crate::kernels::{Backend, Panel};
+use crate::lines::{self, LINE, Line};
 
 /// Columns by which rows of values are padded; a kernel may read this far behind `cols`.
 const PADDING: usize = 64;
 
 /// Columns per partial sum: the smallest group of scales.
 const PART: usize = 32;
+
+/// Quads of a run, if not one: a line of one token.
+pub(crate) const RUN: usize = LINE / 4;
 
 /// Int8 activations of some tokens, prepared for one backend by
 /// [`Backend::quantize`]. Reuse one batch to reuse its memory.
@@ -23,8 +27,8 @@ pub struct ActivationBatch {
     scales: Vec<f32>,    // (tokens,)
     sums: Vec<i32>,      // (tokens,)
     part_sums: Vec<i32>, // (tokens, cols / 32)
-    panels: Vec<i32>,    // (tokens / panel, quads, panel): four columns of one token in one dword
-    panel: usize,
+    panels: Vec<Line>, // (tokens / panel, quads / run, panel, run): four columns of one token in one dword
+    panel: Panel,
 }
 
 impl ActivationBatch {
@@ -79,28 +83,30 @@ impl ActivationBatch {
         self.part_sums[start..start + per_group].iter().sum()
     }
 
-    /// Tokens `panel * width ..` interleaved, `(quads, width)`: dword `q * width + t` holds columns
-    /// `4 q ..= 4 q + 3` of token `t`. Exists when the batch has more than one token.
+    /// Tokens `panel * width ..` interleaved in runs of some quads, `(quads / run, width, run)`: the
+    /// dwords of one token's columns `4 q ..= 4 q + 3` for `q` in the run. Exists when the batch has more
+    /// than one token.
     pub(crate) fn panel(&self, panel: usize) -> &[i32] {
-        let len = self.quads() * self.panel;
-        &self.panels[panel * len..(panel + 1) * len]
+        let len = self.quads() * self.panel.tokens;
+        &lines::as_words(&self.panels)[panel * len..(panel + 1) * len]
     }
 
-    /// Dwords of four columns per token: whole blocks of four and whole blocks of five.
-    pub(crate) fn quads(&self) -> usize {
+    /// Dwords of four columns per token: whole blocks of four, whole blocks of five and whole runs.
+    fn quads(&self) -> usize {
         let quads = self.cols.div_ceil(4);
-        quads.next_multiple_of(4).max(quads.next_multiple_of(5))
+        let blocks = quads.next_multiple_of(4).max(quads.next_multiple_of(5));
+        blocks.next_multiple_of(self.panel.quads)
     }
 
     /// Fills the batch: `quantize` writes one token's values and returns `(scale, sum)`. A kernel
-    /// that reads panels says how many tokens wide, others say 0.
+    /// that reads panels says of which shape.
     ///
     /// # Errors
     /// The first token that `quantize` refuses, with its error.
     pub(crate) fn fill<E>(
         &mut self,
         backend: Backend,
-        panel: usize,
+        panel: Panel,
         x: &[f32],
         cols: usize,
         quantize: impl Fn(&[f32], &mut [i8]) -> Result<(f32, i32), E>,
@@ -129,19 +135,21 @@ impl ActivationBatch {
                     .map(|p| p.iter().map(|&v| i32::from(v)).sum::<i32>()),
             );
         }
-        if panel > 0 && self.tokens > 1 {
+        if panel.tokens > 0 && self.tokens > 1 {
             self.interleave();
         }
         Ok(())
     }
 
     fn interleave(&mut self) {
-        let (quads, width) = (self.quads(), self.panel);
-        self.panels
-            .resize(self.tokens.div_ceil(width) * quads * width, 0);
+        let (quads, width, run) = (self.quads(), self.panel.tokens, self.panel.quads);
+        assert!([1, RUN].contains(&run), "runs of {run} quads");
+        let dwords = self.tokens.div_ceil(width) * quads * width;
+        let zeros = Line([0; LINE]);
+        self.panels.resize(dwords.div_ceil(LINE / 4), zeros);
         for (first, panel) in (0..self.tokens)
             .step_by(width)
-            .zip(self.panels.chunks_exact_mut(quads * width))
+            .zip(lines::as_words_mut(&mut self.panels).chunks_exact_mut(quads * width))
         {
             let live = width.min(self.tokens - first);
             if live < width {
@@ -150,10 +158,24 @@ impl ActivationBatch {
             for t in 0..live {
                 let start = (first + t) * self.stride;
                 let (values, _) = self.values[start..start + 4 * quads].as_chunks::<4>();
-                for (v, to) in values.iter().zip(panel.chunks_exact_mut(width)) {
-                    to[t] = i32::from_le_bytes(v.map(|v| v as u8));
+                match run {
+                    RUN => copy_runs::<RUN>(values, t, width, panel),
+                    _ => copy_runs::<1>(values, t, width, panel),
                 }
             }
         }
+    }
+}
+
+/// One token's columns into its place `t` of a panel, `(quads / RUN, width, RUN)`.
+fn copy_runs<const RUN: usize>(values: &[[i8; 4]], t: usize, width: usize, panel: &mut [i32]) {
+    let panel = panel.as_chunks_mut::<RUN>().0;
+    for (values, to) in values
+        .as_chunks::<RUN>()
+        .0
+        .iter()
+        .zip(panel.chunks_exact_mut(width))
+    {
+        to[t] = values.map(|v| i32::from_le_bytes(v.map(|v| v as u8)));
     }
 }

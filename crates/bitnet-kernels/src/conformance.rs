@@ -66,7 +66,7 @@ fn batch(backend: Backend, values: &[i8], cols: usize) -> ActivationBatch {
 
 fn refill(batch: &mut ActivationBatch, backend: Backend, values: &[i8], cols: usize) {
     let x: Vec<f32> = values.iter().map(|&v| f32::from(v)).collect();
-    let panel = backend.kernel().ternary.panel_tokens;
+    let panel = backend.kernel().ternary.panel;
     let copy = |x: &[f32], out: &mut [i8]| {
         for (o, x) in out.iter_mut().zip(x) {
             *o = *x as i8;

@@ -3,6 +3,8 @@
 //! Invariant: a [`Backend`] is made in [`Backend::of`] only, which asks the CPU first.
 
 #[cfg(target_arch = "x86_64")]
+mod amx_int8;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512_attention;
@@ -29,6 +31,8 @@ use std::ops::Range;
 
 /// All kernels of this architecture, fastest first, `scalar` last.
 pub static KERNELS: &[Kernel] = &[
+    #[cfg(target_arch = "x86_64")]
+    amx_int8::KERNEL,
     #[cfg(target_arch = "x86_64")]
     avx512_vbmi::KERNEL,
     #[cfg(target_arch = "x86_64")]
@@ -76,8 +80,10 @@ pub(crate) struct TernaryOps {
     pub layout: &'static str,
     /// Rows that are computed together; a row range starts at a multiple.
     pub tile_rows: usize,
-    /// Tokens interleaved in one panel of an [`ActivationBatch`]; 0 for a kernel without panels.
-    pub panel_tokens: usize,
+    /// How an [`ActivationBatch`] interleaves tokens.
+    pub panel: Panel,
+    /// Bytes of activations that may stay in L2 while the tiles of a matrix pass by.
+    pub block_bytes: usize,
     /// Lines of scratch that `dots` and `sums` want.
     pub scratch_lines: usize,
     /// Lines of one tile of this many columns.
@@ -95,7 +101,39 @@ pub(crate) struct TernaryOps {
     pub sums: unsafe fn(&Tile<'_>, x: &[f32], sums: &mut [f32]),
 }
 
-/// Computes `dots: (tokens, groups, tile_rows)` with some scratch, and tells the sink.
+/// Leaves half of an L2 of 1 MiB to weights and outputs.
+pub(crate) const BLOCK_BYTES: usize = 480 << 10;
+
+/// Some tokens side by side, as a kernel multiplies them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panel {
+    /// Tokens of a panel; 0 for a kernel without panels.
+    pub tokens: usize,
+    /// Dwords of four columns that one token keeps together: 1 or [`RUN`](crate::activations::RUN).
+    pub quads: usize,
+}
+
+impl Panel {
+    /// Not interleaved.
+    pub const NONE: Self = Self {
+        tokens: 0,
+        quads: 1,
+    };
+
+    /// A dword of each token in turn.
+    pub const fn of(tokens: usize) -> Self {
+        Self { tokens, quads: 1 }
+    }
+}
+
+impl Default for Panel {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+/// Computes `dots: (tokens, groups, tile_rows)` with some scratch, and tells the sink. `tokens` starts at
+/// a panel; `dots` has room for whole panels, unless there is only one token.
 pub(crate) type Dots = unsafe fn(
     &Tile<'_>,
     &ActivationBatch,
@@ -243,7 +281,7 @@ impl Backend {
         cols: usize,
         out: &mut ActivationBatch,
     ) -> Result<(), (usize, ActivationError)> {
-        let panel = self.0.ternary.panel_tokens;
+        let panel = self.0.ternary.panel;
         out.fill(*self, panel, x, cols, |x, values| {
             // SAFETY: self exists, so the CPU has what the entry was instantiated with.
             unsafe { (self.0.float.quantize)(x, values) }.ok_or_else(|| ActivationError {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 pub(crate) const LINE: usize = 64;
 
 /// One cache line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Line(pub [u8; LINE]);
 
@@ -37,6 +37,13 @@ pub(crate) fn as_words_mut<T: Word>(lines: &mut [Line]) -> &mut [T] {
     // SAFETY: a Line is 64 plain bytes without padding, aligned for T, as long as 16 of them
     // (asserted above), and any bits are a T, as any are bytes.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE / 4) }
+}
+
+/// [`as_words_mut`], to read.
+pub(crate) fn as_words<T: Word>(lines: &[Line]) -> &[T] {
+    const { assert!(size_of::<T>() == 4 && align_of::<T>() <= LINE) };
+    // SAFETY: as in as_words_mut.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LINE / 4) }
 }
 
 /// Bytes of a huge page: a matvec touches every page of a matrix once, and small ones cost it a third of

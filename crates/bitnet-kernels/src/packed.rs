@@ -14,9 +14,6 @@ use crate::output::Output;
 use bitnet_ternary::{MAX_COLS, Scales, TernaryMatrix};
 use std::ops::Range;
 
-/// Bytes of activations that may stay in L2 while the tiles of a matrix pass by.
-const TOKEN_BLOCK_BYTES: usize = 480 << 10;
-
 /// Bytes of the sums of one tile, beside the activations in L2.
 const SUMS_BYTES: usize = 256 << 10;
 
@@ -201,6 +198,7 @@ impl PackedMatrix {
         let ones = vec![1.0; out.tokens()];
         self.drive(out, &ones, finish, |tile, tokens, _, sums, sink| {
             let x = &x[tokens.start * self.cols..tokens.end * self.cols];
+            let sums = &mut sums[..tokens.len() * self.groups() * self.tile_rows()];
             // SAFETY: self.backend exists, so the CPU has what its kernel requires.
             unsafe { (self.ops().sums)(tile, x, sums) };
             sink.done(tokens, sums);
@@ -291,13 +289,15 @@ impl PackedMatrix {
             ops.tile_rows
         );
         let tile_sums = groups * ops.tile_rows;
-        let block = token_block(self.cols, tile_sums, ops.panel_tokens.max(1));
+        let panel = ops.panel.tokens.max(1);
+        let block = token_block(self.cols, tile_sums, panel, ops.block_bytes);
         let mut scratch = Lines::zeroed(ops.scratch_lines);
-        let mut sums = Lines::zeroed((tile_sums * block.min(out.tokens())).div_ceil(LINE / 4));
+        let most = block.min(out.tokens().next_multiple_of(panel));
+        let mut sums = Lines::zeroed((tile_sums * most).div_ceil(LINE / 4));
         let sums = lines::as_words_mut(&mut sums);
         for start in (0..out.tokens()).step_by(block) {
             let tokens = start..out.tokens().min(start + block);
-            let sums = &mut sums[..tile_sums * tokens.len()];
+            let sums = &mut sums[..tile_sums * tokens.len().next_multiple_of(panel)];
             for tile in rows.start / ops.tile_rows..rows.end.div_ceil(ops.tile_rows) {
                 let row = tile * ops.tile_rows;
                 let place = Place {
@@ -325,8 +325,8 @@ impl PackedMatrix {
 }
 
 /// Tokens per pass over the tiles: whole panels that fit L2, and fewer when groups multiply the sums.
-fn token_block(cols: usize, tile_sums: usize, panel: usize) -> usize {
-    let by_activations = TOKEN_BLOCK_BYTES / cols.max(1);
+fn token_block(cols: usize, tile_sums: usize, panel: usize, bytes: usize) -> usize {
+    let by_activations = bytes / cols.max(1);
     let by_sums = SUMS_BYTES / (4 * tile_sums);
     (by_activations.min(by_sums) / panel).clamp(1, 64) * panel
 }

@@ -10,7 +10,7 @@
 
 use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
-use super::{Kernel, TernaryOps, Tile};
+use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{self, LANES, Lanes};
 use crate::lines::{LINE, Line};
@@ -26,7 +26,8 @@ pub(super) const KERNEL: Kernel = Kernel {
     ternary: TernaryOps {
         layout: tile_pack::TWO_BITS,
         tile_rows: ROWS,
-        panel_tokens: PANEL,
+        panel: Panel::of(PANEL),
+        block_bytes: BLOCK_BYTES,
         scratch_lines: tile::SCRATCH_LINES,
         tile_lines: tile::lines::<4>,
         pack,

@@ -14,7 +14,7 @@
 use super::avx512_vnni::{self, load, many_tokens, prefetch, store, store_sums, transpose};
 use super::tile::{self, BLOCK, ROWS};
 use super::tile_pack::{self, Code};
-use super::{Kernel, TernaryOps, Tile};
+use super::{BLOCK_BYTES, Kernel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::lines::{LINE, Line, Lines};
 use crate::packed::Sink;
@@ -32,28 +32,32 @@ pub(super) const KERNEL: Kernel = Kernel {
             && is_x86_feature_detected!("avx512vbmi")
             && is_x86_feature_detected!("avx512vnni")
     },
-    ternary: TernaryOps {
-        layout: LAYOUT,
-        tile_rows: ROWS,
-        panel_tokens: avx512_vnni::PANEL,
-        scratch_lines: tile::SCRATCH_LINES,
-        tile_lines: tile::lines::<QUADS>,
-        pack,
-        unpack: tile_pack::unpack::<QUADS, BaseThree>,
-        are_codes: tile_pack::are_codes::<QUADS, BaseThree>,
-        dots,
-        sums,
-    },
+    ternary: TERNARY,
     grouped: Some(avx512_vnni::TERNARY),
     float: avx512_vnni::FLOAT,
     peak: Some(peak::VPDPBUSD_ZMM),
+};
+
+/// The 1.6-bit tile.
+pub(super) const TERNARY: TernaryOps = TernaryOps {
+    layout: LAYOUT,
+    tile_rows: ROWS,
+    panel: avx512_vnni::TERNARY.panel,
+    block_bytes: BLOCK_BYTES,
+    scratch_lines: tile::SCRATCH_LINES,
+    tile_lines: tile::lines::<QUADS>,
+    pack: pack,
+    unpack: tile_pack::unpack::<QUADS, BaseThree>,
+    are_codes: tile_pack::are_codes::<QUADS, BaseThree>,
+    dots,
+    sums,
 };
 
 /// 32 rows in blocks of 20 columns (`formats/packed.md`).
 const LAYOUT: &str = "tile32x20";
 
 /// Quads of a block.
-const QUADS: usize = 5;
+pub(super) const QUADS: usize = 5;
 
 /// What the fifth code counts in a byte.
 const FIFTH: u8 = 81;
@@ -110,7 +114,7 @@ const FIELDS: [Line; 2] = {
 };
 
 /// Constants of the decoding, in registers.
-struct Decoder {
+pub(super) struct Decoder {
     fifth: __m512i,
     fields: [__m512i; 2],
 }
@@ -118,7 +122,7 @@ struct Decoder {
 impl Decoder {
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             fifth: _mm512_set1_epi8(FIFTH as i8),
             fields: [load(&FIELDS[0]), load(&FIELDS[1])],
@@ -128,7 +132,7 @@ impl Decoder {
     /// The 2-bit codes of the four lower trits, and 81 times the fifth code.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    fn decode(&self, c: __m512i) -> (__m512i, __m512i) {
+    pub fn decode(&self, c: __m512i) -> (__m512i, __m512i) {
         // what wraps below 0 is above what it was taken from
         let m = _mm512_min_epu8(c, _mm512_sub_epi8(c, self.fifth));
         let e = _mm512_min_epu8(m, _mm512_sub_epi8(m, self.fifth));
@@ -152,15 +156,27 @@ fn dots(
     sink: &mut dyn Sink<i32>,
 ) {
     if tokens.len() <= FEW {
-        for (token, dots) in tokens.clone().zip(dots.chunks_exact_mut(ROWS)) {
-            one_token(tile, x, token, dots);
-        }
-        sink.done(tokens, dots);
+        few_tokens(tile, x, tokens, dots, sink);
     } else {
         many_tokens::<QUADS>(tile, x, tokens, scratch, dots, sink, |lines, to| {
             unpack(lines, to)
         });
     }
+}
+
+/// `dots: (tokens, 32)`, the packed bytes read once for each token.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+pub(super) fn few_tokens(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    dots: &mut [i32],
+    sink: &mut dyn Sink<i32>,
+) {
+    for (token, dots) in tokens.clone().zip(dots.chunks_exact_mut(ROWS)) {
+        one_token(tile, x, token, dots);
+    }
+    sink.done(tokens, dots);
 }
 
 /// `dots: (32,)`. Not inlined: inside the loop over tokens the same instructions took 1.6 times as long

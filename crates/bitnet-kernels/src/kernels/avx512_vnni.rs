@@ -10,7 +10,7 @@
 
 use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
-use super::{Kernel, TernaryOps, Tile};
+use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{self, FloatOps};
 use crate::lines::{LINE, Line};
@@ -45,7 +45,8 @@ pub(super) const FLOAT: FloatOps = FloatOps {
 pub(super) const TERNARY: TernaryOps = TernaryOps {
     layout: tile_pack::TWO_BITS,
     tile_rows: ROWS,
-    panel_tokens: PANEL,
+    panel: Panel::of(PANEL),
+    block_bytes: BLOCK_BYTES,
     scratch_lines: tile::SCRATCH_LINES,
     tile_lines: tile::lines::<4>,
     pack,
@@ -136,18 +137,28 @@ fn dots(
     sink: &mut dyn Sink<i32>,
 ) {
     if tokens.len() <= FEW {
-        for (token, dots) in tokens
-            .clone()
-            .zip(dots.chunks_exact_mut(tile.groups() * ROWS))
-        {
-            one_token(tile, x, token, dots);
-        }
-        sink.done(tokens, dots);
+        few_tokens(tile, x, tokens, dots, sink);
     } else {
         many_tokens::<4>(tile, x, tokens, scratch, dots, sink, |lines, to| {
             unpack(lines, to)
         });
     }
+}
+
+/// `dots: (tokens, groups, 32)`, the packed bytes read once for each token.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) fn few_tokens(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    dots: &mut [i32],
+    sink: &mut dyn Sink<i32>,
+) {
+    let tile_dots = dots.chunks_exact_mut(tile.groups() * ROWS);
+    for (token, dots) in tokens.clone().zip(tile_dots) {
+        one_token(tile, x, token, dots);
+    }
+    sink.done(tokens, dots);
 }
 
 /// `dots: (groups, 32)`

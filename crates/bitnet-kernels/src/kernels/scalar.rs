@@ -2,7 +2,7 @@
 //!
 //! Layout: one row is one tile, one trit is one `i8`, padded with zero trits to a whole line.
 
-use super::{Kernel, TernaryOps, Tile};
+use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{self, LANES, add_lanes};
 use crate::lines::{LINE, Line, as_bytes};
@@ -16,7 +16,8 @@ pub(super) const KERNEL: Kernel = Kernel {
     ternary: TernaryOps {
         layout: "rows-8bit",
         tile_rows: 1,
-        panel_tokens: 0,
+        panel: Panel::NONE,
+        block_bytes: BLOCK_BYTES,
         scratch_lines: 0,
         tile_lines,
         pack,

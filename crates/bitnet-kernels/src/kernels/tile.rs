@@ -38,7 +38,7 @@ pub(super) fn dword(quad: &[i8; 4]) -> i32 {
     i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
 }
 
-/// At most [`CHUNK`] columns of one group.
+/// Some columns of one group.
 pub(super) struct Chunk {
     /// The group of scales.
     pub group: usize,
@@ -63,9 +63,18 @@ impl Chunk {
     }
 }
 
-/// The chunks of all columns, in order, each of whole blocks of `F` quads (groups are, too).
+/// The chunks of at most [`CHUNK`] columns, in order, each of whole blocks of `F` quads (groups are, too).
 pub(super) fn chunks<const F: usize>(cols: usize, group: usize) -> impl Iterator<Item = Chunk> {
-    let chunk = CHUNK / (4 * F) * (4 * F);
+    chunks_of::<F>(CHUNK, cols, group)
+}
+
+/// [`chunks`] of at most `most` columns.
+pub(super) fn chunks_of<const F: usize>(
+    most: usize,
+    cols: usize,
+    group: usize,
+) -> impl Iterator<Item = Chunk> {
+    let chunk = most / (4 * F) * (4 * F);
     let per_group = group.div_ceil(chunk);
     let of = cols / group * per_group;
     (0..of).map(move |number| {
