@@ -21,6 +21,7 @@ use super::{Kernel, Panel, TernaryOps, Tile};
 use crate::activations::{ActivationBatch, RUN};
 use crate::lines::{LINE, Line};
 use crate::packed::Sink;
+use crate::peak::Peak;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -50,6 +51,12 @@ pub(super) const KERNEL: Kernel = Kernel {
         ..with_panels(avx512_vnni::TERNARY)
     }),
     float: avx512_vnni::FLOAT,
+    peak: Some(Peak {
+        instruction: "tdpbssd",
+        step_macs: (4 * TOKENS * ROWS / 2 * LINE) as u64,
+        steps: 1_000_000,
+        run: peak,
+    }),
 };
 
 /// Tokens of a tile of activations or sums.
@@ -162,6 +169,31 @@ impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: there is a Tiles, so the CPU has tiles; nobody else uses them.
         unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) }
+    }
+}
+
+/// The product alone, into four sums.
+fn peak(steps: usize) {
+    // SAFETY: whoever calls this has the kernel (`Peak::run`), and the products read and write tiles only.
+    unsafe {
+        let _tiles = Tiles::of(TOKENS);
+        asm!(
+            "tilezero tmm4",
+            "tilezero tmm5",
+            "tilezero tmm6",
+            "tilezero tmm7",
+            "2:",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "tdpbssd tmm2, tmm5, tmm6",
+            "tdpbssd tmm3, tmm5, tmm7",
+            "dec {steps}",
+            "jnz 2b",
+            steps = inout(reg) steps.max(1) => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, nomem),
+        );
     }
 }
 
