@@ -12,8 +12,12 @@ mod avx512_attention;
 mod avx512_vbmi;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_dotprod;
 mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile_pack;
@@ -39,6 +43,10 @@ pub static KERNELS: &[Kernel] = &[
     avx512_vnni::KERNEL,
     #[cfg(target_arch = "x86_64")]
     avx2::KERNEL,
+    #[cfg(target_arch = "aarch64")]
+    neon_dotprod::KERNEL,
+    #[cfg(target_arch = "aarch64")]
+    neon::KERNEL,
     scalar::KERNEL,
 ];
 

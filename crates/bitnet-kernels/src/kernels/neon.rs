@@ -1,0 +1,362 @@
+//! NEON as every AArch64 has it, without dot products, on the 2-bit [`tile`].
+//!
+//! Invariant: `smlal` adds one product of a code (0..=2) and an activation to 16 bits, between -256 and
+//! 254; at most 128 of those are added before they are widened to 32 bits, and `128 * -256` is exactly
+//! the smallest `i16`: nothing wraps, -128 included.
+//!
+//! One token reads the packed bytes once, shifting each field down. Many tokens unpack [`tile::CHUNK`]
+//! columns of a tile into L1 and multiply them with panels of 3 tokens: 16 rows x 3 tokens are 24
+//! accumulators, four weights and three broadcasts fit the 32 registers.
+
+use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS, TwoBits};
+use super::{Kernel, TernaryOps, Tile};
+use crate::activations::ActivationBatch;
+use crate::float_ops::{self, FloatOps, LANES, Lanes};
+use crate::lines::Line;
+use crate::packed::Sink;
+use std::arch::aarch64::*;
+use std::arch::is_aarch64_feature_detected;
+use std::ops::Range;
+
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "neon",
+    requires: "NEON",
+    is_available: || is_aarch64_feature_detected!("neon"),
+    ternary: TernaryOps {
+        tile_rows: ROWS,
+        panel_tokens: PANEL,
+        scratch_lines: tile::SCRATCH_LINES,
+        tile_lines: tile::lines::<4>,
+        pack: tile::pack::<4, TwoBits>,
+        unpack: tile::unpack::<4, TwoBits>,
+        dots,
+        sums,
+    },
+    grouped: None,
+    float: FLOAT,
+};
+
+/// Every NEON kernel's.
+pub(super) const FLOAT: FloatOps = float_ops::instantiate!(#[target_feature(enable = "neon")]);
+
+/// Tokens of a panel: 3 x 16 rows are 24 accumulators of 16-bit sums.
+const PANEL: usize = 3;
+
+/// Products of one 16-bit accumulator before it is widened; see the module's invariant.
+const PRODUCTS: usize = 128;
+
+// a quad of columns is one product for every accumulator
+const _: () = assert!(CHUNK / 4 <= PRODUCTS);
+
+/// Up to so many tokens the packed bytes are read (from L1) once for each.
+pub(super) const FEW: usize = 3;
+
+/// Registers of a line, four rows each.
+pub(super) const QUARTERS: usize = 4;
+
+/// Sums of the four rows of a register.
+pub(super) type RowSums = [i32; 4];
+
+/// A quarter of a line: 4 rows.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn load(line: &Line, quarter: usize) -> uint8x16_t {
+    assert!(quarter < QUARTERS);
+    // SAFETY: a Line is 64 bytes, and quarter is at most 3.
+    unsafe { vld1q_u8(line.0.as_ptr().add(16 * quarter)) }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn store(line: &mut Line, quarter: usize, v: uint8x16_t) {
+    assert!(quarter < QUARTERS);
+    // SAFETY: a Line is 64 bytes, and quarter is at most 3.
+    unsafe { vst1q_u8(line.0.as_mut_ptr().add(16 * quarter), v) }
+}
+
+/// `sums += v`
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn add_sums(sums: &mut RowSums, v: int32x4_t) {
+    // SAFETY: the reference covers 16 bytes, for the load and for the store.
+    unsafe { vst1q_s32(sums.as_mut_ptr(), vaddq_s32(vld1q_s32(sums.as_ptr()), v)) }
+}
+
+/// The codes of the four fields.
+#[inline]
+#[target_feature(enable = "neon")]
+fn fields(v: uint8x16_t) -> [uint8x16_t; 4] {
+    let code = vdupq_n_u8(3);
+    [
+        vandq_u8(v, code),
+        vandq_u8(vshrq_n_u8::<2>(v), code),
+        vandq_u8(vshrq_n_u8::<4>(v), code),
+        vshrq_n_u8::<6>(v),
+    ]
+}
+
+/// The sums of four rows, two rows a register: the columns of a quad lie side by side.
+type QuadSums = [int16x8_t; 2];
+
+/// `sums += u * a`, byte by byte.
+#[inline]
+#[target_feature(enable = "neon")]
+fn multiply_add(sums: &mut QuadSums, u: uint8x16_t, a: int8x16_t) {
+    let u = vreinterpretq_s8_u8(u);
+    sums[0] = vmlal_s8(sums[0], vget_low_s8(u), vget_low_s8(a));
+    sums[1] = vmlal_high_s8(sums[1], u, a);
+}
+
+/// Adds the columns of each row: four of 16 bits to one of 32.
+#[inline]
+#[target_feature(enable = "neon")]
+fn widen(sums: QuadSums) -> int32x4_t {
+    vpaddq_s32(vpaddlq_s16(sums[0]), vpaddlq_s16(sums[1]))
+}
+
+/// Four activations, once for each of four rows.
+#[inline]
+#[target_feature(enable = "neon")]
+fn broadcast(quad: i32) -> int8x16_t {
+    vreinterpretq_s8_s32(vdupq_n_s32(quad))
+}
+
+#[target_feature(enable = "neon")]
+fn dots(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    dots: &mut [i32],
+    sink: &mut dyn Sink<i32>,
+) {
+    if tokens.len() <= FEW {
+        tile::start_at_minus_sums(tile, x, tokens.clone(), dots);
+        for (token, dots) in tokens
+            .clone()
+            .zip(dots.chunks_exact_mut(tile.groups() * ROWS))
+        {
+            one_token(tile, x, token, dots);
+        }
+        sink.done(tokens, dots);
+    } else {
+        many_tokens(tile, x, tokens, scratch, dots, sink, |panel, dots| {
+            for half in 0..2 {
+                half_panel(panel, half, &mut dots[half * QUARTERS..]);
+            }
+        });
+    }
+}
+
+/// `dots: (groups, 32)`
+#[target_feature(enable = "neon")]
+fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
+    for (lines, quads, dots) in groups(tile, x.padded(token), dots) {
+        // a block adds four products to every accumulator
+        let parts = lines
+            .chunks(PRODUCTS / 4 * BLOCK)
+            .zip(quads.chunks(PRODUCTS));
+        for (lines, quads) in parts {
+            part_dots(lines, quads, dots);
+        }
+    }
+}
+
+/// The lines, quads of activations and dots of the groups of one token.
+#[inline(always)]
+pub(super) fn groups<'a>(
+    tile: &Tile<'a>,
+    values: &'a [i8],
+    dots: &'a mut [i32],
+) -> impl Iterator<Item = (&'a [Line], &'a [[i8; 4]], &'a mut [RowSums; ROWS / 4])> {
+    let blocks = tile.group.div_ceil(COLS);
+    let lines = tile.lines.chunks_exact(blocks * BLOCK);
+    let quads = values.as_chunks::<4>().0.chunks_exact(blocks * 4);
+    let dots = dots.as_chunks_mut::<4>().0.as_chunks_mut().0;
+    lines.zip(quads).zip(dots).map(|((l, q), d)| (l, q, d))
+}
+
+/// `dots[row] += sum of u * a` over at most `PRODUCTS / 4` blocks.
+#[inline]
+#[target_feature(enable = "neon")]
+fn part_dots(lines: &[Line], quads: &[[i8; 4]], dots: &mut [RowSums; ROWS / 4]) {
+    let mut acc = [[vdupq_n_s16(0); 2]; ROWS / 4];
+    for (block, quads) in lines
+        .as_chunks::<BLOCK>()
+        .0
+        .iter()
+        .zip(quads.as_chunks::<4>().0)
+    {
+        let mut a = [vdupq_n_s8(0); 4];
+        for f in 0..4 {
+            a[f] = broadcast(tile::dword(&quads[f]));
+        }
+        for i in 0..ROWS / 4 {
+            let u = fields(load(&block[i / QUARTERS], i % QUARTERS));
+            for f in 0..4 {
+                multiply_add(&mut acc[i], u[f], a[f]);
+            }
+        }
+    }
+    for (acc, dots) in acc.into_iter().zip(dots) {
+        add_sums(dots, widen(acc));
+    }
+}
+
+/// Some columns of a tile and a panel of `P` tokens.
+pub(super) struct Panel<'a, const P: usize> {
+    /// Codes, one byte each: two lines (rows 0-15, rows 16-31) per quad of columns.
+    pub weights: &'a [Line],
+    /// The same quads of the tokens.
+    pub quads: &'a [[i32; P]],
+    /// How many of the tokens exist.
+    pub live: usize,
+    /// From token to token in the dots of the tile, in [`RowSums`].
+    pub stride: usize,
+}
+
+/// `dots: (tokens, groups, 32)`; `tokens` starts at a panel. `multiply` adds the sums of `u * a` over at
+/// most [`CHUNK`] columns with a panel to the dots that start at its second argument.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn many_tokens<const P: usize>(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    dots: &mut [i32],
+    sink: &mut dyn Sink<i32>,
+    multiply: impl Fn(&Panel<'_, P>, &mut [RowSums]),
+) {
+    let stride = tile.groups() * (ROWS / 4);
+    for chunk in tile::chunks::<4>(tile.cols, tile.group) {
+        let blocks = chunk.blocks.clone();
+        let weights = &mut scratch[..blocks.len() * 4 * BLOCK];
+        unpack(
+            &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK],
+            weights,
+        );
+        for first in tokens.clone().step_by(P) {
+            let live = first..tokens.end.min(first + P);
+            sink.soon(chunk.part(live.clone()));
+            let quads = x.panel(first / P).as_chunks::<P>().0;
+            let panel = Panel {
+                weights,
+                quads: &quads[blocks.start * 4..blocks.end * 4],
+                live: live.len(),
+                stride,
+            };
+            let range = (live.start - tokens.start) * stride..(live.end - tokens.start) * stride;
+            let dots = &mut dots.as_chunks_mut::<4>().0[range];
+            if chunk.opens_group {
+                for (token, dots) in live.clone().zip(dots.chunks_exact_mut(stride)) {
+                    let sum = x.group_sum(token, chunk.group, tile.group);
+                    dots[chunk.group * (ROWS / 4)..][..ROWS / 4].fill([-sum; 4]);
+                }
+            }
+            multiply(&panel, &mut dots[chunk.group * (ROWS / 4)..]);
+            if chunk.is_last() {
+                sink.done(live, dots.as_flattened());
+            }
+        }
+    }
+}
+
+/// The codes of some blocks, as [`Panel::weights`].
+#[target_feature(enable = "neon")]
+fn unpack(lines: &[Line], weights: &mut [Line]) {
+    let blocks = lines.as_chunks::<BLOCK>().0.iter();
+    for (block, to) in blocks.zip(weights.as_chunks_mut::<{ 4 * BLOCK }>().0) {
+        for line in 0..BLOCK {
+            for quarter in 0..QUARTERS {
+                let u = fields(load(&block[line], quarter));
+                for f in 0..4 {
+                    store(&mut to[BLOCK * f + line], quarter, u[f]);
+                }
+            }
+        }
+    }
+}
+
+/// `dots[stride * token][row] += sum of u * a` over at most [`PRODUCTS`] quads, for rows `16 half ..`.
+#[inline]
+#[target_feature(enable = "neon")]
+fn half_panel(panel: &Panel<'_, PANEL>, half: usize, dots: &mut [RowSums]) {
+    let mut acc = [[[vdupq_n_s16(0); 2]; QUARTERS]; PANEL];
+    for (u, quads) in panel.weights.as_chunks::<2>().0.iter().zip(panel.quads) {
+        let mut a = [vdupq_n_s8(0); PANEL];
+        for t in 0..PANEL {
+            a[t] = broadcast(quads[t]);
+        }
+        for i in 0..QUARTERS {
+            let u = load(&u[half], i);
+            for t in 0..PANEL {
+                multiply_add(&mut acc[t][i], u, a[t]);
+            }
+        }
+    }
+    // a loop of constant length, so that the accumulators never leave their registers
+    for t in 0..PANEL {
+        if t < panel.live {
+            for i in 0..QUARTERS {
+                add_sums(&mut dots[t * panel.stride + i], widen(acc[t][i]));
+            }
+        }
+    }
+}
+
+/// Float activations: the 16 lanes of rule 3 are four registers.
+#[target_feature(enable = "neon")]
+pub(super) fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+    tile::sums(tile, x, sums, |lines, row, x| float_lanes(lines, row, x))
+}
+
+/// The lanes of [`FLOAT_ROWS`] rows from `row` on.
+#[inline]
+#[target_feature(enable = "neon")]
+fn float_lanes(lines: &[[Line; BLOCK]], row: usize, x: &[f32]) -> [Lanes; FLOAT_ROWS] {
+    // column 4 f + j of a block is lane j of register f: how far its code lies below bit 30
+    const SHIFTS: [[i32; 4]; 4] = [
+        [30, 22, 14, 6],
+        [28, 20, 12, 4],
+        [26, 18, 10, 2],
+        [24, 16, 8, 0],
+    ];
+    let mut shifts = [vdupq_n_s32(0); 4];
+    for f in 0..4 {
+        // SAFETY: the array is 16 bytes.
+        shifts[f] = unsafe { vld1q_s32(SHIFTS[f].as_ptr()) };
+    }
+    let mut acc = [[vdupq_n_f32(0.0); 4]; FLOAT_ROWS];
+    for (block, x) in lines.iter().zip(x.chunks(COLS)) {
+        // a column that is not there is 0, and adding a zero to a sum that is never -0 changes nothing
+        let mut tail = [0.0; COLS];
+        let columns: &[f32; COLS] = x.first_chunk().unwrap_or_else(|| {
+            tail[..x.len()].copy_from_slice(x);
+            &tail
+        });
+        let mut a = [vdupq_n_f32(0.0); 4];
+        for f in 0..4 {
+            // SAFETY: 4 f + 4 is at most the 16 of the array.
+            a[f] = unsafe { vld1q_f32(columns.as_ptr().add(4 * f)) };
+        }
+        let dwords = block[row / 16].0.as_chunks::<4>().0;
+        for r in 0..FLOAT_ROWS {
+            // code ^ 1 is minus the trit, as a signed number of two bits
+            let dword = i32::from_le_bytes(dwords[row % 16 + r]) ^ 0x5555_5555;
+            let dword = vdupq_n_s32(dword);
+            for f in 0..4 {
+                let negated = vshrq_n_s32::<30>(vshlq_s32(dword, shifts[f]));
+                acc[r][f] = vfmsq_f32(acc[r][f], vcvtq_f32_s32(negated), a[f]);
+            }
+        }
+    }
+    let mut lanes = [[0.0; LANES]; FLOAT_ROWS];
+    for r in 0..FLOAT_ROWS {
+        for f in 0..4 {
+            // SAFETY: 4 f + 4 is at most the 16 lanes.
+            unsafe { vst1q_f32(lanes[r].as_mut_ptr().add(4 * f), acc[r][f]) };
+        }
+    }
+    lanes
+}
