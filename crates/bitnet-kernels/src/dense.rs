@@ -34,6 +34,16 @@ pub(crate) trait Element {
     const SIZE: usize;
     /// Widens the number at the start of `bytes`, exactly.
     fn widen(bytes: &[u8]) -> f32;
+
+    /// Widens the 16 numbers of `bytes`.
+    #[inline(always)]
+    fn widen_lanes(bytes: &[u8]) -> Lanes {
+        let mut lanes = [0.0; LANES];
+        for j in 0..LANES {
+            lanes[j] = Self::widen(&bytes[j * Self::SIZE..(j + 1) * Self::SIZE]);
+        }
+        lanes
+    }
 }
 
 pub(crate) struct F32;
@@ -67,12 +77,7 @@ impl Element for Bf16 {
 /// 16 numbers from `16 * E::SIZE` bytes.
 #[inline(always)]
 pub(crate) fn widen_lanes<E: Element>(bytes: &[u8]) -> Lanes {
-    let bytes = &bytes[..LANES * E::SIZE];
-    let mut lanes = [0.0; LANES];
-    for j in 0..LANES {
-        lanes[j] = E::widen(&bytes[j * E::SIZE..(j + 1) * E::SIZE]);
-    }
-    lanes
+    E::widen_lanes(&bytes[..LANES * E::SIZE])
 }
 
 /// Fewer than 16 numbers, filled up with zeros.
@@ -85,9 +90,15 @@ pub(crate) fn widen_tail<E: Element>(bytes: &[u8]) -> Lanes {
 
 /// `out[token][row] = dot(rows[row], x[token])` for the rows of `out`.
 ///
-/// `rows` is the whole matrix (or at least as much as `out` reaches into), `x` is `(tokens, cols)`.
+/// `rows` is the whole matrix (or at least as much as `out` reaches into), `x` is `(tokens, cols)`. `R`
+/// rows and `T` tokens run side by side: as many as the registers hold.
 #[inline(always)]
-pub(crate) fn rows<E: Element>(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
+pub(crate) fn rows<E: Element, const R: usize, const T: usize>(
+    rows: &[u8],
+    cols: usize,
+    x: &[f32],
+    out: &mut Output<'_>,
+) {
     let range = out.rows();
     assert!(
         rows.len() / E::SIZE >= range.end * cols,
@@ -95,19 +106,19 @@ pub(crate) fn rows<E: Element>(rows: &[u8], cols: usize, x: &[f32], out: &mut Ou
     );
     assert_eq!(x.len(), out.tokens() * cols);
     let mut row = range.start;
-    while row + 8 <= range.end {
-        tokens::<E, 8>(rows, row, cols, x, out);
-        row += 8;
+    while row + R <= range.end {
+        tokens::<E, R, T>(rows, row, cols, x, out);
+        row += R;
     }
     while row < range.end {
-        tokens::<E, 1>(rows, row, cols, x, out);
+        tokens::<E, 1, T>(rows, row, cols, x, out);
         row += 1;
     }
 }
 
 /// All tokens against `R` rows from `row` on.
 #[inline(always)]
-fn tokens<E: Element, const R: usize>(
+fn tokens<E: Element, const R: usize, const T: usize>(
     rows: &[u8],
     row: usize,
     cols: usize,
@@ -119,12 +130,13 @@ fn tokens<E: Element, const R: usize>(
         std::array::from_fn(|r| &rows[(row + r) * row_bytes..(row + r + 1) * row_bytes]);
     let at = row - out.rows().start;
     let mut token = 0;
-    while token + 2 <= out.tokens() {
-        block::<E, R, 2>(&rows, cols, x, token, at, out);
-        token += 2;
+    while token + T <= out.tokens() {
+        block::<E, R, T>(&rows, cols, x, token, at, out);
+        token += T;
     }
-    if token < out.tokens() {
+    while token < out.tokens() {
         block::<E, R, 1>(&rows, cols, x, token, at, out);
+        token += 1;
     }
 }
 
@@ -139,18 +151,8 @@ fn block<E: Element, const R: usize, const T: usize>(
     out: &mut Output<'_>,
 ) {
     let x: [&[f32]; T] = std::array::from_fn(|t| &x[(token + t) * cols..(token + t + 1) * cols]);
-    let mut lanes = [[[0.0; LANES]; T]; R];
     let chunks = cols / LANES;
-    for c in 0..chunks {
-        let x: [&Lanes; T] =
-            std::array::from_fn(|t| x[t][c * LANES..].first_chunk().unwrap_or(&[0.0; LANES]));
-        for r in 0..R {
-            let w = widen_lanes::<E>(&rows[r][c * LANES * E::SIZE..]);
-            for t in 0..T {
-                mul_add_lanes(&w, x[t], &mut lanes[r][t]);
-            }
-        }
-    }
+    let mut lanes = whole_chunks::<E, R, T>(rows, &x, chunks);
     let count = cols - chunks * LANES;
     if count > 0 {
         for r in 0..R {
@@ -167,4 +169,25 @@ fn block<E: Element, const R: usize, const T: usize>(
             out[r] = add_lanes(lanes[r][t]);
         }
     }
+}
+
+/// The lanes over whole chunks of columns: apart from the tail, so that they stay in registers.
+#[inline(always)]
+fn whole_chunks<E: Element, const R: usize, const T: usize>(
+    rows: &[&[u8]; R],
+    x: &[&[f32]; T],
+    chunks: usize,
+) -> [[Lanes; T]; R] {
+    let mut lanes = [[[0.0; LANES]; T]; R];
+    for c in 0..chunks {
+        let x: [&Lanes; T] =
+            std::array::from_fn(|t| x[t][c * LANES..].first_chunk().unwrap_or(&[0.0; LANES]));
+        for r in 0..R {
+            let w = widen_lanes::<E>(&rows[r][c * LANES * E::SIZE..]);
+            for t in 0..T {
+                mul_add_lanes(&w, x[t], &mut lanes[r][t]);
+            }
+        }
+    }
+    lanes
 }

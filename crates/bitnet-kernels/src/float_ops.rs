@@ -98,13 +98,13 @@ macro_rules! instantiate {
             packed::finish(sums, place, scales, token, s, out)
         }
         $(#[$isa])* fn dense_f32(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
-            dense::rows::<dense::F32>(rows, cols, x, out)
+            dense::rows::<dense::F32, 8, 2>(rows, cols, x, out)
         }
         $(#[$isa])* fn dense_f16(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
-            dense::rows::<dense::F16>(rows, cols, x, out)
+            dense::rows::<dense::F16, 8, 2>(rows, cols, x, out)
         }
         $(#[$isa])* fn dense_bf16(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
-            dense::rows::<dense::Bf16>(rows, cols, x, out)
+            dense::rows::<dense::Bf16, 8, 2>(rows, cols, x, out)
         }
         $(#[$isa])* fn attend_f32(
             keys: &[u8], values: &[u8], dim: usize, factor: f32, q: &[f32], scores: &mut [f32],

@@ -9,35 +9,37 @@
 //! accumulators, four weights and three broadcasts fit the 32 registers.
 
 use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS, TwoBits};
-use super::{Kernel, TernaryOps, Tile};
+use super::{Kernel, TernaryOps, Tile, neon_float};
 use crate::activations::ActivationBatch;
-use crate::float_ops::{self, FloatOps, LANES, Lanes};
+use crate::float_ops::{LANES, Lanes};
 use crate::lines::Line;
 use crate::packed::Sink;
 use std::arch::aarch64::*;
-use std::arch::is_aarch64_feature_detected;
+use std::arch::{asm, is_aarch64_feature_detected};
 use std::ops::Range;
 
 pub(super) const KERNEL: Kernel = Kernel {
     name: "neon",
     requires: "NEON",
     is_available: || is_aarch64_feature_detected!("neon"),
-    ternary: TernaryOps {
-        tile_rows: ROWS,
-        panel_tokens: PANEL,
-        scratch_lines: tile::SCRATCH_LINES,
-        tile_lines: tile::lines::<4>,
-        pack: tile::pack::<4, TwoBits>,
-        unpack: tile::unpack::<4, TwoBits>,
-        dots,
-        sums,
-    },
+    ternary: TERNARY,
     grouped: None,
-    float: FLOAT,
+    float: neon_float::FLOAT,
 };
 
-/// Every NEON kernel's.
-pub(super) const FLOAT: FloatOps = float_ops::instantiate!(#[target_feature(enable = "neon")]);
+/// The 2-bit tile.
+pub(super) const TERNARY: TernaryOps = TernaryOps {
+    layout: tile::TWO_BITS,
+    tile_rows: ROWS,
+    panel_tokens: PANEL,
+    scratch_lines: tile::SCRATCH_LINES,
+    tile_lines: tile::lines::<4>,
+    pack: tile::pack::<4, TwoBits>,
+    unpack: tile::unpack::<4, TwoBits>,
+    are_codes: tile::are_codes::<4, TwoBits>,
+    dots,
+    sums,
+};
 
 /// Tokens of a panel: 3 x 16 rows are 24 accumulators of 16-bit sums.
 const PANEL: usize = 3;
@@ -115,11 +117,31 @@ fn widen(sums: QuadSums) -> int32x4_t {
 }
 
 /// Four activations, once for each of four rows.
+///
+/// By hand, because a compiler that knows both halves to be equal replaces `smlal2` with `ext` and `smlal`:
+/// a fifth more instructions.
 #[inline]
 #[target_feature(enable = "neon")]
-fn broadcast(quad: i32) -> int8x16_t {
-    vreinterpretq_s8_s32(vdupq_n_s32(quad))
+fn broadcast<T: Quad>(quad: &T) -> int8x16_t {
+    const { assert!(size_of::<T>() == 4) };
+    let a: int8x16_t;
+    // SAFETY: reads the four bytes of the reference, at any alignment, and writes a register.
+    unsafe {
+        asm!(
+            "ld1r {{{a:v}.4s}}, [{quad}]",
+            a = lateout(vreg) a,
+            quad = in(reg) quad,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    a
 }
+
+/// The activations of four columns.
+trait Quad {}
+
+impl Quad for [i8; 4] {}
+impl Quad for i32 {}
 
 #[target_feature(enable = "neon")]
 fn dots(
@@ -189,7 +211,7 @@ fn part_dots(lines: &[Line], quads: &[[i8; 4]], dots: &mut [RowSums; ROWS / 4]) 
     {
         let mut a = [vdupq_n_s8(0); 4];
         for f in 0..4 {
-            a[f] = broadcast(tile::dword(&quads[f]));
+            a[f] = broadcast(&quads[f]);
         }
         for i in 0..ROWS / 4 {
             let u = fields(load(&block[i / QUARTERS], i % QUARTERS));
@@ -286,7 +308,7 @@ fn half_panel(panel: &Panel<'_, PANEL>, half: usize, dots: &mut [RowSums]) {
     for (u, quads) in panel.weights.as_chunks::<2>().0.iter().zip(panel.quads) {
         let mut a = [vdupq_n_s8(0); PANEL];
         for t in 0..PANEL {
-            a[t] = broadcast(quads[t]);
+            a[t] = broadcast(&quads[t]);
         }
         for i in 0..QUARTERS {
             let u = load(&u[half], i);

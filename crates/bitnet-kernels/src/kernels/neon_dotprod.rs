@@ -11,8 +11,8 @@
 //! activations.
 
 use super::neon::{self, FEW, Panel, QUARTERS, RowSums, add_sums, load};
-use super::tile::{self, BLOCK, ROWS, TwoBits};
-use super::{Kernel, TernaryOps, Tile};
+use super::tile::{self, BLOCK, ROWS};
+use super::{Kernel, TernaryOps, Tile, neon_float};
 use crate::activations::ActivationBatch;
 use crate::lines::Line;
 use crate::packed::Sink;
@@ -27,17 +27,12 @@ pub(super) const KERNEL: Kernel = Kernel {
         is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod")
     },
     ternary: TernaryOps {
-        tile_rows: ROWS,
         panel_tokens: PANEL,
-        scratch_lines: tile::SCRATCH_LINES,
-        tile_lines: tile::lines::<4>,
-        pack: tile::pack::<4, TwoBits>,
-        unpack: tile::unpack::<4, TwoBits>,
         dots,
-        sums: neon::sums,
+        ..neon::TERNARY
     },
     grouped: None,
-    float: neon::FLOAT,
+    float: neon_float::FLOAT,
 };
 
 /// Tokens of a panel: 12 x 8 rows are 24 accumulators.

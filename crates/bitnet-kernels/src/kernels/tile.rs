@@ -32,6 +32,7 @@ pub(super) fn lines<const F: usize>(cols: usize) -> usize {
 }
 
 /// Four activations as the dword that is broadcast to all rows.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn dword(quad: &[i8; 4]) -> i32 {
     let [a, b, c, d] = *quad;
