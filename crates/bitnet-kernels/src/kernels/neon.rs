@@ -8,14 +8,17 @@
 //! columns of a tile into L1 and multiply them with panels of 3 tokens: 16 rows x 3 tokens are 24
 //! accumulators, four weights and three broadcasts fit the 32 registers.
 
-use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS, TwoBits};
+use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS};
+use super::tile_pack::{self, TwoBits};
 use super::{Kernel, TernaryOps, Tile, neon_float};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{LANES, Lanes};
-use crate::lines::Line;
+use crate::lines::{LINE, Line};
 use crate::packed::Sink;
+use crate::peak::Peak;
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
+use std::hint::black_box;
 use std::ops::Range;
 
 pub(super) const KERNEL: Kernel = Kernel {
@@ -25,18 +28,24 @@ pub(super) const KERNEL: Kernel = Kernel {
     ternary: TERNARY,
     grouped: None,
     float: neon_float::FLOAT,
+    peak: Some(Peak {
+        instruction: "smlal v.8h",
+        step_macs: 16 * 8,
+        steps: 2_000_000,
+        run: run_peak,
+    }),
 };
 
 /// The 2-bit tile.
 pub(super) const TERNARY: TernaryOps = TernaryOps {
-    layout: tile::TWO_BITS,
+    layout: tile_pack::TWO_BITS,
     tile_rows: ROWS,
     panel_tokens: PANEL,
     scratch_lines: tile::SCRATCH_LINES,
     tile_lines: tile::lines::<4>,
-    pack: tile::pack::<4, TwoBits>,
-    unpack: tile::unpack::<4, TwoBits>,
-    are_codes: tile::are_codes::<4, TwoBits>,
+    pack,
+    unpack: tile_pack::unpack::<4, TwoBits>,
+    are_codes: tile_pack::are_codes::<4, TwoBits>,
     dots,
     sums,
 };
@@ -82,6 +91,49 @@ fn store(line: &mut Line, quarter: usize, v: uint8x16_t) {
 pub(super) fn add_sums(sums: &mut RowSums, v: int32x4_t) {
     // SAFETY: the reference covers 16 bytes, for the load and for the store.
     unsafe { vst1q_s32(sums.as_mut_ptr(), vaddq_s32(vld1q_s32(sums.as_ptr()), v)) }
+}
+
+#[target_feature(enable = "neon")]
+fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool {
+    tile_pack::pack::<4, TwoBits>(trits, cols, tiles, |rows| transpose(rows))
+}
+
+/// A [`tile_pack::Transpose`] in registers: four rows are a quarter of each line.
+#[inline]
+#[target_feature(enable = "neon")]
+fn transpose(rows: [&[i8; 16]; 16]) -> [Line; 4] {
+    let mut quads = [Line([0; LINE]); 4];
+    for quarter in 0..QUARTERS {
+        // SAFETY: the reference covers 16 bytes; the load is unaligned.
+        let row = |row: usize| unsafe { vld1q_u32(rows[4 * quarter + row].as_ptr().cast()) };
+        let (ab, cd) = (vtrnq_u32(row(0), row(1)), vtrnq_u32(row(2), row(3)));
+        for odd in 0..2 {
+            let (ab, cd) = match odd {
+                0 => (ab.0, cd.0),
+                _ => (ab.1, cd.1),
+            };
+            let (ab, cd) = (vreinterpretq_u64_u32(ab), vreinterpretq_u64_u32(cd));
+            let low = vreinterpretq_u8_u64(vtrn1q_u64(ab, cd));
+            let high = vreinterpretq_u8_u64(vtrn2q_u64(ab, cd));
+            store(&mut quads[odd], quarter, low);
+            store(&mut quads[2 + odd], quarter, high);
+        }
+    }
+    quads
+}
+
+/// The multiply instruction alone, on 16 accumulators.
+#[target_feature(enable = "neon")]
+fn run_peak(steps: usize) {
+    let (u, mut a) = (black_box(vdup_n_s8(1)), vdup_n_s8(2));
+    let mut acc = [vdupq_n_s16(0); 16];
+    for _ in 0..steps {
+        a = black_box(a); // or the product would be hoisted
+        for acc in &mut acc {
+            *acc = vmlal_s8(*acc, u, a);
+        }
+    }
+    black_box(acc);
 }
 
 /// The codes of the four fields.

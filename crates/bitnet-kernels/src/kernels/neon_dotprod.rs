@@ -16,8 +16,10 @@ use super::{Kernel, TernaryOps, Tile, neon_float};
 use crate::activations::ActivationBatch;
 use crate::lines::Line;
 use crate::packed::Sink;
+use crate::peak::Peak;
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
+use std::hint::black_box;
 use std::ops::Range;
 
 pub(super) const KERNEL: Kernel = Kernel {
@@ -33,6 +35,12 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     grouped: None,
     float: neon_float::FLOAT,
+    peak: Some(Peak {
+        instruction: "sdot v.4s",
+        step_macs: 16 * 16,
+        steps: 2_000_000,
+        run: run_peak,
+    }),
 };
 
 /// Tokens of a panel: 12 x 8 rows are 24 accumulators.
@@ -56,6 +64,19 @@ fn dot_quad<const Q: usize>(mut acc: int32x4_t, u: uint8x16_t, a: int8x16_t) -> 
         );
     }
     acc
+}
+
+/// The multiply instruction alone, on 16 accumulators.
+#[target_feature(enable = "neon,dotprod")]
+fn run_peak(steps: usize) {
+    let (u, a) = (vdupq_n_u8(1), vdupq_n_s8(2));
+    let mut acc = [vdupq_n_s32(0); 16];
+    for _ in 0..steps {
+        for acc in &mut acc {
+            *acc = dot_quad::<0>(*acc, u, a);
+        }
+    }
+    black_box(acc);
 }
 
 /// The activations of four quads.

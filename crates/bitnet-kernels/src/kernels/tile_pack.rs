@@ -60,7 +60,7 @@ pub(super) trait Transpose: Fn([&[i8; COLS]; LINE_ROWS]) -> [Line; 4] {}
 impl<T: Fn([&[i8; COLS]; LINE_ROWS]) -> [Line; 4]> Transpose for T {}
 
 /// The [`Transpose`] of every CPU.
-#[cfg(any(test, not(target_arch = "x86_64")))]
+#[cfg(test)]
 #[inline(always)]
 pub(super) fn transpose(rows: [&[i8; COLS]; LINE_ROWS]) -> [Line; 4] {
     let mut quads = [Line([0; LINE]); 4];
