@@ -10,7 +10,7 @@
 
 use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
-use super::{Kernel, TernaryOps, Tile, neon_float};
+use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile, neon_float};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{LANES, Lanes};
 use crate::lines::{LINE, Line};
@@ -40,7 +40,8 @@ pub(super) const KERNEL: Kernel = Kernel {
 pub(super) const TERNARY: TernaryOps = TernaryOps {
     layout: tile_pack::TWO_BITS,
     tile_rows: ROWS,
-    panel_tokens: PANEL,
+    panel: Panel::of(PANEL),
+    block_bytes: BLOCK_BYTES,
     scratch_lines: tile::SCRATCH_LINES,
     tile_lines: tile::lines::<4>,
     pack,
@@ -214,9 +215,9 @@ fn dots(
         }
         sink.done(tokens, dots);
     } else {
-        many_tokens(tile, x, tokens, scratch, dots, sink, |panel, dots| {
+        many_tokens(tile, x, tokens, scratch, dots, sink, |columns, dots| {
             for half in 0..2 {
-                half_panel(panel, half, &mut dots[half * QUARTERS..]);
+                half_panel(columns, half, &mut dots[half * QUARTERS..]);
             }
         });
     }
@@ -278,7 +279,7 @@ fn part_dots(lines: &[Line], quads: &[[i8; 4]], dots: &mut [RowSums; ROWS / 4]) 
 }
 
 /// Some columns of a tile and a panel of `P` tokens.
-pub(super) struct Panel<'a, const P: usize> {
+pub(super) struct Columns<'a, const P: usize> {
     /// Codes, one byte each: two lines (rows 0-15, rows 16-31) per quad of columns.
     pub weights: &'a [Line],
     /// The same quads of the tokens.
@@ -300,7 +301,7 @@ pub(super) fn many_tokens<const P: usize>(
     scratch: &mut [Line],
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
-    multiply: impl Fn(&Panel<'_, P>, &mut [RowSums]),
+    multiply: impl Fn(&Columns<'_, P>, &mut [RowSums]),
 ) {
     let stride = tile.groups() * (ROWS / 4);
     for chunk in tile::chunks::<4>(tile.cols, tile.group) {
@@ -314,7 +315,7 @@ pub(super) fn many_tokens<const P: usize>(
             let live = first..tokens.end.min(first + P);
             sink.soon(chunk.part(live.clone()));
             let quads = x.panel(first / P).as_chunks::<P>().0;
-            let panel = Panel {
+            let columns = Columns {
                 weights,
                 quads: &quads[blocks.start * 4..blocks.end * 4],
                 live: live.len(),
@@ -328,7 +329,7 @@ pub(super) fn many_tokens<const P: usize>(
                     dots[chunk.group * (ROWS / 4)..][..ROWS / 4].fill([-sum; 4]);
                 }
             }
-            multiply(&panel, &mut dots[chunk.group * (ROWS / 4)..]);
+            multiply(&columns, &mut dots[chunk.group * (ROWS / 4)..]);
             if chunk.is_last() {
                 sink.done(live, dots.as_flattened());
             }
@@ -336,7 +337,7 @@ pub(super) fn many_tokens<const P: usize>(
     }
 }
 
-/// The codes of some blocks, as [`Panel::weights`].
+/// The codes of some blocks, as [`Columns::weights`].
 #[target_feature(enable = "neon")]
 fn unpack(lines: &[Line], weights: &mut [Line]) {
     let blocks = lines.as_chunks::<BLOCK>().0.iter();
@@ -355,9 +356,9 @@ fn unpack(lines: &[Line], weights: &mut [Line]) {
 /// `dots[stride * token][row] += sum of u * a` over at most [`PRODUCTS`] quads, for rows `16 half ..`.
 #[inline]
 #[target_feature(enable = "neon")]
-fn half_panel(panel: &Panel<'_, PANEL>, half: usize, dots: &mut [RowSums]) {
+fn half_panel(columns: &Columns<'_, PANEL>, half: usize, dots: &mut [RowSums]) {
     let mut acc = [[[vdupq_n_s16(0); 2]; QUARTERS]; PANEL];
-    for (u, quads) in panel.weights.as_chunks::<2>().0.iter().zip(panel.quads) {
+    for (u, quads) in columns.weights.as_chunks::<2>().0.iter().zip(columns.quads) {
         let mut a = [vdupq_n_s8(0); PANEL];
         for t in 0..PANEL {
             a[t] = broadcast(&quads[t]);
@@ -371,9 +372,9 @@ fn half_panel(panel: &Panel<'_, PANEL>, half: usize, dots: &mut [RowSums]) {
     }
     // a loop of constant length, so that the accumulators never leave their registers
     for t in 0..PANEL {
-        if t < panel.live {
+        if t < columns.live {
             for i in 0..QUARTERS {
-                add_sums(&mut dots[t * panel.stride + i], widen(acc[t][i]));
+                add_sums(&mut dots[t * columns.stride + i], widen(acc[t][i]));
             }
         }
     }

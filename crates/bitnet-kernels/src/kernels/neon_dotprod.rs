@@ -10,9 +10,9 @@
 //! panels of 12 tokens, 8 rows at a time: again 24 accumulators, two weights and three registers of
 //! activations.
 
-use super::neon::{self, FEW, Panel, QUARTERS, RowSums, add_sums, load};
+use super::neon::{self, Columns, FEW, QUARTERS, RowSums, add_sums, load};
 use super::tile::{self, BLOCK, ROWS};
-use super::{Kernel, TernaryOps, Tile, neon_float};
+use super::{Kernel, Panel, TernaryOps, Tile, neon_float};
 use crate::activations::ActivationBatch;
 use crate::lines::Line;
 use crate::packed::Sink;
@@ -29,7 +29,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod")
     },
     ternary: TernaryOps {
-        panel_tokens: PANEL,
+        panel: Panel::of(PANEL),
         dots,
         ..neon::TERNARY
     },
@@ -158,13 +158,13 @@ fn many_tokens(
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
 ) {
-    neon::many_tokens(tile, x, tokens, scratch, dots, sink, |panel, dots| {
+    neon::many_tokens(tile, x, tokens, scratch, dots, sink, |columns, dots| {
         for rows in 0..ROWS / 8 {
             let dots = &mut dots[2 * rows..];
-            match panel.live {
-                ..=4 => eight_rows::<1>(panel, rows, dots),
-                5..=8 => eight_rows::<2>(panel, rows, dots),
-                _ => eight_rows::<3>(panel, rows, dots),
+            match columns.live {
+                ..=4 => eight_rows::<1>(columns, rows, dots),
+                5..=8 => eight_rows::<2>(columns, rows, dots),
+                _ => eight_rows::<3>(columns, rows, dots),
             }
         }
     });
@@ -173,10 +173,10 @@ fn many_tokens(
 /// `dots[stride * token][row] += sum of u * a` for rows `8 rows ..` and the first `4 F` tokens.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn eight_rows<const F: usize>(panel: &Panel<'_, PANEL>, rows: usize, dots: &mut [RowSums]) {
+fn eight_rows<const F: usize>(columns: &Columns<'_, PANEL>, rows: usize, dots: &mut [RowSums]) {
     let mut acc = [[[vdupq_n_s32(0); 2]; 4]; F];
     let (line, quarter) = (rows / 2, rows % 2 * 2);
-    for (u, quads) in panel.weights.as_chunks::<2>().0.iter().zip(panel.quads) {
+    for (u, quads) in columns.weights.as_chunks::<2>().0.iter().zip(columns.quads) {
         let u = [load(&u[line], quarter), load(&u[line], quarter + 1)];
         let quads = quads.as_chunks::<4>().0;
         for f in 0..F {
@@ -192,9 +192,9 @@ fn eight_rows<const F: usize>(panel: &Panel<'_, PANEL>, rows: usize, dots: &mut 
     // loops of constant length, so that the accumulators never leave their registers
     for f in 0..F {
         for t in 0..4 {
-            if 4 * f + t < panel.live {
+            if 4 * f + t < columns.live {
                 for i in 0..2 {
-                    add_sums(&mut dots[(4 * f + t) * panel.stride + i], acc[f][t][i]);
+                    add_sums(&mut dots[(4 * f + t) * columns.stride + i], acc[f][t][i]);
                 }
             }
         }
