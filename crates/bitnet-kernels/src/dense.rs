@@ -4,6 +4,7 @@
 //! side only to hide latency and to widen a row once for several tokens.
 
 use crate::float_ops::{LANES, Lanes, add_lanes, fill_lanes, mul_add_lanes, mul_add_tail};
+use crate::lines::{LINE, prefetch_l2};
 use crate::output::Output;
 use bitnet_ternary::{bf16_to_f32, f16_to_f32};
 
@@ -106,6 +107,18 @@ pub(crate) fn rows<E: Element, const R: usize, const T: usize>(
     );
     assert_eq!(x.len(), out.tokens() * cols);
     let mut row = range.start;
+    // one token: rows come from memory, and four of them with the next four on their way keep it busy
+    while out.tokens() == 1 && row + 4 <= range.end {
+        block::<E, 4, 1>(
+            &rows_of::<E, 4>(rows, row, cols),
+            cols,
+            x,
+            0,
+            row - range.start,
+            out,
+        );
+        row += 4;
+    }
     while row + R <= range.end {
         tokens::<E, R, T>(rows, row, cols, x, out);
         row += R;
@@ -114,6 +127,13 @@ pub(crate) fn rows<E: Element, const R: usize, const T: usize>(
         tokens::<E, 1, T>(rows, row, cols, x, out);
         row += 1;
     }
+}
+
+/// The bytes of `R` rows from `row` on.
+#[inline(always)]
+fn rows_of<E: Element, const R: usize>(rows: &[u8], row: usize, cols: usize) -> [&[u8]; R] {
+    let row_bytes = cols * E::SIZE;
+    std::array::from_fn(|r| &rows[(row + r) * row_bytes..(row + r + 1) * row_bytes])
 }
 
 /// All tokens against `R` rows from `row` on.
@@ -125,9 +145,7 @@ fn tokens<E: Element, const R: usize, const T: usize>(
     x: &[f32],
     out: &mut Output<'_>,
 ) {
-    let row_bytes = cols * E::SIZE;
-    let rows: [&[u8]; R] =
-        std::array::from_fn(|r| &rows[(row + r) * row_bytes..(row + r + 1) * row_bytes]);
+    let rows = rows_of::<E, R>(rows, row, cols);
     let at = row - out.rows().start;
     let mut token = 0;
     while token + T <= out.tokens() {
@@ -182,8 +200,13 @@ fn whole_chunks<E: Element, const R: usize, const T: usize>(
     for c in 0..chunks {
         let x: [&Lanes; T] =
             std::array::from_fn(|t| x[t][c * LANES..].first_chunk().unwrap_or(&[0.0; LANES]));
+        let fetch = T == 1 && (c * LANES * E::SIZE).is_multiple_of(LINE);
         for r in 0..R {
-            let w = widen_lanes::<E>(&rows[r][c * LANES * E::SIZE..]);
+            let w = &rows[r][c * LANES * E::SIZE..];
+            if fetch {
+                prefetch_l2(w.as_ptr().wrapping_add(R * rows[r].len()));
+            }
+            let w = widen_lanes::<E>(w);
             for t in 0..T {
                 mul_add_lanes(&w, x[t], &mut lanes[r][t]);
             }

@@ -12,6 +12,7 @@
 use crate::lines::Line;
 use crate::output::Output;
 use crate::packed::Finish;
+use crate::screen::{Factors, RowBound, ScreenQuery, UpperBlock};
 use bitnet_ternary::activation_scale;
 
 /// Lanes of a canonical reduction: one AVX-512 register, two of AVX2, four of NEON.
@@ -55,8 +56,10 @@ pub(crate) struct FloatOps {
     pub attend_f16: Attend,
     pub attend_bf16: Attend,
     pub merge: unsafe fn(&mut [f32], &[f32]),
-    pub screen_row: unsafe fn(&[f32], &mut [Line]) -> [f32; 3],
-    pub screen_dots: unsafe fn(&[Line], &[i16], &mut [i32]),
+    pub screen_row: unsafe fn(&[f32], &mut [UpperBlock], &mut [Line]) -> RowBound,
+    pub screen_dots: unsafe fn(&[UpperBlock], &ScreenQuery, &mut [i32]),
+    pub screen_bounds: unsafe fn(&[&[f32]; 3], &Factors, &[i32], &mut [f32], &mut [f32]),
+    pub screen_lower: unsafe fn(&[Line], &ScreenQuery) -> i32,
 }
 
 /// Compiles every body under the given attributes and tabulates the instances.
@@ -124,17 +127,31 @@ macro_rules! instantiate {
         ) {
             attention::attend::<dense::Bf16>(keys, values, dim, factor, q, scores, parts)
         }
-        $(#[$isa])* fn screen_row(w: &[f32], to: &mut [Line]) -> [f32; 3] {
-            screen::screen_row(w, to)
+        $(#[$isa])* fn screen_row(
+            w: &[f32], upper: &mut [screen::UpperBlock], lower: &mut [Line],
+        ) -> screen::RowBound {
+            screen::screen_row(w, upper, lower)
         }
-        $(#[$isa])* fn screen_dots(rows: &[Line], p: &[i16], sums: &mut [i32]) {
-            screen::screen_dots(rows, p, sums)
+        $(#[$isa])* fn screen_dots(
+            rows: &[screen::UpperBlock], query: &screen::ScreenQuery, sums: &mut [i32],
+        ) {
+            screen::screen_dots(rows, query, sums)
+        }
+        $(#[$isa])* fn screen_bounds(
+            rows: &[&[f32]; 3], factors: &screen::Factors, sums: &[i32], estimates: &mut [f32],
+            upper: &mut [f32],
+        ) {
+            screen::screen_bounds(rows, factors, sums, estimates, upper)
+        }
+        $(#[$isa])* fn screen_lower(row: &[Line], query: &screen::ScreenQuery) -> i32 {
+            screen::screen_lower(row, query)
         }
         $(#[$isa])* fn merge(so_far: &mut [f32], next: &[f32]) { attention::merge(so_far, next) }
         float_ops::FloatOps {
             dot, sum, sum_squares, axpy, scale, add, max, exp, silu_mul, relu2_mul, gelu_tanh_mul,
             rms_norm, rotate_halves, quantize, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
             attend_f32, attend_f16, attend_bf16, merge, screen_row, screen_dots,
+            screen_bounds, screen_lower,
         }
     }};
 }

@@ -7,7 +7,11 @@ mod amx_int8;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_screen;
+#[cfg(target_arch = "x86_64")]
 mod avx512_attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512_screen;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vbmi;
 #[cfg(target_arch = "x86_64")]

@@ -56,4 +56,4 @@ pub use output::Output;
 pub use packed::{MapError, PackedMatrix, Strip};
 pub use peak::MemoryProbe;
 pub use pool::Pool;
-pub use screen::{ScreenQuery, ScreenRows};
+pub use screen::{ScreenBounds, ScreenQuery, ScreenRows};

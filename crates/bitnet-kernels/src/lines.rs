@@ -46,6 +46,33 @@ pub(crate) fn as_words<T: Word>(lines: &[Line]) -> &[T] {
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LINE / 4) }
 }
 
+/// Fetches the line at an address, which will be used soon, into the cache. Any address will do.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// [`prefetch`] into the second level, for what is read once from memory: the first level has few
+/// requests under way, and they limit a stream that goes through it.
+#[inline(always)]
+pub(crate) fn prefetch_l2<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Bytes of a huge page: a matvec touches every page of a matrix once, and small ones cost it a third of
 /// its speed in address translation.
 const HUGE_PAGE: usize = 2 << 20;

@@ -3,6 +3,7 @@
 //! Invariant: no two live views of one buffer own the same element. A view starts as the only one
 //! and can only be split into two disjoint ones.
 
+use crate::lines;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -68,15 +69,10 @@ impl<'a> Output<'a> {
 
     /// Fetches some of this view's rows of one token, which will be written soon, into the cache.
     pub(crate) fn prefetch(&self, token: usize, rows: Range<usize>) {
-        #[cfg(target_arch = "x86_64")]
         for row in rows.step_by(16) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             let at = token * self.stride + self.rows.start + row;
-            // SAFETY: SSE is part of x86-64, and a prefetch reads nothing, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.buffer.wrapping_add(at).cast()) };
+            lines::prefetch(self.buffer.wrapping_add(at));
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (token, rows);
     }
 
     /// This view's rows of one token, `(rows().len(),)`.

@@ -9,8 +9,10 @@ use crate::checkpoint::{Checkpoint, DenseTensor};
 use crate::slot::Slot;
 use crate::threads;
 use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo, dense_to_f32};
-use bitnet_kernels::{Backend, DenseType, Output, ScreenQuery, ScreenRows};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use bitnet_kernels::{Backend, DenseType, Output, ScreenBounds, ScreenQuery, ScreenRows};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 /// Tokens whose hidden states pass over the rows together: they stay in L2.
 const HEAD_TOKENS: usize = 32;
@@ -19,7 +21,10 @@ const HEAD_TOKENS: usize = 32;
 const HEAD_ROWS: usize = 64;
 
 /// Rows of one part of a screen: what a thread makes, and bounds, at a time.
-const SCREEN_ROWS: usize = 2048;
+const SCREEN_ROWS: usize = 1024;
+
+/// Rows ahead that are fetched where few of them are read: their places are no stream.
+const FETCHED: usize = 8;
 
 /// Share of the rows that may be left to recompute one by one; beyond, the full product is faster.
 const MOST_CANDIDATES: usize = 16;
@@ -27,11 +32,13 @@ const MOST_CANDIDATES: usize = 16;
 /// Rows after which the pages around them are given back: 16 MB.
 const MOST_TOUCHED: usize = 256;
 
-/// Bounds for all logits of a matrix from its int8 copy (`bitnet_kernels::ScreenRows`).
+/// Bounds for all logits of a matrix from its eight-bit codes (`bitnet_kernels::ScreenRows`).
 #[derive(Debug)]
 pub(crate) struct Screen {
-    parts: Vec<ScreenRows>, // SCREEN_ROWS rows each, the last one fewer
-    touched: AtomicUsize,   // rows of the file read since its pages were given back
+    parts: Vec<ScreenRows>,  // SCREEN_ROWS rows each, the last one fewer
+    touched: AtomicUsize,    // rows of the file read since its pages were given back
+    refined: AtomicUsize,    // rows that the upper bits did not rule out
+    recomputed: AtomicUsize, // rows of the file read
 }
 
 impl Screen {
@@ -39,6 +46,103 @@ impl Screen {
     pub(crate) fn byte_len(&self) -> usize {
         self.parts.iter().map(ScreenRows::byte_len).sum()
     }
+
+    /// Rows that all passes looked at twice, and rows that they read from the file.
+    pub(crate) fn rows_left(&self) -> (usize, usize) {
+        (
+            self.refined.load(Ordering::Relaxed),
+            self.recomputed.load(Ordering::Relaxed),
+        )
+    }
+
+    /// The pass over all rows. Beside the bounds it finds the `k` rows with the largest estimates.
+    fn bounds(&self, query: &ScreenQuery, cols: usize, k: usize) -> (Vec<PartBounds>, Vec<u32>) {
+        let mut bounds: Vec<PartBounds> = Vec::new();
+        bounds.resize_with(self.parts.len(), PartBounds::default);
+        let least = AtomicI32::new(i32::MIN);
+        let items = self.parts.iter().zip(&mut bounds).enumerate().collect();
+        let pieces = threads::pieces(self.parts.len() * SCREEN_ROWS * cols);
+        threads::for_each(pieces, items, |(part, (screen, to))| {
+            let mut estimates = vec![0.0; screen.rows()];
+            to.sums = vec![0; screen.rows()];
+            to.upper = vec![0.0; screen.rows()];
+            screen.bounds(
+                query,
+                ScreenBounds {
+                    sums: &mut to.sums,
+                    estimates: &mut estimates,
+                    upper: &mut to.upper,
+                },
+            );
+            to.leaders = leaders((part * SCREEN_ROWS) as u32, &estimates, k, &least);
+        });
+        let leaders = bounds.iter_mut();
+        let mut leaders: Vec<_> = leaders.flat_map(|b| b.leaders.drain(..)).collect();
+        if k < leaders.len() {
+            leaders.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+            leaders.truncate(k);
+        }
+        (bounds, leaders.into_iter().map(|(_, row)| row).collect())
+    }
+
+    /// The rows whose logits can reach `least`.
+    fn candidates(&self, query: &ScreenQuery, bounds: Vec<PartBounds>, least: f32) -> Vec<u32> {
+        let mut found: Vec<Vec<u32>> = vec![Vec::new(); bounds.len()];
+        let items = self.parts.iter().zip(bounds).zip(&mut found).enumerate();
+        // a row in twenty, from memory
+        let pieces = threads::pieces(self.parts.len() * SCREEN_ROWS * 100);
+        threads::for_each(
+            pieces,
+            items.collect(),
+            |(part, ((screen, bounds), found))| {
+                let PartBounds { sums, upper, .. } = bounds;
+                let reach = |upper: f32| upper >= least;
+                let left: Vec<usize> = (0..upper.len()).filter(|&r| reach(upper[r])).collect();
+                self.refined.fetch_add(left.len(), Ordering::Relaxed);
+                for (at, &row) in left.iter().enumerate() {
+                    if let Some(&later) = left.get(at + FETCHED) {
+                        screen.prefetch(later);
+                    }
+                    if reach(screen.refine(query, row, sums[row])) {
+                        found.push((part * SCREEN_ROWS + row) as u32);
+                    }
+                }
+            },
+        );
+        found.concat()
+    }
+}
+
+/// What is known of the logits of a part's rows.
+#[derive(Default)]
+struct PartBounds {
+    sums: Vec<i32>,           // (rows,)
+    upper: Vec<f32>,          // (rows,)
+    leaders: Vec<(i32, u32)>, // the likeliest, as `leaders` returns them
+}
+
+/// The `k` largest of a part's estimates as ordered integers, with their rows, counted from `first`; without
+/// those below `least`, which rises to what `k` rows of one part reach.
+fn leaders(first: u32, estimates: &[f32], k: usize, least: &AtomicI32) -> Vec<(i32, u32)> {
+    let mut heap = BinaryHeap::new();
+    let mut floor = least.load(Ordering::Relaxed);
+    for (row, estimate) in (first..).zip(estimates) {
+        // the order of f32::total_cmp
+        let bits = estimate.to_bits() as i32;
+        let key = bits ^ ((bits >> 31) as u32 >> 1) as i32;
+        if key <= floor {
+            continue;
+        }
+        heap.push(Reverse((key, row)));
+        if heap.len() > k {
+            heap.pop();
+        }
+        if let (true, Some(Reverse((key, _)))) = (heap.len() == k, heap.peek()) {
+            floor = floor.max(*key);
+        }
+    }
+    least.fetch_max(floor, Ordering::Relaxed);
+    heap.into_iter().map(|Reverse(leader)| leader).collect()
 }
 
 /// A dense matrix of a checkpoint, by its place in the file.
@@ -149,6 +253,8 @@ impl DenseMatrix {
         Ok(parts.map(|parts| Screen {
             parts,
             touched: AtomicUsize::new(0),
+            refined: AtomicUsize::new(0),
+            recomputed: AtomicUsize::new(0),
         }))
     }
 
@@ -169,38 +275,46 @@ impl DenseMatrix {
             return Ok(Some(Vec::new()));
         }
         let query = ScreenQuery::new(x);
-        let mut upper = vec![0.0; self.rows]; // (rows,)
-        // the k largest lower bounds of every part
-        let mut largest: Vec<Vec<f64>> = vec![Vec::new(); screen.parts.len()];
-        let items = screen
-            .parts
+        let (mut bounds, leaders) = screen.bounds(&query, self.cols, k);
+        let mut top = self.logits(checkpoint, backend, x, &leaders)?;
+        // k logits reach this one, so the k largest do
+        let least = top
             .iter()
-            .zip(upper.chunks_mut(SCREEN_ROWS))
-            .zip(&mut largest)
-            .collect();
-        let pieces = threads::pieces(self.rows * self.cols);
-        threads::for_each(pieces, items, |((part, upper), largest)| {
-            let mut lower = vec![0.0; upper.len()];
-            part.bounds(&query, &mut lower, upper);
-            let k = k.min(lower.len());
-            if k < lower.len() {
-                lower.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-                lower.truncate(k);
-            }
-            *largest = lower;
-        });
-        let mut largest = largest.concat();
-        let (_, least, _) = largest.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-        let least = *least;
-
-        let candidates: Vec<usize> = (0..self.rows).filter(|&row| upper[row] >= least).collect();
-        if candidates.len() > k.max(self.rows / MOST_CANDIDATES) {
+            .map(|(_, logit)| *logit)
+            .fold(f32::INFINITY, f32::min);
+        for row in leaders {
+            let row = row as usize;
+            bounds[row / SCREEN_ROWS].upper[row % SCREEN_ROWS] = f32::NEG_INFINITY; // known
+        }
+        let candidates = screen.candidates(&query, bounds, least);
+        let left = top.len() + candidates.len();
+        if left > k.max(self.rows / MOST_CANDIDATES) {
             return Ok(None);
         }
-        let mut top: Vec<(u32, f32)> = candidates.iter().map(|row| (*row as u32, 0.0)).collect();
-        let pieces = threads::pieces(4 * candidates.len() * self.cols); // from memory, row by row
-        let share = top.len().div_ceil(pieces).max(1);
-        let items = top.chunks_mut(share).collect();
+        top.append(&mut self.logits(checkpoint, backend, x, &candidates)?);
+        screen.recomputed.fetch_add(left, Ordering::Relaxed);
+        // the system maps 16 pages around each that is touched: half the matrix after 100 tokens
+        if screen.touched.fetch_add(left, Ordering::Relaxed) > MOST_TOUCHED {
+            screen.touched.store(0, Ordering::Relaxed);
+            self.release(checkpoint);
+        }
+        crate::sampler::sort(&mut top);
+        top.truncate(k);
+        Ok(Some(top))
+    }
+
+    /// The logits of `x: (cols,)` of some rows, with the rows.
+    fn logits(
+        &self,
+        checkpoint: &Checkpoint,
+        backend: Backend,
+        x: &[f32],
+        rows: &[u32],
+    ) -> Result<Vec<(u32, f32)>, FormatError> {
+        let mut logits: Vec<(u32, f32)> = rows.iter().map(|row| (*row, 0.0)).collect();
+        let pieces = threads::pieces(4 * rows.len() * self.cols); // from memory, row by row
+        let share = rows.len().div_ceil(pieces).max(1);
+        let items = logits.chunks_mut(share).collect();
         threads::try_for_each(pieces, items, |part: &mut [(u32, f32)]| {
             let mut wide = vec![0.0; self.cols]; // (cols,)
             for (row, logit) in part {
@@ -212,14 +326,7 @@ impl DenseMatrix {
             }
             Ok(())
         })?;
-        // the system maps 16 pages around each that is touched: half the matrix after 100 tokens
-        if screen.touched.fetch_add(top.len(), Ordering::Relaxed) > MOST_TOUCHED {
-            screen.touched.store(0, Ordering::Relaxed);
-            self.release(checkpoint);
-        }
-        crate::sampler::sort(&mut top);
-        top.truncate(k);
-        Ok(Some(top))
+        Ok(logits)
     }
 
     fn beyond(&self, checkpoint: &Checkpoint, row: usize) -> FormatError {

@@ -51,6 +51,9 @@ pub struct HeadPasses {
     pub screened: usize,
     /// The full product: before there was a screen, or because its bounds did not help.
     pub full: usize,
+    /// Rows that the bounds from six bits did not rule out, and those from eight did neither, so that they
+    /// were computed, in all passes together.
+    pub rows: (usize, usize),
 }
 
 /// A text in progress: keys and values of its tokens, and scratch.
@@ -232,6 +235,10 @@ impl Model {
         HeadPasses {
             screened: self.head.screened.load(Ordering::Relaxed),
             full: self.head.full.load(Ordering::Relaxed),
+            rows: match self.head.screen.get() {
+                Some(Some(screen)) => screen.rows_left(),
+                _ => (0, 0),
+            },
         }
     }
 
@@ -622,6 +629,29 @@ impl Model {
             Ok(())
         })?;
         Ok(out)
+    }
+
+    /// The output head alone: the logits of a final hidden state `h`, `(hidden,)`.
+    ///
+    /// # Errors
+    /// `usage` for an `h` of another length, `non-finite`.
+    pub fn head(&self, h: &[f32]) -> Result<Vec<f32>, FormatError> {
+        check_len(h, 1, self.config().hidden_size)?;
+        let mut logits = vec![0.0; self.weights.output_head.rows()]; // (vocab,)
+        self.pools.enter(|| {
+            let head = &self.weights.output_head;
+            head.multiply(&self.checkpoint, self.backend, h, &mut logits)
+        })?;
+        Ok(logits)
+    }
+
+    /// The output head alone: as [`forward_top_k`](Self::forward_top_k) finds the `k` largest logits.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head).
+    pub fn head_top_k(&self, h: &[f32], k: usize) -> Result<Vec<(u32, f32)>, FormatError> {
+        check_len(h, 1, self.config().hidden_size)?;
+        self.pools.enter(|| self.top_k(h, k))
     }
 
     /// The residual stream of every place, `(tokens, hidden)` each: the embeddings, what stands behind

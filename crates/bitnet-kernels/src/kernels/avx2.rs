@@ -12,7 +12,7 @@ use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
 use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
-use crate::float_ops::{self, LANES, Lanes};
+use crate::float_ops::{self, FloatOps, LANES, Lanes};
 use crate::lines::{LINE, Line};
 use crate::packed::Sink;
 use crate::peak;
@@ -37,7 +37,10 @@ pub(super) const KERNEL: Kernel = Kernel {
         sums,
     },
     grouped: None,
-    float: float_ops::instantiate!(#[target_feature(enable = "avx2,fma")]),
+    float: FloatOps {
+        screen_dots: super::avx2_screen::screen_dots,
+        ..float_ops::instantiate!(#[target_feature(enable = "avx2,fma")])
+    },
     peak: Some(peak::VPMADDUBSW_YMM),
 };
 
@@ -56,7 +59,7 @@ const PREFETCH: usize = 2048;
 /// Half a line: 8 rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load(line: &Line, half: usize) -> __m256i {
+pub(super) fn load(line: &Line, half: usize) -> __m256i {
     assert!(half < 2);
     // SAFETY: a Line is 64 bytes at a 64-byte boundary, and half is 0 or 1.
     unsafe { _mm256_load_si256(line.0.as_ptr().add(32 * half).cast()) }

@@ -37,7 +37,8 @@ pub(super) const KERNEL: Kernel = Kernel {
 pub(super) const FLOAT: FloatOps = FloatOps {
     attend_f32: super::avx512_attention::attend_f32,
     attend_f16: super::avx512_attention::attend_f16,
-    screen_dots,
+    screen_dots: super::avx512_screen::screen_dots,
+    screen_lower: super::avx512_screen::screen_lower,
     ..float_ops::instantiate!(#[target_feature(enable = "avx512f,avx512bw")])
 };
 
@@ -337,56 +338,6 @@ fn panel<const F: usize, const T: usize>(
             }
         }
     }
-}
-
-/// [`screen_dots`](crate::screen::screen_dots): row after row, one stream for the prefetcher; eight
-/// accumulators hide the latency.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn screen_dots(rows: &[Line], p: &[i16], sums: &mut [i32]) {
-    let (p, _) = p.as_chunks::<32>();
-    let (p, _) = p.as_chunks::<2>();
-    for (row, sum) in rows.chunks_exact(p.len()).zip(sums) {
-        let mut acc = [_mm512_setzero_si512(); 8];
-        let (fours, rest) = row.as_chunks::<4>();
-        let (p_fours, p_rest) = p.as_chunks::<4>();
-        for (lines, p) in fours.iter().zip(p_fours) {
-            for l in 0..4 {
-                prefetch(&lines[l]);
-                for half in 0..2 {
-                    let q = load_half(&lines[l], half);
-                    let acc = &mut acc[2 * l + half];
-                    *acc = _mm512_dpwssd_epi32(*acc, q, load_i16(&p[l][half]));
-                }
-            }
-        }
-        for (line, p) in rest.iter().zip(p_rest) {
-            for half in 0..2 {
-                acc[half] =
-                    _mm512_dpwssd_epi32(acc[half], load_half(line, half), load_i16(&p[half]));
-            }
-        }
-        let [a, b, c, d, e, f, g, h] = acc;
-        let (a, b) = (_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
-        let (c, d) = (_mm512_add_epi32(e, f), _mm512_add_epi32(g, h));
-        let (a, b) = (_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
-        *sum = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_i16(p: &[i16; 32]) -> __m512i {
-    // SAFETY: the reference covers 64 bytes; the load is unaligned.
-    unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
-}
-
-/// Half a line of int8 as int16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn load_half(line: &Line, half: usize) -> __m512i {
-    let bytes = &line.0.as_chunks::<32>().0[half];
-    // SAFETY: the reference covers 32 bytes; the load is unaligned.
-    _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
 }
 
 /// Float activations `x: (tokens, cols)`: the 16 lanes of rule 3 are one register.

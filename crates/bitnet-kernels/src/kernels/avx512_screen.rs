@@ -1,0 +1,95 @@
+//! The products of a [`screen`](crate::screen) with AVX-512 VNNI.
+//!
+//! Invariant: `vpdpbusd` takes codes as its unsigned and the bytes `h` and `l` of `p = 256 h + l` as its
+//! signed operand and adds in 32 bits; sums of `v h` stay below `63 * 128 * 2^16 < 2^31`. `256 h + l` is
+//! then put together modulo 2^32, which holds the sum of `v p` by the choice of `p`.
+
+use super::avx512_vnni::load;
+use crate::lines::{Line, prefetch_l2};
+use crate::screen::{AHEAD, ScreenQuery, UpperBlock};
+use std::arch::x86_64::*;
+
+/// Sums of one row: those with `h` and those with `l`, twice each to hide the latency.
+struct Sums([[__m512i; 2]; 2]);
+
+impl Sums {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn zero() -> Self {
+        Self([[_mm512_setzero_si512(); 2]; 2])
+    }
+
+    /// Adds 4 x 64 codes times the bytes of `p`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    fn add(&mut self, codes: [__m512i; 4], p: &[[Line; 2]; 4]) {
+        for g in 0..4 {
+            for half in 0..2 {
+                let acc = &mut self.0[half][g % 2];
+                *acc = _mm512_dpbusd_epi32(*acc, codes[g], load(&p[g][half]));
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn total(self) -> i32 {
+        let [[a, b], [c, d]] = self.0;
+        let high = _mm512_slli_epi32::<8>(_mm512_add_epi32(a, b));
+        _mm512_reduce_add_epi32(_mm512_add_epi32(high, _mm512_add_epi32(c, d)))
+    }
+}
+
+/// [`screen_dots`](crate::screen::screen_dots): row after row, one stream for the prefetcher.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
+    let (p, _) = query.bytes.as_chunks::<4>();
+    let (nibble, top) = (_mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x30));
+    for (row, sum) in rows.chunks_exact(p.len()).zip(sums) {
+        let mut acc = Sums::zero();
+        for (block, p) in row.iter().zip(p) {
+            for line in block {
+                prefetch_l2(std::ptr::from_ref(line).wrapping_add(AHEAD));
+            }
+            let [ab, cd, tops] = [load(&block[0]), load(&block[1]), load(&block[2])];
+            // shifts of 16 bits: the masks drop what crosses a byte
+            let lower = [
+                ab,
+                _mm512_srli_epi16::<4>(ab),
+                cd,
+                _mm512_srli_epi16::<4>(cd),
+            ];
+            let upper = [
+                _mm512_slli_epi16::<4>(tops),
+                _mm512_slli_epi16::<2>(tops),
+                tops,
+                _mm512_srli_epi16::<2>(tops),
+            ];
+            let codes = std::array::from_fn(|g| {
+                let lower = _mm512_and_si512(lower[g], nibble);
+                // (a & b) | c
+                _mm512_ternarylogic_epi32::<0xea>(upper[g], top, lower)
+            });
+            acc.add(codes, p);
+        }
+        *sum = acc.total();
+    }
+}
+
+/// [`screen_lower`](crate::screen::screen_lower).
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) fn screen_lower(row: &[Line], query: &ScreenQuery) -> i32 {
+    let mask = _mm512_set1_epi8(3);
+    let mut acc = Sums::zero();
+    for (line, p) in row.iter().zip(query.bytes.as_chunks::<4>().0) {
+        let l = load(line);
+        let fields = [
+            l,
+            _mm512_srli_epi16::<2>(l),
+            _mm512_srli_epi16::<4>(l),
+            _mm512_srli_epi16::<6>(l),
+        ];
+        acc.add(fields.map(|l| _mm512_and_si512(l, mask)), p);
+    }
+    acc.total()
+}
