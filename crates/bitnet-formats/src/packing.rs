@@ -20,6 +20,7 @@ mod ptq1_0;
 mod q1_0;
 mod q2_0;
 mod row_scales;
+mod tile32;
 mod tilings;
 mod tl1;
 mod tl2;
@@ -201,6 +202,8 @@ pub static PACKINGS: &[&dyn Packing] = &[
     &tl2::TL2,
     &mlx_2bit::Mlx2bit,
     &ms_gpu_int2::MsGpuInt2,
+    &tile32::Tile32(tile32::BaseThree),
+    &tile32::Tile32(tile32::BaseFour),
 ];
 
 /// The name under which [`packing_by_name`] finds `packing` with the parameters it uses for these

@@ -90,7 +90,7 @@ impl Kernel {
 /// the proof of that.
 pub(crate) struct TernaryOps {
     /// The name of the layout, the same in every kernel that reads it; tiles that a file may hold are
-    /// those of `formats/packed.md`.
+    /// those of `formats/packing/tile32.md`.
     pub layout: &'static str,
     /// Rows that are computed together; a row range starts at a multiple.
     pub tile_rows: usize,

@@ -208,7 +208,8 @@ const ALL_BYTES_DECODE: [&str; 4] = ["tq1_0", "ptq1_0", "iq1_bn", "q1_0"];
 #[test]
 fn bad_codes_are_named_with_their_row_and_column() {
     for p in PACKINGS {
-        if ALL_BYTES_DECODE.contains(&p.name()) {
+        // a byte of a tile is named as a whole (`own`)
+        if ALL_BYTES_DECODE.contains(&p.name()) || p.name().starts_with("tile32") {
             continue;
         }
         let shapes = [(8, 256), (16, 256), (32, 256)];

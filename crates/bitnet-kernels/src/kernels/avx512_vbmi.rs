@@ -53,8 +53,8 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     sums,
 };
 
-/// 32 rows in blocks of 20 columns (`formats/packed.md`).
-const LAYOUT: &str = "tile32x20";
+/// 32 rows in blocks of 20 columns (`formats/packing/tile32.md`).
+const LAYOUT: &str = "tile32-1.6bit";
 
 /// Quads of a block.
 pub(super) const QUADS: usize = 5;

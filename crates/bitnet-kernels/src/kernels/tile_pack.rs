@@ -22,8 +22,8 @@ pub(super) trait Code<const F: usize> {
     fn decode(dword: u32) -> [[i8; 4]; F];
 }
 
-/// The layout of [`TwoBits`]: 32 rows in blocks of 16 columns (`formats/packed.md`).
-pub(super) const TWO_BITS: &str = "tile32x16";
+/// The layout of [`TwoBits`]: 32 rows in blocks of 16 columns (`formats/packing/tile32.md`).
+pub(super) const TWO_BITS: &str = "tile32-2bit";
 
 /// Four trits a byte: field `f` holds the codes of quad `f`.
 pub(super) struct TwoBits;

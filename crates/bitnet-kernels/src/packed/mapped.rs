@@ -271,8 +271,8 @@ mod tests {
                     }
                 }
                 let expected = match ops.layout {
-                    "tile32x16" => 81,
-                    "tile32x20" => 243,
+                    "tile32-2bit" => 81,
+                    "tile32-1.6bit" => 243,
                     _ => 3,
                 };
                 assert_eq!(codes, expected, "{backend:?}, {}", ops.layout);

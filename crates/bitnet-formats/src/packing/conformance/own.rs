@@ -232,3 +232,66 @@ fn q1_0_refuses_zeros() {
     assert_eq!(e.code, ErrorCode::TargetCannotHold);
     assert!(e.message.starts_with("row 1, column 2:"), "{e}");
 }
+
+#[test]
+fn tiles_refuse_every_byte_that_no_trits_have_wherever_it_stands() {
+    for (name, legal) in [("tile32-1.6bit", 243), ("tile32-2bit", 81)] {
+        let p = packing_by_name(name).unwrap();
+        let (rows, cols) = (40, 50);
+        let m = matrix(rows, cols, sample(rows, cols, 3), ONE);
+        let bytes = p.pack(&m, ScaleRounding::Refuse).unwrap();
+        // a byte of the first row, one of the last, one of the rows and one of the columns behind it
+        let per_tile = bytes.len() / 2;
+        for (at, row) in [
+            (0, 0),
+            (per_tile + 31, 39),
+            (per_tile + 32, 40),
+            (per_tile - 1, 31),
+        ] {
+            let mut codes = 0;
+            for byte in 0..=u8::MAX {
+                let mut bytes = bytes.clone();
+                bytes[at] = byte;
+                match p.unpack(&tensor(p, &m, &bytes)) {
+                    Ok(_) => codes += 1,
+                    Err(e) => {
+                        assert_eq!(e.code, ErrorCode::BadCode, "{name}");
+                        assert!(e.message.starts_with(&format!("row {row}, column ")), "{e}");
+                    }
+                }
+            }
+            assert_eq!(codes, legal, "{name}, byte {at}");
+        }
+        // rows that are not asked for are not looked at
+        let mut bad = bytes;
+        bad[per_tile] = 0xff;
+        let mut out = vec![0; 32 * cols];
+        p.unpack_rows(&tensor(p, &m, &bad), 0, &mut out).unwrap();
+        assert_eq!(out, m.trits()[..32 * cols]);
+    }
+}
+
+#[test]
+fn a_tile_lies_as_its_page_says() {
+    for (name, fields, base) in [("tile32-1.6bit", 5, 3), ("tile32-2bit", 4, 4)] {
+        let p = packing_by_name(name).unwrap();
+        let (rows, cols) = (33, 45);
+        let m = matrix(rows, cols, sample(rows, cols, 9), ONE);
+        let bytes = p.pack(&m, ScaleRounding::Refuse).unwrap();
+        let blocks = cols.div_ceil(4 * fields);
+        assert_eq!(bytes.len(), 2 * blocks * 128);
+        for (i, byte) in bytes.iter().enumerate() {
+            let (tile, block, row, j) = (i / 128 / blocks, i / 128 % blocks, i / 4 % 32, i % 4);
+            let trit = |f: usize| {
+                let (r, c) = (tile * 32 + row, block * 4 * fields + 4 * f + j);
+                if r < rows && c < cols { m.row(r)[c] } else { 0 }
+            };
+            let digits = (0..fields).rev().map(|f| (trit(f) + 1) as usize);
+            assert_eq!(
+                usize::from(*byte),
+                digits.fold(0, |n, d| n * base + d),
+                "{name} {i}"
+            );
+        }
+    }
+}
