@@ -86,7 +86,7 @@ impl Facts {
                 let source = checkpoint.linear(slot)?;
                 *linears.entry(describe(source)).or_insert(0) += 1;
                 ternary_bytes += source.info.len;
-                ternary_bytes += source.rule.outside().map_or(0, |(info, _)| info.len);
+                ternary_bytes += source.rule.scale_tensor().map_or(0, |info| info.len);
                 ternary_parameters += elements;
                 one_scale &= matches!(source.rule, LinearRule::Absmean)
                     || scales::probe(checkpoint, slot, source).is_some();

@@ -5,7 +5,7 @@
 use crate::targets::TARGETS;
 use bitnet_cli::{Console, Failure, Table};
 use bitnet_formats::{CONTAINERS, PACKINGS, Packing};
-use bitnet_model::{FAMILIES, HF_PACKING};
+use bitnet_model::{FAMILIES, HF_PACKING, is_tiles};
 use serde_json::{Value, json};
 
 /// What the linears of a source may be, besides the packings.
@@ -24,7 +24,8 @@ const FLOAT_SOURCES: [(&str, &str); 2] = [
 pub fn run(console: &mut Console<'_>) -> Result<(), Failure> {
     let sources = || {
         // a packing that no container's checkpoints are read from is no source
-        let read = |p: &&&dyn Packing| p.gguf_type().is_some() || p.name() == HF_PACKING;
+        let read =
+            |p: &&&dyn Packing| p.gguf_type().is_some() || p.name() == HF_PACKING || is_tiles(**p);
         let packings = PACKINGS.iter().filter(read).map(|p| {
             let kind = if p.is_writable() {
                 "packed"

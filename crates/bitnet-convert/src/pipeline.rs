@@ -22,9 +22,9 @@ use bitnet_model::{
     Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, dense_sha256,
     gguf_from_hf_rows, hf_from_gguf_rows,
 };
-use bitnet_ternary::TernaryMatrix;
+use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -87,6 +87,7 @@ pub fn run(
             matrices,
             losses: Vec::new(),
             dense: BTreeMap::new(),
+            scales: HashMap::new(),
         };
         // this thread is one of the pool's while it computes
         let converted = pool.install(|| converter.run());
@@ -222,14 +223,14 @@ struct Converter<'a> {
     matrices: SyncSender<Digestible>,
     losses: Vec<Loss>,
     dense: BTreeMap<String, DenseRecord>,
+    /// Of matrices that are written, until their own tensors are.
+    scales: HashMap<Slot, Vec<f32>>,
 }
 
 impl Converter<'_> {
     fn run(&mut self) -> Result<(), FormatError> {
-        // a scale beside its weights is written after them
-        let mut last: Option<Arc<TernaryMatrix>> = None;
         for (index, item) in self.plan.items.iter().enumerate() {
-            self.item(index, item, &mut last).map_err(|e| {
+            self.item(index, item).map_err(|e| {
                 // where in the target, unless a place in the source is known
                 e.in_tensor(&item.tensor.name)
             })?;
@@ -237,21 +238,18 @@ impl Converter<'_> {
         Ok(())
     }
 
-    fn item(
-        &mut self,
-        index: usize,
-        item: &Item,
-        last: &mut Option<Arc<TernaryMatrix>>,
-    ) -> Result<(), FormatError> {
+    fn item(&mut self, index: usize, item: &Item) -> Result<(), FormatError> {
         match (&item.action, item.slot) {
             (Action::Ready(bytes), _) => self.send(index, Piece::Made(bytes.clone())),
-            (Action::Scale, _) => {
-                let scales = last.take().map(|m| m.normal_scales_or_stored());
-                let [scale] = scales.as_deref().unwrap_or(&[]) else {
-                    let message = "expected one scale per tensor";
+            (Action::Scale, Some(slot)) => {
+                let scales = self.scales.remove(&slot).unwrap_or_default();
+                let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+                if bytes.len() as u64 != item.tensor.len {
+                    let (expected, found) = (&item.tensor.shape, scales.len());
+                    let message = format!("expected scales of shape {expected:?}, found {found}");
                     return Err(FormatError::new(ErrorCode::TargetCannotHold, message));
-                };
-                self.send(index, Piece::Made(scale.to_le_bytes().to_vec()))
+                }
+                self.send(index, Piece::Made(bytes))
             }
             (_, None) => Ok(()),
             (Action::Pack(packing), Some(slot)) => {
@@ -271,9 +269,10 @@ impl Converter<'_> {
                         rounded,
                     },
                 )?;
-                self.send(index, Piece::Made(packed))?;
-                *last = Some(matrix);
-                Ok(())
+                if self.plan.stores_scales(slot) {
+                    self.scales.insert(slot, stored_scales(&matrix));
+                }
+                self.send(index, Piece::Made(packed))
             }
             (Action::Dequantise(plain), Some(slot)) => {
                 let source = self.matrix(slot)?;
@@ -536,16 +535,10 @@ fn pack(packing: &dyn Packing, matrix: &TernaryMatrix, len: u64) -> Vec<u8> {
     out
 }
 
-trait OneScale {
-    /// The one scale of a matrix: as stored, or what repeated ones collapse to.
-    fn normal_scales_or_stored(&self) -> Vec<f32>;
-}
-
-impl OneScale for TernaryMatrix {
-    fn normal_scales_or_stored(&self) -> Vec<f32> {
-        match self.scales() {
-            bitnet_ternary::Scales::PerTensor(scale) => vec![*scale],
-            _ => self.normal_scales().as_slice().to_vec(),
-        }
+/// The scales beside a matrix: as it has them, or what repeated ones collapse to.
+fn stored_scales(matrix: &TernaryMatrix) -> Vec<f32> {
+    match matrix.scales() {
+        Scales::PerTensor(scale) => vec![*scale],
+        _ => matrix.normal_scales().as_slice().to_vec(),
     }
 }

@@ -7,14 +7,15 @@
 use crate::args::Embeddings;
 use crate::scales;
 use crate::side_files;
-use crate::targets::{Kind, Linears, Target};
+use crate::targets::{GROUPED_TILES, Kind, Linears, Target};
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, Header, MetaValue,
     Metadata, Packing, PlainType, PlannedTensor, Safetensors, ScaleRounding, WritePlan, dense_len,
-    name_with_parameters, same_layout_id,
+    name_with_parameters, packing_by_name, same_layout_id,
 };
 use bitnet_model::{
     Checkpoint, HfStorage, LayerSlot, LinearRule, LinearSource, ScaleDirection, Slot,
+    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, tiles_entry, tiles_shape,
 };
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -51,7 +52,7 @@ pub enum Action {
     Recode(Encoding),
     /// Bytes that are known already.
     Ready(Vec<u8>),
-    /// The scale of the linear before, in a tensor of its own (f32, a multiplier).
+    /// The scales of a linear before, in a tensor of their own (f32, multipliers).
     Scale,
 }
 
@@ -131,6 +132,12 @@ impl Plan {
             .map(|(_, bytes)| bytes.len() as u64)
             .sum();
         self.files.iter().map(|f| f.header.total).sum::<u64>() + side
+    }
+
+    /// Whether the scales of a linear are written in a tensor of their own.
+    pub fn stores_scales(&self, slot: Slot) -> bool {
+        let of_slot = |i: &Item| i.slot == Some(slot) && matches!(i.action, Action::Scale);
+        self.items.iter().any(of_slot)
     }
 
     /// Bytes of the linears with their scales, and how many weights they hold.
@@ -273,6 +280,7 @@ impl Planner<'_> {
                     }
                 }
             }
+            Linears::Tiles(_) => self.tiles(slot, source)?,
             Linears::Master(_) if matches!(source.rule, LinearRule::Absmean) => {
                 let info = &source.info;
                 let (encoding, len) = (info.encoding, info.len);
@@ -299,6 +307,41 @@ impl Planner<'_> {
                 );
             }
         }
+        Ok(())
+    }
+
+    /// Tiles, and all scales beside them.
+    fn tiles(&mut self, slot: Slot, source: &LinearSource) -> Result<(), FormatError> {
+        let (rows, cols) = (source.rows, source.cols);
+        let scales = scales::structure(self.checkpoint, slot, source)?;
+        let packing = match scales.len() {
+            2 if scales[1] > 1 => packing_by_name(GROUPED_TILES),
+            _ => self.request.target.packing(),
+        };
+        let packing = packing.ok_or_else(|| unknown_target(self.request))?;
+        self.push(
+            slot,
+            describe(source),
+            Encoding::Plain(PlainType::U8),
+            packing.packed_len(rows, cols)?,
+            tiles_shape(packing, rows, cols)?,
+            Action::Pack(packing),
+        );
+        self.items.push(Item {
+            slot: Some(slot),
+            source_name: source.info.name.clone(),
+            from: "scale".to_owned(),
+            to: "f32".to_owned(),
+            tensor: PlannedTensor {
+                name: scale_name(&self.target_name(slot)),
+                encoding: Encoding::Plain(PlainType::F32),
+                len: dense_len(Encoding::Plain(PlainType::F32), scales.iter().product(), 1)?,
+                shape: scales,
+            },
+            action: Action::Scale,
+            file: 0,
+            offset: 0,
+        });
         Ok(())
     }
 
@@ -531,6 +574,12 @@ impl Planner<'_> {
         if storage == HfStorage::Dequantised && family.dequantised_has_scale(config) {
             self.add_unit_scales();
         }
+        let tiles = matches!(self.request.target.linears, Linears::Tiles(_));
+        if tiles {
+            // no holes between tensors: what would move tiles off a line goes behind all of them
+            self.items
+                .sort_by_key(|item| !item.tensor.len.is_multiple_of(TILES_ALIGNMENT));
+        }
         let count = self.assign_files(Some(self.request.split_max_size.unwrap_or(HF_SHARD)));
         let mut files = Vec::with_capacity(count);
         for part in 0..count {
@@ -539,8 +588,12 @@ impl Planner<'_> {
                 _ => format!("model-{:05}-of-{count:05}.safetensors", part + 1),
             };
             let mut metadata = Metadata::default();
-            // transformers refuses files that do not say which library's tensors they are
-            metadata.set("format", MetaValue::text("pt"));
+            if tiles {
+                self.describe_tiles(part, &mut metadata);
+            } else {
+                // transformers refuses files that do not say which library's tensors they are
+                metadata.set("format", MetaValue::text("pt"));
+            }
             files.push(self.lay_out(
                 &Safetensors,
                 part,
@@ -561,8 +614,25 @@ impl Planner<'_> {
         Ok((files, side))
     }
 
+    /// What the metadata of a file say of the tiles in it.
+    fn describe_tiles(&self, part: usize, metadata: &mut Metadata) {
+        metadata.set("format", MetaValue::text(TILES_FORMAT));
+        metadata.set(TILES_VERSION.0, MetaValue::text(TILES_VERSION.1));
+        for item in self.items.iter().filter(|i| i.file == part) {
+            if let (Action::Pack(packing), Some(slot)) = (&item.action, item.slot)
+                && let [rows, cols] = self.checkpoint.config.shape(slot)[..]
+            {
+                let entry = tiles_entry(*packing, rows, cols);
+                metadata.set(&item.tensor.name, MetaValue::text(entry));
+            }
+        }
+    }
+
     /// What `config.json` has to say about the linears as they are stored.
     fn hf_storage(&self) -> Result<HfStorage, FormatError> {
+        if let Linears::Tiles(_) = self.request.target.linears {
+            return Ok(HfStorage::Packed(ScaleDirection::Multiply));
+        }
         if let Linears::Packed(_) = self.request.target.linears {
             let direction = self.kept_direction().unwrap_or(ScaleDirection::Multiply);
             return Ok(HfStorage::Packed(direction));
@@ -722,7 +792,9 @@ fn outside_scale(source: &LinearSource) -> Option<(&bitnet_formats::TensorInfo, 
 pub fn describe(source: &LinearSource) -> String {
     let stored = source.info.encoding.name();
     match &source.rule {
-        LinearRule::Packed { packing, .. } => packing.name().to_owned(),
+        LinearRule::Packed { packing, .. } | LinearRule::Tiles { packing, .. } => {
+            packing.name().to_owned()
+        }
         LinearRule::PackedValues { packing, .. } => format!("{} as {stored}", packing.name()),
         LinearRule::Dequantised { .. } => format!("{stored} ternary"),
         LinearRule::Absmean => format!("{stored} master"),

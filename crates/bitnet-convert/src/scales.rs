@@ -14,6 +14,10 @@ const PROBE: usize = 256;
 /// the weights. Anything wrong with it is found again, with its place, when the weights are read.
 pub fn probe(checkpoint: &Checkpoint, slot: Slot, source: &LinearSource) -> Option<TernaryMatrix> {
     let scale = match &source.rule {
+        LinearRule::Tiles { scales, .. } => match *checkpoint.file.bytes(scales) {
+            [a, b, c, d] if scales.shape == [1] => f32::from_le_bytes([a, b, c, d]),
+            _ => return None,
+        },
         LinearRule::Packed {
             outside: Some(_), ..
         }
@@ -51,6 +55,28 @@ pub fn probe(checkpoint: &Checkpoint, slot: Slot, source: &LinearSource) -> Opti
 
 fn matrix(scale: f32) -> Option<TernaryMatrix> {
     TernaryMatrix::new(1, PROBE, vec![1; PROBE], Scales::PerTensor(scale)).ok()
+}
+
+/// The shape of the scales of a linear in normal form: `[1]`, `[rows, 1]` or `[rows, groups]`. Where only
+/// the weights tell (block scales, numbers that are trits times scales) this reads them.
+///
+/// # Errors
+/// Whatever is wrong with the weights.
+pub fn structure(
+    checkpoint: &Checkpoint,
+    slot: Slot,
+    source: &LinearSource,
+) -> Result<Vec<usize>, FormatError> {
+    // the absmean rule has one scale
+    if matches!(source.rule, LinearRule::Absmean) || probe(checkpoint, slot, source).is_some() {
+        return Ok(vec![1]);
+    }
+    let matrix = checkpoint.ternary(slot)?;
+    Ok(match matrix.normal_scales() {
+        Scales::PerTensor(_) => vec![1],
+        Scales::PerRow(_) => vec![source.rows, 1],
+        Scales::PerGroup { group, .. } => vec![source.rows, source.cols / group],
+    })
 }
 
 /// The stored value of a scale.

@@ -11,11 +11,17 @@ use bitnet_formats::{Packing, PlainType, packing_by_name};
 pub enum Linears {
     /// In the packing of this name.
     Packed(&'static str),
+    /// As tiles (`formats/packed.md`) in the packing of this name; those with group scales, which only
+    /// [`GROUPED_TILES`] holds whole, in that.
+    Tiles(&'static str),
     /// As numbers `trit * scale` of this type.
     Float(PlainType),
     /// Master weights as they are in the source; anything else as `Float`.
     Master(PlainType),
 }
+
+/// The packing of tiles with group scales: its blocks are part of any group.
+pub const GROUPED_TILES: &str = "tile32-2bit";
 
 /// The kind of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +49,8 @@ impl Target {
     /// The packing of the linears, if they are packed.
     pub fn packing(&self) -> Option<&'static dyn Packing> {
         match self.linears {
-            Linears::Packed(name) => packing_by_name(name),
-            _ => None,
+            Linears::Packed(name) | Linears::Tiles(name) => packing_by_name(name),
+            Linears::Float(_) | Linears::Master(_) => None,
         }
     }
 
@@ -155,6 +161,18 @@ pub static TARGETS: &[Target] = &[
         about: "transformers' packed uint8 with weight_scale, 2 bits",
     },
     Target {
+        name: "packed",
+        kind: Kind::HuggingFace,
+        linears: Linears::Tiles("tile32-1.6bit"),
+        about: "1.6 bits in tiles, f32 scales of any structure; mapped by kernel avx512_vbmi",
+    },
+    Target {
+        name: "packed-2bit",
+        kind: Kind::HuggingFace,
+        linears: Linears::Tiles("tile32-2bit"),
+        about: "2 bits in tiles, f32 scales of any structure; mapped by avx512_vnni, avx2",
+    },
+    Target {
         name: "hf-bf16",
         kind: Kind::HuggingFace,
         linears: Linears::Master(PlainType::Bf16),
@@ -178,7 +196,7 @@ mod tests {
     #[test]
     fn every_row_names_a_writable_packing_that_its_container_holds() {
         for target in TARGETS {
-            if let Linears::Packed(name) = target.linears {
+            if let Linears::Packed(name) | Linears::Tiles(name) = target.linears {
                 let packing = target.packing().unwrap_or_else(|| panic!("{name}"));
                 assert!(packing.is_writable(), "{name}");
                 assert_eq!(

@@ -7,10 +7,13 @@
 
 mod layout;
 mod resolve;
+mod tiles;
 mod values;
 
 pub use layout::{LayoutEvidence, LayoutReading, LayoutReason};
-pub use resolve::HF_PACKING;
+pub use resolve::{
+    HF_PACKING, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, is_tiles, tiles_entry, tiles_shape,
+};
 
 use crate::config::Config;
 use crate::family::{Family, ScaleDirection};
@@ -56,6 +59,13 @@ pub enum LinearRule {
         /// Scale stored in a tensor beside it.
         outside: Option<(TensorInfo, ScaleDirection)>,
     },
+    /// Bytes of a packing of tiles.
+    Tiles {
+        /// The packing.
+        packing: &'static dyn Packing,
+        /// Multipliers, f32: `[1]`, `[rows, 1]` or `[rows, groups]`.
+        scales: TensorInfo,
+    },
     /// Values that already are `trit * scale`: the scale is read off the values, never absmean.
     Dequantised {
         /// Scale stored in a tensor beside it, applied on top of the values' own.
@@ -66,13 +76,21 @@ pub enum LinearRule {
 }
 
 impl LinearRule {
-    /// The scale tensor beside the weights, if there is one.
+    /// The tensor of scales beside the weights, if there is one.
+    pub fn scale_tensor(&self) -> Option<&TensorInfo> {
+        match self {
+            Self::Tiles { scales, .. } => Some(scales),
+            _ => self.outside().map(|(info, _)| info),
+        }
+    }
+
+    /// The one scale beside the weights and what it means, if there is one.
     pub fn outside(&self) -> Option<&(TensorInfo, ScaleDirection)> {
         match self {
             Self::Packed { outside, .. }
             | Self::PackedValues { outside, .. }
             | Self::Dequantised { outside } => outside.as_ref(),
-            Self::Absmean => None,
+            Self::Tiles { .. } | Self::Absmean => None,
         }
     }
 }
@@ -263,29 +281,37 @@ impl Checkpoint {
         }
     }
 
-    /// A linear to be read a few rows at a time, on any thread, if its bytes allow it: a packing with
-    /// one scale, rows in order. `None`: read it with [`ternary`](Self::ternary).
+    /// A linear to be read a few rows at a time, on any thread, if its bytes allow it: tiles, or a packing
+    /// with one scale, rows in order. `None`: read it with [`ternary`](Self::ternary).
     ///
     /// # Errors
     /// Whatever is wrong with its scale.
     pub(crate) fn ternary_rows(&self, slot: Slot) -> Result<Option<TernaryRows<'_>>, FormatError> {
         let source = self.linear(slot)?;
-        let LinearRule::Packed { packing, outside } = &source.rule else {
-            return Ok(None);
+        let bytes = self.file.bytes(&source.info);
+        let scales = match &source.rule {
+            LinearRule::Packed { packing, outside } => {
+                let tensor = packed(bytes, source.rows, source.cols);
+                self.packed_scales(*packing, &tensor, outside)
+                    .map(|scales| (*packing, scales))
+            }
+            LinearRule::Tiles { packing, scales } => self
+                .tile_scales(scales, *packing, source.rows, source.cols)
+                .map(|scales| (*packing, scales)),
+            _ => return Ok(None),
         };
-        if source.permuted_head_dim.is_some() {
-            return Ok(None);
-        }
-        let mut rows = TernaryRows {
-            checkpoint: self,
-            source,
-            packing: *packing,
-            scales: Scales::PerTensor(1.0),
-        };
-        rows.scales = self
-            .packed_scales(*packing, &rows.tensor(None), outside)
-            .map_err(|e| self.place(e, &source.info))?;
-        Ok(matches!(rows.scales, Scales::PerTensor(_)).then_some(rows))
+        let (packing, scales) = scales.map_err(|e| self.place(e, &source.info))?;
+        // scales that repeat are one scale, which only the trits can tell; those of tiles are as they are
+        let known = matches!(scales, Scales::PerTensor(_))
+            || matches!(source.rule, LinearRule::Tiles { .. });
+        Ok(
+            (known && source.permuted_head_dim.is_none()).then_some(TernaryRows {
+                checkpoint: self,
+                source,
+                packing,
+                scales,
+            }),
+        )
     }
 
     /// A ternary matrix, its rows in the order of the Hugging Face checkpoint. Reads the tensor in
@@ -315,11 +341,22 @@ impl Checkpoint {
         };
         let (trits, scales) = match rule {
             LinearRule::Packed { packing, outside } => {
-                self.unpack(*packing, bytes, rows, cols, outside)?
+                let tensor = packed(bytes, rows, cols);
+                let scales = self.packed_scales(*packing, &tensor, outside)?;
+                (unpack(*packing, tensor, &scales)?, scales)
             }
             LinearRule::PackedValues { packing, outside } => {
                 let bytes = values::bytes_by_value(plain, bytes, cols)?;
-                self.unpack(*packing, &bytes, rows, cols, outside)?
+                let tensor = packed(&bytes, rows, cols);
+                let scales = self.packed_scales(*packing, &tensor, outside)?;
+                (unpack(*packing, tensor, &scales)?, scales)
+            }
+            LinearRule::Tiles { packing, scales } => {
+                let scales = self.tile_scales(scales, *packing, rows, cols)?;
+                (
+                    unpack(*packing, packed(bytes, rows, cols), &scales)?,
+                    scales,
+                )
             }
             LinearRule::Dequantised { outside } => {
                 let (trits, scales) = if plain.is_float_weight() {
@@ -340,33 +377,6 @@ impl Checkpoint {
             None => matrix,
             Some(head_dim) => hf_from_gguf_rows(&matrix, *head_dim),
         })
-    }
-
-    fn unpack(
-        &self,
-        packing: &'static dyn Packing,
-        bytes: &[u8],
-        rows: usize,
-        cols: usize,
-        outside: &Option<(TensorInfo, ScaleDirection)>,
-    ) -> Result<(Vec<i8>, Scales), FormatError> {
-        /// Trits per piece of parallel work: large enough to be worth a hand-over, small enough for L2.
-        const PIECE: usize = 1 << 18;
-        let mut tensor = PackedTensor {
-            bytes,
-            rows,
-            cols,
-            outside: None,
-        };
-        let scales = self.packed_scales(packing, &tensor, outside)?;
-        tensor.outside = Some(&scales);
-        let mut trits = vec![0; rows * cols];
-        let step = (PIECE / cols.max(1)).max(1);
-        trits
-            .par_chunks_mut(step * cols.max(1))
-            .enumerate()
-            .try_for_each(|(i, out)| packing.unpack_rows(&tensor, i * step, out))?;
-        Ok((trits, scales))
     }
 
     /// The scales of a packed tensor: its own, those beside it, or both.
@@ -571,7 +581,7 @@ impl TernaryRows<'_> {
         (self.source.rows, self.source.cols)
     }
 
-    /// The one scale.
+    /// The scales, as they are to be computed with.
     pub fn scales(&self) -> &Scales {
         &self.scales
     }
@@ -594,6 +604,37 @@ impl TernaryRows<'_> {
             outside,
         }
     }
+}
+
+/// The bytes of a packed matrix, without scales beside them.
+fn packed(bytes: &[u8], rows: usize, cols: usize) -> PackedTensor<'_> {
+    PackedTensor {
+        bytes,
+        rows,
+        cols,
+        outside: None,
+    }
+}
+
+/// Unpacks a whole matrix in parallel on the current rayon pool.
+fn unpack(
+    packing: &'static dyn Packing,
+    tensor: PackedTensor<'_>,
+    scales: &Scales,
+) -> Result<Vec<i8>, FormatError> {
+    /// Trits per piece of parallel work: large enough to be worth a hand-over, small enough for L2.
+    const PIECE: usize = 1 << 18;
+    let tensor = PackedTensor {
+        outside: Some(scales),
+        ..tensor
+    };
+    let mut trits = vec![0; tensor.rows * tensor.cols];
+    let step = (PIECE / tensor.cols.max(1)).max(1);
+    trits
+        .par_chunks_mut(step * tensor.cols.max(1))
+        .enumerate()
+        .try_for_each(|(i, out)| packing.unpack_rows(&tensor, i * step, out))?;
+    Ok(trits)
 }
 
 /// Reads a small file; `None` when there is none.

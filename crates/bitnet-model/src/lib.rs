@@ -32,7 +32,8 @@ pub use certificate::{
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
     Checkpoint, DenseTensor, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason, LinearRule,
-    LinearSource, OpenOptions, gguf_from_hf_rows, hf_from_gguf_rows, weight_scale_bytes,
+    LinearSource, OpenOptions, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, gguf_from_hf_rows,
+    hf_from_gguf_rows, is_tiles, tiles_entry, tiles_shape, weight_scale_bytes,
 };
 pub use config::{Activation, ActivationQuantization, Config, Rope, RopeScaling};
 pub use family::{
@@ -45,4 +46,4 @@ pub use profile::{Part, Profile};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};
 pub use tokenizer::{DecodeStream, Tokenizer, tokenizer_files_from_gguf, tokenizer_to_gguf};
-pub use weights::LoadOptions;
+pub use weights::{LoadOptions, TilesIn};

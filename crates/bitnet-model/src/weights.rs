@@ -26,11 +26,24 @@ pub struct LoadOptions<'a> {
     pub backend: Backend,
     /// How sessions keep keys and values.
     pub kv_type: KvType,
+    /// Where linears stay that the file holds as tiles.
+    pub tiles: TilesIn,
     /// Threads that compute; 0: as many as the rayon pool has from which a forward pass is called (the
     /// global one, if from none). Loading runs on rayon.
     pub threads: usize,
     /// Called with (tensors done, tensors in all).
     pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
+}
+
+/// Where linears stay that a file holds as tiles (`formats/packed.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TilesIn {
+    /// In the mapped file; another layout than the kernel's is refused.
+    File,
+    /// In the mapped file; another layout is packed again in memory.
+    FileOrMemory,
+    /// In memory of the process, on huge pages where the system has them, whatever their layout.
+    Memory,
 }
 
 impl Default for LoadOptions<'_> {
@@ -39,6 +52,7 @@ impl Default for LoadOptions<'_> {
         Self {
             backend: Backend::best(),
             kv_type: KvType::default(),
+            tiles: TilesIn::File,
             threads: 0,
             progress: None,
         }
@@ -123,8 +137,10 @@ impl Weights {
             .par_iter()
             .with_max_len(1)
             .map(|slot| {
-                let matrix = linear(checkpoint, options.backend, *slot);
-                checkpoint.release(*slot);
+                let matrix = linear(checkpoint, options, *slot);
+                if !matches!(&matrix, Ok(matrix) if matrix.is_mapped()) {
+                    checkpoint.release(*slot);
+                }
                 tick();
                 matrix
             })
@@ -197,12 +213,54 @@ fn take<T, const N: usize>(items: &mut impl Iterator<Item = T>) -> Option<[T; N]
     items.take(N).collect::<Vec<T>>().try_into().ok()
 }
 
-/// A ternary linear, unpacked and packed again for `backend`: strip by strip where its bytes allow.
+/// A linear that the file holds in the layout of the kernel; `None` if it is to be packed.
+fn mapped(
+    checkpoint: &Checkpoint,
+    options: &LoadOptions<'_>,
+    slot: Slot,
+) -> Result<Option<PackedMatrix>, FormatError> {
+    let Some(tiles) = checkpoint.tiles(slot)? else {
+        return Ok(None);
+    };
+    let (rows, cols) = tiles.shape();
+    check_shape(slot, &[rows, cols], &checkpoint.config.shape(slot))?;
+    match (tiles.are_for(options.backend), options.tiles) {
+        (true, TilesIn::File | TilesIn::FileOrMemory) => tiles.map(options.backend).map(Some),
+        (true, TilesIn::Memory) => Ok(Some(tiles.map(options.backend)?.resident())),
+        (false, TilesIn::FileOrMemory | TilesIn::Memory) => Ok(None),
+        (false, TilesIn::File) => {
+            let readers: Vec<_> = Backend::available()
+                .filter(|b| tiles.are_for(*b))
+                .map(|b| format!("--kernel {}", b.name()))
+                .collect();
+            let hint = match readers.is_empty() {
+                true => "no kernel of this cpu does".to_owned(),
+                false => format!("{} does", readers.join(" or ")),
+            };
+            let message = format!(
+                "kernel {} does not read the layout {} where it lies",
+                options.backend.name(),
+                tiles.layout()
+            );
+            Err(FormatError::new(ErrorCode::Kernel, message)
+                .in_tensor(&slot.to_string())
+                .in_file(&checkpoint.path)
+                .hint(format!("{hint}; --repack packs it in memory for any")))
+        }
+    }
+}
+
+/// A ternary linear: mapped, or unpacked and packed again for the backend, strip by strip where its
+/// bytes allow.
 fn linear(
     checkpoint: &Checkpoint,
-    backend: Backend,
+    options: &LoadOptions<'_>,
     slot: Slot,
 ) -> Result<PackedMatrix, FormatError> {
+    if let Some(matrix) = mapped(checkpoint, options, slot)? {
+        return Ok(matrix);
+    }
+    let backend = options.backend;
     if let Some(source) = checkpoint.ternary_rows(slot)? {
         let (rows, cols) = source.shape();
         check_shape(slot, &[rows, cols], &checkpoint.config.shape(slot))?;

@@ -63,6 +63,13 @@ pub struct ComputeArgs {
     /// Byte layout of ternary tensors that the file cannot tell, for example --layout i2_s-arm64
     #[arg(long, value_name = "NAME", help_heading = "Computation")]
     pub layout: Option<String>,
+    /// Lay a `packed` model out in memory for any kernel instead of reading it where it lies in the file
+    ///
+    /// Tiles that the kernel reads as they are stay in the mapped file, shared by all processes that run
+    /// it. With this flag they are copied, and tiles of another layout, otherwise refused, are packed
+    /// again. Example: --repack --kernel scalar
+    #[arg(long, help_heading = "Computation")]
+    pub repack: bool,
     /// Take unmarked float weights as master weights of a ternary-trained model
     ///
     /// A checkpoint whose configuration does not say that it was trained with ternary weights is

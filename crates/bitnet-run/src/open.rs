@@ -6,13 +6,15 @@ use crate::args::{ComputeArgs, KvTypeArg};
 use bitnet_cli::{Console, ErrorCode, Failure, GlobalArgs};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
-use bitnet_model::{Checkpoint, KvType, LoadOptions, Model, OpenOptions, Tokenizer};
+use bitnet_model::{Checkpoint, KvType, LoadOptions, Model, OpenOptions, TilesIn, Tokenizer};
 use std::path::Path;
 
-/// The kernel the flags ask for.
-pub fn backend(kernel: Option<&str>) -> Result<Backend, Failure> {
-    match kernel {
-        None => Ok(Backend::best()),
+/// The kernel the flags ask for, else the fastest; for tiles that are to stay in the file, of those that
+/// read them there.
+fn backend(compute: &ComputeArgs, checkpoint: &Checkpoint) -> Result<Backend, Failure> {
+    match &compute.kernel {
+        None if compute.repack => Ok(Backend::best()),
+        None => Ok(checkpoint.best_backend()),
         Some(name) => Backend::by_name(name).map_err(|e| {
             Failure::new(ErrorCode::Kernel, e.to_string())
                 .hint("`bitnet-run kernels` lists what runs here")
@@ -45,7 +47,8 @@ pub fn checkpoint(path: &Path, compute: &ComputeArgs) -> Result<Checkpoint, Form
 
 /// Opens and loads a model; call inside the pool that is to compute.
 pub fn model(path: &Path, compute: &ComputeArgs) -> Result<Model, Failure> {
-    let backend = backend(compute.kernel.as_deref())?;
+    let checkpoint = checkpoint(path, compute)?;
+    let backend = backend(compute, &checkpoint)?;
     let kv_type = match compute.kv_type {
         KvTypeArg::F32 => KvType::F32,
         KvTypeArg::F16 => KvType::F16,
@@ -53,9 +56,13 @@ pub fn model(path: &Path, compute: &ComputeArgs) -> Result<Model, Failure> {
     let options = LoadOptions {
         backend,
         kv_type,
+        tiles: match compute.repack {
+            true => TilesIn::Memory,
+            false => TilesIn::File,
+        },
         ..LoadOptions::default()
     };
-    Ok(Model::load(checkpoint(path, compute)?, &options)?)
+    Ok(Model::load(checkpoint, &options)?)
 }
 
 /// The tokenizer of a checkpoint: its side files, else its GGUF metadata.

@@ -6,10 +6,14 @@
 
 mod gguf;
 mod hugging_face;
+mod tiles;
 
 pub(super) use self::gguf::{forced_layout, gguf};
 pub use self::hugging_face::HF_PACKING;
 pub(super) use self::hugging_face::hugging_face;
+pub use self::tiles::{
+    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, is_tiles, tiles_entry, tiles_shape,
+};
 
 use super::values::{self, Evidence};
 use super::{LinearSource, Source};

@@ -67,7 +67,7 @@ fn compare(subject: &Subject<'_>, slot: Slot) -> Result<Compared, FormatError> {
     let artifact = &subject.artifact.checkpoint;
     let linear = artifact.linear(slot)?;
     match (&linear.rule, subject.source) {
-        (LinearRule::Packed { packing, .. }, _) => {
+        (LinearRule::Packed { packing, .. } | LinearRule::Tiles { packing, .. }, _) => {
             repack(*packing, artifact.file.bytes(&linear.info), linear)
         }
         (LinearRule::Absmean, Some(source)) => master_weights(artifact, &source.checkpoint, slot),

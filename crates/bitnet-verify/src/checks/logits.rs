@@ -11,7 +11,7 @@ use crate::oracle::Oracle;
 use crate::report::{CheckResult, Findings, Report};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
-use bitnet_model::{LoadOptions, Logits, Model, Slot};
+use bitnet_model::{LoadOptions, Logits, Model, Slot, TilesIn};
 use sha2::{Digest, Sha256};
 
 pub(super) const CHECK: Check = Check {
@@ -34,6 +34,7 @@ impl Runtime {
     pub(super) fn load(input: &Input, backend: Backend) -> Result<Self, FormatError> {
         let options = LoadOptions {
             backend,
+            tiles: TilesIn::FileOrMemory,
             ..LoadOptions::default()
         };
         Ok(Self(Model::load(input.reopen()?, &options)?))

@@ -1,7 +1,7 @@
 //! Hugging Face checkpoints: the slots from tensor names, the rules from `config.json`, and where
 //! that says nothing from the values.
 
-use super::{Resolved, Tensors, error, look, missing, not_ternary};
+use super::{Resolved, Tensors, error, look, missing, not_ternary, tiles};
 use crate::checkpoint::values::Evidence;
 use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source, read_bounded};
 use crate::config::ActivationQuantization;
@@ -53,6 +53,7 @@ pub(in crate::checkpoint) fn hugging_face(
             .map_err(|e| e.in_file(&directory.join("generation_config.json")))?;
     }
 
+    let in_tiles = tiles::is_profile(file)?;
     let mut tensors = Tensors::new(file);
     let mut sources = HashMap::new();
     let mut undecided = Vec::new();
@@ -65,18 +66,22 @@ pub(in crate::checkpoint) fn hugging_face(
             continue;
         }
         let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
-        let scale_name = info
-            .name
-            .strip_suffix("weight")
-            .map(|stem| format!("{stem}weight_scale"));
-        let scale = tensors.scale(&scale_name.unwrap_or_default())?;
         let shape = config.shape(slot);
         let (rows, cols) = (shape[0], shape[1]);
-        let rule = hf_rule(family, quantization, info, rows, cols, scale)?;
-        let rule = rule.unwrap_or_else(|| {
-            undecided.push(slot);
-            LinearRule::Absmean
-        });
+        let rule = if in_tiles {
+            tiles::rule(&mut tensors, info, rows, cols)?
+        } else {
+            let scale_name = info
+                .name
+                .strip_suffix("weight")
+                .map(|stem| format!("{stem}weight_scale"));
+            let scale = tensors.scale(&scale_name.unwrap_or_default())?;
+            let rule = hf_rule(family, quantization, info, rows, cols, scale)?;
+            rule.unwrap_or_else(|| {
+                undecided.push(slot);
+                LinearRule::Absmean
+            })
+        };
         let source = LinearSource {
             info: info.clone(),
             rows,
