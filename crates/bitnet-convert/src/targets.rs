@@ -164,7 +164,7 @@ pub static TARGETS: &[Target] = &[
         name: "packed",
         kind: Kind::HuggingFace,
         linears: Linears::Tiles("tile32-1.6bit"),
-        about: "1.6 bits in tiles, f32 scales of any structure; mapped by kernel avx512_vbmi",
+        about: "1.6 bits in tiles, f32 scales of any structure; mapped by amx_int8, avx512_vbmi",
     },
     Target {
         name: "packed-2bit",

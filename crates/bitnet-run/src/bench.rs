@@ -6,7 +6,7 @@
 
 mod workload;
 
-use crate::args::{Bench as BenchArgs, ComputeArgs};
+use crate::args::{Bench as BenchArgs, ComputeArgs, ModelArgs};
 use crate::open;
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs, Table};
 use bitnet_kernels::{Backend, MemoryProbe};
@@ -36,7 +36,7 @@ pub fn run(
     let mut passes = HeadPasses::default();
     let mut path = args.model.model.clone();
     let mut bytes_per_token = 0;
-    for kernel in kernels(args.model.compute.kernel.as_deref())? {
+    for kernel in kernels(&args.model)? {
         let compute = ComputeArgs {
             kernel: Some(kernel.name().to_owned()),
             ..args.model.compute.clone()
@@ -87,18 +87,22 @@ pub fn run(
 }
 
 /// The kernels that `--kernel` asks for: the fastest, some by name, or all but the scalar definition.
-fn kernels(names: Option<&str>) -> Result<Vec<Backend>, Failure> {
+fn kernels(model: &ModelArgs) -> Result<Vec<Backend>, Failure> {
+    if let Some(names) = &model.compute.kernel {
+        return named(names);
+    }
+    let checkpoint = open::checkpoint(&model.model, &model.compute)?;
+    Ok(vec![open::backend(&model.compute, &checkpoint)?])
+}
+
+fn named(names: &str) -> Result<Vec<Backend>, Failure> {
     match names {
-        Some("all") => {
+        "all" => {
             let best = Backend::best();
             let others = Backend::available().filter(|b| *b != best && b.name() != "scalar");
             Ok(std::iter::once(best).chain(others).collect())
         }
-        Some(names) => names
-            .split(',')
-            .map(|name| open::backend(Some(name)))
-            .collect(),
-        None => Ok(vec![open::backend(None)?]),
+        names => names.split(',').map(open::kernel).collect(),
     }
 }
 
@@ -283,14 +287,13 @@ mod tests {
 
     #[test]
     fn kernels_are_named_one_by_one_or_all() {
-        fn names(text: Option<&str>) -> Result<Vec<&'static str>, Failure> {
-            Ok(kernels(text)?.iter().map(Backend::name).collect())
+        fn names(text: &str) -> Result<Vec<&'static str>, Failure> {
+            Ok(named(text)?.iter().map(Backend::name).collect())
         }
         let best = Backend::best().name();
         let both = &format!("scalar,{best}");
-        assert_eq!(names(None).unwrap(), [best]);
-        assert_eq!(names(Some(both)).unwrap(), ["scalar", best]);
-        assert_eq!(names(Some("all")).unwrap()[0], best);
-        assert!(names(Some("scalar,")).is_err());
+        assert_eq!(names(both).unwrap(), ["scalar", best]);
+        assert_eq!(names("all").unwrap()[0], best);
+        assert!(names("scalar,").is_err());
     }
 }

@@ -9,16 +9,21 @@ use bitnet_kernels::Backend;
 use bitnet_model::{Checkpoint, KvType, LoadOptions, Model, OpenOptions, TilesIn, Tokenizer};
 use std::path::Path;
 
+/// The kernel of a name.
+pub fn kernel(name: &str) -> Result<Backend, Failure> {
+    Backend::by_name(name).map_err(|e| {
+        Failure::new(ErrorCode::Kernel, e.to_string())
+            .hint("`bitnet-run kernels` lists what runs here")
+    })
+}
+
 /// The kernel the flags ask for, else the fastest; for tiles that are to stay in the file, of those that
 /// read them there.
-fn backend(compute: &ComputeArgs, checkpoint: &Checkpoint) -> Result<Backend, Failure> {
+pub fn backend(compute: &ComputeArgs, checkpoint: &Checkpoint) -> Result<Backend, Failure> {
     match &compute.kernel {
+        Some(name) => kernel(name),
         None if compute.repack => Ok(Backend::best()),
         None => Ok(checkpoint.best_backend()),
-        Some(name) => Backend::by_name(name).map_err(|e| {
-            Failure::new(ErrorCode::Kernel, e.to_string())
-                .hint("`bitnet-run kernels` lists what runs here")
-        }),
     }
 }
 
