@@ -9,6 +9,7 @@
 //! The bodies are `#[inline(always)]` so that [`instantiate!`] can compile each of them once per
 //! instruction set: Rust's baseline x86-64 has neither FMA nor wide registers.
 
+use crate::attention::AttentionOps;
 use crate::lines::Line;
 use crate::output::Output;
 use crate::packed::Finish;
@@ -23,9 +24,6 @@ pub(crate) type Lanes = [f32; LANES];
 
 /// [`quantize`], instantiated.
 pub(crate) type Quantize = unsafe fn(&[f32], &mut [i8]) -> Option<(f32, i32)>;
-
-/// [`attend`](crate::attention::attend), instantiated.
-pub(crate) type Attend = unsafe fn(&[u8], &[u8], usize, f32, &[f32], &mut [f32], &mut [f32]);
 
 /// One instruction set's instances of the bodies in this module, in `attention`, `dense` and
 /// `packed`.
@@ -52,10 +50,7 @@ pub(crate) struct FloatOps {
     pub dense_f32: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
     pub dense_f16: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
     pub dense_bf16: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
-    pub attend_f32: Attend,
-    pub attend_f16: Attend,
-    pub attend_bf16: Attend,
-    pub merge: unsafe fn(&mut [f32], &[f32]),
+    pub attention: AttentionOps,
     pub screen_row: unsafe fn(&[f32], &mut [UpperBlock], &mut [Line]) -> RowBound,
     pub screen_dots: unsafe fn(&[UpperBlock], &ScreenQuery, &mut [i32]),
     pub screen_bounds: unsafe fn(&[&[f32]; 3], &Factors, &[i32], &mut [f32], &mut [f32]),
@@ -109,24 +104,6 @@ macro_rules! instantiate {
         $(#[$isa])* fn dense_bf16(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
             dense::rows::<dense::Bf16, 8, 2>(rows, cols, x, out)
         }
-        $(#[$isa])* fn attend_f32(
-            keys: &[u8], values: &[u8], dim: usize, factor: f32, q: &[f32], scores: &mut [f32],
-            parts: &mut [f32],
-        ) {
-            attention::attend::<dense::F32>(keys, values, dim, factor, q, scores, parts)
-        }
-        $(#[$isa])* fn attend_f16(
-            keys: &[u8], values: &[u8], dim: usize, factor: f32, q: &[f32], scores: &mut [f32],
-            parts: &mut [f32],
-        ) {
-            attention::attend::<dense::F16>(keys, values, dim, factor, q, scores, parts)
-        }
-        $(#[$isa])* fn attend_bf16(
-            keys: &[u8], values: &[u8], dim: usize, factor: f32, q: &[f32], scores: &mut [f32],
-            parts: &mut [f32],
-        ) {
-            attention::attend::<dense::Bf16>(keys, values, dim, factor, q, scores, parts)
-        }
         $(#[$isa])* fn screen_row(
             w: &[f32], upper: &mut [screen::UpperBlock], lower: &mut [Line],
         ) -> screen::RowBound {
@@ -146,11 +123,10 @@ macro_rules! instantiate {
         $(#[$isa])* fn screen_lower(row: &[Line], query: &screen::ScreenQuery) -> i32 {
             screen::screen_lower(row, query)
         }
-        $(#[$isa])* fn merge(so_far: &mut [f32], next: &[f32]) { attention::merge(so_far, next) }
         float_ops::FloatOps {
             dot, sum, sum_squares, axpy, scale, add, max, exp, silu_mul, relu2_mul, gelu_tanh_mul,
             rms_norm, rotate_halves, quantize, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
-            attend_f32, attend_f16, attend_bf16, merge, screen_row, screen_dots,
+            attention: attention::instantiate!($(#[$isa])*), screen_row, screen_dots,
             screen_bounds, screen_lower,
         }
     }};
@@ -260,9 +236,14 @@ pub(crate) fn add(x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// The larger one; `a` if `b` is NaN.
+#[inline(always)]
+pub(crate) fn greater(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
-    let greater = |a: f32, b: f32| if b > a { b } else { a };
     let (x, tail) = x.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for x in x {

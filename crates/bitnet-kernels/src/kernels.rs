@@ -29,6 +29,7 @@ mod tile;
 mod tile_pack;
 
 use crate::activations::ActivationBatch;
+use crate::attention::{self, AttentionScratch};
 use crate::dense::DenseType;
 use crate::float_ops::FloatOps;
 use crate::lines::Line;
@@ -389,34 +390,40 @@ impl Backend {
     }
 
     /// Softmax attention of some queries over one block of positions (`formats/numerics.md`), before the
-    /// division by the sum of weights. `q` is `(queries, dim)`; `keys` and `values` are `(count, dim)`,
-    /// little-endian, at any alignment; `scores` is scratch of `(queries, count)`. Writes
-    /// `parts`, `(queries, dim + 2)`: weighted values, maximum score, sum of weights.
+    /// division by the sum of weights. `keys` and `values` are `(count, dim)`, little-endian, at any
+    /// alignment; query `i` of `q: (queries, dim)` sees the first `seen[i]` of them: at least one, no fewer
+    /// than the query before, the last query all. Writes `parts`, `(queries, dim + 2)`: weighted values,
+    /// maximum score, sum of weights.
+    ///
+    /// # Panics
+    /// If shapes differ, or `seen` is not as said.
     #[allow(clippy::too_many_arguments)]
     pub fn attend(
         &self,
         dtype: DenseType,
-        (keys, values): (&[u8], &[u8]),
+        rows: (&[u8], &[u8]),
         dim: usize,
         factor: f32,
         q: &[f32],
-        scores: &mut [f32],
+        seen: &[usize],
+        scratch: &mut AttentionScratch,
         parts: &mut [f32],
     ) {
-        let run = match dtype {
-            DenseType::F32 => self.0.float.attend_f32,
-            DenseType::F16 => self.0.float.attend_f16,
-            DenseType::Bf16 => self.0.float.attend_bf16,
+        let ops = &self.0.float.attention;
+        let steps = match dtype {
+            DenseType::F32 => &ops.f32,
+            DenseType::F16 => &ops.f16,
+            DenseType::Bf16 => &ops.bf16,
         };
         // SAFETY: as in `dot`: self exists.
-        unsafe { run(keys, values, dim, factor, q, scores, parts) }
+        unsafe { attention::attend(ops, steps, rows, dim, factor, q, seen, scratch, parts) }
     }
 
     /// Merges the part of the next block, as [`attend`](Self::attend) wrote it, into that of the blocks
     /// before it, one query; a part without weights is replaced.
     pub fn merge(&self, so_far: &mut [f32], next: &[f32]) {
         // SAFETY: as in `dot`: self exists.
-        unsafe { (self.0.float.merge)(so_far, next) }
+        unsafe { (self.0.float.attention.merge)(so_far, next) }
     }
 
     /// `out[t][r] = dot(row r, x[t])` for the rows that `out` owns.

@@ -48,6 +48,7 @@ mod pool;
 mod screen;
 
 pub use activations::ActivationBatch;
+pub use attention::AttentionScratch;
 pub use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
 pub use dense::DenseType;
 pub use kernels::{Backend, KERNELS, Kernel, KernelError};

@@ -9,13 +9,29 @@
 
 use crate::kv_cache::{BLOCK_POSITIONS, LayerCache};
 use crate::threads;
-use bitnet_kernels::{Backend, Output};
+use bitnet_kernels::{AttentionScratch, Backend, Output};
+use std::cell::RefCell;
+use std::ops::Range;
 
-/// Tokens of a prompt in a unit of work: they find the block of the token before them in L2.
-const TILE_TOKENS: usize = 8;
+/// Tokens of a prompt in a unit of work: they share the keys that the first of them lays out.
+const TILE_TOKENS: usize = 32;
 
 /// What a part has behind its weighted values: maximum and sum.
 const EXTRA: usize = 2;
+
+thread_local! {
+    /// Every thread's own, kept from layer to layer.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Scratch {
+    kernel: AttentionScratch,
+    q: Vec<f32>,      // (tokens, group, dim)
+    seen: Vec<usize>, // (tokens, group): how much of a block each query sees
+    merged: Vec<f32>, // (tokens, group, dim + 2)
+    next: Vec<f32>,   // (tokens, group, dim + 2)
+}
 
 /// Softmax attention of the tokens at positions `first..` over everything up to each of them.
 ///
@@ -42,8 +58,6 @@ pub(crate) fn attention(
         factor: (1.0 / (dim as f64).sqrt()) as f32, // head_dim^-0.5
     };
     let blocks = (first + tokens).div_ceil(BLOCK_POSITIONS);
-    let queries =
-        |token: usize, kv_head: usize| &q[token * width + kv_head * group * dim..][..group * dim];
 
     if tokens == 1 && pieces > 1 && blocks > 1 {
         // one token: KV heads and blocks are all there is to split
@@ -52,14 +66,11 @@ pub(crate) fn attention(
         let units = parts.chunks_exact_mut(part).enumerate().collect();
         threads::for_each(pieces, units, |(unit, part): (usize, &mut [f32])| {
             let (kv_head, block) = (unit / blocks, unit % blocks);
-            task.block(
-                kv_head,
-                block,
-                first,
-                queries(0, kv_head),
-                &mut Vec::new(),
-                part,
-            );
+            let q = &q[kv_head * group * dim..][..group * dim];
+            SCRATCH.with_borrow_mut(|scratch| {
+                let Scratch { kernel, seen, .. } = scratch;
+                task.block(kv_head, block, first..first + 1, q, kernel, seen, part);
+            });
         });
         let outs = out.chunks_exact_mut(group * dim);
         for (parts, out) in parts.chunks_exact_mut(blocks * part).zip(outs) {
@@ -81,22 +92,12 @@ pub(crate) fn attention(
             units.push((kv_head, tile * TILE_TOKENS, out));
         }
     }
-    // a KV head's tiles one after the other: its keys and values stay in L2
-    units.sort_by_key(|(kv_head, token, _)| (*kv_head, *token));
-    threads::for_each(pieces, units, |(kv_head, token, mut out)| {
-        let mut scores = Vec::new();
-        let mut merged = vec![0.0; group * (dim + EXTRA)]; // (group, dim + 2)
-        let mut next = merged.clone(); // (group, dim + 2)
-        for t in 0..out.tokens() {
-            let position = first + token + t;
-            let q = queries(token + t, kv_head);
-            task.block(kv_head, 0, position, q, &mut scores, &mut merged);
-            for block in 1..=position / BLOCK_POSITIONS {
-                task.block(kv_head, block, position, q, &mut scores, &mut next);
-                task.merge(&mut merged, &next);
-            }
-            task.finish(&mut merged, out.token_mut(t));
-        }
+    // the longest first, so that threads end together
+    units.reverse();
+    threads::for_each(pieces, units, |(kv_head, token, out)| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            task.tile(kv_head, first + token, &q[token * width..], out, scratch);
+        });
     });
 }
 
@@ -110,25 +111,70 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// The part of a block, for the queries `q: (group, dim)` of one token at `position`.
+    /// The tokens of `out`, at positions from `first` on, and the query heads of one KV head, whose rows
+    /// `out` owns. `q` starts with the first of these tokens, all heads.
+    fn tile(
+        &self,
+        kv_head: usize,
+        first: usize,
+        q: &[f32], // (tokens, heads * dim)
+        mut out: Output<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let Scratch {
+            kernel,
+            q: queries,
+            seen,
+            merged,
+            next,
+        } = scratch;
+        let (head, part) = (self.group * self.dim, self.group * (self.dim + EXTRA));
+        let width = head * self.cache.kv_heads();
+        queries.clear();
+        for q in q.chunks_exact(width).take(out.tokens()) {
+            queries.extend_from_slice(&q[kv_head * head..(kv_head + 1) * head]);
+        }
+        merged.resize(out.tokens() * part, 0.0);
+        next.resize(out.tokens() * part, 0.0);
+        let end = first + out.tokens();
+        self.block(kv_head, 0, first..end, queries, kernel, seen, merged);
+        for block in 1..end.div_ceil(BLOCK_POSITIONS) {
+            // the tokens that see some of it
+            let from = (block * BLOCK_POSITIONS).saturating_sub(first);
+            let (q, next) = (&queries[from * head..], &mut next[from * part..]);
+            self.block(kv_head, block, first + from..end, q, kernel, seen, next);
+            self.merge(&mut merged[from * part..], next);
+        }
+        for (t, merged) in merged.chunks_exact_mut(part).enumerate() {
+            self.finish(merged, out.token_mut(t));
+        }
+    }
+
+    /// The parts of a block, for the queries `q: (tokens, group, dim)` of the tokens at `positions`.
+    #[allow(clippy::too_many_arguments)]
     fn block(
         &self,
         kv_head: usize,
         block: usize,
-        position: usize,
+        positions: Range<usize>,
         q: &[f32],
-        scores: &mut Vec<f32>,
-        part: &mut [f32], // (group, dim + 2)
+        kernel: &mut AttentionScratch,
+        seen: &mut Vec<usize>,
+        parts: &mut [f32], // (tokens, group, dim + 2)
     ) {
-        let seen = (position + 1 - block * BLOCK_POSITIONS).min(BLOCK_POSITIONS);
-        let rows = self.cache.block(block, kv_head, seen);
-        scores.resize(self.group * seen, 0.0);
-        let dtype = self.cache.dtype();
+        let behind =
+            |position: usize| (position + 1 - block * BLOCK_POSITIONS).min(BLOCK_POSITIONS);
+        let rows = self.cache.block(block, kv_head, behind(positions.end - 1));
+        seen.clear();
+        for position in positions {
+            seen.extend(std::iter::repeat_n(behind(position), self.group));
+        }
+        let (dtype, factor) = (self.cache.dtype(), self.factor);
         self.backend
-            .attend(dtype, rows, self.dim, self.factor, q, scores, part);
+            .attend(dtype, rows, self.dim, factor, q, seen, kernel, parts);
     }
 
-    /// Merges the next block's part; both are `(group, dim + 2)`.
+    /// Merges the next block's parts; both are `(queries, dim + 2)`.
     fn merge(&self, so_far: &mut [f32], next: &[f32]) {
         let row = self.dim + EXTRA;
         for (so_far, next) in so_far.chunks_exact_mut(row).zip(next.chunks_exact(row)) {

@@ -35,8 +35,7 @@ pub(super) const KERNEL: Kernel = Kernel {
 
 /// Every AVX-512 kernel's.
 pub(super) const FLOAT: FloatOps = FloatOps {
-    attend_f32: super::avx512_attention::attend_f32,
-    attend_f16: super::avx512_attention::attend_f16,
+    attention: super::avx512_attention::ATTENTION,
     screen_dots: super::avx512_screen::screen_dots,
     screen_lower: super::avx512_screen::screen_lower,
     ..float_ops::instantiate!(#[target_feature(enable = "avx512f,avx512bw")])
