@@ -66,6 +66,15 @@ fn every_crate_has_its_row_and_every_link_its_file() {
     }
 }
 
+#[test]
+fn every_kernel_of_this_machine_has_its_row() {
+    let text = readme();
+    for kernel in bitnet_kernels::KERNELS {
+        let row = format!("| `{}` | {} |", kernel.name, kernel.requires);
+        assert!(text.contains(&row), "README.md has no row {row}");
+    }
+}
+
 /// Every line of every `sh` block. The published checkpoint that the text names is a fixture here;
 /// `scripts/check` is what runs this test, so that it exists and can be executed has to do.
 #[test]
