@@ -22,6 +22,8 @@ mod neon;
 mod neon_dotprod;
 #[cfg(target_arch = "aarch64")]
 mod neon_float;
+#[cfg(target_arch = "aarch64")]
+mod neon_screen;
 mod scalar;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;

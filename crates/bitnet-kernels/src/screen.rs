@@ -72,6 +72,7 @@ pub(crate) type UpperBlock = [Line; UPPER_LINES];
 
 /// Lines ahead that a pass fetches: of 4, 8, 16 and 32 KB all the same, and 2 KB into the first level took a
 /// quarter longer.
+#[cfg(target_arch = "x86_64")]
 pub(crate) const AHEAD: usize = 64;
 
 /// Columns up to which `p` keeps at least 8 bits.

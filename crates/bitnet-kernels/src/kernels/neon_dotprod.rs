@@ -12,8 +12,9 @@
 
 use super::neon::{self, Columns, FEW, QUARTERS, RowSums, add_sums, load};
 use super::tile::{self, BLOCK, ROWS};
-use super::{Kernel, Panel, TernaryOps, Tile, neon_float};
+use super::{Kernel, Panel, TernaryOps, Tile, neon_float, neon_screen};
 use crate::activations::ActivationBatch;
+use crate::float_ops::FloatOps;
 use crate::lines::Line;
 use crate::packed::Sink;
 use crate::peak::Peak;
@@ -34,7 +35,10 @@ pub(super) const KERNEL: Kernel = Kernel {
         ..neon::TERNARY
     },
     grouped: None,
-    float: neon_float::FLOAT,
+    float: FloatOps {
+        screen_dots: neon_screen::screen_dots,
+        ..neon_float::FLOAT
+    },
     peak: Some(Peak {
         instruction: "sdot v.4s",
         step_macs: 16 * 16,
@@ -60,6 +64,23 @@ fn dot_quad<const Q: usize>(mut acc: int32x4_t, u: uint8x16_t, a: int8x16_t) -> 
             u = in(vreg) u,
             a = in(vreg) a,
             q = const Q,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
+/// `acc[i] += sum over j of u[4 i + j] * a[4 i + j]`; instead of the unstable `vdotq_s32`, as above.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn dot(mut acc: int32x4_t, u: uint8x16_t, a: int8x16_t) -> int32x4_t {
+    // SAFETY: as in `dot_quad`.
+    unsafe {
+        asm!(
+            "sdot {acc:v}.4s, {u:v}.16b, {a:v}.16b",
+            acc = inout(vreg) acc,
+            u = in(vreg) u,
+            a = in(vreg) a,
             options(pure, nomem, nostack, preserves_flags)
         );
     }
