@@ -1,7 +1,8 @@
-//! Every available kernel: one token and 128 tokens, from cache, per shape of a linear layer.
+//! Every available kernel: one token and 512 tokens, from cache, per shape of a linear layer.
 //!
-//! `cargo bench -p bitnet-kernels --bench matvec`. Bytes are those a matvec reads (packed weights), items
-//! are multiply-adds. For figures against the machine's limits see `limits.rs`.
+//! `cargo bench -p bitnet-kernels --bench matvec [-- NAME]`. Bytes are those a matvec reads (packed weights),
+//! items are multiply-adds; `peak` is the kernel's multiply instruction alone, so `matmul_512` over `peak` is
+//! the share of it. For figures taken in turn with the machine's limits see `limits.rs`.
 
 use bitnet_kernels::{ActivationBatch, Backend, Output, PackedMatrix, Scales, TernaryMatrix};
 use divan::Bencher;
@@ -53,7 +54,23 @@ fn matvec(bencher: Bencher, case: &(&'static str, (usize, usize))) {
     bench(bencher, case.0, case.1, 1);
 }
 
-#[divan::bench(args = cases(), max_time = 1)]
-fn matmul_128(bencher: Bencher, case: &(&'static str, (usize, usize))) {
-    bench(bencher, case.0, case.1, 128);
+#[divan::bench(args = cases(), max_time = 2)]
+fn matmul_512(bencher: Bencher, case: &(&'static str, (usize, usize))) {
+    bench(bencher, case.0, case.1, 512);
+}
+
+/// Kernels whose multiply instruction is known.
+fn peaks() -> impl Iterator<Item = &'static str> {
+    Backend::available()
+        .filter(|b| b.peak_instruction().is_some())
+        .map(|b| b.name())
+}
+
+#[divan::bench(args = peaks(), sample_count = 10, sample_size = 1)]
+fn peak(bencher: Bencher, name: &str) {
+    let backend = Backend::by_name(name).unwrap();
+    let macs = backend.run_peak().unwrap_or(0);
+    bencher
+        .counter(ItemsCount::new(macs))
+        .bench_local(|| backend.run_peak());
 }

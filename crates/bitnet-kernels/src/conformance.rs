@@ -202,6 +202,33 @@ fn extremes_do_not_overflow() {
 }
 
 #[test]
+fn extremes_of_whole_panels_do_not_overflow() {
+    let mut noise = Noise(12);
+    for cols in [32, 224, 252, 256, 512, 2560] {
+        for trit in [1i8, -1] {
+            let m = |scales| matrix(34, cols, vec![trit; 34 * cols], scales);
+            for scales in structures(&mut noise, 34, cols) {
+                for (a, tokens) in [(-128i8, 16), (127, 17), (-128, 24)] {
+                    check(&m(scales.clone()), &vec![a; tokens * cols]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn more_rows_and_tokens_than_share_a_block() {
+    let mut noise = Noise(13);
+    for (rows, cols, tokens) in [(2600, 36, 5), (1090, 64, 37), (40, 100, 150)] {
+        for scales in structures(&mut noise, rows, cols) {
+            let m = matrix(rows, cols, noise.trits(rows * cols), scales);
+            let values: Vec<i8> = (0..tokens * cols).map(|_| noise.next() as i8).collect();
+            check(&m, &values);
+        }
+    }
+}
+
+#[test]
 fn the_widest_matrix_is_exact() {
     let cols = bitnet_ternary::MAX_COLS - 1;
     let m = matrix(2, cols, vec![1; 2 * cols], Scales::PerTensor(1.0));

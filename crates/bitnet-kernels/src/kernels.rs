@@ -16,6 +16,10 @@ mod avx512_screen;
 mod avx512_vbmi;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
+#[cfg(target_arch = "x86_64")]
+mod lookup;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "aarch64")]
@@ -50,6 +54,8 @@ pub static KERNELS: &[Kernel] = &[
     avx512_vbmi::KERNEL,
     #[cfg(target_arch = "x86_64")]
     avx512_vnni::KERNEL,
+    #[cfg(target_arch = "x86_64")]
+    avx_vnni::KERNEL,
     #[cfg(target_arch = "x86_64")]
     avx2::KERNEL,
     #[cfg(target_arch = "aarch64")]
@@ -114,6 +120,8 @@ pub(crate) struct TernaryOps {
     pub are_codes: fn(tiles: &[Line]) -> bool,
     /// The contract: exact dots of one tile with some tokens.
     pub dots: Dots,
+    /// Many tokens with many tiles at once, where that is faster than tile by tile.
+    pub many_tokens: Option<ManyTokens>,
     /// The same sums over float activations `x: (tokens, cols)`, by rule 3 within each group.
     pub sums: unsafe fn(&Tile<'_>, x: &[f32], sums: &mut [f32]),
 }
@@ -159,6 +167,38 @@ pub(crate) type Dots = unsafe fn(
     dots: &mut [i32],
     &mut dyn Sink<i32>,
 );
+
+/// Products whose preparation of the tokens pays over many rows.
+pub(crate) struct ManyTokens {
+    /// Fewest tokens, in a panel of their own, for which it does.
+    pub fewest: usize,
+    /// Computes the sums of some panels with all tiles and hands them out.
+    pub sums: unsafe fn(&Tiles<'_>, &ActivationBatch, tokens: Range<usize>, done: Done<'_>),
+}
+
+/// Takes the sums of one tile and some tokens: `(tile, tokens, (tokens, tile_rows))`.
+pub(crate) type Done<'a> = &'a mut dyn FnMut(usize, Range<usize>, &[f32]);
+
+/// Some tiles of a packed matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles<'a> {
+    /// `(tiles, tile_lines)`
+    pub lines: &'a [Line],
+    /// Columns of the matrix, not 0.
+    pub cols: usize,
+    /// Columns per group of scales; `cols` when there is one group.
+    pub group: usize,
+    /// Group scales `(rows that exist, groups)` from the first tile on. With them a sum is that of rule 2,
+    /// `sum_g dot_g * scale_g`; without it is the dot, which is exact in f32.
+    pub scales: Option<&'a [f32]>,
+}
+
+impl Tiles<'_> {
+    /// Groups per row.
+    pub fn groups(&self) -> usize {
+        self.cols / self.group
+    }
+}
 
 /// One tile of a packed matrix.
 pub(crate) struct Tile<'a> {

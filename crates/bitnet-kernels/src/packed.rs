@@ -8,7 +8,7 @@ pub use mapped::MapError;
 
 use crate::activations::ActivationBatch;
 use crate::float_ops::{LANES, add_lanes};
-use crate::kernels::{Backend, TernaryOps, Tile};
+use crate::kernels::{Backend, TernaryOps, Tile, Tiles};
 use crate::lines::{self, LINE, Line, Lines, ReadLines, Word};
 use crate::output::Output;
 use bitnet_ternary::{MAX_COLS, Scales, TernaryMatrix};
@@ -175,9 +175,11 @@ impl PackedMatrix {
     pub fn multiply(&self, x: &ActivationBatch, out: &mut Output<'_>) {
         self.assert_prepared(x);
         assert_eq!(x.tokens(), out.tokens(), "tokens");
+        let done = self.multiply_many(x, out);
         let finish = self.backend.kernel().float.finish_dots;
         self.drive(
             out,
+            done..x.tokens(),
             x.scales(),
             finish,
             |tile, tokens, scratch, dots, sink| {
@@ -185,6 +187,53 @@ impl PackedMatrix {
                 unsafe { (self.ops().dots)(tile, x, tokens, scratch, dots, sink) }
             },
         );
+    }
+
+    /// [`multiply`](Self::multiply) for as many of the first tokens as the kernel prefers to do together.
+    /// Returns how many that were.
+    fn multiply_many(&self, x: &ActivationBatch, out: &mut Output<'_>) -> usize {
+        let (ops, tiles) = (self.ops(), self.tiles(out));
+        let Some(many) = &ops.many_tokens else {
+            return 0;
+        };
+        let rest = x.tokens() % ops.panel.tokens;
+        let tokens = match rest < many.fewest {
+            true => x.tokens() - rest,
+            false => x.tokens(),
+        };
+        if tokens == 0 || tiles.is_empty() || self.cols == 0 {
+            return 0;
+        }
+        // scales of groups are part of the sums, those of rows or the tensor are not
+        let whole = Scales::PerTensor(1.0);
+        let (in_sums, scales) = match &self.scales {
+            Scales::PerGroup { scales, .. } => {
+                let start = tiles.start * ops.tile_rows * self.groups();
+                (Some(&scales[start..]), &whole)
+            }
+            scales => (None, scales),
+        };
+        let lines = (ops.tile_lines)(self.cols);
+        let some = Tiles {
+            lines: &self.lines[tiles.start * lines..tiles.end * lines],
+            cols: self.cols,
+            group: self.group(),
+            scales: in_sums,
+        };
+        let finish = self.backend.kernel().float.finish_sums;
+        let mut done = |tile: usize, tokens: Range<usize>, sums: &[f32]| {
+            let place = Place {
+                groups: 1,
+                tile_rows: ops.tile_rows,
+                row: (tiles.start + tile) * ops.tile_rows,
+            };
+            let s = &x.scales()[tokens.clone()];
+            // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+            unsafe { finish(sums, &place, scales, tokens.start, s, out) }
+        };
+        // SAFETY: as above.
+        unsafe { (many.sums)(&some, x, 0..tokens, &mut done) };
+        tokens
     }
 
     /// `out[t][r] = sum_g alpha[r][g] * (sum over k in g of trit[r][k] * x[t][k])`: activations that
@@ -196,7 +245,8 @@ impl PackedMatrix {
         assert_eq!(x.len(), out.tokens() * self.cols, "activations");
         let finish = self.backend.kernel().float.finish_sums;
         let ones = vec![1.0; out.tokens()];
-        self.drive(out, &ones, finish, |tile, tokens, _, sums, sink| {
+        let tokens = 0..out.tokens();
+        self.drive(out, tokens, &ones, finish, |tile, tokens, _, sums, sink| {
             let x = &x[tokens.start * self.cols..tokens.end * self.cols];
             let sums = &mut sums[..tokens.len() * self.groups() * self.tile_rows()];
             // SAFETY: self.backend exists, so the CPU has what its kernel requires.
@@ -272,33 +322,39 @@ impl PackedMatrix {
         assert_eq!(x.cols(), self.cols, "columns");
     }
 
+    /// The tiles of the rows that `out` owns.
+    fn tiles(&self, out: &Output<'_>) -> Range<usize> {
+        let (rows, tile_rows) = (out.rows(), self.tile_rows());
+        assert!(
+            rows.end <= self.rows && rows.start.is_multiple_of(tile_rows),
+            "rows {rows:?} of {}, tiles of {tile_rows}",
+            self.rows,
+        );
+        rows.start / tile_rows..rows.end.div_ceil(tile_rows)
+    }
+
     /// Walks blocks of tokens and, inside, all tiles: the block's activations stay in L2, one tile at
     /// a time in L1. `run` computes the sums of one tile and hands them to the sink.
     fn drive<T: Sum>(
         &self,
         out: &mut Output<'_>,
+        tokens: Range<usize>,
         token_scales: &[f32],
         finish: Finish<T>,
         run: impl Fn(&Tile<'_>, Range<usize>, &mut [Line], &mut [T], &mut dyn Sink<T>),
     ) {
-        let (ops, groups, rows) = (self.ops(), self.groups(), out.rows());
-        assert!(
-            rows.end <= self.rows && rows.start.is_multiple_of(ops.tile_rows),
-            "rows {rows:?} of {}, tiles of {}",
-            self.rows,
-            ops.tile_rows
-        );
+        let (ops, groups, tiles) = (self.ops(), self.groups(), self.tiles(out));
         let tile_sums = groups * ops.tile_rows;
         let panel = ops.panel.tokens.max(1);
         let block = token_block(self.cols, tile_sums, panel, ops.block_bytes);
         let mut scratch = Lines::zeroed(ops.scratch_lines);
-        let most = block.min(out.tokens().next_multiple_of(panel));
+        let most = block.min(tokens.len().next_multiple_of(panel));
         let mut sums = Lines::zeroed((tile_sums * most).div_ceil(LINE / 4));
         let sums = lines::as_words_mut(&mut sums);
-        for start in (0..out.tokens()).step_by(block) {
-            let tokens = start..out.tokens().min(start + block);
+        for start in tokens.clone().step_by(block) {
+            let tokens = start..tokens.end.min(start + block);
             let sums = &mut sums[..tile_sums * tokens.len().next_multiple_of(panel)];
-            for tile in rows.start / ops.tile_rows..rows.end.div_ceil(ops.tile_rows) {
+            for tile in tiles.clone() {
                 let row = tile * ops.tile_rows;
                 let place = Place {
                     groups,

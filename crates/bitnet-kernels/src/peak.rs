@@ -136,7 +136,7 @@ fn read_lines(lines: &[Line]) {
 #[cfg(target_arch = "x86_64")]
 use x86_64::read_lines;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86_64::{VPDPBUSD_ZMM, VPMADDUBSW_YMM};
+pub(crate) use x86_64::{VPDPBUSD_YMM, VPDPBUSD_ZMM, VPMADDUBSW_YMM};
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
@@ -151,7 +151,15 @@ mod x86_64 {
         run: dpbusd,
     };
 
-    /// 32 products, and the addition that must follow each.
+    /// 32 products an instruction.
+    pub(crate) const VPDPBUSD_YMM: Peak = Peak {
+        instruction: "vpdpbusd ymm",
+        step_macs: 12 * 32,
+        steps: 8_000_000,
+        run: dpbusd_ymm,
+    };
+
+    /// 32 products an instruction; the addition that must follow each is not counted.
     pub(crate) const VPMADDUBSW_YMM: Peak = Peak {
         instruction: "vpmaddubsw ymm",
         step_macs: 12 * 32,
@@ -174,20 +182,32 @@ mod x86_64 {
         black_box(acc);
     }
 
-    #[target_feature(enable = "avx2")]
-    fn maddubs(steps: usize) {
-        let (u, mut a) = (
+    #[target_feature(enable = "avxvnni")]
+    fn dpbusd_ymm(steps: usize) {
+        let (u, a) = (
             black_box(_mm256_set1_epi8(1)),
             black_box(_mm256_set1_epi8(2)),
         );
         let mut acc = [_mm256_setzero_si256(); 12];
         for _ in 0..steps {
-            a = black_box(a); // or the product would be hoisted
             for acc in &mut acc {
-                *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(u, a));
+                *acc = _mm256_dpbusd_avx_epi32(*acc, u, a);
             }
         }
         black_box(acc);
+    }
+
+    /// The product becomes its own next operand: there is no sum that would keep it.
+    #[target_feature(enable = "avx2")]
+    fn maddubs(steps: usize) {
+        let a = black_box(_mm256_set1_epi8(2));
+        let mut products = [black_box(_mm256_set1_epi8(1)); 12];
+        for _ in 0..steps {
+            for product in &mut products {
+                *product = _mm256_maddubs_epi16(*product, a);
+            }
+        }
+        black_box(products);
     }
 
     /// Bytes that are asked for ahead, as the matvecs do.

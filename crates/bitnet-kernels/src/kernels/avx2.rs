@@ -4,13 +4,12 @@
 //! -512 and 508; at most 64 of those are added before they are widened to 32 bits, and
 //! `64 * -512` is exactly the smallest `i16`: nothing saturates, -128 included.
 //!
-//! One token reads the packed bytes once, shifting each field down. Many tokens unpack [`tile::CHUNK`]
-//! columns of a tile into L1 and multiply them with panels of 6 tokens: 16 rows x 6 tokens are 12
-//! accumulators, two weights, one broadcast and one product fit the 16 registers.
+//! One token reads the packed bytes once, shifting each field down. Many tokens are looked up
+//! ([`lookup`]).
 
 use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
-use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile};
+use super::{BLOCK_BYTES, Kernel, ManyTokens, Panel, TernaryOps, Tile, lookup};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{self, FloatOps, LANES, Lanes};
 use crate::lines::{LINE, Line};
@@ -23,19 +22,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "avx2",
     requires: "AVX2, FMA",
     is_available: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-    ternary: TernaryOps {
-        layout: tile_pack::TWO_BITS,
-        tile_rows: ROWS,
-        panel: Panel::of(PANEL),
-        block_bytes: BLOCK_BYTES,
-        scratch_lines: tile::SCRATCH_LINES,
-        tile_lines: tile::lines::<4>,
-        pack,
-        unpack: tile_pack::unpack::<4, TwoBits>,
-        are_codes: tile_pack::are_codes::<4, TwoBits>,
-        dots,
-        sums,
-    },
+    ternary: TERNARY,
     grouped: None,
     float: FloatOps {
         screen_dots: super::avx2_screen::screen_dots,
@@ -44,14 +31,30 @@ pub(super) const KERNEL: Kernel = Kernel {
     peak: Some(peak::VPMADDUBSW_YMM),
 };
 
-/// Tokens of a panel: 6 x 16 rows are 12 accumulators of 16-bit sums.
-const PANEL: usize = 6;
+/// The 2-bit tile, and what each kernel with AVX2 does with it.
+pub(super) const TERNARY: TernaryOps = TernaryOps {
+    layout: tile_pack::TWO_BITS,
+    tile_rows: ROWS,
+    panel: Panel::of(lookup::PANEL),
+    block_bytes: BLOCK_BYTES,
+    scratch_lines: 0,
+    tile_lines: tile::lines::<4>,
+    pack,
+    unpack: tile_pack::unpack::<4, TwoBits>,
+    are_codes: tile_pack::are_codes::<4, TwoBits>,
+    dots,
+    many_tokens: Some(MANY_TOKENS),
+    sums,
+};
 
 /// Products of one 16-bit accumulator before it is widened; see the module's invariant.
 const PRODUCTS: usize = 64;
 
-/// Up to so many tokens it is faster to read the packed bytes (from L1) once for each.
-const FEW: usize = 3;
+/// Fewer are faster one by one, reading the packed bytes from L1.
+const MANY_TOKENS: ManyTokens = ManyTokens {
+    fewest: 5,
+    sums: lookup::sums,
+};
 
 /// Bytes ahead of the loads that are prefetched.
 const PREFETCH: usize = 2048;
@@ -84,7 +87,7 @@ fn add_sums(sums: &mut [i32; 8], v: __m256i) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn prefetch(line: &Line) {
+pub(super) fn prefetch(line: &Line) {
     _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(PREFETCH).cast());
 }
 
@@ -128,22 +131,18 @@ fn dots(
     tile: &Tile<'_>,
     x: &ActivationBatch,
     tokens: Range<usize>,
-    scratch: &mut [Line],
+    _scratch: &mut [Line],
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
 ) {
     tile::start_at_minus_sums(tile, x, tokens.clone(), dots);
-    if tokens.len() <= FEW {
-        for (token, dots) in tokens
-            .clone()
-            .zip(dots.chunks_exact_mut(tile.groups() * ROWS))
-        {
-            one_token(tile, x, token, dots);
-        }
-        sink.done(tokens, dots);
-    } else {
-        many_tokens(tile, x, tokens, scratch, dots, sink);
+    for (token, dots) in tokens
+        .clone()
+        .zip(dots.chunks_exact_mut(tile.groups() * ROWS))
+    {
+        one_token(tile, x, token, dots);
     }
+    sink.done(tokens, dots);
 }
 
 /// `dots: (groups, 32)`
@@ -204,109 +203,9 @@ fn part_dots(lines: &[Line], quads: &[[i8; 4]], dots: &mut [[i32; 8]; 4]) {
     }
 }
 
-/// `dots: (tokens, groups, 32)`; `tokens` starts at a panel.
-#[target_feature(enable = "avx2")]
-fn many_tokens(
-    tile: &Tile<'_>,
-    x: &ActivationBatch,
-    tokens: Range<usize>,
-    scratch: &mut [Line],
-    dots: &mut [i32],
-    sink: &mut dyn Sink<i32>,
-) {
-    let stride = tile.groups() * 4; // from token to token, in sums of 8 rows
-    for chunk in tile::chunks::<4>(tile.cols, tile.group) {
-        let blocks = chunk.blocks.clone();
-        let weights = &mut scratch[..blocks.len() * 4 * BLOCK];
-        unpack(
-            &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK],
-            weights,
-        );
-        for first in tokens.clone().step_by(PANEL) {
-            let live = first..tokens.end.min(first + PANEL);
-            sink.soon(chunk.part(live.clone()));
-            let quads = &x.panel(first / PANEL).as_chunks::<PANEL>().0;
-            let quads = &quads[blocks.start * 4..blocks.end * 4];
-            let range = (live.start - tokens.start) * stride..(live.end - tokens.start) * stride;
-            let dots = &mut dots.as_chunks_mut::<8>().0[range];
-            // 16 rows at a time
-            for half in 0..2 {
-                for (weights, quads) in weights.chunks(PRODUCTS * 2).zip(quads.chunks(PRODUCTS)) {
-                    let dots = &mut dots[chunk.group * 4 + half * 2..];
-                    panel(weights, half, quads, live.len(), stride, dots);
-                }
-            }
-            if chunk.is_last() {
-                sink.done(live, dots.as_flattened());
-            }
-        }
-    }
-}
-
-/// Codes of some blocks, one byte each: two lines (rows 0-15, rows 16-31) per quad of columns.
-#[target_feature(enable = "avx2")]
-fn unpack(lines: &[Line], weights: &mut [Line]) {
-    let code = _mm256_set1_epi8(3);
-    let blocks = lines.as_chunks::<BLOCK>().0.iter();
-    for (block, to) in blocks.zip(weights.as_chunks_mut::<{ 4 * BLOCK }>().0) {
-        for i in 0..4 {
-            let (line, half) = (i / 2, i % 2);
-            let v = load(&block[line], half);
-            store(&mut to[line], half, _mm256_and_si256(v, code));
-            store(
-                &mut to[2 + line],
-                half,
-                _mm256_and_si256(_mm256_srli_epi16::<2>(v), code),
-            );
-            store(
-                &mut to[4 + line],
-                half,
-                _mm256_and_si256(_mm256_srli_epi16::<4>(v), code),
-            );
-            store(
-                &mut to[6 + line],
-                half,
-                _mm256_and_si256(_mm256_srli_epi16::<6>(v), code),
-            );
-        }
-    }
-}
-
-/// `dots[stride * token][row] += sum of u * a` over at most [`PRODUCTS`] quads, for rows
-/// `16 half ..` and a panel of tokens, of which the first `live` exist.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn panel(
-    weights: &[Line],
-    half: usize,
-    quads: &[[i32; PANEL]],
-    live: usize,
-    stride: usize,
-    dots: &mut [[i32; 8]],
-) {
-    let mut acc = [[_mm256_setzero_si256(); 2]; PANEL];
-    for (u, quads) in weights.as_chunks::<2>().0.iter().zip(quads) {
-        let u = [load(&u[half], 0), load(&u[half], 1)];
-        for t in 0..PANEL {
-            let a = _mm256_set1_epi32(quads[t]);
-            for i in 0..2 {
-                acc[t][i] = _mm256_add_epi16(acc[t][i], _mm256_maddubs_epi16(u[i], a));
-            }
-        }
-    }
-    // a loop of constant length, so that the accumulators never leave their registers
-    for t in 0..PANEL {
-        if t < live {
-            for i in 0..2 {
-                add_sums(&mut dots[t * stride + i], widen(acc[t][i]));
-            }
-        }
-    }
-}
-
 /// Float activations: the 16 lanes of rule 3 are two registers.
 #[target_feature(enable = "avx2,fma")]
-fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+pub(super) fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
     tile::sums(tile, x, sums, |lines, row, x| float_lanes(lines, row, x))
 }
 

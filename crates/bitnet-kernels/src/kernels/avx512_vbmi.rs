@@ -50,6 +50,7 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     unpack: tile_pack::unpack::<QUADS, BaseThree>,
     are_codes: tile_pack::are_codes::<QUADS, BaseThree>,
     dots,
+    many_tokens: None,
     sums,
 };
 

@@ -53,6 +53,7 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     unpack: tile_pack::unpack::<4, TwoBits>,
     are_codes: tile_pack::are_codes::<4, TwoBits>,
     dots,
+    many_tokens: None,
     sums,
 };
 

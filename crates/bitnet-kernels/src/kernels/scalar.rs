@@ -24,6 +24,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         unpack,
         are_codes,
         dots,
+        many_tokens: None,
         sums,
     },
     grouped: None,

@@ -1,0 +1,105 @@
+//! AVX-VNNI on the 2-bit [`tile`]: `vpdpbusd` for CPUs without AVX-512.
+//!
+//! Invariant: `vpdpbusd` takes codes (0..=2, or 4 times as much) as its unsigned and activations as its
+//! signed operand and adds in 32 bits: nothing saturates, -128 included.
+//!
+//! One token reads the packed bytes once. Every second field goes into its accumulators as it lies in the
+//! byte, 4 times too large, and is shifted down once at the end. Many tokens are looked up ([`lookup`]): that adds
+//! 64 products where `vpdpbusd` multiplies 32.
+
+use super::avx2::{self, load, prefetch};
+use super::tile::{self, BLOCK, COLS, ROWS};
+use super::{Kernel, ManyTokens, TernaryOps, Tile, lookup};
+use crate::activations::ActivationBatch;
+use crate::lines::Line;
+use crate::packed::Sink;
+use crate::peak;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "avx_vnni",
+    requires: "AVX2, FMA, AVX-VNNI",
+    is_available: || (avx2::KERNEL.is_available)() && is_x86_feature_detected!("avxvnni"),
+    ternary: TernaryOps {
+        dots,
+        many_tokens: Some(MANY_TOKENS),
+        ..avx2::TERNARY
+    },
+    peak: Some(peak::VPDPBUSD_YMM),
+    ..avx2::KERNEL
+};
+
+/// Fewer are faster one by one, reading the packed bytes from L1.
+const MANY_TOKENS: ManyTokens = ManyTokens {
+    fewest: 8,
+    sums: lookup::sums,
+};
+
+#[target_feature(enable = "avx2,avxvnni")]
+fn dots(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    _scratch: &mut [Line],
+    dots: &mut [i32],
+    sink: &mut dyn Sink<i32>,
+) {
+    for (token, dots) in tokens
+        .clone()
+        .zip(dots.chunks_exact_mut(tile.groups() * ROWS))
+    {
+        one_token(tile, x, token, dots);
+    }
+    sink.done(tokens, dots);
+}
+
+/// `dots: (groups, 32)`
+#[target_feature(enable = "avx2,avxvnni")]
+fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
+    let (quads, _) = x.padded(token).as_chunks::<4>();
+    let blocks = tile.group.div_ceil(COLS);
+    let groups = tile
+        .lines
+        .chunks_exact(blocks * BLOCK)
+        .zip(quads.chunks_exact(blocks * 4));
+    let dots = dots.as_chunks_mut::<8>().0.as_chunks_mut::<4>().0;
+    for (g, ((lines, quads), dots)) in groups.zip(dots).enumerate() {
+        let sum = x.group_sum(token, g, tile.group);
+        group_dots(lines, quads, sum, dots);
+    }
+}
+
+/// `dots[row] = sum of u * a - sum` over some blocks.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+fn group_dots(lines: &[Line], quads: &[[i8; 4]], sum: i32, dots: &mut [[i32; 8]; 4]) {
+    let masks = [_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c)];
+    // fields 0 and 2, and fields 1 and 3, which are 4 times too large: an accumulator for each of them and
+    // for each 8 rows would be all the registers there are
+    let mut acc = [[_mm256_setzero_si256(); 2]; 4];
+    for (block, quads) in lines
+        .as_chunks::<BLOCK>()
+        .0
+        .iter()
+        .zip(quads.as_chunks::<4>().0)
+    {
+        prefetch(&block[0]);
+        prefetch(&block[1]);
+        for i in 0..4 {
+            let low = load(&block[i / 2], i % 2);
+            let v = [low, _mm256_srli_epi16::<4>(low)];
+            for f in 0..4 {
+                let a = _mm256_set1_epi32(tile::dword(&quads[f]));
+                let u = _mm256_and_si256(v[f / 2], masks[f % 2]);
+                acc[i][f % 2] = _mm256_dpbusd_avx_epi32(acc[i][f % 2], u, a);
+            }
+        }
+    }
+    let sum = _mm256_set1_epi32(sum);
+    for ([a, b], dots) in acc.into_iter().zip(dots) {
+        let dot = _mm256_sub_epi32(_mm256_add_epi32(a, _mm256_srai_epi32::<2>(b)), sum);
+        // SAFETY: the reference covers 32 bytes; the store is unaligned.
+        unsafe { _mm256_storeu_si256(dots.as_mut_ptr().cast(), dot) }
+    }
+}
