@@ -4,7 +4,7 @@
 //! widened, which the compiler does with loads of single lanes and with integer arithmetic, and how many
 //! canonical sums fit the registers: each takes four.
 
-use crate::attention;
+use crate::attention::{self, AttentionOps, RowSteps};
 use crate::dense::{self, Bf16, Element, F16, F32};
 use crate::float_ops::{self, FloatOps, LANES, Lanes};
 use crate::output::Output;
@@ -14,10 +14,23 @@ pub(super) const FLOAT: FloatOps = FloatOps {
     dense_f32: dense_rows::<F32>,
     dense_f16: dense_rows::<NeonF16>,
     dense_bf16: dense_rows::<NeonBf16>,
-    attend_f16: attend::<NeonF16>,
-    attend_bf16: attend::<NeonBf16>,
+    attention: AttentionOps {
+        f16: RowSteps {
+            few: few::<NeonF16>,
+            weigh: weigh::<NeonF16>,
+            ..ATTENTION.f16
+        },
+        bf16: RowSteps {
+            few: few::<NeonBf16>,
+            weigh: weigh::<NeonBf16>,
+            ..ATTENTION.bf16
+        },
+        ..ATTENTION
+    },
     ..float_ops::instantiate!(#[target_feature(enable = "neon")])
 };
+
+const ATTENTION: AttentionOps = attention::instantiate!(#[target_feature(enable = "neon")]);
 
 // so that a type may stand for an instruction: a trait's methods cannot ask for features
 const _: () = assert!(cfg!(target_feature = "neon"));
@@ -93,14 +106,25 @@ fn dense_rows<E: Element>(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<
 }
 
 #[target_feature(enable = "neon")]
-fn attend<E: Element>(
+fn few<E: Element>(
     keys: &[u8],
+    dim: usize,
+    q: &[f32],
+    ahead: &[u8],
+    stride: usize,
+    scores: &mut [f32],
+) {
+    attention::few::<E>(keys, dim, q, ahead, stride, scores)
+}
+
+#[target_feature(enable = "neon")]
+fn weigh<E: Element>(
     values: &[u8],
     dim: usize,
-    factor: f32,
-    q: &[f32],
-    scores: &mut [f32],
+    weights: &[f32],
+    stride: usize,
+    fetch: bool,
     parts: &mut [f32],
 ) {
-    attention::attend::<E>(keys, values, dim, factor, q, scores, parts)
+    attention::weigh::<E>(values, dim, weights, stride, fetch, parts)
 }
