@@ -320,7 +320,13 @@ fn many_tokens<const F: usize>(
         }
         let weights = &scratch[..steps.len() * STEP * BLOCK];
         let steps = steps.start * TOKENS * STEP..steps.end * TOKENS * STEP; // in a panel
-        for first in tokens.clone().step_by(2 * TOKENS) {
+        // the lines that are spread next, of this tile or of the one behind it, a part beside each product
+        let ahead = tile.lines.as_ptr().wrapping_add(chunk.blocks.end * BLOCK);
+        let part = (chunk.blocks.len() * BLOCK).div_ceil(tokens.len().div_ceil(2 * TOKENS));
+        for (i, first) in tokens.clone().step_by(2 * TOKENS).enumerate() {
+            for line in i * part..(i + 1) * part {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line).cast());
+            }
             let live = first..tokens.end.min(first + 2 * TOKENS);
             sink.soon(chunk.part(live.clone()));
             let dots = &mut dots[(first - tokens.start) * stride..];
