@@ -29,6 +29,7 @@ pub struct ActivationBatch {
     part_sums: Vec<i32>, // (tokens, cols / 32)
     panels: Vec<Line>, // (tokens / panel, quads / run, panel, run): four columns of one token in one dword
     panel: Panel,
+    row: Vec<f32>, // (cols,): a token on its way
 }
 
 impl ActivationBatch {
@@ -60,6 +61,18 @@ impl ActivationBatch {
     /// Sum of the values of one token.
     pub fn sum(&self, token: usize) -> i32 {
         self.sums[token]
+    }
+
+    /// Takes the memory for one token that is made and quantised in turn; [`give_row`](Self::give_row) it
+    /// back.
+    pub(crate) fn take_row(&mut self, cols: usize) -> Vec<f32> {
+        let mut row = std::mem::take(&mut self.row);
+        row.resize(cols, 0.0);
+        row
+    }
+
+    pub(crate) fn give_row(&mut self, row: Vec<f32>) {
+        self.row = row;
     }
 
     /// Whose layout this is; `None` before the first quantisation.
@@ -98,7 +111,7 @@ impl ActivationBatch {
         blocks.next_multiple_of(self.panel.quads)
     }
 
-    /// Fills the batch: `quantize` writes one token's values and returns `(scale, sum)`. A kernel
+    /// Fills the batch: `quantize` writes the values of one token and returns `(scale, sum)`. A kernel
     /// that reads panels says of which shape.
     ///
     /// # Errors
@@ -107,62 +120,62 @@ impl ActivationBatch {
         &mut self,
         backend: Backend,
         panel: Panel,
-        x: &[f32],
-        cols: usize,
-        quantize: impl Fn(&[f32], &mut [i8]) -> Result<(f32, i32), E>,
+        (tokens, cols): (usize, usize),
+        mut quantize: impl FnMut(usize, &mut [i8]) -> Result<(f32, i32), E>,
     ) -> Result<(), (usize, E)> {
-        self.tokens = x.len().checked_div(cols).unwrap_or(0);
-        assert_eq!(x.len(), self.tokens * cols, "activations of {cols} columns");
         let stride = cols.next_multiple_of(PADDING) + PADDING;
         if (self.stride, self.cols) != (stride, cols) {
             self.values.clear(); // what is padding now may have held values
         }
-        (self.cols, self.stride, self.panel, self.backend) = (cols, stride, panel, Some(backend));
-        self.values.resize(self.tokens * stride, 0);
+        (self.tokens, self.cols, self.stride) = (tokens, cols, stride);
+        (self.panel, self.backend) = (panel, Some(backend));
+        self.values.resize(tokens * stride, 0);
         self.scales.clear();
         self.sums.clear();
         self.part_sums.clear();
-        for (token, x) in x.chunks_exact(cols.max(1)).enumerate() {
-            let start = token * stride;
-            let (scale, sum) =
-                quantize(x, &mut self.values[start..start + cols]).map_err(|e| (token, e))?;
+        let panels = panel.tokens > 0 && tokens > 1;
+        if panels {
+            self.make_panels();
+        }
+        for token in 0..tokens {
+            let values = &mut self.values[token * stride..][..cols];
+            let (scale, sum) = quantize(token, values).map_err(|e| (token, e))?;
             self.scales.push(scale);
             self.sums.push(sum);
-            let parts = self.values[start..start + cols].as_chunks::<PART>().0;
-            self.part_sums.extend(
-                parts
-                    .iter()
-                    .map(|p| p.iter().map(|&v| i32::from(v)).sum::<i32>()),
-            );
-        }
-        if panel.tokens > 0 && self.tokens > 1 {
-            self.interleave();
+            let parts = values.as_chunks::<PART>().0.iter();
+            self.part_sums
+                .extend(parts.map(|p| p.iter().map(|&v| i32::from(v)).sum::<i32>()));
+            if panels {
+                self.interleave(token);
+            }
         }
         Ok(())
     }
 
-    fn interleave(&mut self) {
-        let (quads, width, run) = (self.quads(), self.panel.tokens, self.panel.quads);
+    /// Room for all panels; places without a token, at the end of the last one, are zeros.
+    fn make_panels(&mut self) {
+        let Panel { tokens, quads: run } = self.panel;
         assert!([1, RUN].contains(&run), "runs of {run} quads");
-        let dwords = self.tokens.div_ceil(width) * quads * width;
-        let zeros = Line([0; LINE]);
-        self.panels.resize(dwords.div_ceil(LINE / 4), zeros);
-        for (first, panel) in (0..self.tokens)
-            .step_by(width)
-            .zip(lines::as_words_mut(&mut self.panels).chunks_exact_mut(quads * width))
-        {
-            let live = width.min(self.tokens - first);
-            if live < width {
-                panel.fill(0);
-            }
-            for t in 0..live {
-                let start = (first + t) * self.stride;
-                let (values, _) = self.values[start..start + 4 * quads].as_chunks::<4>();
-                match run {
-                    RUN => copy_runs::<RUN>(values, t, width, panel),
-                    _ => copy_runs::<1>(values, t, width, panel),
-                }
-            }
+        let len = self.quads() * tokens;
+        let dwords = self.tokens.div_ceil(tokens) * len;
+        self.panels
+            .resize(dwords.div_ceil(LINE / 4), Line([0; LINE]));
+        if !self.tokens.is_multiple_of(tokens) {
+            lines::as_words_mut::<i32>(&mut self.panels)[dwords - len..dwords].fill(0);
+        }
+    }
+
+    /// The values of one token, still in L1, into its panel.
+    fn interleave(&mut self, token: usize) {
+        let (quads, width) = (self.quads(), self.panel.tokens);
+        let len = quads * width;
+        let start = token * self.stride;
+        let (values, _) = self.values[start..start + 4 * quads].as_chunks::<4>();
+        let panels = lines::as_words_mut(&mut self.panels);
+        let panel = &mut panels[token / width * len..][..len];
+        match self.panel.quads {
+            RUN => copy_runs::<RUN>(values, token % width, width, panel),
+            _ => copy_runs::<1>(values, token % width, width, panel),
         }
     }
 }

@@ -65,16 +65,14 @@ fn batch(backend: Backend, values: &[i8], cols: usize) -> ActivationBatch {
 }
 
 fn refill(batch: &mut ActivationBatch, backend: Backend, values: &[i8], cols: usize) {
-    let x: Vec<f32> = values.iter().map(|&v| f32::from(v)).collect();
     let panel = backend.kernel().ternary.panel;
-    let copy = |x: &[f32], out: &mut [i8]| {
-        for (o, x) in out.iter_mut().zip(x) {
-            *o = *x as i8;
-        }
+    let copy = |token: usize, out: &mut [i8]| {
+        out.copy_from_slice(&values[token * cols..(token + 1) * cols]);
         let sum = out.iter().map(|&v| i32::from(v)).sum();
         Ok::<_, ()>((3.7 + out[0] as f32 / 256.0, sum))
     };
-    batch.fill(backend, panel, &x, cols, copy).unwrap();
+    let shape = (values.len() / cols, cols);
+    batch.fill(backend, panel, shape, copy).unwrap();
 }
 
 fn multiply(packed: &PackedMatrix, x: &ActivationBatch) -> Vec<f32> {
@@ -421,6 +419,15 @@ fn quantisation_equals_the_definition() {
                 let mut got = ActivationBatch::default();
                 backend.quantize(&x, cols, &mut got).unwrap();
                 assert_eq!((got.tokens(), got.cols()), (3, cols));
+                let mut made = ActivationBatch::default();
+                let make = |token: usize, row: &mut [f32]| {
+                    row.copy_from_slice(&x[token * cols..(token + 1) * cols]);
+                };
+                backend.quantize_made((3, cols), &mut made, make).unwrap();
+                for t in 0..3 {
+                    assert_eq!(made.values(t), got.values(t), "{backend:?}");
+                    assert_eq!((made.scale(t), made.sum(t)), (got.scale(t), got.sum(t)));
+                }
                 for (t, x) in x.chunks_exact(cols).enumerate() {
                     let mut values = vec![0; cols];
                     let (scale, sum) = quantize_row(x, &mut values).unwrap();

@@ -338,12 +338,40 @@ impl Backend {
         cols: usize,
         out: &mut ActivationBatch,
     ) -> Result<(), (usize, ActivationError)> {
+        let tokens = x.len().checked_div(cols).unwrap_or(0);
+        assert_eq!(x.len(), tokens * cols, "activations of {cols} columns");
         let panel = self.0.ternary.panel;
-        out.fill(*self, panel, x, cols, |x, values| {
-            // SAFETY: self exists, so the CPU has what the entry was instantiated with.
-            unsafe { (self.0.float.quantize)(x, values) }.ok_or_else(|| ActivationError {
-                index: x.iter().position(|v| !v.is_finite()).unwrap_or(0),
-            })
+        out.fill(*self, panel, (tokens, cols), |token, values| {
+            self.quantize_row(&x[token * cols..(token + 1) * cols], values)
+        })
+    }
+
+    /// [`quantize`](Self::quantize) of tokens that `make` writes, `(token, (cols,))`, one after the other:
+    /// they need not be in memory all at once. What `make` is given holds anything.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    pub fn quantize_made(
+        &self,
+        (tokens, cols): (usize, usize),
+        out: &mut ActivationBatch,
+        mut make: impl FnMut(usize, &mut [f32]),
+    ) -> Result<(), (usize, ActivationError)> {
+        let mut row = out.take_row(cols);
+        let panel = self.0.ternary.panel;
+        let result = out.fill(*self, panel, (tokens, cols), |token, values| {
+            make(token, &mut row);
+            self.quantize_row(&row, values)
+        });
+        out.give_row(row);
+        result
+    }
+
+    /// One token's `(scale, sum)`.
+    fn quantize_row(&self, x: &[f32], values: &mut [i8]) -> Result<(f32, i32), ActivationError> {
+        // SAFETY: self exists, so the CPU has what the entry was instantiated with.
+        unsafe { (self.0.float.quantize)(x, values) }.ok_or_else(|| ActivationError {
+            index: x.iter().position(|v| !v.is_finite()).unwrap_or(0),
         })
     }
 }

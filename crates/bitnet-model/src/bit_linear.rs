@@ -20,8 +20,10 @@ const PART_TOKENS: usize = 32;
 pub(crate) struct LinearInput {
     backend: Backend,
     quantization: ActivationQuantization,
-    part_tokens: usize,          // tokens of every part but the last
+    part_tokens: usize, // tokens of every part but the last
+    cols: usize,
     parts: Vec<ActivationBatch>, // (tokens / part_tokens,), unused without quantisation
+    floats: Vec<f32>,            // (tokens, cols), unused with it
 }
 
 impl LinearInput {
@@ -31,61 +33,80 @@ impl LinearInput {
             backend,
             quantization,
             part_tokens: 1,
+            cols: 1,
             parts: Vec::new(),
+            floats: Vec::new(),
         }
     }
 
-    /// Quantises `x`, `(tokens, cols)`, per token. `slot` is the (first) linear that reads it: errors
-    /// name it.
-    pub(crate) fn quantize(
+    /// Takes tokens of `cols` columns, each quantised as soon as it is made, while it is in the cache:
+    /// `make` writes one from its row of `source`, `(tokens, width)`, which it may change. `slot` is the
+    /// (first) linear that reads them: errors name it.
+    pub(crate) fn prepare(
         &mut self,
         slot: Slot,
-        x: &[f32], // (tokens, cols)
         cols: usize,
+        (source, width): (&mut [f32], usize),
+        make: impl Fn(usize, &mut [f32], &mut [f32]) + Sync + Send,
     ) -> Result<(), FormatError> {
-        let tokens = x.len() / cols;
-        let pieces = threads::pieces(threads::PER_ELEMENT * x.len());
+        let tokens = source.len() / width;
+        let pieces = threads::pieces(threads::PER_ELEMENT * source.len());
         let pieces = pieces
             .min(threads::count())
             .min(tokens / PART_TOKENS)
             .max(1);
+        self.cols = cols;
         self.part_tokens = tokens.div_ceil(pieces).max(1);
         let parts = tokens.div_ceil(self.part_tokens);
         self.parts
             .resize_with(parts.max(self.parts.len()), ActivationBatch::default);
+        let floats = match self.quantization {
+            ActivationQuantization::Int8PerToken => 0,
+            ActivationQuantization::None => tokens * cols,
+        };
+        self.floats.resize(floats, 0.0);
+        let mut floats = self.floats.chunks_mut(self.part_tokens * cols);
         let Self {
             backend,
             quantization,
             part_tokens,
             ..
         } = *self;
-        let items = x
-            .chunks(part_tokens * cols)
+        let items = source
+            .chunks_mut(part_tokens * width)
             .zip(&mut self.parts)
+            .map(|(source, batch)| (source, batch, floats.next().unwrap_or_default()))
             .enumerate()
             .collect();
-        threads::try_for_each(pieces, items, |(part, (x, batch))| {
+        threads::try_for_each(pieces, items, |(part, (source, batch, floats))| {
             let first = part * part_tokens;
+            let tokens = source.len() / width;
+            let mut make = |token: usize, x: &mut [f32]| {
+                make(first + token, &mut source[token * width..][..width], x);
+            };
             match quantization {
                 ActivationQuantization::Int8PerToken => backend
-                    .quantize(x, cols, batch)
+                    .quantize_made((tokens, cols), batch, make)
                     .map_err(|(token, error)| not_finite(slot, first + token, error.index)),
-                ActivationQuantization::None => finite(slot, x, cols, first),
+                ActivationQuantization::None => {
+                    for (token, x) in floats.chunks_exact_mut(cols).enumerate() {
+                        make(token, x);
+                    }
+                    finite(slot, floats, cols, first)
+                }
             }
         })
     }
 
-    /// `out = x * matrix^T` for every pair, in one parallel region. `x` is what
-    /// [`quantize`](Self::quantize) was given, `(tokens, cols)`; every `out` is `(tokens, rows)`.
-    pub(crate) fn multiply<const N: usize>(
-        &self,
-        x: &[f32],
-        products: [(&PackedMatrix, &mut [f32]); N],
-    ) {
+    /// `out = x * matrix^T` for every pair, in one parallel region, where `x` is what
+    /// [`prepare`](Self::prepare) took; every `out` is `(tokens, rows)`.
+    pub(crate) fn multiply<const N: usize>(&self, products: [(&PackedMatrix, &mut [f32]); N]) {
+        let tokens = products
+            .first()
+            .map_or(0, |(matrix, out)| out.len() / matrix.rows().max(1));
         let rows: usize = products.iter().map(|(matrix, _)| matrix.rows()).sum();
-        let pieces = threads::pieces(rows * x.len());
-        let cols = products.first().map_or(1, |(matrix, _)| matrix.cols());
-        let parts = (x.len() / cols).div_ceil(self.part_tokens);
+        let pieces = threads::pieces(rows * tokens * self.cols);
+        let parts = tokens.div_ceil(self.part_tokens).max(1);
         let mut jobs: Vec<Vec<Job<'_>>> = (0..parts).map(|_| Vec::with_capacity(N)).collect();
         for (matrix, out) in products {
             let outs = out.chunks_mut(self.part_tokens * matrix.rows());
@@ -102,9 +123,10 @@ impl LinearInput {
             .into_iter()
             .flat_map(|jobs| cut(jobs, pieces.div_ceil(parts)))
             .collect();
-        let x_part = |part: usize| {
-            let from = part * self.part_tokens * cols;
-            &x[from..x.len().min(from + self.part_tokens * cols)]
+        let floats = |part: usize| {
+            let from = part * self.part_tokens * self.cols;
+            let x = &self.floats;
+            &x[from..x.len().min(from + self.part_tokens * self.cols)]
         };
         threads::for_each(pieces, items, |jobs: Vec<Job<'_>>| {
             for Job {
@@ -117,7 +139,7 @@ impl LinearInput {
                     ActivationQuantization::Int8PerToken => {
                         matrix.multiply(&self.parts[part], &mut out);
                     }
-                    ActivationQuantization::None => matrix.multiply_float(x_part(part), &mut out),
+                    ActivationQuantization::None => matrix.multiply_float(floats(part), &mut out),
                 }
             }
         });

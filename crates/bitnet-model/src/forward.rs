@@ -82,17 +82,15 @@ pub enum Logits {
 #[derive(Debug)]
 struct Buffers {
     input: LinearInput,
-    x: Vec<f32>,      // (tokens, hidden): the residual stream
-    h: Vec<f32>,      // (tokens, hidden): normed
-    q: Vec<f32>,      // (tokens, heads * head_dim)
-    k: Vec<f32>,      // (tokens, kv_heads * head_dim)
-    v: Vec<f32>,      // (tokens, kv_heads * head_dim)
-    a: Vec<f32>,      // (tokens, heads * head_dim): attention
-    a_norm: Vec<f32>, // (tokens, heads * head_dim)
-    gate: Vec<f32>,   // (tokens, inter)
-    up: Vec<f32>,     // (tokens, inter)
-    f_norm: Vec<f32>, // (tokens, inter)
-    y: Vec<f32>,      // (tokens, hidden): what a block adds to x
+    x: Vec<f32>,    // (tokens, hidden): the residual stream
+    h: Vec<f32>,    // (tokens whose logits are wanted, hidden): normed
+    q: Vec<f32>,    // (tokens, heads * head_dim)
+    k: Vec<f32>,    // (tokens, kv_heads * head_dim)
+    v: Vec<f32>,    // (tokens, kv_heads * head_dim)
+    a: Vec<f32>,    // (tokens, heads * head_dim): attention
+    gate: Vec<f32>, // (tokens, inter)
+    up: Vec<f32>,   // (tokens, inter)
+    y: Vec<f32>,    // (tokens, hidden): what a block adds to x
 }
 
 impl Buffers {
@@ -106,10 +104,8 @@ impl Buffers {
             k: empty(),
             v: empty(),
             a: empty(),
-            a_norm: empty(),
             gate: empty(),
             up: empty(),
-            f_norm: empty(),
             y: empty(),
         }
     }
@@ -120,15 +116,12 @@ impl Buffers {
         let kv = config.num_key_value_heads * config.head_dim;
         for (buffer, width) in [
             (&mut self.x, hidden),
-            (&mut self.h, hidden),
             (&mut self.q, q),
             (&mut self.k, kv),
             (&mut self.v, kv),
             (&mut self.a, q),
-            (&mut self.a_norm, q),
             (&mut self.gate, inter),
             (&mut self.up, inter),
-            (&mut self.f_norm, inter),
             (&mut self.y, hidden),
         ] {
             buffer.resize(tokens * width, 0.0);
@@ -316,8 +309,9 @@ impl Model {
             }
             let Buffers { x, h, .. } = &mut session.buffers;
             let hidden = self.config().hidden_size;
-            let (x, h) = (&x[x.len() - hidden..], &mut h[..hidden]);
-            self.norm(x, &self.weights.output_norm, h);
+            let x = &x[x.len() - hidden..];
+            h.resize(hidden, 0.0);
+            self.output_norm(x, h);
             let top = self.top_k(h, k);
             session.clock.lap(Part::Head);
             top
@@ -393,8 +387,9 @@ impl Model {
                 Logits::Last | Logits::None => continue,
             };
             let Buffers { x, h, .. } = &mut session.buffers;
-            let (x, h) = (&x[first * hidden..], &mut h[first * hidden..]);
-            self.norm(x, &self.weights.output_norm, h);
+            let x = &x[first * hidden..];
+            h.resize(x.len(), 0.0);
+            self.output_norm(x, h);
             let at = logits.len();
             logits.resize(at + (tokens.len() - first) * vocab, 0.0);
             let head = &self.weights.output_head;
@@ -455,30 +450,26 @@ impl Model {
         let Buffers {
             input,
             x,
-            h,
             q,
             k,
             v,
             a,
-            a_norm,
             gate,
             up,
-            f_norm,
             y,
+            ..
         } = buffers;
 
-        // h = norm(x);  q, k, v = linear(h)
-        self.norm(x, &w.input_norm, h);
-        input.quantize(at(LayerSlot::QProj), h, hidden)?;
+        // q, k, v = linear(norm(x))
+        input.prepare(at(LayerSlot::QProj), hidden, (x, hidden), |_, x, h| {
+            self.norm(x, &w.input_norm, h);
+        })?;
         clock.lap(Part::Elementwise);
-        input.multiply(
-            h,
-            [
-                (&w.q_proj, &mut *q),
-                (&w.k_proj, &mut *k),
-                (&w.v_proj, &mut *v),
-            ],
-        );
+        input.multiply([
+            (&w.q_proj, &mut *q),
+            (&w.k_proj, &mut *k),
+            (&w.v_proj, &mut *v),
+        ]);
         clock.lap(Part::Linears);
 
         // a = softmax(rope(q) rope(K)^T / sqrt(head_dim)) V
@@ -489,49 +480,66 @@ impl Model {
         attention(self.backend, cache, *position, heads, q, a);
         clock.lap(Part::Attention);
 
-        // x += linear(norm(a))
-        let a = self.sub_norm(w.attn_sub_norm.as_deref(), a, a_norm);
-        input.quantize(at(LayerSlot::OProj), a, heads * config.head_dim)?;
+        // y = linear(norm(a))
+        let width = heads * config.head_dim;
+        input.prepare(at(LayerSlot::OProj), width, (a, width), |_, a, normed| {
+            self.sub_norm(a, w.attn_sub_norm.as_deref(), normed);
+        })?;
         clock.lap(Part::Elementwise);
-        input.multiply(a, [(&w.o_proj, &mut *y)]);
+        input.multiply([(&w.o_proj, &mut *y)]);
         clock.lap(Part::Linears);
-        self.add(y, x);
 
-        // h = norm(x);  gate, up = linear(h)
-        self.norm(x, &w.post_attention_norm, h);
-        input.quantize(at(LayerSlot::GateProj), h, hidden)?;
+        // x += y;  gate, up = linear(norm(x))
+        input.prepare(at(LayerSlot::GateProj), hidden, (x, hidden), |t, x, h| {
+            self.backend.add(&y[t * hidden..(t + 1) * hidden], x);
+            self.norm(x, &w.post_attention_norm, h);
+        })?;
         clock.lap(Part::Elementwise);
-        input.multiply(h, [(&w.gate_proj, &mut *gate), (&w.up_proj, &mut *up)]);
+        input.multiply([(&w.gate_proj, &mut *gate), (&w.up_proj, &mut *up)]);
         clock.lap(Part::Linears);
 
         // x += linear(norm(act(gate) * up))
-        self.activate(gate, up);
-        let f = self.sub_norm(w.ffn_sub_norm.as_deref(), gate, f_norm);
-        input.quantize(at(LayerSlot::DownProj), f, config.intermediate_size)?;
+        let width = config.intermediate_size;
+        input.prepare(
+            at(LayerSlot::DownProj),
+            width,
+            (gate, width),
+            |t, gate, f| {
+                self.activate(gate, &up[t * width..(t + 1) * width]);
+                self.sub_norm(gate, w.ffn_sub_norm.as_deref(), f);
+            },
+        )?;
         clock.lap(Part::Elementwise);
-        input.multiply(f, [(&w.down_proj, &mut *y)]);
+        input.multiply([(&w.down_proj, &mut *y)]);
         clock.lap(Part::Linears);
         self.add(y, x);
         clock.lap(Part::Elementwise);
         Ok(())
     }
 
-    /// `out = rms_norm(x) * gain`, both `(tokens, width)`.
+    /// `out = rms_norm(x) * gain` of one token, `(width,)`.
     fn norm(&self, x: &[f32], gain: &[f32], out: &mut [f32]) {
-        let (width, eps) = (gain.len(), self.config().rms_norm_eps);
+        self.backend
+            .rms_norm(x, gain, self.config().rms_norm_eps, out);
+    }
+
+    /// `out = norm(x)` if the network has this norm, else `x`; one token.
+    fn sub_norm(&self, x: &[f32], gain: Option<&[f32]>, out: &mut [f32]) {
+        match gain {
+            Some(gain) => self.norm(x, gain, out),
+            None => out.copy_from_slice(x),
+        }
+    }
+
+    /// `out = norm(x)` by the last norm, both `(tokens, hidden)`.
+    fn output_norm(&self, x: &[f32], out: &mut [f32]) {
+        let (gain, width) = (&self.weights.output_norm, self.config().hidden_size);
         threads::for_tokens(out, width, |first, out| {
             let x = x[first * width..].chunks_exact(width);
             for (x, out) in x.zip(out.chunks_exact_mut(width)) {
-                self.backend.rms_norm(x, gain, eps, out);
+                self.norm(x, gain, out);
             }
         });
-    }
-
-    /// `norm(x)` in `normed` if the network has this norm, else `x`.
-    fn sub_norm<'a>(&self, gain: Option<&[f32]>, x: &'a [f32], normed: &'a mut [f32]) -> &'a [f32] {
-        let Some(gain) = gain else { return x };
-        self.norm(x, gain, normed);
-        normed
     }
 
     /// Rotates the heads of `x`, `(tokens, heads * head_dim)`, tokens at positions `first..`.
@@ -547,17 +555,13 @@ impl Model {
         });
     }
 
-    /// `gate = act(gate) * up`, both `(tokens, inter)`.
+    /// `gate = act(gate) * up` of one token, both `(inter,)`.
     fn activate(&self, gate: &mut [f32], up: &[f32]) {
-        let width = self.config().intermediate_size;
-        threads::for_tokens(gate, width, |token, gate| {
-            let up = &up[token * width..][..gate.len()];
-            match self.config().hidden_act {
-                Activation::Relu2 => self.backend.relu2_mul(gate, up),
-                Activation::Silu => self.backend.silu_mul(gate, up),
-                Activation::GeluTanh => self.backend.gelu_tanh_mul(gate, up),
-            }
-        });
+        match self.config().hidden_act {
+            Activation::Relu2 => self.backend.relu2_mul(gate, up),
+            Activation::Silu => self.backend.silu_mul(gate, up),
+            Activation::GeluTanh => self.backend.gelu_tanh_mul(gate, up),
+        }
     }
 
     /// `x += y`, both `(tokens, hidden)`.
@@ -594,8 +598,12 @@ impl Model {
         let quantization = self.config().activation_quantization;
         self.pools.enter(|| {
             let mut input = LinearInput::new(self.backend, quantization);
-            input.quantize(slot, x, matrix.cols())?;
-            input.multiply(x, [(matrix, &mut out)]);
+            let cols = matrix.cols();
+            let mut x = x.to_vec();
+            input.prepare(slot, cols, (&mut x, cols), |_, x, row| {
+                row.copy_from_slice(x)
+            })?;
+            input.multiply([(matrix, &mut out)]);
             Ok(())
         })?;
         Ok(out)
@@ -669,8 +677,7 @@ impl Model {
         }
         let x = states.last().map_or(&[][..], |x| x);
         let mut normed = vec![0.0; x.len()];
-        self.pools
-            .enter(|| self.norm(x, &self.weights.output_norm, &mut normed));
+        self.pools.enter(|| self.output_norm(x, &mut normed));
         states.push(normed);
         Ok(states)
     }
