@@ -107,20 +107,33 @@ impl Mapped {
         let _ = range;
     }
 
+    /// Tells the kernel that these bytes will be read over and over: what it has to fetch from the disk for
+    /// them comes in huge pages, which stay in its cache. Best effort.
+    pub fn prefer_huge_pages(&self, range: Range<u64>) {
+        #[cfg(target_os = "linux")]
+        self.advise_range(memmap2::Advice::HugePage, range);
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
+
     /// Asks the kernel to start reading these bytes now. Best effort; out-of-range parts are
     /// ignored.
     pub fn will_need(&self, range: Range<u64>) {
         #[cfg(unix)]
+        self.advise_range(memmap2::Advice::WillNeed, range);
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    #[cfg(unix)]
+    fn advise_range(&self, advice: memmap2::Advice, range: Range<u64>) {
         if let Some(map) = &self.map {
             let len = map.len() as u64;
             let (start, end) = (range.start.min(len), range.end.min(len));
             if start < end {
-                let count = (end - start) as usize;
-                let _ = map.advise_range(memmap2::Advice::WillNeed, start as usize, count);
+                let _ = map.advise_range(advice, start as usize, (end - start) as usize);
             }
         }
-        #[cfg(not(unix))]
-        let _ = range;
     }
 }
 
@@ -148,6 +161,7 @@ mod tests {
             assert_eq!(mapped.bytes(), bytes);
             assert_eq!(mapped.path(), path);
             mapped.advise_sequential();
+            mapped.prefer_huge_pages(0..u64::MAX);
             mapped.will_need(0..1);
             mapped.release(0..u64::MAX);
             assert_eq!(mapped.bytes(), bytes);

@@ -129,6 +129,7 @@ impl Weights {
         };
         let embeddings = DenseMatrix::open(checkpoint, Slot::TokenEmbeddings)?;
         tick();
+        checkpoint.prefer_huge_tiles();
         // every linear on its own: threads share nothing, and the strips of one stay in one L2
         let slots: Vec<Slot> = (0..config.num_hidden_layers)
             .flat_map(|layer| LayerSlot::LINEARS.map(|slot| Slot::Layer(layer, slot)))

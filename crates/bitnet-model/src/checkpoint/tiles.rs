@@ -39,6 +39,23 @@ impl Checkpoint {
         }))
     }
 
+    /// Asks the system to keep tiles in huge pages, without which a token takes up to an eighth longer: it
+    /// touches every page once. From the start of the file on, because a huge page lies at a multiple of
+    /// its size there, and tiles come first.
+    pub(crate) fn prefer_huge_tiles(&self) {
+        for (number, part) in self.file.parts.iter().enumerate() {
+            let ends = self.sources.values().filter_map(|source| match source {
+                Source::Linear(LinearSource {
+                    rule: LinearRule::Tiles { .. },
+                    info,
+                    ..
+                }) if info.part == number => Some(info.offset.saturating_add(info.len)),
+                _ => None,
+            });
+            part.prefer_huge_pages(0..ends.max().unwrap_or(0));
+        }
+    }
+
     /// The scales of tiles: `[1]`, `[rows, 1]` or `[rows, groups]`, as resolving checked.
     pub(super) fn tile_scales(
         &self,
