@@ -46,7 +46,7 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     block_bytes: BLOCK_BYTES,
     scratch_lines: tile::SCRATCH_LINES,
     tile_lines: tile::lines::<QUADS>,
-    pack: pack,
+    pack,
     unpack: tile_pack::unpack::<QUADS, BaseThree>,
     are_codes: tile_pack::are_codes::<QUADS, BaseThree>,
     dots,
