@@ -94,7 +94,7 @@ pub(super) fn pack<const F: usize, C: Code<F>>(
             let blocks = tile.as_chunks_mut::<BLOCK>().0.chunks_mut(4);
             for (i, blocks) in blocks.enumerate() {
                 if i < whole {
-                    let spans = spans.map(|spans| &spans[i]);
+                    let spans = array::from_fn(|row| &spans[row][i]);
                     pack_spans::<F, C>(spans, blocks, half, &mut worst, &transpose);
                 } else {
                     let mut spans = [[[0; COLS]; F]; LINE_ROWS];
@@ -124,7 +124,7 @@ fn pack_spans<const F: usize, C: Code<F>>(
 ) {
     let mut quads = [[Line([0; LINE]); 4]; F];
     for (g, quads) in quads.iter_mut().enumerate() {
-        *quads = transpose(spans.map(|span| &span[g]));
+        *quads = transpose(array::from_fn(|row| &spans[row][g]));
     }
     let quads = quads.as_flattened_mut().as_chunks_mut::<F>().0;
     for (quads, block) in quads.iter_mut().zip(blocks) {
