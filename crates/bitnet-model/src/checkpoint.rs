@@ -28,6 +28,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -274,10 +275,16 @@ impl Checkpoint {
     /// Tells the system that the bytes of a slot are not needed again soon, so that the pages of the
     /// mapped file stop counting as this process's memory. They stay readable.
     pub(crate) fn release(&self, slot: Slot) {
+        self.release_part(slot, 0..u64::MAX);
+    }
+
+    /// As [`release`](Self::release), for some of the slot's bytes.
+    pub(crate) fn release_part(&self, slot: Slot, bytes: Range<u64>) {
         if let Some(info) = self.tensor_range(slot)
             && let Some(part) = self.file.parts.get(info.part)
         {
-            part.release(info.offset..info.offset.saturating_add(info.len));
+            let at = |byte: u64| info.offset.saturating_add(byte.min(info.len));
+            part.release(at(bytes.start)..at(bytes.end));
         }
     }
 

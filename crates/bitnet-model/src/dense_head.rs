@@ -12,6 +12,8 @@ use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo, de
 use bitnet_kernels::{Backend, DenseType, Output, ScreenBounds, ScreenQuery, ScreenRows};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 /// Tokens whose hidden states pass over the rows together: they stay in L2.
@@ -29,14 +31,18 @@ const FETCHED: usize = 8;
 /// Share of the rows that may be left to recompute one by one; beyond, the full product is faster.
 const MOST_CANDIDATES: usize = 16;
 
-/// Rows after which the pages around them are given back: 16 MB.
-const MOST_TOUCHED: usize = 256;
+/// Rows read one by one after which the pages around them are given back: the system maps 16 around each
+/// that is touched, so these are 4 MB.
+const MOST_TOUCHED: usize = 64;
+
+/// Bytes of rows that one token's pass reads before it gives their pages back: the matrix passes through
+/// memory without ever being resident.
+const PASSING_BYTES: usize = 4 << 20;
 
 /// Bounds for all logits of a matrix from its eight-bit codes (`bitnet_kernels::ScreenRows`).
 #[derive(Debug)]
 pub(crate) struct Screen {
     parts: Vec<ScreenRows>,  // SCREEN_ROWS rows each, the last one fewer
-    touched: AtomicUsize,    // rows of the file read since its pages were given back
     refined: AtomicUsize,    // rows that the upper bits did not rule out
     recomputed: AtomicUsize, // rows of the file read
 }
@@ -152,6 +158,7 @@ pub(crate) struct DenseMatrix {
     info: TensorInfo,
     rows: usize,
     cols: usize,
+    touched: Arc<AtomicUsize>, // rows read one by one since their pages were given back
 }
 
 impl DenseMatrix {
@@ -180,6 +187,7 @@ impl DenseMatrix {
             info: info.clone(),
             rows,
             cols,
+            touched: Arc::default(),
         })
     }
 
@@ -188,9 +196,20 @@ impl DenseMatrix {
         self.rows
     }
 
-    /// Tells the system that the rows are not needed again soon.
-    pub(crate) fn release(&self, checkpoint: &Checkpoint) {
-        checkpoint.release(self.slot);
+    /// Tells the system that some rows are not needed again soon.
+    fn release(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
+        let row_bytes = self.info.len / self.rows.max(1) as u64;
+        let bytes = rows.start as u64 * row_bytes..rows.end as u64 * row_bytes;
+        checkpoint.release_part(self.slot, bytes);
+    }
+
+    /// Counts rows that were read one by one, and gives pages back when they are many: a text would map
+    /// half of the matrix after some thousand tokens.
+    pub(crate) fn count_touched(&self, checkpoint: &Checkpoint, rows: usize) {
+        if self.touched.fetch_add(rows, Ordering::Relaxed) + rows >= MOST_TOUCHED {
+            self.touched.store(0, Ordering::Relaxed);
+            self.release(checkpoint, 0..self.rows);
+        }
     }
 
     /// Bytes of the matrix.
@@ -226,7 +245,7 @@ impl DenseMatrix {
     }
 
     /// Reads all rows into a screen; `None` for a matrix that no screen is made for. The pages of the
-    /// file are given back: from now on hardly any of them is needed.
+    /// file are given back as they are read: from now on hardly any of them is needed.
     pub(crate) fn screen(
         &self,
         checkpoint: &Checkpoint,
@@ -246,13 +265,12 @@ impl DenseMatrix {
                 self.row(checkpoint, first + row, &mut wide)?;
                 to.set(row, &wide);
             }
+            self.release(checkpoint, first..first + rows);
             Ok(())
         })?;
-        self.release(checkpoint);
         let parts: Option<Vec<ScreenRows>> = parts.into_iter().collect();
         Ok(parts.map(|parts| Screen {
             parts,
-            touched: AtomicUsize::new(0),
             refined: AtomicUsize::new(0),
             recomputed: AtomicUsize::new(0),
         }))
@@ -293,11 +311,7 @@ impl DenseMatrix {
         }
         top.append(&mut self.logits(checkpoint, backend, x, &candidates)?);
         screen.recomputed.fetch_add(left, Ordering::Relaxed);
-        // the system maps 16 pages around each that is touched: half the matrix after 100 tokens
-        if screen.touched.fetch_add(left, Ordering::Relaxed) > MOST_TOUCHED {
-            screen.touched.store(0, Ordering::Relaxed);
-            self.release(checkpoint);
-        }
+        self.count_touched(checkpoint, left);
         crate::sampler::sort(&mut top);
         top.truncate(k);
         Ok(Some(top))
@@ -363,7 +377,8 @@ impl DenseMatrix {
         Ok(())
     }
 
-    /// `out[t][r] = dot(row r, x[t])`; `x` is `(tokens, cols)`, `out` is `(tokens, rows)`.
+    /// `out[t][r] = dot(row r, x[t])`; `x` is `(tokens, cols)`, `out` is `(tokens, rows)`. One token reads
+    /// every row once, so its pages are given back on the way; more tokens come back to them.
     pub(crate) fn multiply(
         &self,
         checkpoint: &Checkpoint,
@@ -387,9 +402,38 @@ impl DenseMatrix {
                 rest = others;
             }
             parts.push(rest);
-            threads::try_for_each(pieces, parts, |part| {
-                self.part(checkpoint, backend, x, part)
+            let one = x.len() == self.cols;
+            threads::try_for_each(pieces, parts, |part| match one {
+                true => self.passing(checkpoint, backend, x, part),
+                false => self.part(checkpoint, backend, x, part),
             })?;
+        }
+        Ok(())
+    }
+
+    /// As [`part`](Self::part), giving the pages of the rows back.
+    fn passing(
+        &self,
+        checkpoint: &Checkpoint,
+        backend: Backend,
+        x: &[f32], // (1, cols)
+        out: Output<'_>,
+    ) -> Result<(), FormatError> {
+        let step = PASSING_BYTES / (self.byte_len() / self.rows.max(1)).max(1);
+        let step = step.next_multiple_of(HEAD_ROWS);
+        let mut rest = Some(out);
+        while let Some(out) = rest.take() {
+            let rows = out.rows();
+            let part = if rows.len() > step {
+                let (part, others) = out.split_at(rows.start + step);
+                rest = Some(others);
+                part
+            } else {
+                out
+            };
+            let rows = part.rows();
+            self.part(checkpoint, backend, x, part)?;
+            self.release(checkpoint, rows);
         }
         Ok(())
     }

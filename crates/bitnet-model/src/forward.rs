@@ -24,6 +24,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// Tokens of a prompt that go through the layers together.
 const BATCH_TOKENS: usize = 256;
 
+/// Scratch that is larger than what a batch needs by more than this factor is given back.
+const KEPT_SCRATCH: usize = 8;
+
 /// A loaded network.
 #[derive(Debug)]
 pub struct Model {
@@ -125,6 +128,10 @@ impl Buffers {
             (&mut self.y, hidden),
         ] {
             buffer.resize(tokens * width, 0.0);
+            // a prompt's batch is 36 MB of a 2B model, and one prompt comes before many single tokens
+            if buffer.capacity() / KEPT_SCRATCH > buffer.len() {
+                buffer.shrink_to_fit();
+            }
         }
     }
 }
@@ -343,7 +350,6 @@ impl Model {
         state.full.fetch_add(1, Ordering::Relaxed);
         let mut logits = vec![0.0; head.rows()]; // (vocab,)
         head.multiply(&self.checkpoint, self.backend, h, &mut logits)?;
-        head.release(&self.checkpoint);
         Ok(sampler::top(&logits, k))
     }
 
@@ -418,6 +424,7 @@ impl Model {
             }
             embeddings.row(&self.checkpoint, row, x)?;
         }
+        embeddings.count_touched(&self.checkpoint, tokens.len());
         Ok(())
     }
 

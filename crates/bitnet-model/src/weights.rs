@@ -301,6 +301,7 @@ fn gain(checkpoint: &Checkpoint, slot: Slot) -> Result<Vec<f32>, FormatError> {
     let mut gain = vec![0.0; tensor.shape.iter().product()];
     dense_to_f32(tensor.encoding, tensor.bytes, &mut gain)
         .map_err(|error| error.in_tensor(&tensor.info.name))?;
+    checkpoint.release(slot);
     Ok(gain)
 }
 
