@@ -5,7 +5,7 @@
 //! milliseconds (median), share of the probe (median). The rows lie on huge pages, and on pages of 4 KB as a
 //! mapped file does. What the whole search for the largest logits costs, `bitnet-model`'s `head` measures.
 
-#![allow(unsafe_code, clippy::print_stdout)]
+#![allow(unsafe_code, clippy::print_stdout, clippy::needless_range_loop)]
 
 use bitnet_kernels::{Backend, DenseType, Output, Pool, ScreenBounds, ScreenQuery, ScreenRows};
 use std::hint::black_box;

@@ -8,10 +8,10 @@
 //! of the form `w = c q + e` below, `q` a multiple of a half, with an upper bound of `|e|` (Euclidean norm) each.
 //! Any `u` is right: `e` is computed from the one that was chosen.
 //!
-//! Six and two, measured on 128256 x 2560 normal numbers: with the bound below, the upper bits rule out all
-//! but 0.4 % of the rows for the largest logit and 4 % for the 40 largest. Five bits would leave 17 % and
-//! half of them, seven cost a sixth more bytes. Eight bits rule out all but 5 and 180 rows, and those are
-//! worth a row of bf16 each.
+//! Six and two: on 128256 x 2560 normal numbers the upper bits rule out all but 0.6 % of the rows for the
+//! largest logit and 6.5 % for the 40 largest, and all eight all but 5 and 200 rows, each of which is worth a
+//! row of bf16. By the same bound five bits would leave a sixth and more than half of the rows, and seven cost
+//! a sixth more bytes.
 //!
 //! # The bound
 //!
@@ -127,9 +127,7 @@ pub struct ScreenQuery {
     values: Vec<i16>,                 // (blocks * 256,): p, zeros behind it
     pub(crate) bytes: Vec<[Line; 2]>, // (blocks * 4,): [h, l] of p = 256 h + l, both int8
     sum: i64,                         // of p
-    scale: f64,                       // d
-    norm: f64,                        // at least |x|
-    error: f64,                       // at least |f|
+    factors: Factors,
 }
 
 impl std::fmt::Debug for ScreenQuery {
@@ -212,7 +210,6 @@ impl ScreenRows {
             (self.rows(), self.rows(), self.rows())
         );
         let float = &self.backend.kernel().float;
-        let factors = Factors::new(query, self.cols);
         let (lines, _) = self.upper.as_chunks::<UPPER_LINES>();
         let chunks = lines
             .chunks(TOGETHER * blocks)
@@ -224,7 +221,7 @@ impl ScreenRows {
                 (float.screen_dots)(lines, query, sums);
                 (float.screen_bounds)(
                     &self.scales.part(rows.clone()),
-                    &factors,
+                    &query.factors,
                     sums,
                     &mut estimates[rows.clone()],
                     &mut upper[rows],
@@ -245,9 +242,8 @@ impl ScreenRows {
         let lower = unsafe { (self.backend.kernel().float.screen_lower)(lines, query) };
         let sum = 4.0 * f64::from(sum) + f64::from(lower) - 128.0 * query.sum as f64;
         let (scale, norm) = (self.scales.scale[row], self.scales.norm[row]);
-        Factors::new(query, self.cols)
-            .bound(scale, norm, self.fine[row], sum)
-            .1
+        let (_, upper) = query.factors.bound(scale, norm, self.fine[row], sum);
+        upper
     }
 
     /// Fetches what [`refine`](Self::refine) of a row will read.
@@ -294,13 +290,19 @@ impl ScreenQuery {
         let more = 1.0 + 2f64.powi(-30);
         let norm = norm.sqrt() * more;
         let error = error.sqrt() * more + norm * 2f64.powi(-50);
+        let sum: i64 = values.iter().map(|p| i64::from(*p)).sum();
         Self {
             bytes: bytes.collect(),
-            sum: values.iter().map(|p| i64::from(*p)).sum(),
+            sum,
             values,
-            scale,
-            norm,
-            error,
+            factors: Factors {
+                scale,
+                offset: 126.5 * sum as f64,
+                norm,
+                error: norm + error,
+                weight: error + gamma(x.len().div_ceil(LANES) + 4) * norm,
+                tiny: x.len() as f64 * TINY,
+            },
         }
     }
 
@@ -310,6 +312,7 @@ impl ScreenQuery {
 }
 
 /// What of a query goes into every row's bound.
+#[derive(Clone)]
 pub(crate) struct Factors {
     scale: f64,  // d
     offset: f64, // 126.5 sum p
@@ -320,17 +323,6 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
-    fn new(query: &ScreenQuery, cols: usize) -> Self {
-        Self {
-            scale: query.scale,
-            offset: 126.5 * query.sum as f64,
-            norm: query.norm,
-            error: query.norm + query.error,
-            weight: query.error + gamma(cols.div_ceil(LANES) + 4) * query.norm,
-            tiny: cols as f64 * TINY,
-        }
-    }
-
     /// `c d I`, and an f32 that is at least the logit, for a row of this `c`, `|w|`, `|e|` and `I`.
     #[inline(always)]
     fn bound(&self, scale: f32, norm: f32, error: f32, sum: f64) -> (f64, f32) {
@@ -535,9 +527,18 @@ mod tests {
                     x[cols / 3] *= spike;
                     check(&rows, &x);
                 }
-                // the worst case for a bound: the state is a row
+                // the worst cases for a bound: the state is a row, or what a row was rounded by
                 let x: Vec<f32> = rows[11].iter().map(|w| w * size).collect();
                 check(&rows, &x);
+                let max = rows[11].iter().fold(0.0, |m: f32, w| m.max(w.abs()));
+                for step in [max / 127.0, max / 31.75] {
+                    let error = |w: &f32| (w - (w / step).round() * step) / step * size;
+                    check(&rows, &rows[11].iter().map(error).collect::<Vec<_>>());
+                    check(
+                        &rows,
+                        &rows[11].iter().map(|w| -error(w)).collect::<Vec<_>>(),
+                    );
+                }
             }
         }
     }
