@@ -25,6 +25,9 @@ pub(crate) type Lanes = [f32; LANES];
 /// [`quantize`], instantiated.
 pub(crate) type Quantize = unsafe fn(&[f32], &mut [i8]) -> Option<(f32, i32)>;
 
+/// [`screen_bounds`](crate::screen::screen_bounds), instantiated.
+pub(crate) type Bound = unsafe fn(&[&[f32]; 3], &Factors, &[i32], &mut [f32], &mut [f32]);
+
 /// One instruction set's instances of the bodies in this module, in `attention`, `dense` and
 /// `packed`.
 ///
@@ -53,7 +56,7 @@ pub(crate) struct FloatOps {
     pub attention: AttentionOps,
     pub screen_row: unsafe fn(&[f32], &mut [UpperBlock], &mut [Line]) -> RowBound,
     pub screen_dots: unsafe fn(&[UpperBlock], &ScreenQuery, &mut [i32]),
-    pub screen_bounds: unsafe fn(&[&[f32]; 3], &Factors, &[i32], &mut [f32], &mut [f32]),
+    pub screen_bounds: Bound,
     pub screen_lower: unsafe fn(&[Line], &ScreenQuery) -> i32,
 }
 
