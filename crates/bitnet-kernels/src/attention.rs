@@ -309,14 +309,9 @@ pub(crate) fn fetch_ahead(now: &[u8], at: usize, len: usize, next: &[u8]) {
 /// Fetches `len` bytes from `at` on, wherever that is, into the cache.
 #[inline(always)]
 pub(crate) fn prefetch(bytes: &[u8], at: usize, len: usize) {
-    #[cfg(target_arch = "x86_64")]
     for at in (at..at + len).step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast()) };
+        lines::prefetch(bytes.as_ptr().wrapping_add(at));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, at, len);
 }
 
 /// The lanes of `R` queries times a key.

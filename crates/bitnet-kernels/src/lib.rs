@@ -52,7 +52,7 @@ pub use attention::AttentionScratch;
 pub use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
 pub use dense::DenseType;
 pub use kernels::{Backend, KERNELS, Kernel, KernelError};
-pub use lines::SharedBytes;
+pub use lines::{AlignedBytes, SharedBytes};
 pub use output::Output;
 pub use packed::{MapError, PackedMatrix, Strip};
 pub use peak::MemoryProbe;

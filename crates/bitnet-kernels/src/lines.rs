@@ -179,6 +179,22 @@ impl Lines {
         }
     }
 
+    /// `count` lines of zeros on huge pages of their own, which go when they do.
+    pub fn alone(count: usize) -> Self {
+        if count < LARGE / LINE {
+            return Self::zeroed(count);
+        }
+        let region = Arc::new(Region::new(count * LINE));
+        let start = region.start;
+        // SAFETY: the region is at least so long and nobody else's; all bits zero is a Line.
+        unsafe { start.write_bytes(0, count) };
+        Self {
+            start,
+            count,
+            region: Some(region),
+        }
+    }
+
     /// How `count` lines are allocated; `None` for nothing at all.
     fn layout(count: usize) -> Option<Layout> {
         let layout = Layout::array::<Line>(count).expect("lines of a matrix that is in memory");
@@ -236,6 +252,52 @@ impl DerefMut for Lines {
     fn deref_mut(&mut self) -> &mut [Line] {
         // SAFETY: as in deref, and &mut self is the only way to them.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.count) }
+    }
+}
+
+/// Bytes that start at a cache line, all 0 at first.
+pub struct AlignedBytes {
+    lines: Lines,
+    len: usize,
+}
+
+impl AlignedBytes {
+    /// `len` bytes of which the system gives memory for what is written.
+    pub fn zeroed(len: usize) -> Self {
+        let lines = Lines::zeroed(len.div_ceil(LINE));
+        Self { lines, len }
+    }
+
+    /// `len` bytes on huge pages, where the system has them: all of it is memory at once, and reading
+    /// through it takes no time for address translation.
+    pub fn on_huge_pages(len: usize) -> Self {
+        let lines = Lines::alone(len.div_ceil(LINE));
+        Self { lines, len }
+    }
+}
+
+impl std::fmt::Debug for AlignedBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlignedBytes({})", self.len)
+    }
+}
+
+impl Deref for AlignedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &as_bytes(&self.lines)[..self.len]
+    }
+}
+
+impl DerefMut for AlignedBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let lines: &mut [Line] = &mut self.lines;
+        // SAFETY: as in as_bytes, and any bytes are a Line.
+        let bytes = unsafe {
+            std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<u8>(), size_of_val(lines))
+        };
+        &mut bytes[..self.len]
     }
 }
 
@@ -347,7 +409,7 @@ mod tests {
             LARGE / LINE,
             HUGE_PAGE / LINE * 2 + 5,
         ] {
-            for make in [Lines::zeroed, Lines::resident] {
+            for make in [Lines::zeroed, Lines::resident, Lines::alone] {
                 let mut lines = make(count);
                 assert_eq!(lines.len(), count);
                 assert!(as_bytes(&lines).iter().all(|b| *b == 0));

@@ -39,7 +39,7 @@ struct Scratch {
 /// to the last token's. Head `h` reads KV head `h / (heads / kv_heads)`.
 pub(crate) fn attention(
     backend: Backend,
-    cache: &LayerCache,
+    cache: &LayerCache<'_>,
     first: usize,
     heads: usize,
     q: &[f32],
@@ -104,7 +104,7 @@ pub(crate) fn attention(
 /// What all units share.
 struct Task<'a> {
     backend: Backend,
-    cache: &'a LayerCache,
+    cache: &'a LayerCache<'a>,
     group: usize,
     dim: usize,
     factor: f32,
@@ -251,7 +251,7 @@ mod tests {
             .collect();
         let v = noise(&mut state, tokens * kv_width);
         let mut cache = KvCache::new(config, 1, kv);
-        let cache = cache.layer_mut(0);
+        let mut cache = cache.layer_mut(0);
         let mut out = vec![0.0; q.len()];
         let (mut at, mut split) = (0, splits.iter().cycle());
         while at < tokens {
@@ -264,7 +264,7 @@ mod tests {
             let range = at * heads * dim..end * heads * dim;
             attention(
                 backend,
-                cache,
+                &cache,
                 at,
                 heads,
                 &q[range.clone()],

@@ -482,9 +482,9 @@ impl Model {
         // a = softmax(rope(q) rope(K)^T / sqrt(head_dim)) V
         self.rotate(rope, *position, q, heads);
         self.rotate(rope, *position, k, kv_heads);
-        let cache = cache.layer_mut(cached);
+        let mut cache = cache.layer_mut(cached);
         cache.store(*position, k, v);
-        attention(self.backend, cache, *position, heads, q, a);
+        attention(self.backend, &cache, *position, heads, q, a);
         clock.lap(Part::Attention);
 
         // y = linear(norm(a))

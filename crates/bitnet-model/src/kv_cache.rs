@@ -6,7 +6,7 @@
 //! ever moved.
 
 use crate::config::Config;
-use bitnet_kernels::DenseType;
+use bitnet_kernels::{AlignedBytes, DenseType};
 use bitnet_ternary::f32_to_f16;
 
 /// Positions in a block; part of the definition of attention, independent of everything.
@@ -51,133 +51,101 @@ impl KvType {
 }
 
 /// Keys and values of every layer.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<LayerCache>,
+    kv_type: KvType,
+    layers: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    blocks: Vec<AlignedBytes>, // (layers, 2, kv_heads, BLOCK_POSITIONS, head_dim) each, little-endian
 }
 
 impl KvCache {
     /// An empty cache for `layers` layers of a network.
     pub(crate) fn new(config: &Config, layers: usize, kv_type: KvType) -> Self {
-        let layer = LayerCache {
+        Self {
             kv_type,
+            layers,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
             blocks: Vec::new(),
-        };
-        Self {
-            layers: vec![layer; layers],
         }
     }
 
     /// The cache of one layer.
-    pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerCache {
-        &mut self.layers[layer]
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> LayerCache<'_> {
+        assert!(layer < self.layers, "layer {layer} of {}", self.layers);
+        LayerCache { cache: self, layer }
     }
 
     /// Bytes of keys and values of one position in all layers.
     pub fn position_bytes(&self) -> usize {
-        let bytes = |l: &LayerCache| 2 * l.kv_heads * l.head_dim * l.kv_type.size();
-        self.layers.iter().map(bytes).sum()
+        2 * self.layers * self.kv_heads * self.row_bytes()
     }
 
     /// Bytes allocated.
     pub fn byte_len(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|layer| layer.blocks.len() * 2 * layer.block_bytes())
-            .sum()
+        self.blocks.iter().map(|block| block.len()).sum()
+    }
+
+    /// Bytes of one head's key at one position.
+    fn row_bytes(&self) -> usize {
+        self.head_dim * self.kv_type.size()
+    }
+
+    /// Makes room for the positions of a block. A short text does not pay for all of the first block; a
+    /// long one is read through at every token, which on small pages takes half as long again.
+    fn extend_to(&mut self, block: usize) {
+        let bytes = BLOCK_POSITIONS * self.position_bytes();
+        while self.blocks.len() <= block {
+            self.blocks.push(match self.blocks.len() {
+                0 => AlignedBytes::zeroed(bytes),
+                _ => AlignedBytes::on_huge_pages(bytes),
+            });
+        }
     }
 }
 
 /// Keys and values of one layer.
-#[derive(Debug, Clone)]
-pub(crate) struct LayerCache {
-    kv_type: KvType,
-    kv_heads: usize,
-    head_dim: usize,
-    blocks: Vec<Block>,
-}
-
-#[derive(Debug, Clone)]
-struct Block {
-    keys: Aligned,   // (kv_heads, BLOCK_POSITIONS, head_dim), little-endian
-    values: Aligned, // (kv_heads, BLOCK_POSITIONS, head_dim), little-endian
-}
-
-/// Bytes that start at a cache line: vectors of a row then lie in one line each, not in two.
 #[derive(Debug)]
-struct Aligned {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
+pub(crate) struct LayerCache<'a> {
+    cache: &'a mut KvCache,
+    layer: usize,
 }
 
-impl Aligned {
-    fn zeroed(len: usize) -> Self {
-        const LINE: usize = 64;
-        let bytes = vec![0; len + LINE];
-        // where the address cannot be known (Miri), any start will do
-        let start = bytes.as_ptr().align_offset(LINE).min(LINE);
-        Self { bytes, start, len }
-    }
-
-    fn get(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.len]
-    }
-
-    fn get_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
-    }
-}
-
-impl Clone for Aligned {
-    fn clone(&self) -> Self {
-        let mut copy = Self::zeroed(self.len);
-        copy.get_mut().copy_from_slice(self.get());
-        copy
-    }
-}
-
-impl LayerCache {
-    fn block_bytes(&self) -> usize {
-        self.kv_heads * BLOCK_POSITIONS * self.head_dim * self.kv_type.size()
-    }
-
+impl LayerCache<'_> {
     pub(crate) fn head_dim(&self) -> usize {
-        self.head_dim
+        self.cache.head_dim
     }
 
     pub(crate) fn kv_heads(&self) -> usize {
-        self.kv_heads
+        self.cache.kv_heads
     }
 
     pub(crate) fn dtype(&self) -> DenseType {
-        self.kv_type.dense_type()
+        self.cache.kv_type.dense_type()
+    }
+
+    /// Where in a block a head's keys (0) or values (1) start.
+    fn start(&self, which: usize, head: usize) -> usize {
+        let head = (2 * self.layer + which) * self.cache.kv_heads + head;
+        head * BLOCK_POSITIONS * self.cache.row_bytes()
     }
 
     /// Stores keys and values, `(tokens, kv_heads * head_dim)` each, of the positions from `position`
     /// on, over whatever was there.
     pub(crate) fn store(&mut self, position: usize, keys: &[f32], values: &[f32]) {
-        let width = self.kv_heads * self.head_dim;
-        let size = self.kv_type.size();
+        let (dim, bytes) = (self.cache.head_dim, self.cache.row_bytes());
+        let width = self.cache.kv_heads * dim;
         let tokens = keys.chunks_exact(width).zip(values.chunks_exact(width));
         for (position, (keys, values)) in (position..).zip(tokens) {
             let (block, row) = (position / BLOCK_POSITIONS, position % BLOCK_POSITIONS);
-            while self.blocks.len() <= block {
-                let elements = BLOCK_POSITIONS * width;
-                self.blocks.push(Block {
-                    keys: Aligned::zeroed(elements * size),
-                    values: Aligned::zeroed(elements * size),
-                });
-            }
-            let block = &mut self.blocks[block];
-            for (to, from) in [(&mut block.keys, keys), (&mut block.values, values)] {
-                let to = to.get_mut();
-                for (head, from) in from.chunks_exact(self.head_dim).enumerate() {
-                    let at = (head * BLOCK_POSITIONS + row) * self.head_dim;
-                    let to = &mut to[at * size..(at + self.head_dim) * size];
-                    match self.kv_type {
+            self.cache.extend_to(block);
+            for (which, from) in [keys, values].into_iter().enumerate() {
+                for (head, from) in from.chunks_exact(dim).enumerate() {
+                    let at = self.start(which, head) + row * bytes;
+                    let to = &mut self.cache.blocks[block][at..at + bytes];
+                    match self.cache.kv_type {
                         KvType::F32 => {
                             for (to, value) in to.as_chunks_mut().0.iter_mut().zip(from) {
                                 *to = value.to_le_bytes();
@@ -196,10 +164,10 @@ impl LayerCache {
 
     /// The first `count` keys and values of a head in a block, `(count, head_dim)` each, little-endian.
     pub(crate) fn block(&self, block: usize, kv_head: usize, count: usize) -> (&[u8], &[u8]) {
-        let row = self.head_dim * self.kv_type.size();
-        let from = kv_head * BLOCK_POSITIONS * row;
-        let range = from..from + count * row;
-        let Block { keys, values } = &self.blocks[block];
-        (&keys.get()[range.clone()], &values.get()[range])
+        let rows = |which: usize| {
+            let from = self.start(which, kv_head);
+            &self.cache.blocks[block][from..from + count * self.cache.row_bytes()]
+        };
+        (rows(0), rows(1))
     }
 }
