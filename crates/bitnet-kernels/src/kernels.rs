@@ -181,6 +181,8 @@ pub(crate) type Done<'a> = &'a mut dyn FnMut(usize, Range<usize>, &[f32]);
 
 /// Some tiles of a packed matrix.
 #[derive(Clone, Copy)]
+// read by sums that are looked up, which only x86-64 has
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) struct Tiles<'a> {
     /// `(tiles, tile_lines)`
     pub lines: &'a [Line],
@@ -193,6 +195,7 @@ pub(crate) struct Tiles<'a> {
     pub scales: Option<&'a [f32]>,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Tiles<'_> {
     /// Groups per row.
     pub fn groups(&self) -> usize {
