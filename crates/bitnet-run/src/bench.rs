@@ -66,7 +66,7 @@ pub fn run(
         passes.screened += model.head_passes().screened;
         passes.full += model.head_passes().full;
     }
-    console.line(&table(&rows))?;
+    console.line(table(&rows))?;
     if args.profile {
         console.line("")?;
         console.line(&parts)?;

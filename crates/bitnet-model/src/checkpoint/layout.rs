@@ -204,7 +204,7 @@ impl Checkpoint {
                 packing: packing.name(),
                 bits_per_weight: bits.is_finite().then(|| bits / total.max(1) as f64),
                 model: most_common(models),
-                ruled_out: !(*bits <= shortest + DECISIVE_BITS),
+                ruled_out: bits.is_infinite() || *bits > shortest + DECISIVE_BITS,
             })
             .collect();
         // stable: of equal ones the one that was taken stays first
