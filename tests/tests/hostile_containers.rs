@@ -157,7 +157,7 @@ fn gguf_plan() -> WritePlan {
         ("a.bool", MetaArray::Bool(vec![true, false])),
         (
             "a.string",
-            MetaArray::String(vec![b"a".to_vec(), vec![], vec![0xe2, 0x96]]),
+            MetaArray::String([&b"a"[..], b"", b"\xe2\x96"].into_iter().collect()),
         ),
         ("a.none", MetaArray::U32(vec![])),
     ] {

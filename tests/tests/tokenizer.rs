@@ -386,7 +386,7 @@ fn tokens(metadata: &Metadata) -> Vec<String> {
     match metadata.get("tokenizer.ggml.tokens") {
         Some(MetaValue::Array(MetaArray::String(v))) => v
             .iter()
-            .map(|t| String::from_utf8(t.clone()).unwrap())
+            .map(|t| String::from_utf8(t.to_vec()).unwrap())
             .collect(),
         other => panic!("{other:?}"),
     }
@@ -594,9 +594,11 @@ fn pre_tokenizer_by_evidence() {
         if let (true, MetaValue::Array(MetaArray::String(list))) =
             (key == "tokenizer.ggml.tokens", value)
         {
-            list.iter_mut()
-                .filter(|t| t.starts_with(b"<|"))
-                .for_each(|t| t.push(b'?'));
+            let marked = |t: &[u8]| match t.starts_with(b"<|") {
+                true => [t, b"?"].concat(),
+                false => t.to_vec(),
+            };
+            *list = list.iter().map(marked).collect();
         }
     }
     let error = Tokenizer::from_gguf(&unknown).err().unwrap();
@@ -841,12 +843,16 @@ fn hostile_metadata() {
             odd.0.iter_mut().find(|(k, _)| k == "tokenizer.ggml.tokens")
         {
             // unreachable fillers, or any two where a vocabulary has none
-            let fillers: Vec<usize> = (0..list.len())
-                .filter(|&i| list[i].starts_with("Ŧfill".as_bytes()))
-                .collect();
-            for &i in fillers.iter().take(2) {
-                list[i] = vec![0xff, 0xfe];
-            }
+            let mut fillers = 0;
+            let odd = |t: &[u8]| {
+                let filler = t.starts_with("Ŧfill".as_bytes());
+                fillers += usize::from(filler);
+                match filler && fillers <= 2 {
+                    true => vec![0xff, 0xfe],
+                    false => t.to_vec(),
+                }
+            };
+            *list = list.iter().map(odd).collect();
         }
         let tokenizer = gguf(name, &odd);
         assert_eq!(

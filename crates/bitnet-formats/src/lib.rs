@@ -32,4 +32,4 @@ pub use packing::{
     Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, affine_scales, name_with_parameters,
     packing_by_name, same_layout_id, ternary_of_affine,
 };
-pub use tensor_file::{MetaArray, MetaValue, Metadata, TensorFile, TensorInfo};
+pub use tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorFile, TensorInfo};

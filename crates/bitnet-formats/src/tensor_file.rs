@@ -43,7 +43,56 @@ pub enum MetaArray {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bool(Vec<bool>),
-    String(Vec<Vec<u8>>),
+    String(Strings),
+}
+
+/// Byte strings one behind the other: a vocabulary of 128,000 tokens is two allocations, not 128,000.
+#[derive(Clone, Default, PartialEq)]
+pub struct Strings {
+    bytes: Vec<u8>,
+    ends: Vec<usize>, // of each in `bytes`
+}
+
+impl Strings {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// In order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let spans = starts.zip(&self.ends);
+        spans.map(|(start, end)| self.bytes.get(start..*end).unwrap_or(&[]))
+    }
+
+    /// Appends one.
+    pub fn push(&mut self, string: &[u8]) {
+        self.bytes.extend_from_slice(string);
+        self.ends.push(self.bytes.len());
+    }
+}
+
+impl std::fmt::Debug for Strings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let texts = self.iter().map(String::from_utf8_lossy);
+        f.debug_list().entries(texts).finish()
+    }
+}
+
+impl<S: AsRef<[u8]>> FromIterator<S> for Strings {
+    fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
+        let mut all = Self::default();
+        for string in strings {
+            all.push(string.as_ref());
+        }
+        all
+    }
 }
 
 impl MetaValue {

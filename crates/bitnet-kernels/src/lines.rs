@@ -3,7 +3,7 @@
 //! Invariant: a [`Line`] is 64 bytes at a 64-byte boundary, so a reference to one justifies every
 //! aligned vector load inside it; and the lines of a [`Lines`] are always written before they are seen.
 
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -77,17 +77,20 @@ pub(crate) fn prefetch_l2<T>(at: *const T) {
 /// its speed in address translation.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Bytes of a region. It is address space: only the huge pages that are written become memory.
-const REGION: usize = 64 << 20;
+/// Bytes of a region. It is address space: only the huge pages that are written become memory. The last
+/// page of each is half empty, so there are few.
+const REGION: usize = 256 << 20;
 
 /// From so many bytes on, packed weights lie in regions.
 const LARGE: usize = 256 << 10;
 
-/// One allocation that starts at a huge page and asks for them. Matrices are put into it one behind the
-/// other: few of them are whole numbers of huge pages.
+/// One allocation of zeros that starts at a huge page. Matrices are put into it one behind the other: few of
+/// them are whole numbers of huge pages.
 struct Region {
     start: NonNull<Line>,
-    layout: Layout,
+    lines: usize,
+    base: NonNull<u8>,
+    layout: Layout, // of `base`
 }
 
 // SAFETY: a Region is memory that is reached only through the disjoint Lines inside it.
@@ -100,24 +103,46 @@ unsafe impl Sync for Region {}
 static FILLING: Mutex<(Weak<Region>, usize)> = Mutex::new((Weak::new(), 0));
 
 impl Region {
+    /// At least `bytes`, not 0, of which none is memory before it is written.
     fn new(bytes: usize) -> Self {
-        let layout = Layout::from_size_align(bytes.next_multiple_of(HUGE_PAGE), HUGE_PAGE)
+        let bytes = bytes.next_multiple_of(HUGE_PAGE);
+        // a stricter alignment would have the allocator write zeros itself
+        let layout = Layout::from_size_align(bytes + HUGE_PAGE, 1)
             .expect("lines of a matrix that is in memory");
-        // SAFETY: the callers want some bytes.
-        let Some(start) = NonNull::new(unsafe { alloc(layout) }.cast::<Line>()) else {
+        // SAFETY: the layout is not empty.
+        let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
         };
-        advise_huge_pages(start, layout.size());
-        Self { start, layout }
+        let skipped = base.as_ptr().addr().wrapping_neg() % HUGE_PAGE;
+        Self {
+            // SAFETY: fewer bytes than a huge page are skipped, and there is one more than is used.
+            start: unsafe { base.add(skipped) }.cast(),
+            lines: bytes / LINE,
+            base,
+            layout,
+        }
     }
 
-    /// `count` lines of some region, not yet written, that nobody else is given.
+    fn on_huge_pages(bytes: usize) -> Self {
+        let region = Self::new(bytes);
+        region.advise(&[advice::HUGEPAGE]);
+        region
+    }
+
+    /// Gives the system some advice about all of it, as far as it takes it.
+    fn advise(&self, advice: &[i32]) {
+        for &advice in advice {
+            advice::give(self.start, self.lines * LINE, advice);
+        }
+    }
+
+    /// `count` lines of zeros of some region that nobody else is given.
     fn take(count: usize) -> (NonNull<Line>, Arc<Self>) {
         let mut filling = FILLING.lock().unwrap_or_else(PoisonError::into_inner);
         let open = filling.0.upgrade().map(|region| (region, filling.1));
         let (region, used) = open
-            .filter(|(region, used)| (used + count) * LINE <= region.layout.size())
-            .unwrap_or_else(|| (Arc::new(Self::new(REGION.max(count * LINE))), 0));
+            .filter(|(region, used)| used + count <= region.lines)
+            .unwrap_or_else(|| (Arc::new(Self::on_huge_pages(REGION.max(count * LINE))), 0));
         *filling = (Arc::downgrade(&region), used + count);
         // SAFETY: `used + count` lines fit into the region (the filter, or its size).
         (unsafe { region.start.add(used) }, region)
@@ -126,8 +151,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: `start` came from alloc with this very layout.
-        unsafe { dealloc(self.start.as_ptr().cast(), self.layout) }
+        // SAFETY: `base` came from alloc_zeroed with this very layout.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }
 
@@ -170,8 +195,6 @@ impl Lines {
             return Self::zeroed(count);
         }
         let (start, region) = Region::take(count);
-        // SAFETY: the lines are ours (take); all bits zero is a Line.
-        unsafe { start.write_bytes(0, count) };
         Self {
             start,
             count,
@@ -179,19 +202,25 @@ impl Lines {
         }
     }
 
-    /// `count` lines of zeros on huge pages of their own, which go when they do.
-    pub fn alone(count: usize) -> Self {
+    /// `count` lines of zeros of their own, on small pages: the system gives memory for what is written.
+    pub fn growing(count: usize) -> Self {
         if count < LARGE / LINE {
             return Self::zeroed(count);
         }
         let region = Arc::new(Region::new(count * LINE));
-        let start = region.start;
-        // SAFETY: the region is at least so long and nobody else's; all bits zero is a Line.
-        unsafe { start.write_bytes(0, count) };
+        region.advise(&[advice::NOHUGEPAGE]);
         Self {
-            start,
+            start: region.start,
             count,
             region: Some(region),
+        }
+    }
+
+    /// Brings all of it onto huge pages, where the system has them: for what was written and will be read
+    /// over and over.
+    pub fn settle(&self) {
+        if let Some(region) = &self.region {
+            region.advise(&[advice::HUGEPAGE, advice::COLLAPSE]);
         }
     }
 
@@ -202,20 +231,36 @@ impl Lines {
     }
 }
 
-/// A hint, so its result does not matter.
+/// `madvise`, for hints: their results do not matter.
 #[cfg(target_os = "linux")]
-fn advise_huge_pages(start: NonNull<Line>, bytes: usize) {
+mod advice {
+    use super::{Line, NonNull};
     use std::ffi::{c_int, c_void};
-    unsafe extern "C" {
-        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+
+    pub const HUGEPAGE: c_int = 14;
+    pub const NOHUGEPAGE: c_int = 15;
+    pub const COLLAPSE: c_int = 25;
+
+    pub fn give(start: NonNull<Line>, bytes: usize, advice: c_int) {
+        unsafe extern "C" {
+            fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+        }
+        // SAFETY: the range is one live allocation that starts at a page boundary (Region::new); none of
+        // the advice above changes contents.
+        unsafe { madvise(start.as_ptr().cast(), bytes, advice) };
     }
-    const MADV_HUGEPAGE: c_int = 14;
-    // SAFETY: the range is one live allocation that starts at a page boundary (Region::new); this advice changes no contents.
-    unsafe { madvise(start.as_ptr().cast(), bytes, MADV_HUGEPAGE) };
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_: NonNull<Line>, _: usize) {}
+mod advice {
+    use super::{Line, NonNull};
+
+    pub const HUGEPAGE: i32 = 0;
+    pub const NOHUGEPAGE: i32 = 0;
+    pub const COLLAPSE: i32 = 0;
+
+    pub fn give(_: NonNull<Line>, _: usize, _: i32) {}
+}
 
 impl Drop for Lines {
     fn drop(&mut self) {
@@ -264,15 +309,14 @@ pub struct AlignedBytes {
 impl AlignedBytes {
     /// `len` bytes of which the system gives memory for what is written.
     pub fn zeroed(len: usize) -> Self {
-        let lines = Lines::zeroed(len.div_ceil(LINE));
+        let lines = Lines::growing(len.div_ceil(LINE));
         Self { lines, len }
     }
 
-    /// `len` bytes on huge pages, where the system has them: all of it is memory at once, and reading
-    /// through it takes no time for address translation.
-    pub fn on_huge_pages(len: usize) -> Self {
-        let lines = Lines::alone(len.div_ceil(LINE));
-        Self { lines, len }
+    /// Brings them onto huge pages, where the system has them: all of it is memory then, and reading through
+    /// it takes no time for address translation.
+    pub fn settle(&self) {
+        self.lines.settle();
     }
 }
 
@@ -409,7 +453,7 @@ mod tests {
             LARGE / LINE,
             HUGE_PAGE / LINE * 2 + 5,
         ] {
-            for make in [Lines::zeroed, Lines::resident, Lines::alone] {
+            for make in [Lines::zeroed, Lines::resident, Lines::growing] {
                 let mut lines = make(count);
                 assert_eq!(lines.len(), count);
                 assert!(as_bytes(&lines).iter().all(|b| *b == 0));

@@ -31,9 +31,9 @@ const FETCHED: usize = 8;
 /// Share of the rows that may be left to recompute one by one; beyond, the full product is faster.
 const MOST_CANDIDATES: usize = 16;
 
-/// Rows read one by one after which the pages around them are given back: the system maps 16 around each
-/// that is touched, so these are 4 MB.
-const MOST_TOUCHED: usize = 64;
+/// Rows read one by one after which the pages around them are given back: the system maps 16 small ones
+/// around each that is touched, or the whole of a huge one; these are 16 MB at most.
+const MOST_TOUCHED: usize = 8;
 
 /// Bytes of rows that one token's pass reads before it gives their pages back: the matrix passes through
 /// memory without ever being resident.
@@ -203,10 +203,10 @@ impl DenseMatrix {
         checkpoint.release_part(self.slot, bytes);
     }
 
-    /// Counts rows that were read one by one, and gives pages back when they are many: a text would map
+    /// Counts a row that was read by itself, and gives pages back when there were many: a text would map
     /// half of the matrix after some thousand tokens.
-    pub(crate) fn count_touched(&self, checkpoint: &Checkpoint, rows: usize) {
-        if self.touched.fetch_add(rows, Ordering::Relaxed) + rows >= MOST_TOUCHED {
+    pub(crate) fn count_touched(&self, checkpoint: &Checkpoint) {
+        if self.touched.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_TOUCHED {
             self.touched.store(0, Ordering::Relaxed);
             self.release(checkpoint, 0..self.rows);
         }
@@ -311,7 +311,6 @@ impl DenseMatrix {
         }
         top.append(&mut self.logits(checkpoint, backend, x, &candidates)?);
         screen.recomputed.fetch_add(left, Ordering::Relaxed);
-        self.count_touched(checkpoint, left);
         crate::sampler::sort(&mut top);
         top.truncate(k);
         Ok(Some(top))
@@ -334,6 +333,7 @@ impl DenseMatrix {
             for (row, logit) in part {
                 self.row(checkpoint, *row as usize, &mut wide)?;
                 *logit = backend.dot(&wide, x);
+                self.count_touched(checkpoint);
                 if !logit.is_finite() {
                     return Err(self.beyond(checkpoint, *row as usize));
                 }

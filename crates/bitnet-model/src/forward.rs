@@ -423,8 +423,8 @@ impl Model {
                 ));
             }
             embeddings.row(&self.checkpoint, row, x)?;
+            embeddings.count_touched(&self.checkpoint);
         }
-        embeddings.count_touched(&self.checkpoint, tokens.len());
         Ok(())
     }
 

@@ -93,15 +93,11 @@ impl KvCache {
         self.head_dim * self.kv_type.size()
     }
 
-    /// Makes room for the positions of a block. A short text does not pay for all of the first block; a
-    /// long one is read through at every token, which on small pages takes half as long again.
+    /// Makes room for the positions of a block: nobody pays for those that no text reaches.
     fn extend_to(&mut self, block: usize) {
         let bytes = BLOCK_POSITIONS * self.position_bytes();
         while self.blocks.len() <= block {
-            self.blocks.push(match self.blocks.len() {
-                0 => AlignedBytes::zeroed(bytes),
-                _ => AlignedBytes::on_huge_pages(bytes),
-            });
+            self.blocks.push(AlignedBytes::zeroed(bytes));
         }
     }
 }
@@ -158,6 +154,10 @@ impl LayerCache<'_> {
                         }
                     }
                 }
+            }
+            // a full block is read through at every token, which on small pages takes half as long again
+            if row + 1 == BLOCK_POSITIONS && self.layer + 1 == self.cache.layers {
+                self.cache.blocks[block].settle();
             }
         }
     }

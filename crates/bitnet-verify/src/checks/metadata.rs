@@ -248,7 +248,7 @@ fn elements(array: &MetaArray) -> Vec<String> {
         MetaArray::F32(v) => list(v),
         MetaArray::F64(v) => list(v),
         MetaArray::Bool(v) => list(v),
-        MetaArray::String(v) => v.iter().map(|s| text(s)).collect(),
+        MetaArray::String(v) => v.iter().map(text).collect(),
     }
 }
 

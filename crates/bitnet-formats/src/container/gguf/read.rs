@@ -17,7 +17,7 @@ use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::{Packing, packing_by_name};
-use crate::tensor_file::{MetaArray, MetaValue, Metadata, TensorInfo};
+use crate::tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorInfo};
 use std::collections::{BTreeMap, HashSet};
 
 /// One parsed part.
@@ -237,9 +237,9 @@ fn read_array(cursor: &mut Cursor<'_>, limits: &Limits) -> Result<MetaArray, For
     };
     check_count(cursor, "array elements", count, limits.array_elements, size)?;
     if kind == 8 {
-        let mut strings = Vec::with_capacity(count as usize);
+        let mut strings = Strings::default();
         for _ in 0..count {
-            strings.push(read_string(cursor, "string", limits.string_bytes)?.to_vec());
+            strings.push(read_string(cursor, "string", limits.string_bytes)?);
         }
         return Ok(MetaArray::String(strings));
     }
