@@ -243,7 +243,13 @@ fn kernels_and_bench_have_their_keys() {
     assert_eq!(status, 0, "{json}");
     assert!(json["read_bandwidth_gb_s"].as_f64().unwrap() > 0.0);
     assert!(json["bytes_per_token"].as_u64().unwrap() > 0);
+    let peak = json["peak_resident_bytes"].as_u64();
+    assert_eq!(peak.is_some(), cfg!(target_os = "linux"));
     let rows = json["rows"].as_array().unwrap();
+    assert!(
+        rows.iter()
+            .all(|row| row["resident_bytes"].as_u64() <= peak)
+    );
     let tests: Vec<&str> = rows.iter().map(|r| r["test"].as_str().unwrap()).collect();
     assert_eq!(tests, ["pp16", "tg4", "pp16", "tg4"]);
     for key in [

@@ -61,7 +61,7 @@ pub use failure::Failure;
 pub use generate::{Shell, completions, man_page};
 pub use main_entry::{interrupted, main};
 pub use progress::{Bar, Progress};
-pub use resources::{ResourceMonitor, peak_rss_bytes};
+pub use resources::{ResourceMonitor, peak_rss_bytes, resident_bytes};
 pub use size::{human_bytes, human_duration, parse_size};
 pub use table::Table;
 

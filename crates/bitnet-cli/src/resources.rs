@@ -26,6 +26,11 @@ pub fn peak_rss_bytes() -> Option<u64> {
     status_field("VmHWM")
 }
 
+/// Resident memory of this process now (`VmRSS`), mapped file pages included.
+pub fn resident_bytes() -> Option<u64> {
+    status_field("VmRSS")
+}
+
 /// Measures a run from its creation on.
 #[derive(Debug)]
 pub struct ResourceMonitor {
@@ -98,5 +103,6 @@ mod tests {
         drop(big);
         assert!(monitor.rss_anon_peak_bytes().unwrap() >= before + (60 << 20));
         assert!(peak_rss_bytes().unwrap() >= 60 << 20);
+        assert!(resident_bytes().unwrap() <= peak_rss_bytes().unwrap());
     }
 }

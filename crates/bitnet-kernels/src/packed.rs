@@ -165,6 +165,11 @@ impl PackedMatrix {
         self.lines.len() * LINE + size_of_val(self.scales.as_slice())
     }
 
+    /// The packed trits, whatever they mean to the backend, from a cache line on.
+    pub fn packed_bytes(&self) -> &[u8] {
+        lines::as_bytes(&self.lines)
+    }
+
     /// `out[t][r] = dot[t][r] * (alpha / s[t])`, and with group scales
     /// `(sum_g dot_g[t][r] * alpha[r][g]) * (1 / s[t])` (`formats/numerics.md`, rule 2), for the rows
     /// that `out` owns.

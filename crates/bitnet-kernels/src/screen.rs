@@ -55,7 +55,7 @@
 
 use crate::float_ops::{LANES, Lanes, add_lanes, fill_lanes};
 use crate::kernels::Backend;
-use crate::lines::{LINE, Line, Lines, prefetch_l2};
+use crate::lines::{LINE, Line, Lines, as_bytes, prefetch_l2};
 use std::ops::Range;
 
 /// Columns of a block of codes: four to a byte of the lower bits.
@@ -173,6 +173,11 @@ impl ScreenRows {
     /// Bytes that [`bounds`](Self::bounds) reads.
     pub fn byte_len(&self) -> usize {
         self.upper.len() * LINE + 3 * size_of_val(self.fine.as_slice())
+    }
+
+    /// The codes that [`bounds`](Self::bounds) reads, from a cache line on.
+    pub fn packed_bytes(&self) -> &[u8] {
+        as_bytes(&self.upper)
     }
 
     /// Sets row `row` to `w: (cols,)`, all finite.

@@ -53,6 +53,11 @@ impl Screen {
         self.parts.iter().map(ScreenRows::byte_len).sum()
     }
 
+    /// What it keeps in memory for a pass, a part of the rows each.
+    pub(crate) fn packed_bytes(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().map(ScreenRows::packed_bytes)
+    }
+
     /// Rows that all passes looked at twice, and rows that they read from the file.
     pub(crate) fn rows_left(&self) -> (usize, usize) {
         (

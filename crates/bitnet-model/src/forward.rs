@@ -230,6 +230,16 @@ impl Model {
         self.ternary_bytes() + head
     }
 
+    /// The memory that a generated token reads: ternary matrices, and the copy that screens the head, once
+    /// there is one. What the bytes mean is the kernel's own; how fast they can be read is a limit of it.
+    pub fn packed_bytes(&self) -> Vec<&[u8]> {
+        let screen = self.head.screen.get().and_then(Option::as_ref);
+        self.linears()
+            .map(PackedMatrix::packed_bytes)
+            .chain(screen.into_iter().flat_map(Screen::packed_bytes))
+            .collect()
+    }
+
     /// How often the head was screened so far.
     pub fn head_passes(&self) -> HeadPasses {
         HeadPasses {

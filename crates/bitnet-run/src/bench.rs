@@ -8,13 +8,20 @@ mod workload;
 
 use crate::args::{Bench as BenchArgs, ComputeArgs, ModelArgs};
 use crate::open;
-use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs, Table};
+use bitnet_cli::{
+    Console, ErrorCode, ExitStatus, Failure, GlobalArgs, Table, human_bytes, peak_rss_bytes,
+    resident_bytes,
+};
 use bitnet_kernels::{Backend, MemoryProbe};
 use bitnet_model::{HeadPasses, Model};
 use serde_json::{Value, json};
 use workload::{Context, Kind, Test};
 
-/// Bytes of the memory probe: beyond every cache of one socket's share.
+/// Bytes from which on a model's own memory is what the probe reads: fewer may stay in a cache, and then say
+/// nothing of memory.
+const LEAST_PROBED: usize = 256 << 20;
+
+/// Bytes of the probe beside a smaller model: beyond every cache of one socket's share.
 const PROBE_BYTES: usize = 1 << 30;
 
 pub fn run(
@@ -30,7 +37,6 @@ pub fn run(
     let prompts = args.prompt.iter().map(|&n| (Kind::Prompt, n));
     let generated = args.new_tokens.iter().map(|&n| (Kind::Generate, n));
     let tests: Vec<(Kind, usize)> = prompts.chain(generated).filter(|&(_, n)| n > 0).collect();
-    let probe = MemoryProbe::new(PROBE_BYTES);
     let mut rows: Vec<Row> = Vec::new();
     let mut parts = Table::new(&["test", ">threads", "kernel", "part", ">ms/token", ">share"]);
     let mut passes = HeadPasses::default();
@@ -50,14 +56,7 @@ pub fn run(
                 let mut context = Context::new(&model, depth);
                 for &(kind, n) in &tests {
                     let test = Test { kind, n, depth };
-                    rows.push(measure(
-                        test,
-                        threads,
-                        &mut context,
-                        args,
-                        &probe,
-                        &mut parts,
-                    )?);
+                    rows.push(measure(test, threads, &mut context, args, &mut parts)?);
                 }
             }
         }
@@ -75,11 +74,21 @@ pub fn run(
         "head: {} tokens screened, {} by the full product",
         passes.screened, passes.full
     ))?;
+    let resident = rows.iter().filter_map(|row| row.resident).max();
+    let peak_resident = peak_rss_bytes();
+    if let (Some(resident), Some(peak)) = (resident, peak_resident) {
+        console.note(format!(
+            "memory: {} resident, {} at most",
+            human_bytes(resident),
+            human_bytes(peak)
+        ))?;
+    }
     console.json(&json!({
         "status": "measured",
         "model": path,
         "bytes_per_token": bytes_per_token,
         "read_bandwidth_gb_s": rows.last().map(|row| row.bandwidth.median),
+        "peak_resident_bytes": peak_resident,
         "head": {"screened": passes.screened, "full": passes.full},
         "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
     }))?;
@@ -126,16 +135,20 @@ fn measure(
     threads: usize,
     context: &mut Context<'_>,
     args: &BenchArgs,
-    probe: &MemoryProbe,
     parts: &mut Table,
 ) -> Result<Row, Failure> {
     let model = context.model;
     let kernel = model.backend();
     let pool = open::pool(threads)?;
+    let own = own_probe(model);
     let (mut speeds, mut bandwidths, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     // the first, not counted, warms caches and the pool
     for repetition in 0..=args.repetitions.get() {
-        let bandwidth = probe.gb_s(threads);
+        // made anew: the model's memory grows by the screen of its head
+        let bandwidth = match &own {
+            Some(probe) => probe.gb_s(threads),
+            None => MemoryProbe::over(model.packed_bytes()).gb_s(threads),
+        };
         let peak = kernel.peak_gmacs(threads);
         let run = pool.install(|| test.run(context, false))?;
         if repetition > 0 {
@@ -151,6 +164,8 @@ fn measure(
     } else {
         None
     };
+    drop(own);
+    let resident = resident_bytes();
     let position_bytes = model.session(1)?.cache().position_bytes();
     Ok(Row {
         test,
@@ -161,8 +176,15 @@ fn measure(
         peak: (!peaks.is_empty()).then(|| Spread::of(peaks)),
         macs: model.ternary_weights() as f64,
         bytes: test.bytes_per_token(model.bytes_per_token(), position_bytes),
+        resident,
         profile,
     })
+}
+
+/// A probe beside a model that is too small to be one.
+fn own_probe(model: &Model) -> Option<MemoryProbe<'static>> {
+    let bytes: usize = model.packed_bytes().iter().map(|part| part.len()).sum();
+    (bytes < LEAST_PROBED).then(|| MemoryProbe::new(PROBE_BYTES))
 }
 
 /// What some repetitions gave.
@@ -198,6 +220,7 @@ struct Row {
     peak: Option<Spread>,   // GMAC/s of the kernel's multiply instruction
     macs: f64,              // of the linear layers, per token
     bytes: Option<f64>,     // per token, for tests that memory bounds
+    resident: Option<u64>,  // bytes of the process, keys and values included
     profile: Option<Value>, // ms per token by part
 }
 
@@ -254,6 +277,7 @@ impl Row {
             "peak_instruction": self.kernel.peak_instruction(),
             "peak_gmac_s": self.peak.map(|peak| peak.median),
             "peak_share": self.peak_share(),
+            "resident_bytes": self.resident,
         });
         if let Some(profile) = &self.profile {
             row["profile_ms_per_token"] = profile.clone();
