@@ -11,7 +11,9 @@
 //! `81 * 2 * 128 * K / 5 < 2^31` for every `K < MAX_COLS` (132,104), and they are exact multiples of 81, so
 //! that multiplying by the inverse of 81 modulo 2^32 divides them exactly.
 
-use super::avx512_vnni::{self, load, many_tokens, prefetch, store, store_sums, transpose};
+use super::avx512_vnni::{
+    self, load, many_tokens, prefetch, store, store_sums, transpose, two_streams,
+};
 use super::tile::{self, BLOCK, ROWS};
 use super::tile_pack::{self, Code};
 use super::{BLOCK_BYTES, Kernel, TernaryOps, Tile};
@@ -194,21 +196,22 @@ fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32
     ];
     let mut acc = [[_mm512_setzero_si512(); QUADS]; 2];
     let quads = x.padded(token).as_chunks::<4>().0.as_chunks::<QUADS>().0;
-    for (block, quads) in tile.lines.as_chunks::<BLOCK>().0.iter().zip(quads) {
+    let blocks = tile.lines.as_chunks::<BLOCK>().0;
+    two_streams(blocks, quads, |block, quads, ahead| {
         let mut a = [_mm512_setzero_si512(); QUADS];
         for f in 0..QUADS {
             a[f] = _mm512_set1_epi32(tile::dword(&quads[f]));
         }
         for half in 0..2 {
             let (fields, fifth) = decoder.decode(load(&block[half]));
-            prefetch(&block[half]);
+            prefetch(&block[half], ahead);
             let acc = &mut acc[half];
             for f in 0..4 {
                 acc[f] = _mm512_dpbusd_epi32(acc[f], _mm512_and_si512(fields, masks[f]), a[f]);
             }
             acc[4] = _mm512_dpbusd_epi32(acc[4], fifth, a[4]);
         }
-    }
+    });
     let sum = _mm512_set1_epi32(x.sum(token));
     for (half, dots) in dots.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         // field f was 4^f too large and the fifth code 81 times, exactly
