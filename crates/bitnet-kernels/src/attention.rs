@@ -34,16 +34,15 @@ const SLICES: [usize; 2] = [64, 32];
 /// Queries that go together in a step.
 pub(crate) const TOGETHER: usize = 4;
 
-/// Scores of some queries and all keys, as the keys lie in memory: `(keys, dim, q, ahead, stride, scores)`;
-/// `ahead` is what will be read next.
+/// Scores of some queries and all keys, as the keys lie in memory: `(keys, dim, q, values, stride, scores)`;
+/// `values`, which will be read next, are fetched.
 pub(crate) type Few = unsafe fn(&[u8], usize, &[f32], &[u8], usize, &mut [f32]);
 
 /// Scores of some queries and the keys of one panel: `(panel, dim, q, stride, scores)`.
 pub(crate) type Many = unsafe fn(&[f32], usize, &[f32], usize, &mut [f32]);
 
-/// Adds weighted values to parts: `(values, dim, weights, stride, fetch, parts)`; `fetch` says that more
-/// values follow, from memory.
-pub(crate) type Weigh = unsafe fn(&[u8], usize, &[f32], usize, bool, &mut [f32]);
+/// Adds weighted values to parts: `(values, dim, weights, stride, parts)`.
+pub(crate) type Weigh = unsafe fn(&[u8], usize, &[f32], usize, &mut [f32]);
 
 /// What depends on how keys and values are stored.
 pub(crate) struct RowSteps {
@@ -72,9 +71,9 @@ macro_rules! instantiate {
         macro_rules! rows {
             ($element:ident) => {{
                 $(#[$isa])* fn few(
-                    keys: &[u8], dim: usize, q: &[f32], ahead: &[u8], stride: usize, scores: &mut [f32],
+                    keys: &[u8], dim: usize, q: &[f32], values: &[u8], stride: usize, scores: &mut [f32],
                 ) {
-                    attention::few::<dense::$element>(keys, dim, q, ahead, stride, scores)
+                    attention::few::<dense::$element>(keys, dim, q, values, stride, scores)
                 }
                 $(#[$isa])* fn panels(keys: &[u8], dim: usize, panels: &mut [f32]) {
                     attention::panels::<dense::$element>(keys, dim, panels)
@@ -83,10 +82,9 @@ macro_rules! instantiate {
                     attention::widen::<dense::$element>(rows, to)
                 }
                 $(#[$isa])* fn weigh(
-                    values: &[u8], dim: usize, weights: &[f32], stride: usize, fetch: bool,
-                    parts: &mut [f32],
+                    values: &[u8], dim: usize, weights: &[f32], stride: usize, parts: &mut [f32],
                 ) {
-                    attention::weigh::<dense::$element>(values, dim, weights, stride, fetch, parts)
+                    attention::weigh::<dense::$element>(values, dim, weights, stride, parts)
                 }
                 RowSteps { few, panels, widen, weigh }
             }};
@@ -223,7 +221,7 @@ pub(crate) unsafe fn attend(
                         let weights = &weights[query * stride + from..];
                         let parts = &mut parts[query * part..(query + queries) * part];
                         // SAFETY: the caller's promise.
-                        unsafe { weigh(values, dim, weights, stride, !many && to < most, parts) };
+                        unsafe { weigh(values, dim, weights, stride, parts) };
                     }
                 };
                 // what all of them see, and the rest of each
@@ -243,7 +241,7 @@ pub(crate) fn few<E: Element>(
     keys: &[u8],
     dim: usize,
     q: &[f32],
-    ahead: &[u8],
+    values: &[u8],
     stride: usize,
     scores: &mut [f32],
 ) {
@@ -253,7 +251,7 @@ pub(crate) fn few<E: Element>(
             keys,
             dim,
             &q[at * dim..],
-            ahead,
+            values,
             stride,
             &mut scores[at * stride..],
         );
@@ -264,7 +262,7 @@ pub(crate) fn few<E: Element>(
             keys,
             dim,
             &q[at * dim..],
-            ahead,
+            values,
             stride,
             &mut scores[at * stride..],
         );
@@ -278,14 +276,14 @@ fn few_of<E: Element, const R: usize>(
     keys: &[u8],
     dim: usize,
     q: &[f32],
-    ahead: &[u8],
+    values: &[u8],
     stride: usize,
     scores: &mut [f32],
 ) {
     let row = dim * E::SIZE;
     let q: [&[f32]; R] = std::array::from_fn(|r| &q[r * dim..(r + 1) * dim]);
     for (key, bytes) in keys.chunks_exact(row).enumerate() {
-        fetch_ahead(keys, key * row, row, ahead);
+        fetch_ahead(keys, values, key * row, row);
         let acc = dots::<E, R>(bytes, dim, &q);
         for r in 0..R {
             scores[r * stride + key] = add_lanes(acc[r]);
@@ -293,24 +291,18 @@ fn few_of<E: Element, const R: usize>(
     }
 }
 
-/// How far ahead keys and values are fetched: what one core reads while it waits for memory once, a few
-/// times over.
-pub(crate) const AHEAD: usize = 4 << 10;
+/// How far ahead keys are fetched: what one core reads while it waits for memory once, a few times over.
+const AHEAD: usize = 4 << 10;
 
-/// Fetches `len` bytes that will be read [`AHEAD`] behind `at`, of `now` and, behind its end, of `next`.
+/// Fetches the keys that will be read [`AHEAD`] behind `len` bytes at `at`, and the values of these: two
+/// streams bring half as much again as one. Values wait in the second level for all scores of the block.
 #[inline(always)]
-pub(crate) fn fetch_ahead(now: &[u8], at: usize, len: usize, next: &[u8]) {
-    match (at + AHEAD).checked_sub(now.len()) {
-        None => prefetch(now, at + AHEAD, len),
-        Some(at) => prefetch(next, at, len),
-    }
-}
-
-/// Fetches `len` bytes from `at` on, wherever that is, into the cache.
-#[inline(always)]
-pub(crate) fn prefetch(bytes: &[u8], at: usize, len: usize) {
+pub(crate) fn fetch_ahead(keys: &[u8], values: &[u8], at: usize, len: usize) {
     for at in (at..at + len).step_by(LINE) {
-        lines::prefetch(bytes.as_ptr().wrapping_add(at));
+        if at + AHEAD < keys.len() {
+            lines::prefetch(keys.as_ptr().wrapping_add(at + AHEAD));
+        }
+        lines::prefetch_l2(values.as_ptr().wrapping_add(at));
     }
 }
 
@@ -452,19 +444,18 @@ pub(crate) fn weigh<E: Element>(
     dim: usize,
     weights: &[f32],
     stride: usize,
-    fetch: bool,
     parts: &mut [f32],
 ) {
     let part = dim + PART_EXTRA;
     let mut at = 0;
     while at + TOGETHER <= parts.len() / part {
         let weights = &weights[at * stride..];
-        weigh_of::<E, TOGETHER>(values, dim, weights, stride, fetch, &mut parts[at * part..]);
+        weigh_of::<E, TOGETHER>(values, dim, weights, stride, &mut parts[at * part..]);
         at += TOGETHER;
     }
     while at < parts.len() / part {
         let weights = &weights[at * stride..];
-        weigh_of::<E, 1>(values, dim, weights, stride, fetch, &mut parts[at * part..]);
+        weigh_of::<E, 1>(values, dim, weights, stride, &mut parts[at * part..]);
         at += 1;
     }
 }
@@ -476,7 +467,6 @@ fn weigh_of<E: Element, const R: usize>(
     dim: usize,
     weights: &[f32],
     stride: usize,
-    fetch: bool,
     parts: &mut [f32],
 ) {
     let (row, part) = (dim * E::SIZE, dim + PART_EXTRA);
@@ -489,9 +479,6 @@ fn weigh_of<E: Element, const R: usize>(
             acc[r][..live].copy_from_slice(&parts[r * part + d..][..live]);
         }
         for (j, value) in values.chunks_exact(row).enumerate() {
-            if fetch && d == 0 {
-                prefetch(values, j * row + AHEAD, row);
-            }
             let v = match live {
                 LANES => widen_lanes::<E>(&value[d * E::SIZE..]),
                 _ => widen_tail::<E>(&value[d * E::SIZE..]),

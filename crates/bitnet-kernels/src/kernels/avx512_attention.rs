@@ -6,9 +6,10 @@
 //! results into one register: 15 additions and 30 shuffles for what would take 64 of each. With the keys
 //! by dimension a lane of 16 dots is a register, and the tree takes no shuffle.
 
-use crate::attention::{self, AHEAD, AttentionOps, PANEL_KEYS, PART_EXTRA, RowSteps, TOGETHER};
+use crate::attention::{self, AttentionOps, PANEL_KEYS, PART_EXTRA, RowSteps, TOGETHER};
 use crate::dense::{F16, F32};
 use crate::float_ops::LANES;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Keys that go together, as they lie in memory.
@@ -19,6 +20,67 @@ const CHUNKS: usize = 4;
 const HALF: usize = LANES / 2;
 /// Vectors of 16 keys in a panel.
 const SIXTEENS: usize = PANEL_KEYS / LANES;
+
+/// A loop of assembly. A turn loads four vectors of factors, `f0` to `f3`, and four times 16 numbers, each
+/// once, as f32, and adds: `sums[i][r] = numbers[i] * f[r] + sums[i][r]`, rounded once. The last two
+/// instructions step on, and leave the flags below while there is more. Assembly, because the compiler
+/// converts f16 from registers only, an instruction more, and keeps moving sums to the stack and back.
+macro_rules! add_products {
+    (
+        $sums:ident, $f0:expr, $f1:expr, $f2:expr, $f3:expr, $n0:expr, $n1:expr, $n2:expr, $n3:expr,
+        $($next:expr),+; $($operands:tt)*
+    ) => {
+        asm!(
+            "2:",
+            $f0, $f1, $f2, $f3,
+            $n0,
+            "vfmadd231ps {s00}, {x}, {f0}",
+            "vfmadd231ps {s01}, {x}, {f1}",
+            "vfmadd231ps {s02}, {x}, {f2}",
+            "vfmadd231ps {s03}, {x}, {f3}",
+            $n1,
+            "vfmadd231ps {s10}, {x}, {f0}",
+            "vfmadd231ps {s11}, {x}, {f1}",
+            "vfmadd231ps {s12}, {x}, {f2}",
+            "vfmadd231ps {s13}, {x}, {f3}",
+            $n2,
+            "vfmadd231ps {s20}, {x}, {f0}",
+            "vfmadd231ps {s21}, {x}, {f1}",
+            "vfmadd231ps {s22}, {x}, {f2}",
+            "vfmadd231ps {s23}, {x}, {f3}",
+            $n3,
+            "vfmadd231ps {s30}, {x}, {f0}",
+            "vfmadd231ps {s31}, {x}, {f1}",
+            "vfmadd231ps {s32}, {x}, {f2}",
+            "vfmadd231ps {s33}, {x}, {f3}",
+            $($next,)+
+            "jb 2b",
+            x = out(zmm_reg) _,
+            f0 = out(zmm_reg) _,
+            f1 = out(zmm_reg) _,
+            f2 = out(zmm_reg) _,
+            f3 = out(zmm_reg) _,
+            s00 = inout(zmm_reg) $sums[0][0],
+            s01 = inout(zmm_reg) $sums[0][1],
+            s02 = inout(zmm_reg) $sums[0][2],
+            s03 = inout(zmm_reg) $sums[0][3],
+            s10 = inout(zmm_reg) $sums[1][0],
+            s11 = inout(zmm_reg) $sums[1][1],
+            s12 = inout(zmm_reg) $sums[1][2],
+            s13 = inout(zmm_reg) $sums[1][3],
+            s20 = inout(zmm_reg) $sums[2][0],
+            s21 = inout(zmm_reg) $sums[2][1],
+            s22 = inout(zmm_reg) $sums[2][2],
+            s23 = inout(zmm_reg) $sums[2][3],
+            s30 = inout(zmm_reg) $sums[3][0],
+            s31 = inout(zmm_reg) $sums[3][1],
+            s32 = inout(zmm_reg) $sums[3][2],
+            s33 = inout(zmm_reg) $sums[3][3],
+            $($operands)*,
+            options(readonly, nostack)
+        )
+    };
+}
 
 const GENERIC: AttentionOps =
     attention::instantiate!(#[target_feature(enable = "avx512f,avx512bw")]);
@@ -75,20 +137,20 @@ fn store_f32(x: &mut [f32], v: __m512) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn few_f32(keys: &[u8], dim: usize, q: &[f32], ahead: &[u8], stride: usize, scores: &mut [f32]) {
+fn few_f32(keys: &[u8], dim: usize, q: &[f32], values: &[u8], stride: usize, scores: &mut [f32]) {
     if dim.is_multiple_of(LANES) && q.len() == TOGETHER * dim {
-        few::<4>(keys, dim, q, ahead, stride, scores);
+        few::<4>(keys, dim, q, values, stride, scores);
     } else {
-        attention::few::<F32>(keys, dim, q, ahead, stride, scores);
+        attention::few::<F32>(keys, dim, q, values, stride, scores);
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn few_f16(keys: &[u8], dim: usize, q: &[f32], ahead: &[u8], stride: usize, scores: &mut [f32]) {
+fn few_f16(keys: &[u8], dim: usize, q: &[f32], values: &[u8], stride: usize, scores: &mut [f32]) {
     if dim.is_multiple_of(LANES) && q.len() == TOGETHER * dim {
-        few::<2>(keys, dim, q, ahead, stride, scores);
+        few::<2>(keys, dim, q, values, stride, scores);
     } else {
-        attention::few::<F16>(keys, dim, q, ahead, stride, scores);
+        attention::few::<F16>(keys, dim, q, values, stride, scores);
     }
 }
 
@@ -99,14 +161,14 @@ fn few<const SIZE: usize>(
     keys: &[u8],
     dim: usize,
     q: &[f32],
-    ahead: &[u8],
+    values: &[u8],
     stride: usize,
     scores: &mut [f32],
 ) {
     let row = dim * SIZE;
     let count = keys.len() / row;
     for key in (0..count).step_by(KEYS) {
-        attention::fetch_ahead(keys, key * row, KEYS * row, ahead);
+        attention::fetch_ahead(keys, values, key * row, KEYS * row);
         let mut four = [&keys[..0]; KEYS];
         for (k, four) in four.iter_mut().enumerate() {
             // the last key again, where there are fewer than four
@@ -124,7 +186,7 @@ fn few<const SIZE: usize>(
     }
 }
 
-/// The lanes of four queries, `(4, dim)`, times four keys; queries outermost. Here and below bounds are
+/// The lanes of four keys times four queries, `(4, dim)`; keys outermost. Here and below bounds are
 /// checked before the loop: inside, that would take as long as the products.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -132,33 +194,52 @@ fn dots<const SIZE: usize>(
     keys: [&[u8]; KEYS],
     q: &[f32],
     dim: usize,
-) -> [[__m512; KEYS]; TOGETHER] {
-    let mut acc = [[_mm512_setzero_ps(); KEYS]; TOGETHER];
-    assert!(q.len() >= TOGETHER * dim && dim.is_multiple_of(LANES));
+) -> [[__m512; TOGETHER]; KEYS] {
+    let mut acc = [[_mm512_setzero_ps(); TOGETHER]; KEYS];
+    assert!(q.len() >= TOGETHER * dim && dim.is_multiple_of(LANES) && dim > 0);
     assert!(keys.iter().all(|key| key.len() >= dim * SIZE));
-    for at in (0..dim).step_by(LANES) {
-        // SAFETY: at + 16 <= dim, so the loads stay inside the four rows of q and inside each key, by
-        // the assertions above.
-        unsafe {
-            let mut queries = [_mm512_setzero_ps(); TOGETHER];
-            for r in 0..TOGETHER {
-                queries[r] = _mm512_loadu_ps(q.as_ptr().add(r * dim + at));
-            }
-            for k in 0..KEYS {
-                let key = load::<SIZE>(keys[k].as_ptr().add(at * SIZE));
-                for r in 0..TOGETHER {
-                    acc[r][k] = _mm512_fmadd_ps(key, queries[r], acc[r][k]);
-                }
-            }
+    macro_rules! of_size {
+        ($load:literal, $size:literal) => {
+            add_products!(
+                acc,
+                "vmovups {f0}, zmmword ptr [{q0} + 4 * {at}]",
+                "vmovups {f1}, zmmword ptr [{q1} + 4 * {at}]",
+                "vmovups {f2}, zmmword ptr [{q2} + 4 * {at}]",
+                "vmovups {f3}, zmmword ptr [{q3} + 4 * {at}]",
+                concat!($load, " [{k0} + ", $size, " * {at}]"),
+                concat!($load, " [{k1} + ", $size, " * {at}]"),
+                concat!($load, " [{k2} + ", $size, " * {at}]"),
+                concat!($load, " [{k3} + ", $size, " * {at}]"),
+                "add {at}, 16",
+                "cmp {at}, {dim}";
+                k0 = in(reg) keys[0].as_ptr(),
+                k1 = in(reg) keys[1].as_ptr(),
+                k2 = in(reg) keys[2].as_ptr(),
+                k3 = in(reg) keys[3].as_ptr(),
+                q0 = in(reg) q.as_ptr(),
+                q1 = in(reg) q[dim..].as_ptr(),
+                q2 = in(reg) q[2 * dim..].as_ptr(),
+                q3 = in(reg) q[3 * dim..].as_ptr(),
+                at = inout(reg) 0usize => _,
+                dim = in(reg) dim
+            )
+        };
+    }
+    // SAFETY: at + 16 <= dim in every turn, so the loads stay inside the four rows of q and inside each
+    // key, by the assertions above; loads are unaligned.
+    unsafe {
+        match SIZE {
+            4 => of_size!("vmovups {x}, zmmword ptr", 4),
+            _ => of_size!("vcvtph2ps {x}, ymmword ptr", 2),
         }
     }
     acc
 }
 
-/// [`add_lanes`](crate::float_ops::add_lanes) of all 16.
+/// [`add_lanes`](crate::float_ops::add_lanes) of all 16; queries outermost.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn add_up(acc: [[__m512; KEYS]; TOGETHER]) -> [[f32; KEYS]; TOGETHER] {
+fn add_up(acc: [[__m512; TOGETHER]; KEYS]) -> [[f32; KEYS]; TOGETHER] {
     // i and i + 4: the low eight lanes are i's, the high ones (i + 4)'s
     let by_8 = |a: __m512, b: __m512| {
         _mm512_add_ps(
@@ -187,10 +268,9 @@ fn add_up(acc: [[__m512; KEYS]; TOGETHER]) -> [[f32; KEYS]; TOGETHER] {
             _mm512_shuffle_ps::<0xdd>(a, b),
         )
     };
-    let [q0, q1, q2, q3] = acc;
-    let mut u = [_mm512_setzero_ps(); 4];
-    for i in 0..4 {
-        u[i] = by_4(by_8(q0[i], q1[i]), by_8(q2[i], q3[i]));
+    let mut u = [_mm512_setzero_ps(); KEYS];
+    for (u, [q0, q1, q2, q3]) in u.iter_mut().zip(acc) {
+        *u = by_4(by_8(q0, q1), by_8(q2, q3));
     }
     let sums = by_1(by_2(u[0], u[1]), by_2(u[2], u[3]));
     let mut out = [[0.0; KEYS]; TOGETHER];
@@ -370,34 +450,20 @@ fn four_and_panel(
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn weigh_f32(
-    values: &[u8],
-    dim: usize,
-    weights: &[f32],
-    stride: usize,
-    fetch: bool,
-    parts: &mut [f32],
-) {
+fn weigh_f32(values: &[u8], dim: usize, weights: &[f32], stride: usize, parts: &mut [f32]) {
     if dim.is_multiple_of(CHUNKS * LANES) && parts.len() == TOGETHER * (dim + PART_EXTRA) {
-        weigh::<4>(values, dim, weights, stride, fetch, parts);
+        weigh::<4>(values, dim, weights, stride, parts);
     } else {
-        attention::weigh::<F32>(values, dim, weights, stride, fetch, parts);
+        attention::weigh::<F32>(values, dim, weights, stride, parts);
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn weigh_f16(
-    values: &[u8],
-    dim: usize,
-    weights: &[f32],
-    stride: usize,
-    fetch: bool,
-    parts: &mut [f32],
-) {
+fn weigh_f16(values: &[u8], dim: usize, weights: &[f32], stride: usize, parts: &mut [f32]) {
     if dim.is_multiple_of(CHUNKS * LANES) && parts.len() == TOGETHER * (dim + PART_EXTRA) {
-        weigh::<2>(values, dim, weights, stride, fetch, parts);
+        weigh::<2>(values, dim, weights, stride, parts);
     } else {
-        attention::weigh::<F16>(values, dim, weights, stride, fetch, parts);
+        attention::weigh::<F16>(values, dim, weights, stride, parts);
     }
 }
 
@@ -409,42 +475,58 @@ fn weigh<const SIZE: usize>(
     dim: usize,
     weights: &[f32],
     stride: usize,
-    fetch: bool,
     parts: &mut [f32],
 ) {
     let (row, part) = (dim * SIZE, dim + PART_EXTRA);
     let count = values.len() / row;
     assert!(weights.len() >= (TOGETHER - 1) * stride + count && dim.is_multiple_of(CHUNKS * LANES));
+    if count == 0 {
+        return;
+    }
     for d in (0..dim).step_by(CHUNKS * LANES) {
-        let mut acc = [[_mm512_setzero_ps(); CHUNKS]; TOGETHER];
+        let mut acc = [[_mm512_setzero_ps(); TOGETHER]; CHUNKS];
         for r in 0..TOGETHER {
             for c in 0..CHUNKS {
-                acc[r][c] = load_f32(&parts[r * part + d + c * LANES..]);
+                acc[c][r] = load_f32(&parts[r * part + d + c * LANES..]);
             }
         }
-        for j in 0..count {
-            if fetch && d == 0 {
-                attention::prefetch(values, j * row + AHEAD, row);
-            }
-            // SAFETY: j < count and d + 64 <= dim, so the loads stay inside row j of values and inside
-            // the four rows of weights, by the assertion above.
-            unsafe {
-                let mut w = [_mm512_setzero_ps(); TOGETHER];
-                for r in 0..TOGETHER {
-                    w[r] = _mm512_set1_ps(*weights.as_ptr().add(r * stride + j));
-                }
-                let value = values.as_ptr().add(j * row + d * SIZE);
-                for c in 0..CHUNKS {
-                    let v = load::<SIZE>(value.add(c * LANES * SIZE));
-                    for r in 0..TOGETHER {
-                        acc[r][c] = _mm512_fmadd_ps(w[r], v, acc[r][c]);
-                    }
-                }
+        macro_rules! of_size {
+            ($load:literal, $size:literal) => {
+                add_products!(
+                    acc,
+                    "vbroadcastss {f0}, dword ptr [{w0} + 4 * {j}]",
+                    "vbroadcastss {f1}, dword ptr [{w1} + 4 * {j}]",
+                    "vbroadcastss {f2}, dword ptr [{w2} + 4 * {j}]",
+                    "vbroadcastss {f3}, dword ptr [{w3} + 4 * {j}]",
+                    concat!($load, " [{value}]"),
+                    concat!($load, " [{value} + 16 * ", $size, "]"),
+                    concat!($load, " [{value} + 32 * ", $size, "]"),
+                    concat!($load, " [{value} + 48 * ", $size, "]"),
+                    "add {value}, {row}",
+                    "inc {j}",
+                    "cmp {j}, {count}";
+                    w0 = in(reg) weights.as_ptr(),
+                    w1 = in(reg) weights[stride..].as_ptr(),
+                    w2 = in(reg) weights[2 * stride..].as_ptr(),
+                    w3 = in(reg) weights[3 * stride..].as_ptr(),
+                    value = inout(reg) values[d * SIZE..].as_ptr() => _,
+                    row = in(reg) row,
+                    j = inout(reg) 0usize => _,
+                    count = in(reg) count
+                )
+            };
+        }
+        // SAFETY: j < count in every turn and d + 64 <= dim, so the loads stay inside row j of values and
+        // inside the four rows of weights, by the assertions above; loads are unaligned.
+        unsafe {
+            match SIZE {
+                4 => of_size!("vmovups {x}, zmmword ptr", 4),
+                _ => of_size!("vcvtph2ps {x}, ymmword ptr", 2),
             }
         }
         for r in 0..TOGETHER {
             for c in 0..CHUNKS {
-                store_f32(&mut parts[r * part + d + c * LANES..], acc[r][c]);
+                store_f32(&mut parts[r * part + d + c * LANES..], acc[c][r]);
             }
         }
     }

@@ -110,21 +110,14 @@ fn few<E: Element>(
     keys: &[u8],
     dim: usize,
     q: &[f32],
-    ahead: &[u8],
+    values: &[u8],
     stride: usize,
     scores: &mut [f32],
 ) {
-    attention::few::<E>(keys, dim, q, ahead, stride, scores)
+    attention::few::<E>(keys, dim, q, values, stride, scores)
 }
 
 #[target_feature(enable = "neon")]
-fn weigh<E: Element>(
-    values: &[u8],
-    dim: usize,
-    weights: &[f32],
-    stride: usize,
-    fetch: bool,
-    parts: &mut [f32],
-) {
-    attention::weigh::<E>(values, dim, weights, stride, fetch, parts)
+fn weigh<E: Element>(values: &[u8], dim: usize, weights: &[f32], stride: usize, parts: &mut [f32]) {
+    attention::weigh::<E>(values, dim, weights, stride, parts)
 }
