@@ -1,15 +1,16 @@
 //! Every available kernel beside the machine's limits, measured in turn in the same run.
 //!
-//! `cargo bench -p bitnet-kernels --bench limits -- [ROUNDS] [stack|matvec|matmul|float] [KERNEL]`. The limits: a plain streaming read of the packed
+//! `cargo bench -p bitnet-kernels --bench limits -- [ROUNDS] [stack|matvec|matmul|float|regions] [KERNEL]`. The limits: a plain streaming read of the packed
 //! bytes, and the peak of the kernel's multiply instruction. A machine
 //! shared with others flips between speeds, so a share of a limit says more than a speed.
 
 #![allow(unsafe_code, clippy::print_stdout)]
 
 use bitnet_kernels::{
-    ActivationBatch, Backend, MemoryProbe, Output, PackedMatrix, Scales, TernaryMatrix,
+    ActivationBatch, Backend, MemoryProbe, Output, PackedMatrix, Pool, Scales, TernaryMatrix,
 };
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 /// Packed bytes of the DRAM run: far beyond any share of L3 that one gets.
 const STREAM: usize = 600 << 20;
@@ -18,7 +19,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let rounds = words.iter().find_map(|w| w.parse().ok()).unwrap_or(9);
     // no word of a kind named means all of that kind
-    let kinds = ["stack", "matvec", "matmul", "float"];
+    let kinds = ["stack", "matvec", "matmul", "float", "regions"];
     let wanted = |word: &str, all: &[&str]| {
         words.iter().any(|w| w == word) || !words.iter().any(|w| all.contains(&w.as_str()))
     };
@@ -72,6 +73,9 @@ fn main() {
             }
         }
     }
+    if wanted("regions", &kinds) {
+        regions(rounds);
+    }
     if wanted("float", &kinds) {
         println!("activations that are not quantised: GMAC/s best (median)");
         for backend in &backends {
@@ -79,6 +83,35 @@ fn main() {
                 float(*backend, scales, tokens, rounds);
             }
         }
+    }
+}
+
+/// What the pool costs a token: its parallel regions, with nothing but waiting in and between them.
+fn regions(rounds: usize) {
+    /// Regions of a token: seven linears of 30 layers.
+    const REGIONS: u32 = 210;
+    const WORK: Duration = Duration::from_micros(20);
+    const GAP: Duration = Duration::from_micros(5);
+    fn wait(time: Duration) {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            std::hint::spin_loop();
+        }
+    }
+    println!("{REGIONS} regions of {WORK:?}, {GAP:?} apart: us beyond that, best (median)");
+    for threads in [1, 2] {
+        let mut pool = Pool::new(threads);
+        let spent = (0..rounds.max(21)).map(|_| {
+            let spent = seconds(|| {
+                for _ in 0..REGIONS {
+                    pool.run(threads, &|_| wait(WORK));
+                    wait(GAP);
+                }
+            });
+            -1e6 * (spent - ((WORK + GAP) * REGIONS).as_secs_f64())
+        });
+        let (best, median) = best_median(spent.collect());
+        println!("  {threads} threads: {:6.1} ({:6.1})", -best, -median);
     }
 }
 
