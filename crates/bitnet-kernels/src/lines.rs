@@ -123,12 +123,6 @@ impl Region {
         }
     }
 
-    fn on_huge_pages(bytes: usize) -> Self {
-        let region = Self::new(bytes);
-        region.advise(&[advice::HUGEPAGE]);
-        region
-    }
-
     /// Gives the system some advice about all of it, as far as it takes it.
     fn advise(&self, advice: &[i32]) {
         for &advice in advice {
@@ -142,7 +136,11 @@ impl Region {
         let open = filling.0.upgrade().map(|region| (region, filling.1));
         let (region, used) = open
             .filter(|(region, used)| used + count <= region.lines)
-            .unwrap_or_else(|| (Arc::new(Self::on_huge_pages(REGION.max(count * LINE))), 0));
+            .unwrap_or_else(|| {
+                let region = Self::new(REGION.max(count * LINE));
+                region.advise(&[advice::HUGEPAGE]);
+                (Arc::new(region), 0)
+            });
         *filling = (Arc::downgrade(&region), used + count);
         // SAFETY: `used + count` lines fit into the region (the filter, or its size).
         (unsafe { region.start.add(used) }, region)
@@ -202,13 +200,22 @@ impl Lines {
         }
     }
 
-    /// `count` lines of zeros of their own, on small pages: the system gives memory for what is written.
+    /// `count` lines of zeros on huge pages of their own, which go when they do.
+    pub fn alone(count: usize) -> Self {
+        Self::of_region(count, advice::HUGEPAGE)
+    }
+
+    /// The same on small pages: the system gives memory for what is written.
     pub fn growing(count: usize) -> Self {
+        Self::of_region(count, advice::NOHUGEPAGE)
+    }
+
+    fn of_region(count: usize, advice: i32) -> Self {
         if count < LARGE / LINE {
             return Self::zeroed(count);
         }
         let region = Arc::new(Region::new(count * LINE));
-        region.advise(&[advice::NOHUGEPAGE]);
+        region.advise(&[advice]);
         Self {
             start: region.start,
             count,
@@ -313,8 +320,14 @@ impl AlignedBytes {
         Self { lines, len }
     }
 
-    /// Brings them onto huge pages, where the system has them: all of it is memory then, and reading through
-    /// it takes no time for address translation.
+    /// `len` bytes on huge pages, where the system has them: reading through them takes no time for address
+    /// translation, but a byte that is written makes two megabytes memory.
+    pub fn on_huge_pages(len: usize) -> Self {
+        let lines = Lines::alone(len.div_ceil(LINE));
+        Self { lines, len }
+    }
+
+    /// Brings them onto huge pages: all of it is memory then.
     pub fn settle(&self) {
         self.lines.settle();
     }
@@ -453,7 +466,7 @@ mod tests {
             LARGE / LINE,
             HUGE_PAGE / LINE * 2 + 5,
         ] {
-            for make in [Lines::zeroed, Lines::resident, Lines::growing] {
+            for make in [Lines::zeroed, Lines::resident, Lines::growing, Lines::alone] {
                 let mut lines = make(count);
                 assert_eq!(lines.len(), count);
                 assert!(as_bytes(&lines).iter().all(|b| *b == 0));

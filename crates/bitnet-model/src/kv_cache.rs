@@ -93,11 +93,15 @@ impl KvCache {
         self.head_dim * self.kv_type.size()
     }
 
-    /// Makes room for the positions of a block: nobody pays for those that no text reaches.
-    fn extend_to(&mut self, block: usize) {
+    /// Makes room for the positions of a block, all of which are about to be `written`, or else one after
+    /// another: then nobody pays for those that no text reaches.
+    fn extend_to(&mut self, block: usize, written: bool) {
         let bytes = BLOCK_POSITIONS * self.position_bytes();
         while self.blocks.len() <= block {
-            self.blocks.push(AlignedBytes::zeroed(bytes));
+            self.blocks.push(match written {
+                true => AlignedBytes::on_huge_pages(bytes),
+                false => AlignedBytes::zeroed(bytes),
+            });
         }
     }
 }
@@ -134,9 +138,12 @@ impl LayerCache<'_> {
         let (dim, bytes) = (self.cache.head_dim, self.cache.row_bytes());
         let width = self.cache.kv_heads * dim;
         let tokens = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        for (position, (keys, values)) in (position..).zip(tokens) {
+        let all = position..position + tokens.len();
+        for (position, (keys, values)) in all.clone().zip(tokens) {
             let (block, row) = (position / BLOCK_POSITIONS, position % BLOCK_POSITIONS);
-            self.cache.extend_to(block);
+            let first = block * BLOCK_POSITIONS;
+            let written = all.start <= first && first + BLOCK_POSITIONS <= all.end;
+            self.cache.extend_to(block, written);
             for (which, from) in [keys, values].into_iter().enumerate() {
                 for (head, from) in from.chunks_exact(dim).enumerate() {
                     let at = self.start(which, head) + row * bytes;
