@@ -12,7 +12,7 @@ pub enum Linears {
     /// In the packing of this name.
     Packed(&'static str),
     /// As tiles (`formats/packed.md`) in the packing of this name; those with group scales, which only
-    /// [`GROUPED_TILES`] holds whole, in that.
+    /// `GROUPED_TILES` holds whole, in that.
     Tiles(&'static str),
     /// As numbers `trit * scale` of this type.
     Float(PlainType),
