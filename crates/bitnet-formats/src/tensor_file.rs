@@ -46,6 +46,31 @@ pub enum MetaArray {
     String(Strings),
 }
 
+impl MetaArray {
+    /// How many elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::U8(a) => a.len(),
+            Self::I8(a) => a.len(),
+            Self::U16(a) => a.len(),
+            Self::I16(a) => a.len(),
+            Self::U32(a) => a.len(),
+            Self::I32(a) => a.len(),
+            Self::U64(a) => a.len(),
+            Self::I64(a) => a.len(),
+            Self::F32(a) => a.len(),
+            Self::F64(a) => a.len(),
+            Self::Bool(a) => a.len(),
+            Self::String(a) => a.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Byte strings one behind the other: a vocabulary of 128,000 tokens is two allocations, not 128,000.
 #[derive(Clone, Default, PartialEq)]
 pub struct Strings {

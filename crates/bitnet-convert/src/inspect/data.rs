@@ -4,14 +4,11 @@
 //! what is said of them says how many they were. A linear that cannot be read is a finding, not a failure:
 //! inspecting is for files that may be broken.
 
-use bitnet_formats::{MetaArray, MetaValue, Metadata};
+use bitnet_formats::{MetaValue, Metadata};
 use bitnet_model::{Checkpoint, Slot, scale_normal_form};
 use bitnet_ternary::Scales;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-
-/// Linears that are read.
-const LINEARS: usize = 14;
 
 /// Bytes of two dense matrices that are compared at a time, so that different ones are told at once.
 const COMPARED: usize = 1 << 20;
@@ -37,20 +34,8 @@ pub struct Data {
 impl Data {
     /// Reads some of the linears.
     pub fn collect(checkpoint: &Checkpoint) -> Self {
-        let all: Vec<Slot> = checkpoint
-            .slots()
-            .into_iter()
-            .filter(|s| s.is_ternary())
-            .collect();
-        let step = all.len().div_ceil(LINEARS).max(1);
-        // a step that is no multiple of the linears of a layer meets every kind
-        let step = if step.is_multiple_of(7) {
-            step + 1
-        } else {
-            step
-        };
         let mut data = Self::default();
-        for slot in all.into_iter().step_by(step) {
+        for slot in checkpoint.sampled_linears() {
             let matrix = match checkpoint.ternary(slot) {
                 Ok(matrix) => matrix,
                 Err(error) => {
@@ -157,29 +142,12 @@ pub fn rotation(metadata: &Metadata) -> Option<Value> {
         let value = match value {
             MetaValue::Bool(yes) => json!(yes),
             MetaValue::String(_) => json!(value.as_str()),
-            MetaValue::Array(array) => json!({"length": array_len(array)}),
+            MetaValue::Array(array) => json!({"length": array.len()}),
             other => json!(other.as_u64()),
         };
         found.insert(key.to_owned(), value);
     }
     (!found.is_empty()).then_some(Value::Object(found))
-}
-
-fn array_len(array: &MetaArray) -> usize {
-    match array {
-        MetaArray::U8(a) => a.len(),
-        MetaArray::I8(a) => a.len(),
-        MetaArray::U16(a) => a.len(),
-        MetaArray::I16(a) => a.len(),
-        MetaArray::U32(a) => a.len(),
-        MetaArray::I32(a) => a.len(),
-        MetaArray::U64(a) => a.len(),
-        MetaArray::I64(a) => a.len(),
-        MetaArray::F32(a) => a.len(),
-        MetaArray::F64(a) => a.len(),
-        MetaArray::Bool(a) => a.len(),
-        MetaArray::String(a) => a.len(),
-    }
 }
 
 /// Whether an output head of its own is a copy of the embeddings, byte for byte: space that tying saves.

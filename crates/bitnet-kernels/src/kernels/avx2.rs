@@ -145,17 +145,25 @@ fn dots(
     sink.done(tokens, dots);
 }
 
+/// The groups of scales of a tile: their lines, the quads of the token's activations, and where the dots of
+/// 32 rows go, eight at a time.
+#[inline(always)]
+pub(super) fn groups<'a>(
+    tile: &Tile<'a>,
+    activations: &'a [i8],
+    dots: &'a mut [i32],
+) -> impl Iterator<Item = (&'a [Line], &'a [[i8; 4]], &'a mut [[i32; 8]; 4])> {
+    let blocks = tile.group.div_ceil(COLS);
+    let lines = tile.lines.chunks_exact(blocks * BLOCK);
+    let quads = activations.as_chunks::<4>().0.chunks_exact(blocks * 4);
+    let dots = dots.as_chunks_mut::<8>().0.as_chunks_mut::<4>().0;
+    lines.zip(quads).zip(dots).map(|((l, q), d)| (l, q, d))
+}
+
 /// `dots: (groups, 32)`
 #[target_feature(enable = "avx2")]
 fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
-    let (quads, _) = x.padded(token).as_chunks::<4>();
-    let blocks = tile.group.div_ceil(COLS);
-    let groups = tile
-        .lines
-        .chunks_exact(blocks * BLOCK)
-        .zip(quads.chunks_exact(blocks * 4));
-    let dots = dots.as_chunks_mut::<8>().0.as_chunks_mut::<4>().0;
-    for ((lines, quads), dots) in groups.zip(dots) {
+    for (lines, quads, dots) in groups(tile, x.padded(token), dots) {
         // a block adds four products to every accumulator
         let parts = lines
             .chunks(PRODUCTS / 4 * BLOCK)

@@ -7,8 +7,8 @@
 //! byte, 4 times too large, and is shifted down once at the end. Many tokens are looked up ([`lookup`]): that adds
 //! 64 products where `vpdpbusd` multiplies 32.
 
-use super::avx2::{self, load, prefetch};
-use super::tile::{self, BLOCK, COLS, ROWS};
+use super::avx2::{self, groups, load, prefetch};
+use super::tile::{self, BLOCK, ROWS};
 use super::{Kernel, ManyTokens, TernaryOps, Tile, lookup};
 use crate::activations::ActivationBatch;
 use crate::lines::Line;
@@ -57,14 +57,7 @@ fn dots(
 /// `dots: (groups, 32)`
 #[target_feature(enable = "avx2,avxvnni")]
 fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
-    let (quads, _) = x.padded(token).as_chunks::<4>();
-    let blocks = tile.group.div_ceil(COLS);
-    let groups = tile
-        .lines
-        .chunks_exact(blocks * BLOCK)
-        .zip(quads.chunks_exact(blocks * 4));
-    let dots = dots.as_chunks_mut::<8>().0.as_chunks_mut::<4>().0;
-    for (g, ((lines, quads), dots)) in groups.zip(dots).enumerate() {
+    for (g, (lines, quads, dots)) in groups(tile, x.padded(token), dots).enumerate() {
         let sum = x.group_sum(token, g, tile.group);
         group_dots(lines, quads, sum, dots);
     }

@@ -13,7 +13,7 @@ use bitnet_formats::{
 use rayon::prelude::*;
 use std::path::Path;
 
-/// Linears that are looked at: enough to see every kind of one and both ends of the network.
+/// Most linears that are looked at: enough to see every kind of one and both ends of the network.
 const LINEARS: usize = 14;
 
 /// Trits that are looked at in each: a few hundred rows.
@@ -156,39 +156,45 @@ impl Checkpoint {
         })
     }
 
+    /// A few linears from both ends of the network, of every kind: for whoever wants to know what the weights
+    /// look like without reading them all.
+    pub fn sampled_linears(&self) -> Vec<Slot> {
+        let linears = self.slots().into_iter().filter(|slot| slot.is_ternary());
+        let all: Vec<Slot> = linears.collect();
+        let step = all.len().div_ceil(LINEARS).max(1);
+        // a step that is no multiple of the linears of a layer meets every kind
+        let repeats = step.is_multiple_of(LayerSlot::LINEARS.len());
+        all.into_iter()
+            .step_by(step + usize::from(repeats))
+            .collect()
+    }
+
     /// What some of the linears look like under each layout, the shortest description first.
     fn readings(&self, rivals: &[&'static dyn Packing]) -> Result<Vec<LayoutReading>, FormatError> {
-        let all: Vec<_> = self.packed_linears().collect();
-        let step = all.len().div_ceil(LINEARS).max(1);
-        // an odd step meets every kind of linear, of which a layer has seven
-        let step = if step.is_multiple_of(7) {
-            step + 1
-        } else {
-            step
-        };
-        let sample: Vec<_> = all.iter().step_by(step).collect();
+        let sample = self.sampled_linears();
         let mut total = 0;
         let mut lengths = vec![(0.0, Vec::new()); rivals.len()];
-        for (slot, (rows, cols), _) in sample {
-            let gains = self.input_gains(*slot)?;
+        let packed = self.packed_linears();
+        for (slot, (rows, cols), _) in packed.filter(|(slot, ..)| sample.contains(slot)) {
+            let gains = self.input_gains(slot)?;
             // whole packed rows of every layout
-            let rows_read = (TRITS / (*cols).max(1))
+            let rows_read = (TRITS / cols.max(1))
                 .next_multiple_of(4)
-                .clamp(4, (*rows).max(4));
-            let count = rows_read.min(*rows) * cols;
+                .clamp(4, rows.max(4));
+            let count = rows_read.min(rows) * cols;
             total += count;
             let found: Vec<_> = rivals
                 .par_iter()
                 .map(|packing| {
                     let tensor = PackedTensor {
-                        bytes: self.file.bytes(&self.linear(*slot).ok()?.info),
-                        rows: *rows,
-                        cols: *cols,
+                        bytes: self.file.bytes(&self.linear(slot).ok()?.info),
+                        rows,
+                        cols,
                         outside: None,
                     };
                     let mut trits = vec![0; count];
                     packing.unpack_rows(&tensor, 0, &mut trits).ok()?;
-                    Some(code_length(&trits, *cols, gains.as_deref()))
+                    Some(code_length(&trits, cols, gains.as_deref()))
                 })
                 .collect();
             for ((bits, models), found) in lengths.iter_mut().zip(found) {
@@ -227,9 +233,11 @@ impl Checkpoint {
             LayerSlot::DownProj => LayerSlot::FfnSubNorm,
             _ => return Ok(None),
         };
-        let Ok(tensor) = self.dense(Slot::Layer(layer, norm)) else {
+        let norm = Slot::Layer(layer, norm);
+        if !self.sources.contains_key(&norm) {
             return Ok(None); // this network has no such norm
-        };
+        }
+        let tensor = self.dense(norm)?;
         let mut gains = vec![0.0; tensor.shape.iter().product()];
         dense_to_f32(tensor.encoding, tensor.bytes, &mut gains)?;
         Ok(Some(gains))
