@@ -30,7 +30,8 @@ pub(super) const KERNEL: Kernel = Kernel {
     ..avx2::KERNEL
 };
 
-/// Fewer are faster one by one, reading the packed bytes from L1.
+/// Fewer are taken one by one, reading the packed bytes from L1. An estimate: more than for `avx2`, because one
+/// by one is faster here.
 const MANY_TOKENS: ManyTokens = ManyTokens {
     fewest: 8,
     sums: lookup::sums,
