@@ -363,6 +363,45 @@ fn shapes_that_a_target_cannot_hold_are_refused_before_anything_is_written() {
 }
 
 #[test]
+fn rows_of_zeros_survive_the_types_whose_zeros_look_like_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    done(
+        &checkpoint("falcon-e-bfloat16"),
+        &source,
+        &["--to", "hf-bf16"],
+    );
+    // the first row of a linear, and of another one the last of its four interleaved rows
+    let path = source.join("model.safetensors");
+    let file = bitnet_formats::open(&path, &Limits::default()).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let mut zeroed = 0;
+    for (info, row) in file
+        .tensors()
+        .iter()
+        .filter(|t| t.name.ends_with("_proj.weight"))
+        .zip([0, 3])
+    {
+        let len = info.shape[1] * 2;
+        let at = info.offset as usize + row * len;
+        bytes[at..at + len].fill(0);
+        zeroed += 1;
+    }
+    assert_eq!(zeroed, 2);
+    drop(file);
+    std::fs::write(&path, bytes).unwrap();
+    let reference = done(&source, &dir.path().join("f32.gguf"), &["--to", "gguf-f32"]);
+    for target in ["gguf-iq1_bn", "gguf-iq2_bn", "gguf-iq2_bn_r4"] {
+        let output = dir.path().join(format!("{target}.gguf"));
+        let ran = done(&source, &output, &["--to", target]);
+        assert_eq!(ran.sha256(), reference.sha256(), "{target}");
+        let again = dir.path().join(format!("{target}-again.gguf"));
+        let back = done(&output, &again, &["--to", "gguf-f32"]);
+        assert_eq!(back.sha256(), reference.sha256(), "{target}, read back");
+    }
+}
+
+#[test]
 fn every_number_of_threads_writes_the_same_bytes() {
     for (name, _) in FIXTURES {
         let dir = tempfile::tempdir().unwrap();

@@ -101,6 +101,12 @@ pub static TARGETS: &[Target] = &[
         about: "2 bits and one f32 scale per row; ik_llama.cpp",
     },
     Target {
+        name: "gguf-iq2_bn_r4",
+        kind: Kind::Gguf,
+        linears: Linears::Packed("iq2_bn_r4"),
+        about: "iq2_bn with four rows interleaved; ik_llama.cpp, not repacked on loading",
+    },
+    Target {
         name: "gguf-iq1_bn",
         kind: Kind::Gguf,
         linears: Linears::Packed("iq1_bn"),
