@@ -60,6 +60,38 @@ pub enum RopeScaling {
         /// `original_max_position_embeddings`
         original_max_position_embeddings: usize,
     },
+    /// `yarn`: long waves divided, short ones kept, and both tables scaled.
+    Yarn(Yarn),
+}
+
+/// The numbers of YaRN; each is one that f32 holds, so that every container keeps it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Yarn {
+    /// Divisor of the long waves.
+    pub factor: f64,
+    /// Context that the frequencies were trained on.
+    pub original_max_position_embeddings: usize,
+    /// Rotations in that context from which on a wave is kept.
+    pub beta_fast: f64,
+    /// Rotations up to which a wave is divided.
+    pub beta_slow: f64,
+    /// What cosines and sines are multiplied by, at every position.
+    pub attention_factor: f64,
+}
+
+impl Yarn {
+    /// `beta_fast` where nothing says otherwise.
+    pub const BETA_FAST: f64 = 32.0;
+    /// `beta_slow` where nothing says otherwise.
+    pub const BETA_SLOW: f64 = 1.0;
+
+    /// `0.1 mscale ln(factor) + 1`, the paper's attention factor for `mscale = 1`, in f64.
+    pub(crate) fn attention_factor_of(factor: f64, mscale: f64) -> f64 {
+        if factor <= 1.0 {
+            return 1.0;
+        }
+        0.1 * mscale * libm::log(factor) + 1.0
+    }
 }
 
 /// Rotary position embedding.
@@ -183,6 +215,29 @@ impl Config {
                 &self.rope.theta.to_string(),
                 "a positive number",
             ));
+        }
+        if let RopeScaling::Yarn(yarn) = self.rope.scaling {
+            let positive = |x: f64| x.is_finite() && x > 0.0;
+            if yarn.original_max_position_embeddings == 0 {
+                return Err(bad_key(
+                    "original_max_position_embeddings",
+                    "0",
+                    "a number from 1 on",
+                ));
+            }
+            if !(yarn.factor.is_finite() && yarn.factor >= 1.0) {
+                let found = yarn.factor.to_string();
+                return Err(bad_key("factor", &found, "a number from 1 on"));
+            }
+            for (key, value) in [
+                ("beta_fast", yarn.beta_fast),
+                ("beta_slow", yarn.beta_slow),
+                ("attention_factor", yarn.attention_factor),
+            ] {
+                if !positive(value) {
+                    return Err(bad_key(key, &value.to_string(), "a positive number"));
+                }
+            }
         }
         Ok(self)
     }

@@ -18,7 +18,7 @@ pub use quantization::{Quantization, ScaleDirection};
 pub(crate) use gguf_keys::{ROPE_FREQUENCIES, check_rope_frequencies, rope_frequency_factors};
 pub(crate) use hf_config::{add_generation_config, parse_json};
 
-use crate::config::{Activation, ActivationQuantization, Config};
+use crate::config::{Activation, ActivationQuantization, Config, RopeScaling, Yarn};
 use crate::slot::Slot;
 use bitnet_formats::{ErrorCode, FormatError, MetaValue, TensorFile};
 use serde_json::Value;
@@ -149,6 +149,14 @@ impl Family {
         if config.hidden_act != wiring.activation {
             let (found, expected) = (config.hidden_act.as_str(), wiring.activation.as_str());
             return refuse("hidden_act", found.to_owned(), expected.to_owned());
+        }
+        if let RopeScaling::Yarn(yarn) = config.rope.scaling {
+            let found = (yarn.beta_fast, yarn.beta_slow);
+            let readers = (Yarn::BETA_FAST, Yarn::BETA_SLOW);
+            if found != readers {
+                let say = |(fast, slow)| format!("YaRN with beta_fast {fast}, beta_slow {slow}");
+                return refuse("rope_scaling", say(found), say(readers));
+            }
         }
         if config.attn_sub_norm != wiring.sub_norms || config.ffn_sub_norm != wiring.sub_norms {
             let say = |yes: bool| if yes { "sub-norms" } else { "no sub-norms" }.to_owned();

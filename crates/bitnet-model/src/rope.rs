@@ -4,13 +4,14 @@
 //! are f32 as in transformers; sine and cosine are those of that f32 angle, taken in f64 by the
 //! `libm` crate and rounded once, so no platform's libm is in the answer (`formats/numerics.md`).
 
-use crate::config::{Rope, RopeScaling};
+use crate::config::{Rope, RopeScaling, Yarn};
 use std::f64::consts::PI;
 
 /// Cosines and sines of the positions used so far.
 #[derive(Debug, Clone)]
 pub(crate) struct RopeTable {
     inv_freq: Vec<f32>, // (head_dim / 2,)
+    factor: f32,        // of every entry; 1 but for YaRN
     cos: Vec<f32>,      // (positions, head_dim / 2)
     sin: Vec<f32>,      // (positions, head_dim / 2)
 }
@@ -20,6 +21,10 @@ impl RopeTable {
     pub(crate) fn new(rope: &Rope, head_dim: usize) -> Self {
         Self {
             inv_freq: inv_freq(rope, head_dim),
+            factor: match rope.scaling {
+                RopeScaling::Yarn(yarn) => yarn.attention_factor as f32,
+                _ => 1.0,
+            },
             cos: Vec::new(),
             sin: Vec::new(),
         }
@@ -31,8 +36,8 @@ impl RopeTable {
         for position in self.cos.len() / half..positions {
             for inv_freq in &self.inv_freq {
                 let angle = f64::from(position as f32 * inv_freq);
-                self.cos.push(libm::cos(angle) as f32);
-                self.sin.push(libm::sin(angle) as f32);
+                self.cos.push(libm::cos(angle) as f32 * self.factor);
+                self.sin.push(libm::sin(angle) as f32 * self.factor);
             }
         }
     }
@@ -48,18 +53,44 @@ impl RopeTable {
 /// `1 / theta^(2i / head_dim)`, scaled as transformers' `modeling_rope_utils.py` does, in f32.
 pub(crate) fn inv_freq(rope: &Rope, head_dim: usize) -> Vec<f32> {
     let theta = f64::from(rope.theta as f32);
-    (0..head_dim / 2)
-        .map(|i| {
-            let exponent = (2 * i) as f32 / head_dim as f32;
-            1.0 / libm::pow(theta, f64::from(exponent)) as f32
-        })
-        .map(|inv_freq| scaled(inv_freq, &rope.scaling))
-        .collect()
+    let powers = (0..head_dim / 2).map(|i| {
+        let exponent = (2 * i) as f32 / head_dim as f32;
+        libm::pow(theta, f64::from(exponent)) as f32
+    });
+    match rope.scaling {
+        RopeScaling::Yarn(yarn) => {
+            let (low, high) = yarn_range(&yarn, theta, head_dim);
+            let between =
+                |(i, power)| yarn_frequency(&yarn, power, (i as f32 - low) / (high - low));
+            powers.enumerate().map(between).collect()
+        }
+        scaling => powers.map(|p| scaled(1.0 / p, &scaling)).collect(),
+    }
+}
+
+/// The dimensions between which YaRN's frequencies go over from kept to divided.
+fn yarn_range(yarn: &Yarn, theta: f64, head_dim: usize) -> (f32, f32) {
+    let context = yarn.original_max_position_embeddings as f64;
+    // the dimension whose wave turns so many times in the original context
+    let dimension = |rotations: f64| {
+        head_dim as f64 * libm::log(context / (rotations * 2.0 * PI)) / (2.0 * libm::log(theta))
+    };
+    let low = dimension(yarn.beta_fast).floor().max(0.0) as f32;
+    let high = dimension(yarn.beta_slow).ceil().min((head_dim - 1) as f64) as f32;
+    // transformers' way round the division by zero
+    (low, if high == low { high + 0.001 } else { high })
+}
+
+/// One frequency, `ramp` of the way from kept to divided.
+fn yarn_frequency(yarn: &Yarn, power: f32, ramp: f32) -> f32 {
+    let kept = 1.0 - ramp.clamp(0.0, 1.0);
+    let (extrapolated, interpolated) = (1.0 / power, 1.0 / (yarn.factor as f32 * power));
+    interpolated * (1.0 - kept) + extrapolated * kept
 }
 
 fn scaled(inv_freq: f32, scaling: &RopeScaling) -> f32 {
     match *scaling {
-        RopeScaling::None => inv_freq,
+        RopeScaling::None | RopeScaling::Yarn(_) => inv_freq,
         RopeScaling::Linear { factor } => inv_freq / factor as f32,
         RopeScaling::Llama3 {
             factor,
@@ -138,6 +169,42 @@ mod tests {
         );
         // the band between is monotonic: no wave is longer than its longer neighbour
         assert!(got.windows(2).all(|w| w[0] > w[1]));
+    }
+
+    #[test]
+    fn yarn_keeps_short_waves_divides_long_ones_and_scales_the_table() {
+        let yarn = Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 16384,
+            beta_fast: Yarn::BETA_FAST,
+            beta_slow: Yarn::BETA_SLOW,
+            attention_factor: f64::from(Yarn::attention_factor_of(4.0, 1.0) as f32),
+        };
+        let theta = 1_000_000.0;
+        let plain = inv_freq(
+            &Rope {
+                theta,
+                scaling: RopeScaling::None,
+            },
+            128,
+        );
+        let rope = Rope {
+            theta,
+            scaling: RopeScaling::Yarn(yarn),
+        };
+        let got = inv_freq(&rope, 128);
+        // 128 ln(16384 / (64 pi)) / (2 ln 1e6) = 20.4, 128 ln(16384 / (2 pi)) / (2 ln 1e6) = 36.4
+        assert_eq!(yarn_range(&yarn, theta, 128), (20.0, 37.0));
+        assert_eq!(got[..21], plain[..21]);
+        assert!(got[37..].iter().zip(&plain[37..]).all(|(g, p)| {
+            let divided = p / 4.0;
+            (g - divided).abs() <= 1e-7 * divided
+        }));
+        assert!(got.windows(2).all(|w| w[0] > w[1]));
+        let mut table = RopeTable::new(&rope, 128);
+        table.extend_to(1);
+        assert_eq!(table.at(0).0, [1.138_629_4; 64]);
+        assert_eq!(table.at(0).1, [0.0; 64]);
     }
 
     #[test]

@@ -486,9 +486,16 @@ fn rotary_tables(config: &Config, tokens: usize) -> candle_core::Result<(Tensor,
         angles.extend(frequencies.iter().map(|f| f64::from(position as f32 * f)));
     }
     let shape = (1, tokens, frequencies.len());
+    let scale = match config.rope.scaling {
+        RopeScaling::Yarn(yarn) => yarn.attention_factor,
+        _ => 1.0,
+    };
     let table = |f: fn(f64) -> f64| {
         Tensor::from_vec(
-            angles.iter().map(|&a| f(a) as f32).collect::<Vec<_>>(),
+            angles
+                .iter()
+                .map(|&a| (f(a) * scale) as f32)
+                .collect::<Vec<_>>(),
             shape,
             &Device::Cpu,
         )
@@ -523,6 +530,23 @@ fn inverse_frequencies(config: &Config) -> Vec<f32> {
                         / (high_freq_factor - low_freq_factor);
                     (1.0 - smooth) * f / factor + smooth * f
                 }
+            });
+            scaled.map(|f| f as f32).collect()
+        }
+        RopeScaling::Yarn(yarn) => {
+            let context = yarn.original_max_position_embeddings as f64;
+            let half = config.head_dim as f64 / 2.0;
+            // i where theta^(i / half) 2 pi rotations = context
+            let turning = |rotations: f64| {
+                half * (context / (2.0 * PI * rotations)).ln() / config.rope.theta.ln()
+            };
+            let first = turning(yarn.beta_fast).floor().max(0.0);
+            let last = turning(yarn.beta_slow).ceil();
+            let last = last.min(config.head_dim as f64 - 1.0);
+            let width = if last == first { 0.001 } else { last - first };
+            let scaled = plain.map(f64::from).enumerate().map(|(i, f)| {
+                let divided = ((i as f64 - first) / width).clamp(0.0, 1.0);
+                f / yarn.factor * divided + f * (1.0 - divided)
             });
             scaled.map(|f| f as f32).collect()
         }

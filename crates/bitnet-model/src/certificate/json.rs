@@ -3,7 +3,7 @@
 //! Invariant: whatever is absent or of another form is an error that names its path.
 
 use super::{FileRecord, Verdict};
-use crate::config::{Activation, ActivationQuantization, Config, Rope, RopeScaling};
+use crate::config::{Activation, ActivationQuantization, Config, Rope, RopeScaling, Yarn};
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
 
@@ -129,6 +129,14 @@ pub(super) fn config_to_json(config: &Config) -> Value {
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": original_max_position_embeddings,
         }),
+        RopeScaling::Yarn(yarn) => json!({
+            "type": "yarn",
+            "factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original_max_position_embeddings,
+            "beta_fast": yarn.beta_fast,
+            "beta_slow": yarn.beta_slow,
+            "attention_factor": yarn.attention_factor,
+        }),
     };
     let pairs = [
         ("hidden_size", json!(config.hidden_size)),
@@ -182,6 +190,7 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
     ];
     let scaling = field.at("rope_scaling")?;
     let number = |key: &str| scaling.at(key)?.float();
+    let original = || scaling.at("original_max_position_embeddings")?.size();
     Config {
         hidden_size: size("hidden_size")?,
         intermediate_size: size("intermediate_size")?,
@@ -203,11 +212,16 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
                     factor: number("factor")?,
                     low_freq_factor: number("low_freq_factor")?,
                     high_freq_factor: number("high_freq_factor")?,
-                    original_max_position_embeddings: scaling
-                        .at("original_max_position_embeddings")?
-                        .size()?,
+                    original_max_position_embeddings: original()?,
                 },
-                _ => return Err(scaling.bad("none, linear or llama3 as `type`")),
+                Some("yarn") => RopeScaling::Yarn(Yarn {
+                    factor: number("factor")?,
+                    original_max_position_embeddings: original()?,
+                    beta_fast: number("beta_fast")?,
+                    beta_slow: number("beta_slow")?,
+                    attention_factor: number("attention_factor")?,
+                }),
+                _ => return Err(scaling.bad("none, linear, llama3 or yarn as `type`")),
             },
         },
         hidden_act: known

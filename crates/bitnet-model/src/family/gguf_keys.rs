@@ -5,7 +5,7 @@
 
 use super::GgufWiring;
 use super::hf_config::linear;
-use crate::config::{ActivationQuantization, Config, Rope, RopeScaling, bad_key};
+use crate::config::{ActivationQuantization, Config, Rope, RopeScaling, Yarn, bad_key};
 use crate::slot::Slot;
 use bitnet_formats::{
     ErrorCode, FormatError, MetaArray, MetaValue, Metadata, TensorFile, TensorInfo,
@@ -22,6 +22,8 @@ const SCALING_FACTOR: &str = "ternary.rope.scaling.factor";
 const SCALING_LOW: &str = "ternary.rope.scaling.low_freq_factor";
 const SCALING_HIGH: &str = "ternary.rope.scaling.high_freq_factor";
 const SCALING_ORIGINAL: &str = "ternary.rope.scaling.original_context_length";
+/// The whole factor of YaRN's tables: readers' own key holds it divided by a logarithm.
+const SCALING_ATTENTION: &str = "ternary.rope.scaling.attention_factor";
 
 /// Keys of other networks, and the number that leaves them without effect.
 const NEUTRAL: &[(&str, f64)] = &[
@@ -245,9 +247,48 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, FormatError> {
     {
         Some("none") => Ok(RopeScaling::None),
         None | Some("linear") if factor >= 1.0 => Ok(linear(factor)),
-        None | Some("linear") => Err(keys.bad("rope.scaling.factor", "a number from 1 on")),
-        Some(_) => Err(keys.bad("rope.scaling.type", "\"none\" or \"linear\"")),
+        Some("yarn") if factor >= 1.0 => yarn(keys, factor).map(RopeScaling::Yarn),
+        None | Some("linear" | "yarn") => {
+            Err(keys.bad("rope.scaling.factor", "a number from 1 on"))
+        }
+        Some(_) => Err(keys.bad("rope.scaling.type", "\"none\", \"linear\" or \"yarn\"")),
     }
+}
+
+/// The numbers of YaRN as llama.cpp computes with them: `attn_factor` multiplies `1 + 0.1 ln(factor)`, and for
+/// these architectures no other key is looked at, so one that says something else is refused.
+fn yarn(keys: &Keys<'_>, factor: f32) -> Result<Yarn, FormatError> {
+    for (name, readers) in [
+        ("rope.scaling.yarn_beta_fast", Yarn::BETA_FAST),
+        ("rope.scaling.yarn_beta_slow", Yarn::BETA_SLOW),
+        ("rope.scaling.yarn_ext_factor", 1.0),
+        ("rope.scaling.yarn_attn_factor", 1.0),
+        ("rope.scaling.yarn_log_multiplier", 0.0),
+    ] {
+        if keys.number(name)?.is_some_and(|n| f64::from(n) != readers) {
+            return Err(keys.bad(name, &readers.to_string()));
+        }
+    }
+    let own = keys.number(&format!("/{SCALING_ATTENTION}"))?;
+    let relative = keys.number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+    let readers = f64::from(relative) * Yarn::attention_factor_of(factor.into(), 1.0);
+    if let Some(own) = own
+        && (f64::from(own) - readers).abs() > 1e-5 * readers.abs()
+    {
+        let expected = format!("what {SCALING_ATTENTION} = {own} means");
+        return Err(keys.bad("rope.scaling.attn_factor", &expected));
+    }
+    let original = match keys.size("rope.scaling.original_context_length")? {
+        Some(original) if original > 0 => original,
+        _ => keys.required_size("context_length")?,
+    };
+    Ok(Yarn {
+        factor: factor.into(),
+        original_max_position_embeddings: original,
+        beta_fast: Yarn::BETA_FAST,
+        beta_slow: Yarn::BETA_SLOW,
+        attention_factor: own.unwrap_or(readers as f32).into(),
+    })
 }
 
 /// All keys but `general.file_type` and the tokenizer's.
@@ -313,6 +354,19 @@ pub(super) fn metadata(
                 size(original_max_position_embeddings),
             ),
         ]),
+        RopeScaling::Yarn(yarn) => {
+            let mut push = |name: &str, value| keys.push((format!("{architecture}.{name}"), value));
+            push("rope.scaling.type", MetaValue::text("yarn"));
+            push("rope.scaling.factor", number(yarn.factor));
+            let original = yarn.original_max_position_embeddings;
+            push("rope.scaling.original_context_length", size(original));
+            let by_factor = Yarn::attention_factor_of(yarn.factor, 1.0);
+            if yarn.attention_factor as f32 != by_factor as f32 {
+                let relative = yarn.attention_factor / by_factor;
+                push("rope.scaling.attn_factor", number(relative));
+                keys.push((SCALING_ATTENTION.to_owned(), number(yarn.attention_factor)));
+            }
+        }
     }
     let activations = match config.activation_quantization {
         ActivationQuantization::Int8PerToken => "int8_per_token",

@@ -5,7 +5,7 @@
 //! containers of a model give the same `Config`.
 
 use super::quantization::{self, Quantization, ScaleDirection};
-use crate::config::{Activation, Config, Rope, RopeScaling, bad_key};
+use crate::config::{Activation, Config, Rope, RopeScaling, Yarn, bad_key};
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
 
@@ -337,7 +337,7 @@ fn rope(keys: Keys<'_>) -> Result<Rope, FormatError> {
             }
             theta = Some(inner_theta);
         }
-        let this = rope_scaling(inner)?;
+        let this = rope_scaling(inner, keys)?;
         if scaling.is_some_and(|other| other != this) {
             return Err(keys.bad(key, "what rope_scaling says"));
         }
@@ -350,7 +350,8 @@ fn rope(keys: Keys<'_>) -> Result<Rope, FormatError> {
     })
 }
 
-fn rope_scaling(keys: Keys<'_>) -> Result<RopeScaling, FormatError> {
+/// One object of scaling numbers; `outer` is the configuration around it.
+fn rope_scaling(keys: Keys<'_>, outer: Keys<'_>) -> Result<RopeScaling, FormatError> {
     let (new, old) = (keys.get("rope_type"), keys.get("type"));
     let key = if new.is_some() { "rope_type" } else { "type" };
     if new.is_some() && old.is_some() && new != old {
@@ -389,8 +390,57 @@ fn rope_scaling(keys: Keys<'_>) -> Result<RopeScaling, FormatError> {
                 original_max_position_embeddings: original,
             })
         }
-        Some(_) => Err(keys.bad(key, "one of default, linear, llama3")),
+        Some("yarn") => yarn(keys, outer).map(RopeScaling::Yarn),
+        Some(_) => Err(keys.bad(key, "one of default, linear, llama3, yarn")),
     }
+}
+
+/// The numbers of YaRN, absent ones as transformers fills them in.
+fn yarn(keys: Keys<'_>, outer: Keys<'_>) -> Result<Yarn, FormatError> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let longest = outer.required_size("max_position_embeddings")?;
+    let original = match outer.size(ORIGINAL)? {
+        Some(original) => original,
+        None => keys.size(ORIGINAL)?.unwrap_or(longest),
+    };
+    if original == 0 {
+        return Err(keys.bad(ORIGINAL, "a number from 1 on"));
+    }
+    let factor = match keys.number("factor")? {
+        Some(factor) => factor,
+        None => (longest as f64 / original as f64) as f32,
+    };
+    if factor < 1.0 {
+        return Err(keys.bad("factor", "a number from 1 on"));
+    }
+    if keys.flag("truncate")? == Some(false) {
+        return Err(keys.bad("truncate", "true"));
+    }
+    // a zero counts as absent there
+    let or = |key: &str, default: f64| -> Result<f64, FormatError> {
+        let number = keys.number(key)?.filter(|n| *n != 0.0);
+        Ok(number.map_or(default, f64::from))
+    };
+    let wide = f64::from(factor);
+    let attention_factor = match keys.number("attention_factor")? {
+        Some(attention_factor) => attention_factor,
+        None => {
+            let (one, all) = (or("mscale", 0.0)?, or("mscale_all_dim", 0.0)?);
+            let factor = |mscale| Yarn::attention_factor_of(wide, mscale);
+            if one != 0.0 && all != 0.0 {
+                (factor(one) / factor(all)) as f32
+            } else {
+                factor(1.0) as f32
+            }
+        }
+    };
+    Ok(Yarn {
+        factor: wide,
+        original_max_position_embeddings: original,
+        beta_fast: or("beta_fast", Yarn::BETA_FAST)?,
+        beta_slow: or("beta_slow", Yarn::BETA_SLOW)?,
+        attention_factor: attention_factor.into(),
+    })
 }
 
 /// Linear scaling by 1 is no scaling (llama.cpp's converter writes it for every `bitnet` file).
@@ -472,6 +522,15 @@ fn from_nothing(model_type: &str, architecture: &str, config: &Config) -> Map<St
             "low_freq_factor": low_freq_factor,
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+        RopeScaling::Yarn(yarn) => json!({
+            "rope_type": "yarn",
+            "type": "yarn",
+            "factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original_max_position_embeddings,
+            "beta_fast": yarn.beta_fast,
+            "beta_slow": yarn.beta_slow,
+            "attention_factor": yarn.attention_factor,
         }),
     };
     let eos = match config.eos_token_ids.as_slice() {

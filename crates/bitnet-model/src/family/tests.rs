@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Rope, RopeScaling};
+use crate::config::{Rope, RopeScaling, Yarn};
 use serde_json::json;
 
 /// A configuration each family accepts.
@@ -104,8 +104,18 @@ fn unknown_values_are_refused_with_key_and_value() {
         ("eos_token_id", json!(["a"]), "[\"a\"]"),
         (
             "rope_scaling",
-            json!({"rope_type": "yarn", "factor": 4.0}),
-            "\"yarn\"",
+            json!({"rope_type": "longrope", "factor": 4.0}),
+            "\"longrope\"",
+        ),
+        (
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 0.5}),
+            "0.5",
+        ),
+        (
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 4.0, "truncate": false}),
+            "false",
         ),
         (
             "rope_scaling",
@@ -202,6 +212,53 @@ fn both_spellings_of_rope_say_the_same() {
             scaling: RopeScaling::None
         }
     );
+}
+
+#[test]
+fn yarn_reads_as_transformers_fills_it_in() {
+    let yarn = |object: Value| match with("rope_scaling", object).unwrap().rope.scaling {
+        RopeScaling::Yarn(yarn) => yarn,
+        other => panic!("{other:?}"),
+    };
+    let plain = yarn(json!({"type": "yarn", "factor": 4.0}));
+    assert_eq!(plain.original_max_position_embeddings, 4096);
+    assert_eq!((plain.beta_fast, plain.beta_slow), (32.0, 1.0));
+    assert_eq!(plain.attention_factor as f32, 1.138_629_4);
+    let full = yarn(json!({
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
+        "beta_fast": 16, "beta_slow": 0, "attention_factor": 1.5,
+    }));
+    assert_eq!(full.original_max_position_embeddings, 1024);
+    assert_eq!((full.beta_fast, full.beta_slow), (16.0, 1.0));
+    assert_eq!(full.attention_factor, 1.5);
+    let scales = json!({"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0});
+    assert_eq!(yarn(scales).attention_factor, 1.0);
+    let ratio = yarn(json!({"rope_type": "yarn", "original_max_position_embeddings": 2048}));
+    assert_eq!(ratio.factor, 2.0);
+
+    let of = |yarn| {
+        let config = with("rope_scaling", Value::Null).unwrap();
+        let rope = Rope {
+            scaling: RopeScaling::Yarn(yarn),
+            ..config.rope
+        };
+        Config { rope, ..config }
+    };
+    // every container says the same
+    for yarn in [
+        plain,
+        Yarn {
+            attention_factor: 1.5,
+            ..plain
+        },
+    ] {
+        let config = of(yarn);
+        let json = llama().hf_config_json(&config, None, HfStorage::Dequantised);
+        assert_eq!((llama().config)(&json).unwrap().rope, config.rope);
+    }
+    // what no GGUF reader of the architecture would compute
+    let error = llama().gguf_metadata(&of(full), None).unwrap_err();
+    assert_eq!(error.code, ErrorCode::TargetCannotHold);
 }
 
 #[test]

@@ -79,6 +79,14 @@ pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         } => format!(
             "llama3, factor {factor}, low {low_freq_factor}, high {high_freq_factor}, original {original_max_position_embeddings}"
         ),
+        RopeScaling::Yarn(yarn) => format!(
+            "yarn, factor {}, original {}, beta {} to {}, attention factor {}",
+            yarn.factor,
+            yarn.original_max_position_embeddings,
+            yarn.beta_fast,
+            yarn.beta_slow,
+            yarn.attention_factor as f32,
+        ),
     };
     let quantization = match activation_quantization {
         ActivationQuantization::Int8PerToken => "int8 per token",
