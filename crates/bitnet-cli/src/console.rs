@@ -149,6 +149,11 @@ impl<'a> Console<'a> {
         let written = match result {
             Ok(status) => self.out.flush().map(|()| status),
             Err(failure) if failure.is_closed_pipe() => return ExitStatus::Done,
+            // a writer that fails because partial outputs were taken away from it: the handler that did
+            // so is about to end the process, and its exit status is the one that counts
+            Err(_) if crate::interrupted() => loop {
+                std::thread::park();
+            },
             Err(failure) => self.report(&failure).map(|()| ExitStatus::CouldNot),
         };
         match written {

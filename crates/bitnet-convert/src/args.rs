@@ -147,6 +147,13 @@ pub struct InspectArgs {
     #[arg(long)]
     pub tensors: bool,
 
+    /// Which programs can load the file, and which will load it and compute something else
+    ///
+    /// Each with the reason and the page of formats/ that says so; `--dry-run --json` says the same of
+    /// an output that is only planned.
+    #[arg(long)]
+    pub readers: bool,
+
     #[command(flatten)]
     pub how: SourceArgs,
 }

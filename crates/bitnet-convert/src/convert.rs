@@ -7,6 +7,7 @@ use crate::args::{Args, ConvertArgs};
 use crate::certificate;
 use crate::pipeline::{self, Passed};
 use crate::plan::{self, Loss, Plan, Request};
+use crate::readers::{self, FileFacts};
 use crate::side_files;
 use crate::targets::{self, GGUF_PREFERENCE, Kind, Target};
 use bitnet_cli::{
@@ -437,6 +438,7 @@ fn print_plan(
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
     let bits = bits_per_weight(checkpoint, plan);
+    let readers = readers::judge(&FileFacts::of_plan(checkpoint, plan))?;
     let mut files: Vec<Value> = Vec::new();
     for file in &plan.files {
         files.push(json!({"path": file.path.display().to_string(), "bytes": file.header.total}));
@@ -464,6 +466,7 @@ fn print_plan(
         "bits_per_weight": bits,
         "peak_memory_bytes": plan.peak_memory,
         "losses": plan.losses.iter().map(Loss::to_json).collect::<Value>(),
+        "readers": readers::to_json(&readers),
     }))?;
     let mut table = Table::new(&["tensor", "from", "to", ">shape", ">bytes"]);
     for item in &plan.items {

@@ -8,6 +8,7 @@ mod data;
 use self::data::Data;
 use crate::args::InspectArgs;
 use crate::plan::describe;
+use crate::readers::{self, FileFacts};
 use crate::scales;
 use bitnet_cli::{Console, Failure, Table, human_bytes};
 use bitnet_formats::{Container, Gguf, MetaArray, MetaValue, gguf_type_rivals};
@@ -21,9 +22,21 @@ use std::collections::BTreeMap;
 pub fn run(args: &InspectArgs, console: &mut Console<'_>) -> Result<(), Failure> {
     let checkpoint = crate::open(&args.model, &args.how)?;
     let facts = Facts::collect(&checkpoint)?;
-    console.json(&facts.to_json(&checkpoint, args.tensors))?;
+    let mut object = facts.to_json(&checkpoint, args.tensors);
+    let findings = match args.readers {
+        true => Some(readers::judge(&FileFacts::of(&checkpoint)?)?),
+        false => None,
+    };
+    if let Some(findings) = &findings {
+        object["readers"] = readers::to_json(findings);
+    }
+    console.json(&object)?;
     if !console.is_json() {
         facts.print(&checkpoint, args.tensors, console)?;
+        if let Some(findings) = &findings {
+            console.line("")?;
+            console.line(readers::table(findings))?;
+        }
     }
     Ok(())
 }

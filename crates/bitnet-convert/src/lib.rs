@@ -12,6 +12,7 @@ mod inspect;
 mod list;
 mod pipeline;
 mod plan;
+mod readers;
 mod scales;
 mod side_files;
 mod source_hash;
