@@ -6,6 +6,9 @@
 //! "Attention"). The parts of different blocks know nothing of each other, so a single token's are
 //! computed on all threads; a prompt is split by tokens instead. The query heads of a KV head go
 //! together: each key and value is loaded once for all of them.
+//!
+//! In a layer with a window, a position sees the last positions only, itself included: of the block
+//! where its window begins, lanes count from that beginning.
 
 use crate::kv_cache::{BLOCK_POSITIONS, LayerCache};
 use crate::threads;
@@ -33,15 +36,24 @@ struct Scratch {
     next: Vec<f32>,   // (tokens, group, dim + 2)
 }
 
-/// Softmax attention of the tokens at positions `first..` over everything up to each of them.
+/// What layers differ in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scores {
+    /// Times every product of a query and a key.
+    pub factor: f32,
+    /// Positions that a position sees, itself included; `None`: all up to itself.
+    pub window: Option<usize>,
+}
+
+/// Softmax attention of the tokens at positions `first..` over what each of them sees.
 ///
 /// `q` and `out` are `(tokens, heads * head_dim)`; `cache` holds keys and values of all positions up
 /// to the last token's. Head `h` reads KV head `h / (heads / kv_heads)`.
 pub(crate) fn attention(
     backend: Backend,
     cache: &LayerCache<'_>,
-    first: usize,
-    heads: usize,
+    (first, heads): (usize, usize),
+    scores: Scores,
     q: &[f32],
     out: &mut [f32],
 ) {
@@ -49,15 +61,17 @@ pub(crate) fn attention(
     let width = heads * dim;
     let tokens = q.len() / width;
     let group = heads / kv_heads; // query heads per KV head
-    let pieces = threads::pieces(2 * q.len() * (first + tokens));
+    let keys = (first + tokens).min(scores.window.unwrap_or(usize::MAX));
+    let pieces = threads::pieces(2 * q.len() * keys);
     let task = Task {
         backend,
         cache,
         group,
         dim,
-        factor: (1.0 / (dim as f64).sqrt()) as f32, // head_dim^-0.5
+        scores,
     };
-    let blocks = (first + tokens).div_ceil(BLOCK_POSITIONS);
+    let first_block = task.begin(first) / BLOCK_POSITIONS;
+    let blocks = (first + tokens).div_ceil(BLOCK_POSITIONS) - first_block;
 
     if tokens == 1 && pieces > 1 && blocks > 1 {
         // one token: KV heads and blocks are all there is to split
@@ -65,7 +79,7 @@ pub(crate) fn attention(
         let mut parts = vec![0.0; kv_heads * blocks * part]; // (kv_heads, blocks, group, dim + 2)
         let units = parts.chunks_exact_mut(part).enumerate().collect();
         threads::for_each(pieces, units, |(unit, part): (usize, &mut [f32])| {
-            let (kv_head, block) = (unit / blocks, unit % blocks);
+            let (kv_head, block) = (unit / blocks, first_block + unit % blocks);
             let q = &q[kv_head * group * dim..][..group * dim];
             SCRATCH.with_borrow_mut(|scratch| {
                 let Scratch { kernel, seen, .. } = scratch;
@@ -107,10 +121,16 @@ struct Task<'a> {
     cache: &'a LayerCache<'a>,
     group: usize,
     dim: usize,
-    factor: f32,
+    scores: Scores,
 }
 
 impl Task<'_> {
+    /// The first position that a position sees.
+    fn begin(&self, position: usize) -> usize {
+        let window = self.scores.window;
+        window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
     /// The tokens of `out`, at positions from `first` on, and the query heads of one KV head, whose rows
     /// `out` owns. `q` starts with the first of these tokens, all heads.
     fn tile(
@@ -137,6 +157,23 @@ impl Task<'_> {
         merged.resize(out.tokens() * part, 0.0);
         next.resize(out.tokens() * part, 0.0);
         let end = first + out.tokens();
+        if self.begin(end - 1) > 0 {
+            // windows that begin at different keys share none
+            let tokens = merged
+                .chunks_exact_mut(part)
+                .zip(queries.chunks_exact(head));
+            for (t, (merged, q)) in tokens.enumerate() {
+                let (next, seen_by) = (&mut next[..part], first + t..first + t + 1);
+                merged.fill(0.0);
+                for block in self.begin(first + t) / BLOCK_POSITIONS..=(first + t) / BLOCK_POSITIONS
+                {
+                    self.block(kv_head, block, seen_by.clone(), q, kernel, seen, next);
+                    self.merge(merged, next);
+                }
+                self.finish(merged, out.token_mut(t));
+            }
+            return;
+        }
         self.block(kv_head, 0, first..end, queries, kernel, seen, merged);
         for block in 1..end.div_ceil(BLOCK_POSITIONS) {
             // the tokens that see some of it
@@ -150,7 +187,8 @@ impl Task<'_> {
         }
     }
 
-    /// The parts of a block, for the queries `q: (tokens, group, dim)` of the tokens at `positions`.
+    /// The parts of a block, for the queries `q: (tokens, group, dim)` of the tokens at `positions`: one
+    /// position, or some whose windows begin at or before the block.
     #[allow(clippy::too_many_arguments)]
     fn block(
         &self,
@@ -162,14 +200,16 @@ impl Task<'_> {
         seen: &mut Vec<usize>,
         parts: &mut [f32], // (tokens, group, dim + 2)
     ) {
-        let behind =
-            |position: usize| (position + 1 - block * BLOCK_POSITIONS).min(BLOCK_POSITIONS);
-        let rows = self.cache.block(block, kv_head, behind(positions.end - 1));
+        let from = block * BLOCK_POSITIONS;
+        let before = self.begin(positions.start).saturating_sub(from);
+        let behind = |position: usize| (position + 1 - from).min(BLOCK_POSITIONS);
+        let rows = before..behind(positions.end - 1);
+        let rows = self.cache.block(block, kv_head, rows);
         seen.clear();
         for position in positions {
-            seen.extend(std::iter::repeat_n(behind(position), self.group));
+            seen.extend(std::iter::repeat_n(behind(position) - before, self.group));
         }
-        let (dtype, factor) = (self.cache.dtype(), self.factor);
+        let (dtype, factor) = (self.cache.dtype(), self.scores.factor);
         self.backend
             .attend(dtype, rows, self.dim, factor, q, seen, kernel, parts);
     }
@@ -196,8 +236,9 @@ impl Task<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use crate::config::{Activation, ActivationQuantization, Rope, RopeScaling};
+    use crate::config::{
+        Activation, ActivationQuantization, Config, Rope, RopeScaling, SlidingWindow,
+    };
     use crate::kv_cache::{KvCache, KvType};
 
     fn config() -> Config {
@@ -218,6 +259,10 @@ mod tests {
             hidden_act: Activation::Silu,
             attn_sub_norm: false,
             ffn_sub_norm: false,
+            norms: Default::default(),
+            factors: Default::default(),
+            sliding: None,
+            pooling: None,
             tie_word_embeddings: true,
             activation_quantization: ActivationQuantization::None,
             bos_token_id: None,
@@ -262,11 +307,15 @@ mod tests {
                 &v[at * kv_width..end * kv_width],
             );
             let range = at * heads * dim..end * heads * dim;
+            let scores = Scores {
+                factor: config.attention_factor(),
+                window: config.window(0),
+            };
             attention(
                 backend,
                 &cache,
-                at,
-                heads,
+                (at, heads),
+                scores,
                 &q[range.clone()],
                 &mut out[range],
             );
@@ -278,7 +327,9 @@ mod tests {
                 for h in 0..heads {
                     let kv_head = h / (heads / config.num_key_value_heads);
                     let q = &q[(t * heads + h) * dim..][..dim];
-                    let weights: Vec<f64> = (0..=t)
+                    let seen = config.window(0).map_or(0, |n| (t + 1).saturating_sub(n))..=t;
+                    let weights: Vec<f64> = seen
+                        .clone()
                         .map(|p| {
                             let k = &k[p * kv_width + kv_head * dim..][..dim];
                             let dot: f64 = q
@@ -291,10 +342,9 @@ mod tests {
                         .collect();
                     let sum: f64 = weights.iter().sum();
                     for d in 0..dim {
-                        let want: f64 = (0..=t)
-                            .map(|p| weights[p] * f64::from(v[p * kv_width + kv_head * dim + d]))
-                            .sum::<f64>()
-                            / sum;
+                        let v = |p: usize| f64::from(v[p * kv_width + kv_head * dim + d]);
+                        let weighed = seen.clone().zip(&weights).map(|(p, w)| w * v(p));
+                        let want = weighed.sum::<f64>() / sum;
                         let got = f64::from(out[(t * heads + h) * dim + d]);
                         assert!(
                             (got - want).abs() < 2e-6,
@@ -309,7 +359,19 @@ mod tests {
 
     #[test]
     fn is_softmax_attention_and_does_not_depend_on_splits_kernels_or_threads() {
-        let config = config();
+        // without a window; one inside a block, at its edge and over several
+        for window in [None, Some(1), Some(20), Some(256), Some(300)] {
+            check(window);
+        }
+    }
+
+    fn check(window: Option<usize>) {
+        let mut config = config();
+        config.sliding = window.map(|tokens| SlidingWindow {
+            tokens,
+            rope_theta: 10_000.0,
+            layers: vec![true],
+        });
         for kv in [KvType::F32, KvType::F16] {
             let tokens = 2 * BLOCK_POSITIONS + 37;
             let want = run(&config, kv, Backend::best(), &[tokens], tokens);

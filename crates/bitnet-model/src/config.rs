@@ -103,6 +103,78 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
+/// Norms that only some networks have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExtraNorms {
+    /// Whether every head of queries and keys is normed before rotation (`q_norm`, `k_norm`).
+    pub heads: bool,
+    /// Whether q, k, v, gate and up each have an input norm of their own (`q_proj.norm`), behind the
+    /// one they share. Those of o and down are `attn_sub_norm` and `ffn_sub_norm` by another name.
+    pub projections: bool,
+    /// Whether what attention and MLP add to the residual stream is normed first.
+    pub branches: bool,
+}
+
+/// Factors that leave most networks as they are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Factors {
+    /// Times every embedding row, on its way into the residual stream.
+    pub embedding: f32,
+    /// Times what attention and MLP add to the residual stream.
+    pub residual: f32,
+    /// The final hidden state is divided by it in front of the output head.
+    pub head_divisor: f32,
+    /// Attention scores are divided by its root; `None`: by that of the head width.
+    pub query_pre_attn_scalar: Option<f32>,
+}
+
+impl Default for Factors {
+    fn default() -> Self {
+        Self {
+            embedding: 1.0,
+            residual: 1.0,
+            head_divisor: 1.0,
+            query_pre_attn_scalar: None,
+        }
+    }
+}
+
+/// Layers that see only the last tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlidingWindow {
+    /// Tokens that a token sees, itself included.
+    pub tokens: usize,
+    /// Base of the rotary frequencies in these layers, which are not scaled.
+    pub rope_theta: f64,
+    /// Which layers, `(num_hidden_layers,)`.
+    pub layers: Vec<bool>,
+}
+
+/// How the hidden states of a text become one vector; then divided by its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all tokens.
+    Mean,
+    /// That of the first token.
+    First,
+    /// That of the last token.
+    Last,
+}
+
+impl Pooling {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Mean, Self::First, Self::Last];
+
+    /// `mean`, `cls` or `last`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::First => "cls",
+            Self::Last => "last",
+        }
+    }
+}
+
 /// Sizes and wiring of one network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -132,6 +204,14 @@ pub struct Config {
     pub attn_sub_norm: bool,
     /// Whether `down_proj` has an input norm (`ffn_sub_norm`).
     pub ffn_sub_norm: bool,
+    /// Norms that only some networks have.
+    pub norms: ExtraNorms,
+    /// Factors that leave most networks as they are.
+    pub factors: Factors,
+    /// Layers that see only the last tokens.
+    pub sliding: Option<SlidingWindow>,
+    /// How hidden states become one vector, if that is what the network is for.
+    pub pooling: Option<Pooling>,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether inputs of ternary linears are quantised.
@@ -239,7 +319,71 @@ impl Config {
                 }
             }
         }
+        self.check_factors()?;
+        self.check_sliding()?;
         Ok(self)
+    }
+
+    fn check_factors(&self) -> Result<(), FormatError> {
+        let Factors {
+            embedding,
+            residual,
+            head_divisor,
+            query_pre_attn_scalar,
+        } = self.factors;
+        for (key, value) in [
+            ("embedding factor", embedding),
+            ("residual factor", residual),
+            ("head divisor", head_divisor),
+            (
+                "query_pre_attn_scalar",
+                query_pre_attn_scalar.unwrap_or(1.0),
+            ),
+        ] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(bad_key(key, &value.to_string(), "a positive number"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_sliding(&self) -> Result<(), FormatError> {
+        let Some(sliding) = &self.sliding else {
+            return Ok(());
+        };
+        if sliding.tokens == 0 {
+            return Err(bad_key("sliding_window", "0", "a number from 1 on"));
+        }
+        if !(sliding.rope_theta.is_finite() && sliding.rope_theta > 0.0) {
+            let found = sliding.rope_theta.to_string();
+            return Err(bad_key("rope_local_base_freq", &found, "a positive number"));
+        }
+        if sliding.layers.len() != self.num_hidden_layers {
+            let found = format!("{} layers", sliding.layers.len());
+            let expected = format!("num_hidden_layers = {}", self.num_hidden_layers);
+            return Err(bad_key("layer_types", &found, &expected));
+        }
+        Ok(())
+    }
+
+    /// Times attention scores, f32: the number under the root is taken in f64, as transformers does.
+    pub fn attention_factor(&self) -> f32 {
+        let scalar = self.factors.query_pre_attn_scalar.map(f64::from);
+        (1.0 / scalar.unwrap_or(self.head_dim as f64).sqrt()) as f32
+    }
+
+    /// The window of a layer, if it has one.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        let sliding = self.sliding.as_ref()?;
+        sliding.layers.get(layer)?.then_some(sliding.tokens)
+    }
+
+    /// The rotary embedding of layers with a window, if there are any.
+    pub fn sliding_rope(&self) -> Option<Rope> {
+        self.sliding.as_ref().map(|sliding| Rope {
+            theta: sliding.rope_theta,
+            scaling: RopeScaling::None,
+        })
     }
 
     /// Every slot a network of this configuration has, in the order of the forward pass.
@@ -249,20 +393,37 @@ impl Config {
         for layer in 0..self.num_hidden_layers {
             for slot in [
                 InputNorm,
+                QProjNorm,
                 QProj,
+                KProjNorm,
                 KProj,
+                VProjNorm,
                 VProj,
+                QNorm,
+                KNorm,
                 AttnSubNorm,
                 OProj,
+                AttnBranchNorm,
                 PostAttentionNorm,
+                GateProjNorm,
                 GateProj,
+                UpProjNorm,
                 UpProj,
                 FfnSubNorm,
                 DownProj,
+                FfnBranchNorm,
             ] {
-                let absent = (slot == AttnSubNorm && !self.attn_sub_norm)
-                    || (slot == FfnSubNorm && !self.ffn_sub_norm);
-                if !absent {
+                let there = match slot {
+                    AttnSubNorm => self.attn_sub_norm,
+                    FfnSubNorm => self.ffn_sub_norm,
+                    QNorm | KNorm => self.norms.heads,
+                    QProjNorm | KProjNorm | VProjNorm | GateProjNorm | UpProjNorm => {
+                        self.norms.projections
+                    }
+                    AttnBranchNorm | FfnBranchNorm => self.norms.branches,
+                    _ => true,
+                };
+                if there {
                     slots.push(Slot::Layer(layer, slot));
                 }
             }
@@ -284,7 +445,9 @@ impl Config {
             Slot::TokenEmbeddings | Slot::OutputHead => vec![self.vocab_size, hidden],
             Slot::OutputNorm => vec![hidden],
             Slot::Layer(_, s) => match s {
-                InputNorm | PostAttentionNorm => vec![hidden],
+                InputNorm | PostAttentionNorm | AttnBranchNorm | FfnBranchNorm => vec![hidden],
+                QProjNorm | KProjNorm | VProjNorm | GateProjNorm | UpProjNorm => vec![hidden],
+                QNorm | KNorm => vec![self.head_dim],
                 QProj => vec![q, hidden],
                 KProj | VProj => vec![kv, hidden],
                 AttnSubNorm => vec![q],

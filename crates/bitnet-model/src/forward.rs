@@ -4,7 +4,9 @@
 //! the kernel, the threads, or how the tokens came in batches (`formats/numerics.md`). Every buffer
 //! is row-major with tokens outermost; its shape stands beside it.
 
-use crate::attention::attention;
+mod windows;
+
+use crate::attention::{Scores, attention};
 use crate::bit_linear::LinearInput;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, Config};
@@ -66,6 +68,7 @@ pub struct Session {
     position: usize,
     cache: KvCache,
     rope: RopeTable,
+    sliding_rope: Option<RopeTable>,
     buffers: Buffers,
     clock: Clock,
 }
@@ -94,6 +97,7 @@ struct Buffers {
     gate: Vec<f32>, // (tokens, inter)
     up: Vec<f32>,   // (tokens, inter)
     y: Vec<f32>,    // (tokens, hidden): what a block adds to x
+    n: Vec<f32>,    // (tokens, hidden) where there are norms to share or to add: normed, else empty
 }
 
 impl Buffers {
@@ -110,6 +114,7 @@ impl Buffers {
             gate: empty(),
             up: empty(),
             y: empty(),
+            n: empty(),
         }
     }
 
@@ -117,6 +122,12 @@ impl Buffers {
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;
+        let norms = config.norms;
+        let n = if norms.projections || norms.branches {
+            hidden
+        } else {
+            0
+        };
         for (buffer, width) in [
             (&mut self.x, hidden),
             (&mut self.q, q),
@@ -126,6 +137,7 @@ impl Buffers {
             (&mut self.gate, inter),
             (&mut self.up, inter),
             (&mut self.y, hidden),
+            (&mut self.n, n),
         ] {
             buffer.resize(tokens * width, 0.0);
             // a prompt's batch is 36 MB of a 2B model, and one prompt comes before many single tokens
@@ -274,6 +286,9 @@ impl Model {
             position: 0,
             cache: KvCache::new(config, layers, self.kv_type),
             rope: RopeTable::new(&config.rope, config.head_dim),
+            sliding_rope: config
+                .sliding_rope()
+                .map(|rope| RopeTable::new(&rope, config.head_dim)),
             buffers: Buffers::new(self),
             clock: Clock::default(),
         }
@@ -328,7 +343,7 @@ impl Model {
             let hidden = self.config().hidden_size;
             let x = &x[x.len() - hidden..];
             h.resize(hidden, 0.0);
-            self.output_norm(x, h);
+            self.head_input(x, h);
             let top = self.top_k(h, k);
             session.clock.lap(Part::Head);
             top
@@ -405,7 +420,7 @@ impl Model {
             let Buffers { x, h, .. } = &mut session.buffers;
             let x = &x[first * hidden..];
             h.resize(x.len(), 0.0);
-            self.output_norm(x, h);
+            self.head_input(x, h);
             let at = logits.len();
             logits.resize(at + (tokens.len() - first) * vocab, 0.0);
             let head = &self.weights.output_head;
@@ -433,6 +448,7 @@ impl Model {
                 ));
             }
             embeddings.row(&self.checkpoint, row, x)?;
+            self.scale(self.config().factors.embedding, x);
             embeddings.count_touched(&self.checkpoint);
         }
         Ok(())
@@ -442,6 +458,9 @@ impl Model {
     fn start_batch(&self, session: &mut Session, tokens: usize) {
         session.buffers.resize(self.config(), tokens);
         session.rope.extend_to(session.position + tokens);
+        if let Some(rope) = &mut session.sliding_rope {
+            rope.extend_to(session.position + tokens);
+        }
     }
 
     /// One decoder layer on `x` of the session's batch; `cached` is its layer in the cache.
@@ -460,10 +479,16 @@ impl Model {
             position,
             cache,
             rope,
+            sliding_rope,
             buffers,
             clock,
             ..
         } = session;
+        let window = config.window(layer);
+        let rope = match (window, sliding_rope) {
+            (Some(_), Some(sliding)) => &*sliding,
+            _ => &*rope,
+        };
         let Buffers {
             input,
             x,
@@ -474,27 +499,46 @@ impl Model {
             gate,
             up,
             y,
+            n,
             ..
         } = buffers;
 
-        // q, k, v = linear(norm(x))
-        input.prepare(at(LayerSlot::QProj), hidden, (x, hidden), |_, x, h| {
-            self.norm(x, &w.input_norm, h);
-        })?;
-        clock.lap(Part::Elementwise);
-        input.multiply([
-            (&w.q_proj, &mut *q),
-            (&w.k_proj, &mut *k),
-            (&w.v_proj, &mut *v),
-        ]);
+        // q, k, v = linear(norm(x)); norm_q(norm(x)), ... where each has a norm of its own
+        match &w.projection_norms {
+            None => {
+                input.prepare(at(LayerSlot::QProj), hidden, (x, hidden), |_, x, h| {
+                    self.norm(x, &w.input_norm, h);
+                })?;
+                clock.lap(Part::Elementwise);
+                input.multiply([
+                    (&w.q_proj, &mut *q),
+                    (&w.k_proj, &mut *k),
+                    (&w.v_proj, &mut *v),
+                ]);
+            }
+            Some(norms) => {
+                self.norm_tokens(x, &w.input_norm, n);
+                for (slot, gain, matrix, out) in [
+                    (LayerSlot::QProj, &norms.q, &w.q_proj, &mut *q),
+                    (LayerSlot::KProj, &norms.k, &w.k_proj, &mut *k),
+                    (LayerSlot::VProj, &norms.v, &w.v_proj, &mut *v),
+                ] {
+                    self.normed_linear(at(slot), input, (n, gain), (matrix, out), clock)?;
+                }
+            }
+        }
         clock.lap(Part::Linears);
 
-        // a = softmax(rope(q) rope(K)^T / sqrt(head_dim)) V
-        self.rotate(rope, *position, q, heads);
-        self.rotate(rope, *position, k, kv_heads);
+        // a = softmax(rope(norm(q)) rope(norm(K))^T * factor) V
+        self.rotate(rope, *position, q, heads, w.q_norm.as_deref());
+        self.rotate(rope, *position, k, kv_heads, w.k_norm.as_deref());
         let mut cache = cache.layer_mut(cached);
         cache.store(*position, k, v);
-        attention(self.backend, &cache, *position, heads, q, a);
+        let scores = Scores {
+            factor: config.attention_factor(),
+            window,
+        };
+        attention(self.backend, &cache, (*position, heads), scores, q, a);
         clock.lap(Part::Attention);
 
         // y = linear(norm(a))
@@ -505,14 +549,29 @@ impl Model {
         clock.lap(Part::Elementwise);
         input.multiply([(&w.o_proj, &mut *y)]);
         clock.lap(Part::Linears);
+        self.end_branch(y, w.attn_branch_norm.as_deref(), n);
 
-        // x += y;  gate, up = linear(norm(x))
-        input.prepare(at(LayerSlot::GateProj), hidden, (x, hidden), |t, x, h| {
-            self.backend.add(&y[t * hidden..(t + 1) * hidden], x);
-            self.norm(x, &w.post_attention_norm, h);
-        })?;
-        clock.lap(Part::Elementwise);
-        input.multiply([(&w.gate_proj, &mut *gate), (&w.up_proj, &mut *up)]);
+        // x += y;  gate, up = linear(norm(x)), or as q, k and v
+        match &w.projection_norms {
+            None => {
+                input.prepare(at(LayerSlot::GateProj), hidden, (x, hidden), |t, x, h| {
+                    self.backend.add(&y[t * hidden..(t + 1) * hidden], x);
+                    self.norm(x, &w.post_attention_norm, h);
+                })?;
+                clock.lap(Part::Elementwise);
+                input.multiply([(&w.gate_proj, &mut *gate), (&w.up_proj, &mut *up)]);
+            }
+            Some(norms) => {
+                self.add(y, x);
+                self.norm_tokens(x, &w.post_attention_norm, n);
+                for (slot, gain, matrix, out) in [
+                    (LayerSlot::GateProj, &norms.gate, &w.gate_proj, &mut *gate),
+                    (LayerSlot::UpProj, &norms.up, &w.up_proj, &mut *up),
+                ] {
+                    self.normed_linear(at(slot), input, (n, gain), (matrix, out), clock)?;
+                }
+            }
+        }
         clock.lap(Part::Linears);
 
         // x += linear(norm(act(gate) * up))
@@ -529,6 +588,7 @@ impl Model {
         clock.lap(Part::Elementwise);
         input.multiply([(&w.down_proj, &mut *y)]);
         clock.lap(Part::Linears);
+        self.end_branch(y, w.ffn_branch_norm.as_deref(), n);
         self.add(y, x);
         clock.lap(Part::Elementwise);
         Ok(())
@@ -548,9 +608,63 @@ impl Model {
         }
     }
 
+    /// `out = linear(norm(n))`: a linear whose input no other one reads, because its norm is its own. `n`
+    /// is `(tokens, hidden)`.
+    fn normed_linear(
+        &self,
+        slot: Slot,
+        input: &mut LinearInput,
+        (n, gain): (&mut [f32], &[f32]),
+        (matrix, out): (&PackedMatrix, &mut [f32]),
+        clock: &mut Clock,
+    ) -> Result<(), FormatError> {
+        let hidden = self.config().hidden_size;
+        input.prepare(slot, hidden, (n, hidden), |_, n, h| self.norm(n, gain, h))?;
+        clock.lap(Part::Elementwise);
+        input.multiply([(matrix, out)]);
+        clock.lap(Part::Linears);
+        Ok(())
+    }
+
+    /// `y = norm(y) * factor`, as far as the network has them: what attention or the MLP adds to the
+    /// residual stream, `(tokens, hidden)`. `spare` has its length.
+    fn end_branch(&self, y: &mut Vec<f32>, gain: Option<&[f32]>, spare: &mut Vec<f32>) {
+        if let Some(gain) = gain {
+            self.norm_tokens(y, gain, spare);
+            std::mem::swap(y, spare);
+        }
+        self.scale(self.config().factors.residual, y);
+    }
+
+    /// `x *= factor`
+    fn scale(&self, factor: f32, x: &mut [f32]) {
+        if factor != 1.0 {
+            self.backend.scale(factor, x);
+        }
+    }
+
+    /// What the head multiplies with, both `(tokens, hidden)`.
+    fn head_input(&self, x: &[f32], out: &mut [f32]) {
+        self.output_norm(x, out);
+        self.divide_for_head(out);
+    }
+
+    /// `h /= head_divisor`, one rounding each.
+    fn divide_for_head(&self, h: &mut [f32]) {
+        let divisor = self.config().factors.head_divisor;
+        if divisor != 1.0 {
+            h.iter_mut().for_each(|h| *h /= divisor);
+        }
+    }
+
     /// `out = norm(x)` by the last norm, both `(tokens, hidden)`.
     fn output_norm(&self, x: &[f32], out: &mut [f32]) {
-        let (gain, width) = (&self.weights.output_norm, self.config().hidden_size);
+        self.norm_tokens(x, &self.weights.output_norm, out);
+    }
+
+    /// `out = norm(x)`, both `(tokens, hidden)`.
+    fn norm_tokens(&self, x: &[f32], gain: &[f32], out: &mut [f32]) {
+        let width = self.config().hidden_size;
         threads::for_tokens(out, width, |first, out| {
             let x = x[first * width..].chunks_exact(width);
             for (x, out) in x.zip(out.chunks_exact_mut(width)) {
@@ -559,13 +673,26 @@ impl Model {
         });
     }
 
-    /// Rotates the heads of `x`, `(tokens, heads * head_dim)`, tokens at positions `first..`.
-    fn rotate(&self, rope: &RopeTable, first: usize, x: &mut [f32], heads: usize) {
+    /// Norms the heads of `x`, `(tokens, heads * head_dim)`, if the network does, and rotates them; tokens
+    /// at positions `first..`.
+    fn rotate(
+        &self,
+        rope: &RopeTable,
+        first: usize,
+        x: &mut [f32],
+        heads: usize,
+        gain: Option<&[f32]>,
+    ) {
         let dim = self.config().head_dim;
         threads::for_tokens(x, heads * dim, |token, x| {
+            let mut normed = vec![0.0; gain.map_or(0, <[f32]>::len)]; // (head_dim,)
             for (position, x) in (first + token..).zip(x.chunks_exact_mut(heads * dim)) {
                 let (cos, sin) = rope.at(position); // (head_dim / 2,)
                 for head in x.chunks_exact_mut(dim) {
+                    if let Some(gain) = gain {
+                        self.norm(head, gain, &mut normed);
+                        head.copy_from_slice(&normed);
+                    }
                     self.backend.rotate_halves(head, cos, sin);
                 }
             }
@@ -588,125 +715,4 @@ impl Model {
             self.backend.add(&y[token * width..][..x.len()], x);
         });
     }
-}
-
-/// Windows into the forward pass, for verifying it.
-impl Model {
-    /// One ternary linear of `x`, `(tokens, cols)`, its activation quantisation included; returns
-    /// `(tokens, rows)`.
-    ///
-    /// # Errors
-    /// `missing-tensor` for a slot that is no linear of this network, `usage` for an `x` of another
-    /// length, `non-finite`.
-    pub fn linear(&self, slot: Slot, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
-        let matrix = match slot {
-            Slot::Layer(layer, slot) => self.weights.layers.get(layer).and_then(|l| l.linear(slot)),
-            _ => None,
-        };
-        let matrix = matrix.ok_or_else(|| {
-            FormatError::new(
-                ErrorCode::MissingTensor,
-                "expected a ternary linear of this network",
-            )
-            .in_tensor(&slot.to_string())
-        })?;
-        check_len(x, tokens, matrix.cols())?;
-        let mut out = vec![0.0; tokens * matrix.rows()]; // (tokens, rows)
-        let quantization = self.config().activation_quantization;
-        self.pools.enter(|| {
-            let mut input = LinearInput::new(self.backend, quantization);
-            let cols = matrix.cols();
-            let mut x = x.to_vec();
-            input.prepare(slot, cols, (&mut x, cols), |_, x, row| {
-                row.copy_from_slice(x)
-            })?;
-            input.multiply([(matrix, &mut out)]);
-            Ok(())
-        })?;
-        Ok(out)
-    }
-
-    /// One decoder layer of `x`, `(tokens, hidden)`, as tokens at positions `0..`; returns the
-    /// residual stream behind it, `(tokens, hidden)`.
-    ///
-    /// # Errors
-    /// `usage` for a layer that is not there or an `x` of another length, `non-finite`.
-    pub fn layer(&self, layer: usize, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
-        let hidden = self.config().hidden_size;
-        check_len(x, tokens, hidden)?;
-        if layer >= self.weights.layers.len() {
-            let layers = self.weights.layers.len();
-            return Err(FormatError::new(
-                ErrorCode::Usage,
-                format!("expected a layer below {layers}, found {layer}"),
-            ));
-        }
-        let mut session = self.new_session(tokens, 1);
-        let mut out = Vec::with_capacity(x.len()); // (tokens, hidden)
-        self.pools.enter(|| {
-            for x in x.chunks(BATCH_TOKENS * hidden) {
-                self.start_batch(&mut session, x.len() / hidden);
-                session.buffers.x.copy_from_slice(x);
-                self.decoder_layer(layer, 0, &mut session)?;
-                session.position += x.len() / hidden;
-                out.extend_from_slice(&session.buffers.x);
-            }
-            Ok(())
-        })?;
-        Ok(out)
-    }
-
-    /// The output head alone: the logits of a final hidden state `h`, `(hidden,)`.
-    ///
-    /// # Errors
-    /// `usage` for an `h` of another length, `non-finite`.
-    pub fn head(&self, h: &[f32]) -> Result<Vec<f32>, FormatError> {
-        check_len(h, 1, self.config().hidden_size)?;
-        let mut logits = vec![0.0; self.weights.output_head.rows()]; // (vocab,)
-        self.pools.enter(|| {
-            let head = &self.weights.output_head;
-            head.multiply(&self.checkpoint, self.backend, h, &mut logits)
-        })?;
-        Ok(logits)
-    }
-
-    /// The output head alone: as [`forward_top_k`](Self::forward_top_k) finds the `k` largest logits.
-    ///
-    /// # Errors
-    /// As [`head`](Self::head).
-    pub fn head_top_k(&self, h: &[f32], k: usize) -> Result<Vec<(u32, f32)>, FormatError> {
-        check_len(h, 1, self.config().hidden_size)?;
-        self.pools.enter(|| self.top_k(h, k))
-    }
-
-    /// The residual stream of every place, `(tokens, hidden)` each: the embeddings, what stands behind
-    /// each layer, and last the final norm. `layers + 2` in all.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn trace(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, FormatError> {
-        let mut x = vec![0.0; tokens.len() * self.config().hidden_size];
-        self.embed(tokens, &mut x)?;
-        let mut states = vec![x];
-        for layer in 0..self.weights.layers.len() {
-            let x = states.last().map_or(&[][..], |x| x);
-            states.push(self.layer(layer, x, tokens.len())?);
-        }
-        let x = states.last().map_or(&[][..], |x| x);
-        let mut normed = vec![0.0; x.len()];
-        self.pools.enter(|| self.output_norm(x, &mut normed));
-        states.push(normed);
-        Ok(states)
-    }
-}
-
-/// Refuses an `x` that is not `(tokens, width)`.
-fn check_len(x: &[f32], tokens: usize, width: usize) -> Result<(), FormatError> {
-    if tokens.checked_mul(width) == Some(x.len()) {
-        return Ok(());
-    }
-    Err(FormatError::new(
-        ErrorCode::Usage,
-        format!("expected {tokens} x {width} values, found {}", x.len()),
-    ))
 }

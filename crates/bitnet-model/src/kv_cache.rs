@@ -8,6 +8,7 @@
 use crate::config::Config;
 use bitnet_kernels::{AlignedBytes, DenseType};
 use bitnet_ternary::f32_to_f16;
+use std::ops::Range;
 
 /// Positions in a block; part of the definition of attention, independent of everything.
 pub(crate) const BLOCK_POSITIONS: usize = 256;
@@ -169,11 +170,12 @@ impl LayerCache<'_> {
         }
     }
 
-    /// The first `count` keys and values of a head in a block, `(count, head_dim)` each, little-endian.
-    pub(crate) fn block(&self, block: usize, kv_head: usize, count: usize) -> (&[u8], &[u8]) {
+    /// Some keys and values of a head in a block, `(rows, head_dim)` each, little-endian.
+    pub(crate) fn block(&self, block: usize, kv_head: usize, rows: Range<usize>) -> (&[u8], &[u8]) {
+        let bytes = self.cache.row_bytes();
         let rows = |which: usize| {
             let from = self.start(which, kv_head);
-            &self.cache.blocks[block][from..from + count * self.cache.row_bytes()]
+            &self.cache.blocks[block][from + rows.start * bytes..from + rows.end * bytes]
         };
         (rows(0), rows(1))
     }

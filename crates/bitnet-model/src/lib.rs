@@ -35,7 +35,10 @@ pub use checkpoint::{
     LinearSource, OpenOptions, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, gguf_from_hf_rows,
     hf_from_gguf_rows, is_tiles, tiles_entry, tiles_shape, weight_scale_bytes,
 };
-pub use config::{Activation, ActivationQuantization, Config, Rope, RopeScaling, Yarn};
+pub use config::{
+    Activation, ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling,
+    SlidingWindow, Yarn,
+};
 pub use family::{
     FAMILIES, Family, GgufWiring, HfStorage, Quantization, ScaleDirection, UnmarkedFloats,
     family_by_name,

@@ -80,17 +80,32 @@ pub(crate) struct Weights {
 /// One decoder layer.
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
-    pub input_norm: Vec<f32>,            // (hidden,)
-    pub q_proj: PackedMatrix,            // (heads * head_dim, hidden)
-    pub k_proj: PackedMatrix,            // (kv_heads * head_dim, hidden)
-    pub v_proj: PackedMatrix,            // (kv_heads * head_dim, hidden)
-    pub attn_sub_norm: Option<Vec<f32>>, // (heads * head_dim,)
-    pub o_proj: PackedMatrix,            // (hidden, heads * head_dim)
-    pub post_attention_norm: Vec<f32>,   // (hidden,)
-    pub gate_proj: PackedMatrix,         // (inter, hidden)
-    pub up_proj: PackedMatrix,           // (inter, hidden)
-    pub ffn_sub_norm: Option<Vec<f32>>,  // (inter,)
-    pub down_proj: PackedMatrix,         // (hidden, inter)
+    pub input_norm: Vec<f32>, // (hidden,)
+    pub projection_norms: Option<ProjectionNorms>,
+    pub q_proj: PackedMatrix,               // (heads * head_dim, hidden)
+    pub k_proj: PackedMatrix,               // (kv_heads * head_dim, hidden)
+    pub v_proj: PackedMatrix,               // (kv_heads * head_dim, hidden)
+    pub q_norm: Option<Vec<f32>>,           // (head_dim,)
+    pub k_norm: Option<Vec<f32>>,           // (head_dim,)
+    pub attn_sub_norm: Option<Vec<f32>>,    // (heads * head_dim,)
+    pub o_proj: PackedMatrix,               // (hidden, heads * head_dim)
+    pub attn_branch_norm: Option<Vec<f32>>, // (hidden,)
+    pub post_attention_norm: Vec<f32>,      // (hidden,)
+    pub gate_proj: PackedMatrix,            // (inter, hidden)
+    pub up_proj: PackedMatrix,              // (inter, hidden)
+    pub ffn_sub_norm: Option<Vec<f32>>,     // (inter,)
+    pub down_proj: PackedMatrix,            // (hidden, inter)
+    pub ffn_branch_norm: Option<Vec<f32>>,  // (hidden,)
+}
+
+/// Input norms of linears that share their input, `(hidden,)` each.
+#[derive(Debug)]
+pub(crate) struct ProjectionNorms {
+    pub q: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+    pub gate: Vec<f32>,
+    pub up: Vec<f32>,
 }
 
 impl LayerWeights {
@@ -105,9 +120,18 @@ impl LayerWeights {
             LayerSlot::UpProj => Some(&self.up_proj),
             LayerSlot::DownProj => Some(&self.down_proj),
             LayerSlot::InputNorm
+            | LayerSlot::QProjNorm
+            | LayerSlot::KProjNorm
+            | LayerSlot::VProjNorm
+            | LayerSlot::QNorm
+            | LayerSlot::KNorm
             | LayerSlot::AttnSubNorm
+            | LayerSlot::AttnBranchNorm
             | LayerSlot::PostAttentionNorm
-            | LayerSlot::FfnSubNorm => None,
+            | LayerSlot::GateProjNorm
+            | LayerSlot::UpProjNorm
+            | LayerSlot::FfnSubNorm
+            | LayerSlot::FfnBranchNorm => None,
         }
     }
 }
@@ -177,18 +201,34 @@ impl Weights {
             let optional = |there: bool, slot| there.then(|| gain(slot)).transpose();
             let attn_sub_norm = optional(config.attn_sub_norm, LayerSlot::AttnSubNorm)?;
             let ffn_sub_norm = optional(config.ffn_sub_norm, LayerSlot::FfnSubNorm)?;
+            let norms = config.norms;
+            let projection_norms = match norms.projections {
+                true => Some(ProjectionNorms {
+                    q: gain(LayerSlot::QProjNorm)?,
+                    k: gain(LayerSlot::KProjNorm)?,
+                    v: gain(LayerSlot::VProjNorm)?,
+                    gate: gain(LayerSlot::GateProjNorm)?,
+                    up: gain(LayerSlot::UpProjNorm)?,
+                }),
+                false => None,
+            };
             layers.push(LayerWeights {
                 input_norm,
+                projection_norms,
                 q_proj,
                 k_proj,
                 v_proj,
+                q_norm: optional(norms.heads, LayerSlot::QNorm)?,
+                k_norm: optional(norms.heads, LayerSlot::KNorm)?,
                 attn_sub_norm,
                 o_proj,
+                attn_branch_norm: optional(norms.branches, LayerSlot::AttnBranchNorm)?,
                 post_attention_norm,
                 gate_proj,
                 up_proj,
                 ffn_sub_norm,
                 down_proj,
+                ffn_branch_norm: optional(norms.branches, LayerSlot::FfnBranchNorm)?,
             });
         }
         let output_norm = gain(checkpoint, Slot::OutputNorm)?;

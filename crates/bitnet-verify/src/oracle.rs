@@ -13,8 +13,8 @@
 
 use bitnet_formats::{ErrorCode, FormatError, dense_to_f32};
 use bitnet_model::{
-    Activation, ActivationQuantization, Checkpoint, Config, DenseTensor, LayerSlot, RopeScaling,
-    Slot,
+    Activation, ActivationQuantization, Checkpoint, Config, DenseTensor, LayerSlot, Rope,
+    RopeScaling, Slot,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use candle_core::{D, DType, Device, Tensor};
@@ -74,7 +74,7 @@ impl<'a> Oracle<'a> {
         for x in &mut hidden {
             *x = self.rms_norm(x, &gain)?;
         }
-        self.head(&hidden)
+        self.head(hidden)
     }
 
     /// The embedding rows of `tokens`, `(tokens, hidden_size)`.
@@ -92,7 +92,7 @@ impl<'a> Oracle<'a> {
     pub fn linear(&self, slot: Slot, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
         let linear = Linear::load(self.checkpoint, slot)?;
         let x = matrix(x, tokens, linear.cols)?;
-        values(&linear.forward(&x)?)
+        values(&linear.multiply(&x)?)
     }
 
     /// One layer on a given residual stream of positions `0..tokens`, `(tokens, hidden_size)`.
@@ -149,7 +149,7 @@ impl<'a> Oracle<'a> {
     /// An unreadable tensor; a length that does not fit.
     pub fn head_of(&self, normed: &[&[f32]]) -> Result<Vec<Vec<f32>>, FormatError> {
         let normed: Result<Vec<_>, _> = normed.iter().map(|x| self.stream(x)).collect();
-        self.head(&normed?)
+        self.head(normed?)
     }
 
     fn stream(&self, x: &[f32]) -> Result<Tensor, FormatError> {
@@ -199,7 +199,9 @@ impl<'a> Oracle<'a> {
             }
             x.extend(dense_rows(&table, Slot::TokenEmbeddings, row..row + 1)?);
         }
-        matrix(&x, tokens.len(), width)
+        let factor = f64::from(self.config().factors.embedding);
+        let x = matrix(&x, tokens.len(), width)?;
+        x.affine(factor, 0.0).map_err(candle)
     }
 
     fn norm_gain(&self, slot: Slot) -> Result<Tensor, FormatError> {
@@ -211,7 +213,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// `x @ head^T` for every sequence, the head widened in blocks of rows.
-    fn head(&self, hidden: &[Tensor]) -> Result<Vec<Vec<f32>>, FormatError> {
+    fn head(&self, normed: Vec<Tensor>) -> Result<Vec<Vec<f32>>, FormatError> {
         let (vocab, width) = (self.config().vocab_size, self.config().hidden_size);
         let slot = if self.config().tie_word_embeddings {
             Slot::TokenEmbeddings
@@ -219,8 +221,11 @@ impl<'a> Oracle<'a> {
             Slot::OutputHead
         };
         let head = self.checkpoint.dense(slot)?;
+        let divisor = f64::from(self.config().factors.head_divisor);
+        let hidden: Result<Vec<Tensor>, _> = normed.iter().map(|x| x / divisor).collect();
+        let hidden = hidden.map_err(candle)?;
         let mut logits: Vec<Vec<f32>> = Vec::with_capacity(hidden.len());
-        for x in hidden {
+        for x in &hidden {
             logits.push(vec![0.0; x.dim(0).map_err(candle)? * vocab]);
         }
         let block = (HEAD_BLOCK / width).max(1);
@@ -245,79 +250,162 @@ impl<'a> Oracle<'a> {
 /// One decoder layer, dense.
 struct Layer<'a> {
     config: &'a Config,
+    index: usize,
     input_norm: Tensor,
     q: Linear,
     k: Linear,
     v: Linear,
-    attn_sub_norm: Option<Tensor>,
+    head_norms: Option<(Tensor, Tensor)>, // of queries, of keys
     o: Linear,
+    attn_branch_norm: Option<Tensor>,
     post_attention_norm: Tensor,
     gate: Linear,
     up: Linear,
-    ffn_sub_norm: Option<Tensor>,
     down: Linear,
+    ffn_branch_norm: Option<Tensor>,
 }
 
 impl<'a> Layer<'a> {
     fn load(checkpoint: &'a Checkpoint, index: usize) -> Result<Self, FormatError> {
         let config = &checkpoint.config;
-        let linear = |slot| Linear::load(checkpoint, Slot::Layer(index, slot));
         let norm = |slot| gain(checkpoint, Slot::Layer(index, slot));
+        let optional = |there: bool, slot| there.then(|| norm(slot)).transpose();
+        // a linear and the norm in front of it, if it has one of its own
+        let linear = |slot, normed: bool, norm_slot| {
+            let mut linear = Linear::load(checkpoint, Slot::Layer(index, slot))?;
+            linear.norm = optional(normed, norm_slot)?;
+            Ok::<_, FormatError>(linear)
+        };
+        let norms = config.norms;
+        let own = norms.projections;
+        let head_norms = match norms.heads {
+            true => Some((norm(LayerSlot::QNorm)?, norm(LayerSlot::KNorm)?)),
+            false => None,
+        };
         Ok(Self {
             config,
+            index,
             input_norm: norm(LayerSlot::InputNorm)?,
-            q: linear(LayerSlot::QProj)?,
-            k: linear(LayerSlot::KProj)?,
-            v: linear(LayerSlot::VProj)?,
-            attn_sub_norm: config
-                .attn_sub_norm
-                .then(|| norm(LayerSlot::AttnSubNorm))
-                .transpose()?,
-            o: linear(LayerSlot::OProj)?,
+            q: linear(LayerSlot::QProj, own, LayerSlot::QProjNorm)?,
+            k: linear(LayerSlot::KProj, own, LayerSlot::KProjNorm)?,
+            v: linear(LayerSlot::VProj, own, LayerSlot::VProjNorm)?,
+            head_norms,
+            o: linear(
+                LayerSlot::OProj,
+                config.attn_sub_norm,
+                LayerSlot::AttnSubNorm,
+            )?,
+            attn_branch_norm: optional(norms.branches, LayerSlot::AttnBranchNorm)?,
             post_attention_norm: norm(LayerSlot::PostAttentionNorm)?,
-            gate: linear(LayerSlot::GateProj)?,
-            up: linear(LayerSlot::UpProj)?,
-            ffn_sub_norm: config
-                .ffn_sub_norm
-                .then(|| norm(LayerSlot::FfnSubNorm))
-                .transpose()?,
-            down: linear(LayerSlot::DownProj)?,
+            gate: linear(LayerSlot::GateProj, own, LayerSlot::GateProjNorm)?,
+            up: linear(LayerSlot::UpProj, own, LayerSlot::UpProjNorm)?,
+            down: linear(
+                LayerSlot::DownProj,
+                config.ffn_sub_norm,
+                LayerSlot::FfnSubNorm,
+            )?,
+            ffn_branch_norm: optional(norms.branches, LayerSlot::FfnBranchNorm)?,
         })
     }
 
     /// `x` is `(tokens, hidden_size)`, positions from 0.
     fn forward(&self, x: &Tensor) -> Result<Tensor, FormatError> {
-        let norm =
-            |x: &Tensor, gain: &Tensor| rms_norm(x, gain, self.config.rms_norm_eps).map_err(candle);
+        let eps = self.config.rms_norm_eps;
+        let norm = |x: &Tensor, gain: &Tensor| rms_norm(x, gain, eps).map_err(candle);
+        // what joins the residual stream
+        let branch = |y: Tensor, gain: &Option<Tensor>| {
+            let y = match gain {
+                Some(gain) => norm(&y, gain)?,
+                None => y,
+            };
+            let factor = f64::from(self.config.factors.residual);
+            y.affine(factor, 0.0).map_err(candle)
+        };
+        let linear = |linear: &Linear, x: &Tensor| linear.forward(x, eps);
 
         let h = norm(x, &self.input_norm)?;
-        let (q, k, v) = (
-            self.q.forward(&h)?,
-            self.k.forward(&h)?,
-            self.v.forward(&h)?,
-        );
-        let mut h = attention(self.config, &q, &k, &v).map_err(candle)?;
-        if let Some(gain) = &self.attn_sub_norm {
-            h = norm(&h, gain)?;
-        }
-        let x = (x + self.o.forward(&h)?).map_err(candle)?;
+        let q = linear(&self.q, &h)?;
+        let k = linear(&self.k, &h)?;
+        let v = linear(&self.v, &h)?;
+        let h = self.attention(&q, &k, &v).map_err(candle)?;
+        let x = (x + branch(linear(&self.o, &h)?, &self.attn_branch_norm)?).map_err(candle)?;
 
         let h = norm(&x, &self.post_attention_norm)?;
-        let (gate, up) = (self.gate.forward(&h)?, self.up.forward(&h)?);
-        let mut h = activate(self.config.hidden_act, &gate)
+        let (gate, up) = (linear(&self.gate, &h)?, linear(&self.up, &h)?);
+        let h = activate(self.config.hidden_act, &gate)
             .and_then(|g| g * up)
             .map_err(candle)?;
-        if let Some(gain) = &self.ffn_sub_norm {
-            h = norm(&h, gain)?;
-        }
-        (x + self.down.forward(&h)?).map_err(candle)
+        (x + branch(linear(&self.down, &h)?, &self.ffn_branch_norm)?).map_err(candle)
+    }
+
+    /// Causal attention with rotary positions from 0; `q` is `(tokens, heads * head_dim)`, `k` and `v`
+    /// are `(tokens, kv_heads * head_dim)`.
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
+        let config = self.config;
+        let (tokens, width) = (q.dim(0)?, config.head_dim);
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let window = match &config.sliding {
+            Some(sliding) if sliding.layers[self.index] => Some(sliding),
+            _ => None,
+        };
+        let rope = match window {
+            Some(sliding) => Rope {
+                theta: sliding.rope_theta,
+                scaling: RopeScaling::None,
+            },
+            None => config.rope,
+        };
+        let (cos, sin) = rotary_tables(&rope, width, tokens)?;
+        // (tokens, n * width) -> (n, tokens, width)
+        let split = |x: &Tensor, n| x.reshape((tokens, n, width))?.transpose(0, 1)?.contiguous();
+        let turn = |x: &Tensor, n, gain: Option<&Tensor>| {
+            let mut x = split(x, n)?;
+            if let Some(gain) = gain {
+                x = rms_norm(&x, gain, config.rms_norm_eps)?;
+            }
+            rotate(&x, &cos, &sin)
+        };
+        // query head i reads kv head i / (heads / kv_heads)
+        let repeat = |x: Tensor| {
+            let shape = (kv_heads, heads / kv_heads, tokens, width);
+            x.unsqueeze(1)?
+                .expand(shape)?
+                .reshape((heads, tokens, width))
+        };
+        let gains = self.head_norms.as_ref();
+        let q = turn(q, heads, gains.map(|(q, _)| q))?;
+        let k = repeat(turn(k, kv_heads, gains.map(|(_, k)| k))?)?;
+        let v = repeat(split(v, kv_heads)?)?;
+
+        let scalar = match config.factors.query_pre_attn_scalar {
+            Some(scalar) => f64::from(scalar),
+            None => width as f64,
+        };
+        let scores = q.matmul(&k.transpose(1, 2)?)?;
+        let scores = scores.affine(scalar.powf(-0.5), 0.0)?;
+        let behind = window.map_or(usize::MAX, |sliding| sliding.tokens);
+        let mask = (0..tokens * tokens).map(|i| (i / tokens, i % tokens));
+        let mask: Vec<f32> = mask
+            .map(|(query, key)| match key <= query && query - key < behind {
+                true => 0.0,
+                false => f32::NEG_INFINITY,
+            })
+            .collect();
+        let mask = Tensor::from_vec(mask, (1, tokens, tokens), &Device::Cpu)?;
+        let weights = softmax(&scores.broadcast_add(&mask)?)?;
+        weights
+            .matmul(&v)?
+            .transpose(0, 1)?
+            .contiguous()?
+            .reshape((tokens, heads * width))
     }
 }
 
 /// One ternary linear as a dense matrix.
 struct Linear {
     slot: Slot,
-    weight: Tensor, // (rows, cols): trit * scale
+    norm: Option<Tensor>, // (cols,): the gain of an input norm of its own
+    weight: Tensor,       // (rows, cols): trit * scale
     cols: usize,
     quantised: bool,
 }
@@ -332,13 +420,22 @@ impl Linear {
         };
         Ok(Self {
             slot,
+            norm: None,
             weight,
             cols: ternary.cols(),
             quantised,
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor, FormatError> {
+    /// The norm in front of it included, if it has one.
+    fn forward(&self, x: &Tensor, eps: f32) -> Result<Tensor, FormatError> {
+        match &self.norm {
+            Some(gain) => self.multiply(&rms_norm(x, gain, eps).map_err(candle)?),
+            None => self.multiply(x),
+        }
+    }
+
+    fn multiply(&self, x: &Tensor) -> Result<Tensor, FormatError> {
         let input = values(x)?;
         if let Some(at) = input.iter().position(|x| !x.is_finite()) {
             let (token, column) = (at / self.cols.max(1), at % self.cols.max(1));
@@ -417,46 +514,6 @@ fn activate(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> {
     }
 }
 
-/// Causal attention with rotary positions from 0; `q` is `(tokens, heads * head_dim)`, `k` and `v`
-/// are `(tokens, kv_heads * head_dim)`.
-fn attention(config: &Config, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
-    let (tokens, width) = (q.dim(0)?, config.head_dim);
-    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-    let (cos, sin) = rotary_tables(config, tokens)?;
-    // (tokens, n * width) -> (n, tokens, width)
-    let split = |x: &Tensor, n| x.reshape((tokens, n, width))?.transpose(0, 1)?.contiguous();
-    // query head i reads kv head i / (heads / kv_heads)
-    let repeat = |x: Tensor| {
-        let shape = (kv_heads, heads / kv_heads, tokens, width);
-        x.unsqueeze(1)?
-            .expand(shape)?
-            .reshape((heads, tokens, width))
-    };
-    let q = rotate(&split(q, heads)?, &cos, &sin)?;
-    let k = repeat(rotate(&split(k, kv_heads)?, &cos, &sin)?)?;
-    let v = repeat(split(v, kv_heads)?)?;
-
-    let scores = q
-        .matmul(&k.transpose(1, 2)?)?
-        .affine((width as f64).powf(-0.5), 0.0)?;
-    let future: Vec<f32> = (0..tokens * tokens)
-        .map(|i| {
-            if i % tokens > i / tokens {
-                f32::NEG_INFINITY
-            } else {
-                0.0
-            }
-        })
-        .collect();
-    let future = Tensor::from_vec(future, (1, tokens, tokens), &Device::Cpu)?;
-    let weights = softmax(&scores.broadcast_add(&future)?)?;
-    weights
-        .matmul(&v)?
-        .transpose(0, 1)?
-        .contiguous()?
-        .reshape((tokens, heads * width))
-}
-
 /// Over the last axis, in `f64`.
 fn softmax(x: &Tensor) -> candle_core::Result<Tensor> {
     let x = x.to_dtype(DType::F64)?;
@@ -478,15 +535,19 @@ fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor>
 }
 
 /// `cos` and `sin` of positions `0..tokens`, `(1, tokens, head_dim / 2)` each.
-fn rotary_tables(config: &Config, tokens: usize) -> candle_core::Result<(Tensor, Tensor)> {
-    let frequencies = inverse_frequencies(config);
+fn rotary_tables(
+    rope: &Rope,
+    head_dim: usize,
+    tokens: usize,
+) -> candle_core::Result<(Tensor, Tensor)> {
+    let frequencies = inverse_frequencies(rope, head_dim);
     let mut angles = Vec::with_capacity(tokens * frequencies.len());
     for position in 0..tokens {
         // the angle is rounded to f32, as transformers does; its sine is not
         angles.extend(frequencies.iter().map(|f| f64::from(position as f32 * f)));
     }
     let shape = (1, tokens, frequencies.len());
-    let scale = match config.rope.scaling {
+    let scale = match rope.scaling {
         RopeScaling::Yarn(yarn) => yarn.attention_factor,
         _ => 1.0,
     };
@@ -504,12 +565,12 @@ fn rotary_tables(config: &Config, tokens: usize) -> candle_core::Result<(Tensor,
 }
 
 /// `theta ^ (-2 i / head_dim)`, scaled as transformers' `modeling_rope_utils.py` does.
-fn inverse_frequencies(config: &Config) -> Vec<f32> {
-    let plain = (0..config.head_dim / 2).map(|i| {
-        let exponent = (2 * i) as f32 / config.head_dim as f32;
-        1.0 / config.rope.theta.powf(f64::from(exponent)) as f32
+fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
+    let plain = (0..head_dim / 2).map(|i| {
+        let exponent = (2 * i) as f32 / head_dim as f32;
+        1.0 / rope.theta.powf(f64::from(exponent)) as f32
     });
-    match config.rope.scaling {
+    match rope.scaling {
         RopeScaling::None => plain.collect(),
         RopeScaling::Linear { factor } => plain.map(|f| f / factor as f32).collect(),
         RopeScaling::Llama3 {
@@ -535,14 +596,13 @@ fn inverse_frequencies(config: &Config) -> Vec<f32> {
         }
         RopeScaling::Yarn(yarn) => {
             let context = yarn.original_max_position_embeddings as f64;
-            let half = config.head_dim as f64 / 2.0;
+            let half = head_dim as f64 / 2.0;
             // i where theta^(i / half) 2 pi rotations = context
-            let turning = |rotations: f64| {
-                half * (context / (2.0 * PI * rotations)).ln() / config.rope.theta.ln()
-            };
+            let turning =
+                |rotations: f64| half * (context / (2.0 * PI * rotations)).ln() / rope.theta.ln();
             let first = turning(yarn.beta_fast).floor().max(0.0);
             let last = turning(yarn.beta_slow).ceil();
-            let last = last.min(config.head_dim as f64 - 1.0);
+            let last = last.min(head_dim as f64 - 1.0);
             let width = if last == first { 0.001 } else { last - first };
             let scaled = plain.map(f64::from).enumerate().map(|(i, f)| {
                 let divided = ((i as f64 - first) / width).clamp(0.0, 1.0);

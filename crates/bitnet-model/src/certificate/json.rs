@@ -3,7 +3,10 @@
 //! Invariant: whatever is absent or of another form is an error that names its path.
 
 use super::{FileRecord, Verdict};
-use crate::config::{Activation, ActivationQuantization, Config, Rope, RopeScaling, Yarn};
+use crate::config::{
+    Activation, ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling,
+    SlidingWindow, Yarn,
+};
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
 
@@ -27,6 +30,14 @@ impl<'a> Field<'a> {
                 path,
             }
             .bad("a value")),
+        }
+    }
+
+    /// The value of a key that may be absent.
+    pub(super) fn maybe(&self, key: &str) -> Result<Option<Field<'a>>, FormatError> {
+        match self.value.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(_) => self.at(key).map(Some),
         }
     }
 
@@ -164,12 +175,72 @@ pub(super) fn config_to_json(config: &Config) -> Value {
         ("bos_token_id", json!(config.bos_token_id)),
         ("eos_token_ids", json!(config.eos_token_ids)),
     ];
-    Value::Object(
-        pairs
-            .into_iter()
-            .map(|(k, v)| (k.to_owned(), v))
-            .collect::<Map<_, _>>(),
-    )
+    let pairs = pairs.into_iter().chain(rare_to_json(config));
+    Value::Object(pairs.map(|(k, v)| (k.to_owned(), v)).collect::<Map<_, _>>())
+}
+
+/// What most networks do not have, and certificates of those do not mention.
+fn rare_to_json(config: &Config) -> Vec<(&'static str, Value)> {
+    let ExtraNorms {
+        heads,
+        projections,
+        branches,
+    } = config.norms;
+    let Factors {
+        embedding,
+        residual,
+        head_divisor,
+        query_pre_attn_scalar,
+    } = config.factors;
+    let norms = [
+        ("head_norms", heads),
+        ("projection_norms", projections),
+        ("branch_norms", branches),
+    ];
+    let factors = [
+        ("embedding_factor", embedding),
+        ("residual_factor", residual),
+        ("head_divisor", head_divisor),
+    ];
+    let norms = norms.into_iter().filter(|(_, there)| *there);
+    let factors = factors.into_iter().filter(|(_, factor)| *factor != 1.0);
+    let mut pairs: Vec<_> = norms.map(|(key, there)| (key, json!(there))).collect();
+    pairs.extend(factors.map(|(key, factor)| (key, json!(f64::from(factor)))));
+    if let Some(scalar) = query_pre_attn_scalar {
+        pairs.push(("query_pre_attn_scalar", json!(f64::from(scalar))));
+    }
+    if let Some(SlidingWindow {
+        tokens,
+        rope_theta,
+        layers,
+    }) = &config.sliding
+    {
+        let sliding = json!({"tokens": tokens, "rope_theta": rope_theta, "layers": layers});
+        pairs.push(("sliding_window", sliding));
+    }
+    if let Some(pooling) = config.pooling {
+        pairs.push(("pooling", json!(pooling.as_str())));
+    }
+    pairs
+}
+
+fn sliding_from_json(field: &Field<'_>) -> Result<Option<SlidingWindow>, FormatError> {
+    let Some(sliding) = field.maybe("sliding_window")? else {
+        return Ok(None);
+    };
+    Ok(Some(SlidingWindow {
+        tokens: sliding.at("tokens")?.size()?,
+        rope_theta: sliding.at("rope_theta")?.float()?,
+        layers: sliding.at("layers")?.each(|layer| layer.flag())?,
+    }))
+}
+
+fn pooling_from_json(field: &Field<'_>) -> Result<Option<Pooling>, FormatError> {
+    let Some(word) = field.maybe("pooling")? else {
+        return Ok(None);
+    };
+    let found = Pooling::ALL.into_iter().find(|p| word.value == p.as_str());
+    found.map(Some).ok_or_else(|| word.bad("mean, cls or last"))
 }
 
 fn activation_word(activations: ActivationQuantization) -> &'static str {
@@ -191,6 +262,9 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
     let scaling = field.at("rope_scaling")?;
     let number = |key: &str| scaling.at(key)?.float();
     let original = || scaling.at("original_max_position_embeddings")?.size();
+    let flag = |key: &str| field.maybe(key)?.map_or(Ok(false), |f| f.flag());
+    let factor = |key: &str| field.maybe(key)?.map_or(Ok(1.0), |f| f.float());
+    let scalar = field.maybe("query_pre_attn_scalar")?;
     Config {
         hidden_size: size("hidden_size")?,
         intermediate_size: size("intermediate_size")?,
@@ -230,6 +304,22 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
             .ok_or_else(|| act.bad("relu2, silu or gelu_pytorch_tanh"))?,
         attn_sub_norm: field.at("attn_sub_norm")?.flag()?,
         ffn_sub_norm: field.at("ffn_sub_norm")?.flag()?,
+        norms: ExtraNorms {
+            heads: flag("head_norms")?,
+            projections: flag("projection_norms")?,
+            branches: flag("branch_norms")?,
+        },
+        factors: Factors {
+            embedding: factor("embedding_factor")? as f32,
+            residual: factor("residual_factor")? as f32,
+            head_divisor: factor("head_divisor")? as f32,
+            query_pre_attn_scalar: match scalar {
+                None => None,
+                Some(scalar) => Some(scalar.float()? as f32),
+            },
+        },
+        sliding: sliding_from_json(field)?,
+        pooling: pooling_from_json(field)?,
         tie_word_embeddings: field.at("tie_word_embeddings")?.flag()?,
         activation_quantization: words
             .into_iter()

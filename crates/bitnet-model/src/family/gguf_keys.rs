@@ -5,7 +5,9 @@
 
 use super::GgufWiring;
 use super::hf_config::linear;
-use crate::config::{ActivationQuantization, Config, Rope, RopeScaling, Yarn, bad_key};
+use crate::config::{
+    ActivationQuantization, Config, ExtraNorms, Factors, Rope, RopeScaling, Yarn, bad_key,
+};
 use crate::slot::Slot;
 use bitnet_formats::{
     ErrorCode, FormatError, MetaArray, MetaValue, Metadata, TensorFile, TensorInfo,
@@ -182,6 +184,10 @@ pub(super) fn read(file: &TensorFile, wiring: GgufWiring) -> Result<Config, Form
         hidden_act: wiring.activation,
         attn_sub_norm: wiring.sub_norms,
         ffn_sub_norm: wiring.sub_norms,
+        norms: ExtraNorms::default(),
+        factors: Factors::default(),
+        sliding: None,
+        pooling: None,
         tie_word_embeddings: !(wiring.output_head && own_head),
         activation_quantization: activations(&keys)?,
         bos_token_id: keys.token("/tokenizer.ggml.bos_token_id")?,

@@ -5,7 +5,7 @@
 //! containers of a model give the same `Config`.
 
 use super::quantization::{self, Quantization, ScaleDirection};
-use crate::config::{Activation, Config, Rope, RopeScaling, Yarn, bad_key};
+use crate::config::{Activation, Config, ExtraNorms, Factors, Rope, RopeScaling, Yarn, bad_key};
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
 
@@ -247,6 +247,10 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
         hidden_act,
         attn_sub_norm: wiring.sub_norms,
         ffn_sub_norm: wiring.sub_norms,
+        norms: ExtraNorms::default(),
+        factors: Factors::default(),
+        sliding: None,
+        pooling: None,
         // transformers' default for each of these architectures
         tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
         activation_quantization: quantization::activations(config)?,

@@ -26,16 +26,25 @@ pub(super) fn gguf(slot: Slot) -> String {
         Slot::Layer(layer, slot) => {
             let role = match slot {
                 LayerSlot::InputNorm => "attn_norm",
+                LayerSlot::QProjNorm => "attn_q_norm_in",
                 LayerSlot::QProj => "attn_q",
+                LayerSlot::KProjNorm => "attn_k_norm_in",
                 LayerSlot::KProj => "attn_k",
+                LayerSlot::VProjNorm => "attn_v_norm_in",
                 LayerSlot::VProj => "attn_v",
+                LayerSlot::QNorm => "attn_q_norm",
+                LayerSlot::KNorm => "attn_k_norm",
                 LayerSlot::AttnSubNorm => "attn_sub_norm",
                 LayerSlot::OProj => "attn_output",
+                LayerSlot::AttnBranchNorm => "post_attention_norm",
                 LayerSlot::PostAttentionNorm => "ffn_norm",
+                LayerSlot::GateProjNorm => "ffn_gate_norm_in",
                 LayerSlot::GateProj => "ffn_gate",
+                LayerSlot::UpProjNorm => "ffn_up_norm_in",
                 LayerSlot::UpProj => "ffn_up",
                 LayerSlot::FfnSubNorm => "ffn_sub_norm",
                 LayerSlot::DownProj => "ffn_down",
+                LayerSlot::FfnBranchNorm => "post_ffw_norm",
             };
             format!("blk.{layer}.{role}.weight")
         }

@@ -7,7 +7,10 @@
 use super::{Check, Running, Subject};
 use crate::report::{Findings, Report};
 use bitnet_formats::{FormatError, MetaArray, MetaValue};
-use bitnet_model::{ActivationQuantization, Checkpoint, Config, RopeScaling, tokenizer_to_gguf};
+use bitnet_model::{
+    ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, Pooling, RopeScaling,
+    tokenizer_to_gguf,
+};
 use serde_json::Value;
 
 pub(super) const CHECK: Check = Check {
@@ -63,6 +66,10 @@ pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         hidden_act,
         attn_sub_norm,
         ffn_sub_norm,
+        norms,
+        factors,
+        sliding,
+        pooling,
         tie_word_embeddings,
         activation_quantization,
         bos_token_id,
@@ -92,6 +99,17 @@ pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         ActivationQuantization::Int8PerToken => "int8 per token",
         ActivationQuantization::None => "none",
     };
+    let ExtraNorms {
+        heads,
+        projections,
+        branches,
+    } = norms;
+    let Factors {
+        embedding,
+        residual,
+        head_divisor,
+        query_pre_attn_scalar,
+    } = factors;
     let mut eos = eos_token_ids.clone();
     eos.sort_unstable();
     vec![
@@ -102,6 +120,26 @@ pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         ("rope_scaling", scaling),
         ("attn_sub_norm", attn_sub_norm.to_string()),
         ("ffn_sub_norm", ffn_sub_norm.to_string()),
+        ("head_norms", heads.to_string()),
+        ("projection_norms", projections.to_string()),
+        ("branch_norms", branches.to_string()),
+        ("embedding_factor", format!("{embedding:e}")),
+        ("residual_factor", format!("{residual:e}")),
+        ("head_divisor", format!("{head_divisor:e}")),
+        (
+            "query_pre_attn_scalar",
+            query_pre_attn_scalar.map_or("head_dim".to_owned(), |s| s.to_string()),
+        ),
+        (
+            "sliding_window",
+            sliding
+                .as_ref()
+                .map_or("none".to_owned(), |window| format!("{window:?}")),
+        ),
+        (
+            "pooling",
+            pooling.map_or("none", Pooling::as_str).to_owned(),
+        ),
         ("tie_word_embeddings", tie_word_embeddings.to_string()),
         ("activation_quantization", quantization.to_owned()),
         (

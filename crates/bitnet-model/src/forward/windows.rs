@@ -1,0 +1,132 @@
+//! Windows into the forward pass, for verifying it: one linear, one layer, the head alone.
+//!
+//! Invariant: what they compute is what the forward pass computes of the same values, bit for bit.
+
+use super::{BATCH_TOKENS, Model};
+use crate::bit_linear::LinearInput;
+use crate::slot::Slot;
+use bitnet_formats::{ErrorCode, FormatError};
+
+impl Model {
+    /// One ternary linear of `x`, `(tokens, cols)`, its activation quantisation included; returns
+    /// `(tokens, rows)`.
+    ///
+    /// # Errors
+    /// `missing-tensor` for a slot that is no linear of this network, `usage` for an `x` of another
+    /// length, `non-finite`.
+    pub fn linear(&self, slot: Slot, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+        let matrix = match slot {
+            Slot::Layer(layer, slot) => self.weights.layers.get(layer).and_then(|l| l.linear(slot)),
+            _ => None,
+        };
+        let matrix = matrix.ok_or_else(|| {
+            FormatError::new(
+                ErrorCode::MissingTensor,
+                "expected a ternary linear of this network",
+            )
+            .in_tensor(&slot.to_string())
+        })?;
+        check_len(x, tokens, matrix.cols())?;
+        let mut out = vec![0.0; tokens * matrix.rows()]; // (tokens, rows)
+        let quantization = self.config().activation_quantization;
+        self.pools.enter(|| {
+            let mut input = LinearInput::new(self.backend, quantization);
+            let cols = matrix.cols();
+            let mut x = x.to_vec();
+            input.prepare(slot, cols, (&mut x, cols), |_, x, row| {
+                row.copy_from_slice(x)
+            })?;
+            input.multiply([(matrix, &mut out)]);
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// One decoder layer of `x`, `(tokens, hidden)`, as tokens at positions `0..`; returns the
+    /// residual stream behind it, `(tokens, hidden)`.
+    ///
+    /// # Errors
+    /// `usage` for a layer that is not there or an `x` of another length, `non-finite`.
+    pub fn layer(&self, layer: usize, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+        let hidden = self.config().hidden_size;
+        check_len(x, tokens, hidden)?;
+        if layer >= self.weights.layers.len() {
+            let layers = self.weights.layers.len();
+            return Err(FormatError::new(
+                ErrorCode::Usage,
+                format!("expected a layer below {layers}, found {layer}"),
+            ));
+        }
+        let mut session = self.new_session(tokens, 1);
+        let mut out = Vec::with_capacity(x.len()); // (tokens, hidden)
+        self.pools.enter(|| {
+            for x in x.chunks(BATCH_TOKENS * hidden) {
+                self.start_batch(&mut session, x.len() / hidden);
+                session.buffers.x.copy_from_slice(x);
+                self.decoder_layer(layer, 0, &mut session)?;
+                session.position += x.len() / hidden;
+                out.extend_from_slice(&session.buffers.x);
+            }
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// The output head alone: the logits of a final hidden state `h`, `(hidden,)`.
+    ///
+    /// # Errors
+    /// `usage` for an `h` of another length, `non-finite`.
+    pub fn head(&self, h: &[f32]) -> Result<Vec<f32>, FormatError> {
+        check_len(h, 1, self.config().hidden_size)?;
+        let mut h = h.to_vec();
+        self.divide_for_head(&mut h);
+        let mut logits = vec![0.0; self.weights.output_head.rows()]; // (vocab,)
+        self.pools.enter(|| {
+            let head = &self.weights.output_head;
+            head.multiply(&self.checkpoint, self.backend, &h, &mut logits)
+        })?;
+        Ok(logits)
+    }
+
+    /// The output head alone: as [`forward_top_k`](Self::forward_top_k) finds the `k` largest logits.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head).
+    pub fn head_top_k(&self, h: &[f32], k: usize) -> Result<Vec<(u32, f32)>, FormatError> {
+        check_len(h, 1, self.config().hidden_size)?;
+        let mut h = h.to_vec();
+        self.divide_for_head(&mut h);
+        self.pools.enter(|| self.top_k(&h, k))
+    }
+
+    /// The residual stream of every place, `(tokens, hidden)` each: the embeddings, what stands behind
+    /// each layer, and last the final norm. `layers + 2` in all.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn trace(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, FormatError> {
+        let mut x = vec![0.0; tokens.len() * self.config().hidden_size];
+        self.embed(tokens, &mut x)?;
+        let mut states = vec![x];
+        for layer in 0..self.weights.layers.len() {
+            let x = states.last().map_or(&[][..], |x| x);
+            states.push(self.layer(layer, x, tokens.len())?);
+        }
+        let x = states.last().map_or(&[][..], |x| x);
+        let mut normed = vec![0.0; x.len()];
+        self.pools.enter(|| self.output_norm(x, &mut normed));
+        states.push(normed);
+        Ok(states)
+    }
+}
+
+/// Refuses an `x` that is not `(tokens, width)`.
+fn check_len(x: &[f32], tokens: usize, width: usize) -> Result<(), FormatError> {
+    if tokens.checked_mul(width) == Some(x.len()) {
+        return Ok(());
+    }
+    Err(FormatError::new(
+        ErrorCode::Usage,
+        format!("expected {tokens} x {width} values, found {}", x.len()),
+    ))
+}
