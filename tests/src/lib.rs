@@ -7,3 +7,4 @@ pub mod digest;
 pub mod fixtures;
 pub mod program;
 pub mod random;
+pub mod torch_archive;

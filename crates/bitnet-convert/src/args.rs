@@ -83,7 +83,7 @@ pub struct SourceArgs {
 
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ConvertArgs {
-    /// A checkpoint directory, a .safetensors file or its index, a .gguf file (or a part of one)
+    /// A checkpoint directory, a .safetensors, .bin or .pt file or its index, a .gguf file (or a part of one)
     #[arg(required = true, value_name = "SRC")]
     pub source: Option<PathBuf>,
 
@@ -139,7 +139,7 @@ pub struct ConvertArgs {
 
 #[derive(Debug, Clone, ClapArgs)]
 pub struct InspectArgs {
-    /// A checkpoint directory, a .safetensors file or its index, a .gguf file (or a part of one)
+    /// A checkpoint directory, a .safetensors, .bin or .pt file or its index, a .gguf file (or a part of one)
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
 

@@ -20,6 +20,12 @@ impl<'a> Cursor<'a> {
         Self { bytes, at: 0 }
     }
 
+    /// Starts at a byte; beyond the end every read is an error.
+    pub(crate) fn starting_at(bytes: &'a [u8], at: u64) -> Self {
+        let at = usize::try_from(at).map_or(bytes.len(), |at| at.min(bytes.len()));
+        Self { bytes, at }
+    }
+
     /// Bytes read so far, which is the offset of the next read.
     pub(crate) fn position(&self) -> u64 {
         self.at as u64
@@ -59,6 +65,11 @@ impl<'a> Cursor<'a> {
     /// The next byte.
     pub(crate) fn u8(&mut self, what: &str) -> Result<u8, FormatError> {
         Ok(u8::from_le_bytes(self.array(what)?))
+    }
+
+    /// The next u16.
+    pub(crate) fn u16(&mut self, what: &str) -> Result<u16, FormatError> {
+        Ok(u16::from_le_bytes(self.array(what)?))
     }
 
     /// The next u32.

@@ -6,9 +6,12 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod gguf;
+mod pytorch;
 mod safetensors;
+mod shards;
 
 pub use gguf::{Gguf, LAYOUT_KEY as GGUF_LAYOUT_KEY, gguf_type_rivals};
+pub use pytorch::Pytorch;
 pub use safetensors::Safetensors;
 
 use crate::encoding::Encoding;
@@ -84,7 +87,7 @@ pub trait Container: Sync {
 }
 
 /// Every container. Adding one is a file, a `mod` line and a row.
-pub static CONTAINERS: &[&dyn Container] = &[&Gguf, &Safetensors];
+pub static CONTAINERS: &[&dyn Container] = &[&Gguf, &Safetensors, &Pytorch];
 
 /// The container of this name.
 pub fn container_by_name(name: &str) -> Option<&'static dyn Container> {
@@ -95,8 +98,8 @@ pub fn container_by_name(name: &str) -> Option<&'static dyn Container> {
 /// file.
 ///
 /// In a directory the first of these counts: `model.safetensors.index.json`, `model.safetensors`,
-/// the only `*.safetensors.index.json`, the only `*.safetensors`, the only `.gguf` (or the parts of
-/// one split `.gguf`).
+/// the only `*.safetensors.index.json`, the only `*.safetensors`, `pytorch_model.bin.index.json`,
+/// `pytorch_model.bin`, the only `.gguf` (or the parts of one split `.gguf`), the only `.pt`.
 ///
 /// # Errors
 /// `unknown-container` when nothing recognises the file or the directory has no model or several;
@@ -121,11 +124,15 @@ pub fn open_as(
     } else {
         path
     };
-    if path
+    if let Some(model) = path
         .to_str()
-        .is_some_and(|p| p.ends_with(safetensors::INDEX_SUFFIX))
+        .and_then(|p| p.strip_suffix(shards::INDEX_SUFFIX))
     {
-        return Safetensors.read(path, limits);
+        return if model.ends_with(pytorch::EXTENSION) {
+            Pytorch.read(path, limits)
+        } else {
+            Safetensors.read(path, limits)
+        };
     }
     let file = Mapped::open(path)?;
     // long enough for every container to recognise itself
@@ -138,15 +145,16 @@ pub fn open_as(
 
 fn unknown(path: &Path, head: &[u8]) -> FormatError {
     let names: Vec<_> = CONTAINERS.iter().map(|c| c.name()).collect();
-    let names = names.join(" or ");
+    let names = names.join(", ");
     let error = |found: &str| {
-        let message = format!("expected {names}, found {found}");
+        let message = format!("expected one of {names}, found {found}");
         FormatError::new(ErrorCode::UnknownContainer, message).in_file(path)
     };
     if head.is_empty() {
         error("an empty file")
-    } else if head.starts_with(b"PK\x03\x04") || head.starts_with(&[0x80, 2]) {
-        error("a zip or pickle file, as PyTorch writes").hint("save the model as safetensors")
+    } else if head.starts_with(&[0x80, 2]) {
+        error("a bare pickle, as PyTorch wrote before 1.6")
+            .hint("save it again: torch.save(torch.load(FILE, weights_only=True), NEW)")
     } else if head.starts_with(b"version https:/") {
         error("a Git LFS pointer").hint("fetch the file itself: git lfs pull")
     } else {
@@ -167,27 +175,40 @@ fn model_of_directory(directory: &Path) -> Result<PathBuf, FormatError> {
         }
     }
     names.sort();
-    for name in ["model.safetensors.index.json", "model.safetensors"] {
-        if names.iter().any(|n| n == name) {
-            return Ok(directory.join(name));
-        }
-    }
-    for suffix in [".safetensors.index.json", ".safetensors", ".gguf"] {
+    let named = |name: &str| {
+        names
+            .iter()
+            .any(|n| n == name)
+            .then(|| directory.join(name))
+    };
+    let only = |suffix: &str| {
         let found: Vec<_> = names.iter().filter(|n| n.ends_with(suffix)).collect();
         let mut models: Vec<_> = found.iter().map(|n| Gguf::whole_name(n)).collect();
         models.dedup();
         match (models.as_slice(), found.first()) {
-            ([], _) | (_, None) => {}
-            ([_], Some(name)) => return Ok(directory.join(name)),
+            ([], _) | (_, None) => Ok(None),
+            ([_], Some(name)) => Ok(Some(directory.join(name))),
             (several, _) => {
                 let message = format!("expected one {suffix} file, found {}", several.len());
-                return Err(FormatError::new(ErrorCode::UnknownContainer, message)
+                Err(FormatError::new(ErrorCode::UnknownContainer, message)
                     .in_file(directory)
-                    .hint("name one of the files"));
+                    .hint("name one of the files"))
             }
         }
+    };
+    // other .bin files (optimizer states, arguments) lie in such directories too, so those have names
+    let found = named("model.safetensors.index.json")
+        .or_else(|| named("model.safetensors"))
+        .map_or_else(|| only(".safetensors.index.json"), |m| Ok(Some(m)))?
+        .map_or_else(|| only(".safetensors"), |m| Ok(Some(m)))?
+        .or_else(|| named("pytorch_model.bin.index.json"))
+        .or_else(|| named("pytorch_model.bin"))
+        .map_or_else(|| only(".gguf"), |m| Ok(Some(m)))?
+        .map_or_else(|| only(".pt"), |m| Ok(Some(m)))?;
+    if let Some(model) = found {
+        return Ok(model);
     }
-    let message = "expected a model, found no .safetensors and no .gguf file";
+    let message = "expected a model, found no .safetensors, pytorch_model.bin, .gguf or .pt file";
     Err(FormatError::new(ErrorCode::UnknownContainer, message)
         .in_file(directory)
         .hint("a checkpoint directory holds model.safetensors, or model.safetensors.index.json and its shards"))

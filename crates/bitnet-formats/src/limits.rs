@@ -19,6 +19,8 @@ pub struct Limits {
     pub metadata_entries: u64,
     /// Longest tensor name, bytes.
     pub name_bytes: u64,
+    /// Longest pickle of a PyTorch file, bytes; one that describes 10,000 tensors has 2 MB.
+    pub pickle_bytes: u64,
     /// Largest JSON side file (config.json, tokenizer.json), bytes.
     pub json_bytes: u64,
 }
@@ -32,6 +34,7 @@ impl Default for Limits {
             tensors: 1 << 20,
             metadata_entries: 1 << 20,
             name_bytes: 1 << 16,
+            pickle_bytes: 4 << 20,
             json_bytes: 256 << 20,
         }
     }

@@ -1,7 +1,7 @@
 //! The plain value every container parses into: metadata and named byte ranges of mapped files.
 //!
 //! Invariant: every [`TensorInfo`] range lies inside its file, names are unique, ranges of one file
-//! do not overlap, and for known encodings the length equals what the shape needs. Containers
+//! do not overlap (but for tensors of a PyTorch file that share a storage), and for known encodings the length equals what the shape needs. Containers
 //! establish this; nothing behind them checks it again.
 
 use crate::encoding::Encoding;
@@ -207,7 +207,7 @@ pub struct TensorInfo {
 /// One or more mapped files of one container kind, parsed.
 #[derive(Debug)]
 pub struct TensorFile {
-    /// `gguf` or `safetensors`.
+    /// `gguf`, `safetensors` or `pytorch`.
     pub container: &'static str,
     /// The mapped files, in shard order.
     pub parts: Vec<Mapped>,

@@ -6,27 +6,26 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-mod json;
+pub(super) mod json;
 mod write;
 
-use self::json::{HeaderSeed, IndexSeed, Place, RawHeader, parse_json};
+use self::json::{HeaderSeed, Place, RawHeader, parse_json};
 use self::write::write_header;
+use super::shards::{self, Parsed};
 use super::{Container, Header, WritePlan};
-use crate::artifact::is_plain_file_name;
 use crate::bytes::Cursor;
 use crate::encoding::{Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
-use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
+use crate::tensor_file::{TensorFile, TensorInfo};
 use serde::Deserialize;
-use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 /// The key of the header that is not a tensor.
 const METADATA: &str = "__metadata__";
-/// The ending of the file that says which tensor is in which shard.
-pub(super) const INDEX_SUFFIX: &str = ".index.json";
+/// The extension of the files, and of the shards that an index names.
+pub(super) const EXTENSION: &str = ".safetensors";
 /// What transformers writes, and refuses to load without.
 const FORMAT: (&str, &str) = ("format", "pt");
 /// The format asks for 8; 64 is a cache line, and lets a reader use any vector load on a mapping.
@@ -64,26 +63,7 @@ impl Container for Safetensors {
     }
 
     fn read(&self, path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
-        let name = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .unwrap_or_default();
-        if name.ends_with(INDEX_SUFFIX) {
-            return read_index(path, limits);
-        }
-        if let Some(index) = index_of_shard(name).map(|index| path.with_file_name(index))
-            && index.is_file()
-        {
-            return read_index(&index, limits);
-        }
-        let file = Mapped::open(path)?;
-        let parsed = read_file(&file, 0, limits).map_err(|e| e.in_file(path))?;
-        Ok(TensorFile::new(
-            self.name(),
-            vec![file],
-            parsed.metadata,
-            parsed.tensors,
-        ))
+        shards::read(self.name(), EXTENSION, path, limits, read_file)
     }
 
     fn header(&self, plan: &WritePlan) -> Result<Header, FormatError> {
@@ -91,23 +71,8 @@ impl Container for Safetensors {
     }
 }
 
-/// `model-00001-of-00003.safetensors` belongs to `model.safetensors.index.json`.
-fn index_of_shard(name: &str) -> Option<String> {
-    let stem = name.strip_suffix(".safetensors")?;
-    let (rest, count) = stem.rsplit_once("-of-")?;
-    let (prefix, number) = rest.rsplit_once('-')?;
-    let is_number = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
-    (is_number(number) && is_number(count)).then(|| format!("{prefix}.safetensors{INDEX_SUFFIX}"))
-}
-
 fn malformed(message: impl Into<String>) -> FormatError {
     FormatError::new(ErrorCode::Malformed, message)
-}
-
-/// One parsed file.
-struct Parsed {
-    metadata: Metadata,
-    tensors: Vec<TensorInfo>,
 }
 
 fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, FormatError> {
@@ -239,92 +204,4 @@ impl Entry {
             len,
         })
     }
-}
-
-fn read_index(path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
-    let here = |e: FormatError| e.in_file(path);
-    let index = Mapped::open(path)?;
-    let len = index.bytes().len() as u64;
-    if len > limits.json_bytes {
-        let message = format!(
-            "index of {len} bytes, expected at most {}",
-            limits.json_bytes
-        );
-        return Err(here(FormatError::new(ErrorCode::LimitExceeded, message)));
-    }
-    let mut shard_of = Vec::new();
-    let mut place = Place::default();
-    parse_json(
-        index.bytes(),
-        IndexSeed {
-            shard_of: &mut shard_of,
-            place: &mut place,
-            limits,
-        },
-    )
-    .map_err(|e| here(place.add_to(e, 0)))?;
-
-    for (tensor, shard) in &shard_of {
-        if !is_plain_file_name(shard) {
-            let message = format!("expected a file name in the same directory, found `{shard}`");
-            let hint = "shards must lie beside their index";
-            return Err(here(malformed(message).in_tensor(tensor).hint(hint)));
-        }
-    }
-    let shards: BTreeSet<&str> = shard_of.iter().map(|(_, shard)| shard.as_str()).collect();
-    let listed: HashMap<&str, &str> = shard_of
-        .iter()
-        .map(|(tensor, shard)| (tensor.as_str(), shard.as_str()))
-        .collect();
-
-    let mut parts = Vec::with_capacity(shards.len());
-    let mut metadata = Metadata::default();
-    let mut tensors = Vec::with_capacity(shard_of.len());
-    let mut found: HashMap<String, &str> = HashMap::with_capacity(shard_of.len());
-    for (number, shard) in shards.into_iter().enumerate() {
-        let shard_path = path.with_file_name(shard);
-        let file = Mapped::open(&shard_path).map_err(|e| e.hint("the index names this shard"))?;
-        let parsed = read_file(&file, number, limits).map_err(|e| e.in_file(&shard_path))?;
-        for tensor in &parsed.tensors {
-            let extra = |message: String| {
-                FormatError::new(ErrorCode::ExtraTensor, message)
-                    .in_file(&shard_path)
-                    .in_tensor(&tensor.name)
-                    .hint("index and shards are not from one checkpoint")
-            };
-            if let Some(before) = found.insert(tensor.name.clone(), shard) {
-                return Err(extra(format!("is in `{before}` and again here")));
-            }
-            match listed.get(tensor.name.as_str()) {
-                Some(expected) if *expected == shard => {}
-                Some(expected) => {
-                    return Err(extra(format!("the index expects it in `{expected}`")));
-                }
-                None => return Err(extra("the index does not list it".to_owned())),
-            }
-        }
-        for (key, value) in parsed.metadata.0 {
-            // the shards of one checkpoint repeat each other
-            if metadata.get(&key).is_none() {
-                metadata.0.push((key, value));
-            }
-        }
-        tensors.extend(parsed.tensors);
-        parts.push(file);
-    }
-    for (tensor, shard) in &shard_of {
-        if !found.contains_key(tensor.as_str()) {
-            let message = format!("the index expects it in `{shard}`, found no such tensor there");
-            return Err(FormatError::new(ErrorCode::MissingTensor, message)
-                .in_file(path)
-                .in_tensor(tensor)
-                .hint("index and shards are not from one checkpoint"));
-        }
-    }
-    Ok(TensorFile::new(
-        Safetensors.name(),
-        parts,
-        metadata,
-        tensors,
-    ))
 }

@@ -21,13 +21,13 @@ pub(super) struct RawHeader {
 
 /// Where a JSON error happened and which code it has, because serde's errors carry text only.
 #[derive(Debug, Default)]
-pub(super) struct Place {
-    pub(super) name: Option<String>,
-    pub(super) code: Option<ErrorCode>,
+pub(in crate::container) struct Place {
+    pub(in crate::container) name: Option<String>,
+    pub(in crate::container) code: Option<ErrorCode>,
 }
 
 impl Place {
-    pub(super) fn add_to(self, error: JsonError, start: u64) -> FormatError {
+    pub(in crate::container) fn add_to(self, error: JsonError, start: u64) -> FormatError {
         let mut out = FormatError::new(self.code.unwrap_or(ErrorCode::Malformed), error.message);
         out.tensor = self.name;
         out.offset = error.offset.map(|offset| offset.saturating_add(start));
@@ -35,13 +35,13 @@ impl Place {
     }
 }
 
-pub(super) struct JsonError {
-    pub(super) message: String,
+pub(in crate::container) struct JsonError {
+    pub(in crate::container) message: String,
     /// From the start of the JSON text, where it has one line.
-    pub(super) offset: Option<u64>,
+    pub(in crate::container) offset: Option<u64>,
 }
 
-pub(super) fn parse_json<'de, S: DeserializeSeed<'de>>(
+pub(in crate::container) fn parse_json<'de, S: DeserializeSeed<'de>>(
     text: &'de [u8],
     seed: S,
 ) -> Result<S::Value, JsonError> {
@@ -158,10 +158,10 @@ impl<'de, F: FnMut(String, String)> Visitor<'de> for StringsSeed<'_, F> {
 }
 
 /// An index file: `weight_map` counts, the rest (`metadata.total_size`) is ignored.
-pub(super) struct IndexSeed<'s> {
-    pub(super) shard_of: &'s mut Vec<(String, String)>,
-    pub(super) place: &'s mut Place,
-    pub(super) limits: &'s Limits,
+pub(in crate::container) struct IndexSeed<'s> {
+    pub(in crate::container) shard_of: &'s mut Vec<(String, String)>,
+    pub(in crate::container) place: &'s mut Place,
+    pub(in crate::container) limits: &'s Limits,
 }
 
 impl<'de> DeserializeSeed<'de> for IndexSeed<'_> {
