@@ -1096,7 +1096,7 @@ fn files_of_other_kinds() {
     let bench = Bench::new();
     for (bytes, word) in [
         (b"".as_slice(), "empty"),
-        (b"PK\x03\x04 and so on", "PyTorch"),
+        (b"\x80\x02 and so on", "PyTorch"),
         (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
         (b"<html>", "something else"),
         (b"GGU", "something else"),
