@@ -29,6 +29,8 @@ mod neon_float;
 #[cfg(target_arch = "aarch64")]
 mod neon_screen;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod streams;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

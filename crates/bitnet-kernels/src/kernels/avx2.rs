@@ -1,12 +1,13 @@
 //! AVX2 and FMA on the 2-bit [`tile`].
 //!
-//! Invariant: `vpmaddubsw` adds two products of a code (0..=2) and an activation into 16 bits, between
-//! -512 and 508; at most 64 of those are added before they are widened to 32 bits, and
-//! `64 * -512` is exactly the smallest `i16`: nothing saturates, -128 included.
+//! Invariant: `vpmaddubsw` adds two products of an activation and a code (0..=2), or 4 times as much, into
+//! 16 bits, between -2048 and 2032; at most 16 of those are added before they are widened to 32 bits, and
+//! `16 * -2048` is exactly the smallest `i16`: nothing saturates, -128 included.
 //!
-//! One token reads the packed bytes once, shifting each field down. Many tokens are looked up
-//! ([`lookup`]).
+//! One token reads the packed bytes once. Every second field is multiplied as it lies in the byte, 4 times
+//! too large, which saves half of the shifts. Many tokens are looked up ([`lookup`]).
 
+use super::streams::two_streams;
 use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
 use super::{BLOCK_BYTES, Kernel, ManyTokens, Panel, TernaryOps, Tile, lookup};
@@ -47,8 +48,10 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     sums,
 };
 
-/// Products of one 16-bit accumulator before it is widened; see the module's invariant.
-const PRODUCTS: usize = 64;
+/// Blocks until a 16-bit accumulator is widened: each adds two products of pairs, see the module's invariant.
+const WIDEN: usize = 8;
+
+const _: () = assert!(WIDEN * 2 * 2 * 4 * 2 * 128 == 1 << 15);
 
 /// Fewer are taken one by one, reading the packed bytes from L1. An estimate: one by one makes half as many
 /// products per second as the lookup of a full panel of 16 (80 and 168 GMAC/s, 2560 x 2560), and a panel costs
@@ -57,9 +60,6 @@ const MANY_TOKENS: ManyTokens = ManyTokens {
     fewest: 5,
     sums: lookup::sums,
 };
-
-/// Bytes ahead of the loads that are prefetched.
-const PREFETCH: usize = 2048;
 
 /// Half a line: 8 rows.
 #[inline]
@@ -78,26 +78,21 @@ fn store(line: &mut Line, half: usize, v: __m256i) {
     unsafe { _mm256_store_si256(line.0.as_mut_ptr().add(32 * half).cast(), v) }
 }
 
-/// `sums += v`
+/// `dots = sums - sum`, of eight rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_sums(sums: &mut [i32; 8], v: __m256i) {
-    let at: *mut __m256i = sums.as_mut_ptr().cast();
-    // SAFETY: the reference covers 32 bytes; load and store are unaligned.
-    unsafe { _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), v)) }
+pub(super) fn store_dots(dots: &mut [i32; 8], sums: __m256i, sum: i32) {
+    let v = _mm256_sub_epi32(sums, _mm256_set1_epi32(sum));
+    // SAFETY: the reference covers 32 bytes; the store is unaligned.
+    unsafe { _mm256_storeu_si256(dots.as_mut_ptr().cast(), v) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn prefetch(line: &Line) {
-    _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(PREFETCH).cast());
-}
-
-/// 16 sums of 16 bits to 8 of 32: four columns of one row meet here.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn widen(acc: __m256i) -> __m256i {
-    _mm256_madd_epi16(acc, _mm256_set1_epi16(1))
+pub(super) fn prefetch(block: &[Line; BLOCK], ahead: usize) {
+    for line in block {
+        _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(ahead).cast());
+    }
 }
 
 #[target_feature(enable = "avx2")]
@@ -137,79 +132,83 @@ fn dots(
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
 ) {
-    tile::start_at_minus_sums(tile, x, tokens.clone(), dots);
-    for (token, dots) in tokens
-        .clone()
-        .zip(dots.chunks_exact_mut(tile.groups() * ROWS))
-    {
-        one_token(tile, x, token, dots);
+    one_by_one(tile, x, tokens, dots, sink, |lines, quads, sum, dots| {
+        group_dots(lines, quads, sum, dots)
+    });
+}
+
+/// The entry `dots` of a kernel whose `group_dots` computes `dots[row] = sum of u * a - sum` over the blocks
+/// of one group of scales; the dots of 32 rows are eight at a time.
+#[inline(always)]
+pub(super) fn one_by_one(
+    tile: &Tile<'_>,
+    x: &ActivationBatch,
+    tokens: Range<usize>,
+    dots: &mut [i32],
+    sink: &mut dyn Sink<i32>,
+    group_dots: impl Fn(&[[Line; BLOCK]], &[[[i8; 4]; 4]], i32, &mut [[i32; 8]; 4]),
+) {
+    let blocks = tile.group.div_ceil(COLS);
+    let tile_dots = dots.chunks_exact_mut(tile.groups() * ROWS);
+    for (token, dots) in tokens.clone().zip(tile_dots) {
+        let lines = tile.lines.as_chunks::<BLOCK>().0.chunks_exact(blocks);
+        let quads = x.padded(token).as_chunks::<4>().0.as_chunks::<4>().0;
+        let groups = lines.zip(quads.chunks_exact(blocks));
+        let dots = dots.as_chunks_mut::<8>().0.as_chunks_mut::<4>().0;
+        for (g, ((lines, quads), dots)) in groups.zip(dots).enumerate() {
+            group_dots(lines, quads, x.group_sum(token, g, tile.group), dots);
+        }
     }
     sink.done(tokens, dots);
 }
 
-/// The groups of scales of a tile: their lines, the quads of the token's activations, and where the dots of
-/// 32 rows go, eight at a time.
-#[inline(always)]
-pub(super) fn groups<'a>(
-    tile: &Tile<'a>,
-    activations: &'a [i8],
-    dots: &'a mut [i32],
-) -> impl Iterator<Item = (&'a [Line], &'a [[i8; 4]], &'a mut [[i32; 8]; 4])> {
-    let blocks = tile.group.div_ceil(COLS);
-    let lines = tile.lines.chunks_exact(blocks * BLOCK);
-    let quads = activations.as_chunks::<4>().0.chunks_exact(blocks * 4);
-    let dots = dots.as_chunks_mut::<8>().0.as_chunks_mut::<4>().0;
-    lines.zip(quads).zip(dots).map(|((l, q), d)| (l, q, d))
-}
-
-/// `dots: (groups, 32)`
-#[target_feature(enable = "avx2")]
-fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
-    for (lines, quads, dots) in groups(tile, x.padded(token), dots) {
-        // a block adds four products to every accumulator
-        let parts = lines
-            .chunks(PRODUCTS / 4 * BLOCK)
-            .zip(quads.chunks(PRODUCTS));
-        for (lines, quads) in parts {
-            part_dots(lines, quads, dots);
-        }
-    }
-}
-
-/// `dots[row] += sum of u * a` over at most `PRODUCTS / 4` blocks.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn part_dots(lines: &[Line], quads: &[[i8; 4]], dots: &mut [[i32; 8]; 4]) {
-    let code = _mm256_set1_epi8(3);
-    let mut acc = [_mm256_setzero_si256(); 4];
-    for (block, quads) in lines
-        .as_chunks::<BLOCK>()
-        .0
-        .iter()
-        .zip(quads.as_chunks::<4>().0)
-    {
-        prefetch(&block[0]);
-        prefetch(&block[1]);
-        // no closure over vectors: `map` itself is compiled without AVX2 and would be called
-        let mut a = [_mm256_setzero_si256(); 4];
-        for f in 0..4 {
-            a[f] = _mm256_set1_epi32(tile::dword(&quads[f]));
-        }
+fn group_dots(
+    blocks: &[[Line; BLOCK]],
+    quads: &[[[i8; 4]; 4]],
+    sum: i32,
+    dots: &mut [[i32; 8]; 4],
+) {
+    let masks = [_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c)];
+    let zero = _mm256_setzero_si256();
+    // fields 0 and 2, and fields 1 and 3, which are 4 times too large
+    let mut acc = [[zero; 2]; 4];
+    let mut sums = [zero; 4]; // 4 times too large
+    let mut left = WIDEN;
+    two_streams::<1, _>(blocks, quads, |block, quads, ahead| {
+        prefetch(block, ahead);
         for i in 0..4 {
             let v = load(&block[i / 2], i % 2);
-            let u = [
-                _mm256_and_si256(v, code),
-                _mm256_and_si256(_mm256_srli_epi16::<2>(v), code),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(v), code),
-                _mm256_and_si256(_mm256_srli_epi16::<6>(v), code),
-            ];
+            let v = [v, _mm256_srli_epi16::<4>(v)];
             for f in 0..4 {
-                acc[i] = _mm256_add_epi16(acc[i], _mm256_maddubs_epi16(u[f], a[f]));
+                let a = _mm256_set1_epi32(tile::dword(&quads[f]));
+                let u = _mm256_and_si256(v[f / 2], masks[f % 2]);
+                acc[i][f % 2] = _mm256_add_epi16(acc[i][f % 2], _mm256_maddubs_epi16(u, a));
             }
         }
+        left -= 1;
+        if left == 0 {
+            widen(&mut acc, &mut sums);
+            left = WIDEN;
+        }
+    });
+    widen(&mut acc, &mut sums);
+    for (dots, sums) in dots.iter_mut().zip(sums) {
+        store_dots(dots, _mm256_srai_epi32::<2>(sums), sum);
     }
-    for (acc, dots) in acc.into_iter().zip(dots) {
-        add_sums(dots, widen(acc));
+}
+
+/// Moves 16-bit sums to 8 of 32 bits: four columns of one row meet here.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen(acc: &mut [[__m256i; 2]; 4], sums: &mut [__m256i; 4]) {
+    for i in 0..4 {
+        let [a, b] = acc[i];
+        let a = _mm256_madd_epi16(a, _mm256_set1_epi16(4));
+        let b = _mm256_madd_epi16(b, _mm256_set1_epi16(1));
+        sums[i] = _mm256_add_epi32(sums[i], _mm256_add_epi32(a, b));
+        acc[i] = [_mm256_setzero_si256(); 2];
     }
 }
 

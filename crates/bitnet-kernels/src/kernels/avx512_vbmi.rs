@@ -11,9 +11,8 @@
 //! `81 * 2 * 128 * K / 5 < 2^31` for every `K < MAX_COLS` (132,104), and they are exact multiples of 81, so
 //! that multiplying by the inverse of 81 modulo 2^32 divides them exactly.
 
-use super::avx512_vnni::{
-    self, load, many_tokens, prefetch, store, store_sums, transpose, two_streams,
-};
+use super::avx512_vnni::{self, load, many_tokens, prefetch, store, store_sums, transpose};
+use super::streams::two_streams;
 use super::tile::{self, BLOCK, ROWS};
 use super::tile_pack::{self, Code};
 use super::{BLOCK_BYTES, Kernel, TernaryOps, Tile};
@@ -197,7 +196,7 @@ fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32
     let mut acc = [[_mm512_setzero_si512(); QUADS]; 2];
     let quads = x.padded(token).as_chunks::<4>().0.as_chunks::<QUADS>().0;
     let blocks = tile.lines.as_chunks::<BLOCK>().0;
-    two_streams(blocks, quads, |block, quads, ahead| {
+    two_streams::<2, _>(blocks, quads, |block, quads, ahead| {
         let mut a = [_mm512_setzero_si512(); QUADS];
         for f in 0..QUADS {
             a[f] = _mm512_set1_epi32(tile::dword(&quads[f]));

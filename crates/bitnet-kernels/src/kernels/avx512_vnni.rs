@@ -8,6 +8,7 @@
 //! tile into L1 and multiply them with panels of 12 tokens: 24 accumulators, two weights and one
 //! broadcast fit the 32 registers, and the two vector ports do nothing but `vpdpbusd`.
 
+use super::streams::two_streams;
 use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
 use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile};
@@ -63,9 +64,6 @@ pub(super) const PANEL: usize = 12;
 /// Up to so many tokens it is faster to read the packed bytes (from L1) once for each.
 const FEW: usize = 3;
 
-/// Bytes ahead of the loads that are prefetched.
-const PREFETCH: usize = 2048;
-
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn load(line: &Line) -> __m512i {
@@ -98,39 +96,6 @@ pub(super) fn store_sums(sums: &mut [i32; 16], v: __m512i) {
 #[target_feature(enable = "avx512f")]
 pub(super) fn prefetch(line: &Line, ahead: usize) {
     _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(ahead).cast());
-}
-
-/// Takes `step` through all blocks and their activations, with how many bytes ahead it shall prefetch. Two
-/// blocks of the first half and two of the second in turn: memory serves two streams faster than one, which
-/// is 5 to 8 % of a matvec. Near its end each half fetches from its beginning in the tile behind this one.
-#[inline(always)]
-pub(super) fn two_streams<Q>(
-    blocks: &[[Line; BLOCK]],
-    quads: &[Q],
-    mut step: impl FnMut(&[Line; BLOCK], &Q, usize),
-) {
-    const STEP: usize = BLOCK * LINE;
-    let half = blocks.len().min(quads.len()) / 4 * 2;
-    let turn = half.saturating_sub(PREFETCH / STEP);
-    let to_next = (blocks.len() - half) * STEP;
-    for (range, ahead) in [(0..turn, PREFETCH), (turn..half, PREFETCH + to_next)] {
-        let stream = |from: usize| {
-            let range = from + range.start..from + range.end;
-            let blocks = blocks[range.clone()].as_chunks::<2>().0;
-            blocks.iter().zip(quads[range].as_chunks::<2>().0)
-        };
-        for (low, high) in stream(0).zip(stream(half)) {
-            for (blocks, quads) in [low, high] {
-                step(&blocks[0], &quads[0], ahead);
-                step(&blocks[1], &quads[1], ahead);
-            }
-        }
-    }
-    // up to three blocks that no stream comes by
-    let ahead = PREFETCH.max(blocks.len() * STEP);
-    for (block, quads) in blocks.iter().zip(quads).skip(2 * half) {
-        step(block, quads, ahead);
-    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -225,7 +190,7 @@ fn group_dots(lines: &[Line], quads: &[[i8; 4]]) -> [__m512i; 2] {
     ];
     let mut acc = [[_mm512_setzero_si512(); 4]; 2];
     let blocks = lines.as_chunks::<BLOCK>().0;
-    two_streams(blocks, quads.as_chunks::<4>().0, |block, quads, ahead| {
+    two_streams::<2, _>(blocks, quads.as_chunks::<4>().0, |block, quads, ahead| {
         prefetch(&block[0], ahead);
         prefetch(&block[1], ahead);
         let v = [load(&block[0]), load(&block[1])];

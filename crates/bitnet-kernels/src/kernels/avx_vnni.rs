@@ -7,8 +7,9 @@
 //! byte, 4 times too large, and is shifted down once at the end. Many tokens are looked up ([`lookup`]): that adds
 //! 64 products where `vpdpbusd` multiplies 32.
 
-use super::avx2::{self, groups, load, prefetch};
-use super::tile::{self, BLOCK, ROWS};
+use super::avx2::{self, load, prefetch, store_dots};
+use super::streams::two_streams;
+use super::tile::{self, BLOCK};
 use super::{Kernel, ManyTokens, TernaryOps, Tile, lookup};
 use crate::activations::ActivationBatch;
 use crate::lines::Line;
@@ -46,54 +47,37 @@ fn dots(
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
 ) {
-    for (token, dots) in tokens
-        .clone()
-        .zip(dots.chunks_exact_mut(tile.groups() * ROWS))
-    {
-        one_token(tile, x, token, dots);
-    }
-    sink.done(tokens, dots);
+    avx2::one_by_one(tile, x, tokens, dots, sink, |lines, quads, sum, dots| {
+        group_dots(lines, quads, sum, dots)
+    });
 }
 
-/// `dots: (groups, 32)`
-#[target_feature(enable = "avx2,avxvnni")]
-fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
-    for (g, (lines, quads, dots)) in groups(tile, x.padded(token), dots).enumerate() {
-        let sum = x.group_sum(token, g, tile.group);
-        group_dots(lines, quads, sum, dots);
-    }
-}
-
-/// `dots[row] = sum of u * a - sum` over some blocks.
 #[inline]
 #[target_feature(enable = "avx2,avxvnni")]
-fn group_dots(lines: &[Line], quads: &[[i8; 4]], sum: i32, dots: &mut [[i32; 8]; 4]) {
+fn group_dots(
+    blocks: &[[Line; BLOCK]],
+    quads: &[[[i8; 4]; 4]],
+    sum: i32,
+    dots: &mut [[i32; 8]; 4],
+) {
     let masks = [_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c)];
     // fields 0 and 2, and fields 1 and 3, which are 4 times too large: an accumulator for each of them and
     // for each 8 rows would be all the registers there are
     let mut acc = [[_mm256_setzero_si256(); 2]; 4];
-    for (block, quads) in lines
-        .as_chunks::<BLOCK>()
-        .0
-        .iter()
-        .zip(quads.as_chunks::<4>().0)
-    {
-        prefetch(&block[0]);
-        prefetch(&block[1]);
+    two_streams::<1, _>(blocks, quads, |block, quads, ahead| {
+        prefetch(block, ahead);
         for i in 0..4 {
-            let low = load(&block[i / 2], i % 2);
-            let v = [low, _mm256_srli_epi16::<4>(low)];
+            let v = load(&block[i / 2], i % 2);
+            let v = [v, _mm256_srli_epi16::<4>(v)];
             for f in 0..4 {
                 let a = _mm256_set1_epi32(tile::dword(&quads[f]));
                 let u = _mm256_and_si256(v[f / 2], masks[f % 2]);
                 acc[i][f % 2] = _mm256_dpbusd_avx_epi32(acc[i][f % 2], u, a);
             }
         }
-    }
-    let sum = _mm256_set1_epi32(sum);
-    for ([a, b], dots) in acc.into_iter().zip(dots) {
-        let dot = _mm256_sub_epi32(_mm256_add_epi32(a, _mm256_srai_epi32::<2>(b)), sum);
-        // SAFETY: the reference covers 32 bytes; the store is unaligned.
-        unsafe { _mm256_storeu_si256(dots.as_mut_ptr().cast(), dot) }
+    });
+    for (dots, [a, b]) in dots.iter_mut().zip(acc) {
+        let sums = _mm256_add_epi32(a, _mm256_srai_epi32::<2>(b));
+        store_dots(dots, sums, sum);
     }
 }

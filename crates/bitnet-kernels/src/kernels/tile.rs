@@ -10,7 +10,6 @@
 //! subtracted in the end takes it out again.
 
 use super::Tile;
-use crate::activations::ActivationBatch;
 use crate::float_ops::{Lanes, add_lanes};
 use crate::lines::Line;
 use std::ops::Range;
@@ -95,10 +94,11 @@ pub(super) fn chunks_of<const F: usize>(
 
 /// Sets every dot of `dots: (tokens, groups, 32)` to minus the sum of its activations, by which
 /// `sum of u * a` exceeds `sum of trit * a`.
+#[cfg(target_arch = "aarch64")]
 #[inline(always)]
 pub(super) fn start_at_minus_sums(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &crate::activations::ActivationBatch,
     tokens: Range<usize>,
     dots: &mut [i32],
 ) {
