@@ -3,7 +3,7 @@
 //! Invariant: every flag has help with an example or a default; what the program prints is
 //! `formats/report.md`.
 
-use crate::gates::Thresholds;
+use crate::settings::Bounds;
 use bitnet_cli::GlobalArgs;
 use clap::{Args as ClapArgs, Parser};
 use std::path::PathBuf;
@@ -74,9 +74,30 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
 
-    /// Overwrite the --junit file
+    /// Write the report as one self-contained HTML page, for example --html report.html
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
+    /// Write the report as Markdown for a model card, for example --markdown report.md
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+
+    /// Overwrite the files of --junit, --html and --markdown
     #[arg(long)]
     pub force: bool,
+
+    /// Fail where this run is worse than an earlier one, for example --baseline report.json
+    ///
+    /// FILE is what `bitnet-verify --json` printed then. Worse: a check that was `same` and is not, or a
+    /// figure of logits or layers that grew by more than --baseline-slack.
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+
+    /// Read thresholds from FILE [default: bitnet-verify.toml in the current directory, if there]
+    ///
+    /// A table [thresholds] with the flags below as keys, for example max_kl = 2e-3. Flags are stronger.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// Layout of I2_S tensors in SRC (in ARTIFACT without --against), for example --layout i2_s-arm64
     ///
@@ -103,47 +124,52 @@ pub struct Args {
 
 /// Bounds of the gates.
 #[derive(Debug, ClapArgs)]
-#[command(next_help_heading = "Thresholds of --golden and --logits")]
+#[command(next_help_heading = "Thresholds of --golden, --logits and --baseline")]
 pub(crate) struct ThresholdArgs {
-    /// Relative error of a linear from its recorded input
-    #[arg(long, value_name = "X", default_value_t = Thresholds::default().linear_error, value_parser = bound, hide_short_help = true)]
-    max_linear_error: f64,
+    /// Relative error of a linear from its recorded input [default: 1e-6]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    max_linear_error: Option<f64>,
 
-    /// Relative error that more than half of the layers stay below
-    #[arg(long, value_name = "X", default_value_t = Thresholds::default().typical_layer_error, value_parser = bound, hide_short_help = true)]
-    typical_layer_error: f64,
+    /// Relative error that more than half of the layers stay below [default: 2e-6]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    typical_layer_error: Option<f64>,
 
-    /// Relative error that every layer stays below
-    #[arg(long, value_name = "X", default_value_t = Thresholds::default().layer_error, value_parser = bound, hide_short_help = true)]
-    max_layer_error: f64,
+    /// Relative error that every layer stays below [default: 2e-2]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    max_layer_error: Option<f64>,
 
-    /// Mean KL divergence from the golden logits
-    #[arg(long, value_name = "X", default_value_t = Thresholds::default().kl_mean, value_parser = bound, hide_short_help = true)]
-    max_kl: f64,
+    /// Mean KL divergence from the golden logits [default: 2e-3]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    max_kl: Option<f64>,
 
-    /// Share of positions with the golden most likely token
-    #[arg(long, value_name = "X", default_value_t = Thresholds::default().top1, value_parser = bound, hide_short_help = true)]
-    min_top1: f64,
+    /// Share of positions with the golden most likely token [default: 0.96]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    min_top1: Option<f64>,
 
-    /// Golden logit margin below which another most likely token is no error
-    #[arg(long, value_name = "X", default_value_t = Thresholds::default().flip_margin, value_parser = bound, hide_short_help = true)]
-    flip_margin: f64,
+    /// Golden logit margin below which another most likely token is no error [default: 0.3]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    flip_margin: Option<f64>,
 
-    /// Shift of the mean negative log likelihood of the golden stream
-    #[arg(long, value_name = "X", default_value_t = Thresholds::default().nll_shift, value_parser = bound, hide_short_help = true)]
-    max_nll_shift: f64,
+    /// Shift of the mean negative log likelihood of the golden stream [default: 0.02]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    max_nll_shift: Option<f64>,
+
+    /// How much worse, relatively, a figure may be than in --baseline [default: 0.05]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    baseline_slack: Option<f64>,
 }
 
 impl ThresholdArgs {
-    pub(crate) fn bounds(&self) -> Thresholds {
-        Thresholds {
-            linear_error: self.max_linear_error,
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            max_linear_error: self.max_linear_error,
             typical_layer_error: self.typical_layer_error,
-            layer_error: self.max_layer_error,
-            kl_mean: self.max_kl,
-            top1: self.min_top1,
+            max_layer_error: self.max_layer_error,
+            max_kl: self.max_kl,
+            min_top1: self.min_top1,
             flip_margin: self.flip_margin,
-            nll_shift: self.max_nll_shift,
+            max_nll_shift: self.max_nll_shift,
+            baseline_slack: self.baseline_slack,
         }
     }
 }
@@ -159,11 +185,38 @@ fn bound(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::baseline::SLACK;
+    use crate::gates::Thresholds;
     use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_the_defaults_that_hold() {
+        let help = Args::command().render_long_help().to_string();
+        let usual = Thresholds::default();
+        for default in [
+            usual.linear_error,
+            usual.typical_layer_error,
+            usual.layer_error,
+            usual.kl_mean,
+            usual.top1,
+            usual.flip_margin,
+            usual.nll_shift,
+            SLACK,
+        ] {
+            let (plain, scientific) = (
+                format!("[default: {default}]"),
+                format!("[default: {default:e}]"),
+            );
+            assert!(
+                help.contains(&plain) || help.contains(&scientific),
+                "{default}"
+            );
+        }
     }
 
     #[test]

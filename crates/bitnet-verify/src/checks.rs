@@ -18,7 +18,7 @@ mod trits;
 use crate::gates::Thresholds;
 use crate::golden::Golden;
 use crate::prompts::Prompt;
-use crate::report::Report;
+use crate::report::{LinearFigures, Report};
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
@@ -123,6 +123,8 @@ pub struct Subject<'a> {
     pub kernels: &'a [Backend],
     /// Bounds.
     pub thresholds: &'a Thresholds,
+    /// Whether the report is to say what every linear holds.
+    pub figures: bool,
 }
 
 /// Runs every check that the subject calls for.
@@ -132,7 +134,7 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
         .iter()
         .filter_map(|check| (check.start)(subject))
         .collect();
-    if running.iter().any(|check| check.wants_ternary()) {
+    if subject.figures || running.iter().any(|check| check.wants_ternary()) {
         let slots: Vec<Slot> = subject.artifact.checkpoint.slots_in_file_order();
         let slots: Vec<Slot> = slots.into_iter().filter(|slot| slot.is_ternary()).collect();
         let bar: Bar = progress.steps("tensors", slots.len() as u64);
@@ -147,6 +149,9 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
                 artifact: &artifact,
                 source: source.as_ref(),
             };
+            if let (true, Ok(matrix)) = (subject.figures, &artifact) {
+                report.linears.push(figures(slot, matrix));
+            }
             for check in running.iter_mut().filter(|check| check.wants_ternary()) {
                 check.ternary(&pair, subject);
             }
@@ -158,4 +163,28 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
         check.finish(subject, &mut report);
     }
     report
+}
+
+/// What a linear holds.
+fn figures(slot: Slot, matrix: &TernaryMatrix) -> LinearFigures {
+    let mut trits = [0u64; 3];
+    for t in matrix.trits() {
+        match t {
+            ..=-1 => trits[0] += 1,
+            0 => trits[1] += 1,
+            1.. => trits[2] += 1,
+        }
+    }
+    let mut scales = matrix.scales().as_slice().to_vec();
+    scales.sort_by(f32::total_cmp);
+    let at = |i: usize| scales.get(i).copied().unwrap_or(0.0);
+    LinearFigures {
+        name: slot.to_string(),
+        trits,
+        scales: [
+            at(0),
+            at(scales.len() / 2),
+            at(scales.len().saturating_sub(1)),
+        ],
+    }
 }

@@ -3,14 +3,22 @@
 //! Invariant: the first operand is the reference. Everything is accumulated in `f64`, position by
 //! position, and a logit that is not finite makes the figures infinite, never small.
 
+mod statistics;
+
+pub use statistics::Spread;
+
 use crate::report::number;
 use serde_json::{Value, json};
 
+/// Most likely tokens whose set is compared.
+const TOP: usize = 5;
+
 /// Logits of one position or sequence against a reference; build with [`Divergence::add`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Divergence {
     kl: Vec<(f64, Place)>,
     same_top1: usize,
+    same_top5: usize,
     /// Positions with a logit that is off by more than [`REACHED`].
     reached: usize,
     max_abs: f64,
@@ -20,9 +28,8 @@ pub struct Divergence {
     logit_sum: f64,
     logit_squares: f64,
     logits: usize,
-    nll_reference: f64,
-    nll_found: f64,
-    predicted: usize,
+    /// Negative log likelihood of the token that follows, reference and found, where one follows.
+    nll: Vec<(f64, f64)>,
     names: Vec<String>,
 }
 
@@ -74,10 +81,10 @@ impl Divergence {
             } else {
                 self.flipped_margin = self.flipped_margin.max(margin);
             }
+            self.same_top5 += usize::from(most_likely(reference) == most_likely(found));
             if let Some(&next) = ids.and_then(|ids| ids.get(position + 1)) {
-                self.nll_reference -= p.get(next as usize).unwrap_or(&f64::NEG_INFINITY);
-                self.nll_found -= q.get(next as usize).unwrap_or(&f64::NEG_INFINITY);
-                self.predicted += 1;
+                let of = |log: &[f64]| -log.get(next as usize).unwrap_or(&f64::NEG_INFINITY);
+                self.nll.push((of(&p), of(&q)));
             }
         }
     }
@@ -107,15 +114,17 @@ impl Divergence {
 
     /// Mean of the Kullback-Leibler divergence over positions.
     pub fn kl_mean(&self) -> f64 {
-        self.kl.iter().map(|(kl, _)| kl).sum::<f64>() / (self.kl.len() as f64).max(1.0)
+        self.kl_spread().mean()
+    }
+
+    /// The divergence of every position.
+    pub fn kl_spread(&self) -> Spread {
+        Spread::new(self.kl.iter().map(|(kl, _)| *kl).collect())
     }
 
     /// The divergence that 99.9 % of the positions stay below (nearest rank).
     pub fn kl_p999(&self) -> f64 {
-        let mut kl: Vec<f64> = self.kl.iter().map(|(kl, _)| *kl).collect();
-        kl.sort_by(f64::total_cmp);
-        let rank = (kl.len() as f64 * 0.999).ceil() as usize;
-        kl.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+        self.kl_spread().quantile(0.999)
     }
 
     /// The largest divergence, and the prompt and position where it is.
@@ -135,6 +144,15 @@ impl Divergence {
         }
     }
 
+    /// Share of positions with the same five most likely tokens, in any order.
+    pub fn top5_agreement(&self) -> f64 {
+        if self.kl.is_empty() {
+            1.0
+        } else {
+            self.same_top5 as f64 / self.kl.len() as f64
+        }
+    }
+
     /// Share of positions that a flipped activation has reached.
     pub fn reached(&self) -> f64 {
         self.reached as f64 / (self.kl.len() as f64).max(1.0)
@@ -148,8 +166,28 @@ impl Divergence {
 
     /// Perplexity of the reference and of the logits compared, over the tokens that follow.
     pub fn perplexities(&self) -> Option<(f64, f64)> {
-        let n = self.predicted as f64;
-        (self.predicted > 0).then(|| ((self.nll_reference / n).exp(), (self.nll_found / n).exp()))
+        let (reference, found) = (self.nll_spread(false), self.nll_spread(true));
+        (!self.nll.is_empty()).then(|| (reference.mean().exp(), found.mean().exp()))
+    }
+
+    /// Negative log likelihoods of the tokens that follow, of the reference or of what was found.
+    pub fn nll_spread(&self, found: bool) -> Spread {
+        Spread::new(
+            self.nll
+                .iter()
+                .map(|n| if found { n.1 } else { n.0 })
+                .collect(),
+        )
+    }
+
+    /// Change of the probability of the token that follows.
+    pub fn delta_p(&self) -> Spread {
+        Spread::new(
+            self.nll
+                .iter()
+                .map(|(r, f)| (-f).exp() - (-r).exp())
+                .collect(),
+        )
     }
 
     /// The `logits` object of the report.
@@ -166,12 +204,10 @@ impl Divergence {
             "kl_max": number(kl_max),
             "kl_max_at": {"prompt": prompt, "position": position},
             "top1_agreement": self.top1_agreement(),
+            "top5_agreement": self.top5_agreement(),
             "largest_flipped_margin": number(self.flipped_margin()),
         });
-        if let Some((reference, found)) = self.perplexities() {
-            object["perplexity_reference"] = number(reference);
-            object["perplexity"] = number(found);
-        }
+        self.add_statistics(&mut object);
         object
     }
 
@@ -197,6 +233,20 @@ pub(crate) fn log_softmax(x: &[f32]) -> Vec<f64> {
         .sum();
     let shift = f64::from(max) + sum.ln();
     x.iter().map(|&v| f64::from(v) - shift).collect()
+}
+
+/// The most likely tokens (the lowest of equals), in the order of the vocabulary.
+fn most_likely(x: &[f32]) -> Vec<usize> {
+    let mut best: Vec<usize> = Vec::with_capacity(TOP + 1);
+    for (i, v) in x.iter().enumerate() {
+        let at = best.partition_point(|&b| x[b] >= *v);
+        if at < TOP {
+            best.insert(at, i);
+            best.truncate(TOP);
+        }
+    }
+    best.sort_unstable();
+    best
 }
 
 /// The most likely token (the lowest of equals) and its margin over the second.
@@ -249,6 +299,24 @@ mod tests {
         );
         let (a, b) = d.perplexities().unwrap();
         assert_eq!(a, b);
+    }
+
+    #[test]
+    fn five_tokens_are_compared_as_a_set() {
+        let reference = [5.0f32, 4.0, 3.0, 2.0, 1.0, 0.5, -1.0];
+        assert_eq!(most_likely(&reference), [0, 1, 2, 3, 4]);
+        assert_eq!(
+            most_likely(&[1.0; 7]),
+            [0, 1, 2, 3, 4],
+            "the lowest of equals"
+        );
+        assert_eq!(most_likely(&[1.0, 2.0]), [0, 1]);
+        let mut d = Divergence::default();
+        let other_order = [1.0f32, 2.0, 3.0, 4.0, 5.0, 0.5, -1.0];
+        let other_set = [5.0f32, 4.0, 3.0, 2.0, 0.1, 0.5, -1.0];
+        d.add("p", None, 7, &reference, &other_order);
+        d.add("q", None, 7, &reference, &other_set);
+        assert_eq!((d.top5_agreement(), d.top1_agreement()), (0.5, 0.5));
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn case(xml: &mut String, check: &CheckResult) {
 }
 
 /// Escapes text and attribute values alike.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -8,14 +8,17 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod baseline;
 mod checks;
 mod divergence;
 pub mod gates;
 pub mod golden;
 mod junit;
 mod oracle;
+mod page;
 mod prompts;
 mod report;
+mod settings;
 
 pub use args::Args;
 pub use checks::{CHECKS, Check, Input, Subject, run as run_checks};
@@ -24,7 +27,10 @@ pub use gates::Thresholds;
 pub use golden::Golden;
 pub use oracle::{Oracle, Trace};
 pub use prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};
-pub use report::{CheckResult, Difference, Findings, Report, Status};
+pub use report::{
+    CheckResult, ComparedLogits, Difference, Findings, LinearFigures, Report, Status,
+};
+pub use settings::Bounds;
 
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
 use bitnet_formats::{Artifact, ErrorCode, FormatError};
@@ -33,7 +39,7 @@ use bitnet_model::{Certificate, OpenOptions};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The program.
 pub fn run(
@@ -52,25 +58,15 @@ pub fn run(
 
 fn work(args: &Args, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
     let started = Instant::now();
-    let progress = Progress::new(console);
-    let report = verify(args, &progress);
-    progress.clear();
-    if let Some(path) = &args.junit {
-        // a CI server is to see what could not even be opened
-        let cannot =
-            |e: &Failure| CheckResult::error("open", &FormatError::new(e.code, e.message.clone()));
-        let broken = |e| Report {
-            checks: vec![cannot(e)],
-            ..Report::default()
-        };
-        let report = report.as_ref().map_or_else(broken, Report::clone);
-        let seconds = started.elapsed().as_secs_f64();
-        write_new(
-            path,
-            args.force,
-            &junit::to_junit(&report, &args.artifact.display().to_string(), seconds),
-        )?;
+    let (bounds, file) = Bounds::read(args.config.as_deref())?;
+    if let Some(file) = &file {
+        console.note(format_args!("thresholds of {}", file.display()))?;
     }
+    let bounds = args.thresholds.bounds().or(bounds);
+    let progress = Progress::new(console);
+    let report = verify(args, &bounds, &progress);
+    progress.clear();
+    write_reports(args, &bounds, &report, started.elapsed())?;
     let report = report?;
     let mut text = Vec::new();
     report.write_text(&mut text)?;
@@ -83,8 +79,49 @@ fn work(args: &Args, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
     })
 }
 
+/// Writes the files that were asked for. A CI server is to see what could not even be opened.
+fn write_reports(
+    args: &Args,
+    bounds: &Bounds,
+    report: &Result<Report, Failure>,
+    took: Duration,
+) -> Result<(), Failure> {
+    let cannot =
+        |e: &Failure| CheckResult::error("open", &FormatError::new(e.code, e.message.clone()));
+    let broken = |e| Report {
+        checks: vec![cannot(e)],
+        ..Report::default()
+    };
+    let report = &report.as_ref().map_or_else(broken, Report::clone);
+    if let Some(path) = &args.junit {
+        let artifact = args.artifact.display().to_string();
+        let text = junit::to_junit(report, &artifact, took.as_secs_f64());
+        write_new(path, args.force, &text)?;
+    }
+    let mut subjects = vec![("artifact", args.artifact.display().to_string())];
+    for (name, path) in [
+        ("against", &args.against),
+        ("certificate", &args.certificate),
+        ("golden", &args.golden),
+        ("prompts", &args.prompts),
+        ("baseline", &args.baseline),
+    ] {
+        let path = path.as_ref();
+        subjects.extend(path.map(|p| (name, p.display().to_string())));
+    }
+    subjects.push(("seconds", format!("{:.1}", took.as_secs_f64())));
+    if let Some(path) = &args.html {
+        let text = page::to_html(report, &subjects, &bounds.thresholds());
+        write_new(path, args.force, &text)?;
+    }
+    if let Some(path) = &args.markdown {
+        write_new(path, args.force, &page::to_markdown(report, &subjects))?;
+    }
+    Ok(())
+}
+
 /// Opens what the command line names and runs the checks it calls for.
-fn verify(args: &Args, progress: &Progress) -> Result<Report, Failure> {
+fn verify(args: &Args, bounds: &Bounds, progress: &Progress) -> Result<Report, Failure> {
     let logits =
         args.logits || args.golden.is_some() || args.prompts.is_some() || args.kernel.is_some();
     if args.against.is_none() && args.certificate.is_none() && !logits {
@@ -129,7 +166,9 @@ fn verify(args: &Args, progress: &Progress) -> Result<Report, Failure> {
         (None, None) => built_in_prompts(config),
     };
     let kernels = kernels(args.kernel.as_deref())?;
-    let thresholds = args.thresholds.bounds();
+    let baseline = args.baseline.as_deref();
+    let baseline = baseline.map(prompts::read_json).transpose()?;
+    let thresholds = bounds.thresholds();
     let subject = Subject {
         artifact: &artifact,
         source: source.as_ref(),
@@ -139,13 +178,21 @@ fn verify(args: &Args, progress: &Progress) -> Result<Report, Failure> {
         prompts: &prompts,
         kernels: &kernels,
         thresholds: &thresholds,
+        figures: args.html.is_some(),
     };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(args.global.thread_count())
         .build();
     let pool =
         pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
-    Ok(pool.install(|| run_checks(&subject, progress)))
+    let mut report = pool.install(|| run_checks(&subject, progress));
+    if let Some(before) = &baseline {
+        let slack = bounds.baseline_slack.unwrap_or(baseline::SLACK);
+        report
+            .checks
+            .push(baseline::compare(&report, before, slack));
+    }
+    Ok(report)
 }
 
 fn read_certificate(path: &Path) -> Result<Certificate, FormatError> {

@@ -4,6 +4,7 @@
 //! otherwise one check that could not be done makes it `error`; a skipped check says why and never
 //! counts as passed.
 
+use crate::divergence::Divergence;
 use crate::gates::Violation;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
@@ -173,15 +174,37 @@ impl CheckResult {
     }
 }
 
+/// Logits and what they were compared with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ComparedLogits {
+    /// `golden`, `source` or `oracle`.
+    pub reference: &'static str,
+    /// How far they are apart.
+    pub divergence: Divergence,
+}
+
+/// What one linear of the artifact holds, for pages that show it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearFigures {
+    /// Its slot.
+    pub name: String,
+    /// How many trits are -1, 0, +1.
+    pub trits: [u64; 3],
+    /// The smallest, the median and the largest scale.
+    pub scales: [f32; 3],
+}
+
 /// Everything a run found.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
     /// One line each, in the order of the table of checks.
     pub checks: Vec<CheckResult>,
-    /// The `logits` object, when logits were compared.
-    pub logits: Option<Value>,
+    /// The figures of the logits, when they were compared.
+    pub logits: Option<ComparedLogits>,
     /// Teacher-forced error of each layer, and from whose hidden states; told before the checks.
     pub layers: Option<(&'static str, Vec<f64>)>,
+    /// Every linear, in the order of the file, when a page was asked for.
+    pub linears: Vec<LinearFigures>,
 }
 
 impl Report {
@@ -202,7 +225,7 @@ impl Report {
         let checks: Vec<Value> = self.checks.iter().map(CheckResult::to_json).collect();
         let mut report = json!({"status": self.status().as_str(), "checks": checks});
         if let Some(logits) = &self.logits {
-            report["logits"] = logits.clone();
+            report["logits"] = logits.divergence.to_json(logits.reference);
         }
         if let Some((from, errors)) = &self.layers {
             let errors: Vec<Value> = errors.iter().map(|&e| number(e)).collect();
@@ -252,11 +275,17 @@ impl Report {
                 writeln!(out, "    and {more} more, listed by --json")?;
             }
         }
+        if let Some(logits) = &self.logits {
+            writeln!(out, "  logits, against the {}:", logits.reference)?;
+            for (name, figure) in logits.divergence.statistics() {
+                writeln!(out, "    {name:<30}: {figure}")?;
+            }
+        }
         Ok(())
     }
 
-    /// The rest of the verdict line.
-    fn verdict(&self) -> String {
+    /// The verdict in a sentence: which checks decided it.
+    pub fn verdict(&self) -> String {
         let named = |status| -> Vec<&str> {
             self.checks
                 .iter()

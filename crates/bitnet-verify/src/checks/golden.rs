@@ -7,7 +7,7 @@ use super::logits::Runtime;
 use super::{Check, Running, Subject};
 use crate::gates::{self, check_codes};
 use crate::golden::Golden;
-use crate::report::{CheckResult, Findings, Report};
+use crate::report::{CheckResult, ComparedLogits, Findings, Report};
 use bitnet_formats::FormatError;
 
 pub(super) const CHECK: Check = Check {
@@ -98,7 +98,10 @@ fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &m
     gate(report, "golden-logits", |findings, report| {
         let measured = gates::end_to_end(golden, bounds, |tokens| runtime.logits(tokens))?;
         findings.violations(measured.violations(bounds));
-        report.logits = Some(measured.ours.to_json("golden"));
+        report.logits = Some(ComparedLogits {
+            reference: "golden",
+            divergence: measured.ours.clone(),
+        });
         let native = measured.native.map_or(String::new(), |n| {
             format!("; 16-bit reference kl mean {:.2e}", n.kl_mean())
         });

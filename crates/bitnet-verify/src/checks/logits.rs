@@ -8,7 +8,7 @@ use super::{Check, Input, Running, Subject};
 use crate::divergence::{Divergence, relative_error};
 use crate::gates::{Answer, layer_violations};
 use crate::oracle::Oracle;
-use crate::report::{CheckResult, Findings, Report};
+use crate::report::{CheckResult, ComparedLogits, Findings, Report};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
 use bitnet_model::{LoadOptions, Logits, Model, Slot, TilesIn};
@@ -81,12 +81,8 @@ impl Running for Compared {
         };
         if let Some(source) = subject.source {
             let other = run(source, first).map(|(logits, _)| logits);
-            report.checks.push(against_source(
-                subject,
-                other,
-                &logits,
-                report_slot(&mut report.logits),
-            ));
+            let check = against_source(subject, other, &logits, &mut report.logits);
+            report.checks.push(check);
         }
         if !others.is_empty() {
             let mut findings = Findings::default();
@@ -114,17 +110,13 @@ impl Running for Compared {
     }
 }
 
-/// The report's `logits` object, if a stronger comparison has not filled it.
-fn report_slot(slot: &mut Option<serde_json::Value>) -> Option<&mut Option<serde_json::Value>> {
-    slot.is_none().then_some(slot)
-}
-
-/// The same network in two files: bit for bit.
+/// The same network in two files: bit for bit. The figures stay those of a stronger comparison, if there was
+/// one.
 fn against_source(
     subject: &Subject<'_>,
     expected: Result<Vec<Vec<f32>>, FormatError>,
     found: &[Vec<f32>],
-    slot: Option<&mut Option<serde_json::Value>>,
+    figures: &mut Option<ComparedLogits>,
 ) -> CheckResult {
     const NAME: &str = "logits-source";
     let expected = match expected {
@@ -134,13 +126,14 @@ fn against_source(
     let mut findings = Findings::default();
     identical(subject, "artifact", &expected, found, &mut findings);
     let divergence = divergence(subject, &expected, found);
-    if let Some(slot) = slot {
-        *slot = Some(divergence.to_json("source"));
-    }
     let compared = match findings.is_empty() {
         true => format!("bit-identical to the source, sha256 {}", sha256(found)),
         false => divergence.summary(),
     };
+    figures.get_or_insert(ComparedLogits {
+        reference: "source",
+        divergence,
+    });
     findings.into_result(NAME, compared)
 }
 
@@ -214,15 +207,16 @@ fn against_oracle(
     match compare_oracle(subject, runtime, logits, &mut findings) {
         Err(error) => report.checks.push(CheckResult::error(NAME, &error)),
         Ok((layers, divergence)) => {
-            if report.logits.is_none() {
-                report.logits = Some(divergence.to_json("oracle"));
-            }
             let worst = layers.iter().copied().fold(0.0, f64::max);
             let compared = format!(
                 "{} layers, largest relative error {worst:.1e}; end to end {}",
                 layers.len(),
                 divergence.summary()
             );
+            report.logits.get_or_insert(ComparedLogits {
+                reference: "oracle",
+                divergence,
+            });
             let from = "from the runtime's hidden state, against the oracle";
             report.layers.get_or_insert((from, layers));
             report.checks.push(findings.into_result(NAME, compared));
