@@ -3,13 +3,17 @@
 //! Invariant: every form of a report says the verdict that the exit status says.
 
 use bitnet_cli::ExitStatus;
-use bitnet_tests::fixtures::{checkpoint, golden};
+use bitnet_tests::fixtures::{checkpoint, repository};
 use bitnet_tests::program::{Ran, run};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const FAMILY: &str = "bitnet-2b4t-packed";
+
+fn golden() -> PathBuf {
+    checkpoint(FAMILY).with_file_name("golden")
+}
 
 fn converted(dir: &Path) -> PathBuf {
     let output = dir.join("model.gguf");
@@ -90,7 +94,7 @@ fn read(path: &Path) -> String {
 fn a_baseline_fails_where_a_run_is_worse() {
     let dir = tempfile::tempdir().unwrap();
     let artifact = converted(dir.path());
-    let golden = golden(FAMILY);
+    let golden = golden();
     let with_golden = ["--golden", golden.to_str().unwrap(), "--json"];
     let before = verify(&artifact, &with_golden);
     assert_eq!(before.status, ExitStatus::Done, "{}", before.stdout);
@@ -120,7 +124,7 @@ fn a_baseline_fails_where_a_run_is_worse() {
 fn thresholds_come_from_a_file_and_flags_are_stronger() {
     let dir = tempfile::tempdir().unwrap();
     let artifact = converted(dir.path());
-    let golden = golden(FAMILY);
+    let golden = golden();
     let config = dir.path().join("bitnet-verify.toml");
     let words = [
         "--golden",
@@ -155,7 +159,7 @@ fn the_step_of_the_action_reports_and_fails_with_the_verdict() {
     std::fs::create_dir(&bin).unwrap();
     let program = env!("CARGO_BIN_EXE_verify_under_test");
     std::os::unix::fs::symlink(program, bin.join("bitnet-verify")).unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let root = repository();
     let source = checkpoint(FAMILY);
     for (artifact, code, word) in [(&artifact, 0, "same"), (&damaged, 1, "different")] {
         let (report, output) = (dir.path().join(word), dir.path().join("output"));
