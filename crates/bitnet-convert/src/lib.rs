@@ -17,8 +17,10 @@ mod scales;
 mod side_files;
 mod source_hash;
 mod targets;
+mod transcode;
 
 pub use targets::{Kind, Linears, TARGETS, Target};
+pub use transcode::{PackedRows, transcode};
 
 use args::{Args, Command, SourceArgs};
 use bitnet_cli::{Console, ExitStatus, Failure};

@@ -13,13 +13,14 @@ use crate::certificate::{DenseDigest, Digests};
 use crate::plan::{Action, Item, Loss, PIECE, Plan, Request, permuted_head_dim};
 use crate::scales;
 use crate::source_hash::SourceHash;
+use crate::transcode::transcode;
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::{
     Artifact, Encoding, ErrorCode, Exactness, FileDigest, FormatError, PackedTensor, Packing,
     PlainType, ScaleRounding, dense_to_f32, encode_dense,
 };
 use bitnet_model::{
-    Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, dense_sha256,
+    Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, code_row_len, dense_sha256,
     gguf_from_hf_rows, hf_from_gguf_rows,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -130,9 +131,33 @@ fn stopped() -> FormatError {
 /// A matrix on its way to the certificate.
 struct Digestible {
     slot: Slot,
-    source: Arc<TernaryMatrix>,
+    source: Trits,
     /// What the output holds, where that differs, and by which relative error.
     rounded: Option<(TernaryMatrix, f64)>,
+}
+
+/// The trits of a matrix and their scales.
+enum Trits {
+    Matrix(Arc<TernaryMatrix>),
+    /// What is left of a matrix that was transcoded: its codes, its one scale (0 where no trit has it).
+    Codes {
+        shape: (usize, usize),
+        codes: Vec<u8>,
+        scale: f32,
+    },
+}
+
+impl Trits {
+    fn digest(&self, name: &str) -> TensorDigest {
+        match self {
+            Self::Matrix(matrix) => TensorDigest::of(name, matrix),
+            Self::Codes {
+                shape,
+                codes,
+                scale,
+            } => TensorDigest::of_codes(name, *shape, codes, *scale),
+        }
+    }
 }
 
 /// Digests matrices as they come.
@@ -145,7 +170,7 @@ fn digest(matrices: Receiver<Digestible>) -> Digests {
     } in matrices
     {
         let name = slot.to_string();
-        let of_source = TensorDigest::of(&name, &source);
+        let of_source = source.digest(&name);
         digests.output.insert(match rounded {
             None => of_source.clone(),
             Some((matrix, error)) => {
@@ -253,6 +278,10 @@ impl Converter<'_> {
             }
             (_, None) => Ok(()),
             (Action::Pack(packing), Some(slot)) => {
+                self.wait_for(slot)?;
+                if let Some(packed) = self.transcode(item, slot, *packing)? {
+                    return self.send(index, Piece::Made(packed));
+                }
                 let source = self.matrix(slot)?;
                 let matrix = self.in_target_rows(slot, &source);
                 let error = packing.check_scales(&matrix, self.rounding)?;
@@ -265,7 +294,7 @@ impl Converter<'_> {
                     item,
                     Digestible {
                         slot,
-                        source,
+                        source: Trits::Matrix(source),
                         rounded,
                     },
                 )?;
@@ -286,7 +315,7 @@ impl Converter<'_> {
                     item,
                     Digestible {
                         slot,
-                        source,
+                        source: Trits::Matrix(source),
                         rounded,
                     },
                 )?;
@@ -298,7 +327,7 @@ impl Converter<'_> {
                     item,
                     Digestible {
                         slot,
-                        source,
+                        source: Trits::Matrix(source),
                         rounded: None,
                     },
                 )?;
@@ -379,6 +408,56 @@ impl Converter<'_> {
                 None => seen,
             },
         )
+    }
+
+    /// Packs a linear straight from its packed bytes, where it has one scale that `to` holds exactly and
+    /// its rows keep their order, and sends it to the certificate; else `None`.
+    fn transcode(
+        &mut self,
+        item: &Item,
+        slot: Slot,
+        to: &'static dyn Packing,
+    ) -> Result<Option<Vec<u8>>, FormatError> {
+        let permuted = permuted_head_dim(self.checkpoint, self.plan.target.kind, slot).is_some();
+        let Some(rows) = self.checkpoint.ternary_rows(slot)?.filter(|_| !permuted) else {
+            return Ok(None);
+        };
+        let Scales::PerTensor(scale) = *rows.scales() else {
+            return Ok(None);
+        };
+        let Some(probe) = scales::matrix(scale) else {
+            return Ok(None);
+        };
+        if to.check_scales(&probe, ScaleRounding::Refuse) != Ok(0.0) {
+            return Ok(None);
+        }
+        let shape = rows.shape();
+        let trailer = to.trailer(&probe);
+        let units = (item.tensor.len as usize).saturating_sub(trailer.len());
+        let mut packed = Vec::with_capacity(item.tensor.len as usize);
+        packed.resize(units, 0);
+        let mut codes = vec![0; shape.0 * code_row_len(shape.1)];
+        let Some(any) = transcode(&rows, to, scale, &mut packed, &mut codes)? else {
+            return Ok(None);
+        };
+        packed.extend_from_slice(&trailer);
+        if self.plan.stores_scales(slot) {
+            self.scales.insert(slot, vec![scale]);
+        }
+        let source = Trits::Codes {
+            shape,
+            codes,
+            scale: if any { scale } else { 0.0 },
+        };
+        self.digest(
+            item,
+            Digestible {
+                slot,
+                source,
+                rounded: None,
+            },
+        )?;
+        Ok(Some(packed))
     }
 
     /// Sends a matrix to the certificate and notes what rounding did to it.

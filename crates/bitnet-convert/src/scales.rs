@@ -53,7 +53,8 @@ pub fn probe(checkpoint: &Checkpoint, slot: Slot, source: &LinearSource) -> Opti
     matrix(scale)
 }
 
-fn matrix(scale: f32) -> Option<TernaryMatrix> {
+/// A row of ones with this scale.
+pub fn matrix(scale: f32) -> Option<TernaryMatrix> {
     TernaryMatrix::new(1, PROBE, vec![1; PROBE], Scales::PerTensor(scale)).ok()
 }
 

@@ -30,7 +30,7 @@ mod tq2_0;
 pub use mlx_2bit::{Affine, affine_scales, ternary_of_affine};
 
 use crate::error::{ErrorCode, FormatError};
-use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
+use bitnet_ternary::{MatrixError, Scales, TernaryMatrix, decode_quads, encode_quads};
 use std::fmt::Debug;
 
 /// Packed bytes and the scales that travel beside them.
@@ -53,6 +53,18 @@ pub enum ScaleRounding {
     Refuse,
     /// Round as the format's own encoder does.
     Allow,
+}
+
+/// Which rows the units of a packed matrix hold, and that nothing but these decides their bytes
+/// ([`Packing::unit_rows`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitRows {
+    /// Unit `u` holds the rows from `u n` on, `n` of them, the last one fewer.
+    Consecutive(usize),
+    /// Unit `u` holds the rows `u`, `u + R`, `u + 2R` and `u + 3R` of a matrix with `4R`.
+    Quarters,
+    /// Units need more of the matrix.
+    Mixed,
 }
 
 /// One way of laying trits into bytes.
@@ -124,6 +136,19 @@ pub trait Packing: Sync + Debug {
     /// [`stored_len`](Self::stored_len)), are encoded here all the same, so that tests can hold the
     /// layout against vectors from both sides.
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]);
+
+    /// Which rows a unit holds, for those who pack a matrix that they never have as a whole.
+    fn unit_rows(&self, _rows: usize, _cols: usize) -> UnitRows {
+        UnitRows::Mixed
+    }
+
+    /// Packs rows of whole units of a matrix with `rows` rows, whose scale is one for the whole of it
+    /// (or which passes for such): the units that hold the rows of `band`, all of them. For
+    /// [`UnitRows::Quarters`] the band is the four runs of rows, one behind the other.
+    fn pack_band(&self, _rows: usize, band: &TernaryMatrix, out: &mut [u8]) {
+        // such bytes do not depend on where in the matrix the rows are
+        self.pack_units(band, 0, out);
+    }
 
     /// The bytes after the units (I2_S: scale and zeros).
     fn trailer(&self, _matrix: &TernaryMatrix) -> Vec<u8> {
@@ -300,50 +325,13 @@ fn code(trit: i8) -> u8 {
     (trit as u8).wrapping_add(1)
 }
 
-/// Packs codes in the order of the bytes, four to a byte, the first in the lowest bits.
+/// The 2-bit codes of four trits, each in a byte of its own.
 #[inline(always)]
-fn encode_quads(trits: &[i8], bytes: &mut [u8]) {
-    let (pairs, last) = bytes.as_chunks_mut::<2>();
-    let (eights, rest) = trits.split_at((8 * pairs.len()).min(trits.len()));
-    for (pair, eight) in pairs.iter_mut().zip(eights.as_chunks::<8>().0) {
-        // eight bytes at once: add 1 without a carry to the neighbour, then push pairs together
-        let t = u64::from_le_bytes(eight.map(|t| t as u8));
-        let codes =
-            ((t & 0x7f7f_7f7f_7f7f_7f7f) + 0x0101_0101_0101_0101) ^ (t & 0x8080_8080_8080_8080);
-        let nibbles = (codes | codes >> 6) & 0x000f_000f_000f_000f;
-        let both = nibbles | nibbles >> 12;
-        *pair = [both as u8, (both >> 32) as u8];
-    }
-    for (byte, [a, b, c, d]) in last.iter_mut().zip(rest.as_chunks::<4>().0) {
-        *byte = code(*a) | code(*b) << 2 | code(*c) << 4 | code(*d) << 6;
-    }
+fn codes_of_4(trits: [i8; 4]) -> u32 {
+    let t = u32::from_le_bytes(trits.map(|t| t as u8));
+    // one more in each byte, without a carry to the next
+    ((t & 0x7f7f_7f7f) + 0x0101_0101) ^ (t & 0x8080_8080)
 }
-
-/// Unpacks what [`encode_quads`] packs, code 3 as the trit 2; whether there was none.
-#[inline(always)]
-fn decode_quads(bytes: &[u8], trits: &mut [i8]) -> bool {
-    let mut bad = 0;
-    for (byte, quad) in bytes.iter().zip(trits.as_chunks_mut::<4>().0) {
-        bad |= byte & byte >> 1;
-        *quad = QUADS[usize::from(*byte)];
-    }
-    bad & 0x55 == 0
-}
-
-/// The four trits of every byte: a load and a store each, where shifts and an interleave are ten.
-static QUADS: [[i8; 4]; 256] = {
-    let mut table = [[0; 4]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut pair = 0;
-        while pair < 4 {
-            table[byte][pair] = (byte >> (2 * pair) & 3) as i8 - 1;
-            pair += 1;
-        }
-        byte += 1;
-    }
-    table
-};
 
 /// Unpacks one bit pair of each byte; returns the largest code met.
 fn unpack_pair<const SHIFT: u32>(codes: &[u8], trits: &mut [i8]) -> u8 {

@@ -9,7 +9,7 @@ use self::json::{Field, config_from_json, config_to_json, file_from_json, verdic
 use crate::checkpoint::DenseTensor;
 use crate::config::Config;
 use bitnet_formats::{Encoding, ErrorCode, FormatError, dense_to_f32};
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_ternary::{Scales, TernaryMatrix, encode_quads};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -52,7 +52,23 @@ pub struct TensorDigest {
 impl TensorDigest {
     /// Digests one matrix, whose rows are in the order of the Hugging Face checkpoint.
     pub fn of(name: &str, matrix: &TernaryMatrix) -> Self {
-        let scales = scale_normal_form(matrix);
+        let shape = (matrix.rows(), matrix.cols());
+        Self::with(name, shape, trit_sha256(matrix), &scale_normal_form(matrix))
+    }
+
+    /// Digests a matrix of which there are the codes ([`trit_codes`]) and one scale, 0 where no trit has it.
+    pub fn of_codes(name: &str, shape: (usize, usize), codes: &[u8], scale: f32) -> Self {
+        // -0 counts as 0
+        let scale = Scales::PerTensor(if scale == 0.0 { 0.0 } else { scale });
+        Self::with(name, shape, hex(&Sha256::digest(codes)), &scale)
+    }
+
+    fn with(
+        name: &str,
+        (rows, cols): (usize, usize),
+        trits_sha256: String,
+        scales: &Scales,
+    ) -> Self {
         let mut digest = Sha256::new();
         for piece in scales.as_slice().chunks(1 << 14) {
             let bytes: Vec<u8> = piece.iter().flat_map(|s| s.to_le_bytes()).collect();
@@ -60,11 +76,11 @@ impl TensorDigest {
         }
         Self {
             name: name.to_owned(),
-            rows: matrix.rows(),
-            cols: matrix.cols(),
-            trits_sha256: trit_sha256(matrix),
+            rows,
+            cols,
+            trits_sha256,
             scale_structure: scales.structure(),
-            scale_bits: match &scales {
+            scale_bits: match scales {
                 Scales::PerTensor(s) => Some(s.to_bits()),
                 _ => None,
             },
@@ -121,29 +137,34 @@ impl TernaryHasher {
     }
 }
 
-/// sha256 of the trits: codes `trit + 1`, four to a byte, lowest bits first, every row padded with
-/// zero bits to a whole byte.
-pub fn trit_sha256(matrix: &TernaryMatrix) -> String {
-    /// Codes of the trits in one u32 of four i8: `(t + 1)` fits two bits, no carry between bytes.
-    fn pack(four: [i8; 4]) -> u8 {
-        let codes = u32::from_le_bytes(four.map(|t| (t + 1) as u8));
-        (codes | codes >> 6 | codes >> 12 | codes >> 18) as u8
+/// Bytes of the codes of a row.
+pub fn code_row_len(cols: usize) -> usize {
+    cols.div_ceil(4)
+}
+
+/// The codes of whole rows of trits, `(n, cols)`, as [`trit_sha256`] hashes them: `trit + 1`, four to a
+/// byte, lowest bits first, every row padded with zero bits to a whole byte (`formats/certificate.md`).
+pub fn trit_codes(trits: &[i8], cols: usize, codes: &mut [u8]) {
+    if cols.is_multiple_of(4) {
+        return encode_quads(trits, codes);
     }
+    let rows = trits.chunks_exact(cols);
+    for (row, codes) in rows.zip(codes.chunks_exact_mut(code_row_len(cols))) {
+        encode_quads(row, codes);
+    }
+}
+
+/// sha256 of the codes of all trits ([`trit_codes`]).
+pub fn trit_sha256(matrix: &TernaryMatrix) -> String {
+    let cols = matrix.cols();
     let mut digest = Sha256::new();
-    let row_bytes = matrix.cols().div_ceil(4);
+    let row_bytes = code_row_len(cols);
     let step = ((1 << 16) / row_bytes.max(1)).max(1); // rows packed at a time
-    let mut packed = Vec::with_capacity(step * row_bytes);
-    for first in (0..matrix.rows()).step_by(step) {
-        packed.clear();
-        for row in first..(first + step).min(matrix.rows()) {
-            let (quads, rest) = matrix.row(row).as_chunks::<4>();
-            packed.extend(quads.iter().map(|q| pack(*q)));
-            if !rest.is_empty() {
-                let codes = rest.iter().rev().fold(0, |acc, t| acc << 2 | (t + 1) as u8);
-                packed.push(codes);
-            }
-        }
-        digest.update(&packed);
+    let mut codes = vec![0; step * row_bytes];
+    for trits in matrix.trits().chunks((step * cols).max(1)) {
+        let codes = &mut codes[..trits.len() / cols.max(1) * row_bytes];
+        trit_codes(trits, cols, codes);
+        digest.update(&codes);
     }
     hex(&digest.finalize())
 }

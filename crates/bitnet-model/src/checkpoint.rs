@@ -293,7 +293,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Whatever is wrong with its scale.
-    pub(crate) fn ternary_rows(&self, slot: Slot) -> Result<Option<TernaryRows<'_>>, FormatError> {
+    pub fn ternary_rows(&self, slot: Slot) -> Result<Option<TernaryRows<'_>>, FormatError> {
         let source = self.linear(slot)?;
         let bytes = self.file.bytes(&source.info);
         let scales = match &source.rule {
@@ -575,7 +575,7 @@ impl Checkpoint {
 }
 
 /// A linear that is read a few rows at a time ([`Checkpoint::ternary_rows`]).
-pub(crate) struct TernaryRows<'a> {
+pub struct TernaryRows<'a> {
     checkpoint: &'a Checkpoint,
     source: &'a LinearSource,
     packing: &'static dyn Packing,
@@ -583,6 +583,11 @@ pub(crate) struct TernaryRows<'a> {
 }
 
 impl TernaryRows<'_> {
+    /// The packing of the bytes.
+    pub fn packing(&self) -> &'static dyn Packing {
+        self.packing
+    }
+
     /// `(rows, cols)`
     pub fn shape(&self) -> (usize, usize) {
         (self.source.rows, self.source.cols)

@@ -27,13 +27,13 @@ mod weights;
 pub use bitnet_formats::{ErrorCode, FormatError, Limits};
 pub use certificate::{
     CERTIFICATE_VERSION, Certificate, DenseRecord, FileRecord, TensorDigest, TernaryHasher,
-    TernaryRecord, Verdict, dense_sha256, scale_normal_form, trit_sha256,
+    TernaryRecord, Verdict, code_row_len, dense_sha256, scale_normal_form, trit_codes, trit_sha256,
 };
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
     Checkpoint, DenseTensor, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason, LinearRule,
-    LinearSource, OpenOptions, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, gguf_from_hf_rows,
-    hf_from_gguf_rows, is_tiles, tiles_entry, tiles_shape, weight_scale_bytes,
+    LinearSource, OpenOptions, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, TernaryRows,
+    gguf_from_hf_rows, hf_from_gguf_rows, is_tiles, tiles_entry, tiles_shape, weight_scale_bytes,
 };
 pub use config::{
     Activation, ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling,

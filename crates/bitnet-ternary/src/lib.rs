@@ -9,6 +9,7 @@
 
 mod absmax;
 mod absmean;
+mod codes;
 mod float16;
 mod matrix;
 mod scales;
@@ -18,6 +19,7 @@ pub use absmean::{
     Absmean, BLOCK, Bf16, BlockMagnitude, F16, F32, FloatElement, MIN_ABSMEAN, absmean_scale,
     block_magnitude, mean_magnitude, ternarize,
 };
+pub use codes::{decode_quads, encode_quads};
 pub use float16::{
     bf16_to_f32, f16_to_f32, f32_is_bf16_exact, f32_is_f16_exact, f32_to_bf16, f32_to_f16,
 };

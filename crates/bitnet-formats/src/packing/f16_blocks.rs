@@ -6,7 +6,7 @@
 //! the peers' encoders do. A type of this kind says how codes lie ([`F16Block`]); everything else
 //! is here once.
 
-use super::{PackedTensor, Packing, ScaleRounding, bad_code, checked_scale, elements};
+use super::{PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, checked_scale, elements};
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{
     GROUP_SIZES, Scales, TernaryMatrix, f16_to_f32, f32_is_f16_exact, f32_to_f16,
@@ -142,6 +142,10 @@ impl<B: F16Block> Packing for B {
     /// One row of blocks.
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
         (cols / B::TRITS * B::BYTES).max(1)
+    }
+
+    fn unit_rows(&self, _rows: usize, _cols: usize) -> UnitRows {
+        UnitRows::Consecutive(1)
     }
 
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {

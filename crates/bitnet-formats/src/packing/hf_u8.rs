@@ -5,8 +5,8 @@
 //! scale is a tensor beside the codes and never in them.
 
 use super::{
-    PackedTensor, Packing, ScaleRounding, bad_code, code, elements, one_scale, outside_scales,
-    unpack_pair,
+    PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, code, elements, one_scale,
+    outside_scales, unpack_pair,
 };
 use crate::error::FormatError;
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -50,6 +50,13 @@ impl Packing for HfU8 {
     /// One row of bytes, four rows of the matrix.
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
         cols.max(1)
+    }
+
+    fn unit_rows(&self, rows: usize, _cols: usize) -> UnitRows {
+        match rows.is_multiple_of(4) {
+            true => UnitRows::Quarters,
+            false => UnitRows::Mixed,
+        }
     }
 
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {

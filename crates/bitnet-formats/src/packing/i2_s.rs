@@ -6,8 +6,8 @@
 //! `i2_s-arm64` (blocks of 64) and `i2_s-rows4` (four rows to a byte) are read when asked for.
 
 use super::{
-    PackedTensor, Packing, ScaleRounding, bad_code, checked_scale, code, elements, one_scale,
-    unpack_pair,
+    PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, checked_scale, code, elements,
+    one_scale, unpack_pair,
 };
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -60,6 +60,9 @@ impl Packing for I2S {
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
         flat_unit_len(128, cols)
     }
+    fn unit_rows(&self, _rows: usize, cols: usize) -> UnitRows {
+        flat_unit_rows(128, cols)
+    }
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
         pack_flat::<128, 32>(matrix, first, out);
     }
@@ -110,6 +113,9 @@ impl Packing for I2SArm64 {
     /// One row, or one block of a matrix whose rows are no whole blocks.
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
         flat_unit_len(64, cols)
+    }
+    fn unit_rows(&self, _rows: usize, cols: usize) -> UnitRows {
+        flat_unit_rows(64, cols)
     }
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
         pack_flat::<64, 16>(matrix, first, out);
@@ -167,6 +173,9 @@ impl Packing for I2SRows4 {
     /// Four rows of the matrix.
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
         cols.max(1)
+    }
+    fn unit_rows(&self, _rows: usize, _cols: usize) -> UnitRows {
+        UnitRows::Consecutive(4)
     }
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
         let cols = matrix.cols();
@@ -251,6 +260,13 @@ fn flat_unit_len(block: usize, cols: usize) -> usize {
         cols / 4
     } else {
         block / 4
+    }
+}
+
+fn flat_unit_rows(block: usize, cols: usize) -> UnitRows {
+    match cols.is_multiple_of(block) {
+        true => UnitRows::Consecutive(1),
+        false => UnitRows::Mixed,
     }
 }
 

@@ -7,7 +7,7 @@
 //! of ternary weights that are none.
 
 use super::{
-    PackedTensor, Packing, ScaleRounding, bad_code, decode_quads, elements, encode_quads,
+    PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, decode_quads, elements, encode_quads,
     matrix_error, outside_scales,
 };
 use crate::error::{ErrorCode, FormatError};
@@ -57,6 +57,10 @@ impl Packing for Mlx2bit {
     /// One row.
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
         (cols / 4).max(1)
+    }
+
+    fn unit_rows(&self, _rows: usize, _cols: usize) -> UnitRows {
+        UnitRows::Consecutive(1)
     }
 
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {

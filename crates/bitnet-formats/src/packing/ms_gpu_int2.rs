@@ -6,7 +6,7 @@
 //! tensor beside the codes and never in them.
 
 use super::row_scales::{decode_16, encode_16};
-use super::{PackedTensor, Packing, ScaleRounding, elements, one_scale, outside_scales};
+use super::{PackedTensor, Packing, ScaleRounding, UnitRows, elements, one_scale, outside_scales};
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix};
 
@@ -64,6 +64,10 @@ impl Packing for MsGpuInt2 {
     /// One row of tiles.
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
         (cols / COLS * TILE).max(1)
+    }
+
+    fn unit_rows(&self, _rows: usize, _cols: usize) -> UnitRows {
+        UnitRows::Consecutive(ROWS)
     }
 
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {

@@ -6,7 +6,7 @@
 //! refused on writing. A type of this kind says how codes lie ([`ScaledRows`]).
 
 use super::f16_blocks::{Vote, f16_error, is_zero, not_f16};
-use super::{PackedTensor, Packing, ScaleRounding, bad_code, checked_scale, elements};
+use super::{PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, checked_scale, elements};
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix, f16_to_f32, f32_is_f16_exact, f32_to_f16};
 use std::fmt::Debug;
@@ -147,6 +147,10 @@ impl<B: ScaledRows> Packing for Rows<B> {
 
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
         unit::<B>(cols)
+    }
+
+    fn unit_rows(&self, _rows: usize, _cols: usize) -> UnitRows {
+        UnitRows::Consecutive(B::ROWS)
     }
 
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {

@@ -7,7 +7,7 @@
 //! outside the matrix is written as trit 0. A byte that is no such number is refused wherever it
 //! stands, because kernels would not agree on what it means.
 
-use super::{PackedTensor, Packing, ScaleRounding, code, elements, outside_scales};
+use super::{PackedTensor, Packing, ScaleRounding, UnitRows, codes_of_4, elements, outside_scales};
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use std::fmt::Debug;
@@ -16,6 +16,8 @@ use std::fmt::Debug;
 const ROWS: usize = 32;
 /// Consecutive columns that a block keeps together.
 const QUAD: usize = 4;
+/// Columns of a block, of either kind at most.
+const MOST: usize = QUAD * 5;
 /// Bytes of a block.
 const BLOCK: usize = ROWS * QUAD;
 
@@ -131,6 +133,10 @@ impl<const F: usize, D: Digits<F>> Packing for Tile32<F, D> {
         tile_len::<F>(cols).max(1)
     }
 
+    fn unit_rows(&self, _rows: usize, _cols: usize) -> UnitRows {
+        UnitRows::Consecutive(ROWS)
+    }
+
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
         let cols = matrix.cols();
         if cols == 0 {
@@ -138,19 +144,20 @@ impl<const F: usize, D: Digits<F>> Packing for Tile32<F, D> {
         }
         let tiles = matrix.trits().chunks(ROWS * cols).skip(first);
         for (rows, tile) in tiles.zip(out.chunks_exact_mut(tile_len::<F>(cols))) {
-            for (b, block) in tile.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+            // the last block may reach beyond the columns
+            let blocks = tile.as_chunks_mut::<BLOCK>().0.iter_mut();
+            for (b, block) in blocks.enumerate() {
+                let from = b * QUAD * F;
                 // (F, 32, 4): digit, row, column of a quad
                 let mut codes = [[1u8; BLOCK]; F];
-                for (r, row) in rows.chunks_exact(cols).enumerate() {
-                    let trits = &row[b * QUAD * F..cols.min((b + 1) * QUAD * F)];
-                    let mut quads = [[0; QUAD]; F];
-                    let to = quads.as_flattened_mut();
-                    match trits.len() == to.len() {
-                        true => to.copy_from_slice(trits), // of constant length
-                        false => to[..trits.len()].copy_from_slice(trits),
-                    }
-                    for (codes, quad) in codes.iter_mut().zip(quads) {
-                        codes.as_chunks_mut::<QUAD>().0[r] = quad.map(code);
+                for (r, row) in rows.chunks_exact(cols).take(ROWS).enumerate() {
+                    let mut edge = [0; MOST];
+                    let trits = row.get(from..from + QUAD * F).unwrap_or_else(|| {
+                        edge[..cols - from].copy_from_slice(&row[from..]);
+                        &edge[..QUAD * F]
+                    });
+                    for (codes, quad) in codes.iter_mut().zip(trits.as_chunks().0) {
+                        codes.as_chunks_mut().0[r] = codes_of_4(*quad).to_le_bytes();
                     }
                 }
                 for (i, byte) in block.iter_mut().enumerate() {
@@ -197,16 +204,17 @@ impl<const F: usize, D: Digits<F>> Packing for Tile32<F, D> {
                     return Err(bad_byte::<F, D>(block, top, t, b));
                 }
                 let codes = D::split(block);
+                let from = b * QUAD * F;
                 for (row, r) in trits.chunks_exact_mut(cols).zip(top..) {
-                    let mut quads = [[0; QUAD]; F];
-                    for (quad, codes) in quads.iter_mut().zip(&codes) {
+                    let mut edge = [0; MOST];
+                    let whole = row.get_mut(from..from + QUAD * F);
+                    let inside = whole.is_some();
+                    let trits = whole.unwrap_or(&mut edge[..QUAD * F]);
+                    for (quad, codes) in trits.as_chunks_mut::<QUAD>().0.iter_mut().zip(&codes) {
                         *quad = codes.as_chunks::<QUAD>().0[r].map(|c| (c as i8).wrapping_sub(1));
                     }
-                    let trits = &mut row[b * QUAD * F..cols.min((b + 1) * QUAD * F)];
-                    let from = quads.as_flattened();
-                    match trits.len() == from.len() {
-                        true => trits.copy_from_slice(from), // of constant length
-                        false => trits.copy_from_slice(&from[..trits.len()]),
+                    if !inside {
+                        row[from..].copy_from_slice(&edge[..cols - from]);
                     }
                 }
             }

@@ -5,9 +5,9 @@
 //! (per shape, first match) and `tl1-3b` (a preset) say it. Names that are given are kept for the
 //! life of the program, each once and at most [`MOST_NAMES`], so that a packing stays a `&'static`.
 
-use super::Packing;
 use super::tl1::Tl1;
 use super::tl2::Tl2;
+use super::{Packing, codes_of_4};
 use crate::error::{ErrorCode, FormatError};
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -172,20 +172,31 @@ pub(super) fn divisor(n: usize, step: usize, most: usize) -> Option<usize> {
     multiples.into_iter().find(|d| n.is_multiple_of(*d))
 }
 
-/// The code of a pair of trits, `3a + b + 4`.
-#[inline(always)]
-fn pair(a: i8, b: i8) -> u8 {
-    (3 * a + b + 4) as u8
+/// The bytes of trits, four each: two pairs `3a + b + 4`, the first in the high nibble.
+pub(super) fn encode_pairs(trits: &[i8], bytes: &mut [u8]) {
+    for (byte, quad) in bytes.iter_mut().zip(trits.as_chunks::<4>().0) {
+        // codes 0 to 2 in four lanes, then pairs in two; no sum leaves its lane
+        let codes = codes_of_4(*quad);
+        let first = codes & 0x00ff_00ff;
+        let pairs = first + (first << 1) + (codes >> 8 & 0x00ff_00ff);
+        *byte = (pairs << 4 | pairs >> 16) as u8;
+    }
 }
 
-/// The byte of four trits of a row: two pairs, the first in the high nibble.
-#[inline(always)]
-pub(super) fn encode_pairs([a, b, c, d]: [i8; 4]) -> u8 {
-    pair(a, b) << 4 | pair(c, d)
+/// Decodes what [`encode_pairs`] encodes, a pair that no encoder writes as 2, 2; whether there was none.
+pub(super) fn decode_pairs(bytes: &[u8], trits: &mut [i8]) -> bool {
+    // of a nibble from 9 on the top bit is set, and one of the others
+    let wrong = bytes
+        .iter()
+        .fold(0, |any, &byte| any | byte & ((byte & 0x77) + 0x77));
+    for (byte, quad) in bytes.iter().zip(trits.as_chunks_mut::<4>().0) {
+        *quad = PAIRS[usize::from(*byte)];
+    }
+    wrong & 0x88 == 0
 }
 
 /// The four trits of every byte; a pair that no encoder writes is 2, 2.
-pub(super) static PAIRS: [[i8; 4]; 256] = {
+static PAIRS: [[i8; 4]; 256] = {
     let mut table = [[2; 4]; 256];
     let mut byte = 0;
     while byte < 256 {

@@ -5,9 +5,10 @@
 //! say the tiling: `tl1` takes the one of the shape, `tl1-BM-BK-bm` another.
 
 use super::tilings::{
-    PAIRS, Preset, TRAILER, Tiling, Tilings, bad_tile_code, divisor, does_not_fit, encode_pairs,
+    Preset, TRAILER, Tiling, Tilings, bad_tile_code, decode_pairs, divisor, does_not_fit,
+    encode_pairs,
 };
-use super::{PackedTensor, Packing, ScaleRounding, checked_scale, elements, one_scale};
+use super::{PackedTensor, Packing, ScaleRounding, UnitRows, checked_scale, elements, one_scale};
 use crate::error::FormatError;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
@@ -90,6 +91,29 @@ impl Place {
     fn unit(&self) -> usize {
         self.tiling.rows * self.cols / 4
     }
+
+    /// Packs whole tile rows.
+    fn pack(&self, trits: &[i8], out: &mut [u8]) {
+        let cols = self.cols;
+        if cols == 0 {
+            return;
+        }
+        let quads = cols / 4;
+        // (16, K / 4): rows become bytes where they lie, then bytes go to their places
+        let mut codes = vec![0; 16 * quads];
+        let tiles = trits.chunks_exact(self.tiling.rows * cols);
+        for (bytes, trits) in out.chunks_exact_mut(self.unit()).zip(tiles) {
+            for (x, trits) in trits.chunks_exact(16 * cols).enumerate() {
+                encode_pairs(trits, &mut codes);
+                self.walk(16 * x, |at, col| {
+                    let bytes = &mut bytes[at..at + 16];
+                    for (byte, row) in bytes.iter_mut().zip(codes.chunks_exact(quads)) {
+                        *byte = row[col / 4];
+                    }
+                });
+            }
+        }
+    }
 }
 
 impl Tl1 {
@@ -166,25 +190,28 @@ impl Packing for Tl1 {
         self.place(rows, cols).map_or(1, |p| p.unit()).max(1)
     }
 
+    fn unit_rows(&self, rows: usize, cols: usize) -> UnitRows {
+        match self.place(rows, cols) {
+            Ok(place) => UnitRows::Consecutive(place.tiling.rows),
+            Err(_) => UnitRows::Mixed,
+        }
+    }
+
+    fn pack_band(&self, rows: usize, band: &TernaryMatrix, out: &mut [u8]) {
+        // the tiling is that of the whole matrix
+        if let Ok(place) = self.place(rows, band.cols()) {
+            place.pack(band.trits(), out);
+        }
+    }
+
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         let Ok(place) = self.place(rows, cols) else {
             return;
         };
-        if cols == 0 {
-            return;
-        }
-        let tile = place.tiling.rows;
-        let tiles = matrix.trits().chunks_exact(tile * cols).skip(first);
-        for (bytes, trits) in out.chunks_exact_mut(place.unit()).zip(tiles) {
-            for (x, trits) in trits.chunks_exact(16 * cols).enumerate() {
-                place.walk(16 * x, |at, col| {
-                    for (byte, row) in bytes[at..at + 16].iter_mut().zip(trits.chunks_exact(cols)) {
-                        let t = &row[col..col + 4];
-                        *byte = encode_pairs([t[0], t[1], t[2], t[3]]);
-                    }
-                });
-            }
+        let skip = first.saturating_mul(place.tiling.rows * cols);
+        if let Some(trits) = matrix.trits().get(skip..) {
+            place.pack(trits, out);
         }
     }
 
@@ -206,10 +233,11 @@ impl Packing for Tl1 {
             return Ok(());
         }
         let place = self.place(rows, cols)?;
-        let (tile, unit) = (place.tiling.rows, place.unit());
+        let (tile, unit, quads) = (place.tiling.rows, place.unit(), cols / 4);
         let mut bad = false;
         let mut row = first;
         let mut rest = &mut out[..];
+        let mut gathered = vec![0; 16 * quads]; // (16, K / 4)
         while !rest.is_empty() {
             // the rows that are asked for of the sixteen that `row` is in
             let low = row % 16;
@@ -218,12 +246,11 @@ impl Packing for Tl1 {
             let codes = &bytes[row / tile * unit..][..unit];
             place.walk((row - low) % tile, |at, col| {
                 let codes = &codes[at + low..at + low + n];
-                for (byte, row) in codes.iter().zip(rows.chunks_exact_mut(cols)) {
-                    let quad = PAIRS[usize::from(*byte)];
-                    bad |= quad[0] == 2 || quad[2] == 2;
-                    row[col..col + 4].copy_from_slice(&quad);
+                for (byte, row) in codes.iter().zip(gathered.chunks_exact_mut(quads)) {
+                    row[col / 4] = *byte;
                 }
             });
+            bad |= !decode_pairs(&gathered[..n * quads], rows);
             (rest, row) = (others, row + n);
         }
         if bad {

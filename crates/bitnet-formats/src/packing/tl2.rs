@@ -5,10 +5,13 @@
 //! The file does not say the tiling: `tl2` takes the one of the shape, `tl2-BM-BK` another.
 
 use super::tilings::{
-    PAIRS, Preset, TRAILER, Tiling, Tilings, bad_tile_code, divisor, does_not_fit, encode_pairs,
+    Preset, TRAILER, Tiling, Tilings, bad_tile_code, decode_pairs, divisor, does_not_fit,
+    encode_pairs,
 };
 use super::tl1::{stored_scale, trailer};
-use super::{PackedTensor, Packing, ScaleRounding, elements, one_scale};
+use super::{
+    PackedTensor, Packing, ScaleRounding, decode_quads, elements, encode_quads, one_scale,
+};
 use crate::error::FormatError;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
@@ -75,8 +78,8 @@ fn position(ri: usize) -> usize {
 }
 
 /// The three trits of a sign bit (16) and a magnitude; 2 where no encoder writes it.
-static TRIPLES: [[i8; 4]; 32] = {
-    let mut table = [[2; 4]; 32];
+const TRIPLES: [[i8; 3]; 32] = {
+    let mut table = [[2; 3]; 32];
     let mut code = 0;
     while code < 32 {
         let index = code as i8 & 15;
@@ -86,12 +89,105 @@ static TRIPLES: [[i8; 4]; 32] = {
             } else {
                 13 + index
             };
-            table[code] = [v / 9 - 1, v / 3 % 3 - 1, v % 3 - 1, 0];
+            table[code] = [v / 9 - 1, v / 3 % 3 - 1, v % 3 - 1];
         }
         code += 1;
     }
     table
 };
+
+/// Where the signs of two triples stand in a word of signs, of the first triples of the first row.
+const SIGNS: u16 = 0xa000;
+
+/// Six trits of every byte of two magnitudes and two sign bits (0x100, 0x200), then 1 where no encoder
+/// writes them.
+static SIXES: [[i8; 8]; 1024] = {
+    let mut table = [[0; 8]; 1024];
+    let mut code = 0;
+    while code < 1024 {
+        let a = TRIPLES[(code >> 8 & 1) << 4 | code >> 4 & 15];
+        let b = TRIPLES[(code >> 9 & 1) << 4 | code & 15];
+        let bad = (a[0] == 2 || b[0] == 2) as i8;
+        table[code] = [a[0], a[1], a[2], b[0], b[1], b[2], bad, 0];
+        code += 1;
+    }
+    table
+};
+
+/// The inverse, of six 2-bit codes: the byte, and the signs as in [`SIGNS`].
+static CODES: [u16; 4096] = {
+    let mut table = [0; 4096];
+    let mut codes = 0;
+    while codes < 4096 {
+        let mut halves = [0; 2];
+        let mut i = 0;
+        while i < 6 {
+            let trit = (codes >> (2 * i) & 3) as i16 - 1;
+            halves[i / 3] = 3 * halves[i / 3] + trit;
+            i += 1;
+        }
+        let [x, y] = halves;
+        let signs = ((x < 0) as u16) << 15 | ((y < 0) as u16) << 13;
+        table[codes] = signs | (x.unsigned_abs() & 15) << 4 | y.unsigned_abs() & 15;
+        codes += 1;
+    }
+    table
+};
+
+/// One of the three regions as equal runs, each of 32 rows and as many columns.
+struct Part {
+    /// Its first byte.
+    at: usize,
+    /// Bytes of a run.
+    len: usize,
+    /// Its first column.
+    col: usize,
+    /// Columns of a run.
+    cols: usize,
+    /// Runs side by side.
+    tiles: usize,
+    /// Packs row `ri` of a run from its 2-bit codes.
+    pack_row: fn(ri: usize, codes: &[u8], run: &mut [u8]),
+}
+
+fn pack_triples(ri: usize, codes: &[u8], run: &mut [u8]) {
+    let at = position(ri);
+    for (six, bytes) in codes.as_chunks().0.iter().zip(run.as_chunks_mut::<128>().0) {
+        for (c, code) in sixes(six).enumerate() {
+            bytes[32 * c + at] = code as u8;
+        }
+    }
+}
+
+fn pack_signs(ri: usize, codes: &[u8], run: &mut [u8]) {
+    // rows ri and ri + 16 share a word
+    let at = 2 * (ri % 16);
+    for (six, words) in codes.as_chunks().0.iter().zip(run.as_chunks_mut::<32>().0) {
+        let signs = sixes(six).zip([0, 4, 8, 12]);
+        let signs = signs.fold(0, |all, (code, shift)| all | (code & SIGNS) >> shift);
+        let [low, high] = (signs >> (ri / 16)).to_le_bytes();
+        words[at] |= low;
+        words[at + 1] |= high;
+    }
+}
+
+fn pack_pairs(ri: usize, codes: &[u8], run: &mut [u8]) {
+    let mut trits = [0; 32];
+    let mut bytes = [0; 8];
+    decode_quads(codes, &mut trits);
+    encode_pairs(&trits, &mut bytes);
+    for (line, byte) in run.as_chunks_mut::<32>().0.iter_mut().zip(bytes) {
+        line[position(ri)] = byte;
+    }
+}
+
+/// What [`CODES`] says of 24 columns, six at a time.
+#[inline(always)]
+fn sixes(codes: &[u8; 6]) -> impl Iterator<Item = u16> {
+    let [a, b, c, d, e, f] = codes.map(u64::from);
+    let all = a | b << 8 | c << 16 | d << 24 | e << 32 | f << 40;
+    (0..4).map(move |i| CODES[(all >> (12 * i) & 0xfff) as usize])
+}
 
 impl Regions {
     /// Where in the first region the 32 bytes of block `block` of rows (counted over the matrix),
@@ -100,6 +196,12 @@ impl Regions {
     fn tile(&self, block: usize, kb: usize, tiles: usize) -> usize {
         let (mb, rb) = (block / self.blocks, block % self.blocks);
         (mb * tiles + kb) * self.blocks + rb
+    }
+
+    /// The inverse: `(block, kb)` of run `i` of a region.
+    fn place(&self, i: usize, tiles: usize) -> (usize, usize) {
+        let (mb, kb) = (i / (tiles * self.blocks), i / self.blocks % tiles);
+        (mb * self.blocks + i % self.blocks, kb)
     }
 
     /// First byte of the triples of `(block, kb)`; 32 bytes per six columns.
@@ -112,6 +214,33 @@ impl Regions {
     #[inline(always)]
     fn words(&self, block: usize, kb: usize) -> usize {
         self.signs + self.tile(block, kb, self.k3 / self.tile_cols) * (self.tile_cols / 24) * 32
+    }
+
+    fn parts(&self) -> [Part; 3] {
+        let (tile_cols, tiles) = (self.tile_cols, self.k3 / self.tile_cols);
+        let triples = Part {
+            at: 0,
+            len: tile_cols / 6 * 32,
+            col: 0,
+            cols: tile_cols,
+            tiles,
+            pack_row: pack_triples,
+        };
+        let signs = Part {
+            at: self.signs,
+            len: tile_cols / 24 * 32,
+            pack_row: pack_signs,
+            ..triples
+        };
+        let pairs = Part {
+            at: self.pairs,
+            len: 8 * 32,
+            col: self.k3,
+            cols: 32,
+            tiles: self.k2 / 32,
+            pack_row: pack_pairs,
+        };
+        [triples, signs, pairs]
     }
 
     /// First byte of the pairs of `(block, kb)`; 32 bytes per four columns.
@@ -227,51 +356,49 @@ impl Packing for Tl2 {
         one_scale(m, self.name()).map(|_| 0.0)
     }
 
-    /// Everything: a row of tiles is in three places.
-    fn unit_len(&self, rows: usize, cols: usize) -> usize {
-        self.regions(rows, cols).map_or(1, |r| r.len).max(1)
+    /// A line of 32 bytes: a row of tiles is in three places.
+    fn unit_len(&self, _rows: usize, _cols: usize) -> usize {
+        32
     }
 
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
-        let cols = matrix.cols();
-        let Ok(regions) = self.regions(matrix.rows(), cols) else {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let Ok(regions) = self.regions(rows, cols) else {
             return;
         };
-        if first > 0 || regions.len == 0 || out.len() < regions.len {
+        out.fill(0);
+        if regions.len == 0 {
             return;
         }
-        out.fill(0);
-        for (block, rows) in matrix.trits().chunks_exact(32 * cols).enumerate() {
-            for kb in 0..regions.k3 / regions.tile_cols {
-                let (triples, words) = (regions.triples(block, kb), regions.words(block, kb));
-                let columns = kb * regions.tile_cols;
-                for kq in 0..regions.tile_cols / 24 {
-                    for (ri, row) in rows.chunks_exact(cols).enumerate() {
-                        let trits = &row[columns + 24 * kq..][..24];
-                        let mut signs = 0u16;
-                        for (c, six) in trits.as_chunks::<6>().0.iter().enumerate() {
-                            let [x, y] = [0, 3].map(|i| 9 * six[i] + 3 * six[i + 1] + six[i + 2]);
-                            out[triples + (4 * kq + c) * 32 + position(ri)] =
-                                x.unsigned_abs() << 4 | y.unsigned_abs();
-                            let bit = 15 - (4 * c + ri / 16);
-                            signs |= u16::from(x < 0) << bit | u16::from(y < 0) << (bit - 2);
-                        }
-                        // rows ri and ri + 16 share a word
-                        let at = words + (16 * kq + ri % 16) * 2;
-                        let [low, high] = signs.to_le_bytes();
-                        out[at] |= low;
-                        out[at + 1] |= high;
-                    }
+        let start = first.saturating_mul(32);
+        let end = start.saturating_add(out.len());
+        // the rows of one row of tiles as 2-bit codes, (BM, K / 4), and which
+        let tile_rows = 32 * regions.blocks;
+        let mut codes = vec![0; tile_rows * (cols / 4)];
+        let mut coded = None;
+        for part in regions.parts() {
+            let mut run = vec![0; part.len];
+            let before = start.saturating_sub(part.at) / part.len;
+            for i in before..part.tiles * (rows / 32) {
+                let at = part.at + i * part.len;
+                if at >= end {
+                    break;
                 }
-            }
-            for kb in 0..regions.k2 / 32 {
-                let codes = regions.codes(block, kb);
-                for (ri, row) in rows.chunks_exact(cols).enumerate() {
-                    let trits = &row[regions.k3 + 32 * kb..][..32];
-                    for (kc, quad) in trits.as_chunks::<4>().0.iter().enumerate() {
-                        out[codes + 32 * kc + position(ri)] = encode_pairs(*quad);
-                    }
+                let (block, kb) = regions.place(i, part.tiles);
+                let tile = block / regions.blocks;
+                if coded != Some(tile) {
+                    encode_quads(&matrix.trits()[tile * tile_rows * cols..], &mut codes);
+                    coded = Some(tile);
                 }
+                run.fill(0);
+                let rows = codes.chunks_exact(cols / 4);
+                for (ri, row) in rows.skip(block % regions.blocks * 32).take(32).enumerate() {
+                    let from = (part.col + kb * part.cols) / 4;
+                    (part.pack_row)(ri, &row[from..from + part.cols / 4], &mut run);
+                }
+                // the window may begin or end inside
+                let (low, high) = (at.max(start), (at + part.len).min(end));
+                out[low - start..high - start].copy_from_slice(&run[low - at..high - at]);
             }
         }
     }
@@ -294,7 +421,7 @@ impl Packing for Tl2 {
             return Ok(());
         }
         let regions = self.regions(rows, cols)?;
-        let mut bad = false;
+        let mut bad = 0;
         let mut row = first;
         let mut rest = &mut out[..];
         while !rest.is_empty() {
@@ -312,34 +439,33 @@ impl Packing for Tl2 {
                         let at = 2 * (ri % 16);
                         let word = u16::from_le_bytes([words[at], words[at + 1]]);
                         // the signs of this row's triples are every other bit, from the top
-                        let mut signs = word << (ri / 16);
+                        let mut signs = usize::from(word) << (ri / 16);
                         let trits = &mut row[columns + 24 * kq..][..24];
-                        let sixes = trits.as_chunks_mut::<6>().0.iter_mut();
-                        for (c, six) in sixes.enumerate() {
-                            let byte = indices[32 * c + position(ri)];
-                            let sign = |s: u16| usize::from(s >> 11 & 16);
-                            let a = TRIPLES[sign(signs) | usize::from(byte >> 4)];
-                            let b = TRIPLES[sign(signs << 2) | usize::from(byte & 15)];
+                        let at = position(ri);
+                        for (c, six) in trits.as_chunks_mut::<6>().0.iter_mut().enumerate() {
+                            let signs_of_six = signs >> 7 & 0x100 | signs >> 4 & 0x200;
+                            let entry = &SIXES[signs_of_six | usize::from(indices[32 * c + at])];
                             signs <<= 4;
-                            bad |= a[0] == 2 || b[0] == 2;
-                            *six = [a[0], a[1], a[2], b[0], b[1], b[2]];
+                            bad |= entry[6];
+                            six.copy_from_slice(&entry[..6]);
                         }
                     }
                 }
             }
             for kb in 0..regions.k2 / 32 {
-                let codes = &bytes[regions.codes(block, kb)..][..256];
+                let codes = bytes[regions.codes(block, kb)..][..256].as_chunks::<32>().0;
                 for (ri, row) in (low..).zip(rows.chunks_exact_mut(cols)) {
                     let trits = &mut row[regions.k3 + 32 * kb..][..32];
-                    for (kc, quad) in trits.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                        *quad = PAIRS[usize::from(codes[32 * kc + position(ri)])];
-                        bad |= quad[0] == 2 || quad[2] == 2;
+                    let mut row_codes = [0; 8];
+                    for (code, line) in row_codes.iter_mut().zip(codes) {
+                        *code = line[position(ri)];
                     }
+                    bad |= i8::from(!decode_pairs(&row_codes, trits));
                 }
             }
             (rest, row) = (others, row + n);
         }
-        if bad {
+        if bad != 0 {
             return Err(bad_tile_code(first, cols, out));
         }
         Ok(())
