@@ -5,8 +5,8 @@
 
 use crate::settings::Bounds;
 use bitnet_cli::GlobalArgs;
-use clap::{Args as ClapArgs, Parser};
-use std::path::PathBuf;
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use std::path::{Path, PathBuf};
 
 /// Does this artifact say, and compute, what its source does?
 ///
@@ -18,14 +18,77 @@ use std::path::PathBuf;
     name = "bitnet-verify",
     version,
     about = "Does this artifact say, and compute, what its source does?",
+    subcommand_negates_reqs = true,
     override_usage = "bitnet-verify ARTIFACT --against SRC [--junit FILE]\n       \
                       bitnet-verify ARTIFACT --certificate FILE\n       \
-                      bitnet-verify ARTIFACT --logits [--against SRC] [--golden DIR] [--prompts FILE]"
+                      bitnet-verify ARTIFACT --logits [--against SRC] [--golden DIR] [--prompts FILE]\n       \
+                      bitnet-verify doctor MODEL [--fix -o OUT]"
 )]
 pub struct Args {
+    /// What is done instead of a comparison.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The comparison.
+    #[command(flatten)]
+    pub compare: CompareArgs,
+
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+}
+
+/// What is done instead of a comparison.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Says what is wrong with a model that has no source to compare with
+    Doctor(DoctorArgs),
+}
+
+/// An examination.
+#[derive(Debug, ClapArgs)]
+pub struct DoctorArgs {
+    /// The model, for example ./model-i2_s.gguf
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+
+    /// Write a corrected copy, for example --fix -o fixed.gguf
+    ///
+    /// Of GGUF files: what is repairable without the source (file type, pre-tokenizer of a published
+    /// vocabulary, architecture, heads that nothing needs). Weights are copied byte for byte.
+    #[arg(long, requires = "output")]
+    pub fix: bool,
+
+    /// Where --fix writes
+    #[arg(short, long, value_name = "OUT", requires = "fix")]
+    pub output: Option<PathBuf>,
+
+    /// Overwrite OUT
+    #[arg(long)]
+    pub force: bool,
+
+    /// Warnings fail as well
+    #[arg(long)]
+    pub strict: bool,
+
+    /// Do not run the model: files are read, nothing is computed
+    #[arg(long)]
+    pub no_run: bool,
+
+    /// Layout of I2_S tensors, for example --layout i2_s-arm64
+    #[arg(long, value_name = "NAME")]
+    pub layout: Option<String>,
+
+    /// MODEL is master weights of a ternary-trained model
+    #[arg(long)]
+    pub ternary_trained: bool,
+}
+
+/// A comparison.
+#[derive(Debug, ClapArgs)]
+pub struct CompareArgs {
     /// The model in question, for example ./model-i2_s.gguf
-    #[arg(value_name = "ARTIFACT")]
-    pub artifact: PathBuf,
+    #[arg(value_name = "ARTIFACT", required = true)]
+    pub artifact: Option<PathBuf>,
 
     /// Compare with what it was made from, for example --against ./checkpoint
     ///
@@ -79,7 +142,7 @@ pub struct Args {
     pub html: Option<PathBuf>,
 
     /// Write the report as Markdown for a model card, for example --markdown report.md
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub markdown: Option<PathBuf>,
 
     /// Overwrite the files of --junit, --html and --markdown
@@ -96,7 +159,7 @@ pub struct Args {
     /// Read thresholds from FILE [default: bitnet-verify.toml in the current directory, if there]
     ///
     /// A table [thresholds] with the flags below as keys, for example max_kl = 2e-3. Flags are stronger.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub config: Option<PathBuf>,
 
     /// Layout of I2_S tensors in SRC (in ARTIFACT without --against), for example --layout i2_s-arm64
@@ -106,7 +169,12 @@ pub struct Args {
     pub layout: Option<String>,
 
     /// Layout of I2_S tensors in ARTIFACT, for example --artifact-layout i2_s-arm64
-    #[arg(long, value_name = "NAME", help_heading = "How models are read")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "How models are read",
+        hide_short_help = true
+    )]
     pub artifact_layout: Option<String>,
 
     /// SRC (ARTIFACT without --against) is master weights of a ternary-trained model
@@ -117,9 +185,13 @@ pub struct Args {
 
     #[command(flatten)]
     pub(crate) thresholds: ThresholdArgs,
+}
 
-    #[command(flatten)]
-    pub(crate) global: GlobalArgs,
+impl CompareArgs {
+    /// The model in question; the command line does not parse without it.
+    pub(crate) fn artifact(&self) -> &Path {
+        self.artifact.as_deref().unwrap_or(Path::new(""))
+    }
 }
 
 /// Bounds of the gates.

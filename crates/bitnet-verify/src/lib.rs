@@ -11,6 +11,7 @@ mod args;
 mod baseline;
 mod checks;
 mod divergence;
+pub mod doctor;
 pub mod gates;
 pub mod golden;
 mod junit;
@@ -21,6 +22,8 @@ mod report;
 mod settings;
 
 pub use args::Args;
+
+use args::{Command, CompareArgs};
 pub use checks::{CHECKS, Check, Input, Subject, run as run_checks};
 pub use divergence::{Divergence, relative_error};
 pub use gates::Thresholds;
@@ -52,11 +55,19 @@ pub fn run(
         Err(status) => return status,
     };
     let mut console = Console::new(&args.global, out, err);
-    let result = work(&args, &mut console);
+    let threads = args.global.thread_count();
+    let result = match &args.command {
+        Some(Command::Doctor(doctor)) => doctor::run(doctor, &mut console, threads),
+        None => work(&args.compare, threads, &mut console),
+    };
     console.finish(result)
 }
 
-fn work(args: &Args, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
+fn work(
+    args: &CompareArgs,
+    threads: usize,
+    console: &mut Console<'_>,
+) -> Result<ExitStatus, Failure> {
     let started = Instant::now();
     let (bounds, file) = Bounds::read(args.config.as_deref())?;
     if let Some(file) = &file {
@@ -64,7 +75,7 @@ fn work(args: &Args, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
     }
     let bounds = args.thresholds.bounds().or(bounds);
     let progress = Progress::new(console);
-    let report = verify(args, &bounds, &progress);
+    let report = verify(args, &bounds, threads, &progress);
     progress.clear();
     write_reports(args, &bounds, &report, started.elapsed())?;
     let report = report?;
@@ -81,7 +92,7 @@ fn work(args: &Args, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
 
 /// Writes the files that were asked for. A CI server is to see what could not even be opened.
 fn write_reports(
-    args: &Args,
+    args: &CompareArgs,
     bounds: &Bounds,
     report: &Result<Report, Failure>,
     took: Duration,
@@ -94,11 +105,11 @@ fn write_reports(
     };
     let report = &report.as_ref().map_or_else(broken, Report::clone);
     if let Some(path) = &args.junit {
-        let artifact = args.artifact.display().to_string();
+        let artifact = args.artifact().display().to_string();
         let text = junit::to_junit(report, &artifact, took.as_secs_f64());
         write_new(path, args.force, &text)?;
     }
-    let mut subjects = vec![("artifact", args.artifact.display().to_string())];
+    let mut subjects = vec![("artifact", args.artifact().display().to_string())];
     for (name, path) in [
         ("against", &args.against),
         ("certificate", &args.certificate),
@@ -121,7 +132,12 @@ fn write_reports(
 }
 
 /// Opens what the command line names and runs the checks it calls for.
-fn verify(args: &Args, bounds: &Bounds, progress: &Progress) -> Result<Report, Failure> {
+fn verify(
+    args: &CompareArgs,
+    bounds: &Bounds,
+    threads: usize,
+    progress: &Progress,
+) -> Result<Report, Failure> {
     let logits =
         args.logits || args.golden.is_some() || args.prompts.is_some() || args.kernel.is_some();
     if args.against.is_none() && args.certificate.is_none() && !logits {
@@ -139,7 +155,7 @@ fn verify(args: &Args, bounds: &Bounds, progress: &Progress) -> Result<Report, F
         .as_ref()
         .or(args.layout.as_ref().filter(|_| alone));
     let artifact = Input::open(
-        &args.artifact,
+        args.artifact(),
         options(layout, alone && args.ternary_trained),
     )?;
     let source = args.against.as_deref();
@@ -180,9 +196,7 @@ fn verify(args: &Args, bounds: &Bounds, progress: &Progress) -> Result<Report, F
         thresholds: &thresholds,
         figures: args.html.is_some(),
     };
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(args.global.thread_count())
-        .build();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool =
         pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
     let mut report = pool.install(|| run_checks(&subject, progress));

@@ -1,0 +1,264 @@
+//! `bitnet-verify doctor MODEL`: what is wrong with a model that has no source to be compared with.
+//!
+//! Invariant: a finding has a code, a severity, a sentence and a remedy, and comes from the file alone. Nothing is
+//! mended but by `--fix`, into another file. An examination is a file in `doctor/` and a row of [`EXAMINATIONS`].
+
+mod forward;
+mod headers;
+mod repair;
+mod tokenizer;
+mod weights;
+
+pub use repair::Repair;
+
+use crate::args::DoctorArgs;
+use bitnet_cli::{Console, ExitStatus, Failure, Progress};
+use bitnet_formats::{ErrorCode, FormatError, TensorFile};
+use bitnet_model::{Checkpoint, OpenOptions};
+use serde_json::{Value, json};
+use std::fmt;
+use std::path::Path;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Worth knowing; nothing is wrong.
+    Note,
+    /// Some programs will stumble, or something looks unlike any trained model.
+    Warning,
+    /// The model cannot be read, cannot stop, or computes something else than it was trained for.
+    Error,
+}
+
+impl Severity {
+    /// As reports spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One thing that was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// A stable word (`formats/report.md`).
+    pub code: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Tensor, key or file.
+    pub place: String,
+    /// What was found, a sentence.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+    /// What `--fix` does about it.
+    pub repair: Option<Repair>,
+}
+
+impl Finding {
+    fn new(
+        code: &'static str,
+        severity: Severity,
+        place: impl Into<String>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            code,
+            severity,
+            place: place.into(),
+            what: what.into(),
+            remedy: remedy.into(),
+            repair: None,
+        }
+    }
+
+    /// A tensor, key or file that cannot be read.
+    fn unreadable(place: impl Into<String>, error: &FormatError) -> Self {
+        let again = "get the file again from where it came from, or make it again";
+        let remedy = error.hint.clone().unwrap_or_else(|| again.to_owned());
+        let code = error.code.as_str();
+        Self::new(code, Severity::Error, place, error.to_string(), remedy)
+    }
+
+    fn mended_by(mut self, repair: Repair) -> Self {
+        self.repair = Some(repair);
+        self
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "code": self.code,
+            "severity": self.severity.as_str(),
+            "place": self.place,
+            "what": self.what,
+            "remedy": self.remedy,
+            "repairable": self.repair.is_some(),
+        })
+    }
+}
+
+/// Who is examined.
+pub struct Patient<'a> {
+    /// As given.
+    pub path: &'a Path,
+    /// The files, whatever they hold.
+    pub file: &'a TensorFile,
+    /// The model in them, if it is one.
+    pub checkpoint: Option<&'a Checkpoint>,
+    /// Whether the model may be run.
+    pub run: bool,
+}
+
+/// One examination.
+pub struct Examination {
+    /// Its name: also its file.
+    pub name: &'static str,
+    /// What it looks at.
+    pub what: &'static str,
+    examine: fn(&Patient<'_>, &mut Vec<Finding>),
+}
+
+/// Every examination. Adding one is a file, a `mod` line and a row.
+pub static EXAMINATIONS: &[Examination] = &[
+    headers::EXAMINATION,
+    tokenizer::EXAMINATION,
+    weights::EXAMINATION,
+    forward::EXAMINATION,
+];
+
+/// Runs the examinations and, if asked, the repairs.
+pub(crate) fn run(
+    args: &DoctorArgs,
+    console: &mut Console<'_>,
+    threads: usize,
+) -> Result<ExitStatus, Failure> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool =
+        pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
+    let progress = Progress::new(console);
+    let examined = pool.install(|| examine(&args.model, args, &progress));
+    progress.clear();
+    let mut findings = examined?;
+    let mut fixed = None;
+    if args.fix {
+        let Some(output) = &args.output else {
+            return Err(Failure::usage("--fix writes a copy").hint("name it: -o FIXED.gguf"));
+        };
+        let repairs: Vec<Repair> = findings.iter().filter_map(|f| f.repair.clone()).collect();
+        let written = repair::write(&args.model, &repairs, output, args.force)?;
+        // what is left is what the copy still has
+        let progress = Progress::new(console);
+        findings = pool.install(|| examine(output, args, &progress))?;
+        progress.clear();
+        fixed = Some((output, repairs, written));
+    }
+    let worst = findings.iter().map(|f| f.severity).max();
+    let sound = worst
+        .is_none_or(|worst| worst < Severity::Error && (!args.strict || worst < Severity::Warning));
+    let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
+    let mut object = json!({
+        "status": if sound { "sound" } else { "unsound" },
+        "errors": count(Severity::Error),
+        "warnings": count(Severity::Warning),
+        "notes": count(Severity::Note),
+        "findings": findings.iter().map(Finding::to_json).collect::<Value>(),
+    });
+    if let Some((output, repairs, digest)) = &fixed {
+        object["fixed"] = json!({
+            "path": output.display().to_string(),
+            "bytes": digest.bytes,
+            "sha256": digest.sha256,
+            "repairs": repairs.iter().map(ToString::to_string).collect::<Value>(),
+        });
+    }
+    console.json(&object)?;
+    if let Some((output, repairs, _)) = &fixed {
+        for repair in repairs {
+            console.line(format_args!("fixed: {repair}"))?;
+        }
+        console.line(format_args!(
+            "{}: {} repairs; left:",
+            output.display(),
+            repairs.len()
+        ))?;
+    }
+    for f in &findings {
+        let Finding {
+            code,
+            severity,
+            place,
+            what,
+            remedy,
+            ..
+        } = f;
+        console.line(format_args!("{severity:<7} {code}: `{place}`: {what}"))?;
+        let by = if f.repair.is_some() {
+            " (--fix -o OUT does it)"
+        } else {
+            ""
+        };
+        console.line(format_args!("        {remedy}{by}"))?;
+    }
+    let verdict = if sound { "sound" } else { "unsound" };
+    console.line(format_args!(
+        "{verdict}: {} errors, {} warnings, {} notes",
+        count(Severity::Error),
+        count(Severity::Warning),
+        count(Severity::Note)
+    ))?;
+    Ok(if sound {
+        ExitStatus::Done
+    } else {
+        ExitStatus::Different
+    })
+}
+
+/// Everything found about the model at `path`, worst first.
+fn examine(path: &Path, args: &DoctorArgs, progress: &Progress) -> Result<Vec<Finding>, Failure> {
+    let options = OpenOptions {
+        layout: args.layout.clone(),
+        ternary_trained: args.ternary_trained,
+        ..OpenOptions::default()
+    };
+    let file = match bitnet_formats::open(path, &options.limits) {
+        Ok(file) => file,
+        // no file to examine is no finding about it
+        Err(error) if error.code == ErrorCode::Io => return Err(error.into()),
+        Err(error) => {
+            return Ok(vec![Finding::unreadable(
+                path.display().to_string(),
+                &error,
+            )]);
+        }
+    };
+    let mut findings = Vec::new();
+    let checkpoint = Checkpoint::open_with_evidence(path, &options, None);
+    if let Err(error) = &checkpoint {
+        findings.push(Finding::unreadable(path.display().to_string(), error));
+    }
+    let patient = Patient {
+        path,
+        file: &file,
+        checkpoint: checkpoint.as_ref().ok(),
+        run: !args.no_run,
+    };
+    let bar = progress.steps("examinations", EXAMINATIONS.len() as u64);
+    for examination in EXAMINATIONS {
+        bar.name(examination.name);
+        (examination.examine)(&patient, &mut findings);
+        bar.advance(1);
+    }
+    bar.finish();
+    findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
+    Ok(findings)
+}

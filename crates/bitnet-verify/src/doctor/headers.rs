@@ -1,0 +1,229 @@
+//! What headers and configuration say that the tensors contradict.
+//!
+//! Invariant: no weight is read.
+
+use super::{Examination, Finding, Patient, Repair, Severity};
+use bitnet_formats::{Container, Encoding, Gguf, MetaValue};
+use bitnet_model::{Activation, Checkpoint, Config, Slot};
+use std::collections::BTreeSet;
+
+pub(super) const EXAMINATION: Examination = Examination {
+    name: "headers",
+    what: "file type, architecture, duplicate heads, unknown keys",
+    examine: |patient, findings| {
+        if let Some(checkpoint) = patient.checkpoint {
+            head(patient, checkpoint, findings);
+        }
+        if patient.file.container == Gguf.name() {
+            file_type(patient, findings);
+            keys(patient, findings);
+            wrong_activation(patient, findings);
+        }
+    },
+};
+
+const ARCHITECTURE: &str = "general.architecture";
+const FILE_TYPE: &str = "general.file_type";
+
+/// Beginnings of keys that some known program reads or writes, besides the architecture's own.
+const KNOWN: [&str; 8] = [
+    "general.",
+    "tokenizer.",
+    "ternary.",
+    "bitnet.",
+    "split.",
+    "prism.",
+    "quantize.",
+    "adapter.",
+];
+
+/// A published network whose GGUF files are known to name an architecture that computes something else.
+struct Published {
+    name: &'static str,
+    architecture: &'static str,
+    activation: Activation,
+    is: fn(&Config) -> bool,
+}
+
+/// `formats/model-families.md`.
+const PUBLISHED: [Published; 1] = [Published {
+    name: "BitNet b1.58 2B4T",
+    architecture: "bitnet-b1.58",
+    activation: Activation::Relu2,
+    is: |c| {
+        (c.hidden_size, c.intermediate_size, c.num_hidden_layers) == (2560, 6912, 30)
+            && (c.num_attention_heads, c.num_key_value_heads, c.vocab_size) == (20, 5, 128_256)
+    },
+}];
+
+fn head(patient: &Patient<'_>, checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
+    let config = &checkpoint.config;
+    let family = checkpoint.family;
+    let gguf = patient.file.container == Gguf.name();
+    let name = |slot| {
+        if gguf {
+            (family.gguf_tensor_name)(slot)
+        } else {
+            (family.tensor_name)(slot)
+        }
+    };
+    let Some(head) = patient.file.tensor(&name(Slot::OutputHead)) else {
+        return;
+    };
+    if config.tie_word_embeddings {
+        let what = format!(
+            "the output head is the embedding, and the file holds another {} bytes that nothing reads",
+            head.len
+        );
+        let finding = Finding::new(
+            "unused-head",
+            Severity::Warning,
+            &head.name,
+            what,
+            "drop the tensor",
+        );
+        findings.push(match gguf {
+            true => finding.mended_by(Repair::DropTensor(head.name.clone())),
+            false => finding,
+        });
+        return;
+    }
+    let embeddings = patient.file.tensor(&name(Slot::TokenEmbeddings));
+    if let Some(embeddings) = embeddings
+        && embeddings.encoding == head.encoding
+        && patient.file.bytes(embeddings) == patient.file.bytes(head)
+    {
+        let what = format!(
+            "the output head is a copy of the embedding: {} bytes twice",
+            head.len
+        );
+        let remedy = "drop the tensor; readers then take the embedding (in config.json: tie_word_embeddings true)";
+        let finding = Finding::new(
+            "duplicate-head",
+            Severity::Warning,
+            &head.name,
+            what,
+            remedy,
+        );
+        findings.push(match gguf {
+            true => finding.mended_by(Repair::DropTensor(head.name.clone())),
+            false => finding,
+        });
+    }
+}
+
+/// Whether `general.file_type` is that of the linears.
+fn file_type(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
+    let packings: BTreeSet<(&str, Option<u32>)> = patient
+        .file
+        .tensors()
+        .iter()
+        .filter_map(|info| match info.encoding {
+            Encoding::Ternary(packing) => Some((packing.name(), packing.gguf_file_type())),
+            _ => None,
+        })
+        .collect();
+    let stated = patient
+        .file
+        .metadata
+        .get(FILE_TYPE)
+        .and_then(MetaValue::as_u64);
+    let mut types: BTreeSet<u32> = packings.iter().filter_map(|(_, t)| *t).collect();
+    let only = match (types.pop_first(), types.is_empty()) {
+        (Some(only), true) => only,
+        // files of several packings have no type of their own
+        _ => return,
+    };
+    let names: Vec<&str> = packings.iter().map(|(name, _)| *name).collect();
+    let found = match stated {
+        Some(stated) if stated == u64::from(only) => return,
+        Some(stated) => format!("{stated}"),
+        None => "nothing".to_owned(),
+    };
+    let what = format!(
+        "the tensors are {}, which is file type {only}; the header says {found}",
+        names.join(", ")
+    );
+    findings.push(
+        Finding::new(
+            "file-type",
+            Severity::Warning,
+            FILE_TYPE,
+            what,
+            format!("set it to {only}"),
+        )
+        .mended_by(Repair::Set(FILE_TYPE.to_owned(), MetaValue::U32(only))),
+    );
+}
+
+fn keys(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
+    let metadata = &patient.file.metadata;
+    let Some(architecture) = metadata.get(ARCHITECTURE).and_then(MetaValue::as_str) else {
+        let what = "readers cannot tell which network it is";
+        let remedy = "write the file again with a converter that knows the model";
+        findings.push(Finding::new(
+            "no-architecture",
+            Severity::Error,
+            ARCHITECTURE,
+            what,
+            remedy,
+        ));
+        return;
+    };
+    let own = format!("{architecture}.");
+    for (key, _) in &metadata.0 {
+        if !key.starts_with(&own) && !KNOWN.iter().any(|known| key.starts_with(known)) {
+            let what = "no program this one knows of reads the key";
+            let remedy = "make sure that nothing depends on it";
+            findings.push(Finding::new(
+                "unknown-key",
+                Severity::Note,
+                key,
+                what,
+                remedy,
+            ));
+        }
+    }
+    let theta = format!("{own}rope.freq_base");
+    if metadata.get(&theta).is_none() {
+        let what = "absent: every reader takes 10000";
+        let remedy = "add it if the model was trained with another base";
+        findings.push(Finding::new(
+            "default-rope",
+            Severity::Note,
+            theta,
+            what,
+            remedy,
+        ));
+    }
+}
+
+fn wrong_activation(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
+    let Some(checkpoint) = patient.checkpoint else {
+        return;
+    };
+    let architecture = patient.file.metadata.get(ARCHITECTURE);
+    let architecture = architecture.and_then(MetaValue::as_str).unwrap_or_default();
+    let config = &checkpoint.config;
+    for published in &PUBLISHED {
+        if (published.is)(config) && config.hidden_act != published.activation {
+            let what = format!(
+                "readers of `{architecture}` compute {}, and the sizes are those of {}, which was trained with {}",
+                config.hidden_act.as_str(),
+                published.name,
+                published.activation.as_str()
+            );
+            let remedy = format!("name the architecture `{}`", published.architecture);
+            findings.push(
+                Finding::new(
+                    "wrong-activation",
+                    Severity::Error,
+                    ARCHITECTURE,
+                    what,
+                    remedy,
+                )
+                .mended_by(Repair::Architecture(published.architecture)),
+            );
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Corrected copies of GGUF files.
+//!
+//! Invariant: the payload of every tensor that is kept is copied byte for byte; a repair changes metadata or leaves a
+//! tensor out. The original is never written to.
+
+use bitnet_cli::Failure;
+use bitnet_formats::{
+    Artifact, Container, ErrorCode, FileDigest, FormatError, Gguf, Limits, MetaValue, Metadata,
+    PlannedTensor, WritePlan,
+};
+use std::fmt;
+use std::path::Path;
+
+/// One correction.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Repair {
+    /// Sets a metadata key.
+    Set(String, MetaValue),
+    /// Names the architecture, and its keys, anew.
+    Architecture(&'static str),
+    /// Leaves a tensor out.
+    DropTensor(String),
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Set(key, value) => match (value.as_str(), value.as_u64()) {
+                (Some(text), _) => write!(f, "{key} = {text}"),
+                (_, Some(number)) => write!(f, "{key} = {number}"),
+                _ => write!(f, "{key}"),
+            },
+            Self::Architecture(name) => write!(f, "general.architecture = {name}, and its keys"),
+            Self::DropTensor(name) => write!(f, "without `{name}`"),
+        }
+    }
+}
+
+const ARCHITECTURE: &str = "general.architecture";
+
+/// Writes a corrected copy of the file at `path`.
+pub(super) fn write(
+    path: &Path,
+    repairs: &[Repair],
+    output: &Path,
+    force: bool,
+) -> Result<FileDigest, Failure> {
+    let file = bitnet_formats::open(path, &Limits::default())?;
+    if repairs.is_empty() {
+        return Err(Failure::usage("nothing here can be repaired in the file")
+            .hint("the remedies say what to do instead"));
+    }
+    let [part] = file.parts.as_slice() else {
+        return Err(
+            Failure::usage("--fix writes single files, this model is split")
+                .hint("bitnet-convert SRC -o WHOLE.gguf joins the parts"),
+        );
+    };
+    if file.container != Gguf.name() {
+        return Err(Failure::usage(format!(
+            "--fix writes GGUF files, this is {}",
+            file.container
+        ))
+        .hint("the remedies say which key of config.json to change"));
+    }
+    let mut metadata = file.metadata.clone();
+    let mut dropped = Vec::new();
+    for repair in repairs {
+        match repair {
+            Repair::Set(key, value) => metadata.set(key.clone(), value.clone()),
+            Repair::Architecture(name) => rename(&mut metadata, name),
+            Repair::DropTensor(name) => dropped.push(name.as_str()),
+        }
+    }
+    let kept: Vec<_> = file
+        .tensors()
+        .iter()
+        .filter(|t| !dropped.contains(&t.name.as_str()))
+        .collect();
+    let tensors = kept.iter().map(|t| PlannedTensor {
+        name: t.name.clone(),
+        encoding: t.encoding,
+        shape: t.shape.clone(),
+        len: t.len,
+    });
+    let plan = WritePlan {
+        metadata,
+        tensors: tensors.collect(),
+    };
+    let header = Gguf.header(&plan)?;
+    refuse_the_original(part.path(), output)?;
+    let mut artifact = Artifact::create(output, force)?;
+    artifact.write(&header.bytes)?;
+    for (tensor, offset) in kept.iter().zip(&header.offsets) {
+        artifact.write_zeros(offset.saturating_sub(artifact.position()))?;
+        artifact.write(file.bytes(tensor))?;
+    }
+    artifact.write_zeros(header.total.saturating_sub(artifact.position()))?;
+    Ok(artifact.finish()?)
+}
+
+/// `A.key` becomes `B.key`.
+fn rename(metadata: &mut Metadata, name: &str) {
+    let old = metadata
+        .get(ARCHITECTURE)
+        .and_then(MetaValue::as_str)
+        .unwrap_or_default();
+    let prefix = format!("{old}.");
+    for (key, _) in &mut metadata.0 {
+        if let Some(rest) = key.strip_prefix(&prefix) {
+            *key = format!("{name}.{rest}");
+        }
+    }
+    metadata.set(ARCHITECTURE, MetaValue::text(name));
+}
+
+fn refuse_the_original(original: &Path, output: &Path) -> Result<(), FormatError> {
+    let same = match (
+        std::fs::canonicalize(original),
+        std::fs::canonicalize(output),
+    ) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if same {
+        let error = FormatError::new(ErrorCode::Usage, "the output is the model itself");
+        return Err(error.in_file(output).hint("name another output"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_formats::MetaArray;
+
+    #[test]
+    fn an_architecture_takes_its_keys_along() {
+        let mut metadata = Metadata::default();
+        metadata.set(ARCHITECTURE, MetaValue::text("bitnet"));
+        metadata.set("bitnet.block_count", MetaValue::U32(2));
+        metadata.set(
+            "tokenizer.ggml.tokens",
+            MetaValue::Array(MetaArray::U32(vec![])),
+        );
+        rename(&mut metadata, "bitnet-b1.58");
+        assert_eq!(
+            metadata.get(ARCHITECTURE).and_then(MetaValue::as_str),
+            Some("bitnet-b1.58")
+        );
+        assert_eq!(
+            metadata.get("bitnet-b1.58.block_count"),
+            Some(&MetaValue::U32(2))
+        );
+        assert!(metadata.get("bitnet.block_count").is_none());
+        assert!(metadata.get("tokenizer.ggml.tokens").is_some());
+    }
+}

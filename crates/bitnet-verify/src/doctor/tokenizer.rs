@@ -1,0 +1,240 @@
+//! Whether text becomes the right tokens, and whether generation can stop.
+//!
+//! Invariant: a pre-tokenizer is called wrong only where the vocabulary is a published one whose pre-tokenizer is
+//! known.
+
+use super::{Examination, Finding, Patient, Repair, Severity};
+use bitnet_formats::{Container, Gguf, MetaArray, MetaValue};
+use bitnet_model::{ChatMessage, Checkpoint, Tokenizer};
+
+pub(super) const EXAMINATION: Examination = Examination {
+    name: "tokenizer",
+    what: "pre-tokenizer, vocabulary size, end of text, chat template",
+    examine: |patient, findings| {
+        if patient.file.container == Gguf.name() {
+            pre_tokenizer(patient, findings);
+        }
+        let Some(checkpoint) = patient.checkpoint else {
+            return;
+        };
+        let tokenizer = match &checkpoint.directory {
+            _ if patient.file.container == Gguf.name() => {
+                Tokenizer::from_gguf(&patient.file.metadata)
+            }
+            Some(directory) => Tokenizer::from_directory(directory),
+            None => Ok(None),
+        };
+        match tokenizer {
+            Err(error) => findings.push(Finding::unreadable("tokenizer", &error)),
+            Ok(None) => findings.push(Finding::new(
+                "no-tokenizer",
+                Severity::Note,
+                "tokenizer",
+                "there is none: only token ids can be given to the model",
+                "put the tokenizer of the source beside it and convert again",
+            )),
+            Ok(Some(tokenizer)) => words(patient, checkpoint, &tokenizer, findings),
+        }
+    },
+};
+
+const PRE: &str = "tokenizer.ggml.pre";
+const EOT: &str = "tokenizer.ggml.eot_token_id";
+/// What an assistant says in the conversation that is rendered.
+const SAID: &str = "bitnet";
+
+/// Published vocabularies: a token, its id, and the pre-tokenizer of the model (`formats/model-families.md`).
+const VOCABULARIES: [(&str, usize, &str); 3] = [
+    ("<|begin_of_text|>", 128_000, "llama-bpe"),
+    ("<|im_end|>", 151_645, "qwen2"),
+    (">>UNUSED_1<<", 131_000, "falcon3"),
+];
+/// Words for the same pre-tokenizer.
+const SAME: [(&str, &str); 3] = [
+    ("llama3", "llama-bpe"),
+    ("llama-v3", "llama-bpe"),
+    ("falcon-e", "falcon3"),
+];
+
+fn pre_tokenizer(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
+    let metadata = &patient.file.metadata;
+    let text = |key: &str| metadata.get(key).and_then(MetaValue::as_str);
+    if text("tokenizer.ggml.model") != Some("gpt2") {
+        return;
+    }
+    let known = match metadata.get("tokenizer.ggml.tokens") {
+        Some(MetaValue::Array(MetaArray::String(tokens))) => VOCABULARIES
+            .iter()
+            .find(|(token, id, _)| tokens.iter().nth(*id) == Some(token.as_bytes()))
+            .map(|(_, _, pre)| *pre),
+        _ => None,
+    };
+    let stated = text(PRE);
+    let meant = |pre: &str| {
+        SAME.iter()
+            .find(|(word, _)| *word == pre)
+            .map_or(pre.to_owned(), |(_, same)| (*same).to_owned())
+    };
+    let finding = match (stated, known) {
+        (None | Some("default"), known) => {
+            let what = "missing: readers fall back to a default that splits text otherwise than the model was trained";
+            let remedy = match known {
+                Some(pre) => format!("the vocabulary is that of `{pre}`: set it"),
+                None => "set the one of the model's tokenizer.json; converting from the Hugging Face checkpoint does".to_owned(),
+            };
+            Finding::new("missing-pre-tokenizer", Severity::Error, PRE, what, remedy)
+        }
+        (Some(stated), Some(known)) if meant(stated) != known => {
+            let what = format!("`{stated}`, but the vocabulary is the published one of `{known}`");
+            Finding::new(
+                "wrong-pre-tokenizer",
+                Severity::Error,
+                PRE,
+                what,
+                format!("set `{known}`"),
+            )
+        }
+        _ => return,
+    };
+    findings.push(match known {
+        Some(pre) => finding.mended_by(Repair::Set(PRE.to_owned(), MetaValue::text(pre))),
+        None => finding,
+    });
+}
+
+fn words(
+    patient: &Patient<'_>,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    findings: &mut Vec<Finding>,
+) {
+    let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config.vocab_size);
+    if tokens > rows {
+        let what = format!(
+            "{tokens} tokens, but the embedding has {rows} rows: some texts cannot be computed"
+        );
+        let remedy = "take the tokenizer that belongs to the model";
+        findings.push(Finding::new(
+            "vocabulary-mismatch",
+            Severity::Error,
+            "tokenizer",
+            what,
+            remedy,
+        ));
+    } else if tokens < rows {
+        let what = format!(
+            "{rows} embedding rows for {tokens} tokens: {} cannot be spelt",
+            rows - tokens
+        );
+        let remedy = "usual for padded vocabularies; make sure that the tokenizer is the model's";
+        findings.push(Finding::new(
+            "padded-vocabulary",
+            Severity::Note,
+            "tokenizer",
+            what,
+            remedy,
+        ));
+    }
+    let stops = &checkpoint.config.eos_token_ids;
+    if stops.is_empty() && checkpoint.config.pooling.is_none() {
+        let what = "no token ends a text: generation cannot stop";
+        let remedy = "set eos_token_id in generation_config.json, or tokenizer.ggml.eos_token_id";
+        findings.push(Finding::new(
+            "no-eos",
+            Severity::Error,
+            "eos_token_id",
+            what,
+            remedy,
+        ));
+    }
+    for id in stops.iter().filter(|id| **id as usize >= rows) {
+        let what =
+            format!("token {id} is beyond the {rows} rows of the embedding: it is never chosen");
+        let remedy = "set an id of the vocabulary";
+        findings.push(Finding::new(
+            "no-eos",
+            Severity::Error,
+            "eos_token_id",
+            what,
+            remedy,
+        ));
+    }
+    chat(patient, checkpoint, tokenizer, findings);
+}
+
+/// Whether what the template puts behind an answer is a token that ends generation.
+fn chat(
+    patient: &Patient<'_>,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    findings: &mut Vec<Finding>,
+) {
+    let template = match tokenizer.chat() {
+        Ok(Some(template)) => template,
+        Ok(None) => return,
+        Err(error) => {
+            findings.push(Finding::unreadable("chat_template", &error));
+            return;
+        }
+    };
+    let answer = ChatMessage {
+        role: "assistant".to_owned(),
+        content: SAID.to_owned(),
+    };
+    let talk = [ChatMessage::user("hello"), answer];
+    let rendered = match template.render(&talk, false) {
+        Ok(rendered) => rendered,
+        Err(error) => {
+            findings.push(Finding::unreadable("chat_template", &error));
+            return;
+        }
+    };
+    let behind = rendered
+        .rfind(SAID)
+        .map_or("", |at| &rendered[at + SAID.len()..]);
+    let Ok(ids) = tokenizer.encode(behind.trim_start(), false) else {
+        return;
+    };
+    let stops = &checkpoint.config.eos_token_ids;
+    if ids.first().is_some_and(|id| stops.contains(id)) {
+        return;
+    }
+    let (what, repair) = match ids.first() {
+        None => (
+            "the template puts nothing behind an answer: nothing tells the model to stop"
+                .to_owned(),
+            None,
+        ),
+        Some(&id) => {
+            let token = tokenizer.token(id).unwrap_or_default();
+            let is_one_token = ids.len() == 1 || behind.trim_start().starts_with(&token);
+            let what = format!(
+                "the template ends an answer with `{}` (token {id}), which is not among the tokens that end generation ({stops:?})",
+                if is_one_token {
+                    token.as_str()
+                } else {
+                    behind.trim()
+                }
+            );
+            let special = token.starts_with('<') && token.ends_with('>') && is_one_token;
+            (
+                what,
+                special.then(|| Repair::Set(EOT.to_owned(), MetaValue::U32(id))),
+            )
+        }
+    };
+    let remedy =
+        "add it to eos_token_id of generation_config.json, or set tokenizer.ggml.eot_token_id";
+    let finding = Finding::new(
+        "chat-cannot-stop",
+        Severity::Warning,
+        "chat_template",
+        what,
+        remedy,
+    );
+    let gguf = patient.file.container == Gguf.name();
+    findings.push(match repair {
+        Some(repair) if gguf => finding.mended_by(repair),
+        _ => finding,
+    });
+}

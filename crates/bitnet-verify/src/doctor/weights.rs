@@ -1,0 +1,204 @@
+//! Whether the numbers can be those of a trained model.
+//!
+//! Invariant: every value is read once, one tensor at a time. What is only unusual is a warning; limits are far from
+//! what absmean training gives (zeros between a quarter and a half, both signs alike).
+
+use super::{Examination, Finding, Patient, Severity};
+use bitnet_formats::{FormatError, dense_to_f32};
+use bitnet_model::{Checkpoint, DenseTensor, Slot};
+use bitnet_ternary::TernaryMatrix;
+
+pub(super) const EXAMINATION: Examination = Examination {
+    name: "weights",
+    what: "zeros, constants, NaN, codes, statistics of trits and scales",
+    examine: |patient, findings| {
+        if let Some(checkpoint) = patient.checkpoint {
+            for slot in checkpoint.slots_in_file_order() {
+                look(checkpoint, slot, findings);
+            }
+        }
+        unused(patient, findings);
+    },
+};
+
+/// Shares of zeros outside of which no published model lies.
+const ZEROS: std::ops::RangeInclusive<f64> = 0.02..=0.97;
+/// Largest `|plus - minus| / (plus + minus)` of a linear that looks trained.
+const IMBALANCE: f64 = 0.3;
+/// Magnitudes of scales outside of which no published model lies.
+const SCALES: std::ops::RangeInclusive<f32> = 1e-7..=1e4;
+/// Values widened at a time.
+const BLOCK: usize = 1 << 20;
+
+fn look(checkpoint: &Checkpoint, slot: Slot, findings: &mut Vec<Finding>) {
+    let place = slot.to_string();
+    let seen = if slot.is_ternary() {
+        checkpoint
+            .ternary(slot)
+            .map(|matrix| ternary(&place, &matrix))
+    } else {
+        checkpoint
+            .dense(slot)
+            .and_then(|tensor| dense(&place, &tensor))
+    };
+    match seen {
+        Ok(Some(finding)) => findings.push(finding),
+        Ok(None) => {}
+        Err(error) => findings.push(Finding::unreadable(place, &error)),
+    }
+}
+
+/// The worst thing about a linear.
+fn ternary(place: &str, matrix: &TernaryMatrix) -> Option<Finding> {
+    const AGAIN: &str = "compare with the source, or convert again";
+    let mut counts = [0u64; 3];
+    for t in matrix.trits() {
+        counts[usize::from((t + 1) as u8) % 3] += 1;
+    }
+    let [minus, zero, plus] = counts;
+    let total = minus + zero + plus;
+    let share = zero as f64 / total.max(1) as f64;
+    if zero == total {
+        let what = "every trit is 0";
+        return Some(Finding::new(
+            "zero-tensor",
+            Severity::Error,
+            place,
+            what,
+            AGAIN,
+        ));
+    }
+    if plus == total || minus == total {
+        let what = format!("every trit is {}", if plus == total { "+1" } else { "-1" });
+        return Some(Finding::new(
+            "constant-tensor",
+            Severity::Error,
+            place,
+            what,
+            AGAIN,
+        ));
+    }
+    let cols = matrix.cols().max(1);
+    let scales = matrix.scales();
+    let mut odd = None;
+    for (row, trits) in matrix.trits().chunks_exact(cols).enumerate() {
+        if trits.iter().all(|t| *t == 0) {
+            continue;
+        }
+        for column in (0..cols).step_by(32) {
+            let end = (column + 32).min(cols);
+            if trits[column..end].iter().any(|t| *t != 0) {
+                let scale = scales.at(row, column, cols);
+                if !SCALES.contains(&scale.abs()) {
+                    odd.get_or_insert((row, column, scale));
+                }
+            }
+        }
+    }
+    if let Some((row, column, scale)) = odd {
+        let (code, severity) = match scale == 0.0 {
+            true => ("zero-scale", Severity::Error),
+            false => ("implausible-scale", Severity::Warning),
+        };
+        let what = format!(
+            "the scale at row {row}, column {column} is {scale:e}, beside trits that are not 0"
+        );
+        return Some(Finding::new(code, severity, place, what, AGAIN));
+    }
+    if !ZEROS.contains(&share) {
+        let what = format!("{:.2} % of the trits are 0", 100.0 * share);
+        return Some(Finding::new(
+            "implausible-trits",
+            Severity::Warning,
+            place,
+            what,
+            AGAIN,
+        ));
+    }
+    let imbalance = plus.abs_diff(minus) as f64 / (plus + minus) as f64;
+    if imbalance > IMBALANCE {
+        let what = format!("{plus} trits are +1 and {minus} are -1");
+        return Some(Finding::new(
+            "unbalanced-trits",
+            Severity::Warning,
+            place,
+            what,
+            AGAIN,
+        ));
+    }
+    None
+}
+
+/// Whether a dense tensor is all zero, or one value.
+fn dense(place: &str, tensor: &DenseTensor<'_>) -> Result<Option<Finding>, FormatError> {
+    let width = tensor.shape.last().copied().unwrap_or(1).max(1);
+    let rows = tensor.shape.iter().product::<usize>() / width;
+    let step = (BLOCK / width).max(1);
+    let row = tensor.bytes.len() / rows.max(1);
+    let mut first = None;
+    for start in (0..rows).step_by(step) {
+        let end = rows.min(start + step);
+        let bytes = tensor.bytes.get(start * row..end * row).unwrap_or(&[]);
+        let mut values = vec![0.0f32; (end - start) * width];
+        dense_to_f32(tensor.encoding, bytes, &mut values)?;
+        let of = *first.get_or_insert(values.first().copied().unwrap_or(0.0));
+        if values.iter().any(|v| v.to_bits() != of.to_bits()) {
+            return Ok(None);
+        }
+    }
+    Ok(match first {
+        Some(0.0) => Some(Finding::new(
+            "zero-tensor",
+            Severity::Error,
+            place,
+            "every value is 0",
+            "compare with the source, or convert again",
+        )),
+        // norms begin as ones
+        Some(1.0) if tensor.shape.len() == 1 => Some(Finding::new(
+            "untrained-norm",
+            Severity::Note,
+            place,
+            "every value is 1, as before training",
+            "make sure that the norm was not lost on the way",
+        )),
+        Some(value) if rows * width > 1 => Some(Finding::new(
+            "constant-tensor",
+            Severity::Warning,
+            place,
+            format!("every value is {value:e}"),
+            "compare with the source, or convert again",
+        )),
+        _ => None,
+    })
+}
+
+/// Space between and behind the tensors that no tensor claims, beyond alignment.
+fn unused(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
+    for (part, mapped) in patient.file.parts.iter().enumerate() {
+        let mut ends: Vec<(u64, u64)> = patient
+            .file
+            .tensors()
+            .iter()
+            .filter(|t| t.part == part)
+            .map(|t| (t.offset, t.offset.saturating_add(t.len)))
+            .collect();
+        ends.sort_unstable();
+        let Some(&(_, last)) = ends.last() else {
+            continue;
+        };
+        let left = (mapped.bytes().len() as u64).saturating_sub(last);
+        if left > 4096 {
+            let what = format!("{left} bytes behind the last tensor belong to nothing");
+            let remedy = "harmless; a conversion to the same target leaves them out";
+            let place = mapped.path().display().to_string();
+            findings.push(Finding::new(
+                "trailing-bytes",
+                Severity::Note,
+                place,
+                what,
+                remedy,
+            ));
+        }
+    }
+}
