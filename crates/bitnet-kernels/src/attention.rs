@@ -10,12 +10,11 @@
 //! then a vector, and adding the lanes up takes 15 additions and no shuffle for 16 dots. This module is
 //! the frame and safe bodies of its steps; `kernels/avx512_attention.rs` has some with registers named.
 
-use crate::dense::{Element, widen_lanes, widen_tail};
+use crate::dense::{DenseType, Element, widen_lanes, widen_tail};
 use crate::float_ops::{
     LANES, Lanes, add_lanes, exp1, fill_lanes, greater, mul_add_lanes, mul_add_tail,
 };
 use crate::lines::{self, LINE, Line, Lines};
-
 /// Behind the `dim` weighted values of a part: their maximum score and the sum of their weights.
 pub(crate) const PART_EXTRA: usize = 2;
 
@@ -34,9 +33,8 @@ const SLICES: [usize; 2] = [64, 32];
 /// Queries that go together in a step.
 pub(crate) const TOGETHER: usize = 4;
 
-/// Scores of some queries and all keys, as the keys lie in memory: `(keys, dim, q, values, stride, scores)`;
-/// `values`, which will be read next, are fetched.
-pub(crate) type Few = unsafe fn(&[u8], usize, &[f32], &[u8], usize, &mut [f32]);
+/// Scores of some queries and all keys, as the keys lie in memory: `(keys, dim, q, stride, scores)`.
+pub(crate) type Few = unsafe fn(&[u8], usize, &[f32], usize, &mut [f32]);
 
 /// Scores of some queries and the keys of one panel: `(panel, dim, q, stride, scores)`.
 pub(crate) type Many = unsafe fn(&[f32], usize, &[f32], usize, &mut [f32]);
@@ -64,6 +62,16 @@ pub(crate) struct AttentionOps {
     pub merge: unsafe fn(&mut [f32], &[f32]),
 }
 
+impl AttentionOps {
+    pub fn rows(&self, dtype: DenseType) -> &RowSteps {
+        match dtype {
+            DenseType::F32 => &self.f32,
+            DenseType::F16 => &self.f16,
+            DenseType::Bf16 => &self.bf16,
+        }
+    }
+}
+
 /// Compiles every body under the given attributes and tabulates the instances.
 macro_rules! instantiate {
     ($(#[$isa:meta])*) => {{
@@ -71,9 +79,9 @@ macro_rules! instantiate {
         macro_rules! rows {
             ($element:ident) => {{
                 $(#[$isa])* fn few(
-                    keys: &[u8], dim: usize, q: &[f32], values: &[u8], stride: usize, scores: &mut [f32],
+                    keys: &[u8], dim: usize, q: &[f32], stride: usize, scores: &mut [f32],
                 ) {
-                    attention::few::<dense::$element>(keys, dim, q, values, stride, scores)
+                    attention::few::<dense::$element>(keys, dim, q, stride, scores)
                 }
                 $(#[$isa])* fn panels(keys: &[u8], dim: usize, panels: &mut [f32]) {
                     attention::panels::<dense::$element>(keys, dim, panels)
@@ -108,9 +116,9 @@ pub(crate) use instantiate;
 /// Memory that [`Backend::attend`](crate::Backend::attend) works in. Keep one per thread.
 #[derive(Default)]
 pub struct AttentionScratch {
-    scores: Option<Lines>, // (strip, count)
-    keys: Option<Lines>,   // (count / 32, 2, dim, 16)
-    values: Option<Lines>, // (count, dim)
+    pub(crate) scores: Option<Lines>, // (strip, count), or (2, queries, count)
+    keys: Option<Lines>,              // (count / 32, 2, dim, 16)
+    values: Option<Lines>,            // (count, dim)
 }
 
 impl std::fmt::Debug for AttentionScratch {
@@ -120,7 +128,7 @@ impl std::fmt::Debug for AttentionScratch {
 }
 
 /// At least `words` numbers in `lines`, whatever they are.
-fn room(lines: &mut Option<Lines>, words: usize) -> &mut [Line] {
+pub(crate) fn room(lines: &mut Option<Lines>, words: usize) -> &mut [Line] {
     let count = words.div_ceil(LINE / 4);
     if lines.as_ref().is_none_or(|lines| lines.len() < count) {
         *lines = Some(Lines::zeroed(count));
@@ -201,7 +209,7 @@ pub(crate) unsafe fn attend(
             }
         } else {
             // SAFETY: the caller's promise.
-            unsafe { (rows.few)(&keys[..most * row], dim, q, values, stride, scores) };
+            unsafe { (rows.few)(&keys[..most * row], dim, q, stride, scores) };
         }
         for ((seen, part), scores) in seen
             .iter()
@@ -241,7 +249,6 @@ pub(crate) fn few<E: Element>(
     keys: &[u8],
     dim: usize,
     q: &[f32],
-    values: &[u8],
     stride: usize,
     scores: &mut [f32],
 ) {
@@ -251,7 +258,6 @@ pub(crate) fn few<E: Element>(
             keys,
             dim,
             &q[at * dim..],
-            values,
             stride,
             &mut scores[at * stride..],
         );
@@ -262,7 +268,6 @@ pub(crate) fn few<E: Element>(
             keys,
             dim,
             &q[at * dim..],
-            values,
             stride,
             &mut scores[at * stride..],
         );
@@ -276,14 +281,13 @@ fn few_of<E: Element, const R: usize>(
     keys: &[u8],
     dim: usize,
     q: &[f32],
-    values: &[u8],
     stride: usize,
     scores: &mut [f32],
 ) {
     let row = dim * E::SIZE;
     let q: [&[f32]; R] = std::array::from_fn(|r| &q[r * dim..(r + 1) * dim]);
     for (key, bytes) in keys.chunks_exact(row).enumerate() {
-        fetch_ahead(keys, values, key * row, row);
+        fetch_ahead(bytes);
         let acc = dots::<E, R>(bytes, dim, &q);
         for r in 0..R {
             scores[r * stride + key] = add_lanes(acc[r]);
@@ -291,18 +295,14 @@ fn few_of<E: Element, const R: usize>(
     }
 }
 
-/// How far ahead keys are fetched: what one core reads while it waits for memory once, a few times over.
-const AHEAD: usize = 4 << 10;
+/// How far ahead keys and values are fetched.
+pub(crate) const AHEAD: usize = 3 << 10;
 
-/// Fetches the keys that will be read [`AHEAD`] behind `len` bytes at `at`, and the values of these: two
-/// streams bring half as much again as one. Values wait in the second level for all scores of the block.
+/// Fetches what lies [`AHEAD`] behind some keys or values.
 #[inline(always)]
-pub(crate) fn fetch_ahead(keys: &[u8], values: &[u8], at: usize, len: usize) {
-    for at in (at..at + len).step_by(LINE) {
-        if at + AHEAD < keys.len() {
-            lines::prefetch(keys.as_ptr().wrapping_add(at + AHEAD));
-        }
-        lines::prefetch_l2(values.as_ptr().wrapping_add(at));
+pub(crate) fn fetch_ahead(rows: &[u8]) {
+    for line in rows.chunks(LINE) {
+        lines::prefetch(line.as_ptr().wrapping_add(AHEAD));
     }
 }
 
@@ -479,6 +479,7 @@ fn weigh_of<E: Element, const R: usize>(
             acc[r][..live].copy_from_slice(&parts[r * part + d..][..live]);
         }
         for (j, value) in values.chunks_exact(row).enumerate() {
+            lines::prefetch(value[d * E::SIZE..].as_ptr().wrapping_add(AHEAD));
             let v = match live {
                 LANES => widen_lanes::<E>(&value[d * E::SIZE..]),
                 _ => widen_tail::<E>(&value[d * E::SIZE..]),
@@ -518,12 +519,12 @@ pub(crate) fn merge(so_far: &mut [f32], next: &[f32]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::{Backend, DenseType};
+    use crate::Backend;
     use bitnet_ternary::{f16_to_f32, f32_to_f16};
 
-    fn noise(state: &mut u32) -> f32 {
+    pub(crate) fn noise(state: &mut u32) -> f32 {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (*state >> 8) as f32 / (1 << 22) as f32 - 2.0
     }

@@ -14,7 +14,7 @@ use crate::lines::Line;
 use crate::output::Output;
 use crate::packed::Finish;
 use crate::screen::{Factors, RowBound, ScreenQuery, UpperBlock};
-use bitnet_ternary::activation_scale;
+use bitnet_ternary::{activation_scale, f32_to_f16};
 
 /// Lanes of a canonical reduction: one AVX-512 register, two of AVX2, four of NEON.
 pub(crate) const LANES: usize = 16;
@@ -47,6 +47,7 @@ pub(crate) struct FloatOps {
     pub gelu_tanh_mul: unsafe fn(&mut [f32], &[f32]),
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub rotate_halves: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub narrow: unsafe fn(&[f32], &mut [u8]),
     pub quantize: Quantize,
     pub finish_dots: Finish<i32>,
     pub finish_sums: Finish<f32>,
@@ -83,6 +84,7 @@ macro_rules! instantiate {
         $(#[$isa])* fn rotate_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) {
             float_ops::rotate_halves(x, cos, sin)
         }
+        $(#[$isa])* fn narrow(x: &[f32], out: &mut [u8]) { float_ops::narrow(x, out) }
         $(#[$isa])* fn quantize(x: &[f32], out: &mut [i8]) -> Option<(f32, i32)> {
             float_ops::quantize(x, out)
         }
@@ -128,7 +130,7 @@ macro_rules! instantiate {
         }
         float_ops::FloatOps {
             dot, sum, sum_squares, axpy, scale, add, max, exp, silu_mul, relu2_mul, gelu_tanh_mul,
-            rms_norm, rotate_halves, quantize, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
+            rms_norm, rotate_halves, narrow, quantize, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
             attention: attention::instantiate!($(#[$isa])*), screen_row, screen_dots,
             screen_bounds, screen_lower,
         }
@@ -342,6 +344,15 @@ pub(crate) fn rotate_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (low, high) = x.split_at_mut(half);
     for (((l, h), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
         (*l, *h) = (*l * c - *h * s, *h * c + *l * s);
+    }
+}
+
+/// f32 to little-endian f16, rounded to nearest even.
+#[inline(always)]
+pub(crate) fn narrow(x: &[f32], out: &mut [u8]) {
+    assert_eq!(2 * x.len(), out.len());
+    for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
+        *out = f32_to_f16(*x).to_le_bytes();
     }
 }
 

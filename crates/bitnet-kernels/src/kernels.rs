@@ -44,6 +44,7 @@ use crate::lines::Line;
 use crate::output::Output;
 use crate::packed::{PackedMatrix, Sink};
 use crate::peak::Peak;
+use crate::token_attention::{self, HeadBlock};
 use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
 use std::fmt;
 use std::ops::Range;
@@ -464,6 +465,12 @@ impl Backend {
         unsafe { (self.0.float.rotate_halves)(x, cos, sin) }
     }
 
+    /// Numbers `x`, `(n,)`, as f16 in little-endian bytes, `(2 * n,)`, rounded to nearest even.
+    pub fn narrow(&self, x: &[f32], out: &mut [u8]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.narrow)(x, out) }
+    }
+
     /// Softmax attention of some queries over one block of positions (`formats/numerics.md`), before the
     /// division by the sum of weights. `keys` and `values` are `(count, dim)`, little-endian, at any
     /// alignment; query `i` of `q: (queries, dim)` sees the first `seen[i]` of them: at least one, no fewer
@@ -485,13 +492,31 @@ impl Backend {
         parts: &mut [f32],
     ) {
         let ops = &self.0.float.attention;
-        let steps = match dtype {
-            DenseType::F32 => &ops.f32,
-            DenseType::F16 => &ops.f16,
-            DenseType::Bf16 => &ops.bf16,
-        };
+        let steps = ops.rows(dtype);
         // SAFETY: as in `dot`: self exists.
         unsafe { attention::attend(ops, steps, rows, dim, factor, q, seen, scratch, parts) }
+    }
+
+    /// [`attend`](Self::attend) of the queries of one token, which see all keys and values of some `blocks`:
+    /// as many queries for each block, not necessarily the same. Writes `parts`, `(blocks, queries, dim + 2)`.
+    ///
+    /// # Panics
+    /// If shapes differ, or a block is empty.
+    pub fn attend_blocks(
+        &self,
+        dtype: DenseType,
+        blocks: &[HeadBlock<'_>],
+        dim: usize,
+        factor: f32,
+        scratch: &mut AttentionScratch,
+        parts: &mut [f32],
+    ) {
+        let ops = &self.0.float.attention;
+        let (rows, size) = (ops.rows(dtype), dtype.size());
+        // SAFETY: as in `dot`: self exists.
+        unsafe {
+            token_attention::attend_blocks(ops, rows, size, blocks, dim, factor, scratch, parts)
+        }
     }
 
     /// Merges the part of the next block, as [`attend`](Self::attend) wrote it, into that of the blocks

@@ -46,6 +46,7 @@ mod packed;
 mod peak;
 mod pool;
 mod screen;
+mod token_attention;
 
 pub use activations::ActivationBatch;
 pub use attention::AttentionScratch;
@@ -58,3 +59,4 @@ pub use packed::{MapError, PackedMatrix, Strip};
 pub use peak::MemoryProbe;
 pub use pool::Pool;
 pub use screen::{ScreenBounds, ScreenQuery, ScreenRows};
+pub use token_attention::HeadBlock;

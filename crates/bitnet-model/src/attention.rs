@@ -12,9 +12,11 @@
 
 use crate::kv_cache::{BLOCK_POSITIONS, LayerCache};
 use crate::threads;
-use bitnet_kernels::{AttentionScratch, Backend, Output};
+use bitnet_kernels::{AttentionScratch, Backend, HeadBlock, Output};
 use std::cell::RefCell;
+use std::mem;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Tokens of a prompt in a unit of work: they share the keys that the first of them lays out.
 const TILE_TOKENS: usize = 32;
@@ -70,33 +72,9 @@ pub(crate) fn attention(
         dim,
         scores,
     };
-    let first_block = task.begin(first) / BLOCK_POSITIONS;
-    let blocks = (first + tokens).div_ceil(BLOCK_POSITIONS) - first_block;
-
-    if tokens == 1 && pieces > 1 && blocks > 1 {
-        // one token: KV heads and blocks are all there is to split
-        let part = group * (dim + EXTRA);
-        let mut parts = vec![0.0; kv_heads * blocks * part]; // (kv_heads, blocks, group, dim + 2)
-        let units = parts.chunks_exact_mut(part).enumerate().collect();
-        threads::for_each(pieces, units, |(unit, part): (usize, &mut [f32])| {
-            let (kv_head, block) = (unit / blocks, first_block + unit % blocks);
-            let q = &q[kv_head * group * dim..][..group * dim];
-            SCRATCH.with_borrow_mut(|scratch| {
-                let Scratch { kernel, seen, .. } = scratch;
-                task.block(kv_head, block, first..first + 1, q, kernel, seen, part);
-            });
-        });
-        let outs = out.chunks_exact_mut(group * dim);
-        for (parts, out) in parts.chunks_exact_mut(blocks * part).zip(outs) {
-            let (merged, others) = parts.split_at_mut(part);
-            for next in others.chunks_exact(part) {
-                task.merge(merged, next);
-            }
-            task.finish(merged, out);
-        }
-        return;
+    if tokens == 1 {
+        return task.one_token(pieces, first, q, out);
     }
-
     let mut units = Vec::with_capacity(kv_heads * tokens.div_ceil(TILE_TOKENS));
     for (tile, out) in out.chunks_mut(TILE_TOKENS * width).enumerate() {
         let mut rest = Output::new(out, out.len() / width, width);
@@ -115,6 +93,12 @@ pub(crate) fn attention(
     });
 }
 
+/// How many of `left` blocks a thread takes together: two thirds of its share of them. So runs are few, and
+/// the last ones are single blocks, when threads end together.
+fn run_length(left: usize, threads: usize) -> usize {
+    (2 * left).div_ceil(3 * threads)
+}
+
 /// What all units share.
 struct Task<'a> {
     backend: Backend,
@@ -129,6 +113,74 @@ impl Task<'_> {
     fn begin(&self, position: usize) -> usize {
         let window = self.scores.window;
         window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// The token at `position`: KV heads and blocks are all there is to split. A thread takes some blocks one
+    /// behind the other, and whoever computes a head's last part merges all of them.
+    fn one_token(&self, pieces: usize, position: usize, q: &[f32], out: &mut [f32]) {
+        let begin = self.begin(position);
+        let seen = begin / BLOCK_POSITIONS..position / BLOCK_POSITIONS + 1;
+        let count = seen.len(); // blocks
+        let (head, part) = (self.group * self.dim, self.group * (self.dim + EXTRA));
+        let blocks: Vec<HeadBlock<'_>> = q
+            .chunks_exact(head)
+            .enumerate()
+            .flat_map(|head| seen.clone().map(move |block| (head, block)))
+            .map(|((kv_head, q), block)| {
+                let from = block * BLOCK_POSITIONS;
+                let rows = begin.saturating_sub(from)..(position + 1 - from).min(BLOCK_POSITIONS);
+                let (keys, values) = self.cache.block(block, kv_head, rows);
+                HeadBlock { q, keys, values }
+            })
+            .collect();
+        let mut all = SCRATCH.with_borrow_mut(|scratch| mem::take(&mut scratch.merged));
+        all.resize(blocks.len() * part, 0.0); // (kv_heads, blocks, group, dim + 2)
+        let heads: Vec<_> = out
+            .chunks_exact_mut(head)
+            .map(|out| Mutex::new((Vec::with_capacity(count), out)))
+            .collect();
+        let (mut runs, mut rest) = (Vec::new(), &mut all[..]);
+        while !rest.is_empty() {
+            let left = rest.len() / part;
+            let run = match pieces {
+                1 => left,
+                _ => run_length(left, threads::count()),
+            };
+            let parts = rest.split_off_mut(..run * part).unwrap_or_default();
+            runs.push((blocks.len() - left, parts));
+        }
+        threads::for_each(pieces, runs, |(first, parts): (usize, &mut [f32])| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let blocks = &blocks[first..first + parts.len() / part];
+                let (dtype, kernel) = (self.cache.dtype(), &mut scratch.kernel);
+                self.backend.attend_blocks(
+                    dtype,
+                    blocks,
+                    self.dim,
+                    self.scores.factor,
+                    kernel,
+                    parts,
+                );
+            });
+            for (unit, part) in (first..).zip(parts.chunks_exact_mut(part)) {
+                let mut head = heads[unit / count]
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                let (parts, out) = &mut *head;
+                parts.push((unit, part));
+                if parts.len() == count {
+                    parts.sort_unstable_by_key(|(unit, _)| *unit);
+                    if let Some(((_, merged), others)) = parts.split_first_mut() {
+                        for (_, next) in others {
+                            self.merge(merged, next);
+                        }
+                        self.finish(merged, out);
+                    }
+                }
+            }
+        });
+        drop(heads);
+        SCRATCH.with_borrow_mut(|scratch| scratch.merged = all);
     }
 
     /// The tokens of `out`, at positions from `first` on, and the query heads of one KV head, whose rows
@@ -302,6 +354,7 @@ mod tests {
         while at < tokens {
             let end = tokens.min(at + split.next().unwrap());
             cache.store(
+                backend,
                 at,
                 &k[at * kv_width..end * kv_width],
                 &v[at * kv_width..end * kv_width],

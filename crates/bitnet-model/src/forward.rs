@@ -533,7 +533,7 @@ impl Model {
         self.rotate(rope, *position, q, heads, w.q_norm.as_deref());
         self.rotate(rope, *position, k, kv_heads, w.k_norm.as_deref());
         let mut cache = cache.layer_mut(cached);
-        cache.store(*position, k, v);
+        cache.store(self.backend, *position, k, v);
         let scores = Scores {
             factor: config.attention_factor(),
             window,

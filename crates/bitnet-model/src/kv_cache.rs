@@ -6,8 +6,7 @@
 //! ever moved.
 
 use crate::config::Config;
-use bitnet_kernels::{AlignedBytes, DenseType};
-use bitnet_ternary::f32_to_f16;
+use bitnet_kernels::{AlignedBytes, Backend, DenseType};
 use std::ops::Range;
 
 /// Positions in a block; part of the definition of attention, independent of everything.
@@ -135,7 +134,13 @@ impl LayerCache<'_> {
 
     /// Stores keys and values, `(tokens, kv_heads * head_dim)` each, of the positions from `position`
     /// on, over whatever was there.
-    pub(crate) fn store(&mut self, position: usize, keys: &[f32], values: &[f32]) {
+    pub(crate) fn store(
+        &mut self,
+        backend: Backend,
+        position: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) {
         let (dim, bytes) = (self.cache.head_dim, self.cache.row_bytes());
         let width = self.cache.kv_heads * dim;
         let tokens = keys.chunks_exact(width).zip(values.chunks_exact(width));
@@ -155,11 +160,7 @@ impl LayerCache<'_> {
                                 *to = value.to_le_bytes();
                             }
                         }
-                        KvType::F16 => {
-                            for (to, value) in to.as_chunks_mut().0.iter_mut().zip(from) {
-                                *to = f32_to_f16(*value).to_le_bytes();
-                            }
-                        }
+                        KvType::F16 => backend.narrow(from, to),
                     }
                 }
             }

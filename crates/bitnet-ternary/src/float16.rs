@@ -34,31 +34,22 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 }
 
 /// Narrows to IEEE half, round to nearest even; overflow gives infinity, NaN stays NaN.
+#[inline]
 pub fn f32_to_f16(x: f32) -> u16 {
-    let u = x.to_bits();
-    let sign = ((u >> 16) & 0x8000) as u16;
-    let a = u & 0x7fff_ffff;
-    if a > 0x7f80_0000 {
-        return sign | 0x7e00 | ((a >> 13) & 0x3ff) as u16;
-    }
-    if a >= 0x4780_0000 {
-        return sign | 0x7c00; // 65536 and above; 65520..65536 rounds up below
-    }
-    if a >= 0x3880_0000 {
-        // normal: rebias, then round the 13 dropped bits to even (a carry may reach infinity)
-        let r = a - 0x3800_0000;
-        return sign | ((r + 0xfff + ((r >> 13) & 1)) >> 13) as u16;
-    }
-    if a < 0x3300_0000 {
-        return sign; // below 2^-25: zero; 2^-25 itself ties to even, also zero
-    }
-    let exponent = a >> 23; // 102..=112
-    let mantissa = (a & 0x7f_ffff) | 0x80_0000;
-    let shift = 126 - exponent; // 14..=24
-    let kept = mantissa >> shift;
-    let rest = mantissa & ((1 << shift) - 1);
-    let half = 1 << (shift - 1);
-    sign | (kept + u32::from(rest > half || (rest == half && kept & 1 == 1))) as u16
+    // every case is computed and one is taken, so that loops over this are vectors
+    let a = x.to_bits() & 0x7fff_ffff;
+    // below 2^-14: halves are multiples of 2^-24, as are floats from 0.5 on, and the addition rounds
+    let small = (f32::from_bits(a) + 0.5)
+        .to_bits()
+        .wrapping_sub(0.5f32.to_bits());
+    // rebias, then round the 13 dropped bits to even; a carry may reach infinity
+    let r = a.wrapping_sub(0x3800_0000);
+    let normal = r.wrapping_add(0xfff + ((r >> 13) & 1)) >> 13;
+    let nan = 0x7e00 | ((a >> 13) & 0x3ff);
+    let below_65536 = if a < 0x3880_0000 { small } else { normal };
+    let finite = if a < 0x4780_0000 { below_65536 } else { 0x7c00 };
+    let magnitude = if a > 0x7f80_0000 { nan } else { finite };
+    ((x.to_bits() >> 16) & 0x8000 | magnitude) as u16
 }
 
 /// Whether `x` survives a round trip through IEEE half unchanged (bits).

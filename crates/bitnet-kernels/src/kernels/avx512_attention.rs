@@ -6,7 +6,7 @@
 //! results into one register: 15 additions and 30 shuffles for what would take 64 of each. With the keys
 //! by dimension a lane of 16 dots is a register, and the tree takes no shuffle.
 
-use crate::attention::{self, AttentionOps, PANEL_KEYS, PART_EXTRA, RowSteps, TOGETHER};
+use crate::attention::{self, AHEAD, AttentionOps, PANEL_KEYS, PART_EXTRA, RowSteps, TOGETHER};
 use crate::dense::{F16, F32};
 use crate::float_ops::LANES;
 use std::arch::asm;
@@ -137,38 +137,31 @@ fn store_f32(x: &mut [f32], v: __m512) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn few_f32(keys: &[u8], dim: usize, q: &[f32], values: &[u8], stride: usize, scores: &mut [f32]) {
+fn few_f32(keys: &[u8], dim: usize, q: &[f32], stride: usize, scores: &mut [f32]) {
     if dim.is_multiple_of(LANES) && q.len() == TOGETHER * dim {
-        few::<4>(keys, dim, q, values, stride, scores);
+        few::<4>(keys, dim, q, stride, scores);
     } else {
-        attention::few::<F32>(keys, dim, q, values, stride, scores);
+        attention::few::<F32>(keys, dim, q, stride, scores);
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn few_f16(keys: &[u8], dim: usize, q: &[f32], values: &[u8], stride: usize, scores: &mut [f32]) {
+fn few_f16(keys: &[u8], dim: usize, q: &[f32], stride: usize, scores: &mut [f32]) {
     if dim.is_multiple_of(LANES) && q.len() == TOGETHER * dim {
-        few::<2>(keys, dim, q, values, stride, scores);
+        few::<2>(keys, dim, q, stride, scores);
     } else {
-        attention::few::<F16>(keys, dim, q, values, stride, scores);
+        attention::few::<F16>(keys, dim, q, stride, scores);
     }
 }
 
 /// Four queries; `dim` is a multiple of 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn few<const SIZE: usize>(
-    keys: &[u8],
-    dim: usize,
-    q: &[f32],
-    values: &[u8],
-    stride: usize,
-    scores: &mut [f32],
-) {
+fn few<const SIZE: usize>(keys: &[u8], dim: usize, q: &[f32], stride: usize, scores: &mut [f32]) {
     let row = dim * SIZE;
     let count = keys.len() / row;
     for key in (0..count).step_by(KEYS) {
-        attention::fetch_ahead(keys, values, key * row, KEYS * row);
+        attention::fetch_ahead(&keys[key * row..keys.len().min((key + KEYS) * row)]);
         let mut four = [&keys[..0]; KEYS];
         for (k, four) in four.iter_mut().enumerate() {
             // the last key again, where there are fewer than four
@@ -491,7 +484,7 @@ fn weigh<const SIZE: usize>(
             }
         }
         macro_rules! of_size {
-            ($load:literal, $size:literal) => {
+            ($load:literal, $size:literal $(, $line:literal)+) => {
                 add_products!(
                     acc,
                     "vbroadcastss {f0}, dword ptr [{w0} + 4 * {j}]",
@@ -502,6 +495,7 @@ fn weigh<const SIZE: usize>(
                     concat!($load, " [{value} + 16 * ", $size, "]"),
                     concat!($load, " [{value} + 32 * ", $size, "]"),
                     concat!($load, " [{value} + 48 * ", $size, "]"),
+                    $(concat!("prefetcht0 [{value} + {ahead} + ", $line, "]"),)+
                     "add {value}, {row}",
                     "inc {j}",
                     "cmp {j}, {count}";
@@ -511,17 +505,19 @@ fn weigh<const SIZE: usize>(
                     w3 = in(reg) weights[3 * stride..].as_ptr(),
                     value = inout(reg) values[d * SIZE..].as_ptr() => _,
                     row = in(reg) row,
+                    ahead = const AHEAD,
                     j = inout(reg) 0usize => _,
                     count = in(reg) count
                 )
             };
         }
         // SAFETY: j < count in every turn and d + 64 <= dim, so the loads stay inside row j of values and
-        // inside the four rows of weights, by the assertions above; loads are unaligned.
+        // inside the four rows of weights, by the assertions above; loads are unaligned, and
+        // a prefetch reads nothing.
         unsafe {
             match SIZE {
-                4 => of_size!("vmovups {x}, zmmword ptr", 4),
-                _ => of_size!("vcvtph2ps {x}, ymmword ptr", 2),
+                4 => of_size!("vmovups {x}, zmmword ptr", 4, 0, 64, 128, 192),
+                _ => of_size!("vcvtph2ps {x}, ymmword ptr", 2, 0, 64),
             }
         }
         for r in 0..TOGETHER {

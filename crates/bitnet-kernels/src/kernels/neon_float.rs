@@ -106,15 +106,8 @@ fn dense_rows<E: Element>(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<
 }
 
 #[target_feature(enable = "neon")]
-fn few<E: Element>(
-    keys: &[u8],
-    dim: usize,
-    q: &[f32],
-    values: &[u8],
-    stride: usize,
-    scores: &mut [f32],
-) {
-    attention::few::<E>(keys, dim, q, values, stride, scores)
+fn few<E: Element>(keys: &[u8], dim: usize, q: &[f32], stride: usize, scores: &mut [f32]) {
+    attention::few::<E>(keys, dim, q, stride, scores)
 }
 
 #[target_feature(enable = "neon")]
