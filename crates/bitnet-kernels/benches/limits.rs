@@ -123,57 +123,104 @@ fn pack(backend: Backend, (rows, cols): (usize, usize)) -> PackedMatrix {
     backend.pack(&matrix)
 }
 
-/// One token through all linear layers of the 2B model from DRAM, the kernels and the probe in turn.
+/// Matrices that read the same input: the rows of each, and the columns.
+type Group = (&'static [usize], usize);
+
+/// Products of one token with matrices that read the same input, of 2560 columns or of 6912: whole, or in
+/// pieces of rows for threads to take.
+fn multiply(
+    pool: &mut Pool,
+    group: &[PackedMatrix],
+    x: &[ActivationBatch; 2],
+    y: &mut [Vec<f32>; 3],
+) {
+    let total: usize = group.iter().map(PackedMatrix::rows).sum();
+    let share = match pool.threads() {
+        1 => total,
+        threads => total.div_ceil(4 * threads),
+    };
+    let mut items = Vec::new();
+    for (matrix, y) in group.iter().zip(y) {
+        let rows = matrix.rows();
+        let share = share.next_multiple_of(matrix.tile_rows());
+        let mut rest = Output::new(&mut y[..rows], 1, rows);
+        while rest.rows().len() > share {
+            let at = rest.rows().start + share;
+            let (piece, others) = rest.split_at(at);
+            items.push((matrix, piece));
+            rest = others;
+        }
+        items.push((matrix, rest));
+    }
+    pool.run_each(items, |(matrix, mut out)| {
+        matrix.multiply(&x[usize::from(matrix.cols() == 6912)], &mut out);
+    });
+}
+
+/// One token through all linear layers of the 2B model from DRAM, on one thread and on two, the kernels and
+/// the probe in turn.
 fn stack(backends: &[Backend], rounds: usize) {
-    const LAYER: [(usize, usize); 7] = [
-        (2560, 2560),
-        (640, 2560),
-        (640, 2560),
-        (2560, 2560),
-        (6912, 2560),
-        (6912, 2560),
-        (2560, 6912),
+    const LAYER: [Group; 4] = [
+        (&[2560, 640, 640], 2560),
+        (&[2560], 2560),
+        (&[6912, 6912], 2560),
+        (&[2560], 6912),
     ];
+    const THREADS: [usize; 2] = [1, 2];
     println!(
         "stack of 30 layers: ms best (median), GB/s median, share of the probe, best (median)"
     );
-    let shapes = || (0..30).flat_map(|_| LAYER);
     let mut all = Vec::new();
     for backend in backends.iter().filter(|b| b.name() != "scalar") {
-        let one = LAYER.map(|shape| pack(*backend, shape));
-        let matrices: Vec<PackedMatrix> = (0..30).flat_map(|_| one.clone()).collect();
-        let bytes: usize = matrices.iter().map(PackedMatrix::byte_len).sum();
+        let one = LAYER.map(|(rows, cols)| {
+            let packed = rows.iter().map(|rows| pack(*backend, (*rows, cols)));
+            packed.collect::<Vec<_>>()
+        });
+        let groups: Vec<Vec<PackedMatrix>> = (0..30).flat_map(|_| one.clone()).collect();
+        let bytes: usize = groups.iter().flatten().map(PackedMatrix::byte_len).sum();
         let x = [2560, 6912].map(|cols| quantize(*backend, 1, cols));
-        all.push((backend, matrices, bytes, x, vec![], vec![]));
+        let figures = THREADS.map(|_| (vec![], vec![]));
+        all.push((backend, groups, bytes, x, figures));
     }
     let plain = MemoryProbe::new(all.iter().map(|a| a.2).max().unwrap_or(0));
-    let mut y = vec![0.0; 6912];
+    let mut pools = THREADS.map(Pool::new);
+    let mut y = [(); 3].map(|()| vec![0.0; 6912]);
     for _ in 0..rounds {
-        for (_, matrices, bytes, x, times, shares) in &mut all {
-            let probe = seconds(|| plain.read(*bytes));
-            let ours = seconds(|| {
-                for (m, (rows, cols)) in matrices.iter().zip(shapes()) {
-                    let x = &x[usize::from(cols == 6912)];
-                    m.multiply(black_box(x), &mut Output::new(&mut y[..rows], 1, rows));
-                }
-            });
-            times.push(-1e3 * ours);
-            shares.push(100.0 * probe / ours);
+        for (_, groups, bytes, x, figures) in &mut all {
+            for (pool, (times, shares)) in pools.iter_mut().zip(figures) {
+                let threads = pool.threads();
+                let probe = match threads {
+                    1 => seconds(|| plain.read(*bytes)),
+                    _ => *bytes as f64 / plain.gb_s(threads) / 1e9,
+                };
+                let run = || {
+                    for group in groups.iter() {
+                        multiply(pool, group, black_box(x), &mut y);
+                    }
+                };
+                let ours = match threads {
+                    1 => seconds(run),
+                    _ => wall_seconds(run),
+                };
+                times.push(-1e3 * ours);
+                shares.push(100.0 * probe / ours);
+            }
         }
     }
-    for (backend, _, bytes, _, times, shares) in all {
-        let ((a, b), (c, d)) = (best_median(times), best_median(shares));
-        println!(
-            "  {:<12} {:>4} MB: {:6.2} ({:6.2}), {:5.1} GB/s, {c:3.0} % ({d:3.0} %)",
-            backend.name(),
-            bytes / 1_000_000,
-            -a,
-            -b,
-            bytes as f64 / -b / 1e6,
-        );
+    for (backend, _, bytes, _, figures) in all {
+        for (threads, (times, shares)) in THREADS.iter().zip(figures) {
+            let ((a, b), (c, d)) = (best_median(times), best_median(shares));
+            println!(
+                "  {:<12} {threads} threads, {:>4} MB: {:6.2} ({:6.2}), {:5.1} GB/s, {c:3.0} % ({d:3.0} %)",
+                backend.name(),
+                bytes / 1_000_000,
+                -a,
+                -b,
+                bytes as f64 / -b / 1e6,
+            );
+        }
     }
 }
-
 fn float(backend: Backend, group: Option<usize>, tokens: usize, rounds: usize) {
     let shape = (2560, 2560);
     let trits = (0..shape.0 * shape.1)
@@ -215,6 +262,13 @@ fn seconds(run: impl FnOnce()) -> f64 {
     let start = system::now();
     run();
     system::now() - start
+}
+
+/// Seconds that pass: what threads do together takes.
+fn wall_seconds(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64()
 }
 
 #[cfg(target_os = "linux")]
