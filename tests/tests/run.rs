@@ -251,7 +251,7 @@ fn kernels_and_bench_have_their_keys() {
             .all(|row| row["resident_bytes"].as_u64() <= peak)
     );
     let tests: Vec<&str> = rows.iter().map(|r| r["test"].as_str().unwrap()).collect();
-    assert_eq!(tests, ["pp16", "tg4", "pp16", "tg4"]);
+    assert_eq!(tests, ["pp16", "pp16", "tg4", "tg4"]);
     for key in [
         "threads",
         "kernel",

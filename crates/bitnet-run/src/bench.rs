@@ -52,10 +52,12 @@ pub fn run(
         drop(pool);
         check_lengths(&model, args)?;
         for &depth in &args.depth {
-            for &threads in &threads {
-                let mut context = Context::new(&model, depth);
-                for &(kind, n) in &tests {
-                    let test = Test { kind, n, depth };
+            // one for all: it is read once, and its keys and values are memory. Prompts come first, on all
+            // threads: from the first generated texts on there is the screen of the head beside them
+            let mut context = Context::new(&model, depth);
+            for &(kind, n) in &tests {
+                let test = Test { kind, n, depth };
+                for &threads in &threads {
                     rows.push(measure(test, threads, &mut context, args, &mut parts)?);
                 }
             }
