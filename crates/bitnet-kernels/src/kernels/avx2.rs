@@ -54,8 +54,8 @@ const WIDEN: usize = 8;
 const _: () = assert!(WIDEN * 2 * 2 * 4 * 2 * 128 == 1 << 15);
 
 /// Fewer are taken one by one, reading the packed bytes from L1. An estimate: one by one makes half as many
-/// products per second as the lookup of a full panel of 16 (80 and 168 GMAC/s, 2560 x 2560), and a panel costs
-/// the same however full it is.
+/// products per second as the lookup of 16 tokens (80 and 150 GMAC/s, 2560 x 2560), and fewer than 16 cost
+/// as much as 16.
 const MANY_TOKENS: ManyTokens = ManyTokens {
     fewest: 5,
     sums: lookup::sums,

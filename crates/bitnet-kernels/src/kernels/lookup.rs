@@ -1,10 +1,10 @@
 //! Many tokens by looking sums up instead of multiplying (AVX2), on the 2-bit [`tile`].
 //!
 //! The vector is 16 tokens. A quad of columns can add only 81 different sums of its four activations to a
-//! dot, so a table holds all of them, 16 tokens each, and a row adds one entry: 64 products in one
-//! `vpaddw`, twice those of a `vpmaddubsw`, without one. A pass adds [`PASS`] quads to every row of a
-//! block; the tables are built once for all those rows, and what finds the entries, the offsets, is
-//! unpacked once for all panels of tokens.
+//! dot, so a table holds all of them, one vector or two each, and a row adds one entry: 64 products in one
+//! `vpaddw`, twice those of a `vpmaddubsw`, without one. Two vectors share the work of finding the entry. A pass
+//! adds [`PASS`] quads to every row of a block; the tables are built once for all those rows, and what finds
+//! the entries, the offsets, is unpacked once for all panels of tokens.
 //!
 //! Invariant: an entry lies between -512 and 512, and at most [`PASS`] x [`PASSES`] of them are added before
 //! they are widened to 32 bits: nothing wraps, activations of -128 included.
@@ -17,13 +17,19 @@ use crate::lines::Line;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Tokens of a panel: one register of 16-bit sums.
-pub(super) const PANEL: usize = 16;
+/// Tokens of a vector: one register of 16-bit sums.
+const VECTOR: usize = 16;
+
+/// Tokens of a panel.
+pub(super) const PANEL: usize = VECTORS * VECTOR;
+
+/// Vectors of a panel. Where its tokens fit one, one is computed.
+const VECTORS: usize = 2;
 
 /// Entries of a table: what four trits can make.
 const ENTRIES: usize = 81;
 
-/// Quads, and so tables, of a pass over the rows: 20 KiB, which leaves a third of the smallest L1.
+/// Quads, and so tables, of a pass over the rows: 41 KiB, of an L1 of 48.
 const PASS: usize = 8;
 
 /// Columns of a pass; every group of scales is a multiple.
@@ -41,32 +47,32 @@ const _: () = assert!(PASSES * PASS * 4 * 128 <= i16::MAX as usize);
 const BLOCK_TILES: usize = 80;
 
 /// Most panels that share offsets.
-const BLOCK_PANELS: usize = 8;
+const BLOCK_PANELS: usize = 4;
 
 /// The same for groups of scales, whose sums take up to 16 times the memory.
 const GROUPED_TILES: usize = 32;
-const GROUPED_PANELS: usize = 2;
+const GROUPED_PANELS: usize = 1;
 
-/// Where the entries of a row are: bytes from the start of each table, two in a dword.
+/// Where the entries of a row are: bytes from the start of each table of one vector, two in a dword.
 type Offsets = [u32; PASS / 2];
 
-/// 16-bit sums of a panel's tokens, in the order 0, 8, 1, 9, ... 7, 15.
+/// 16-bit sums of a vector's tokens, in the order 0, 8, 1, 9, ... 7, 15.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
-struct Narrow([i16; PANEL]);
+struct Narrow([i16; VECTOR]);
 
 const ENTRY: usize = size_of::<Narrow>();
 
-/// 32-bit sums of a panel's tokens, in order; or, with scales, sums in f32.
+/// 32-bit sums of a vector's tokens, in order; or, with scales, sums in f32.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Wide<T>([T; PANEL]);
+struct Wide<T>([T; VECTOR]);
 
-/// The tables of a pass.
+/// The tables of a pass, `(PASS, ENTRIES, vectors)`.
 ///
 /// Four fields of a packed byte that is no code make at most number 120, so behind the last table there
 /// is room for as much.
-struct Tables([Narrow; (PASS - 1) * ENTRIES + MOST_NUMBER + 1]);
+struct Tables([Narrow; VECTORS * ((PASS - 1) * ENTRIES + MOST_NUMBER + 1)]);
 
 /// 3 + 3 * 3 + 3 * 9 + 3 * 27.
 const MOST_NUMBER: usize = 120;
@@ -94,14 +100,14 @@ fn periods(cols: usize, group: usize) -> impl Iterator<Item = Period> {
     })
 }
 
-/// Memory of one block of rows and panels.
+/// Memory of one block of rows and panels; a panel may use one of its vectors only.
 struct Scratch {
-    offsets: Vec<Offsets>,     // (passes of a period, rows)
-    tables: Box<Tables>,       // of one pass and panel
-    narrow: Vec<Narrow>,       // (rows,) of one panel
-    wide: Vec<Wide<i32>>,      // (panels, rows)
-    lanes: Vec<Wide<f32>>,     // (panels, rows, lanes), with scales
-    sums: [f32; PANEL * ROWS], // (tokens, 32)
+    offsets: Vec<Offsets>,      // (passes of a period, rows)
+    tables: Box<Tables>,        // of one pass and panel
+    narrow: Vec<Narrow>,        // (rows, vectors) of one panel
+    wide: Vec<Wide<i32>>,       // (panels, rows, vectors)
+    lanes: Vec<Wide<f32>>,      // (panels, rows, vectors, lanes), with scales
+    sums: [f32; VECTOR * ROWS], // (tokens, 32)
 }
 
 /// The entry of [`ManyTokens`](super::ManyTokens).
@@ -120,11 +126,11 @@ pub(super) fn sums(tiles: &Tiles<'_>, x: &ActivationBatch, tokens: Range<usize>,
     let lanes = tiles.scales.map_or(0, |_| tiles.groups().min(LANES));
     let mut scratch = Scratch {
         offsets: vec![[0; PASS / 2]; PASSES * rows],
-        tables: Box::new(Tables([Narrow([0; PANEL]); _])),
-        narrow: vec![Narrow([0; PANEL]); rows],
-        wide: vec![Wide([0; PANEL]); block_panels * rows],
-        lanes: vec![Wide([0.0; PANEL]); block_panels * rows * lanes],
-        sums: [0.0; PANEL * ROWS],
+        tables: Box::new(Tables([Narrow([0; VECTOR]); _])),
+        narrow: vec![Narrow([0; VECTOR]); rows * VECTORS],
+        wide: vec![Wide([0; VECTOR]); block_panels * rows * VECTORS],
+        lanes: vec![Wide([0.0; VECTOR]); block_panels * rows * VECTORS * lanes],
+        sums: [0.0; VECTOR * ROWS],
     };
     for tile in (0..count).step_by(block_tiles) {
         let end = count.min(tile + block_tiles);
@@ -153,12 +159,8 @@ fn block_sums(
 ) {
     let tile_lines = tile::lines::<4>(tiles.cols);
     let rows = tiles.lines.len() / tile_lines * ROWS;
-    let groups = tiles.groups();
-    let lanes = groups.min(LANES);
-    let narrow = &mut scratch.narrow[..rows];
     for period in periods(tiles.cols, tiles.group) {
         let passes = period.blocks.len().div_ceil(PASS_BLOCKS);
-        let scales = tiles.scales.filter(|_| period.closes_group);
         let offsets = &mut scratch.offsets[..passes * rows];
         for (t, lines) in tiles.lines.chunks_exact(tile_lines).enumerate() {
             let lines = &lines[period.blocks.start * BLOCK..period.blocks.end * BLOCK];
@@ -172,50 +174,79 @@ fn block_sums(
         for (p, first) in tokens.clone().step_by(PANEL).enumerate() {
             let quads = x.panel(first / PANEL).as_chunks::<PANEL>().0;
             let quads = &quads[period.blocks.start * 4..period.blocks.end * 4];
-            let wide = &mut scratch.wide[p * rows..(p + 1) * rows];
-            for pass in 0..passes {
-                let offsets = &offsets[pass * rows..(pass + 1) * rows];
-                scratch
-                    .tables
-                    .build(&quads[pass * PASS..quads.len().min((pass + 1) * PASS)]);
-                let (tables, opens) = (&scratch.tables, period.opens_group);
-                let (first, last) = (pass == 0, pass + 1 == passes);
-                let store = |_, narrow: &mut Narrow, sums| narrow.store(sums);
-                let widen = |row, _: &mut Narrow, sums| widen(sums, opens, &mut wide[row]);
-                match (first, last && scales.is_none()) {
-                    (true, false) => add_entries::<true>(offsets, tables, narrow, store),
-                    (false, false) => add_entries::<false>(offsets, tables, narrow, store),
-                    (true, true) => add_entries::<true>(offsets, tables, narrow, widen),
-                    (false, true) => add_entries::<false>(offsets, tables, narrow, widen),
-                }
-            }
-            if let Some(scales) = scales {
-                let lanes = &mut scratch.lanes[p * rows * lanes..(p + 1) * rows * lanes];
-                let wide = (!period.opens_group).then_some(&*wide);
-                close_group(narrow, wide, period.group, scales, groups, lanes);
+            match tokens.end - first > VECTOR {
+                true => panel_period::<VECTORS>(tiles, rows, &period, p, quads, scratch),
+                false => panel_period::<1>(tiles, rows, &period, p, quads, scratch),
             }
         }
     }
+    let lanes = tiles.groups().min(LANES);
     for (p, first) in tokens.clone().step_by(PANEL).enumerate() {
-        let live = first..tokens.end.min(first + PANEL);
+        let vectors = (tokens.end - first).div_ceil(VECTOR).min(VECTORS);
         for tile in 0..rows / ROWS {
-            let row = p * rows + tile * ROWS;
-            match tiles.scales {
-                None => {
-                    let wide = &scratch.wide[row..row + ROWS];
-                    transpose(&mut scratch.sums, |row, half| {
-                        wide[row].load_as_floats(half)
-                    });
+            for vector in 0..vectors {
+                let first = first + vector * VECTOR;
+                let live = first..tokens.end.min(first + VECTOR);
+                let at = |row| (p * rows * VECTORS) + (tile * ROWS + row) * vectors + vector;
+                match tiles.scales {
+                    None => transpose(&mut scratch.sums, |row, half| {
+                        scratch.wide[at(row)].load_as_floats(half)
+                    }),
+                    Some(_) => transpose(&mut scratch.sums, |row, half| {
+                        add_lanes(&scratch.lanes[at(row) * lanes..][..lanes], half)
+                    }),
                 }
-                Some(_) => {
-                    let sums = &scratch.lanes[row * lanes..(row + ROWS) * lanes];
-                    transpose(&mut scratch.sums, |row, half| {
-                        add_lanes(&sums[row * lanes..(row + 1) * lanes], half)
-                    });
-                }
+                done(tile, live.clone(), &scratch.sums[..live.len() * ROWS]);
             }
-            done(tile, live.clone(), &scratch.sums[..live.len() * ROWS]);
         }
+    }
+}
+
+/// The passes of one period, of the block's panel `p` in `W` vectors; `quads` are the panel's of the period.
+#[target_feature(enable = "avx2,fma")]
+fn panel_period<const W: usize>(
+    tiles: &Tiles<'_>,
+    rows: usize,
+    period: &Period,
+    p: usize,
+    quads: &[[i32; PANEL]],
+    scratch: &mut Scratch,
+) {
+    let passes = period.blocks.len().div_ceil(PASS_BLOCKS);
+    let scales = tiles.scales.filter(|_| period.closes_group);
+    let narrow = scratch.narrow.as_chunks_mut::<W>().0;
+    let narrow = &mut narrow[..rows];
+    let wide = &mut scratch.wide[p * rows * VECTORS..];
+    let wide = &mut wide.as_chunks_mut::<W>().0[..rows];
+    for pass in 0..passes {
+        let offsets = &scratch.offsets[pass * rows..(pass + 1) * rows];
+        let quads = &quads[pass * PASS..quads.len().min((pass + 1) * PASS)];
+        scratch.tables.build::<W>(quads);
+        let (tables, opens) = (&scratch.tables, period.opens_group);
+        let (first, last) = (pass == 0, pass + 1 == passes);
+        let store = |_, narrow: &mut [Narrow; W], sums: [__m256i; W]| {
+            for w in 0..W {
+                narrow[w].store(sums[w]);
+            }
+        };
+        let widen = |row: usize, _: &mut [Narrow; W], sums: [__m256i; W]| {
+            for w in 0..W {
+                widen(sums[w], opens, &mut wide[row][w]);
+            }
+        };
+        match (first, last && scales.is_none()) {
+            (true, false) => add_entries::<true, W>(offsets, tables, narrow, store),
+            (false, false) => add_entries::<false, W>(offsets, tables, narrow, store),
+            (true, true) => add_entries::<true, W>(offsets, tables, narrow, widen),
+            (false, true) => add_entries::<false, W>(offsets, tables, narrow, widen),
+        }
+    }
+    if let Some(scales) = scales {
+        let groups = tiles.groups();
+        let lanes = groups.min(LANES);
+        let sums = &mut scratch.lanes[p * rows * VECTORS * lanes..][..rows * W * lanes];
+        let wide = (!period.opens_group).then_some(&*wide);
+        close_group::<W>(narrow, wide, period.group, scales, groups, sums);
     }
 }
 
@@ -326,33 +357,40 @@ impl Wide<i32> {
 }
 
 impl Tables {
-    /// The tables of some quads, `(quads, 16)` tokens in order; those of no quad are 0.
+    /// The tables of some quads, `(quads, tokens)` in order, in `W` vectors; those of no quad are 0.
     #[target_feature(enable = "avx2")]
-    fn build(&mut self, quads: &[[i32; PANEL]]) {
+    fn build<const W: usize>(&mut self, quads: &[[i32; PANEL]]) {
         let nothing = [0; PANEL];
-        for (q, table) in self.0.chunks_exact_mut(ENTRIES).take(PASS).enumerate() {
-            build(quads.get(q).unwrap_or(&nothing), table);
+        let tables = self.0.chunks_exact_mut(ENTRIES * W).take(PASS);
+        for (q, table) in tables.enumerate() {
+            let quads = quads.get(q).unwrap_or(&nothing).as_chunks::<VECTOR>().0;
+            let table = table.as_chunks_mut::<W>().0;
+            for w in 0..W {
+                build(&quads[w], table, w);
+            }
         }
     }
 
-    /// The entry of table `q` at an offset.
+    /// Vector `w` of `W` of the entry of table `q` at an offset.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn entry(&self, q: usize, offset: u32) -> __m256i {
-        debug_assert!(q < PASS && offset as usize <= MOST_NUMBER * ENTRY);
-        // SAFETY: `q` is a constant below PASS, and the offset one that `quad_offsets` computed: 32 times
-        // a number of at most MOST_NUMBER, whatever the packed bytes were. So the entry lies in the array.
+    fn entry<const W: usize>(&self, q: usize, offset: u32, w: usize) -> __m256i {
+        debug_assert!(q < PASS && offset as usize <= MOST_NUMBER * ENTRY && w < W);
+        const { assert!(W <= VECTORS) };
+        // SAFETY: `q` and `w` are constants below PASS and W, and the offset one that `quad_offsets` computed: 32
+        // times a number of at most MOST_NUMBER, whatever the packed bytes were. So the vector lies in the array.
         unsafe {
-            let tables: *const u8 = self.0.as_ptr().cast();
-            _mm256_load_si256(tables.add(q * ENTRIES * ENTRY + offset as usize).cast())
+            let tables: *const Narrow = self.0.as_ptr();
+            let table = tables.add(q * ENTRIES * W + w);
+            _mm256_load_si256(table.byte_add(offset as usize * W).cast())
         }
     }
 }
 
-/// The table of one quad.
+/// Vector `w` of the table of one quad, of its tokens of that vector.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn build(quad: &[i32; PANEL], table: &mut [Narrow]) {
+fn build<const W: usize>(quad: &[i32; VECTOR], table: &mut [[Narrow; W]], w: usize) {
     let zero = _mm256_setzero_si256();
     // columns 0 and 2, columns 1 and 3 of a token, in 16 bits each
     let (mut even, mut odd) = ([zero; 2], [zero; 2]);
@@ -367,7 +405,7 @@ fn build(quad: &[i32; PANEL], table: &mut [Narrow]) {
     let (low, high) = (nine(a, b), nine(c, d));
     for h in 0..9 {
         for l in 0..9 {
-            table[9 * h + l].store(_mm256_add_epi16(low[l], high[h]));
+            table[9 * h + l][w].store(_mm256_add_epi16(low[l], high[h]));
         }
     }
 }
@@ -405,27 +443,31 @@ fn nine(a: __m256i, b: __m256i) -> [__m256i; 9] {
 /// out. Four rows at a time: their additions wait for each other only within a row.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_entries<const FIRST: bool>(
+fn add_entries<const FIRST: bool, const W: usize>(
     offsets: &[Offsets],
     tables: &Tables,
-    narrow: &mut [Narrow],
-    mut done: impl FnMut(usize, &mut Narrow, __m256i),
+    narrow: &mut [[Narrow; W]],
+    mut done: impl FnMut(usize, &mut [Narrow; W], [__m256i; W]),
 ) {
     const AT_ONCE: usize = 4;
     let rows = offsets.as_chunks::<AT_ONCE>().0.iter();
     for (four, (offsets, narrow)) in rows.zip(narrow.as_chunks_mut::<AT_ONCE>().0).enumerate() {
-        let mut sums = [_mm256_setzero_si256(); AT_ONCE];
+        let mut sums = [[_mm256_setzero_si256(); W]; AT_ONCE];
         if !FIRST {
             for r in 0..AT_ONCE {
-                sums[r] = narrow[r].load();
+                for w in 0..W {
+                    sums[r][w] = narrow[r][w].load();
+                }
             }
         }
         for pair in 0..PASS / 2 {
             for r in 0..AT_ONCE {
                 let offsets = offsets[r][pair];
-                let low = tables.entry(2 * pair, offsets & 0xffff);
-                let high = tables.entry(2 * pair + 1, offsets >> 16);
-                sums[r] = _mm256_add_epi16(_mm256_add_epi16(sums[r], low), high);
+                for w in 0..W {
+                    let low = tables.entry::<W>(2 * pair, offsets & 0xffff, w);
+                    let high = tables.entry::<W>(2 * pair + 1, offsets >> 16, w);
+                    sums[r][w] = _mm256_add_epi16(_mm256_add_epi16(sums[r][w], low), high);
+                }
             }
         }
         for r in 0..AT_ONCE {
@@ -459,11 +501,11 @@ fn widen(sums: __m256i, first: bool, wide: &mut Wide<i32>) {
 }
 
 /// Rule 2: the lane `group % 16` of every row takes the product of the group's dot, `wide + narrow`, and
-/// its scale. `scales: (rows that exist, groups)`, `sums: (rows, lanes)`.
+/// its scale. `scales: (rows that exist, groups)`, `sums: (rows, W, lanes)`.
 #[target_feature(enable = "avx2,fma")]
-fn close_group(
-    narrow: &[Narrow],
-    wide: Option<&[Wide<i32>]>,
+fn close_group<const W: usize>(
+    narrow: &[[Narrow; W]],
+    wide: Option<&[[Wide<i32>; W]]>,
     group: usize,
     scales: &[f32],
     groups: usize,
@@ -472,23 +514,25 @@ fn close_group(
     let lanes = groups.min(LANES);
     let rows = narrow
         .iter()
-        .zip(sums.chunks_exact_mut(lanes))
+        .zip(sums.chunks_exact_mut(lanes * W))
         .zip(scales.chunks_exact(groups));
     for (row, ((narrow, sums), scales)) in rows.enumerate() {
         let scale = _mm256_set1_ps(scales[group]);
-        let lane = &mut sums[group % LANES];
-        let dots = widened(narrow.load());
-        for half in 0..2 {
-            let mut dot = dots[half];
-            if let Some(wide) = wide {
-                dot = _mm256_add_epi32(dot, wide[row].load(half));
+        for (w, sums) in sums.chunks_exact_mut(lanes).enumerate() {
+            let lane = &mut sums[group % LANES];
+            let dots = widened(narrow[w].load());
+            for half in 0..2 {
+                let mut dot = dots[half];
+                if let Some(wide) = wide {
+                    dot = _mm256_add_epi32(dot, wide[row][w].load(half));
+                }
+                let so_far = match group < LANES {
+                    true => _mm256_setzero_ps(),
+                    false => _mm256_castsi256_ps(lane.load(half)),
+                };
+                let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, so_far);
+                lane.store(half, _mm256_castps_si256(sum));
             }
-            let so_far = match group < LANES {
-                true => _mm256_setzero_ps(),
-                false => _mm256_castsi256_ps(lane.load(half)),
-            };
-            let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, so_far);
-            lane.store(half, _mm256_castps_si256(sum));
         }
     }
 }
@@ -512,7 +556,7 @@ fn add_lanes(lanes: &[Wide<f32>], half: usize) -> __m256 {
 /// `sums: (16 tokens, 32 rows)` from `load(row, half)`, 8 tokens of one row.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transpose(sums: &mut [f32; PANEL * ROWS], load: impl Fn(usize, usize) -> __m256) {
+fn transpose(sums: &mut [f32; VECTOR * ROWS], load: impl Fn(usize, usize) -> __m256) {
     let to = sums.as_chunks_mut::<8>().0; // (tokens, 4) of 8 rows
     for rows in 0..ROWS / 8 {
         for half in 0..2 {
