@@ -131,7 +131,7 @@ fn trits_and_scales_are_those_of_transformers() {
     if !fixtures::fixtures_are_foreign() {
         assert_eq!(
             report.lines().filter(|l| l.contains("trits equal")).count(),
-            8,
+            10,
             "{report}"
         );
     }
@@ -855,9 +855,13 @@ fn unknown_configurations_are_refused() {
         .refused_as(ErrorCode::UnsupportedConfig, &["hidden_act", "gelu_new"]);
     with("model_type", json!("mamba"))
         .refused_as(ErrorCode::UnsupportedConfig, &["model_type", "mamba"]);
-    with("rope_scaling", json!({"rope_type": "yarn", "factor": 4})).refused_as(
+    with(
+        "rope_scaling",
+        json!({"rope_type": "longrope", "factor": 4}),
+    )
+    .refused_as(
         ErrorCode::UnsupportedConfig,
-        &["rope_scaling.rope_type", "yarn"],
+        &["rope_scaling.rope_type", "longrope"],
     );
     let scratch = tempfile::tempdir().unwrap();
     let draft = Draft::packed();

@@ -12,6 +12,7 @@ use bitnet_model::{
 };
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Values per block of a dense tensor's digest (`formats/certificate.md`).
 const DENSE_BLOCK: usize = 1 << 20;
@@ -86,6 +87,17 @@ pub fn side_digests(checkpoint: &Checkpoint) -> Result<Vec<FileDigest>, FormatEr
     Ok(digests)
 }
 
+/// The name of a file in a directory, with `/` between it and a directory below; that of the file alone if it
+/// lies elsewhere.
+pub fn name_below(directory: &Path, path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let below = path.parent().and_then(|p| p.strip_prefix(directory).ok());
+    match below.and_then(Path::file_name) {
+        Some(below) => format!("{}/{name}", below.to_string_lossy()),
+        None => name.into_owned(),
+    }
+}
+
 /// The certificate of a conversion.
 pub fn build(
     checkpoint: &Checkpoint,
@@ -95,15 +107,15 @@ pub fn build(
     digests: &Digests,
     lossless: bool,
 ) -> Certificate {
-    let record = |f: &FileDigest| FileRecord {
-        name: f
-            .path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        bytes: f.bytes,
-        sha256: f.sha256.clone(),
+    // the weights come first, and everything else lies beside or below them
+    let records = |files: &[FileDigest]| -> Vec<FileRecord> {
+        let weights = files.first().and_then(|f| f.path.parent());
+        let record = |f: &FileDigest| FileRecord {
+            name: name_below(weights.unwrap_or(Path::new("")), &f.path),
+            bytes: f.bytes,
+            sha256: f.sha256.clone(),
+        };
+        files.iter().map(record).collect()
     };
     let ternary = digests.output.tensors().map(|digest| TernaryRecord {
         digest: digest.clone(),
@@ -117,8 +129,8 @@ pub fn build(
         family: checkpoint.family.name.to_owned(),
         target: plan.target.name.to_owned(),
         config: checkpoint.config.clone(),
-        source: sources.iter().map(record).collect(),
-        output: outputs.iter().map(record).collect(),
+        source: records(sources),
+        output: records(outputs),
         ternary: ternary.collect(),
         dense: digests.dense.values().cloned().collect(),
         source_ternary_sha256: digests.source.finish(),

@@ -231,7 +231,7 @@ fn publish(
         Kind::Gguf => None,
     };
     let create = |path: &Path| match &directory {
-        Some(directory) => directory.file(&file_name(path)),
+        Some(directory) => directory.file(&certificate::name_below(request.output, path)),
         None => Artifact::create(path, force),
     };
     let artifacts = plan
@@ -288,13 +288,6 @@ fn publish(
         source_ternary_sha256,
         losses,
     })
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
 }
 
 /// Losses the plan knew, with what reading the weights added.

@@ -547,6 +547,7 @@ impl Converter<'_> {
         to: Encoding,
     ) -> Result<(), FormatError> {
         let dense = self.checkpoint.dense(slot)?;
+        let minus_one = self.plan.stores_gain_minus_one(self.checkpoint, slot);
         let row = dense.shape.last().copied().unwrap_or(1).max(1);
         let rows = dense.shape.iter().product::<usize>() / row;
         let row_bytes = dense.bytes.len() / rows.max(1);
@@ -563,8 +564,12 @@ impl Converter<'_> {
                 .par_chunks((rows_per_task * row_bytes).max(1))
                 .map(|bytes| {
                     let mut values = vec![0f32; bytes.len() / row_bytes.max(1) * row];
-                    dense_to_f32(dense.encoding, bytes, &mut values)?;
+                    dense.widen(bytes, &mut values)?;
                     let mut out = Vec::new();
+                    if minus_one {
+                        let exactness = encode_dense(&minus_ones(&values)?, to, &mut out)?;
+                        return Ok((out, values, exactness));
+                    }
                     let exactness = encode_dense(&values, to, &mut out)?;
                     if !exactness.is_exact() {
                         dense_to_f32(to, &out, &mut values)?;
@@ -597,6 +602,27 @@ impl Converter<'_> {
     }
 }
 
+/// What a target stores that keeps gains minus one.
+///
+/// A network only ever sees `fl32(1 + w)`, so that is what has to survive, and it does whenever some f32 `w`
+/// was there before: the difference is exact for a gain from 0.5 on, and a smaller gain that came from an f32
+/// is a multiple of 2^-24. A gain that no `w` gives is refused.
+fn minus_ones(gains: &[f32]) -> Result<Vec<f32>, FormatError> {
+    let stored: Vec<f32> = gains.iter().map(|gain| gain - 1.0).collect();
+    let lost = stored
+        .iter()
+        .zip(gains)
+        .position(|(w, gain)| w + 1.0 != *gain);
+    match lost {
+        None => Ok(stored),
+        Some(at) => Err(FormatError::new(
+            ErrorCode::TargetCannotHold,
+            format!("index {at}: no f32 plus 1 is the gain {:e}", gains[at]),
+        )
+        .hint("a GGUF target stores gains as they are")),
+    }
+}
+
 /// Packs a matrix, its units shared out over the pool.
 fn pack(packing: &dyn Packing, matrix: &TernaryMatrix, len: u64) -> Vec<u8> {
     let trailer = packing.trailer(matrix);
@@ -619,5 +645,23 @@ fn stored_scales(matrix: &TernaryMatrix) -> Vec<f32> {
     match matrix.scales() {
         Scales::PerTensor(scale) => vec![*scale],
         _ => matrix.normal_scales().as_slice().to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gains_of_some_f32_come_back_and_others_are_refused() {
+        let weights = [
+            0.0f32, -0.0, 0.01, -0.7, -1.0, -1.5, -3.25, 1e-9, -1e-9, 7.5, 1e6,
+        ];
+        let gains = weights.map(|w| 1.0 + w);
+        let stored = minus_ones(&gains).unwrap();
+        assert!(stored.iter().zip(gains).all(|(w, gain)| w + 1.0 == gain));
+        let error = minus_ones(&[1.0, 1e-9]).unwrap_err();
+        assert_eq!(error.code, ErrorCode::TargetCannotHold);
+        assert!(error.message.starts_with("index 1"), "{error}");
     }
 }

@@ -140,6 +140,11 @@ impl Plan {
         self.items.iter().any(of_slot)
     }
 
+    /// Whether the gain of a norm is stored minus one.
+    pub fn stores_gain_minus_one(&self, checkpoint: &Checkpoint, slot: Slot) -> bool {
+        stores_gain_minus_one(self.target, checkpoint, slot)
+    }
+
     /// Bytes of the linears with their scales, and how many weights they hold.
     pub fn ternary_bits(&self, checkpoint: &Checkpoint) -> (u64, u64) {
         let linears = self
@@ -429,7 +434,11 @@ impl Planner<'_> {
         let shape = self.checkpoint.config.shape(slot);
         let gguf = self.request.target.kind == Kind::Gguf;
         let embedding = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
+        // a gain and a gain minus one: what widens is the gain
+        let as_stored = self.checkpoint.dense_plus_one(slot)
+            == stores_gain_minus_one(self.request.target, self.checkpoint, slot);
         let encoding = match self.request.embeddings {
+            _ if !as_stored => Encoding::Plain(PlainType::F32),
             Embeddings::As(to) if embedding => to.encoding(),
             // readers of GGUF compute norms from f32 only; every source type widens exactly
             _ if !embedding && gguf => Encoding::Plain(PlainType::F32),
@@ -443,7 +452,7 @@ impl Planner<'_> {
         }
         let row = shape.last().copied().unwrap_or(0);
         let len = dense_len(encoding, shape.iter().product(), row)?;
-        let action = if encoding == info.encoding {
+        let action = if encoding == info.encoding && as_stored {
             Action::Copy
         } else {
             Action::Recode(encoding)
@@ -760,6 +769,11 @@ impl Planner<'_> {
         // the tokenizer is held as parsed metadata and as header bytes
         BASE_MEMORY + tensors + 3 * headers + side
     }
+}
+
+/// Whether a target stores the gain of a norm minus one.
+fn stores_gain_minus_one(target: &Target, checkpoint: &Checkpoint, slot: Slot) -> bool {
+    target.kind == Kind::HuggingFace && (checkpoint.family.stores_gain_minus_one)(slot)
 }
 
 /// `….weight_scale` of `….weight`.

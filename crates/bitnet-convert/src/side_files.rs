@@ -52,6 +52,17 @@ pub fn names(directory: &Path) -> Result<Vec<String>, FormatError> {
             names.push(name);
         }
     }
+    // the settings of a pipeline's stages lie in directories that it names
+    let modules = directory.join("modules.json");
+    if names.iter().any(|name| name == "modules.json") {
+        let bytes = std::fs::read(&modules).map_err(|e| FormatError::io(&modules, &e))?;
+        let settings = bitnet_model::pooling_settings(&bytes).map_err(|e| e.in_file(&modules))?;
+        names.extend(
+            settings
+                .into_iter()
+                .filter(|name| directory.join(name).is_file()),
+        );
+    }
     names.sort();
     Ok(names)
 }
@@ -59,7 +70,18 @@ pub fn names(directory: &Path) -> Result<Vec<String>, FormatError> {
 /// The side files of a Hugging Face output.
 pub fn collect(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
     if checkpoint.file.container == Gguf.name() {
-        return bitnet_model::tokenizer_files_from_gguf(&checkpoint.file.metadata);
+        let mut files = bitnet_model::tokenizer_files_from_gguf(&checkpoint.file.metadata)?;
+        let pooling = bitnet_model::pooling_files(&checkpoint.config);
+        if !pooling.is_empty() {
+            // an embedding model generates nothing: stop tokens of its tokenizer are none of the model's
+            files.retain(|(name, _)| name != "generation_config.json");
+        }
+        files.extend(
+            pooling
+                .into_iter()
+                .map(|(name, json)| (name, pretty(&json))),
+        );
+        return Ok(files);
     }
     let Some(directory) = &checkpoint.directory else {
         return Ok(Vec::new());

@@ -8,7 +8,7 @@ mod json;
 use self::json::{Field, config_from_json, config_to_json, file_from_json, verdict_from_json};
 use crate::checkpoint::DenseTensor;
 use crate::config::Config;
-use bitnet_formats::{Encoding, ErrorCode, FormatError, dense_to_f32};
+use bitnet_formats::{Encoding, ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix, encode_quads};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -182,7 +182,8 @@ pub fn scale_normal_form(matrix: &TernaryMatrix) -> Scales {
     }
 }
 
-/// sha256 of a dense tensor's values, whatever type they are stored in: widened to f32 (exact),
+/// sha256 of a dense tensor's values, whatever type they are stored in: widened to f32 (exact; see
+/// [`DenseTensor::plus_one`]),
 /// little-endian, in blocks of 2^20 values; the digest is that of the blocks' digests one after
 /// another, so that blocks can be hashed in parallel.
 ///
@@ -209,7 +210,7 @@ pub fn dense_sha256(tensor: &DenseTensor<'_>) -> Result<String, FormatError> {
             let (mut values, mut wide) = (Vec::new(), Vec::new());
             for piece in bytes.chunks((1 << 14) / unit_values * unit_bytes) {
                 values.resize(piece.len() / unit_bytes * unit_values, 0.0f32);
-                dense_to_f32(tensor.encoding, piece, &mut values)?;
+                tensor.widen(piece, &mut values)?;
                 wide.clear();
                 wide.extend(values.iter().flat_map(|v| v.to_le_bytes()));
                 digest.update(&wide);

@@ -20,7 +20,7 @@ use crate::family::{Family, ScaleDirection};
 use crate::slot::Slot;
 use bitnet_formats::{
     BlockType, Encoding, ErrorCode, FormatError, Limits, PackedTensor, Packing, PlainType,
-    TensorFile, TensorInfo,
+    TensorFile, TensorInfo, dense_to_f32,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
@@ -120,8 +120,24 @@ pub struct DenseTensor<'a> {
     pub shape: &'a [usize],
     /// The bytes.
     pub bytes: &'a [u8],
+    /// Whether the values are 1 plus the numbers stored: gains of some norms (`formats/numerics.md`).
+    pub plus_one: bool,
     /// Name, place and length in the file.
     pub info: &'a TensorInfo,
+}
+
+impl DenseTensor<'_> {
+    /// The values of some of its bytes, whole rows or all.
+    ///
+    /// # Errors
+    /// A type that is not dense; a length that does not fit.
+    pub fn widen(&self, bytes: &[u8], out: &mut [f32]) -> Result<(), FormatError> {
+        dense_to_f32(self.encoding, bytes, out).map_err(|e| e.in_tensor(&self.info.name))?;
+        if self.plus_one {
+            out.iter_mut().for_each(|value| *value += 1.0);
+        }
+        Ok(())
+    }
 }
 
 /// What fills a slot.
@@ -130,6 +146,8 @@ enum Source {
     Linear(LinearSource),
     Dense {
         info: TensorInfo,
+        /// Whether the values are 1 plus the numbers stored.
+        plus_one: bool,
         finite: AtomicBool,
     },
 }
@@ -241,6 +259,14 @@ impl Checkpoint {
         Ok(tensor)
     }
 
+    /// Whether the values of a dense tensor are 1 plus the numbers stored.
+    pub fn dense_plus_one(&self, slot: Slot) -> bool {
+        matches!(
+            self.sources.get(&slot),
+            Some(Source::Dense { plus_one: true, .. })
+        )
+    }
+
     /// A dense tensor without a look at its values: for readers that check the rows they use, and
     /// must not wait for the others.
     ///
@@ -251,8 +277,12 @@ impl Checkpoint {
     }
 
     fn dense_source(&self, slot: Slot) -> Result<(DenseTensor<'_>, &AtomicBool), FormatError> {
-        let (info, finite) = match self.source(slot)? {
-            Source::Dense { info, finite } => (info, finite),
+        let (info, plus_one, finite) = match self.source(slot)? {
+            Source::Dense {
+                info,
+                plus_one,
+                finite,
+            } => (info, *plus_one, finite),
             Source::Linear(source) => {
                 return Err(self.place(
                     FormatError::new(
@@ -267,6 +297,7 @@ impl Checkpoint {
             encoding: info.encoding,
             shape: &info.shape,
             bytes: self.file.bytes(info),
+            plus_one,
             info,
         };
         Ok((tensor, finite))

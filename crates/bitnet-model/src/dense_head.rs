@@ -174,6 +174,8 @@ impl DenseMatrix {
             info,
             encoding,
             bytes,
+            // heads are no gains
+            plus_one: _,
         } = checkpoint.dense_unread(slot)?;
         let expected = checkpoint.config.shape(slot);
         let (&[rows, cols], true) = (shape, shape == expected) else {

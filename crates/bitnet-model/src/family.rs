@@ -6,19 +6,24 @@
 
 mod bitnet_2b_4t;
 mod bitnet_b1_58;
+mod gemma3;
 mod gguf_keys;
 mod hf_config;
 mod llama_b1_58;
 mod names;
+mod pooling;
 mod quantization;
+mod qwen3;
 
 pub use hf_config::HfStorage;
 pub use quantization::{Quantization, ScaleDirection};
 
 pub(crate) use gguf_keys::{ROPE_FREQUENCIES, check_rope_frequencies, rope_frequency_factors};
-pub(crate) use hf_config::{add_generation_config, parse_json};
+pub(crate) use hf_config::{add_generation_config, parse_json, parse_value};
+pub(crate) use pooling::add_pooling;
+pub use pooling::{pooling_files, pooling_settings};
 
-use crate::config::{Activation, ActivationQuantization, Config, RopeScaling, Yarn};
+use crate::config::{Activation, ActivationQuantization, Config, Factors, RopeScaling, Yarn};
 use crate::slot::Slot;
 use bitnet_formats::{ErrorCode, FormatError, MetaValue, TensorFile};
 use serde_json::Value;
@@ -43,6 +48,8 @@ pub struct Family {
     pub config: fn(&Value) -> Result<Config, FormatError>,
     /// The Hugging Face name of a slot's tensor.
     pub tensor_name: fn(Slot) -> String,
+    /// Whether Hugging Face checkpoints store `gain - 1` in a slot of a norm. GGUF always stores the gain.
+    pub stores_gain_minus_one: fn(Slot) -> bool,
     /// What a stored `weight_scale` means when `config.json` does not say (`formats/packing/hf_u8.md`).
     pub unmarked_scale: ScaleDirection,
     /// What float linears are when `config.json` does not say.
@@ -52,6 +59,8 @@ pub struct Family {
     pub is_known_master: fn(&Value) -> bool,
     /// `model_type` and `architectures` of a `config.json` written from nothing.
     pub hf_identity: (&'static str, &'static str),
+    /// Keys of such a `config.json` that only this family has, or spells otherwise.
+    pub hf_extra_keys: fn(&Config) -> Vec<(&'static str, Value)>,
     /// `general.architecture` strings read; the first is written.
     pub gguf_architectures: &'static [&'static str],
     /// Sizes and wiring from GGUF metadata, and from which tensors there are.
@@ -65,7 +74,7 @@ pub struct Family {
 }
 
 /// What a GGUF architecture string alone decides in its readers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GgufWiring {
     /// The MLP's activation function.
     pub activation: Activation,
@@ -73,6 +82,77 @@ pub struct GgufWiring {
     pub sub_norms: bool,
     /// Whether an `output.weight` of its own is looked at.
     pub output_head: bool,
+    /// Whether heads of queries and keys are normed.
+    pub head_norms: bool,
+    /// Whether linears may each have an input norm of their own; the tensors tell.
+    pub projection_norms: bool,
+    /// Whether what attention and MLP add to the residual stream is normed.
+    pub branch_norms: bool,
+    /// Whether embedding rows are multiplied by the root of their width.
+    pub embedding_root: bool,
+    /// Which layers see the last tokens only, if the file says how many.
+    pub windows: Option<GgufWindows>,
+}
+
+/// Layers with a window, as readers know them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GgufWindows {
+    /// One layer in so many, the last of them, sees everything.
+    pub every: usize,
+    /// Base of the rotary frequencies in the others.
+    pub rope_theta: f64,
+}
+
+impl GgufWindows {
+    /// Whether each of `layers` has a window.
+    fn layers(self, layers: usize) -> Vec<bool> {
+        windows_every(self.every, layers)
+    }
+}
+
+/// Whether each of `layers` has a window, when one in `every` has none.
+fn windows_every(every: usize, layers: usize) -> Vec<bool> {
+    (1..=layers).map(|n| !n.is_multiple_of(every)).collect()
+}
+
+impl GgufWiring {
+    /// A Llama without an output head of its own.
+    const fn plain(activation: Activation) -> Self {
+        Self {
+            activation,
+            sub_norms: false,
+            output_head: false,
+            head_norms: false,
+            projection_norms: false,
+            branch_norms: false,
+            embedding_root: false,
+            windows: None,
+        }
+    }
+
+    /// The factors of a network of this width.
+    fn factors(&self, hidden_size: usize) -> Factors {
+        Factors {
+            embedding: match self.embedding_root {
+                true => root(hidden_size),
+                false => 1.0,
+            },
+            ..Factors::default()
+        }
+    }
+}
+
+/// The root of a width, as f32.
+fn root(width: usize) -> f32 {
+    (width as f64).sqrt() as f32
+}
+
+/// "such things" or "no such things".
+fn say(there: bool, what: &str) -> String {
+    match there {
+        true => what.to_owned(),
+        false => format!("no {what}"),
+    }
 }
 
 impl Family {
@@ -86,7 +166,9 @@ impl Family {
         name: Option<&str>,
     ) -> Result<Vec<(String, MetaValue)>, FormatError> {
         self.check_gguf_wiring(config)?;
+        let wiring = &self.gguf_wiring;
         Ok(gguf_keys::metadata(
+            wiring,
             self.gguf_architectures[0],
             config,
             name,
@@ -122,7 +204,8 @@ impl Family {
             }
             HfStorage::Dequantised => Quantization::Unmarked,
         };
-        hf_config::write(self.hf_identity, config, original, quantization)
+        let from_nothing = || hf_config::from_nothing(self, config);
+        hf_config::write(config, original, from_nothing, quantization)
     }
 
     /// Whether a linear stored as `trit * scale` numbers needs a `weight_scale` of 1 beside it: with
@@ -158,9 +241,58 @@ impl Family {
                 return refuse("rope_scaling", say(found), say(readers));
             }
         }
-        if config.attn_sub_norm != wiring.sub_norms || config.ffn_sub_norm != wiring.sub_norms {
-            let say = |yes: bool| if yes { "sub-norms" } else { "no sub-norms" }.to_owned();
-            return refuse("sub_norm", say(!wiring.sub_norms), say(wiring.sub_norms));
+        let projections = config.norms.projections;
+        let sub_norms = wiring.sub_norms || wiring.projection_norms && projections;
+        for (key, what, found, expected) in [
+            ("sub_norm", "sub-norms", config.attn_sub_norm, sub_norms),
+            ("sub_norm", "sub-norms", config.ffn_sub_norm, sub_norms),
+            (
+                "q_norm",
+                "norms of heads",
+                config.norms.heads,
+                wiring.head_norms,
+            ),
+            (
+                "q_proj.norm",
+                "norms of single linears",
+                projections,
+                projections && wiring.projection_norms,
+            ),
+            (
+                "post_feedforward_layernorm",
+                "norms behind attention and MLP",
+                config.norms.branches,
+                wiring.branch_norms,
+            ),
+        ] {
+            if found != expected {
+                return refuse(key, say(found, what), say(expected, what));
+            }
+        }
+        let factors = wiring.factors(config.hidden_size);
+        if config.factors != factors {
+            return refuse(
+                "factors",
+                format!("{:?}", config.factors),
+                format!("{factors:?}"),
+            );
+        }
+        if let Some(sliding) = &config.sliding {
+            let windows = |windows: &GgufWindows| {
+                let layers = windows.layers(config.num_hidden_layers);
+                (layers, windows.rope_theta)
+            };
+            let readers = wiring.windows.as_ref().map(windows);
+            let found = (sliding.layers.clone(), sliding.rope_theta);
+            if readers.as_ref() != Some(&found) {
+                let show = |(layers, theta): (Vec<bool>, f64)| {
+                    let letters = layers.iter().map(|w| if *w { 'w' } else { 'f' });
+                    let letters: String = letters.collect();
+                    format!("windows (w) in layers {letters} with rope_theta {theta}")
+                };
+                let expected = readers.map_or("no windows".to_owned(), show);
+                return refuse("sliding_window", show(found), expected);
+            }
         }
         if !config.tie_word_embeddings && !wiring.output_head {
             let expected = "the embedding as output head".to_owned();
@@ -178,7 +310,7 @@ impl Family {
     /// # Errors
     /// `unknown-quantization`, naming key and value.
     pub fn quantization(&self, config_json: &Value) -> Result<Quantization, FormatError> {
-        quantization::read(config_json)
+        quantization::read(config_json, self.gguf_wiring.projection_norms)
     }
 }
 
@@ -187,6 +319,8 @@ pub static FAMILIES: &[&Family] = &[
     &bitnet_2b_4t::FAMILY,
     &llama_b1_58::FAMILY,
     &bitnet_b1_58::FAMILY,
+    &qwen3::FAMILY,
+    &gemma3::FAMILY,
 ];
 
 /// The family of this name.

@@ -4,6 +4,7 @@
 //! the kernel, the threads, or how the tokens came in batches (`formats/numerics.md`). Every buffer
 //! is row-major with tokens outermost; its shape stands beside it.
 
+mod embed;
 mod windows;
 
 use crate::attention::{Scores, attention};
@@ -406,7 +407,7 @@ impl Model {
         session.clock.start();
         for (batch, tokens) in tokens.chunks(BATCH_TOKENS).enumerate() {
             self.start_batch(session, tokens.len());
-            self.embed(tokens, &mut session.buffers.x)?;
+            self.look_up(tokens, &mut session.buffers.x)?;
             session.clock.lap(Part::Elementwise);
             for layer in 0..self.weights.layers.len() {
                 self.decoder_layer(layer, layer, session)?;
@@ -431,7 +432,7 @@ impl Model {
     }
 
     /// Rows of the embedding matrix into `x`, `(tokens, hidden)`.
-    fn embed(&self, tokens: &[u32], x: &mut [f32]) -> Result<(), FormatError> {
+    fn look_up(&self, tokens: &[u32], x: &mut [f32]) -> Result<(), FormatError> {
         let embeddings = &self.weights.embeddings;
         for (token, x) in tokens
             .iter()

@@ -40,8 +40,8 @@ pub use config::{
     SlidingWindow, Yarn,
 };
 pub use family::{
-    FAMILIES, Family, GgufWiring, HfStorage, Quantization, ScaleDirection, UnmarkedFloats,
-    family_by_name,
+    FAMILIES, Family, GgufWindows, GgufWiring, HfStorage, Quantization, ScaleDirection,
+    UnmarkedFloats, family_by_name, pooling_files, pooling_settings,
 };
 pub use forward::{HeadPasses, Logits, Model, Session};
 pub use kv_cache::{KvCache, KvType};

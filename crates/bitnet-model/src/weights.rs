@@ -9,7 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dense_head::DenseMatrix;
 use crate::kv_cache::KvType;
 use crate::slot::{LayerSlot, Slot};
-use bitnet_formats::{ErrorCode, FormatError, dense_to_f32};
+use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::{Backend, PackedMatrix};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
 use rayon::prelude::*;
@@ -339,8 +339,7 @@ fn gain(checkpoint: &Checkpoint, slot: Slot) -> Result<Vec<f32>, FormatError> {
     let tensor = checkpoint.dense(slot)?;
     check_shape(slot, tensor.shape, &checkpoint.config.shape(slot))?;
     let mut gain = vec![0.0; tensor.shape.iter().product()];
-    dense_to_f32(tensor.encoding, tensor.bytes, &mut gain)
-        .map_err(|error| error.in_tensor(&tensor.info.name))?;
+    tensor.widen(tensor.bytes, &mut gain)?;
     checkpoint.release(slot);
     Ok(gain)
 }

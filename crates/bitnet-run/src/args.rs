@@ -27,6 +27,8 @@ pub struct Args {
 pub enum Command {
     /// Write the logits of every position of every prompt
     Logits(Logits),
+    /// Turn texts into vectors of length 1, for embedding models
+    Embed(Embed),
     /// Measure how well the model predicts a text
     Perplexity(Perplexity),
     /// Measure speed beside this machine's read bandwidth
@@ -159,6 +161,43 @@ pub struct Logits {
     /// Tokens given to the model at once [default: its own batch]; changes no bit, for example --batch 1
     #[arg(long, value_name = "N")]
     pub batch: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Embed {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Texts, for example "Hello world" "Good evening"
+    #[arg(value_name = "TEXT")]
+    pub texts: Vec<String>,
+    /// A text on every line, UTF-8; - reads standard input, for example --file lines.txt
+    #[arg(long, value_name = "FILE", conflicts_with = "texts")]
+    pub file: Option<PathBuf>,
+    /// JSON: {name: {"text": …, "ids": […]}} or [[ids], …], for example --prompts prompts.json
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "file"])]
+    pub prompts: Option<PathBuf>,
+    /// Safetensors file to write, `<name>.embedding` (width) f32, for example -o vectors.safetensors
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace the output if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// How hidden states become one vector [default: the model's own, else last], for example --pooling mean
+    ///
+    /// mean: of all tokens; cls: that of the first; last: that of the last. An embedding model was trained
+    /// for one of them and says which.
+    #[arg(long, value_name = "HOW")]
+    pub pooling: Option<PoolingArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PoolingArg {
+    /// The mean of all tokens
+    Mean,
+    /// The first token
+    Cls,
+    /// The last token
+    Last,
 }
 
 #[derive(Debug, clap::Args)]

@@ -28,7 +28,7 @@ pub fn run(
     let sampler = sampler(args)?;
     let pool = open::pool(global.thread_count())?;
     let started = Instant::now();
-    let model = pool.install(|| open::model(path, &args.compute))?;
+    let model = pool.install(|| open::predictor(path, &args.compute))?;
     let load_seconds = started.elapsed().as_secs_f64();
     open::announce(console, &model, global)?;
     if args.chat && args.prompt.is_none() {

@@ -8,6 +8,7 @@
 mod args;
 mod bench;
 mod chat;
+mod embed;
 mod generate;
 mod kernels;
 mod logits;
@@ -34,6 +35,7 @@ pub fn run(
     let global = &args.global;
     let result = match &args.command {
         Some(Command::Logits(a)) => logits::run(a, global, &mut console),
+        Some(Command::Embed(a)) => embed::run(a, global, &mut console),
         Some(Command::Perplexity(a)) => perplexity::run(a, global, &mut console),
         Some(Command::Bench(a)) => bench::run(a, global, &mut console),
         Some(Command::Kernels) => kernels::run(&mut console),

@@ -24,7 +24,7 @@ pub fn run(
         );
     }
     let pool = open::pool(global.thread_count())?;
-    let model = pool.install(|| open::model(&args.model.model, &args.model.compute))?;
+    let model = pool.install(|| open::predictor(&args.model.model, &args.model.compute))?;
     open::announce(console, &model, global)?;
     let prompts = prompts::read(&args.prompts, model.checkpoint())?;
     let vocab = model.config().vocab_size;

@@ -52,7 +52,10 @@ pub fn checkpoint(path: &Path, compute: &ComputeArgs) -> Result<Checkpoint, Form
 
 /// Opens and loads a model; call inside the pool that is to compute.
 pub fn model(path: &Path, compute: &ComputeArgs) -> Result<Model, Failure> {
-    let checkpoint = checkpoint(path, compute)?;
+    load(checkpoint(path, compute)?, compute)
+}
+
+fn load(checkpoint: Checkpoint, compute: &ComputeArgs) -> Result<Model, Failure> {
     let backend = backend(compute, &checkpoint)?;
     let kv_type = match compute.kv_type {
         KvTypeArg::F32 => KvType::F32,
@@ -68,6 +71,25 @@ pub fn model(path: &Path, compute: &ComputeArgs) -> Result<Model, Failure> {
         ..LoadOptions::default()
     };
     Ok(Model::load(checkpoint, &options)?)
+}
+
+/// Refuses to predict tokens with a network that was trained for vectors: its output head never was.
+pub fn predicts(checkpoint: &Checkpoint) -> Result<(), Failure> {
+    match checkpoint.config.pooling {
+        None => Ok(()),
+        Some(_) => Err(Failure::usage(format!(
+            "{}: an embedding model, which predicts no tokens",
+            checkpoint.path.display()
+        ))
+        .hint("bitnet-run embed MODEL TEXT")),
+    }
+}
+
+/// Opens and loads a model that predicts tokens; call inside the pool that is to compute.
+pub fn predictor(path: &Path, compute: &ComputeArgs) -> Result<Model, Failure> {
+    let checkpoint = checkpoint(path, compute)?;
+    predicts(&checkpoint)?;
+    load(checkpoint, compute)
 }
 
 /// The tokenizer of a checkpoint: its side files, else its GGUF metadata.

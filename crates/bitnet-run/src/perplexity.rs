@@ -24,7 +24,7 @@ pub fn run(
             .at(e.utf8_error().valid_up_to() as u64)
     })?;
     let pool = open::pool(global.thread_count())?;
-    let model = pool.install(|| open::model(&args.model.model, &args.model.compute))?;
+    let model = pool.install(|| open::predictor(&args.model.model, &args.model.compute))?;
     open::announce(console, &model, global)?;
     let ids = open::tokenizer(model.checkpoint())?.encode(&text, true)?;
     let most = model.config().max_position_embeddings;

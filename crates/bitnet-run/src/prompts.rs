@@ -7,23 +7,69 @@ use crate::open;
 use bitnet_cli::{ErrorCode, Failure, FormatError};
 use bitnet_model::{Checkpoint, Tokenizer};
 use serde_json::Value;
+use std::io::Read;
 use std::path::Path;
 
 /// A prompt file larger than this is not one.
 const MOST_BYTES: u64 = 1 << 30;
 
+/// The whole of a prompt file; `-` is standard input.
+fn bounded(path: &Path) -> Result<Vec<u8>, FormatError> {
+    let mut bytes = Vec::new();
+    let read = match path == Path::new("-") {
+        true => std::io::stdin()
+            .lock()
+            .take(MOST_BYTES + 1)
+            .read_to_end(&mut bytes),
+        false => std::fs::File::open(path)
+            .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)),
+    };
+    read.map_err(|e| FormatError::io(path, &e))?;
+    if bytes.len() as u64 > MOST_BYTES {
+        let message = format!("expected a prompt file of at most {MOST_BYTES} bytes, found more");
+        return Err(FormatError::new(ErrorCode::LimitExceeded, message).in_file(path));
+    }
+    Ok(bytes)
+}
+
+/// Reads a text from every line of a file, named by its number from 0; `-` is standard input.
+pub fn lines(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u32>)>, Failure> {
+    let bytes = bounded(path)?;
+    let text = std::str::from_utf8(&bytes).map_err(|e| {
+        let message = format!("expected UTF-8 text: {e}");
+        FormatError::new(ErrorCode::Malformed, message).in_file(path)
+    })?;
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.is_empty() {
+        return Err(Failure::new(
+            ErrorCode::Usage,
+            format!("{}: no lines", path.display()),
+        ));
+    }
+    encode(&lines, checkpoint)
+}
+
+/// The tokens of texts, named by their number from 0.
+pub fn encode<S: AsRef<str>>(
+    texts: &[S],
+    checkpoint: &Checkpoint,
+) -> Result<Vec<(String, Vec<u32>)>, Failure> {
+    let tokenizer = open::tokenizer(checkpoint)?;
+    let mut prompts = Vec::with_capacity(texts.len());
+    for (number, text) in texts.iter().enumerate() {
+        let ids = tokenizer.encode(text.as_ref(), true)?;
+        if ids.is_empty() {
+            let message = format!("text {number} has no tokens, and this model adds none");
+            return Err(Failure::new(ErrorCode::Tokenizer, message));
+        }
+        prompts.push((number.to_string(), ids));
+    }
+    Ok(prompts)
+}
+
 /// Reads `{name: {"text": …, "ids": […]}}`, `{name: "text"}`, `{name: [ids]}` or `[[ids] | "text", …]`.
 pub fn read(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u32>)>, Failure> {
-    let io = |e: &std::io::Error| FormatError::io(path, e);
-    let length = std::fs::metadata(path).map_err(|e| io(&e))?.len();
-    if length > MOST_BYTES {
-        let message =
-            format!("expected a prompt file of at most {MOST_BYTES} bytes, found {length}");
-        return Err(FormatError::new(ErrorCode::LimitExceeded, message)
-            .in_file(path)
-            .into());
-    }
-    let bytes = std::fs::read(path).map_err(|e| io(&e))?;
+    let bytes = bounded(path)?;
     let malformed = |what: String| {
         Failure::from(
             FormatError::new(ErrorCode::Malformed, what)

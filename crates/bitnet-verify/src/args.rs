@@ -210,6 +210,10 @@ pub(crate) struct ThresholdArgs {
     #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     max_layer_error: Option<f64>,
 
+    /// 1 - cosine of the angle between a text's vector and the golden one [default: 1e-3]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    max_embedding_distance: Option<f64>,
+
     /// Mean KL divergence from the golden logits [default: 2e-3]
     #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     max_kl: Option<f64>,
@@ -237,6 +241,7 @@ impl ThresholdArgs {
             max_linear_error: self.max_linear_error,
             typical_layer_error: self.typical_layer_error,
             max_layer_error: self.max_layer_error,
+            max_embedding_distance: self.max_embedding_distance,
             max_kl: self.max_kl,
             min_top1: self.min_top1,
             flip_margin: self.flip_margin,
@@ -274,6 +279,7 @@ mod tests {
             usual.linear_error,
             usual.typical_layer_error,
             usual.layer_error,
+            usual.embedding_distance,
             usual.kl_mean,
             usual.top1,
             usual.flip_margin,

@@ -9,10 +9,12 @@
 //! nowhere; what can be held tightly is one linear or one layer from a recorded input.
 
 mod codes;
+mod embeddings;
 mod end_to_end;
 mod teacher_forced;
 
 pub use codes::{check_codes, check_scale};
+pub use embeddings::{Distance, Embeddings, embeddings};
 pub use end_to_end::{EndToEnd, GreedyMiss, Nll, WrongLength, end_to_end, nll};
 pub use teacher_forced::{
     largest_layer_violations, layer_violations, layers, linear_violations, linears,
@@ -33,6 +35,10 @@ pub struct Thresholds {
     pub typical_layer_error: f64,
     /// Gate 3: relative error that every layer stays below.
     pub layer_error: f64,
+    /// Gate 4 of embedding models: largest 1 - cosine of a vector. Flipped activations, nothing else, take
+    /// correct implementations apart: by up to 2e-4 on the fixtures. With it no element of a vector of
+    /// length 1 is off by more than `sqrt(2 * bound)`.
+    pub embedding_distance: f64,
     /// Gate 4: mean divergence, nats.
     pub kl_mean: f64,
     /// Gate 4: share of positions with the same most likely token.
@@ -49,6 +55,7 @@ impl Default for Thresholds {
             linear_error: 1e-6,
             typical_layer_error: 2e-6,
             layer_error: 2e-2,
+            embedding_distance: 1e-3,
             kl_mean: 2e-3,
             top1: 0.96,
             flip_margin: 0.3,

@@ -1,7 +1,8 @@
 //! Golden files: what Hugging Face transformers computed for a checkpoint.
 //!
 //! Invariant: a [`Golden`] is consistent in itself: logits have as many rows as their prompt has
-//! tokens. Files other than `prompts.json` and `logits_f32.safetensors` may be absent.
+//! tokens. Files other than `prompts.json` and `logits_f32.safetensors`, or `embeddings_f32.safetensors` of
+//! an embedding model, may be absent.
 
 use crate::prompts::{Prompt, read_json, read_prompts, token_ids};
 use bitnet_formats::{
@@ -68,6 +69,10 @@ pub struct Golden {
     pub logits: BTreeMap<String, Recorded>,
     /// The reference in the checkpoint's own 16-bit type, where it has one.
     pub native: Option<BTreeMap<String, Recorded>>,
+    /// Vectors per prompt of an embedding model, `f32` reference; `(width,)`.
+    pub embeddings: BTreeMap<String, Vec<f32>>,
+    /// The reference in the checkpoint's own 16-bit type.
+    pub native_embeddings: BTreeMap<String, Vec<f32>>,
     /// Greedy continuations.
     pub greedy: Vec<Greedy>,
     /// A longer text and its likelihood.
@@ -85,12 +90,28 @@ impl Golden {
     /// A file that is missing (of the two that must be there), unreadable or inconsistent.
     pub fn read(dir: &Path) -> Result<Self, FormatError> {
         let prompts = read_prompts(&dir.join("prompts.json"))?;
-        let path = dir.join("logits_f32.safetensors");
-        let logits = read_logits(&path, &prompts)?;
-        if logits.is_empty() {
-            let text = "expected `<prompt>.logits` for at least one prompt, found none";
-            return Err(FormatError::new(ErrorCode::MissingTensor, text).in_file(&path));
+        let vectors = |kind: &str| dir.join(format!("embeddings_{kind}.safetensors"));
+        let none = |what: &str, path: &Path| {
+            let text = format!("expected `<prompt>.{what}` for at least one prompt, found none");
+            FormatError::new(ErrorCode::MissingTensor, text).in_file(path)
+        };
+        let (mut logits, mut embeddings) = (BTreeMap::new(), BTreeMap::new());
+        let path = vectors("f32");
+        if path.exists() {
+            embeddings = read_vectors(&path)?;
+            if embeddings.is_empty() {
+                return Err(none("embedding", &path));
+            }
+        } else {
+            let path = dir.join("logits_f32.safetensors");
+            logits = read_logits(&path, &prompts)?;
+            if logits.is_empty() {
+                return Err(none("logits", &path));
+            }
         }
+        let native_embeddings = ["bf16", "f16"].map(vectors);
+        let native_embeddings = native_embeddings.iter().find(|p| p.exists());
+        let native_embeddings = native_embeddings.map(|p| read_vectors(p)).transpose()?;
         let native = ["bf16", "f16"].map(|t| dir.join(format!("logits_{t}.safetensors")));
         let native = native
             .iter()
@@ -117,6 +138,8 @@ impl Golden {
             prompts,
             logits,
             native,
+            embeddings,
+            native_embeddings: native_embeddings.unwrap_or_default(),
             greedy: greedy.unwrap_or_default(),
             stream,
             ternary: ternary.unwrap_or_default(),
@@ -127,9 +150,12 @@ impl Golden {
     /// What a linear must be, under the checkpoint's own name for it or the canonical one.
     pub fn truth_of(&self, checkpoint: &Checkpoint, slot: Slot) -> Option<&TernaryTruth> {
         let (canonical, name) = (slot.to_string(), (checkpoint.family.tensor_name)(slot));
-        self.ternary
-            .iter()
-            .find(|t| t.name == name || t.name == canonical)
+        // embedding models leave the prefix away
+        let plain = name.strip_prefix("model.");
+        let is_it = |t: &&TernaryTruth| {
+            t.name == name || t.name == canonical || Some(t.name.as_str()) == plain
+        };
+        self.ternary.iter().find(is_it)
     }
 
     /// Token ids of a prompt.
@@ -212,12 +238,37 @@ fn read_logits(path: &Path, prompts: &[Prompt]) -> Result<BTreeMap<String, Recor
     Ok(logits)
 }
 
+/// `<prompt>.embedding` of a file, by prompt.
+fn read_vectors(path: &Path) -> Result<BTreeMap<String, Vec<f32>>, FormatError> {
+    let all = read_shaped(path, |shape| match *shape {
+        [cols] => Some((1, cols)),
+        _ => None,
+    })?;
+    let named = all.into_iter().filter_map(|(name, vector)| {
+        let prompt = name.strip_suffix(".embedding")?;
+        Some((prompt.to_owned(), vector.values))
+    });
+    Ok(named.collect())
+}
+
 /// Every matrix of a file of plain floats, by name.
 fn read_matrices(path: &Path) -> Result<BTreeMap<String, Recorded>, FormatError> {
+    read_shaped(path, |shape| match *shape {
+        [rows, cols] => Some((rows, cols)),
+        _ => None,
+    })
+}
+
+/// The tensors of a file of plain floats whose shape `rows_cols` takes for rows and columns, by name.
+fn read_shaped(
+    path: &Path,
+    rows_cols: fn(&[usize]) -> Option<(usize, usize)>,
+) -> Result<BTreeMap<String, Recorded>, FormatError> {
     let file: TensorFile = open(path, &Limits::default())?;
     let mut matrices = BTreeMap::new();
     for info in file.tensors() {
-        let (&[rows, cols], Encoding::Plain(plain)) = (info.shape.as_slice(), info.encoding) else {
+        let (Some((rows, cols)), Encoding::Plain(plain)) = (rows_cols(&info.shape), info.encoding)
+        else {
             continue;
         };
         if !matches!(plain, PlainType::F32 | PlainType::F16 | PlainType::Bf16) {

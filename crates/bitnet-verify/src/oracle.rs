@@ -645,6 +645,9 @@ fn dense_rows(
         .unwrap_or(&[]);
     let mut out = vec![0.0; rows.len() * width];
     dense_to_f32(tensor.encoding, bytes, &mut out).map_err(|e| e.in_tensor(&slot.to_string()))?;
+    if tensor.plus_one {
+        out.iter_mut().for_each(|value| *value += 1.0);
+    }
     Ok(out)
 }
 

@@ -24,6 +24,8 @@ pub struct Bounds {
     pub typical_layer_error: Option<f64>,
     /// Relative error that every layer stays below.
     pub max_layer_error: Option<f64>,
+    /// 1 - cosine of the angle between the vector of a text and the reference's.
+    pub max_embedding_distance: Option<f64>,
     /// Mean KL divergence from the reference logits.
     pub max_kl: Option<f64>,
     /// Share of positions with the reference's most likely token.
@@ -88,11 +90,12 @@ impl Bounds {
         Ok(bounds)
     }
 
-    fn entries(&self) -> [(&'static str, Option<f64>); 8] {
+    fn entries(&self) -> [(&'static str, Option<f64>); 9] {
         [
             ("max_linear_error", self.max_linear_error),
             ("typical_layer_error", self.typical_layer_error),
             ("max_layer_error", self.max_layer_error),
+            ("max_embedding_distance", self.max_embedding_distance),
             ("max_kl", self.max_kl),
             ("min_top1", self.min_top1),
             ("flip_margin", self.flip_margin),
@@ -107,6 +110,9 @@ impl Bounds {
             max_linear_error: self.max_linear_error.or(weaker.max_linear_error),
             typical_layer_error: self.typical_layer_error.or(weaker.typical_layer_error),
             max_layer_error: self.max_layer_error.or(weaker.max_layer_error),
+            max_embedding_distance: self
+                .max_embedding_distance
+                .or(weaker.max_embedding_distance),
             max_kl: self.max_kl.or(weaker.max_kl),
             min_top1: self.min_top1.or(weaker.min_top1),
             flip_margin: self.flip_margin.or(weaker.flip_margin),
@@ -124,6 +130,9 @@ impl Bounds {
                 .typical_layer_error
                 .unwrap_or(usual.typical_layer_error),
             layer_error: self.max_layer_error.unwrap_or(usual.layer_error),
+            embedding_distance: self
+                .max_embedding_distance
+                .unwrap_or(usual.embedding_distance),
             kl_mean: self.max_kl.unwrap_or(usual.kl_mean),
             top1: self.min_top1.unwrap_or(usual.top1),
             flip_margin: self.flip_margin.unwrap_or(usual.flip_margin),

@@ -40,7 +40,7 @@ impl ArtifactDirectory {
                     if !force {
                         return Err(target.exists());
                     }
-                    if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    if entry.file_type().is_ok_and(|t| t.is_dir()) && !is_settings(&entry.path()) {
                         let message = format!(
                             "expected a checkpoint directory to replace, found the directory {:?} in it",
                             entry.file_name()
@@ -71,19 +71,33 @@ impl ArtifactDirectory {
         }
     }
 
-    /// Starts a file in it; files may be written side by side from several threads. The digest of
-    /// its `finish` has the final path.
+    /// Starts a file in it, or in a directory in it (`1_Pooling/config.json`); files may be written side by
+    /// side from several threads. The digest of its `finish` has the final path.
     ///
     /// # Errors
-    /// `usage` when `name` is not a plain file name; `exists` when it is there already; whatever the
+    /// `usage` when `name` is not a plain file name, or two of them; `exists` when it is there already; whatever the
     /// operating system refuses.
     pub fn file(&self, name: &str) -> Result<Artifact, FormatError> {
         let path = self.target.path.join(name);
-        if !is_plain_file_name(name) {
+        let (below, plain) = match name.split_once('/') {
+            Some((below, plain)) => (Some(below), plain),
+            None => (None, name),
+        };
+        if !is_plain_file_name(plain) || below.is_some_and(|below| !is_plain_file_name(below)) {
             let message = "expected a plain file name";
             return Err(FormatError::new(ErrorCode::Usage, message).in_file(&path));
         }
-        let real = self.partial.path.join(name);
+        let mut parent = self.partial.path.clone();
+        if let Some(below) = below {
+            parent.push(below);
+            match fs::create_dir(&parent) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+                    return Err(FormatError::io(&path, &e));
+                }
+                _ => {}
+            }
+        }
+        let real = parent.join(plain);
         let made = Partial::create(|| create_new(&real).map(|file| (real.clone(), file)));
         let (partial, file) = made.map_err(|e| match e.kind() {
             ErrorKind::AlreadyExists => {
@@ -93,8 +107,8 @@ impl ArtifactDirectory {
         })?;
         let target = Target {
             path,
-            name: name.into(),
-            parent: self.partial.path.clone(),
+            name: plain.into(),
+            parent,
             real,
         };
         Ok(Artifact::with(
@@ -118,6 +132,12 @@ impl ArtifactDirectory {
             partial,
         } = self;
         let failed = |e: io::Error| target.failed(&e);
+        for entry in fs::read_dir(&partial.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                sync_directory(&entry.path()).map_err(failed)?;
+            }
+        }
         sync_directory(&partial.path).map_err(failed)?;
         let replaced = partial
             .publish(|path| match fs::rename(path, &target.real) {
@@ -142,4 +162,13 @@ impl ArtifactDirectory {
         }
         Ok(target.path)
     }
+}
+
+/// Whether a directory holds the settings of one stage of a pipeline and nothing else.
+fn is_settings(path: &Path) -> bool {
+    let names =
+        |entries: fs::ReadDir| -> Vec<_> { entries.flatten().map(|e| e.file_name()).collect() };
+    fs::read_dir(path)
+        .map(names)
+        .is_ok_and(|names| names == ["config.json"])
 }

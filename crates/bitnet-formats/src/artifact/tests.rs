@@ -187,11 +187,22 @@ fn directory_appears_whole() {
     assert_eq!((digest.path, digest.bytes), (path.join("a.bin"), 3));
     second.finish().unwrap();
     assert_eq!(directory.file("a.bin").unwrap_err().code, ErrorCode::Exists);
-    for bad in ["", "..", "x/y", "/x"] {
-        assert_eq!(directory.file(bad).unwrap_err().code, ErrorCode::Usage);
+    for bad in ["", "..", "/x", "x/", "../x", "x/..", "x/y/z", "x\\y"] {
+        let error = directory.file(bad).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Usage, "{bad}");
     }
+    // the settings of a stage
+    let settings = directory.file("stage/config.json").unwrap();
+    let digest = settings.finish().unwrap();
+    assert_eq!(digest.path, path.join("stage/config.json"));
     assert_eq!(directory.finish().unwrap(), path);
-    assert_eq!(names(&path), ["a.bin", "b.bin"]);
+    assert_eq!(names(&path), ["a.bin", "b.bin", "stage"]);
+    assert_eq!(names(&path.join("stage")), ["config.json"]);
+    // which is replaced like the rest of a checkpoint
+    let again = ArtifactDirectory::create(&path, true).unwrap();
+    again.file("c.bin").unwrap().finish().unwrap();
+    again.finish().unwrap();
+    assert_eq!(names(&path), ["c.bin"]);
     assert_eq!(names(dir.path()), ["model"]);
 }
 

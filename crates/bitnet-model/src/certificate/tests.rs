@@ -100,6 +100,7 @@ fn dense_digests_depend_on_values_only() {
             encoding: info.encoding,
             shape: &info.shape,
             bytes: &bytes,
+            plus_one: false,
             info: &info,
         })
         .unwrap()

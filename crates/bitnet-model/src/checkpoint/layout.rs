@@ -8,7 +8,7 @@ use super::{Checkpoint, LinearRule, OpenOptions};
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
     DECISIVE_BITS, ErrorCode, FormatError, GGUF_LAYOUT_KEY, PackedTensor, Packing, code_length,
-    dense_to_f32, same_layout_id,
+    same_layout_id,
 };
 use rayon::prelude::*;
 use std::path::Path;
@@ -239,7 +239,7 @@ impl Checkpoint {
         }
         let tensor = self.dense(norm)?;
         let mut gains = vec![0.0; tensor.shape.iter().product()];
-        dense_to_f32(tensor.encoding, tensor.bytes, &mut gains)?;
+        tensor.widen(tensor.bytes, &mut gains)?;
         Ok(Some(gains))
     }
 }

@@ -65,6 +65,7 @@ impl<'a> Tensors<'a> {
         names: &[&str],
         slot: Slot,
         config: &Config,
+        plus_one: bool,
         sources: &mut HashMap<Slot, Source>,
     ) -> Result<(), FormatError> {
         let info = self.find(names).ok_or_else(|| missing(names))?;
@@ -93,6 +94,7 @@ impl<'a> Tensors<'a> {
         }
         let source = Source::Dense {
             info: info.clone(),
+            plus_one,
             finite: AtomicBool::new(false),
         };
         sources.insert(slot, source);

@@ -8,23 +8,29 @@ use super::{Family, GgufWiring, ScaleDirection, UnmarkedFloats, gguf_keys, names
 use crate::config::Activation;
 
 const GGUF: GgufWiring = GgufWiring {
-    activation: Activation::Relu2,
     sub_norms: true,
-    output_head: false,
+    ..GgufWiring::plain(Activation::Relu2)
+};
+
+const HF: Wiring = Wiring {
+    sub_norms: true,
+    ..Wiring::PLAIN
 };
 
 pub(super) static FAMILY: Family = Family {
     name: "bitnet_2b_4t",
     matches: |config| hf_config::is_or_unsaid(config, "bitnet", "BitNetForCausalLM"),
-    config: |config| hf_config::read(config, &Wiring { sub_norms: true }),
+    config: |config| hf_config::read(config, &HF),
     tensor_name: |slot| names::hf(slot, "attn_sub_norm", "ffn_sub_norm"),
+    stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Multiply,
     unmarked_floats: UnmarkedFloats::MasterWeights,
     is_known_master: |_| false,
     hf_identity: ("bitnet", "BitNetForCausalLM"),
+    hf_extra_keys: |_| Vec::new(),
     // `bitnet-25` is what the first upload of the published file said, before 2025-04-22
     gguf_architectures: &["bitnet-b1.58", "bitnet-25"],
-    gguf_config: |file| gguf_keys::read(file, GGUF),
+    gguf_config: |file| gguf_keys::read(file, &GGUF),
     gguf_tensor_name: names::gguf,
     gguf_wiring: GGUF,
     permutes_qk: false,

@@ -8,9 +8,13 @@ use super::{Family, GgufWiring, ScaleDirection, UnmarkedFloats, gguf_keys, names
 use crate::config::Activation;
 
 const GGUF: GgufWiring = GgufWiring {
-    activation: Activation::Silu,
     sub_norms: true,
-    output_head: false,
+    ..GgufWiring::plain(Activation::Silu)
+};
+
+const HF: Wiring = Wiring {
+    sub_norms: true,
+    ..Wiring::PLAIN
 };
 
 pub(super) static FAMILY: Family = Family {
@@ -19,14 +23,16 @@ pub(super) static FAMILY: Family = Family {
         hf_config::is(config, "llama", "BitnetForCausalLM")
             || hf_config::is(config, "bitnet", "BitnetForCausalLM")
     },
-    config: |config| hf_config::read(config, &Wiring { sub_norms: true }),
+    config: |config| hf_config::read(config, &HF),
     tensor_name: |slot| names::hf(slot, "inner_attn_ln", "ffn_layernorm"),
+    stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Divide,
     unmarked_floats: UnmarkedFloats::MasterWeights,
     is_known_master: |_| false,
     hf_identity: ("llama", "BitnetForCausalLM"),
+    hf_extra_keys: |_| Vec::new(),
     gguf_architectures: &["bitnet"],
-    gguf_config: |file| gguf_keys::read(file, GGUF),
+    gguf_config: |file| gguf_keys::read(file, &GGUF),
     gguf_tensor_name: names::gguf,
     gguf_wiring: GGUF,
     permutes_qk: false,

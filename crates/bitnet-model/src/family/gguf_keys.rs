@@ -3,12 +3,13 @@
 //! Invariant: what is written reads back as the same `Config`; keys of our own begin with `ternary.`
 //! and only say what no reader's key can.
 
-use super::GgufWiring;
 use super::hf_config::linear;
+use super::{GgufWindows, GgufWiring, names};
 use crate::config::{
-    ActivationQuantization, Config, ExtraNorms, Factors, Rope, RopeScaling, Yarn, bad_key,
+    ActivationQuantization, Config, ExtraNorms, Pooling, Rope, RopeScaling, SlidingWindow, Yarn,
+    bad_key,
 };
-use crate::slot::Slot;
+use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
     ErrorCode, FormatError, MetaArray, MetaValue, Metadata, TensorFile, TensorInfo,
 };
@@ -17,6 +18,10 @@ pub(super) const ARCHITECTURE: &str = "general.architecture";
 /// Divisors of the rotary frequencies, `(head_dim / 2,)` f32: how llama.cpp stores llama3 scaling.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 
+const WINDOW: &str = "attention.sliding_window";
+const WINDOW_PATTERN: &str = "attention.sliding_window_pattern";
+const WINDOW_THETA: &str = "rope.freq_base_swa";
+const POOLING: &str = "pooling_type";
 const ACTIVATIONS: &str = "ternary.activation_quantization";
 const EOS_TOKEN_IDS: &str = "ternary.eos_token_ids";
 const SCALING_TYPE: &str = "ternary.rope.scaling.type";
@@ -35,7 +40,6 @@ const NEUTRAL: &[(&str, f64)] = &[
     ("attention.clamp_kqv", 0.0),
     ("attention.max_alibi_bias", 0.0),
     ("attention.shared_kv_layers", 0.0),
-    ("pooling_type", 0.0),
     ("attn_logit_softcapping", 0.0),
     ("final_logit_softcapping", 0.0),
     ("logit_scale", 1.0),
@@ -126,12 +130,15 @@ impl Keys<'_> {
 }
 
 /// Reads sizes and wiring.
-pub(super) fn read(file: &TensorFile, wiring: GgufWiring) -> Result<Config, FormatError> {
+pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, FormatError> {
     let keys = Keys {
         metadata: &file.metadata,
         architecture: architecture(file)?,
     };
     for &(name, neutral) in NEUTRAL {
+        if name == WINDOW && wiring.windows.is_some() {
+            continue;
+        }
         if let Some(value) = keys.get(name) {
             let number = value.as_u64().map(|v| v as f64).or(value.as_f64());
             if number != Some(neutral) {
@@ -160,16 +167,20 @@ pub(super) fn read(file: &TensorFile, wiring: GgufWiring) -> Result<Config, Form
         }
     }
     // the embedding's own shape is the truth; `vocab_size` is absent or stale in some files
-    let embedding = file.tensor(&super::names::gguf(Slot::TokenEmbeddings));
+    let embedding = file.tensor(&names::gguf(Slot::TokenEmbeddings));
     let vocab_size = match embedding.and_then(|t| t.shape.first()) {
         Some(&rows) => rows,
         None => keys.required_size("vocab_size")?,
     };
-    let own_head = file.tensor(&super::names::gguf(Slot::OutputHead)).is_some();
+    let num_hidden_layers = keys.required_size("block_count")?;
+    let own_norm = names::gguf(Slot::Layer(0, LayerSlot::QProjNorm));
+    let projections = wiring.projection_norms && file.tensor(&own_norm).is_some();
+    let sub_norms = wiring.sub_norms || projections;
+    let own_head = file.tensor(&names::gguf(Slot::OutputHead)).is_some();
     Config {
         hidden_size,
         intermediate_size: keys.required_size("feed_forward_length")?,
-        num_hidden_layers: keys.required_size("block_count")?,
+        num_hidden_layers,
         num_attention_heads: heads,
         num_key_value_heads: keys.size("attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
@@ -182,18 +193,58 @@ pub(super) fn read(file: &TensorFile, wiring: GgufWiring) -> Result<Config, Form
             scaling: rope_scaling(&keys)?,
         },
         hidden_act: wiring.activation,
-        attn_sub_norm: wiring.sub_norms,
-        ffn_sub_norm: wiring.sub_norms,
-        norms: ExtraNorms::default(),
-        factors: Factors::default(),
-        sliding: None,
-        pooling: None,
+        attn_sub_norm: sub_norms,
+        ffn_sub_norm: sub_norms,
+        norms: ExtraNorms {
+            heads: wiring.head_norms,
+            projections,
+            branches: wiring.branch_norms,
+        },
+        factors: wiring.factors(hidden_size),
+        sliding: sliding(&keys, wiring, num_hidden_layers)?,
+        pooling: pooling(&keys)?,
         tie_word_embeddings: !(wiring.output_head && own_head),
         activation_quantization: activations(&keys)?,
         bos_token_id: keys.token("/tokenizer.ggml.bos_token_id")?,
         eos_token_ids: eos(&keys)?,
     }
     .checked()
+}
+
+/// The layers with a window, if the file says how long it is.
+fn sliding(
+    keys: &Keys<'_>,
+    wiring: &GgufWiring,
+    num_hidden_layers: usize,
+) -> Result<Option<SlidingWindow>, FormatError> {
+    let (Some(windows), Some(tokens)) = (wiring.windows, keys.size(WINDOW)?) else {
+        return Ok(None);
+    };
+    // `Config::checked` bounds the number later
+    if tokens == 0 || num_hidden_layers > 1024 {
+        return Ok(None);
+    }
+    let every = keys.size(WINDOW_PATTERN)?.unwrap_or(windows.every);
+    if every == 0 {
+        return Err(keys.bad(WINDOW_PATTERN, "a number from 1 on"));
+    }
+    let theta = keys.number(WINDOW_THETA)?.map(f64::from);
+    Ok(Some(SlidingWindow {
+        tokens,
+        rope_theta: theta.unwrap_or(windows.rope_theta),
+        layers: GgufWindows { every, ..windows }.layers(num_hidden_layers),
+    }))
+}
+
+/// How the network is pooled, if it is an embedding model.
+fn pooling(keys: &Keys<'_>) -> Result<Option<Pooling>, FormatError> {
+    match keys.size(POOLING)? {
+        None | Some(0) => Ok(None),
+        Some(n) => match Pooling::ALL.get(n - 1) {
+            Some(pooling) => Ok(Some(*pooling)),
+            None => Err(keys.bad(POOLING, "0 (none), 1 (mean), 2 (cls) or 3 (last)")),
+        },
+    }
 }
 
 fn activations(keys: &Keys<'_>) -> Result<ActivationQuantization, FormatError> {
@@ -299,6 +350,7 @@ fn yarn(keys: &Keys<'_>, factor: f32) -> Result<Yarn, FormatError> {
 
 /// All keys but `general.file_type` and the tokenizer's.
 pub(super) fn metadata(
+    wiring: &GgufWiring,
     architecture: &str,
     config: &Config,
     name: Option<&str>,
@@ -332,6 +384,16 @@ pub(super) fn metadata(
         ("vocab_size", size(config.vocab_size)),
     ];
     keys.extend(own.map(|(k, v)| (format!("{architecture}.{k}"), v)));
+    let own = |key: &str| format!("{architecture}.{key}");
+    if let (Some(sliding), Some(windows)) = (&config.sliding, wiring.windows) {
+        keys.push((own(WINDOW), size(sliding.tokens)));
+        keys.push((own(WINDOW_PATTERN), size(windows.every)));
+        keys.push((own(WINDOW_THETA), number(sliding.rope_theta)));
+    }
+    if let Some(pooling) = config.pooling {
+        let place = Pooling::ALL.iter().position(|p| *p == pooling);
+        keys.push((own(POOLING), size(place.map_or(0, |p| p + 1))));
+    }
     match config.rope.scaling {
         RopeScaling::None => {}
         RopeScaling::Linear { factor } => {

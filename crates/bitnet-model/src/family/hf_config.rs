@@ -4,16 +4,60 @@
 //! that do not change it pass. Numbers that GGUF keeps as f32 are rounded to f32 here, so that both
 //! containers of a model give the same `Config`.
 
-use super::quantization::{self, Quantization, ScaleDirection};
-use crate::config::{Activation, Config, ExtraNorms, Factors, Rope, RopeScaling, Yarn, bad_key};
+mod write;
+
+pub(super) use write::{decimal, from_nothing, write};
+
+use super::quantization::{self, ScaleDirection};
+use crate::config::{
+    Activation, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling, SlidingWindow, Yarn,
+    bad_key,
+};
 use bitnet_formats::{ErrorCode, FormatError};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 /// What the architecture decides and `config.json` does not say.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wiring {
     /// Whether `o_proj` and `down_proj` have input norms.
     pub sub_norms: bool,
+    /// Whether heads of queries and keys are normed.
+    pub head_norms: bool,
+    /// Whether what attention and MLP add to the residual stream is normed.
+    pub branch_norms: bool,
+    /// Whether embedding rows are multiplied by the root of their width.
+    pub embedding_root: bool,
+    /// Whether keys of windows count, and which layers have none where `layer_types` does not say: one
+    /// in so many. `query_pre_attn_scalar` counts then, too, and `head_dim` has to be there.
+    pub windows_every: Option<usize>,
+    /// The key of the MLP's activation function.
+    pub activation_key: &'static str,
+    /// What transformers takes an absent `tie_word_embeddings` for.
+    pub tied_by_default: bool,
+}
+
+impl Wiring {
+    /// A Llama.
+    pub(super) const PLAIN: Self = Self {
+        sub_norms: false,
+        head_norms: false,
+        branch_norms: false,
+        embedding_root: false,
+        windows_every: None,
+        activation_key: "hidden_act",
+        tied_by_default: false,
+    };
+
+    /// Whether a key that would mean another network means this one.
+    fn understands(&self, key: &str) -> bool {
+        let windows = [
+            "sliding_window",
+            "rope_local_base_freq",
+            "query_pre_attn_scalar",
+            "layer_types",
+        ];
+        self.windows_every.is_some() && windows.contains(&key)
+    }
 }
 
 /// How the linears of a checkpoint to be written are stored.
@@ -96,17 +140,21 @@ pub(super) fn show(value: &Value) -> String {
 
 /// Parses a JSON side file; of repeated keys the last wins (HF1BitLLM repeats `quantization_config`).
 pub(crate) fn parse_json(bytes: &[u8]) -> Result<Value, FormatError> {
-    // some editors begin UTF-8 files with a byte order mark
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))?;
-    match value {
-        Value::Object(_) => Ok(value),
+    match parse_value(bytes)? {
+        Value::Object(object) => Ok(Value::Object(object)),
         other => Err(FormatError::new(
             ErrorCode::Malformed,
             format!("expected a JSON object, found {}", show(&other)),
         )),
     }
+}
+
+/// As [`parse_json`], whatever the JSON is.
+pub(crate) fn parse_value(bytes: &[u8]) -> Result<Value, FormatError> {
+    // some editors begin UTF-8 files with a byte order mark
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    serde_json::from_slice(bytes)
+        .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))
 }
 
 fn names_architecture(config: &Value, architecture: &str) -> bool {
@@ -212,18 +260,38 @@ impl<'a> Keys<'a> {
     }
 }
 
+/// As [`read`], for a family that also has an architecture without a head: nothing else says then that
+/// there is no `lm_head.weight`.
+pub(super) fn read_for(
+    config: &Value,
+    wiring: &Wiring,
+    headless: &str,
+) -> Result<Config, FormatError> {
+    let mut read = read(config, wiring)?;
+    if names_architecture(config, headless) {
+        read.tie_word_embeddings = true;
+        // what such models do unless `modules.json` says otherwise
+        read.pooling = Some(Pooling::Last);
+    }
+    Ok(read)
+}
+
 /// Reads sizes and wiring.
 pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatError> {
     let keys = Keys {
         object: config,
         path: "",
     };
-    refuse_other_networks(keys)?;
-    let hidden_act = activation(keys)?;
+    refuse_other_networks(keys, wiring)?;
+    let hidden_act = activation(keys, wiring.activation_key)?;
     let heads = keys.required_size("num_attention_heads")?;
     let hidden_size = keys.required_size("hidden_size")?;
     let head_dim = match keys.size("head_dim")? {
         Some(head_dim) => head_dim,
+        // transformers' own value for an absent key is not the quotient there
+        None if wiring.windows_every.is_some() => {
+            return Err(keys.bad("head_dim", "a whole number"));
+        }
         None if heads != 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             return Err(keys.bad(
@@ -232,10 +300,11 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
             ));
         }
     };
+    let num_hidden_layers = keys.required_size("num_hidden_layers")?;
     Config {
         hidden_size,
         intermediate_size: keys.required_size("intermediate_size")?,
-        num_hidden_layers: keys.required_size("num_hidden_layers")?,
+        num_hidden_layers,
         num_attention_heads: heads,
         // transformers' own reading of an absent key: as many as query heads
         num_key_value_heads: keys.size("num_key_value_heads")?.unwrap_or(heads),
@@ -243,16 +312,38 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
         vocab_size: keys.required_size("vocab_size")?,
         max_position_embeddings: keys.required_size("max_position_embeddings")?,
         rms_norm_eps: keys.required_number("rms_norm_eps")?,
-        rope: rope(keys)?,
+        rope: rope(keys, wiring)?,
         hidden_act,
         attn_sub_norm: wiring.sub_norms,
         ffn_sub_norm: wiring.sub_norms,
-        norms: ExtraNorms::default(),
-        factors: Factors::default(),
-        sliding: None,
+        norms: ExtraNorms {
+            heads: wiring.head_norms,
+            // whether there are such tensors
+            projections: false,
+            branches: wiring.branch_norms,
+        },
+        factors: Factors {
+            embedding: match wiring.embedding_root {
+                true => super::root(hidden_size),
+                false => 1.0,
+            },
+            query_pre_attn_scalar: match wiring.windows_every {
+                Some(_) => Some(keys.required_number("query_pre_attn_scalar")?)
+                    .filter(|scalar| *scalar != head_dim as f32),
+                None => None,
+            },
+            ..Factors::default()
+        },
+        sliding: match wiring.windows_every {
+            Some(every) => sliding(keys, every, num_hidden_layers)?,
+            None => None,
+        },
+        // beside `config.json`
         pooling: None,
         // transformers' default for each of these architectures
-        tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+        tie_word_embeddings: keys
+            .flag("tie_word_embeddings")?
+            .unwrap_or(wiring.tied_by_default),
         activation_quantization: quantization::activations(config)?,
         bos_token_id: token_ids(keys, "bos_token_id")?.first().copied(),
         eos_token_ids: token_ids(keys, "eos_token_id")?,
@@ -260,8 +351,9 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
     .checked()
 }
 
-fn refuse_other_networks(keys: Keys<'_>) -> Result<(), FormatError> {
-    for &(key, neutral) in NEUTRAL {
+fn refuse_other_networks(keys: Keys<'_>, wiring: &Wiring) -> Result<(), FormatError> {
+    let others = NEUTRAL.iter().filter(|(key, _)| !wiring.understands(key));
+    for &(key, neutral) in others {
         let Some(value) = keys.get(key) else { continue };
         let (fine, expected) = match neutral {
             Neutral::Absent => (false, "nothing"),
@@ -279,19 +371,74 @@ fn refuse_other_networks(keys: Keys<'_>) -> Result<(), FormatError> {
             .is_some_and(|l| l.iter().all(|t| t == "full_attention"))
     };
     match keys.get("layer_types") {
-        Some(layers) if !full(layers) => {
+        Some(layers) if !wiring.understands("layer_types") && !full(layers) => {
             Err(keys.bad("layer_types", "\"full_attention\" everywhere"))
         }
         _ => Ok(()),
     }
 }
 
-fn activation(keys: Keys<'_>) -> Result<Activation, FormatError> {
+/// The layers with a window.
+fn sliding(
+    keys: Keys<'_>,
+    every: usize,
+    num_hidden_layers: usize,
+) -> Result<Option<SlidingWindow>, FormatError> {
+    let layers = match keys.get("layer_types") {
+        Some(types) => {
+            let kind = |t: &Value| match t.as_str() {
+                Some("sliding_attention") => Some(true),
+                Some("full_attention") => Some(false),
+                _ => None,
+            };
+            let types = types.as_array();
+            let layers = types.and_then(|types| types.iter().map(kind).collect::<Option<Vec<_>>>());
+            layers.ok_or_else(|| {
+                keys.bad(
+                    "layer_types",
+                    "a list of sliding_attention and full_attention",
+                )
+            })?
+        }
+        None => {
+            let every = keys.size("sliding_window_pattern")?.unwrap_or(every);
+            // `Config::checked` bounds the number later
+            if every == 0 || num_hidden_layers > 1024 {
+                return Err(keys.bad("sliding_window_pattern", "a number from 1 on"));
+            }
+            super::windows_every(every, num_hidden_layers)
+        }
+    };
+    if layers.iter().all(|window| !window) {
+        return Ok(None);
+    }
+    let own = keys
+        .object
+        .pointer("/rope_parameters/sliding_attention")
+        .map(|object| Keys {
+            object,
+            path: "rope_parameters.sliding_attention.",
+        });
+    let rope_theta = match own {
+        Some(own) => match rope_scaling(own, keys)? {
+            RopeScaling::None => own.required_number("rope_theta")?,
+            _ => return Err(own.bad("rope_type", "\"default\"")),
+        },
+        None => keys.required_number("rope_local_base_freq")?,
+    };
+    Ok(Some(SlidingWindow {
+        tokens: keys.required_size("sliding_window")?,
+        rope_theta: rope_theta.into(),
+        layers,
+    }))
+}
+
+fn activation(keys: Keys<'_>, key: &'static str) -> Result<Activation, FormatError> {
     let all = [Activation::Relu2, Activation::Silu, Activation::GeluTanh];
     let expected = || all.map(Activation::as_str).join(", ");
     let named = |value: &Value| all.into_iter().find(|a| value == a.as_str());
-    let found = keys.get("hidden_act").and_then(named);
-    let found = found.ok_or_else(|| keys.bad("hidden_act", &format!("one of {}", expected())))?;
+    let found = keys.get(key).and_then(named);
+    let found = found.ok_or_else(|| keys.bad(key, &format!("one of {}", expected())))?;
     // Falcon3-7B-1.58bit has this second spelling beside `hidden_act`
     match keys.get("activation") {
         Some(other)
@@ -307,7 +454,7 @@ fn activation(keys: Keys<'_>) -> Result<Activation, FormatError> {
 }
 
 /// `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
-fn rope(keys: Keys<'_>) -> Result<Rope, FormatError> {
+fn rope(keys: Keys<'_>, wiring: &Wiring) -> Result<Rope, FormatError> {
     let mut theta = keys.number("rope_theta")?;
     let mut scaling = None;
     for (key, path) in [
@@ -320,7 +467,12 @@ fn rope(keys: Keys<'_>) -> Result<Rope, FormatError> {
         if !object.is_object() {
             return Err(keys.bad(key, "an object"));
         }
-        let inner = Keys { object, path };
+        let mut inner = Keys { object, path };
+        if let (Some(_), Some(object)) = (wiring.windows_every, inner.get("full_attention")) {
+            // that of layers with windows is read with them
+            let path = "rope_parameters.full_attention.";
+            inner = Keys { object, path };
+        }
         for per_layer_type in ["full_attention", "sliding_attention"] {
             if inner.get(per_layer_type).is_some() {
                 return Err(inner.bad(per_layer_type, "nothing"));
@@ -485,87 +637,4 @@ pub(crate) fn add_generation_config(
         }
     }
     Ok(())
-}
-
-/// The shortest decimal that reads back as this f32, as a JSON number.
-fn decimal(x: f32) -> Value {
-    x.to_string()
-        .parse::<f64>()
-        .map_or(Value::Null, |v| json!(v))
-}
-
-/// A `config.json`; see [`super::Family::hf_config_json`].
-pub(super) fn write(
-    (model_type, architecture): (&str, &str),
-    config: &Config,
-    original: Option<&Value>,
-    quantization: Quantization,
-) -> Value {
-    let mut object = match original {
-        Some(Value::Object(original)) => original.clone(),
-        _ => from_nothing(model_type, architecture, config),
-    };
-    quantization::write(&mut object, quantization, config.activation_quantization);
-    Value::Object(object)
-}
-
-fn from_nothing(model_type: &str, architecture: &str, config: &Config) -> Map<String, Value> {
-    let scaling = match config.rope.scaling {
-        RopeScaling::None => Value::Null,
-        RopeScaling::Linear { factor } => {
-            json!({"rope_type": "linear", "type": "linear", "factor": factor})
-        }
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        } => json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_max_position_embeddings": original_max_position_embeddings,
-        }),
-        RopeScaling::Yarn(yarn) => json!({
-            "rope_type": "yarn",
-            "type": "yarn",
-            "factor": yarn.factor,
-            "original_max_position_embeddings": yarn.original_max_position_embeddings,
-            "beta_fast": yarn.beta_fast,
-            "beta_slow": yarn.beta_slow,
-            "attention_factor": yarn.attention_factor,
-        }),
-    };
-    let eos = match config.eos_token_ids.as_slice() {
-        [] => Value::Null,
-        [one] => json!(one),
-        several => json!(several),
-    };
-    let pairs = [
-        ("architectures", json!([architecture])),
-        ("attention_bias", json!(false)),
-        ("bos_token_id", json!(config.bos_token_id)),
-        ("eos_token_id", eos),
-        ("head_dim", json!(config.head_dim)),
-        ("hidden_act", json!(config.hidden_act.as_str())),
-        ("hidden_size", json!(config.hidden_size)),
-        ("intermediate_size", json!(config.intermediate_size)),
-        (
-            "max_position_embeddings",
-            json!(config.max_position_embeddings),
-        ),
-        ("model_type", json!(model_type)),
-        ("num_attention_heads", json!(config.num_attention_heads)),
-        ("num_hidden_layers", json!(config.num_hidden_layers)),
-        ("num_key_value_heads", json!(config.num_key_value_heads)),
-        ("rms_norm_eps", decimal(config.rms_norm_eps)),
-        ("rope_scaling", scaling),
-        ("rope_theta", json!(config.rope.theta)),
-        ("tie_word_embeddings", json!(config.tie_word_embeddings)),
-        ("torch_dtype", json!("bfloat16")),
-        ("use_cache", json!(true)),
-        ("vocab_size", json!(config.vocab_size)),
-    ];
-    pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
 }

@@ -9,22 +9,23 @@ use crate::config::Activation;
 use serde_json::Value;
 
 const GGUF: GgufWiring = GgufWiring {
-    activation: Activation::Silu,
-    sub_norms: false,
     output_head: true,
+    ..GgufWiring::plain(Activation::Silu)
 };
 
 pub(super) static FAMILY: Family = Family {
     name: "llama_b1_58",
     matches: |config| hf_config::is_or_unsaid(config, "llama", "LlamaForCausalLM"),
-    config: |config| hf_config::read(config, &Wiring { sub_norms: false }),
+    config: |config| hf_config::read(config, &Wiring::PLAIN),
     tensor_name: |slot| names::hf(slot, "attn_sub_norm", "ffn_sub_norm"),
+    stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Divide,
     unmarked_floats: UnmarkedFloats::AskTheData,
     is_known_master: is_falcon_e_prequantized,
     hf_identity: ("llama", "LlamaForCausalLM"),
+    hf_extra_keys: |_| Vec::new(),
     gguf_architectures: &["llama"],
-    gguf_config: |file| gguf_keys::read(file, GGUF),
+    gguf_config: |file| gguf_keys::read(file, &GGUF),
     gguf_tensor_name: names::gguf,
     gguf_wiring: GGUF,
     permutes_qk: true,

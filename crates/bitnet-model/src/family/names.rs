@@ -19,6 +19,11 @@ pub(super) fn hf(slot: Slot, attn_sub_norm: &str, ffn_sub_norm: &str) -> String 
 
 /// GGUF names (`formats/container/gguf.md`).
 pub(super) fn gguf(slot: Slot) -> String {
+    gguf_with(slot, "attn_sub_norm", "ffn_sub_norm")
+}
+
+/// GGUF names, where the two sub-norms are spelt as the family says.
+pub(super) fn gguf_with(slot: Slot, attn_sub_norm: &str, ffn_sub_norm: &str) -> String {
     match slot {
         Slot::TokenEmbeddings => "token_embd.weight".to_owned(),
         Slot::OutputNorm => "output_norm.weight".to_owned(),
@@ -34,7 +39,7 @@ pub(super) fn gguf(slot: Slot) -> String {
                 LayerSlot::VProj => "attn_v",
                 LayerSlot::QNorm => "attn_q_norm",
                 LayerSlot::KNorm => "attn_k_norm",
-                LayerSlot::AttnSubNorm => "attn_sub_norm",
+                LayerSlot::AttnSubNorm => attn_sub_norm,
                 LayerSlot::OProj => "attn_output",
                 LayerSlot::AttnBranchNorm => "post_attention_norm",
                 LayerSlot::PostAttentionNorm => "ffn_norm",
@@ -42,7 +47,7 @@ pub(super) fn gguf(slot: Slot) -> String {
                 LayerSlot::GateProj => "ffn_gate",
                 LayerSlot::UpProjNorm => "ffn_up_norm_in",
                 LayerSlot::UpProj => "ffn_up",
-                LayerSlot::FfnSubNorm => "ffn_sub_norm",
+                LayerSlot::FfnSubNorm => ffn_sub_norm,
                 LayerSlot::DownProj => "ffn_down",
                 LayerSlot::FfnBranchNorm => "post_ffw_norm",
             };

@@ -3,8 +3,8 @@
 //! Invariant: the direction of a stored scale comes from here or from the family, never from its
 //! magnitude; a method, class or mode this program does not know is an error naming key and value.
 
-use super::hf_config::show;
-use crate::config::ActivationQuantization;
+use super::hf_config::{decimal, show};
+use crate::config::{ActivationQuantization, Config};
 use crate::slot::LayerSlot;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
@@ -12,6 +12,9 @@ use serde_json::{Map, Value, json};
 const CONFIG: &str = "quantization_config";
 /// Our own key for checkpoints of dequantised weights whose activations are not quantised.
 const ACTIVATIONS: &str = "activation_quantization";
+/// transformers' key for a norm in front of every linear; its epsilon has a key of its own.
+const NORMS: &str = "use_rms_norm";
+const NORMS_EPS: &str = "rms_norm_eps";
 
 /// Which way a stored `weight_scale` works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +59,9 @@ fn section(config: &Value) -> Result<Option<&Map<String, Value>>, FormatError> {
     }
 }
 
-/// What `config.json` says about the linears.
-pub(super) fn read(config: &Value) -> Result<Quantization, FormatError> {
+/// What `config.json` says about the linears. `projection_norms`: whether the architecture may have a norm
+/// in front of every linear.
+pub(super) fn read(config: &Value, projection_norms: bool) -> Result<Quantization, FormatError> {
     for key in FOREIGN {
         match config.get(key) {
             None | Some(Value::Null | Value::Bool(false)) => {}
@@ -88,11 +92,20 @@ pub(super) fn read(config: &Value) -> Result<Quantization, FormatError> {
                 .hint("other quantisation methods cannot be converted without loss"));
         }
     }
-    match section.get("use_rms_norm") {
+    match section.get(NORMS) {
         None | Some(Value::Null | Value::Bool(false)) => {}
+        Some(Value::Bool(true)) if projection_norms => {
+            // transformers' default; here all norms have one epsilon
+            let own = section.get(NORMS_EPS).map_or(Some(1e-6), Value::as_f64);
+            let all = config.get(NORMS_EPS).and_then(Value::as_f64);
+            if own.map(|eps| eps as f32) != all.map(|eps| eps as f32) {
+                let found = section.get(NORMS_EPS).unwrap_or(&Value::Null);
+                return Err(unknown(&key(NORMS_EPS), found, "the model's rms_norm_eps"));
+            }
+        }
         Some(other) => {
-            return Err(unknown(&key("use_rms_norm"), other, "false")
-                .hint("norms of their own in front of every projection are not supported yet"));
+            return Err(unknown(&key(NORMS), other, "false")
+                .hint("this architecture has no norms in front of single projections"));
         }
     }
     check_not_converted(section.get("modules_to_not_convert"))?;
@@ -170,11 +183,7 @@ pub(super) fn activations(config: &Value) -> Result<ActivationQuantization, Form
 }
 
 /// Sets `quantization_config` to what the stored tensors mean; keys we do not know stay.
-pub(super) fn write(
-    config: &mut Map<String, Value>,
-    quantization: Quantization,
-    activations: ActivationQuantization,
-) {
+pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization, meant: &Config) {
     if quantization == Quantization::Unmarked {
         config.shift_remove(CONFIG);
         return;
@@ -194,7 +203,11 @@ pub(super) fn write(
         section.insert("linear_class".to_owned(), json!(class.0));
         section.insert("quantization_mode".to_owned(), json!(class.1));
     }
-    match activations {
+    if meant.norms.projections {
+        section.insert(NORMS.to_owned(), json!(true));
+        section.insert(NORMS_EPS.to_owned(), decimal(meant.rms_norm_eps));
+    }
+    match meant.activation_quantization {
         ActivationQuantization::Int8PerToken => _ = section.shift_remove(ACTIVATIONS),
         ActivationQuantization::None => _ = section.insert(ACTIVATIONS.to_owned(), json!("none")),
     }

@@ -5,7 +5,7 @@ use serde_json::json;
 /// A configuration each family accepts.
 fn sample(family: &Family) -> Value {
     let (model_type, architecture) = family.hf_identity;
-    json!({
+    let mut config = json!({
         "architectures": [architecture],
         "model_type": model_type,
         "hidden_act": family.gguf_wiring.activation.as_str(),
@@ -22,7 +22,17 @@ fn sample(family: &Family) -> Value {
         "vocab_size": 400,
         "bos_token_id": 1,
         "eos_token_id": [2, 3],
-    })
+    });
+    // keys that one family demands and none is bothered by
+    if family.name == "gemma3" {
+        config["hidden_activation"] = config["hidden_act"].clone();
+        config["head_dim"] = json!(64);
+        config["query_pre_attn_scalar"] = json!(64);
+        config["layer_types"] = json!(["sliding_attention", "sliding_attention"]);
+        config["sliding_window"] = json!(16);
+        config["rope_local_base_freq"] = json!(10000.0);
+    }
+    config
 }
 
 fn llama() -> &'static Family {
@@ -64,7 +74,11 @@ fn every_name_is_its_files_stem_and_every_config_has_one_family() {
 #[test]
 fn names_of_different_slots_differ() {
     for family in FAMILIES {
-        let slots = (family.config)(&sample(family)).unwrap().slots();
+        let mut config = (family.config)(&sample(family)).unwrap();
+        config.norms.projections = family.gguf_wiring.projection_norms;
+        config.attn_sub_norm |= config.norms.projections;
+        config.ffn_sub_norm |= config.norms.projections;
+        let slots = config.slots();
         for name in [family.tensor_name, family.gguf_tensor_name] {
             let mut names: Vec<_> = slots.iter().map(|s| name(*s)).collect();
             names.sort();
@@ -146,7 +160,7 @@ fn unknown_values_are_refused_with_key_and_value() {
     let error = family_of_config(&config).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`model_type`: expected one of bitnet, llama, found \"mamba\""
+        "`model_type`: expected one of bitnet, gemma3_text, llama, qwen3, found \"mamba\""
     );
     config["model_type"] = json!("llama");
     config["architectures"] = json!(["LlamaForSequenceClassification"]);
@@ -334,7 +348,7 @@ fn repeated_keys_take_the_last() {
         "quantization_config": {"quant_method": "bitnet"}}"#;
     let config = parse_json(text).unwrap();
     assert_eq!(
-        quantization::read(&config),
+        quantization::read(&config, false),
         Ok(Quantization::Offline(ScaleDirection::Divide))
     );
     assert!(parse_json(b"[1]").is_err());
@@ -418,7 +432,10 @@ fn gguf_targets_refuse_what_their_readers_would_compute_differently() {
         let keys = family.gguf_metadata(&config, Some("name")).unwrap();
         assert_eq!(keys[0].1, MetaValue::text(family.gguf_architectures[0]));
         let other = Config {
-            hidden_act: Activation::GeluTanh,
+            hidden_act: match config.hidden_act {
+                Activation::GeluTanh => Activation::Silu,
+                _ => Activation::GeluTanh,
+            },
             ..config.clone()
         };
         assert_eq!(

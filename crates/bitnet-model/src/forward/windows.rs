@@ -106,7 +106,7 @@ impl Model {
     /// As [`forward`](Self::forward).
     pub fn trace(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, FormatError> {
         let mut x = vec![0.0; tokens.len() * self.config().hidden_size];
-        self.embed(tokens, &mut x)?;
+        self.look_up(tokens, &mut x)?;
         let mut states = vec![x];
         for layer in 0..self.weights.layers.len() {
             let x = states.last().map_or(&[][..], |x| x);

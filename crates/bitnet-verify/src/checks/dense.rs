@@ -5,7 +5,7 @@
 
 use super::{Check, Running, Subject};
 use crate::report::{Findings, Report};
-use bitnet_formats::{FormatError, dense_to_f32};
+use bitnet_formats::FormatError;
 use bitnet_model::{Checkpoint, DenseTensor, Slot};
 use rayon::prelude::*;
 
@@ -80,7 +80,8 @@ fn compare(
             row_bytes(&s, rows, start, end),
             row_bytes(&a, rows, start, end),
         );
-        if s.encoding == a.encoding && s_bytes == a_bytes {
+        let same_meaning = (s.encoding, s.plus_one) == (a.encoding, a.plus_one);
+        if same_meaning && s_bytes == a_bytes {
             return Ok((0, None));
         }
         let expected = widen(&s, s_bytes, (end - start) * width)?;
@@ -121,6 +122,6 @@ fn row_bytes<'a>(tensor: &DenseTensor<'a>, rows: usize, start: usize, end: usize
 
 fn widen(tensor: &DenseTensor<'_>, bytes: &[u8], values: usize) -> Result<Vec<f32>, FormatError> {
     let mut out = vec![0.0; values];
-    dense_to_f32(tensor.encoding, bytes, &mut out).map_err(|e| e.in_tensor(&tensor.info.name))?;
+    tensor.widen(bytes, &mut out)?;
     Ok(out)
 }

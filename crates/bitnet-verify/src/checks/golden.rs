@@ -95,7 +95,15 @@ fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &m
         report.layers = Some(("from the recorded hidden state", errors));
         Ok(Some(compared))
     });
+    gate(report, "golden-embeddings", |findings, _| {
+        let measured = gates::embeddings(golden, |tokens| runtime.embed(tokens))?;
+        findings.violations(measured.violations(bounds));
+        Ok((!measured.ours.is_empty()).then(|| measured.summary()))
+    });
     gate(report, "golden-logits", |findings, report| {
+        if golden.logits.is_empty() {
+            return Ok(None);
+        }
         let measured = gates::end_to_end(golden, bounds, |tokens| runtime.logits(tokens))?;
         findings.violations(measured.violations(bounds));
         report.logits = Some(ComparedLogits {

@@ -11,7 +11,7 @@ use crate::oracle::Oracle;
 use crate::report::{CheckResult, ComparedLogits, Findings, Report};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
-use bitnet_model::{LoadOptions, Logits, Model, Slot, TilesIn};
+use bitnet_model::{LoadOptions, Logits, Model, Pooling, Slot, TilesIn};
 use sha2::{Digest, Sha256};
 
 pub(super) const CHECK: Check = Check {
@@ -48,6 +48,12 @@ impl Runtime {
     /// One layer on the residual stream of positions `0..tokens`.
     pub(super) fn layer(&self, layer: usize, hidden: &[f32], tokens: usize) -> Answer {
         self.0.layer(layer, hidden, tokens)
+    }
+
+    /// The vector of a text, by the model's own pooling.
+    pub(super) fn embed(&self, tokens: &[u32]) -> Answer {
+        let pooling = self.0.config().pooling.unwrap_or(Pooling::Last);
+        self.0.embed(tokens, pooling)
     }
 
     /// Logits of every position.

@@ -24,7 +24,7 @@ pub(in crate::checkpoint) fn gguf(
         let name = (family.gguf_tensor_name)(slot);
         let names = [name.as_str()];
         if !slot.is_ternary() {
-            tensors.dense(&names, slot, &config, &mut sources)?;
+            tensors.dense(&names, slot, &config, false, &mut sources)?;
             continue;
         }
         let info = tensors.find(&names).ok_or_else(|| missing(&names))?;

@@ -6,10 +6,11 @@ use crate::checkpoint::values::Evidence;
 use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source, read_bounded};
 use crate::config::ActivationQuantization;
 use crate::family::{self, Family, Quantization, UnmarkedFloats};
-use crate::slot::Slot;
+use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, PlainType, TensorFile, TensorInfo, packing_by_name,
 };
+use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -27,15 +28,14 @@ pub(in crate::checkpoint) fn hugging_face(
     } else {
         path.parent().map(Path::to_owned).unwrap_or_default()
     };
-    let json = |name: &str| {
+    let parsed = |name: &str, parse: fn(&[u8]) -> Result<Value, FormatError>| {
         let path = directory.join(name);
         match read_bounded(&path, options.limits.json_bytes)? {
             None => Ok(None),
-            Some(bytes) => family::parse_json(&bytes)
-                .map(Some)
-                .map_err(|e| e.in_file(&path)),
+            Some(bytes) => parse(&bytes).map(Some).map_err(|e| e.in_file(&path)),
         }
     };
+    let json = |name: &str| parsed(name, family::parse_json);
     let config_path = directory.join("config.json");
     let config_json = json("config.json")?.ok_or_else(|| {
         FormatError::new(
@@ -52,6 +52,24 @@ pub(in crate::checkpoint) fn hugging_face(
         family::add_generation_config(&mut config, &generation)
             .map_err(|e| e.in_file(&directory.join("generation_config.json")))?;
     }
+    family::add_pooling(&mut config, |name| parsed(name, family::parse_value))
+        .map_err(|e| e.in_file(&directory))?;
+    let prefixed = |name: &str| {
+        [
+            name.to_owned(),
+            name.strip_prefix("model.").unwrap_or(name).to_owned(),
+        ]
+    };
+    let own_norm = (family.tensor_name)(Slot::Layer(0, LayerSlot::QProjNorm));
+    if family.gguf_wiring.projection_norms
+        && prefixed(&own_norm)
+            .iter()
+            .any(|name| file.tensor(name).is_some())
+    {
+        config.norms.projections = true;
+        config.attn_sub_norm = true;
+        config.ffn_sub_norm = true;
+    }
 
     let in_tiles = tiles::is_profile(file)?;
     let mut tensors = Tensors::new(file);
@@ -60,9 +78,11 @@ pub(in crate::checkpoint) fn hugging_face(
     for slot in config.slots() {
         let name = (family.tensor_name)(slot);
         // embedding models and some exports leave the prefix away
-        let names = [name.as_str(), name.strip_prefix("model.").unwrap_or(&name)];
+        let names = prefixed(&name);
+        let names = [names[0].as_str(), names[1].as_str()];
         if !slot.is_ternary() {
-            tensors.dense(&names, slot, &config, &mut sources)?;
+            let plus_one = (family.stores_gain_minus_one)(slot);
+            tensors.dense(&names, slot, &config, plus_one, &mut sources)?;
             continue;
         }
         let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
@@ -106,14 +126,15 @@ pub(in crate::checkpoint) fn hugging_face(
         }
     })?;
     if !undecided.is_empty() {
-        let known = (family.is_known_master)(&config_json);
+        // a norm in front of every linear is what only networks trained for ternary weights have
+        let known = (family.is_known_master)(&config_json) || config.norms.projections;
         let dense = decide(
             file,
             &undecided,
             &mut sources,
             options.ternary_trained || known,
         )?;
-        if dense {
+        if dense && !config.norms.projections {
             config.activation_quantization = ActivationQuantization::None;
         }
     }

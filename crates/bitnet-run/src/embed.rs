@@ -1,0 +1,124 @@
+//! `bitnet-run embed`: texts as vectors of length 1.
+//!
+//! Invariant: `embeddings_sha256` is the sha256 of all vectors as little-endian f32, texts in order; the same
+//! number for every kernel and thread count.
+
+use crate::args::{Embed, PoolingArg};
+use crate::{open, prompts};
+use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs};
+use bitnet_formats::{
+    Artifact, Container, Encoding, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan,
+};
+use bitnet_model::{Model, Pooling};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+pub fn run(
+    args: &Embed,
+    global: &GlobalArgs,
+    console: &mut Console<'_>,
+) -> Result<ExitStatus, Failure> {
+    if args.texts.is_empty() && args.file.is_none() && args.prompts.is_none() {
+        return Err(
+            Failure::usage("nothing to embed").hint("\"some text\", --file FILE or --prompts FILE")
+        );
+    }
+    let pool = open::pool(global.thread_count())?;
+    let model = pool.install(|| open::model(&args.model.model, &args.model.compute))?;
+    open::announce(console, &model, global)?;
+    let checkpoint = model.checkpoint();
+    let texts = match (&args.file, &args.prompts) {
+        (Some(file), _) => prompts::lines(file, checkpoint)?,
+        (None, Some(file)) => prompts::read(file, checkpoint)?,
+        (None, None) => prompts::encode(&args.texts, checkpoint)?,
+    };
+    let pooling = pooling(args, &model);
+    // a refusal costs nothing before the first forward pass
+    let artifact = match &args.output {
+        None => None,
+        Some(path) => Some(start(path, args.force, &texts, &model)?),
+    };
+
+    let mut hash = Sha256::new();
+    let mut rows: Vec<Value> = Vec::new();
+    let mut tokens = 0;
+    let mut artifact = artifact;
+    for (name, ids) in &texts {
+        let vector = pool
+            .install(|| model.embed(ids, pooling))
+            .map_err(|e| e.in_tensor(name))?;
+        let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
+        hash.update(&bytes);
+        tokens += ids.len();
+        match &mut artifact {
+            Some(artifact) => artifact.write(&bytes)?,
+            None if console.is_json() => rows.push(json!({
+                "name": name, "tokens": ids.len(), "embedding": numbers(&vector),
+            })),
+            None => console.line(Value::Array(numbers(&vector)))?,
+        }
+    }
+    let embeddings_sha256: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    let output = artifact.map(Artifact::finish).transpose()?;
+    if let Some(output) = &output {
+        console.line(format!("{}: {} texts", output.path.display(), texts.len()))?;
+        console.line(format!("embeddings_sha256 {embeddings_sha256}"))?;
+    }
+    console.json(&json!({
+        "status": "embedded",
+        "texts": texts.len(),
+        "tokens": tokens,
+        "width": model.config().hidden_size,
+        "pooling": pooling.as_str(),
+        "kernel": model.backend().name(),
+        "threads": global.thread_count(),
+        "embeddings_sha256": embeddings_sha256,
+        "embeddings": output.is_none().then_some(rows),
+        "output": output.map(|o| json!({"path": o.path, "bytes": o.bytes, "sha256": o.sha256})),
+    }))?;
+    Ok(ExitStatus::Done)
+}
+
+/// `--pooling`, else the model's own, else that of the last token, which alone has seen the whole text.
+fn pooling(args: &Embed, model: &Model) -> Pooling {
+    match args.pooling {
+        Some(PoolingArg::Mean) => Pooling::Mean,
+        Some(PoolingArg::Cls) => Pooling::First,
+        Some(PoolingArg::Last) => Pooling::Last,
+        None => model.config().pooling.unwrap_or(Pooling::Last),
+    }
+}
+
+/// The output with its header.
+fn start(
+    path: &Path,
+    force: bool,
+    texts: &[(String, Vec<u32>)],
+    model: &Model,
+) -> Result<Artifact, Failure> {
+    let width = model.config().hidden_size;
+    let tensor = |(name, _): &(String, Vec<u32>)| PlannedTensor {
+        name: format!("{name}.embedding"),
+        encoding: Encoding::Plain(PlainType::F32),
+        shape: vec![width],
+        len: (width * 4) as u64,
+    };
+    let header = Safetensors.header(&WritePlan {
+        metadata: Metadata::default(),
+        tensors: texts.iter().map(tensor).collect(),
+    })?;
+    let mut artifact = Artifact::create(path, force)?;
+    artifact.write(&header.bytes)?;
+    Ok(artifact)
+}
+
+/// The shortest decimals that read back as these f32.
+fn numbers(vector: &[f32]) -> Vec<Value> {
+    let number = |v: &f32| {
+        v.to_string()
+            .parse::<f64>()
+            .map_or(Value::Null, Value::from)
+    };
+    vector.iter().map(number).collect()
+}
