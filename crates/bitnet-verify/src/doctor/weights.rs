@@ -4,7 +4,7 @@
 //! what absmean training gives (zeros between a quarter and a half, both signs alike).
 
 use super::{Examination, Finding, Patient, Severity};
-use bitnet_formats::{FormatError, dense_to_f32};
+use bitnet_formats::FormatError;
 use bitnet_model::{Checkpoint, DenseTensor, Slot};
 use bitnet_ternary::TernaryMatrix;
 
@@ -140,7 +140,7 @@ fn dense(place: &str, tensor: &DenseTensor<'_>) -> Result<Option<Finding>, Forma
         let end = rows.min(start + step);
         let bytes = tensor.bytes.get(start * row..end * row).unwrap_or(&[]);
         let mut values = vec![0.0f32; (end - start) * width];
-        dense_to_f32(tensor.encoding, bytes, &mut values)?;
+        tensor.widen(bytes, &mut values)?;
         let of = *first.get_or_insert(values.first().copied().unwrap_or(0.0));
         if values.iter().any(|v| v.to_bits() != of.to_bits()) {
             return Ok(None);
