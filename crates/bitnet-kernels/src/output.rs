@@ -67,6 +67,15 @@ impl<'a> Output<'a> {
         (part(start..row), part(row..end))
     }
 
+    /// Where this view's rows from `row` on of the tokens from `token` on lie.
+    pub(crate) fn places(&self, token: usize, row: usize) -> Places {
+        let at = token * self.stride + self.rows.start + row;
+        Places {
+            first: self.buffer.wrapping_add(at),
+            stride: self.stride,
+        }
+    }
+
     /// Fetches some of this view's rows of one token, which will be written soon, into the cache.
     pub(crate) fn prefetch(&self, token: usize, rows: Range<usize>) {
         for row in rows.step_by(16) {
@@ -86,6 +95,27 @@ impl<'a> Output<'a> {
         // buffer of tokens * stride elements borrowed for 'a; no other view owns these rows, and
         // &mut self keeps this one from handing them out twice.
         unsafe { std::slice::from_raw_parts_mut(self.buffer.add(start), self.rows.len()) }
+    }
+}
+
+/// Addresses of results, to be fetched into the cache: nothing is read or written by way of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Places {
+    first: *const f32,
+    stride: usize,
+}
+
+impl Places {
+    /// Nowhere.
+    pub const NONE: Self = Self {
+        first: std::ptr::null(),
+        stride: 0,
+    };
+
+    /// Row `row` of token `token`, both counted from the first.
+    #[inline(always)]
+    pub fn at(&self, token: usize, row: usize) -> *const f32 {
+        self.first.wrapping_add(token * self.stride + row)
     }
 }
 

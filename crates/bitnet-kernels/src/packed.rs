@@ -10,7 +10,7 @@ use crate::activations::ActivationBatch;
 use crate::float_ops::{LANES, add_lanes};
 use crate::kernels::{Backend, TernaryOps, Tile, Tiles};
 use crate::lines::{self, LINE, Line, Lines, ReadLines, Word};
-use crate::output::Output;
+use crate::output::{Output, Places};
 use bitnet_ternary::{MAX_COLS, Scales, TernaryMatrix};
 use std::ops::Range;
 
@@ -419,6 +419,10 @@ pub(crate) trait Sink<T> {
     /// the cache is what would take the time.
     fn soon(&mut self, tokens: Range<usize>);
 
+    /// Where the sums of the tokens from `token` on will come to, for a kernel that spreads this over its
+    /// products: requests that wait for memory are few, and all at once they hold up what L2 delivers.
+    fn places(&self, token: usize) -> Places;
+
     /// Takes the sums of some tokens, `(tokens, groups, tile_rows)`.
     fn done(&mut self, tokens: Range<usize>, sums: &[T]);
 }
@@ -440,6 +444,10 @@ impl<T> Sink<T> for Scaling<'_, '_, T> {
         }
     }
 
+    fn places(&self, token: usize) -> Places {
+        self.out.places(token, self.place.rows(self.out).start)
+    }
+
     fn done(&mut self, tokens: Range<usize>, sums: &[T]) {
         let s = &self.token_scales[tokens.clone()];
         // SAFETY: `finish` is an entry of the kernel of the backend that `drive` belongs to, so the
@@ -453,6 +461,9 @@ struct Nowhere;
 
 impl<T> Sink<T> for Nowhere {
     fn soon(&mut self, _: Range<usize>) {}
+    fn places(&self, _: usize) -> Places {
+        Places::NONE
+    }
     fn done(&mut self, _: Range<usize>, _: &[T]) {}
 }
 

@@ -5,14 +5,14 @@
 //! `4 f + j` of a block of 20, `c = u0 + 3 u1 + 9 u2 + 27 u3 + 81 u4`. Taking 81 away while that does not
 //! wrap leaves `e`, the four lower trits, which a table of 128 bytes turns into the four fields of the
 //! 2-bit tile; `c - e` is the fifth code, 81 times too large. One copy of the weights serves one token,
-//! which reads it as it is, and many, for which chunks of it are unpacked into L1 as with 2 bits.
+//! which reads it as it is, and many, for which chunks of it are unpacked as with 2 bits.
 //!
 //! Invariant: nothing saturates and nothing wraps in the sums: the largest are those of `c - e`, at most
 //! `81 * 2 * 128 * K / 5 < 2^31` for every `K < MAX_COLS` (132,104), and they are exact multiples of 81, so
 //! that multiplying by the inverse of 81 modulo 2^32 divides them exactly.
 
 use super::avx512_vnni::{self, load, many_tokens, prefetch, store, store_sums, transpose};
-use super::streams::two_streams;
+use super::streams::{PREFETCH, two_streams};
 use super::tile::{self, BLOCK, ROWS};
 use super::tile_pack::{self, Code};
 use super::{BLOCK_BYTES, Kernel, TernaryOps, Tile};
@@ -45,7 +45,7 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     tile_rows: ROWS,
     panel: avx512_vnni::TERNARY.panel,
     block_bytes: BLOCK_BYTES,
-    scratch_lines: tile::SCRATCH_LINES,
+    scratch_lines: avx512_vnni::SCRATCH_LINES,
     tile_lines: tile::lines::<QUADS>,
     pack,
     unpack: tile_pack::unpack::<QUADS, BaseThree>,
@@ -160,8 +160,8 @@ fn dots(
     if tokens.len() <= FEW {
         few_tokens(tile, x, tokens, dots, sink);
     } else {
-        many_tokens::<QUADS>(tile, x, tokens, scratch, dots, sink, |lines, to| {
-            unpack(lines, to)
+        many_tokens::<QUADS>(tile, x, tokens, scratch, dots, sink, |packed, weights| {
+            unpack(packed, weights)
         });
     }
 }
@@ -226,17 +226,13 @@ fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32
 
 /// The codes of some blocks, for [`many_tokens`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn unpack(lines: &[Line], weights: &mut [Line]) {
+fn unpack(packed: &[[Line; BLOCK]], weights: &mut [[[Line; BLOCK]; QUADS]]) {
     let decoder = Decoder::new();
     let code = _mm512_set1_epi8(3);
-    let to = weights
-        .as_chunks_mut::<BLOCK>()
-        .0
-        .as_chunks_mut::<QUADS>()
-        .0;
-    for (block, to) in lines.as_chunks::<BLOCK>().0.iter().zip(to) {
+    for (block, to) in packed.iter().zip(weights) {
         for half in 0..2 {
             let (fields, fifth) = decoder.decode(load(&block[half]));
+            prefetch(&block[half], PREFETCH);
             let shifted = [
                 fields,
                 _mm512_srli_epi16::<2>(fields),
@@ -255,7 +251,8 @@ fn unpack(lines: &[Line], weights: &mut [Line]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
     let mut codes = Lines::zeroed(tile.lines.len() * QUADS);
-    unpack(tile.lines, &mut codes);
+    let to = codes.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<QUADS>().0;
+    unpack(tile.lines.as_chunks::<BLOCK>().0, to);
     let quads = codes.as_chunks::<BLOCK>().0.chunks(4);
     let mut lines = Lines::zeroed(tile::lines::<4>(tile.cols));
     for (block, quads) in lines.as_chunks_mut::<BLOCK>().0.iter_mut().zip(quads) {

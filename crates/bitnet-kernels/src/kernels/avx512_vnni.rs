@@ -4,17 +4,19 @@
 //! activations as its signed operand and adds in 32 bits: nothing saturates, -128 included.
 //!
 //! One token reads the packed bytes once: `v & (3 << 2f)` goes into the accumulator of field `f` as it
-//! is, and the fields are shifted down once at the end. Many tokens unpack [`tile::CHUNK`] columns of a
-//! tile into L1 and multiply them with panels of 12 tokens: 24 accumulators, two weights and one
-//! broadcast fit the 32 registers, and the two vector ports do nothing but `vpdpbusd`.
+//! is, and the fields are shifted down once at the end. Many tokens are multiplied in panels of 12 with
+//! unpacked columns of a tile: 24 accumulators, two weights and one broadcast fit the 32 registers, and the
+//! two vector ports do nothing but `vpdpbusd`. The first panel unpacks, a few blocks ahead of its products;
+//! the others read what it left in L1 and L2.
 
-use super::streams::two_streams;
-use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
+use super::streams::{PREFETCH, two_streams};
+use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
 use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile};
 use crate::activations::ActivationBatch;
 use crate::float_ops::{self, FloatOps};
 use crate::lines::{LINE, Line};
+use crate::output::Places;
 use crate::packed::Sink;
 use crate::peak;
 use std::arch::x86_64::*;
@@ -48,7 +50,7 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     tile_rows: ROWS,
     panel: Panel::of(PANEL),
     block_bytes: BLOCK_BYTES,
-    scratch_lines: tile::SCRATCH_LINES,
+    scratch_lines: SCRATCH_LINES,
     tile_lines: tile::lines::<4>,
     pack,
     unpack: tile_pack::unpack::<4, TwoBits>,
@@ -60,6 +62,17 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
 
 /// Tokens of a panel: 12 x 32 rows are 24 accumulators.
 pub(super) const PANEL: usize = 12;
+
+/// Most columns that are unpacked at a time for more than two panels, 80 KiB of a tile: L2 delivers them as fast
+/// as the products take them, and a panel pays for every end of a chunk. Fewer panels stay in L1.
+const LONG_CHUNK: usize = 2560;
+
+/// Lines of scratch for one chunk: two per quad.
+pub(super) const SCRATCH_LINES: usize = LONG_CHUNK / 4 * BLOCK;
+
+/// Blocks that are unpacked before their products with the first panel, whose accumulators may have to leave
+/// their registers meanwhile.
+const BATCH: usize = 8;
 
 /// Up to so many tokens it is faster to read the packed bytes (from L1) once for each.
 const FEW: usize = 3;
@@ -138,8 +151,8 @@ fn dots(
     if tokens.len() <= FEW {
         few_tokens(tile, x, tokens, dots, sink);
     } else {
-        many_tokens::<4>(tile, x, tokens, scratch, dots, sink, |lines, to| {
-            unpack(lines, to)
+        many_tokens::<4>(tile, x, tokens, scratch, dots, sink, |packed, weights| {
+            unpack(packed, weights)
         });
     }
 }
@@ -214,8 +227,8 @@ fn group_dots(lines: &[Line], quads: &[[i8; 4]]) -> [__m512i; 2] {
     dots
 }
 
-/// `dots: (tokens, groups, 32)`; `tokens` starts at a panel. `unpack` writes the codes of some blocks of
-/// `F` quads, one byte each: two lines (rows 0-15, rows 16-31) per quad.
+/// `dots: (tokens, groups, 32)`; `tokens` starts at a panel. `unpack` writes the codes of some blocks of `F`
+/// quads, one byte each: two lines (rows 0-15, rows 16-31) per quad.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn many_tokens<const F: usize>(
@@ -225,23 +238,23 @@ pub(super) fn many_tokens<const F: usize>(
     scratch: &mut [Line],
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
-    unpack: impl Fn(&[Line], &mut [Line]),
+    unpack: impl Fn(&[[Line; BLOCK]], &mut [[[Line; BLOCK]; F]]) + Copy,
 ) {
     let stride = tile.groups() * BLOCK; // from token to token, in sums of 16 rows
-    for chunk in tile::chunks::<F>(tile.cols, tile.group) {
+    let packed = tile.lines.as_chunks::<BLOCK>().0;
+    let scratch = scratch.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<F>().0;
+    let most = match tokens.len() <= 2 * PANEL {
+        true => CHUNK,
+        false => LONG_CHUNK,
+    };
+    for chunk in tile::chunks_of::<F>(most, tile.cols, tile.group) {
         let blocks = chunk.blocks.clone();
-        let weights = &mut scratch[..blocks.len() * F * BLOCK];
-        unpack(
-            &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK],
-            weights,
-        );
-        // the lines that are unpacked next, of this tile or of the one behind it
-        let ahead = tile.lines.as_ptr().wrapping_add(blocks.end * BLOCK);
+        let packed = &packed[blocks.clone()];
+        let weights = &mut scratch[..blocks.len()];
         for first in tokens.clone().step_by(PANEL) {
             let live = first..tokens.end.min(first + PANEL);
-            sink.soon(chunk.part(live.clone()));
-            let quads = &x.panel(first / PANEL).as_chunks::<PANEL>().0;
-            let quads = &quads[blocks.start * F..blocks.end * F];
+            let quads = x.panel(first / PANEL).as_chunks::<PANEL>().0;
+            let quads = &quads.as_chunks::<F>().0[blocks.clone()];
             let range = (live.start - tokens.start) * stride..(live.end - tokens.start) * stride;
             let dots = &mut dots.as_chunks_mut::<16>().0[range];
             if chunk.opens_group {
@@ -250,11 +263,20 @@ pub(super) fn many_tokens<const F: usize>(
                     dots[chunk.group * BLOCK..(chunk.group + 1) * BLOCK].fill([-sum; 16]);
                 }
             }
-            let group_dots = &mut dots[chunk.group * BLOCK..];
-            match live.len() {
-                ..=4 => panel::<F, 4>(weights, quads, ahead, live.len(), stride, group_dots),
-                5..=8 => panel::<F, 8>(weights, quads, ahead, live.len(), stride, group_dots),
-                _ => panel::<F, PANEL>(weights, quads, ahead, live.len(), stride, group_dots),
+            let soon = chunk.part(live.clone());
+            let to = Products {
+                soon: (sink.places(soon.start), soon.len()),
+                live: live.len(),
+                stride,
+                dots: &mut dots[chunk.group * BLOCK..],
+            };
+            match (first == tokens.start, live.len()) {
+                (true, ..=4) => to.add::<F, 4, true>(packed, weights, quads, unpack),
+                (true, 5..=8) => to.add::<F, 8, true>(packed, weights, quads, unpack),
+                (true, _) => to.add::<F, PANEL, true>(packed, weights, quads, unpack),
+                (false, ..=4) => to.add::<F, 4, false>(packed, weights, quads, unpack),
+                (false, 5..=8) => to.add::<F, 8, false>(packed, weights, quads, unpack),
+                (false, _) => to.add::<F, PANEL, false>(packed, weights, quads, unpack),
             }
             if chunk.is_last() {
                 sink.done(live, dots.as_flattened());
@@ -264,71 +286,83 @@ pub(super) fn many_tokens<const F: usize>(
 }
 
 /// The codes of some blocks of the 2-bit tile, for [`many_tokens`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn unpack(lines: &[Line], weights: &mut [Line]) {
+#[target_feature(enable = "avx512f,avx512bw")]
+fn unpack(packed: &[[Line; BLOCK]], weights: &mut [[[Line; BLOCK]; 4]]) {
     let code = _mm512_set1_epi8(3);
-    let blocks = lines.as_chunks::<BLOCK>().0.iter();
-    for (block, to) in blocks.zip(weights.as_chunks_mut::<{ 4 * BLOCK }>().0) {
+    for (block, to) in packed.iter().zip(weights) {
         for half in 0..2 {
             let v = load(&block[half]);
-            store(&mut to[half], _mm512_and_si512(v, code));
-            store(
-                &mut to[2 + half],
-                _mm512_and_si512(_mm512_srli_epi16::<2>(v), code),
-            );
-            store(
-                &mut to[4 + half],
-                _mm512_and_si512(_mm512_srli_epi16::<4>(v), code),
-            );
-            store(
-                &mut to[6 + half],
-                _mm512_and_si512(_mm512_srli_epi16::<6>(v), code),
-            );
+            prefetch(&block[half], PREFETCH);
+            let shifted = [
+                v,
+                _mm512_srli_epi16::<2>(v),
+                _mm512_srli_epi16::<4>(v),
+                _mm512_srli_epi16::<6>(v),
+            ];
+            for f in 0..4 {
+                store(&mut to[f][half], _mm512_and_si512(shifted[f], code));
+            }
         }
     }
 }
 
-/// `dots[stride * token][row] += sum of u * a` for `T` tokens, of which the first `live` exist.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panel<const F: usize, const T: usize>(
-    weights: &[Line],
-    quads: &[[i32; PANEL]],
-    ahead: *const Line,
+/// Where the products of a panel and some blocks belong.
+struct Products<'a> {
+    /// What will be written soon: from where on, and how many tokens.
+    soon: (Places, usize),
+    /// How many tokens of the panel exist.
     live: usize,
+    /// From token to token, in sums of 16 rows.
     stride: usize,
-    dots: &mut [[i32; 16]],
-) {
-    let mut acc = [[_mm512_setzero_si512(); 2]; T];
-    let mut ahead = ahead.cast::<i8>();
-    let blocks = weights
-        .as_chunks::<BLOCK>()
-        .0
-        .as_chunks::<F>()
-        .0
-        .iter()
-        .zip(quads.as_chunks::<F>().0);
-    for (weights, quads) in blocks {
-        for line in 0..BLOCK {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * LINE));
-        }
-        ahead = ahead.wrapping_add(BLOCK * LINE);
-        for q in 0..F {
-            let u = [load(&weights[q][0]), load(&weights[q][1])];
-            for t in 0..T {
-                let a = _mm512_set1_epi32(quads[q][t]);
+    dots: &'a mut [[i32; 16]],
+}
+
+impl Products<'_> {
+    /// `dots[stride * token][row] += sum of u * a` for the first `T` tokens of a panel. With `FRESH` the codes
+    /// are unpacked on the way.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    fn add<const F: usize, const T: usize, const FRESH: bool>(
+        self,
+        packed: &[[Line; BLOCK]],
+        weights: &mut [[[Line; BLOCK]; F]],
+        quads: &[[[i32; PANEL]; F]],
+        unpack: impl Fn(&[[Line; BLOCK]], &mut [[[Line; BLOCK]; F]]),
+    ) {
+        let (places, count) = self.soon;
+        let pace = (packed.len() / count.max(1)).max(1).ilog2();
+        let mut step = 0;
+        let mut acc = [[_mm512_setzero_si512(); 2]; T];
+        let batch = if FRESH { BATCH } else { packed.len() };
+        let batches = packed.chunks(batch).zip(weights.chunks_mut(batch));
+        for ((packed, weights), quads) in batches.zip(quads.chunks(batch)) {
+            if FRESH {
+                unpack(packed, weights);
+            }
+            for (weights, quads) in weights.iter().zip(quads) {
+                let token = (step >> pace).min(count.saturating_sub(1));
                 for half in 0..2 {
-                    acc[t][half] = _mm512_dpbusd_epi32(acc[t][half], u[half], a);
+                    _mm_prefetch::<_MM_HINT_T0>(places.at(token, 16 * half + 15).cast());
+                }
+                step += 1;
+                for q in 0..F {
+                    let u = [load(&weights[q][0]), load(&weights[q][1])];
+                    for t in 0..T {
+                        let a = _mm512_set1_epi32(quads[q][t]);
+                        for half in 0..2 {
+                            acc[t][half] = _mm512_dpbusd_epi32(acc[t][half], u[half], a);
+                        }
+                    }
                 }
             }
         }
-    }
-    // a loop of constant length, so that the accumulators never leave their registers
-    for t in 0..T {
-        if t < live {
-            for half in 0..2 {
-                let dots = &mut dots[t * stride + half];
-                store_sums(dots, _mm512_add_epi32(load_sums(dots), acc[t][half]));
+        // a loop of constant length, so that the accumulators never leave their registers
+        for t in 0..T {
+            if t < self.live {
+                for half in 0..2 {
+                    let dots = &mut self.dots[t * self.stride + half];
+                    store_sums(dots, _mm512_add_epi32(load_sums(dots), acc[t][half]));
+                }
             }
         }
     }

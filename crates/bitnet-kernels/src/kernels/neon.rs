@@ -42,7 +42,7 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     tile_rows: ROWS,
     panel: Panel::of(PANEL),
     block_bytes: BLOCK_BYTES,
-    scratch_lines: tile::SCRATCH_LINES,
+    scratch_lines: CHUNK / 4 * BLOCK,
     tile_lines: tile::lines::<4>,
     pack,
     unpack: tile_pack::unpack::<4, TwoBits>,
@@ -305,7 +305,7 @@ pub(super) fn many_tokens<const P: usize>(
     multiply: impl Fn(&Columns<'_, P>, &mut [RowSums]),
 ) {
     let stride = tile.groups() * (ROWS / 4);
-    for chunk in tile::chunks::<4>(tile.cols, tile.group) {
+    for chunk in tile::chunks_of::<4>(CHUNK, tile.cols, tile.group) {
         let blocks = chunk.blocks.clone();
         let weights = &mut scratch[..blocks.len() * 4 * BLOCK];
         unpack(

@@ -6,7 +6,7 @@ use super::tile::BLOCK;
 use crate::lines::{LINE, Line};
 
 /// Bytes ahead of the loads that are prefetched.
-const PREFETCH: usize = 2048;
+pub(super) const PREFETCH: usize = 2048;
 
 /// Takes `step` through all blocks and their activations, with how many bytes ahead it shall prefetch.
 /// `TURN` blocks of the first half and as many of the second in turn: memory serves two streams faster than one,

@@ -20,10 +20,8 @@ pub(super) const ROWS: usize = 32;
 pub(super) const BLOCK: usize = 2;
 /// Columns of a block of the 2-bit tile.
 pub(super) const COLS: usize = 16;
-/// Most columns that are unpacked at a time for many tokens: 32 rows are 16 KiB, a third of L1.
+/// Columns that are unpacked into L1 for many tokens: 32 rows are 16 KiB, a third of it.
 pub(super) const CHUNK: usize = 512;
-/// Lines of scratch for one chunk: two per quad.
-pub(super) const SCRATCH_LINES: usize = CHUNK / 4 * 2;
 
 /// Lines of a tile of `cols` columns in blocks of `F` quads.
 pub(super) fn lines<const F: usize>(cols: usize) -> usize {
@@ -63,12 +61,7 @@ impl Chunk {
     }
 }
 
-/// The chunks of at most [`CHUNK`] columns, in order, each of whole blocks of `F` quads (groups are, too).
-pub(super) fn chunks<const F: usize>(cols: usize, group: usize) -> impl Iterator<Item = Chunk> {
-    chunks_of::<F>(CHUNK, cols, group)
-}
-
-/// [`chunks`] of at most `most` columns.
+/// The chunks of at most `most` columns, in order, each of whole blocks of `F` quads (groups are, too).
 pub(super) fn chunks_of<const F: usize>(
     most: usize,
     cols: usize,
