@@ -68,6 +68,8 @@ impl<'a> Output<'a> {
     }
 
     /// Where this view's rows from `row` on of the tokens from `token` on lie.
+    // only the AVX-512 kernels spread their requests
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) fn places(&self, token: usize, row: usize) -> Places {
         let at = token * self.stride + self.rows.start + row;
         Places {
@@ -100,11 +102,13 @@ impl<'a> Output<'a> {
 
 /// Addresses of results, to be fetched into the cache: nothing is read or written by way of them.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) struct Places {
     first: *const f32,
     stride: usize,
 }
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 impl Places {
     /// Nowhere.
     pub const NONE: Self = Self {

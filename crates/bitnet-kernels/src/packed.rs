@@ -421,6 +421,7 @@ pub(crate) trait Sink<T> {
 
     /// Where the sums of the tokens from `token` on will come to, for a kernel that spreads this over its
     /// products: requests that wait for memory are few, and all at once they hold up what L2 delivers.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn places(&self, token: usize) -> Places;
 
     /// Takes the sums of some tokens, `(tokens, groups, tile_rows)`.
