@@ -72,8 +72,7 @@ impl Embeddings {
     /// Gate 4, judged: every angle within the bound, and on average closer than the native type is.
     pub fn violations(&self, bounds: &Thresholds) -> Vec<Violation> {
         let most = bounds.embedding_distance;
-        // a NaN is outside
-        let outside = |d: &&Distance| !(d.one_less_cosine <= most);
+        let outside = |d: &&Distance| d.one_less_cosine > most || d.one_less_cosine.is_nan();
         let far = self.ours.iter().filter(outside);
         let mut all: Vec<_> = far
             .map(|d| {
@@ -85,7 +84,7 @@ impl Embeddings {
             })
             .collect();
         let (ours, native) = (mean(&self.ours), mean(&self.native));
-        if !self.native.is_empty() && !(ours <= native) {
+        if !self.native.is_empty() && (ours > native || ours.is_nan()) {
             let what = format!(
                 "mean 1 - cosine {ours:.2e}, expected less than the 16-bit reference's {native:.2e}"
             );
