@@ -10,6 +10,7 @@ mod certificate;
 mod convert;
 mod inspect;
 mod list;
+mod pairs;
 mod pipeline;
 mod plan;
 mod readers;
@@ -19,6 +20,7 @@ mod source_hash;
 mod targets;
 mod transcode;
 
+pub use pairs::{Condition, Pair, Source, fits, pairs};
 pub use targets::{Kind, Linears, TARGETS, Target};
 pub use transcode::{PackedRows, transcode};
 

@@ -2,45 +2,22 @@
 //!
 //! Invariant: every line comes from a registry; the README's table is tested against it.
 
+use crate::pairs::{LEGEND, Pair, Source, pairs};
 use crate::targets::TARGETS;
 use bitnet_cli::{Console, Failure, Table};
-use bitnet_formats::{CONTAINERS, PACKINGS, Packing};
-use bitnet_model::{FAMILIES, HF_PACKING, is_tiles};
+use bitnet_formats::CONTAINERS;
+use bitnet_model::FAMILIES;
 use serde_json::{Value, json};
-
-/// What the linears of a source may be, besides the packings.
-const FLOAT_SOURCES: [(&str, &str); 2] = [
-    (
-        "master",
-        "f32, f16 or bf16 master weights, quantised by the absmean rule",
-    ),
-    (
-        "dequantised",
-        "f32, f16 or bf16 that already are trit * scale",
-    ),
-];
 
 /// Lists them.
 pub fn run(console: &mut Console<'_>) -> Result<(), Failure> {
-    let sources = || {
-        // a packing that no container's checkpoints are read from is no source
-        let read =
-            |p: &&&dyn Packing| p.gguf_type().is_some() || p.name() == HF_PACKING || is_tiles(**p);
-        let packings = PACKINGS.iter().filter(read).map(|p| {
-            let kind = if p.is_writable() {
-                "packed"
-            } else {
-                "packed, read only"
-            };
-            (p.name(), kind)
-        });
-        FLOAT_SOURCES.into_iter().chain(packings)
-    };
+    let pairs = pairs();
     console.json(&json!({
         "status": "listed",
         "targets": TARGETS.iter().map(|t| json!({"name": t.name, "container": t.container(), "about": t.about})).collect::<Value>(),
         "containers": CONTAINERS.iter().map(|c| c.name()).collect::<Value>(),
-        "sources": sources().map(|(name, about)| json!({"name": name, "about": about})).collect::<Value>(),
+        "sources": Source::all().map(|s| json!({"name": s.name(), "about": s.about()})).collect::<Value>(),
+        "pairs": pairs.iter().map(Pair::to_json).collect::<Value>(),
         "families": FAMILIES.iter().map(|f| {
             json!({"name": f.name, "model_type": f.hf_identity.0, "architecture": f.hf_identity.1, "gguf_architectures": f.gguf_architectures})
         }).collect::<Value>(),
@@ -55,11 +32,35 @@ pub fn run(console: &mut Console<'_>) -> Result<(), Failure> {
     }
     console.line(table)?;
     console.line("")?;
-    let mut table = Table::new(&["linears of a source", "what"]);
-    for (name, about) in sources() {
-        table.row([name.into(), about.into()]);
+    let kinds = kinds(&pairs);
+    let mut table = Table::new(&["linears of a source", "column", "what"]);
+    for source in Source::all() {
+        let of = kinds.iter().position(|k| k.names.contains(&source.name()));
+        let column = of.map_or(String::new(), letter);
+        table.row([source.name().into(), column, source.about().into()]);
     }
     console.line(table)?;
+    console.line("")?;
+    let letters: Vec<String> = (0..kinds.len()).map(letter).collect();
+    let width = |(kind, letter): (&Kind, &String)| {
+        let cells = kind.cells.iter().map(|cell| cell.len());
+        cells.max().unwrap_or(0).max(letter.len())
+    };
+    let widths: Vec<usize> = kinds.iter().zip(&letters).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &String>| {
+        let padded = cells.zip(&widths).map(|(c, w)| format!("{c:w$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let heading = line(&mut letters.iter());
+    let mut table = Table::new(&["target", &heading]);
+    for (n, target) in TARGETS.iter().enumerate() {
+        let cells = line(&mut kinds.iter().filter_map(|k| k.cells.get(n)));
+        table.row([target.name.into(), cells]);
+    }
+    console.line(table)?;
+    for text in LEGEND {
+        console.line(text)?;
+    }
     console.line("")?;
     let mut table = Table::new(&["family", "Hugging Face", "GGUF"]);
     for family in FAMILIES {
@@ -71,4 +72,34 @@ pub fn run(console: &mut Console<'_>) -> Result<(), Failure> {
         ]);
     }
     console.line(table)
+}
+
+/// Sources that every target says the same of: a column of the table.
+struct Kind {
+    names: Vec<&'static str>,
+    /// In the order of [`TARGETS`].
+    cells: Vec<String>,
+}
+
+fn kinds(pairs: &[Pair]) -> Vec<Kind> {
+    let mut kinds: Vec<Kind> = Vec::new();
+    for name in Source::all().map(|s| s.name()) {
+        let own = pairs.iter().filter(|p| p.source.name() == name);
+        let cells: Vec<String> = own.map(Pair::cell).collect();
+        match kinds.iter_mut().find(|k| k.cells == cells) {
+            Some(kind) => kind.names.push(name),
+            None => kinds.push(Kind {
+                names: vec![name],
+                cells,
+            }),
+        }
+    }
+    kinds
+}
+
+/// `A`, `B`, ...
+fn letter(column: usize) -> String {
+    (b'A'..=b'Z')
+        .nth(column)
+        .map_or_else(|| column.to_string(), |c| char::from(c).to_string())
 }

@@ -7,11 +7,11 @@
 use crate::args::Embeddings;
 use crate::scales;
 use crate::side_files;
-use crate::targets::{GROUPED_TILES, Kind, Linears, Target};
+use crate::targets::{Kind, Linears, Target};
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, Header, MetaValue,
     Metadata, Packing, PlainType, PlannedTensor, Safetensors, ScaleRounding, WritePlan, dense_len,
-    name_with_parameters, packing_by_name, same_layout_id,
+    name_with_parameters, same_layout_id,
 };
 use bitnet_model::{
     Checkpoint, HfStorage, LayerSlot, LinearRule, LinearSource, ScaleDirection, Slot,
@@ -319,10 +319,8 @@ impl Planner<'_> {
     fn tiles(&mut self, slot: Slot, source: &LinearSource) -> Result<(), FormatError> {
         let (rows, cols) = (source.rows, source.cols);
         let scales = scales::structure(self.checkpoint, slot, source)?;
-        let packing = match scales.len() {
-            2 if scales[1] > 1 => packing_by_name(GROUPED_TILES),
-            _ => self.request.target.packing(),
-        };
+        let grouped = matches!(scales[..], [_, groups] if groups > 1);
+        let packing = self.request.target.packing_for(grouped);
         let packing = packing.ok_or_else(|| unknown_target(self.request))?;
         self.push(
             slot,

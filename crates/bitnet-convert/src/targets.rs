@@ -54,6 +54,14 @@ impl Target {
         }
     }
 
+    /// The packing of a linear, which group scales may change.
+    pub fn packing_for(&self, grouped: bool) -> Option<&'static dyn Packing> {
+        match self.linears {
+            Linears::Tiles(_) if grouped => packing_by_name(GROUPED_TILES),
+            _ => self.packing(),
+        }
+    }
+
     /// `gguf` or `safetensors`.
     pub fn container(&self) -> &'static str {
         match self.kind {
