@@ -46,7 +46,7 @@ struct Settings {
 }
 
 impl Bounds {
-    /// Of the file named, or of [`FILE_NAME`] in the current directory if there is one; and which file it was.
+    /// Of the file named, or of `bitnet-verify.toml` in the current directory if there is one; and which file it was.
     ///
     /// # Errors
     /// `io` for a named file that cannot be read, `malformed` with line and column for what is no settings file,
