@@ -11,7 +11,7 @@ mod safetensors;
 mod shards;
 
 pub use gguf::{Gguf, LAYOUT_KEY as GGUF_LAYOUT_KEY, gguf_type_rivals};
-pub use pytorch::Pytorch;
+pub use pytorch::{Frames, Pytorch};
 pub use safetensors::Safetensors;
 
 use crate::encoding::Encoding;
@@ -44,7 +44,8 @@ pub struct WritePlan {
     pub tensors: Vec<PlannedTensor>,
 }
 
-/// The laid-out file: header bytes, then each tensor at its offset, zeros in between.
+/// The laid-out file: header bytes, then each tensor at its offset; in between zeros, or what the frames
+/// make of the tensors.
 #[derive(Debug, Clone)]
 pub struct Header {
     /// Everything before the first tensor (padding included).
@@ -53,6 +54,8 @@ pub struct Header {
     pub offsets: Vec<u64>,
     /// File length (the last tensor is padded where the container wants it).
     pub total: u64,
+    /// For containers that have checksums between and behind their tensors.
+    pub frames: Option<Frames>,
 }
 
 /// One kind of file that holds named tensors.

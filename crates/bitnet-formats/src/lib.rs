@@ -19,8 +19,8 @@ mod tensor_file;
 
 pub use artifact::{Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs};
 pub use container::{
-    CONTAINERS, Container, GGUF_LAYOUT_KEY, Gguf, Header, PlannedTensor, Pytorch, Safetensors,
-    WritePlan, container_by_name, gguf_type_rivals, open, open_as,
+    CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, Gguf, Header, PlannedTensor, Pytorch,
+    Safetensors, WritePlan, container_by_name, gguf_type_rivals, open, open_as,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};

@@ -9,7 +9,10 @@
 
 mod bounds;
 mod state_dict;
+mod write;
 mod zip;
+
+pub use self::write::Frames;
 
 use super::shards::{self, Parsed};
 use super::{Container, Header, WritePlan};
@@ -46,11 +49,8 @@ impl Container for Pytorch {
         shards::read(self.name(), EXTENSION, path, limits, read_file)
     }
 
-    fn header(&self, _: &WritePlan) -> Result<Header, FormatError> {
-        Err(FormatError::new(
-            ErrorCode::Usage,
-            "PyTorch files are only read",
-        ))
+    fn header(&self, plan: &WritePlan) -> Result<Header, FormatError> {
+        write::write_header(plan)
     }
 }
 

@@ -87,6 +87,7 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
         bytes: out,
         offsets,
         total: data_start.saturating_add(start),
+        frames: None,
     })
 }
 

@@ -29,6 +29,12 @@ const STORAGES: [(&str, PlainType); 10] = [
 /// The key under which modules keep their versions.
 const VERSIONS: &str = "_metadata";
 
+/// The class of a storage of this type, if torch has one.
+pub(super) fn storage_class(plain: PlainType) -> Option<&'static str> {
+    let row = STORAGES.iter().find(|(_, known)| *known == plain);
+    row.map(|(class, _)| *class)
+}
+
 /// A tensor as the pickle describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Described {

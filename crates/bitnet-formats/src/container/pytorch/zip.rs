@@ -277,3 +277,169 @@ fn local(bytes: &[u8], at: u64, name: &str) -> Result<u64, FormatError> {
     cursor.take(extra_len.into(), what).map_err(place)?;
     Ok(cursor.position())
 }
+
+// ---- writing ----
+
+/// A checksum and sizes behind a record.
+const DESCRIPTOR: [u8; 4] = *b"PK\x07\x08";
+/// The extra field that pads a record to its place, as torch spells it.
+const PADDING: (&[u8; 2], u8) = (b"FB", b'Z');
+/// Sizes and checksum stand behind the record; names are UTF-8.
+const FLAGS: u16 = 0x0808;
+/// The first day that a zip archive knows: the same model gives the same bytes on every day.
+const DATE: u16 = 0x0021;
+/// The version of the format that a reader needs; and for 64-bit numbers.
+const NEEDS: u16 = 20;
+const NEEDS_64: u16 = 45;
+/// Bytes of the header of a record, without name and padding.
+const LOCAL_LEN: u64 = 30;
+const DESCRIPTOR_LEN: u64 = 16;
+/// Bytes of the extra field before its content.
+const EXTRA_LEN: u64 = 4;
+
+/// A record to be written.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    name: String,
+    /// Offset of its header.
+    header: u64,
+    /// Bytes of padding in the header.
+    padding: u16,
+    len: u32,
+    /// CRC-32 of its bytes.
+    pub(super) checksum: u32,
+}
+
+impl Entry {
+    /// A record whose header begins at `header` and whose bytes begin at a multiple of `alignment`.
+    ///
+    /// # Errors
+    /// `target-cannot-hold` for a record of 4 GiB or more.
+    pub(super) fn new(
+        name: String,
+        header: u64,
+        len: u64,
+        alignment: u64,
+    ) -> Result<Self, FormatError> {
+        let Ok(short) = u32::try_from(len) else {
+            let message = format!("{len} bytes are more than a record of 32-bit length holds");
+            return Err(FormatError::new(ErrorCode::TargetCannotHold, message)
+                .hint("choose a target of safetensors or GGUF"));
+        };
+        let fixed = LOCAL_LEN.saturating_add(EXTRA_LEN);
+        let bare = header
+            .saturating_add(fixed)
+            .saturating_add(name.len() as u64);
+        let padding = bare.next_multiple_of(alignment).saturating_sub(bare) as u16;
+        Ok(Self {
+            name,
+            header,
+            padding,
+            len: short,
+            checksum: 0,
+        })
+    }
+
+    /// Offset of its bytes.
+    pub(super) fn start(&self) -> u64 {
+        let fixed = LOCAL_LEN.saturating_add(EXTRA_LEN);
+        let named = fixed.saturating_add(self.name.len() as u64);
+        let header = self.header.saturating_add(named);
+        header.saturating_add(self.padding.into())
+    }
+
+    /// Offset behind all that belongs to it.
+    pub(super) fn end(&self) -> u64 {
+        let bytes = self.start().saturating_add(self.len.into());
+        bytes.saturating_add(DESCRIPTOR_LEN)
+    }
+}
+
+fn push_u16(out: &mut Vec<u8>, n: u16) {
+    out.extend_from_slice(&n.to_le_bytes());
+}
+
+fn push_u32(out: &mut Vec<u8>, n: u32) {
+    out.extend_from_slice(&n.to_le_bytes());
+}
+
+fn push_u64(out: &mut Vec<u8>, n: u64) {
+    out.extend_from_slice(&n.to_le_bytes());
+}
+
+/// What stands before a record.
+pub(super) fn push_local(out: &mut Vec<u8>, entry: &Entry) {
+    out.extend_from_slice(&LOCAL);
+    for n in [NEEDS, FLAGS, 0, 0, DATE] {
+        push_u16(out, n);
+    }
+    for _ in ["checksum", "packed", "unpacked"] {
+        push_u32(out, 0); // behind the record
+    }
+    push_u16(out, entry.name.len() as u16);
+    push_u16(out, entry.padding.saturating_add(EXTRA_LEN as u16));
+    out.extend_from_slice(entry.name.as_bytes());
+    out.extend_from_slice(PADDING.0);
+    push_u16(out, entry.padding);
+    out.resize(out.len().saturating_add(entry.padding.into()), PADDING.1);
+}
+
+/// What stands behind a record.
+pub(super) fn push_descriptor(out: &mut Vec<u8>, entry: &Entry) {
+    out.extend_from_slice(&DESCRIPTOR);
+    for n in [entry.checksum, entry.len, entry.len] {
+        push_u32(out, n);
+    }
+}
+
+/// What stands behind all records: the directory, and its end twice, as torch writes it.
+pub(super) fn push_directory(out: &mut Vec<u8>, entries: &[Entry], start: u64) {
+    let before = out.len();
+    for entry in entries {
+        let far = u64::from(u32::try_from(entry.header).unwrap_or(u32::MAX)) == ELSEWHERE;
+        let needs = if far { NEEDS_64 } else { NEEDS };
+        out.extend_from_slice(&CENTRAL);
+        for n in [needs, needs, FLAGS, 0, 0, DATE] {
+            push_u16(out, n);
+        }
+        for n in [entry.checksum, entry.len, entry.len] {
+            push_u32(out, n);
+        }
+        push_u16(out, entry.name.len() as u16);
+        push_u16(out, if far { 12 } else { 0 }); // the extra field below
+        for _ in ["comment", "disk", "attributes"] {
+            push_u16(out, 0);
+        }
+        push_u32(out, 0);
+        push_u32(out, u32::try_from(entry.header).unwrap_or(u32::MAX));
+        out.extend_from_slice(entry.name.as_bytes());
+        if far {
+            push_u16(out, EXTRA_64);
+            push_u16(out, 8);
+            push_u64(out, entry.header);
+        }
+    }
+    let len = out.len().saturating_sub(before) as u64;
+    let count = entries.len() as u64;
+    let end = start.saturating_add(len);
+    out.extend_from_slice(&END_64);
+    push_u64(out, 44); // bytes that follow
+    push_u16(out, NEEDS_64);
+    push_u16(out, NEEDS_64);
+    push_u64(out, 0); // disks
+    for n in [count, count, len, start] {
+        push_u64(out, n);
+    }
+    out.extend_from_slice(&LOCATOR_64);
+    push_u32(out, 0);
+    push_u64(out, end);
+    push_u32(out, 1);
+    out.extend_from_slice(&END);
+    push_u32(out, 0);
+    let count = u16::try_from(count).unwrap_or(u16::MAX);
+    push_u16(out, count);
+    push_u16(out, count);
+    push_u32(out, u32::try_from(len).unwrap_or(u32::MAX));
+    push_u32(out, u32::try_from(start).unwrap_or(u32::MAX));
+    push_u16(out, 0);
+}

@@ -113,6 +113,7 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
         bytes,
         offsets,
         total,
+        frames: None,
     })
 }
 
