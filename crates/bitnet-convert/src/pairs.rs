@@ -3,10 +3,11 @@
 //! Invariant: nothing is known here, everything is tried: a cell of the table is what a target said to
 //! matrices that the source can hold. A packing that is added to its registry is in the table.
 
+use crate::plan::affine_form_of;
 use crate::scales;
 use crate::targets::{Linears, TARGETS, Target};
-use bitnet_formats::{FormatError, PACKINGS, Packing, ScaleRounding};
-use bitnet_model::{HF_PACKING, is_tiles};
+use bitnet_formats::{FormatError, PACKINGS, Packing, PlainType, ScaleRounding, affine_scales};
+use bitnet_model::{GPU_PACKING, HF_PACKING, MLX_PACKING, is_tiles};
 use bitnet_ternary::{GROUP_SIZES, Scales, TernaryMatrix};
 use serde_json::{Value, json};
 
@@ -24,8 +25,10 @@ pub enum Source {
 impl Source {
     /// Every kind that some container's checkpoints are read from.
     pub fn all() -> impl Iterator<Item = Self> {
-        let read =
-            |p: &&&dyn Packing| p.gguf_type().is_some() || p.name() == HF_PACKING || is_tiles(**p);
+        let read = |p: &&&dyn Packing| {
+            let directory = [HF_PACKING, MLX_PACKING, GPU_PACKING].contains(&p.name());
+            p.gguf_type().is_some() || directory || is_tiles(**p)
+        };
         let packed = PACKINGS.iter().filter(read).map(|p| Self::Packed(*p));
         [Self::Master, Self::Dequantised].into_iter().chain(packed)
     }
@@ -74,6 +77,19 @@ pub fn fits(
     match target.linears {
         Linears::Float(plain) | Linears::Master(plain) => {
             scales::check_float(matrix, plain, rounding)
+        }
+        Linears::Affine(_) => {
+            let form = affine_form_of(matrix)?;
+            affine_scales(matrix, form.group)?;
+            scales::check_float(matrix, form.plain, rounding)
+        }
+        Linears::Fused(_) => {
+            let Some(packing) = target.packing() else {
+                return Ok(0.0);
+            };
+            packing.packed_len(matrix.rows(), matrix.cols())?;
+            packing.check_scales(matrix, rounding)?;
+            scales::check_float(matrix, PlainType::Bf16, rounding)
         }
         Linears::Packed(_) | Linears::Tiles(_) => {
             let grouped = matches!(matrix.scales(), Scales::PerGroup { .. });

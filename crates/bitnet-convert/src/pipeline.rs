@@ -10,20 +10,23 @@
 //! ```
 
 use crate::certificate::{DenseDigest, Digests};
-use crate::plan::{Action, Item, Loss, PIECE, Plan, Request, permuted_head_dim};
+use crate::plan::{
+    Action, Item, Loss, PIECE, Plan, Request, ScaleTensor, permuted_head_dim, scale_bytes,
+    scales_of,
+};
 use crate::scales;
 use crate::source_hash::SourceHash;
 use crate::transcode::transcode;
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::{
-    Artifact, Encoding, ErrorCode, Exactness, FileDigest, FormatError, PackedTensor, Packing,
-    PlainType, ScaleRounding, dense_to_f32, encode_dense,
+    Artifact, Encoding, ErrorCode, Exactness, FileDigest, FormatError, Frames, PackedTensor,
+    Packing, PlainType, ScaleRounding, dense_to_f32, encode_dense,
 };
 use bitnet_model::{
     Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, code_row_len, dense_sha256,
     gguf_from_hf_rows, hf_from_gguf_rows,
 };
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_ternary::TernaryMatrix;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -195,6 +198,8 @@ fn write(
         artifact.set_len(file.header.total)?;
         artifact.write(&file.header.bytes)?;
     }
+    let mut frames: Vec<Option<Frames>> =
+        plan.files.iter().map(|f| f.header.frames.clone()).collect();
     let mut file_bar: Option<(usize, Bar)> = None;
     let tensor_bar = progress.bytes("", 0);
     let mut current = usize::MAX;
@@ -207,6 +212,9 @@ fn write(
         };
         if current != index {
             current = index;
+            if let Some(Some(frames)) = frames.get_mut(item.file) {
+                close_tensors(frames, artifact, item.offset)?;
+            }
             artifact.write_zeros(item.offset.saturating_sub(artifact.position()))?;
             tensor_bar.restart(&item.tensor.name, item.tensor.len);
             if file_bar.as_ref().is_none_or(|(file, _)| *file != item.file) {
@@ -227,16 +235,38 @@ fn write(
             }
         };
         artifact.write(bytes)?;
+        if let Some(Some(frames)) = frames.get_mut(item.file) {
+            frames.update(bytes);
+        }
         tensor_bar.advance(bytes.len() as u64);
         if let Some((_, bar)) = &file_bar {
             bar.advance(bytes.len() as u64);
         }
     }
     tensor_bar.finish();
-    for (artifact, file) in artifacts.iter_mut().zip(&plan.files) {
+    for ((artifact, file), frames) in artifacts.iter_mut().zip(&plan.files).zip(&mut frames) {
+        if let Some(frames) = frames {
+            close_tensors(frames, artifact, file.header.total)?;
+        }
         artifact.write_zeros(file.header.total.saturating_sub(artifact.position()))?;
     }
     Ok(artifacts)
+}
+
+/// Writes what stands between the tensors that are written and the offset of the next.
+fn close_tensors(
+    frames: &mut Frames,
+    artifact: &mut Artifact,
+    offset: u64,
+) -> Result<(), FormatError> {
+    while artifact.position() < offset {
+        let between = frames.next_tensor();
+        if between.is_empty() {
+            break;
+        }
+        artifact.write(&between)?;
+    }
+    Ok(())
 }
 
 struct Converter<'a> {
@@ -266,13 +296,24 @@ impl Converter<'_> {
     fn item(&mut self, index: usize, item: &Item) -> Result<(), FormatError> {
         match (&item.action, item.slot) {
             (Action::Ready(bytes), _) => self.send(index, Piece::Made(bytes.clone())),
-            (Action::Scale, Some(slot)) => {
-                let scales = self.scales.remove(&slot).unwrap_or_default();
-                let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+            (Action::Scale(form), Some(slot)) => {
+                let own = [slot];
+                let slots = match form {
+                    ScaleTensor::Fused(slots) => slots.as_slice(),
+                    _ => &own,
+                };
+                let scales: Vec<&[f32]> = slots
+                    .iter()
+                    .map(|slot| self.scales.get(slot).map_or(&[][..], Vec::as_slice))
+                    .collect();
+                let bytes = scale_bytes(form, &scales);
                 if bytes.len() as u64 != item.tensor.len {
-                    let (expected, found) = (&item.tensor.shape, scales.len());
+                    let (expected, found) = (&item.tensor.shape, scales.concat().len());
                     let message = format!("expected scales of shape {expected:?}, found {found}");
                     return Err(FormatError::new(ErrorCode::TargetCannotHold, message));
+                }
+                if form.is_last() {
+                    self.scales.retain(|slot, _| !slots.contains(slot));
                 }
                 self.send(index, Piece::Made(bytes))
             }
@@ -284,12 +325,21 @@ impl Converter<'_> {
                 }
                 let source = self.matrix(slot)?;
                 let matrix = self.in_target_rows(slot, &source);
+                let beside = self.plan.scale_tensor(slot);
+                let plain = beside.map_or(PlainType::F32, ScaleTensor::plain);
                 let error = packing.check_scales(&matrix, self.rounding)?;
+                let beside_error = scales::check_float(&matrix, plain, self.rounding)?;
                 let packed = pack(*packing, &matrix, item.tensor.len);
-                let rounded = match error > 0.0 {
-                    true => Some((self.unpack(slot, *packing, &matrix, &packed)?, error)),
-                    false => None,
+                let rounded = if error > 0.0 {
+                    Some((self.unpack(slot, *packing, &matrix, &packed)?, error))
+                } else if beside_error > 0.0 {
+                    Some((scales::rounded(&source, plain)?, beside_error))
+                } else {
+                    None
                 };
+                if let Some(form) = beside {
+                    self.scales.insert(slot, scales_of(form, &matrix)?);
+                }
                 self.digest(
                     item,
                     Digestible {
@@ -298,9 +348,6 @@ impl Converter<'_> {
                         rounded,
                     },
                 )?;
-                if self.plan.stores_scales(slot) {
-                    self.scales.insert(slot, stored_scales(&matrix));
-                }
                 self.send(index, Piece::Made(packed))
             }
             (Action::Dequantise(plain), Some(slot)) => {
@@ -379,7 +426,7 @@ impl Converter<'_> {
 
     fn in_target_rows(&self, slot: Slot, matrix: &Arc<TernaryMatrix>) -> Arc<TernaryMatrix> {
         // before packing: some packings mix rows
-        match permuted_head_dim(self.checkpoint, self.plan.target.kind, slot) {
+        match permuted_head_dim(self.checkpoint, self.plan.target, slot) {
             Some(head_dim) => Arc::new(gguf_from_hf_rows(matrix, head_dim)),
             None => Arc::clone(matrix),
         }
@@ -403,7 +450,7 @@ impl Converter<'_> {
             outside,
         })?;
         Ok(
-            match permuted_head_dim(self.checkpoint, self.plan.target.kind, slot) {
+            match permuted_head_dim(self.checkpoint, self.plan.target, slot) {
                 Some(head_dim) => hf_from_gguf_rows(&seen, head_dim),
                 None => seen,
             },
@@ -638,14 +685,6 @@ fn pack(packing: &dyn Packing, matrix: &TernaryMatrix, len: u64) -> Vec<u8> {
         });
     out.extend_from_slice(&trailer);
     out
-}
-
-/// The scales beside a matrix: as it has them, or what repeated ones collapse to.
-fn stored_scales(matrix: &TernaryMatrix) -> Vec<f32> {
-    match matrix.scales() {
-        Scales::PerTensor(scale) => vec![*scale],
-        _ => matrix.normal_scales().as_slice().to_vec(),
-    }
 }
 
 #[cfg(test)]

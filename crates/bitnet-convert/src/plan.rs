@@ -4,6 +4,10 @@
 //! read without reading the weights have been checked against the target. What only shows while
 //! weights are read (scales of master weights, damaged codes) fails later and leaves nothing behind.
 
+mod beside;
+
+use self::beside::AffineForm;
+pub use self::beside::{affine_form_of, scale_bytes, scales_of};
 use crate::args::Embeddings;
 use crate::scales;
 use crate::side_files;
@@ -14,8 +18,9 @@ use bitnet_formats::{
     name_with_parameters, same_layout_id,
 };
 use bitnet_model::{
-    Checkpoint, HfStorage, LayerSlot, LinearRule, LinearSource, ScaleDirection, Slot,
-    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, tiles_entry, tiles_shape,
+    Checkpoint, HfStorage, LayerSlot, LinearRule, LinearSource, MLX_PACKING, ScaleDirection, Slot,
+    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, check_gpu_network, gpu_place, tiles_entry,
+    tiles_shape,
 };
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -52,8 +57,47 @@ pub enum Action {
     Recode(Encoding),
     /// Bytes that are known already.
     Ready(Vec<u8>),
-    /// The scales of a linear before, in a tensor of their own (f32, multipliers).
-    Scale,
+    /// The scales of linears before, in a tensor of their own.
+    Scale(ScaleTensor),
+}
+
+/// What stands in a tensor of scales.
+#[derive(Debug, Clone)]
+pub enum ScaleTensor {
+    /// The multipliers of a linear as it has them, f32.
+    Multipliers,
+    /// MLX's: one for so many columns, in a type; the biases are these with the sign turned.
+    Affine {
+        group: usize,
+        plain: PlainType,
+        biases: bool,
+    },
+    /// One bf16 multiplier for each of these, then zeros.
+    Fused(Vec<Slot>),
+}
+
+impl ScaleTensor {
+    /// The type that rounds the multipliers, if it does.
+    pub fn plain(&self) -> PlainType {
+        match self {
+            Self::Multipliers => PlainType::F32,
+            Self::Affine { plain, .. } => *plain,
+            Self::Fused(_) => PlainType::Bf16,
+        }
+    }
+
+    /// Whether no other tensor is made of the same scales later.
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Self::Affine { biases: false, .. })
+    }
+
+    /// Columns per scale, where a linear has to be cut into groups.
+    pub fn group(&self) -> Option<usize> {
+        match self {
+            Self::Affine { group, .. } => Some(*group),
+            Self::Multipliers | Self::Fused(_) => None,
+        }
+    }
 }
 
 /// One output tensor.
@@ -134,10 +178,15 @@ impl Plan {
         self.files.iter().map(|f| f.header.total).sum::<u64>() + side
     }
 
-    /// Whether the scales of a linear are written in a tensor of their own.
-    pub fn stores_scales(&self, slot: Slot) -> bool {
-        let of_slot = |i: &Item| i.slot == Some(slot) && matches!(i.action, Action::Scale);
-        self.items.iter().any(of_slot)
+    /// How the scales of a linear are written in a tensor of their own, if they are.
+    pub fn scale_tensor(&self, slot: Slot) -> Option<&ScaleTensor> {
+        self.items.iter().find_map(|item| match &item.action {
+            Action::Scale(scale @ ScaleTensor::Fused(slots)) if slots.contains(&slot) => {
+                Some(scale)
+            }
+            Action::Scale(scale) if item.slot == Some(slot) => Some(scale),
+            _ => None,
+        })
     }
 
     /// Whether the gain of a norm is stored minus one.
@@ -153,7 +202,7 @@ impl Plan {
             .filter(|i| i.slot.is_some_and(Slot::is_ternary));
         linears.fold((0, 0), |(bytes, weights), item| {
             let elements = match (&item.action, item.slot) {
-                (Action::Scale, _) | (_, None) => 0,
+                (Action::Scale(_), _) | (_, None) => 0,
                 (_, Some(slot)) => checkpoint.config.shape(slot).iter().product::<usize>() as u64,
             };
             (bytes + item.tensor.len, weights + elements)
@@ -171,8 +220,20 @@ pub fn build(checkpoint: &Checkpoint, request: &Request<'_>) -> Result<Plan, For
         request,
         losses: Vec::new(),
         items: Vec::new(),
+        affine: None,
     };
-    for slot in checkpoint.slots_in_file_order() {
+    let (mut slots, mut affine) = (checkpoint.slots_in_file_order(), None);
+    match request.target.linears {
+        Linears::Fused(_) => {
+            check_gpu_network(&checkpoint.config)?;
+            // what is fused has to be written together
+            slots = checkpoint.slots();
+        }
+        Linears::Affine(_) => affine = Some(beside::affine_form(checkpoint)?),
+        _ => {}
+    }
+    planner.affine = affine;
+    for slot in slots {
         planner
             .slot(slot)
             .map_err(|e| e.in_tensor(&planner.target_name(slot)))?;
@@ -198,13 +259,19 @@ struct Planner<'a> {
     request: &'a Request<'a>,
     losses: Vec<Loss>,
     items: Vec<Item>,
+    /// Group and type of the scales of an MLX output.
+    affine: Option<AffineForm>,
 }
 
 impl Planner<'_> {
     fn target_name(&self, slot: Slot) -> String {
-        match self.request.target.kind {
-            Kind::Gguf => (self.checkpoint.family.gguf_tensor_name)(slot),
-            Kind::HuggingFace => (self.checkpoint.family.tensor_name)(slot),
+        let family = self.checkpoint.family;
+        match (self.request.target.kind, self.request.target.linears) {
+            (Kind::Gguf, _) => (family.gguf_tensor_name)(slot),
+            (_, Linears::Fused(_)) => {
+                gpu_place(slot).map_or_else(|| (family.tensor_name)(slot), |place| place.name)
+            }
+            _ => (family.tensor_name)(slot),
         }
     }
 
@@ -286,6 +353,8 @@ impl Planner<'_> {
                 }
             }
             Linears::Tiles(_) => self.tiles(slot, source)?,
+            Linears::Affine(_) => self.affine(slot, source)?,
+            Linears::Fused(_) => self.fused(slot, source)?,
             Linears::Master(_) if matches!(source.rule, LinearRule::Absmean) => {
                 let info = &source.info;
                 let (encoding, len) = (info.encoding, info.len);
@@ -341,7 +410,7 @@ impl Planner<'_> {
                 len: dense_len(Encoding::Plain(PlainType::F32), scales.iter().product(), 1)?,
                 shape: scales,
             },
-            action: Action::Scale,
+            action: Action::Scale(ScaleTensor::Multipliers),
             file: 0,
             offset: 0,
         });
@@ -401,7 +470,7 @@ impl Planner<'_> {
                     shape: vec![1],
                     len: 4,
                 },
-                action: Action::Scale,
+                action: Action::Scale(ScaleTensor::Multipliers),
                 file: 0,
                 offset: 0,
             },
@@ -466,6 +535,9 @@ impl Planner<'_> {
             });
         }
         self.push(slot, info.encoding.name(), encoding, len, shape, action);
+        if matches!(self.request.target.linears, Linears::Fused(_)) {
+            self.tied_head(slot);
+        }
         Ok(())
     }
 
@@ -587,27 +659,11 @@ impl Planner<'_> {
             self.items
                 .sort_by_key(|item| !item.tensor.len.is_multiple_of(TILES_ALIGNMENT));
         }
-        let count = self.assign_files(Some(self.request.split_max_size.unwrap_or(HF_SHARD)));
-        let mut files = Vec::with_capacity(count);
-        for part in 0..count {
-            let name = match count {
-                1 => "model.safetensors".to_owned(),
-                _ => format!("model-{:05}-of-{count:05}.safetensors", part + 1),
-            };
-            let mut metadata = Metadata::default();
-            if tiles {
-                self.describe_tiles(part, &mut metadata);
-            } else {
-                // transformers refuses files that do not say which library's tensors they are
-                metadata.set("format", MetaValue::text("pt"));
-            }
-            files.push(self.lay_out(
-                &Safetensors,
-                part,
-                self.request.output.join(name),
-                metadata,
-            )?);
-        }
+        let files = match self.request.target.linears {
+            Linears::Fused(_) => vec![self.gpu_file()?],
+            _ => self.shards()?,
+        };
+        let count = files.len();
         let mut side = side_files::collect(self.checkpoint)?;
         if count > 1 {
             side.push((
@@ -619,6 +675,28 @@ impl Planner<'_> {
         side.push(("config.json".to_owned(), config));
         side.sort_by(|a, b| a.0.cmp(&b.0));
         Ok((files, side))
+    }
+
+    /// One safetensors file, or several.
+    fn shards(&mut self) -> Result<Vec<OutputFile>, FormatError> {
+        let count = self.assign_files(Some(self.request.split_max_size.unwrap_or(HF_SHARD)));
+        let mut files = Vec::with_capacity(count);
+        for part in 0..count {
+            let name = match count {
+                1 => "model.safetensors".to_owned(),
+                _ => format!("model-{:05}-of-{count:05}.safetensors", part + 1),
+            };
+            let mut metadata = Metadata::default();
+            match self.request.target.linears {
+                Linears::Tiles(_) => self.describe_tiles(part, &mut metadata),
+                Linears::Affine(_) => metadata.set("format", MetaValue::text("mlx")),
+                // transformers refuses files that do not say which library's tensors they are
+                _ => metadata.set("format", MetaValue::text("pt")),
+            }
+            let path = self.request.output.join(name);
+            files.push(self.lay_out(&Safetensors, part, path, metadata)?);
+        }
+        Ok(files)
     }
 
     /// What the metadata of a file say of the tiles in it.
@@ -637,8 +715,11 @@ impl Planner<'_> {
 
     /// What `config.json` has to say about the linears as they are stored.
     fn hf_storage(&self) -> Result<HfStorage, FormatError> {
-        if let Linears::Tiles(_) = self.request.target.linears {
+        if let Linears::Tiles(_) | Linears::Fused(_) = self.request.target.linears {
             return Ok(HfStorage::Packed(ScaleDirection::Multiply));
+        }
+        if let Some(AffineForm { group, .. }) = self.affine {
+            return Ok(HfStorage::Affine { group });
         }
         if let Linears::Packed(_) = self.request.target.linears {
             let direction = self.kept_direction().unwrap_or(ScaleDirection::Multiply);
@@ -711,7 +792,7 @@ impl Planner<'_> {
         for item in &mut self.items {
             // a scale stays with its weights
             let follows =
-                matches!(item.action, Action::Scale | Action::Ready(_)) && item.slot.is_some();
+                matches!(item.action, Action::Scale(_) | Action::Ready(_)) && item.slot.is_some();
             let over = most.is_some_and(|most| filled.saturating_add(item.tensor.len) > most);
             if over && filled > 0 && !follows {
                 file += 1;
@@ -730,16 +811,32 @@ impl Planner<'_> {
         path: PathBuf,
         metadata: Metadata,
     ) -> Result<OutputFile, FormatError> {
-        let tensors = self
-            .items
-            .iter()
-            .filter(|i| i.file == part)
-            .map(|i| i.tensor.clone())
-            .collect();
+        // neighbours of one name are the rows of one tensor, top to bottom
+        let mut tensors: Vec<PlannedTensor> = Vec::with_capacity(self.items.len());
+        let mut places = Vec::with_capacity(self.items.len());
+        for item in self.items.iter().filter(|i| i.file == part) {
+            let number = tensors.len().saturating_sub(1);
+            match tensors.last_mut() {
+                Some(whole) if whole.name == item.tensor.name => {
+                    places.push((number, whole.len));
+                    whole.len = whole.len.saturating_add(item.tensor.len);
+                    if let (Some(all), Some(rows)) =
+                        (whole.shape.first_mut(), item.tensor.shape.first())
+                    {
+                        *all = all.saturating_add(*rows);
+                    }
+                }
+                _ => {
+                    places.push((tensors.len(), 0));
+                    tensors.push(item.tensor.clone());
+                }
+            }
+        }
         let header = container.header(&WritePlan { metadata, tensors })?;
         let own = self.items.iter_mut().filter(|i| i.file == part);
-        for (item, offset) in own.zip(&header.offsets) {
-            item.offset = *offset;
+        for (item, (tensor, before)) in own.zip(places) {
+            let start = header.offsets.get(tensor).copied().unwrap_or_default();
+            item.offset = start.saturating_add(before);
         }
         Ok(OutputFile { path, header })
     }
@@ -807,6 +904,7 @@ pub fn describe(source: &LinearSource) -> String {
         LinearRule::Packed { packing, .. } | LinearRule::Tiles { packing, .. } => {
             packing.name().to_owned()
         }
+        LinearRule::Affine { .. } => MLX_PACKING.to_owned(),
         LinearRule::PackedValues { packing, .. } => format!("{} as {stored}", packing.name()),
         LinearRule::Dequantised { .. } => format!("{stored} ternary"),
         LinearRule::Absmean => format!("{stored} master"),
@@ -819,9 +917,9 @@ fn widens(from: Encoding, to: Encoding) -> bool {
     to == Encoding::Plain(PlainType::F32) || from == to
 }
 
-/// Whether the rows of a linear are to be brought into GGUF's paired order.
-pub fn permuted_head_dim(checkpoint: &Checkpoint, kind: Kind, slot: Slot) -> Option<usize> {
+/// Whether the rows of a linear are to be brought into the order of paired rotary dimensions.
+pub fn permuted_head_dim(checkpoint: &Checkpoint, target: &Target, slot: Slot) -> Option<usize> {
     let is_qk = matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj));
-    (kind == Kind::Gguf && checkpoint.family.permutes_qk && is_qk)
+    (target.permutes_qk(checkpoint.family.permutes_qk) && is_qk)
         .then_some(checkpoint.config.head_dim)
 }

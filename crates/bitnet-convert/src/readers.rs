@@ -133,7 +133,7 @@ impl FileFacts {
                 }
                 Action::CopyMaster => facts.add("linears", format!("{} master", item.to)),
                 Action::Copy | Action::Recode(_) => facts.add("linears", item.to.clone()),
-                Action::Ready(_) | Action::Scale => {}
+                Action::Ready(_) | Action::Scale(_) => {}
             }
         }
         if plan.target.kind == Kind::HuggingFace {

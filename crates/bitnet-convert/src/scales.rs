@@ -69,15 +69,40 @@ pub fn structure(
     source: &LinearSource,
 ) -> Result<Vec<usize>, FormatError> {
     // the absmean rule has one scale
-    if matches!(source.rule, LinearRule::Absmean) || probe(checkpoint, slot, source).is_some() {
+    let Some(known) = known(checkpoint, slot, source)? else {
         return Ok(vec![1]);
-    }
-    let matrix = checkpoint.ternary(slot)?;
-    Ok(match matrix.normal_scales() {
+    };
+    Ok(match known.scales() {
         Scales::PerTensor(_) => vec![1],
         Scales::PerRow(_) => vec![source.rows, 1],
         Scales::PerGroup { group, .. } => vec![source.rows, source.cols / group],
     })
+}
+
+/// A matrix with the scales of a linear in normal form: its own, or a [`probe`]. `None` for master weights, whose
+/// scale is computed from all of them. Where only the weights tell (block scales, numbers that are trits
+/// times scales) this reads them.
+///
+/// # Errors
+/// Whatever is wrong with the weights.
+pub fn known(
+    checkpoint: &Checkpoint,
+    slot: Slot,
+    source: &LinearSource,
+) -> Result<Option<TernaryMatrix>, FormatError> {
+    if matches!(source.rule, LinearRule::Absmean) {
+        return Ok(None);
+    }
+    if let Some(probe) = probe(checkpoint, slot, source) {
+        return Ok(Some(probe));
+    }
+    let matrix = checkpoint.ternary(slot)?;
+    let scales = matrix.normal_scales();
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let normal = TernaryMatrix::new(rows, cols, matrix.into_trits(), scales);
+    normal
+        .map(Some)
+        .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))
 }
 
 /// The stored value of a scale.
@@ -174,6 +199,15 @@ pub fn dequantise(matrix: &TernaryMatrix, to: PlainType, first: usize, out: &mut
                 _ => fill(trits, bytes, f32::to_le_bytes, scale),
             }
         }
+    }
+}
+
+/// Appends a number in a float type.
+pub fn push(bytes: &mut Vec<u8>, number: f32, plain: PlainType) {
+    match plain {
+        PlainType::F16 => bytes.extend_from_slice(&f32_to_f16(number).to_le_bytes()),
+        PlainType::Bf16 => bytes.extend_from_slice(&f32_to_bf16(number).to_le_bytes()),
+        _ => bytes.extend_from_slice(&number.to_le_bytes()),
     }
 }
 

@@ -4,7 +4,7 @@
 //! metadata, dense tensors) follows from those two and the family. Adding a packing that GGUF can
 //! hold is one row here.
 
-use bitnet_formats::{Packing, PlainType, packing_by_name};
+use bitnet_formats::{Container, Gguf, Packing, PlainType, Pytorch, Safetensors, packing_by_name};
 
 /// How a target stores the linears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,10 @@ pub enum Linears {
     /// As tiles (`formats/packed.md`) in the packing of this name; those with group scales, which only
     /// `GROUPED_TILES` holds whole, in that.
     Tiles(&'static str),
+    /// In the packing of this name, a scale and a bias beside every group of columns.
+    Affine(&'static str),
+    /// In the packing of this name, matrices fused as bitnet.cpp's GPU program wants them.
+    Fused(&'static str),
     /// As numbers `trit * scale` of this type.
     Float(PlainType),
     /// Master weights as they are in the source; anything else as `Float`.
@@ -28,7 +32,7 @@ pub const GROUPED_TILES: &str = "tile32-2bit";
 pub enum Kind {
     /// One `.gguf` file, or several when split.
     Gguf,
-    /// A Hugging Face checkpoint directory.
+    /// A checkpoint directory: weights, `config.json`, tokenizer.
     HuggingFace,
 }
 
@@ -49,7 +53,10 @@ impl Target {
     /// The packing of the linears, if they are packed.
     pub fn packing(&self) -> Option<&'static dyn Packing> {
         match self.linears {
-            Linears::Packed(name) | Linears::Tiles(name) => packing_by_name(name),
+            Linears::Packed(name)
+            | Linears::Tiles(name)
+            | Linears::Affine(name)
+            | Linears::Fused(name) => packing_by_name(name),
             Linears::Float(_) | Linears::Master(_) => None,
         }
     }
@@ -62,11 +69,21 @@ impl Target {
         }
     }
 
-    /// `gguf` or `safetensors`.
+    /// `gguf`, `safetensors` or `pytorch`.
     pub fn container(&self) -> &'static str {
-        match self.kind {
-            Kind::Gguf => "gguf",
-            Kind::HuggingFace => "safetensors",
+        match (self.kind, self.linears) {
+            (Kind::Gguf, _) => Gguf.name(),
+            (Kind::HuggingFace, Linears::Fused(_)) => Pytorch.name(),
+            (Kind::HuggingFace, _) => Safetensors.name(),
+        }
+    }
+
+    /// Whether the rows of q and k stand in the order of paired rotary dimensions, in a family that GGUF
+    /// has (or has not) so.
+    pub fn permutes_qk(&self, in_gguf: bool) -> bool {
+        match (self.kind, self.linears) {
+            (Kind::Gguf, _) => in_gguf,
+            (Kind::HuggingFace, linears) => matches!(linears, Linears::Fused(_)),
         }
     }
 
@@ -187,6 +204,18 @@ pub static TARGETS: &[Target] = &[
         about: "2 bits in tiles, f32 scales of any structure; mapped by avx512_vnni, avx_vnni, avx2, neon_dotprod, neon",
     },
     Target {
+        name: "mlx-2bit",
+        kind: Kind::HuggingFace,
+        linears: Linears::Affine("mlx_2bit"),
+        about: "2 bits, f16 or bf16 scale and bias per 128 or fewer; mlx",
+    },
+    Target {
+        name: "ms-gpu-int2",
+        kind: Kind::HuggingFace,
+        linears: Linears::Fused("ms_gpu_int2"),
+        about: "2 bits in tiles, one bf16 scale per matrix, 2B4T's network only; bitnet.cpp on GPUs",
+    },
+    Target {
         name: "hf-bf16",
         kind: Kind::HuggingFace,
         linears: Linears::Master(PlainType::Bf16),
@@ -210,8 +239,8 @@ mod tests {
     #[test]
     fn every_row_names_a_writable_packing_that_its_container_holds() {
         for target in TARGETS {
-            if let Linears::Packed(name) | Linears::Tiles(name) = target.linears {
-                let packing = target.packing().unwrap_or_else(|| panic!("{name}"));
+            if let Some(packing) = target.packing() {
+                let name = target.name;
                 assert!(packing.is_writable(), "{name}");
                 assert_eq!(
                     packing.gguf_type().is_some(),
@@ -221,6 +250,10 @@ mod tests {
             }
             assert_eq!(target.gguf_file_type().is_some(), target.kind == Kind::Gguf);
         }
+        let packed = TARGETS.iter().filter(|t| t.packing().is_some()).count();
+        let floats = |l| matches!(l, Linears::Float(_) | Linears::Master(_));
+        let floats = TARGETS.iter().filter(|t| floats(t.linears)).count();
+        assert_eq!(packed + floats, TARGETS.len());
         for name in GGUF_PREFERENCE {
             assert!(
                 by_name(name).is_some_and(|t| t.kind == Kind::Gguf),

@@ -29,7 +29,7 @@ pub use evidence::{CodeLength, DECISIVE_BITS, code_length};
 pub use limits::Limits;
 pub use mapped::Mapped;
 pub use packing::{
-    Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, UnitRows, affine_scales,
+    Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, UnitRows, affine_rows, affine_scales,
     name_with_parameters, packing_by_name, same_layout_id, ternary_of_affine,
 };
 pub use tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorFile, TensorInfo};

@@ -27,7 +27,7 @@ mod tl2;
 mod tq1_0;
 mod tq2_0;
 
-pub use mlx_2bit::{Affine, affine_scales, ternary_of_affine};
+pub use mlx_2bit::{Affine, affine_rows, affine_scales, ternary_of_affine};
 
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix, decode_quads, encode_quads};

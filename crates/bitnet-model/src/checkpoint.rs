@@ -12,15 +12,16 @@ mod values;
 
 pub use layout::{LayoutEvidence, LayoutReading, LayoutReason};
 pub use resolve::{
-    HF_PACKING, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, is_tiles, tiles_entry, tiles_shape,
+    GPU_PACKING, HF_PACKING, MLX_PACKING, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, is_tiles,
+    tiles_entry, tiles_shape,
 };
 
 use crate::config::Config;
 use crate::family::{Family, ScaleDirection};
 use crate::slot::Slot;
 use bitnet_formats::{
-    BlockType, Encoding, ErrorCode, FormatError, Limits, PackedTensor, Packing, PlainType,
-    TensorFile, TensorInfo, dense_to_f32,
+    Affine, BlockType, Encoding, ErrorCode, FormatError, Limits, PackedTensor, Packing, PlainType,
+    TensorFile, TensorInfo, affine_rows, dense_to_f32,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
@@ -67,6 +68,15 @@ pub enum LinearRule {
         /// Multipliers, f32: `[1]`, `[rows, 1]` or `[rows, groups]`.
         scales: TensorInfo,
     },
+    /// MLX's affine codes: weight = scale * code + bias.
+    Affine {
+        /// Columns per scale.
+        group: usize,
+        /// `(rows, cols / group)`, floats.
+        scales: TensorInfo,
+        /// The same shape.
+        biases: TensorInfo,
+    },
     /// Values that already are `trit * scale`: the scale is read off the values, never absmean.
     Dequantised {
         /// Scale stored in a tensor beside it, applied on top of the values' own.
@@ -80,7 +90,7 @@ impl LinearRule {
     /// The tensor of scales beside the weights, if there is one.
     pub fn scale_tensor(&self) -> Option<&TensorInfo> {
         match self {
-            Self::Tiles { scales, .. } => Some(scales),
+            Self::Tiles { scales, .. } | Self::Affine { scales, .. } => Some(scales),
             _ => self.outside().map(|(info, _)| info),
         }
     }
@@ -91,7 +101,7 @@ impl LinearRule {
             Self::Packed { outside, .. }
             | Self::PackedValues { outside, .. }
             | Self::Dequantised { outside } => outside.as_ref(),
-            Self::Tiles { .. } | Self::Absmean => None,
+            Self::Tiles { .. } | Self::Affine { .. } | Self::Absmean => None,
         }
     }
 }
@@ -396,6 +406,11 @@ impl Checkpoint {
                     scales,
                 )
             }
+            LinearRule::Affine {
+                group,
+                scales,
+                biases,
+            } => self.affine(source, *group, scales, biases)?,
             LinearRule::Dequantised { outside } => {
                 let (trits, scales) = if plain.is_float_weight() {
                     values::dequantised(plain, bytes, cols)?
@@ -415,6 +430,47 @@ impl Checkpoint {
             None => matrix,
             Some(head_dim) => hf_from_gguf_rows(&matrix, *head_dim),
         })
+    }
+
+    /// MLX's codes, by the values that they stand for.
+    fn affine(
+        &self,
+        source: &LinearSource,
+        group: usize,
+        scales: &TensorInfo,
+        biases: &TensorInfo,
+    ) -> Result<(Vec<i8>, Scales), FormatError> {
+        let (rows, cols) = (source.rows, source.cols);
+        let numbers = |info: &TensorInfo| match info.encoding {
+            Encoding::Plain(plain) => {
+                values::small_values(plain, self.file.bytes(info)).map_err(|e| self.place(e, info))
+            }
+            _ => Ok(Vec::new()),
+        };
+        let (scales, biases) = (numbers(scales)?, numbers(biases)?);
+        let affine = Affine {
+            codes: self.file.bytes(&source.info),
+            rows,
+            cols,
+            group,
+            scales: &scales,
+            biases: &biases,
+        };
+        let (mut trits, mut magnitudes) = (vec![0; rows * cols], vec![0.0; scales.len()]);
+        let step = rows_per_piece(cols);
+        let per_row = (scales.len() / rows.max(1)).max(1);
+        trits
+            .par_chunks_mut(step * cols.max(1))
+            .zip(magnitudes.par_chunks_mut(step * per_row))
+            .enumerate()
+            .try_for_each(|(i, (trits, magnitudes))| {
+                affine_rows(&affine, i * step, trits, magnitudes)
+            })?;
+        let scales = Scales::PerGroup {
+            group,
+            scales: magnitudes,
+        };
+        Ok((trits, scales))
     }
 
     /// The scales of a packed tensor: its own, those beside it, or both.
@@ -659,20 +715,24 @@ fn packed(bytes: &[u8], rows: usize, cols: usize) -> PackedTensor<'_> {
     }
 }
 
+/// Rows per piece of parallel work: large enough to be worth a hand-over, small enough for L2.
+fn rows_per_piece(cols: usize) -> usize {
+    const TRITS: usize = 1 << 18;
+    (TRITS / cols.max(1)).max(1)
+}
+
 /// Unpacks a whole matrix in parallel on the current rayon pool.
 fn unpack(
     packing: &'static dyn Packing,
     tensor: PackedTensor<'_>,
     scales: &Scales,
 ) -> Result<Vec<i8>, FormatError> {
-    /// Trits per piece of parallel work: large enough to be worth a hand-over, small enough for L2.
-    const PIECE: usize = 1 << 18;
     let tensor = PackedTensor {
         outside: Some(scales),
         ..tensor
     };
     let mut trits = vec![0; tensor.rows * tensor.cols];
-    let step = (PIECE / tensor.cols.max(1)).max(1);
+    let step = rows_per_piece(tensor.cols);
     trits
         .par_chunks_mut(step * tensor.cols.max(1))
         .enumerate()

@@ -8,6 +8,7 @@ mod bitnet_2b_4t;
 mod bitnet_b1_58;
 mod gemma3;
 mod gguf_keys;
+mod gpu_names;
 mod hf_config;
 mod llama_b1_58;
 mod names;
@@ -19,9 +20,11 @@ pub use hf_config::HfStorage;
 pub use quantization::{Quantization, ScaleDirection};
 
 pub(crate) use gguf_keys::{ROPE_FREQUENCIES, check_rope_frequencies, rope_frequency_factors};
+pub use gpu_names::{GPU_SCALES, GpuPlace, check_gpu_network, gpu_place};
 pub(crate) use hf_config::{add_generation_config, parse_json, parse_value};
 pub(crate) use pooling::add_pooling;
 pub use pooling::{pooling_files, pooling_settings};
+pub(crate) use quantization::{affine_group, affine_says_activations};
 
 use crate::config::{Activation, ActivationQuantization, Config, Factors, RopeScaling, Yarn};
 use crate::slot::Slot;
@@ -199,6 +202,7 @@ impl Family {
                 None => Quantization::Online,
             },
             HfStorage::Packed(direction) => Quantization::Offline(direction),
+            HfStorage::Affine { group } => Quantization::Affine { group },
             HfStorage::Dequantised if self.dequantised_has_scale(config) => {
                 Quantization::Offline(ScaleDirection::Multiply)
             }

@@ -31,17 +31,19 @@ pub use certificate::{
 };
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
-    Checkpoint, DenseTensor, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason, LinearRule,
-    LinearSource, OpenOptions, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, TernaryRows,
-    gguf_from_hf_rows, hf_from_gguf_rows, is_tiles, tiles_entry, tiles_shape, weight_scale_bytes,
+    Checkpoint, DenseTensor, GPU_PACKING, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason,
+    LinearRule, LinearSource, MLX_PACKING, OpenOptions, TILES_ALIGNMENT, TILES_FORMAT,
+    TILES_VERSION, TernaryRows, gguf_from_hf_rows, hf_from_gguf_rows, is_tiles, tiles_entry,
+    tiles_shape, weight_scale_bytes,
 };
 pub use config::{
     Activation, ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling,
     SlidingWindow, Yarn,
 };
 pub use family::{
-    FAMILIES, Family, GgufWindows, GgufWiring, HfStorage, Quantization, ScaleDirection,
-    UnmarkedFloats, family_by_name, pooling_files, pooling_settings,
+    FAMILIES, Family, GPU_SCALES, GgufWindows, GgufWiring, GpuPlace, HfStorage, Quantization,
+    ScaleDirection, UnmarkedFloats, check_gpu_network, family_by_name, gpu_place, pooling_files,
+    pooling_settings,
 };
 pub use forward::{HeadPasses, Logits, Model, Session};
 pub use kv_cache::{KvCache, KvType};

@@ -112,9 +112,67 @@ pub struct Affine<'a> {
 /// The ternary matrix of an affine pack: weight = scale * code + bias.
 ///
 /// # Errors
-/// `not-ternary` where the values that a group uses are not -m, 0 and +m for one m; `non-finite`;
-/// `malformed` and `truncated` for tensors that do not fit each other.
+/// As [`affine_rows`].
 pub fn ternary_of_affine(affine: &Affine<'_>) -> Result<TernaryMatrix, FormatError> {
+    let Affine {
+        rows, cols, group, ..
+    } = *affine;
+    affine.check()?;
+    let mut trits = vec![0i8; elements(rows, cols)? as usize];
+    let mut scales = vec![0.0; affine.scales.len()];
+    affine_rows(affine, 0, &mut trits, &mut scales)?;
+    TernaryMatrix::new(rows, cols, trits, Scales::PerGroup { group, scales })
+        .map_err(|e| matrix_error(&e))
+}
+
+impl Affine<'_> {
+    /// Whether the tensors fit each other.
+    fn check(&self) -> Result<(), FormatError> {
+        let Affine {
+            codes,
+            rows,
+            cols,
+            group,
+            scales,
+            biases,
+        } = *self;
+        let beside = PackedTensor {
+            bytes: codes,
+            rows,
+            cols,
+            outside: None,
+        };
+        beside.check_len(Mlx2bit.packed_len(rows, cols)?)?;
+        let per_row = cols.checked_div(group).unwrap_or(0);
+        let fits = GROUPS.contains(&group)
+            && cols.is_multiple_of(group)
+            && scales.len() as u64 == elements(rows, per_row)?
+            && biases.len() == scales.len();
+        if fits {
+            return Ok(());
+        }
+        let (n, m) = (scales.len(), biases.len());
+        Err(FormatError::new(
+            ErrorCode::Malformed,
+            format!("{n} scales and {m} biases in groups of {group} do not fit {rows} x {cols}"),
+        ))
+    }
+}
+
+/// Some rows of an affine pack, from `first` on: trits `(n, cols)` and the magnitudes of their groups
+/// `(n, cols / group)`.
+///
+/// # Errors
+/// `not-ternary` where the values that a group uses are not -m, 0 and +m for one m; `non-finite`;
+/// `malformed` and `truncated` for tensors that do not fit each other; `usage` for rows that the matrix
+/// does not have.
+pub fn affine_rows(
+    affine: &Affine<'_>,
+    first: usize,
+    trits: &mut [i8],
+    magnitudes: &mut [f32],
+) -> Result<(), FormatError> {
+    affine.check()?;
     let Affine {
         codes,
         rows,
@@ -123,39 +181,32 @@ pub fn ternary_of_affine(affine: &Affine<'_>) -> Result<TernaryMatrix, FormatErr
         scales,
         biases,
     } = *affine;
-    let expected = Mlx2bit.packed_len(rows, cols)?;
     let beside = PackedTensor {
         bytes: codes,
         rows,
         cols,
         outside: None,
     };
-    beside.check_len(expected)?;
-    let per_row = cols.checked_div(group).unwrap_or(0);
-    let fits = GROUPS.contains(&group)
-        && cols.is_multiple_of(group)
-        && scales.len() as u64 == elements(rows, per_row)?
-        && biases.len() == scales.len();
-    if !fits {
-        let (n, m) = (scales.len(), biases.len());
-        return Err(FormatError::new(
-            ErrorCode::Malformed,
-            format!("{n} scales and {m} biases in groups of {group} do not fit {rows} x {cols}"),
-        ));
+    beside.check_rows(Mlx2bit.packed_len(rows, cols)?, first, trits.len())?;
+    if magnitudes.len() != trits.len() / group {
+        let (found, expected) = (magnitudes.len(), trits.len() / group);
+        let message = format!("expected room for {expected} scales, found {found}");
+        return Err(FormatError::new(ErrorCode::Usage, message));
     }
-    let mut trits = vec![0i8; elements(rows, cols)? as usize];
-    let mut magnitudes = Vec::with_capacity(scales.len());
-    let groups = trits
-        .chunks_exact_mut(group)
-        .zip(codes.chunks_exact(group / 4));
-    for (at, ((trits, codes), (&scale, &bias))) in groups.zip(scales.iter().zip(biases)).enumerate()
+    let per_row = cols / group;
+    let start = first * per_row;
+    let codes = codes[first * (cols / 4)..].chunks_exact(group / 4);
+    let numbers = scales[start..].iter().zip(&biases[start..]);
+    let out = trits.chunks_exact_mut(group).zip(magnitudes);
+    for (at, (((trits, magnitude), codes), (&scale, &bias))) in
+        (start..).zip(out.zip(codes).zip(numbers))
     {
         let usual = scale >= 0.0 && scale.is_finite() && bias == -scale;
         if usual && decode_quads(codes, trits) {
-            magnitudes.push(scale);
+            *magnitude = scale;
             continue;
         }
-        let magnitude = unusual_group(codes, trits, scale, bias).map_err(|(code, found)| {
+        *magnitude = unusual_group(codes, trits, scale, bias).map_err(|(code, found)| {
             let (row, col) = (at / per_row, at % per_row * group);
             FormatError::new(
                 code,
@@ -163,13 +214,8 @@ pub fn ternary_of_affine(affine: &Affine<'_>) -> Result<TernaryMatrix, FormatErr
             )
             .hint("MLX's own quantiser does not keep ternary weights; convert from the model it was made of")
         })?;
-        magnitudes.push(magnitude);
     }
-    let scales = Scales::PerGroup {
-        group,
-        scales: magnitudes,
-    };
-    TernaryMatrix::new(rows, cols, trits, scales).map_err(|e| matrix_error(&e))
+    Ok(())
 }
 
 /// A group whose bias is not -scale, or which has code 3: ternary if the values it uses are.

@@ -4,11 +4,15 @@
 //! short list of tensors that are known to say nothing new. Whatever is missing, left over, of another
 //! shape or of another type is an error naming the tensor.
 
+mod affine;
 mod gguf;
+mod gpu;
 mod hugging_face;
 mod tiles;
 
+pub use self::affine::MLX_PACKING;
 pub(super) use self::gguf::{forced_layout, gguf};
+pub use self::gpu::GPU_PACKING;
 pub use self::hugging_face::HF_PACKING;
 pub(super) use self::hugging_face::hugging_face;
 pub use self::tiles::{

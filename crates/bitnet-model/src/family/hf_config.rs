@@ -67,6 +67,11 @@ pub enum HfStorage {
     MasterWeights,
     /// Packed codes with a `weight_scale` of this direction.
     Packed(ScaleDirection),
+    /// MLX's affine codes, one scale and one bias for so many columns.
+    Affine {
+        /// 32, 64 or 128.
+        group: usize,
+    },
     /// `trit * scale` as numbers; with a `weight_scale` of 1 when activations are quantised.
     Dequantised,
 }

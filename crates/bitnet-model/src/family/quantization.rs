@@ -10,6 +10,8 @@ use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
 
 const CONFIG: &str = "quantization_config";
+/// MLX's key, and what others that leave a key of this name mean is not known.
+const AFFINE: &str = "quantization";
 /// Our own key for checkpoints of dequantised weights whose activations are not quantised.
 const ACTIVATIONS: &str = "activation_quantization";
 /// transformers' key for a norm in front of every linear; its epsilon has a key of its own.
@@ -34,11 +36,16 @@ pub enum Quantization {
     Online,
     /// Trits and a scale of this direction.
     Offline(ScaleDirection),
+    /// MLX's 2-bit codes with scales and biases (`formats/packing/mlx_2bit.md`), in groups of so many columns
+    /// where a module has no settings of its own.
+    Affine {
+        /// Columns per scale.
+        group: usize,
+    },
 }
 
 /// Keys that other quantisers leave; with any of them the layout is not one of this page.
-const FOREIGN: [&str; 5] = [
-    "quantization",
+const FOREIGN: [&str; 4] = [
     "compression_config",
     "quant_bits",
     "quantization_bit",
@@ -67,6 +74,16 @@ pub(super) fn read(config: &Value, projection_norms: bool) -> Result<Quantizatio
             None | Some(Value::Null | Value::Bool(false)) => {}
             Some(other) => return Err(unknown(key, other, "no such key")),
         }
+    }
+    if let Some(section) = affine(config)? {
+        // mlx writes its key twice, under the name that others look for
+        match config.get(CONFIG) {
+            None | Some(Value::Null) => {}
+            Some(twice) if config.get(AFFINE) == Some(twice) => {}
+            Some(other) => return Err(unknown(CONFIG, other, "the same as in `quantization`")),
+        }
+        let group = affine_settings(section, AFFINE)?;
+        return Ok(Quantization::Affine { group });
     }
     for (key, known) in [("weight_bits", 1), ("input_bits", 8)] {
         match config.get(key) {
@@ -136,6 +153,60 @@ pub(super) fn read(config: &Value, projection_norms: bool) -> Result<Quantizatio
     }
 }
 
+/// MLX's object, if there is one.
+fn affine(config: &Value) -> Result<Option<&Map<String, Value>>, FormatError> {
+    match config.get(AFFINE) {
+        None | Some(Value::Null | Value::Bool(false)) => Ok(None),
+        Some(Value::Object(section)) if section.contains_key("bits") => Ok(Some(section)),
+        Some(other) => Err(unknown(AFFINE, other, "no such key, or mlx's")),
+    }
+}
+
+/// The group size in settings of mlx, which MUST be those of ternary codes.
+fn affine_settings(settings: &Map<String, Value>, path: &str) -> Result<usize, FormatError> {
+    let of = |name: &str| settings.get(name).unwrap_or(&Value::Null);
+    let key = |name: &str| format!("{path}.{name}");
+    if of("bits").as_u64() != Some(2) {
+        return Err(unknown(&key("bits"), of("bits"), "2")
+            .hint("ternary weights have 2 bits; other widths cannot be converted without loss"));
+    }
+    let mode = of("mode");
+    if !mode.is_null() && mode != "affine" {
+        return Err(unknown(&key("mode"), mode, "\"affine\""));
+    }
+    match of("group_size").as_u64() {
+        Some(group @ (32 | 64 | 128)) => Ok(group as usize),
+        _ => Err(unknown(
+            &key("group_size"),
+            of("group_size"),
+            "32, 64 or 128",
+        )),
+    }
+}
+
+/// The columns per scale of a module of an MLX checkpoint; `None` for one that is not quantised.
+pub(crate) fn affine_group(config: &Value, module: &str) -> Result<Option<usize>, FormatError> {
+    let Some(section) = affine(config)? else {
+        return Ok(None);
+    };
+    match section.get(module) {
+        None | Some(Value::Bool(true)) => affine_settings(section, AFFINE).map(Some),
+        Some(Value::Bool(false)) => Ok(None),
+        Some(Value::Object(own)) => affine_settings(own, &format!("{AFFINE}.{module}")).map(Some),
+        Some(other) => {
+            let key = format!("{AFFINE}.{module}");
+            Err(unknown(&key, other, "false or an object"))
+        }
+    }
+}
+
+/// Whether an MLX checkpoint says what happens to the inputs of its linears. MLX itself never quantises them,
+/// so silence means that, unless the architecture has no other linears than BitNet's.
+pub(crate) fn affine_says_activations(config: &Value) -> bool {
+    let section = config.get(AFFINE);
+    section.is_some_and(|section| section.get(ACTIVATIONS).is_some())
+}
+
 /// Every linear of a layer is ternary here, so the list may only name what is dense anyway.
 fn check_not_converted(list: Option<&Value>) -> Result<(), FormatError> {
     let names = match list {
@@ -170,12 +241,16 @@ fn check_not_converted(list: Option<&Value>) -> Result<(), FormatError> {
 
 /// Whether inputs of the linears are quantised, by our own key; BitNet's answer is yes.
 pub(super) fn activations(config: &Value) -> Result<ActivationQuantization, FormatError> {
-    match section(config)?.and_then(|s| s.get(ACTIVATIONS)) {
+    let said = match affine(config)? {
+        Some(section) => section.get(ACTIVATIONS),
+        None => section(config)?.and_then(|s| s.get(ACTIVATIONS)),
+    };
+    match said {
         None => Ok(ActivationQuantization::Int8PerToken),
         Some(Value::String(s)) if s == "int8_per_token" => Ok(ActivationQuantization::Int8PerToken),
         Some(Value::String(s)) if s == "none" => Ok(ActivationQuantization::None),
         Some(other) => Err(unknown(
-            "quantization_config.activation_quantization",
+            ACTIVATIONS,
             other,
             "\"int8_per_token\" or \"none\"",
         )),
@@ -184,8 +259,21 @@ pub(super) fn activations(config: &Value) -> Result<ActivationQuantization, Form
 
 /// Sets `quantization_config` to what the stored tensors mean; keys we do not know stay.
 pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization, meant: &Config) {
+    config.shift_remove(AFFINE);
     if quantization == Quantization::Unmarked {
         config.shift_remove(CONFIG);
+        return;
+    }
+    if let Quantization::Affine { group } = quantization {
+        config.shift_remove(CONFIG);
+        let activations = match meant.activation_quantization {
+            ActivationQuantization::Int8PerToken => "int8_per_token",
+            ActivationQuantization::None => "none",
+        };
+        let section = json!({
+            "group_size": group, "bits": 2, "mode": "affine", ACTIVATIONS: activations,
+        });
+        config.insert(AFFINE.to_owned(), section);
         return;
     }
     let mut section = match config.get(CONFIG) {
@@ -196,7 +284,9 @@ pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization,
     let class = match quantization {
         Quantization::Offline(ScaleDirection::Divide) => ("bitlinear", "offline"),
         Quantization::Offline(ScaleDirection::Multiply) => ("autobitlinear", "offline"),
-        Quantization::Online | Quantization::Unmarked => ("autobitlinear", "online"),
+        Quantization::Online | Quantization::Unmarked | Quantization::Affine { .. } => {
+            ("autobitlinear", "online")
+        }
     };
     // an absent class is `bitlinear`: published files of that kind have no key, so none is added
     if class.0 == "autobitlinear" || section.contains_key("linear_class") {

@@ -1,7 +1,7 @@
 //! Hugging Face checkpoints: the slots from tensor names, the rules from `config.json`, and where
 //! that says nothing from the values.
 
-use super::{Resolved, Tensors, error, look, missing, not_ternary, tiles};
+use super::{Resolved, Tensors, affine, error, gpu, look, missing, not_ternary, tiles};
 use crate::checkpoint::values::Evidence;
 use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source, read_bounded};
 use crate::config::ActivationQuantization;
@@ -72,15 +72,34 @@ pub(in crate::checkpoint) fn hugging_face(
     }
 
     let in_tiles = tiles::is_profile(file)?;
+    let fused = gpu::is_fused(file);
+    let is_affine = matches!(quantization, Quantization::Affine { .. });
+    if is_affine
+        && family.unmarked_floats == UnmarkedFloats::AskTheData
+        && !family::affine_says_activations(&config_json)
+    {
+        config.activation_quantization = ActivationQuantization::None;
+    }
     let mut tensors = Tensors::new(file);
     let mut sources = HashMap::new();
     let mut undecided = Vec::new();
     for slot in config.slots() {
-        let name = (family.tensor_name)(slot);
+        if fused && slot.is_ternary() {
+            let source = gpu::linear(&mut tensors, slot, &config)?;
+            sources.insert(slot, Source::Linear(source));
+            continue;
+        }
+        let name = match fused {
+            true => gpu::name(slot)?,
+            false => (family.tensor_name)(slot),
+        };
         // embedding models and some exports leave the prefix away
         let names = prefixed(&name);
         let names = [names[0].as_str(), names[1].as_str()];
         if !slot.is_ternary() {
+            if is_affine {
+                affine::refuse_quantised(&tensors, &name).map_err(in_config)?;
+            }
             let plus_one = (family.stores_gain_minus_one)(slot);
             tensors.dense(&names, slot, &config, plus_one, &mut sources)?;
             continue;
@@ -88,8 +107,14 @@ pub(in crate::checkpoint) fn hugging_face(
         let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
         let shape = config.shape(slot);
         let (rows, cols) = (shape[0], shape[1]);
+        let affine = match is_affine {
+            true => family::affine_group(&config_json, affine::module(&info.name)),
+            false => Ok(None),
+        };
         let rule = if in_tiles {
             tiles::rule(&mut tensors, info, rows, cols)?
+        } else if let Some(group) = affine.map_err(in_config)? {
+            affine::rule(&mut tensors, info, rows, cols, group)?
         } else {
             let scale_name = info
                 .name
@@ -114,12 +139,16 @@ pub(in crate::checkpoint) fn hugging_face(
     let embedding = sources
         .get(&Slot::TokenEmbeddings)
         .map(|s| s.info().clone());
+    let head_name = match fused {
+        true => gpu::name(Slot::OutputHead)?,
+        false => (family.tensor_name)(Slot::OutputHead),
+    };
     tensors.finish(|info| {
         if info.name.ends_with(".rotary_emb.inv_freq") {
             return Ok(true); // buffers that old transformers versions saved; made from the configuration
         }
         match &embedding {
-            Some(embedding) if info.name == "lm_head.weight" && config.tie_word_embeddings => {
+            Some(embedding) if info.name == head_name && config.tie_word_embeddings => {
                 tensors.is_tied_copy(info, embedding)
             }
             _ => Ok(false),
@@ -196,10 +225,14 @@ fn hf_rule(
     }
     let direction = match quantization {
         Quantization::Offline(direction) => direction,
-        Quantization::Unmarked | Quantization::Online => family.unmarked_scale,
+        // a module that MLX left alone is as good as unmarked
+        Quantization::Unmarked | Quantization::Online | Quantization::Affine { .. } => {
+            family.unmarked_scale
+        }
     };
+    let marked = matches!(quantization, Quantization::Offline(_));
     let Some(scale) = scale else {
-        if is_packed || !plain.is_float_weight() || quantization != Quantization::Unmarked {
+        if is_packed || !plain.is_float_weight() || marked {
             let name = info.name.strip_suffix("weight").unwrap_or(&info.name);
             return Err(missing(&[&format!("{name}weight_scale")])
                 .hint("trits without a scale are not weights; is the download complete?"));
