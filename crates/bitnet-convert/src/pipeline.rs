@@ -26,7 +26,7 @@ use bitnet_model::{
     Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, code_row_len, dense_sha256,
     gguf_from_hf_rows, hf_from_gguf_rows,
 };
-use bitnet_ternary::TernaryMatrix;
+use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -465,7 +465,7 @@ impl Converter<'_> {
         slot: Slot,
         to: &'static dyn Packing,
     ) -> Result<Option<Vec<u8>>, FormatError> {
-        let permuted = permuted_head_dim(self.checkpoint, self.plan.target.kind, slot).is_some();
+        let permuted = permuted_head_dim(self.checkpoint, self.plan.target, slot).is_some();
         let Some(rows) = self.checkpoint.ternary_rows(slot)?.filter(|_| !permuted) else {
             return Ok(None);
         };
@@ -475,7 +475,11 @@ impl Converter<'_> {
         let Some(probe) = scales::matrix(scale) else {
             return Ok(None);
         };
-        if to.check_scales(&probe, ScaleRounding::Refuse) != Ok(0.0) {
+        let beside = self.plan.scale_tensor(slot);
+        let plain = beside.map_or(PlainType::F32, ScaleTensor::plain);
+        if to.check_scales(&probe, ScaleRounding::Refuse) != Ok(0.0)
+            || scales::check_float(&probe, plain, ScaleRounding::Refuse) != Ok(0.0)
+        {
             return Ok(None);
         }
         let shape = rows.shape();
@@ -488,8 +492,9 @@ impl Converter<'_> {
             return Ok(None);
         };
         packed.extend_from_slice(&trailer);
-        if self.plan.stores_scales(slot) {
-            self.scales.insert(slot, vec![scale]);
+        if let Some(form) = beside {
+            let groups = form.group().map_or(1, |group| shape.0 * (shape.1 / group));
+            self.scales.insert(slot, vec![scale; groups]);
         }
         let source = Trits::Codes {
             shape,
