@@ -645,6 +645,37 @@ fn outputs_split_and_read_back_whole() {
 }
 
 #[test]
+fn a_part_that_is_missing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for output in ["split.gguf", "split"] {
+        let output = dir.path().join(output);
+        let ran = done(
+            &checkpoint("falcon-e"),
+            &output,
+            &["--split-max-size", "100K"],
+        );
+        let files = ran.json["output"]["files"].as_array().unwrap();
+        let weights: Vec<&str> = files
+            .iter()
+            .map(|f| f["path"].as_str().unwrap())
+            .filter(|p| p.ends_with(".gguf") || p.ends_with(".safetensors"))
+            .collect();
+        let count = weights.len();
+        for (n, path) in weights.iter().enumerate() {
+            let number = format!("-{:05}-of-{count:05}.", n + 1);
+            assert!(path.contains(&number), "{path} is not number {}", n + 1);
+        }
+        std::fs::remove_file(weights[count / 2]).unwrap();
+        let again = dir.path().join("again.gguf");
+        let ran = refused(Path::new(weights[0]), &again, &[]);
+        assert_eq!(ran.code(), "io", "{}", ran.json);
+        let message = ran.json["error"]["message"].as_str().unwrap();
+        assert!(message.contains(weights[count / 2]), "{message}");
+        assert!(ran.json["error"]["hint"].is_string(), "{}", ran.json);
+    }
+}
+
+#[test]
 fn broken_codes_found_while_streaming_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");

@@ -102,7 +102,7 @@ impl Machine<'_> {
             b'X' => self.text()?,                                     // BINUNICODE
             b'(' => self.stack.push(None),                            // MARK
             b't' => {
-                let parts = self.to_mark()?; // TUPLE
+                let parts = self.pop_to_mark()?; // TUPLE
                 self.push(Size::around(&parts))?;
             }
             0x85 => self.join(1)?,                      // TUPLE1
@@ -112,7 +112,7 @@ impl Machine<'_> {
             b'a' => self.add(1)?,                       // APPEND
             b's' => self.add(2)?,                       // SETITEM
             b'e' | b'u' => {
-                let parts = self.to_mark()?; // APPENDS, SETITEMS
+                let parts = self.pop_to_mark()?; // APPENDS, SETITEMS
                 self.add_all(&parts)?;
             }
             b'q' => {
@@ -196,7 +196,7 @@ impl Machine<'_> {
     }
 
     /// What was pushed since the last mark, in order.
-    fn to_mark(&mut self) -> Result<Vec<Size>, FormatError> {
+    fn pop_to_mark(&mut self) -> Result<Vec<Size>, FormatError> {
         let mark = self.stack.iter().rposition(Option::is_none);
         let mark = mark.ok_or_else(|| malformed("the operation finds no mark on the stack"))?;
         let parts = self.stack.drain(mark..).flatten().collect();

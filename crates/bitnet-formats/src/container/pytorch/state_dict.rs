@@ -197,7 +197,7 @@ fn rebuilt(name: &str, args: &[Object]) -> Result<Described, FormatError> {
         );
         return Err(malformed(message).hint("save it again with tensor.contiguous()"));
     }
-    if !first.checked_add(count).is_some_and(|end| end <= elements) {
+    if first.checked_add(count).is_none_or(|end| end > elements) {
         let message = format!("needs {count} elements from {first} on, its storage has {elements}");
         return Err(malformed(message));
     }

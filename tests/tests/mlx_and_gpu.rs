@@ -1,0 +1,223 @@
+//! MLX's affine checkpoints and those of bitnet.cpp's GPU program, written and read.
+//!
+//! Invariant: the bytes are those that `formats/packing/mlx_2bit.md` and `ms_gpu_int2.md` describe, unpacked here
+//! by their formulas and not by the library; settings that mean something else are refused by name.
+
+use bitnet_cli::ExitStatus;
+use bitnet_formats::{Limits, TensorFile, TensorInfo, open};
+use bitnet_model::{Checkpoint, OpenOptions, Slot};
+use bitnet_ternary::bf16_to_f32;
+use bitnet_tests::fixtures::{checkpoint, read_json};
+use bitnet_tests::program::{self, Ran};
+use serde_json::{Value, json};
+use std::path::Path;
+
+fn convert(source: &Path, output: &Path, to: &str) -> Ran {
+    let words = [
+        "--json".as_ref(),
+        source.as_os_str(),
+        "-o".as_ref(),
+        output.as_os_str(),
+        "--to".as_ref(),
+        to.as_ref(),
+    ];
+    program::run(bitnet_convert::run, words)
+}
+
+#[track_caller]
+fn done(source: &Path, output: &Path, to: &str) -> Value {
+    let ran = convert(source, output, to);
+    assert_eq!(ran.status, ExitStatus::Done, "{}", ran.stdout);
+    ran.json()
+}
+
+fn tensor<'a>(file: &'a TensorFile, name: &str) -> (&'a TensorInfo, &'a [u8]) {
+    let info = file.tensor(name).unwrap_or_else(|| panic!("no {name}"));
+    (info, file.bytes(info))
+}
+
+fn bf16(bytes: &[u8], at: usize) -> f32 {
+    bf16_to_f32(u16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]))
+}
+
+fn linears(checkpoint: &Checkpoint) -> Vec<Slot> {
+    let mut slots = checkpoint.slots();
+    slots.retain(|slot| slot.is_ternary());
+    slots
+}
+
+#[test]
+fn the_affine_codes_stand_for_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = checkpoint("bitnet-2b4t-packed");
+    let output = dir.path().join("mlx");
+    done(&source, &output, "mlx-2bit");
+    let config = read_json(&output.join("config.json"));
+    assert_eq!(config["quantization"]["bits"], 2);
+    assert_eq!(config["quantization"]["group_size"], 128);
+    assert!(config["quantization_config"].is_null());
+    let original = Checkpoint::open(&source, &OpenOptions::default()).unwrap();
+    let file = open(&output, &Limits::default()).unwrap();
+    for slot in linears(&original) {
+        let matrix = original.ternary(slot).unwrap();
+        let module = slot.to_string().replace(".weight", "");
+        let (info, words) = tensor(&file, &slot.to_string());
+        assert_eq!(info.shape, [matrix.rows(), matrix.cols() / 16]);
+        let (_, scales) = tensor(&file, &format!("{module}.scales"));
+        let (_, biases) = tensor(&file, &format!("{module}.biases"));
+        for (at, &trit) in matrix.trits().iter().enumerate() {
+            let (row, col) = (at / matrix.cols(), at % matrix.cols());
+            let word = &words[4 * (at / 16)..4 * (at / 16) + 4];
+            let word = u32::from_le_bytes(word.try_into().unwrap());
+            let code = (word >> (2 * (at % 16))) & 3;
+            let group = row * (matrix.cols() / 128) + col / 128;
+            let value = bf16(scales, group) * code as f32 + bf16(biases, group);
+            let expected = f32::from(trit) * matrix.scales().at(row, col, matrix.cols());
+            assert_eq!(value, expected, "{slot} {row} {col}");
+        }
+    }
+}
+
+#[test]
+fn the_fused_tiles_hold_the_matrices() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = checkpoint("bitnet-2b4t-packed");
+    let output = dir.path().join("gpu");
+    let json = done(&source, &output, "ms-gpu-int2");
+    assert_eq!(json["output"]["container"], "pytorch");
+    let original = Checkpoint::open(&source, &OpenOptions::default()).unwrap();
+    let config = &original.config;
+    let file = open(&output.join("model_state_int2.pt"), &Limits::default()).unwrap();
+    for slot in linears(&original) {
+        let Slot::Layer(layer, role) = slot else {
+            panic!("{slot}")
+        };
+        let (heads, key_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let (q, kv) = (heads * config.head_dim, key_heads * config.head_dim);
+        // tensor, row of the first, number of the scale
+        let (name, first, part) = match role.canonical() {
+            "self_attn.q_proj" => ("attention.wqkv", 0, 0),
+            "self_attn.k_proj" => ("attention.wqkv", q, 1),
+            "self_attn.v_proj" => ("attention.wqkv", q + kv, 2),
+            "self_attn.o_proj" => ("attention.wo", 0, 0),
+            "mlp.gate_proj" => ("feed_forward.w13", 0, 0),
+            "mlp.up_proj" => ("feed_forward.w13", config.intermediate_size, 1),
+            _ => ("feed_forward.w2", 0, 0),
+        };
+        let rotary = part < 2 && name == "attention.wqkv";
+        let matrix = original.ternary(slot).unwrap();
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let weight = format!("layers.{layer}.{name}.weight");
+        let (info, bytes) = tensor(&file, &weight);
+        assert_eq!(info.shape[1], cols / 4);
+        let (_, scales) = tensor(&file, &format!("{weight}_scale"));
+        assert_eq!(scales.len(), 8);
+        assert_eq!(bf16(scales, part), matrix.scales().at(0, 0, cols));
+        for row in 0..rows {
+            let d = config.head_dim;
+            let (head, i) = (row / d, row % d);
+            let paired = head * d + 2 * (i % (d / 2)) + i / (d / 2);
+            let n = first + if rotary { paired } else { row };
+            for k in 0..cols {
+                let word = (n % 16 / 8) * 16 + (k % 32 / 16) * 8 + n % 8;
+                let at = 128 * ((n / 16) * (cols / 32) + k / 32) + 4 * word + k % 16 % 4;
+                let code = (bytes[at] >> (2 * (k % 16 / 4))) & 3;
+                assert_eq!(code as i8 - 2, matrix.row(row)[k], "{slot} {row} {k}");
+            }
+        }
+    }
+    let (_, embeddings) = tensor(&file, "tok_embeddings.weight");
+    let (_, head) = tensor(&file, "output.weight");
+    assert!(embeddings == head && !head.is_empty());
+}
+
+#[test]
+fn a_split_is_no_file_of_the_gpu_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("gpu");
+    let source = checkpoint("bitnet-2b4t-packed");
+    let mut words: Vec<std::ffi::OsString> = vec!["--json".into(), source.into(), "-o".into()];
+    words.push(output.clone().into());
+    words.extend(["--to", "ms-gpu-int2", "--split-max-size", "100K"].map(Into::into));
+    let ran = program::run(bitnet_convert::run, words);
+    assert_eq!(ran.json()["error"]["code"], "usage", "{}", ran.stdout);
+    assert!(!output.exists());
+}
+
+/// An MLX checkpoint whose configuration was changed, converted again.
+#[track_caller]
+fn with_settings(change: impl Fn(&mut Value)) -> Value {
+    let dir = tempfile::tempdir().unwrap();
+    let (mlx, output) = (dir.path().join("mlx"), dir.path().join("out.gguf"));
+    done(&checkpoint("falcon-e-bfloat16"), &mlx, "mlx-2bit");
+    let path = mlx.join("config.json");
+    let mut config = read_json(&path);
+    change(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+    convert(&mlx, &output, "gguf-f32").json()
+}
+
+#[test]
+fn settings_of_mlx_are_understood_or_refused_by_name() {
+    let q = "model.layers.0.self_attn.q_proj";
+    let own = json!({"group_size": 128, "bits": 2});
+    // a module's own settings, the settings twice, no word about activations
+    for change in [
+        &(|_: &mut Value| {}) as &dyn Fn(&mut Value),
+        &|c: &mut Value| c["quantization"][q] = own.clone(),
+        &|c: &mut Value| c["quantization"]["model.embed_tokens"] = json!(false),
+        &|c: &mut Value| c["quantization_config"] = c["quantization"].clone(),
+    ] {
+        let json = with_settings(change);
+        assert_eq!(json["status"], "converted", "{json}");
+    }
+    let refusals: [(&dyn Fn(&mut Value), &str, &str); 8] = [
+        (
+            &|c| c["quantization"]["bits"] = json!(4),
+            "unknown-quantization",
+            "quantization.bits",
+        ),
+        (
+            &|c| c["quantization"]["group_size"] = json!(48),
+            "unknown-quantization",
+            "quantization.group_size",
+        ),
+        (
+            &|c| c["quantization"]["mode"] = json!("mxfp4"),
+            "unknown-quantization",
+            "quantization.mode",
+        ),
+        (
+            &|c| c["quantization"][q] = json!({"group_size": 64, "bits": 4}),
+            "unknown-quantization",
+            "q_proj.bits",
+        ),
+        (
+            &|c| c["quantization"][q] = json!(7),
+            "unknown-quantization",
+            "q_proj",
+        ),
+        (
+            &|c| c["quantization_config"] = json!({"quant_method": "bitnet"}),
+            "unknown-quantization",
+            "quantization_config",
+        ),
+        // other groups than the tensors have, and codes that are said to be none
+        (
+            &|c| c["quantization"][q] = json!({"group_size": 64, "bits": 2}),
+            "wrong-shape",
+            "q_proj.scales",
+        ),
+        (
+            &|c| c["quantization"][q] = json!(false),
+            "wrong-shape",
+            "q_proj.weight",
+        ),
+    ];
+    for (change, code, says) in refusals {
+        let json = with_settings(change);
+        assert_eq!(json["error"]["code"], code, "{json}");
+        let message = json["error"]["message"].as_str().unwrap();
+        assert!(message.contains(says), "{message} does not say {says}");
+    }
+}
