@@ -143,13 +143,15 @@ fn is_fulfilled(condition: Condition, target: &Target, matrix: &TernaryMatrix) -
         Condition::RowScales => agrees(matrix, matrix.cols()),
         Condition::GroupScales(columns) => agrees(matrix, columns),
         Condition::ScaleBits => {
-            let exact = match target.linears {
-                Linears::Float(PlainType::Bf16) | Linears::Master(PlainType::Bf16) => {
-                    f32_is_bf16_exact
-                }
-                _ => f32_is_f16_exact,
-            };
-            voters(matrix).into_iter().all(exact)
+            let all = |exact: fn(f32) -> bool| voters(matrix).into_iter().all(exact);
+            match target.linears {
+                Linears::Float(PlainType::Bf16)
+                | Linears::Master(PlainType::Bf16)
+                | Linears::Fused(_) => all(f32_is_bf16_exact),
+                // whichever of the two holds all of them
+                Linears::Affine(_) => all(f32_is_f16_exact) || all(f32_is_bf16_exact),
+                _ => all(f32_is_f16_exact),
+            }
         }
         Condition::Shape => return None,
     })
