@@ -74,8 +74,8 @@ pub enum LinearRule {
         group: usize,
         /// `(rows, cols / group)`, floats.
         scales: TensorInfo,
-        /// The same shape.
-        biases: TensorInfo,
+        /// The same shape. Boxed: no other rule has two tensors beside it.
+        biases: Box<TensorInfo>,
     },
     /// Values that already are `trit * scale`: the scale is read off the values, never absmean.
     Dequantised {

@@ -59,7 +59,7 @@ pub(super) fn rule(
     Ok(LinearRule::Affine {
         group,
         scales: beside("scales")?,
-        biases: beside("biases")?,
+        biases: Box::new(beside("biases")?),
     })
 }
 
