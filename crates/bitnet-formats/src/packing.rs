@@ -91,6 +91,11 @@ pub trait Packing: Sync + Debug {
         true
     }
 
+    /// The packing whose bytes these are, under another type id: one becomes the other by its header.
+    fn same_bytes_as(&self) -> Option<&'static str> {
+        None
+    }
+
     /// For packings with parameters: those it uses for this shape, as they stand in a name
     /// (`1536x4096=256-128-32` of `tl1`; see [`name_with_parameters`]).
     fn parameters(&self, _rows: usize, _cols: usize) -> Option<String> {

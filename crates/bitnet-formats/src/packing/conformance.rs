@@ -417,6 +417,53 @@ fn f16_scales_are_exact_or_refused_with_their_error() {
 }
 
 #[test]
+fn a_negative_block_scale_turns_its_trits_round() {
+    let trits = sample(2, 512, 11);
+    let scales: Vec<f32> = (1..=8).map(|i| i as f32 / 16.0).collect();
+    let (group, flipped) = (128, [1, 2, 6]);
+    let m = matrix(2, 512, trits, Scales::PerGroup { group, scales });
+    for name in ["pq2_0", "q2_0-g128", "ptq1_0", "q2_0"] {
+        let p = packing_by_name(name).unwrap();
+        let mut bytes = encode(p, &m);
+        let block = bytes.len() / 8;
+        // where the scale stands in a block of 128 weights
+        let signs: &[usize] = match name {
+            "ptq1_0" => &[27],
+            "q2_0" => &[1, 19],
+            _ => &[1],
+        };
+        let mut expected = m.trits().to_vec();
+        for i in flipped {
+            for sign in signs {
+                bytes[i * block + sign] |= 0x80;
+            }
+            expected[i * group..(i + 1) * group]
+                .iter_mut()
+                .for_each(|t| *t = -*t);
+        }
+        let found = p.unpack(&tensor(p, &m, &bytes)).unwrap();
+        assert_eq!(found.trits(), expected, "{name}");
+        assert_eq!(found.normal_scales(), m.normal_scales(), "{name}");
+        // among scales of 2 and more it is a code that was taken for one
+        for (i, block) in bytes.chunks_exact_mut(block).enumerate() {
+            for sign in signs.iter().filter(|_| i % 2 == 0) {
+                block[*sign] = block[*sign] & 0x80 | 0x42;
+            }
+        }
+        let error = p.scales(&tensor(p, &m, &bytes)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Malformed, "{name}");
+    }
+    // elsewhere it is refused
+    let one = matrix(1, 256, sample(1, 256, 3), Scales::PerTensor(0.5));
+    for (name, sign) in [("tq2_0", 65), ("tq1_0", 53)] {
+        let p = packing_by_name(name).unwrap();
+        let mut bytes = encode(p, &one);
+        bytes[sign] |= 0x80;
+        assert!(p.scales(&tensor(p, &one, &bytes)).is_err(), "{name}");
+    }
+}
+
+#[test]
 fn block_scales_come_out_as_coarse_as_they_agree() {
     for p in ["tq1_0", "tq2_0"].map(|n| packing_by_name(n).unwrap()) {
         let mut trits = vec![1i8; 3 * 512];

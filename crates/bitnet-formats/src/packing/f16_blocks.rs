@@ -27,6 +27,9 @@ pub(super) trait F16Block: Sync + Debug {
     /// The packing to write instead, for layouts that are only read.
     const WRITE_INSTEAD: Option<&'static str> = None;
 
+    /// Whether a negative scale is legal: its block has the opposite trits.
+    const SIGNED_SCALES: bool = false;
+
     /// Refuses trits that the codes cannot express.
     fn check_trits(_matrix: &TernaryMatrix) -> Result<(), FormatError> {
         Ok(())
@@ -59,6 +62,10 @@ impl<B: F16Block> Packing for B {
 
     fn is_writable(&self) -> bool {
         B::WRITE_INSTEAD.is_none()
+    }
+
+    fn same_bytes_as(&self) -> Option<&'static str> {
+        B::WRITE_INSTEAD
     }
 
     fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
@@ -179,6 +186,9 @@ impl<B: F16Block> Packing for B {
         let mut clean = true;
         for (trits, block) in out.chunks_exact_mut(B::TRITS).zip(blocks) {
             clean &= B::decode(block, trits);
+            if B::SIGNED_SCALES && clean && read_scale::<B>(block) < 0.0 {
+                trits.iter_mut().for_each(|trit| *trit = -*trit);
+            }
         }
         if clean {
             Ok(())
@@ -204,15 +214,23 @@ impl<B: F16Block> Packing for B {
         let mut tensor_scale = Vote::Silent;
         let mut by_row = Vec::with_capacity(rows);
         let mut rows_agree = true;
+        let mut order = ScaleOrder::default();
         for row in 0..rows {
             let mut row_scale = Vote::Silent;
             for at in 0..per_row {
                 let start = (row * per_row + at) * B::BYTES;
                 let block = &bytes[start..start + B::BYTES];
-                let d = checked_scale(read_scale::<B>(block), || {
+                let stored = read_scale::<B>(block);
+                let magnitude = if B::SIGNED_SCALES {
+                    stored.abs()
+                } else {
+                    stored
+                };
+                let d = checked_scale(magnitude, || {
                     format!("row {row}, columns from {}: block scale", at * B::TRITS)
                 })?;
                 if !B::is_silent(block) {
+                    order.meet(stored, || (row, at * B::TRITS));
                     row_scale.meet(d);
                     tensor_scale.meet(d);
                 }
@@ -220,13 +238,14 @@ impl<B: F16Block> Packing for B {
             rows_agree &= !matches!(row_scale, Vote::Split);
             by_row.push(row_scale.value());
         }
+        order.check()?;
         Ok(match tensor_scale {
             Vote::Split if rows_agree => Scales::PerRow(by_row),
             Vote::Split => {
                 let votes = bytes.chunks_exact(B::BYTES).map(|b| {
                     let mut vote = Vote::Silent;
                     if !B::is_silent(b) {
-                        vote.meet(read_scale::<B>(b));
+                        vote.meet(read_scale::<B>(b).abs());
                     }
                     vote
                 });
@@ -241,6 +260,39 @@ impl<B: F16Block> Packing for B {
 struct Rounded {
     scale: f32,
     error: f64,
+}
+
+/// Whether the scales of a tensor look like scales. A negative one is legal, and turns the trits of its
+/// block round. But where codes are read as scales, in blocks of another order, the sign and the top bit
+/// of the exponent are those of a code: a third of the scales are negative, and a third at least 2.
+#[derive(Default)]
+struct ScaleOrder {
+    blocks: usize,
+    large: usize,
+    negative: Option<(usize, usize, f32)>, // row, column, scale: the first
+}
+
+impl ScaleOrder {
+    fn meet(&mut self, scale: f32, place: impl Fn() -> (usize, usize)) {
+        self.blocks += 1;
+        self.large += usize::from(scale.abs() >= 2.0);
+        if scale < 0.0 && self.negative.is_none() {
+            let (row, col) = place();
+            self.negative = Some((row, col, scale));
+        }
+    }
+
+    fn check(&self) -> Result<(), FormatError> {
+        match self.negative {
+            Some((row, col, scale)) if self.large > self.blocks / 8 => {
+                let place = || format!("row {row}, columns from {col}: block scale");
+                checked_scale(scale, place).map(|_| ()).map_err(|e| {
+                    e.hint("negative scales are read, but not among so many of 2 and more: the order in a block is another")
+                })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What the voters met so far say, compared by bits.

@@ -19,6 +19,7 @@ impl F16Block for Pq2_0 {
     const TRITS: usize = 128;
     const BYTES: usize = 34;
     const SCALE_AT: usize = 0;
+    const SIGNED_SCALES: bool = true;
 
     #[inline(always)]
     fn encode(trits: &[i8], block: &mut [u8]) {

@@ -19,6 +19,7 @@ impl F16Block for Ptq1_0 {
     const TRITS: usize = 128;
     const BYTES: usize = 28;
     const SCALE_AT: usize = 26;
+    const SIGNED_SCALES: bool = true;
 
     #[inline(always)]
     fn encode(trits: &[i8], block: &mut [u8]) {

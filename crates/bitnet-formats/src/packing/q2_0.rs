@@ -24,6 +24,7 @@ impl F16Block for Q2_0 {
     const TRITS: usize = 64;
     const BYTES: usize = 18;
     const SCALE_AT: usize = 0;
+    const SIGNED_SCALES: bool = true;
 
     #[inline(always)]
     fn encode(trits: &[i8], block: &mut [u8]) {
@@ -45,6 +46,7 @@ impl F16Block for Q2_0G128 {
     const TRITS: usize = 128;
     const BYTES: usize = 34;
     const SCALE_AT: usize = 0;
+    const SIGNED_SCALES: bool = true;
     const WRITE_INSTEAD: Option<&'static str> = Some("pq2_0");
 
     #[inline(always)]
