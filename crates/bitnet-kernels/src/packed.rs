@@ -270,6 +270,30 @@ impl PackedMatrix {
             .expect("packed from a ternary matrix")
     }
 
+    /// One row as numbers, `trit * scale`, `(cols,)`.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is longer or shorter.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert_eq!(out.len(), self.cols, "columns");
+        if self.cols == 0 {
+            return;
+        }
+        let tile_rows = self.ops().tile_rows;
+        let mut trits = vec![0; tile_rows * self.cols]; // (tile_rows, cols)
+        let tile = self.tile(row / tile_rows);
+        (self.ops().unpack)(tile.lines, self.cols, &mut trits);
+        let trits = &trits[row % tile_rows * self.cols..][..self.cols];
+        let group = self.group();
+        for (g, (out, trits)) in out.chunks_mut(group).zip(trits.chunks(group)).enumerate() {
+            let scale = self.scales.at(row, g * group, self.cols);
+            for (out, trit) in out.iter_mut().zip(trits) {
+                *out = f32::from(*trit) * scale;
+            }
+        }
+    }
+
     /// The exact integers behind [`multiply`](Self::multiply) for one token, `(groups, rows)`.
     ///
     /// # Panics

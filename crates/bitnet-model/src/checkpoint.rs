@@ -7,6 +7,7 @@
 
 mod layout;
 mod resolve;
+mod rotation;
 mod tiles;
 mod values;
 
@@ -15,6 +16,7 @@ pub use resolve::{
     GPU_PACKING, HF_PACKING, MLX_PACKING, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, is_tiles,
     tiles_entry, tiles_shape,
 };
+pub use rotation::{ROTATION_KEYS, Rotation};
 
 use crate::config::Config;
 use crate::family::{Family, ScaleDirection};
@@ -189,6 +191,10 @@ pub struct Checkpoint {
     /// How the layout was found, where the type ids of the file leave several and somebody looked
     /// ([`open_with_evidence`](Self::open_with_evidence)).
     pub layout: Option<LayoutEvidence>,
+    /// The size of the vocabulary that the configuration says, where the tensors say another: these decide.
+    pub declared_vocab_size: Option<usize>,
+    /// What was done to the weights before they were made ternary, if anything.
+    pub rotation: Option<Rotation>,
     limits: Limits,
     sources: HashMap<Slot, Source>,
 }
@@ -213,8 +219,11 @@ impl Checkpoint {
             config,
             directory,
             config_json,
+            declared_vocab_size,
             sources,
         } = resolved.map_err(|e| e.in_file(&whole))?;
+        let vocab_size = config.vocab_size;
+        let rotation = Rotation::read(&file).map_err(|e| e.in_file(&whole))?;
         let limits = options.limits.clone();
         let path = path.to_owned();
         Ok(Self {
@@ -225,6 +234,8 @@ impl Checkpoint {
             directory,
             config_json,
             layout: None,
+            declared_vocab_size: declared_vocab_size.filter(|n| *n != vocab_size),
+            rotation,
             limits,
             sources,
         })
@@ -236,6 +247,12 @@ impl Checkpoint {
                 .in_tensor(&slot.to_string())
                 .in_file(&self.path)
         })
+    }
+
+    /// Whether a slot holds trits and scales: every linear of a layer does, embeddings and output head do where
+    /// their type or their values say so.
+    pub fn is_ternary(&self, slot: Slot) -> bool {
+        matches!(self.sources.get(&slot), Some(Source::Linear(_)))
     }
 
     /// Where a linear comes from.
@@ -360,6 +377,25 @@ impl Checkpoint {
                 scales,
             }),
         )
+    }
+
+    /// The scales of a matrix that is stored as trits, without a look at these; `None` where only its values
+    /// tell.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the scales.
+    pub fn packed_scales_of(&self, slot: Slot) -> Result<Option<Scales>, FormatError> {
+        let source = self.linear(slot)?;
+        let (rows, cols) = (source.rows, source.cols);
+        let scales = match &source.rule {
+            LinearRule::Packed { packing, outside } => {
+                let tensor = packed(self.file.bytes(&source.info), rows, cols);
+                self.packed_scales(*packing, &tensor, outside)
+            }
+            LinearRule::Tiles { packing, scales } => self.tile_scales(scales, *packing, rows, cols),
+            _ => return Ok(None),
+        };
+        scales.map(Some).map_err(|e| self.place(e, &source.info))
     }
 
     /// A ternary matrix, its rows in the order of the Hugging Face checkpoint. Reads the tensor in
@@ -638,6 +674,27 @@ impl Checkpoint {
     /// The main tensor of a slot.
     pub fn tensor_range(&self, slot: Slot) -> Option<&TensorInfo> {
         self.sources.get(&slot).map(Source::info)
+    }
+
+    /// Refuses weights in another basis, for whoever computes with them as they are.
+    ///
+    /// # Errors
+    /// `unsupported-config`.
+    pub fn refuse_rotation(&self) -> Result<(), FormatError> {
+        match &self.rotation {
+            None => Ok(()),
+            Some(rotation) => Err(FormatError::new(
+                ErrorCode::UnsupportedConfig,
+                format!(
+                    "{} weights are rotated by a Hadamard transform in blocks of {}, which is not computed here",
+                    rotation.folded.len(),
+                    rotation.block_size
+                ),
+            )
+            .in_tensor(ROTATION_KEYS)
+            .in_file(&self.path)
+            .hint("the model would run and print nonsense; conversions from GGUF to GGUF keep the rotation")),
+        }
     }
 
     /// A file beside the weights (`tokenizer.json`), if there is one. GGUF files bring everything

@@ -19,7 +19,10 @@ mod qwen3;
 pub use hf_config::HfStorage;
 pub use quantization::{Quantization, ScaleDirection};
 
-pub(crate) use gguf_keys::{ROPE_FREQUENCIES, check_rope_frequencies, rope_frequency_factors};
+pub(crate) use gguf_keys::{
+    ROPE_FREQUENCIES, check_rope_frequencies, declared_vocab_size, rope_frequency_factors,
+    says_activations,
+};
 pub use gpu_names::{GPU_SCALES, GpuPlace, check_gpu_network, gpu_place};
 pub(crate) use hf_config::{add_generation_config, parse_json, parse_value};
 pub(crate) use pooling::add_pooling;
@@ -93,6 +96,8 @@ pub struct GgufWiring {
     pub branch_norms: bool,
     /// Whether embedding rows are multiplied by the root of their width.
     pub embedding_root: bool,
+    /// How inputs of linears without a norm of their own are quantised where the file does not say.
+    pub activations: ActivationQuantization,
     /// Which layers see the last tokens only, if the file says how many.
     pub windows: Option<GgufWindows>,
 }
@@ -129,6 +134,7 @@ impl GgufWiring {
             projection_norms: false,
             branch_norms: false,
             embedding_root: false,
+            activations: ActivationQuantization::Int8PerToken,
             windows: None,
         }
     }

@@ -188,6 +188,7 @@ impl Model {
     /// # Errors
     /// Whatever is wrong with a tensor.
     pub fn load(checkpoint: Checkpoint, options: &LoadOptions<'_>) -> Result<Self, FormatError> {
+        checkpoint.refuse_rotation()?;
         let weights = Weights::load(&checkpoint, options)?;
         Ok(Self {
             checkpoint,
@@ -243,12 +244,13 @@ impl Model {
         self.ternary_bytes() + head
     }
 
-    /// The memory that a generated token reads: ternary matrices, and the copy that screens the head, once
-    /// there is one. What the bytes mean is the kernel's own; how fast they can be read is a limit of it.
+    /// The memory that a generated token reads: ternary matrices, a ternary head or the copy that screens a
+    /// dense one, once there is one. What the bytes mean is the kernel's own; how fast they can be read is a limit of it.
     pub fn packed_bytes(&self) -> Vec<&[u8]> {
         let screen = self.head.screen.get().and_then(Option::as_ref);
         self.linears()
             .map(PackedMatrix::packed_bytes)
+            .chain(self.weights.output_head.packed_bytes())
             .chain(screen.into_iter().flat_map(Screen::packed_bytes))
             .collect()
     }
@@ -450,7 +452,6 @@ impl Model {
             }
             embeddings.row(&self.checkpoint, row, x)?;
             self.scale(self.config().factors.embedding, x);
-            embeddings.count_touched(&self.checkpoint);
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ mod sampler;
 mod slot;
 mod threads;
 mod tokenizer;
+mod vocabulary;
 mod weights;
 
 pub use bitnet_formats::{ErrorCode, FormatError, Limits};
@@ -32,9 +33,9 @@ pub use certificate::{
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
     Checkpoint, DenseTensor, GPU_PACKING, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason,
-    LinearRule, LinearSource, MLX_PACKING, OpenOptions, TILES_ALIGNMENT, TILES_FORMAT,
-    TILES_VERSION, TernaryRows, gguf_from_hf_rows, hf_from_gguf_rows, is_tiles, tiles_entry,
-    tiles_shape, weight_scale_bytes,
+    LinearRule, LinearSource, MLX_PACKING, OpenOptions, ROTATION_KEYS, Rotation, TILES_ALIGNMENT,
+    TILES_FORMAT, TILES_VERSION, TernaryRows, gguf_from_hf_rows, hf_from_gguf_rows, is_tiles,
+    tiles_entry, tiles_shape, weight_scale_bytes,
 };
 pub use config::{
     Activation, ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling,

@@ -8,13 +8,13 @@ use std::fmt;
 /// A place in the network that one tensor fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Slot {
-    /// `(vocab_size, hidden_size)`, dense.
+    /// `(vocab_size, hidden_size)`, dense or ternary.
     TokenEmbeddings,
     /// A tensor of one decoder layer.
     Layer(usize, LayerSlot),
     /// Gain of the final norm, `(hidden_size,)`.
     OutputNorm,
-    /// `(vocab_size, hidden_size)`, dense; absent when tied to the embeddings.
+    /// `(vocab_size, hidden_size)`, dense or ternary; absent when tied to the embeddings.
     OutputHead,
 }
 
@@ -112,7 +112,8 @@ impl LayerSlot {
 }
 
 impl Slot {
-    /// Whether the tensor is a ternary linear.
+    /// Whether the tensor is a ternary linear of a layer; what tables of rows are depends on the checkpoint
+    /// ([`Checkpoint::is_ternary`](crate::Checkpoint::is_ternary)).
     pub fn is_ternary(self) -> bool {
         matches!(self, Self::Layer(_, slot) if slot.is_ternary())
     }

@@ -6,9 +6,9 @@
 //! the checkpoint was opened; what the forward pass relies on is checked here once more.
 
 use crate::checkpoint::Checkpoint;
-use crate::dense_head::DenseMatrix;
 use crate::kv_cache::KvType;
 use crate::slot::{LayerSlot, Slot};
+use crate::vocabulary::Vocabulary;
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::{Backend, PackedMatrix};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
@@ -71,10 +71,10 @@ impl fmt::Debug for LoadOptions<'_> {
 /// Everything the forward pass multiplies with.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    pub embeddings: DenseMatrix, // (vocab, hidden)
+    pub embeddings: Vocabulary, // (vocab, hidden)
     pub layers: Vec<LayerWeights>,
-    pub output_norm: Vec<f32>,    // (hidden,)
-    pub output_head: DenseMatrix, // (vocab, hidden), the embeddings when tied
+    pub output_norm: Vec<f32>,   // (hidden,)
+    pub output_head: Vocabulary, // (vocab, hidden), the embeddings when tied
 }
 
 /// One decoder layer.
@@ -151,7 +151,7 @@ impl Weights {
                 progress(done, total);
             }
         };
-        let embeddings = DenseMatrix::open(checkpoint, Slot::TokenEmbeddings)?;
+        let embeddings = Vocabulary::open(checkpoint, options, Slot::TokenEmbeddings)?;
         tick();
         checkpoint.prefer_huge_tiles();
         // every linear on its own: threads share nothing, and the strips of one stay in one L2
@@ -236,7 +236,7 @@ impl Weights {
         let output_head = if config.tie_word_embeddings {
             embeddings.clone()
         } else {
-            let head = DenseMatrix::open(checkpoint, Slot::OutputHead)?;
+            let head = Vocabulary::open(checkpoint, options, Slot::OutputHead)?;
             tick();
             head
         };
@@ -291,9 +291,9 @@ fn mapped(
     }
 }
 
-/// A ternary linear: mapped, or unpacked and packed again for the backend, strip by strip where its
+/// A ternary matrix: mapped, or unpacked and packed again for the backend, strip by strip where its
 /// bytes allow.
-fn linear(
+pub(crate) fn linear(
     checkpoint: &Checkpoint,
     options: &LoadOptions<'_>,
     slot: Slot,

@@ -36,6 +36,7 @@ pub(super) struct Resolved {
     pub config: Config,
     pub directory: Option<PathBuf>,
     pub config_json: Option<Value>,
+    pub declared_vocab_size: Option<usize>,
     pub sources: HashMap<Slot, Source>,
 }
 
@@ -103,6 +104,20 @@ impl<'a> Tensors<'a> {
         };
         sources.insert(slot, source);
         Ok(())
+    }
+
+    /// Whether the numbers of a table of rows (embeddings, output head) are trits times scales: whatever wrote
+    /// them, the network computes the same as from packed ones.
+    fn is_ternary_table(&self, info: &TensorInfo, shape: &[usize]) -> Result<bool, FormatError> {
+        match (info.encoding, shape) {
+            (Encoding::Plain(plain), [_, cols])
+                if plain.is_float_weight() && info.shape == shape =>
+            {
+                values::is_ternary(plain, self.file.bytes(info), *cols)
+                    .map_err(|e| e.in_tensor(&info.name))
+            }
+            _ => Ok(false),
+        }
     }
 
     /// A scale beside a linear: one float.

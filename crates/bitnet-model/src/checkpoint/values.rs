@@ -200,6 +200,22 @@ pub(super) fn evidence(
     with_float!(plain, run(bytes, cols))
 }
 
+/// Whether all of a tensor is one magnitude (and 0) per row or group, and not all of it zero. Reads to the
+/// end only what is ternary so far.
+pub(super) fn is_ternary(plain: PlainType, bytes: &[u8], cols: usize) -> Result<bool, FormatError> {
+    fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<bool, FormatError> {
+        /// Units that a thread looks at before it asks whether another found an end.
+        const UNITS: usize = 1 << 10;
+        let unit = unit(cols) * E::SIZE;
+        let is_fine = |unit: &[u8]| magnitude_of::<E>(unit).is_ok_and(|m| m < E::INFINITY);
+        Ok(bytes
+            .par_chunks(unit * UNITS)
+            .all(|units| units.chunks(unit).all(is_fine)))
+    }
+    let shown = evidence(plain, bytes, cols)? == Evidence::Ternary;
+    Ok(shown && with_float!(plain, run(bytes, cols))?)
+}
+
 /// The one non-zero magnitude pattern of a run (0 when it has none), or where a second one stands.
 fn magnitude_of<E: FloatElement>(bytes: &[u8]) -> Result<u32, usize> {
     let mut one = 0;

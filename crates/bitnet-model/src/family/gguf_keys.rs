@@ -129,6 +129,17 @@ impl Keys<'_> {
     }
 }
 
+/// Whether a file says how inputs of linears are quantised.
+pub(crate) fn says_activations(file: &TensorFile) -> bool {
+    file.metadata.get(ACTIVATIONS).is_some()
+}
+
+/// The rows of the vocabulary by the metadata, which some files have wrong.
+pub(crate) fn declared_vocab_size(file: &TensorFile) -> Option<usize> {
+    let key = format!("{}.vocab_size", architecture(file).ok()?);
+    usize::try_from(file.metadata.get(&key)?.as_u64()?).ok()
+}
+
 /// Reads sizes and wiring.
 pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, FormatError> {
     let keys = Keys {
@@ -204,7 +215,10 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
         sliding: sliding(&keys, wiring, num_hidden_layers)?,
         pooling: pooling(&keys)?,
         tie_word_embeddings: !(wiring.output_head && own_head),
-        activation_quantization: activations(&keys)?,
+        activation_quantization: activations(&keys)?.unwrap_or(match projections {
+            true => ActivationQuantization::Int8PerToken,
+            false => wiring.activations,
+        }),
         bos_token_id: keys.token("/tokenizer.ggml.bos_token_id")?,
         eos_token_ids: eos(&keys)?,
     }
@@ -247,11 +261,13 @@ fn pooling(keys: &Keys<'_>) -> Result<Option<Pooling>, FormatError> {
     }
 }
 
-fn activations(keys: &Keys<'_>) -> Result<ActivationQuantization, FormatError> {
+/// What our own key says; `None` without it.
+fn activations(keys: &Keys<'_>) -> Result<Option<ActivationQuantization>, FormatError> {
     let name = format!("/{ACTIVATIONS}");
     match keys.get(&name).map(|v| v.as_str().unwrap_or("")) {
-        None | Some("int8_per_token") => Ok(ActivationQuantization::Int8PerToken),
-        Some("none") => Ok(ActivationQuantization::None),
+        None => Ok(None),
+        Some("int8_per_token") => Ok(Some(ActivationQuantization::Int8PerToken)),
+        Some("none") => Ok(Some(ActivationQuantization::None)),
         Some(_) => Err(keys.bad(&name, "\"int8_per_token\" or \"none\"")),
     }
 }

@@ -1,5 +1,6 @@
 //! Qwen3 with ternary linears: `microsoft/bitnet-embedding-0.6b` (`Qwen3Model`, a norm in front of every
-//! linear), and ternary checkpoints of `Qwen3ForCausalLM`.
+//! linear), and ternary checkpoints of `Qwen3ForCausalLM`: Ternary Bonsai 1.7B, 4B and 8B, whose activations
+//! are not quantised.
 //!
 //! Invariant: Qwen3 is an ordinary architecture too. Float linears count as master weights only if every
 //! linear has an input norm of its own, which no dense Qwen3 has, or if the user says so; else their data
@@ -7,13 +8,15 @@
 
 use super::hf_config::{self, Wiring};
 use super::{Family, GgufWiring, ScaleDirection, UnmarkedFloats, gguf_keys, names};
-use crate::config::Activation;
+use crate::config::{Activation, ActivationQuantization};
 use serde_json::json;
 
 const GGUF: GgufWiring = GgufWiring {
     output_head: true,
     head_norms: true,
     projection_norms: true,
+    // Ternary Bonsai, which says nothing
+    activations: ActivationQuantization::None,
     ..GgufWiring::plain(Activation::Silu)
 };
 

@@ -5,7 +5,7 @@
 
 use super::{Tensors, error, missing};
 use crate::checkpoint::LinearRule;
-use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorFile, TensorInfo};
 
 /// The packing of such checkpoints.
 pub const MLX_PACKING: &str = "mlx_2bit";
@@ -63,17 +63,17 @@ pub(super) fn rule(
     })
 }
 
-/// Refuses a dense tensor that is quantised.
-pub(super) fn refuse_quantised(tensors: &Tensors<'_>, weight: &str) -> Result<(), FormatError> {
-    let module = module(weight);
-    let beside = tensors.file.tensor(&format!("{module}.scales"));
-    match beside {
-        None => Ok(()),
-        Some(scales) => {
-            let message = "expected no scales beside a dense tensor, found some";
-            Err(error(ErrorCode::WrongType, scales, message.to_owned()).hint(
-                "quantised embeddings, heads and norms are not read; convert with them left as floats",
-            ))
-        }
+/// Whether a tensor has scales beside it.
+pub(super) fn is_quantised(file: &TensorFile, weight: &TensorInfo) -> bool {
+    file.tensor(&format!("{}.scales", module(&weight.name)))
+        .is_some()
+}
+
+/// Refuses a norm that is quantised.
+pub(super) fn refuse_quantised(file: &TensorFile, weight: &TensorInfo) -> Result<(), FormatError> {
+    if !is_quantised(file, weight) {
+        return Ok(());
     }
+    let message = "expected no scales beside a norm, found some";
+    Err(error(ErrorCode::WrongType, weight, message.to_owned()))
 }

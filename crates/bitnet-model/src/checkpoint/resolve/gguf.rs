@@ -3,7 +3,8 @@
 use super::{Resolved, Tensors, error, look, missing, not_ternary};
 use crate::checkpoint::values::{self, Evidence};
 use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source};
-use crate::family::{self, ScaleDirection};
+use crate::config::ActivationQuantization;
+use crate::family::{self, ScaleDirection, UnmarkedFloats};
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Packing, TensorFile, TensorInfo, packing_by_name,
@@ -16,18 +17,23 @@ pub(in crate::checkpoint) fn gguf(
     options: &OpenOptions,
 ) -> Result<Resolved, FormatError> {
     let family = family::family_of_gguf(file)?;
-    let config = (family.gguf_config)(file)?;
+    let mut config = (family.gguf_config)(file)?;
     let layout = forced_layout(options)?;
     let mut tensors = Tensors::new(file);
     let mut sources = HashMap::new();
     for slot in config.slots() {
         let name = (family.gguf_tensor_name)(slot);
         let names = [name.as_str()];
-        if !slot.is_ternary() {
+        let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
+        let is_table = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
+        let is_ternary = slot.is_ternary()
+            || is_table
+                && (matches!(info.encoding, Encoding::Ternary(_))
+                    || tensors.is_ternary_table(info, &config.shape(slot))?);
+        if !is_ternary {
             tensors.dense(&names, slot, &config, false, &mut sources)?;
             continue;
         }
-        let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
         let scale_name = name
             .strip_suffix("weight")
             .map(|stem| format!("{stem}scale"));
@@ -49,7 +55,8 @@ pub(in crate::checkpoint) fn gguf(
             rule,
             permuted_head_dim,
         };
-        if matches!(source.rule, LinearRule::Dequantised { .. })
+        if slot.is_ternary()
+            && matches!(source.rule, LinearRule::Dequantised { .. })
             && look(file, &source)? == Evidence::Master
         {
             if !options.ternary_trained {
@@ -58,6 +65,17 @@ pub(in crate::checkpoint) fn gguf(
             source.rule = LinearRule::Absmean;
         }
         sources.insert(slot, Source::Linear(source));
+    }
+    // as for Hugging Face checkpoints: numbers that nothing marks run as they are
+    let numbers = |source: &Source| match source {
+        Source::Linear(source) => matches!(source.rule, LinearRule::Dequantised { outside: None }),
+        Source::Dense { .. } => true,
+    };
+    if family.unmarked_floats == UnmarkedFloats::AskTheData
+        && !family::says_activations(file)
+        && sources.values().all(numbers)
+    {
+        config.activation_quantization = ActivationQuantization::None;
     }
     let embedding = sources
         .get(&Slot::TokenEmbeddings)
@@ -84,6 +102,7 @@ pub(in crate::checkpoint) fn gguf(
         config,
         directory: None,
         config_json: None,
+        declared_vocab_size: family::declared_vocab_size(file),
         sources,
     })
 }

@@ -17,6 +17,21 @@ use std::path::Path;
 /// The packing of transformers' U8 tensors.
 pub const HF_PACKING: &str = "hf_u8";
 
+/// Rows by which the embeddings may differ from `vocab_size`: one of them counts padding, up to a multiple of
+/// some hundreds. Beyond, they are not of the same model.
+const MOST_PADDING: usize = 1024;
+
+/// Rows of the embeddings, stored as numbers.
+fn table_rows(file: &TensorFile, family: &Family) -> Option<usize> {
+    let name = (family.tensor_name)(Slot::TokenEmbeddings);
+    let short = name.strip_prefix("model.").unwrap_or(&name);
+    let info = file.tensor(&name).or_else(|| file.tensor(short))?;
+    match info.shape[..] {
+        [rows, _] if rows > 0 => Some(rows),
+        _ => None,
+    }
+}
+
 /// Sums up a file that is not GGUF with the `config.json` beside it.
 pub(in crate::checkpoint) fn hugging_face(
     path: &Path,
@@ -71,6 +86,13 @@ pub(in crate::checkpoint) fn hugging_face(
         config.ffn_sub_norm = true;
     }
 
+    let declared_vocab_size = config.vocab_size;
+    if let Some(rows) = table_rows(file, family)
+        && rows.abs_diff(config.vocab_size) <= MOST_PADDING
+    {
+        config.vocab_size = rows;
+    }
+
     let in_tiles = tiles::is_profile(file)?;
     let fused = gpu::is_fused(file);
     let is_affine = matches!(quantization, Quantization::Affine { .. });
@@ -96,25 +118,32 @@ pub(in crate::checkpoint) fn hugging_face(
         // embedding models and some exports leave the prefix away
         let names = prefixed(&name);
         let names = [names[0].as_str(), names[1].as_str()];
-        if !slot.is_ternary() {
+        let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
+        let shape = config.shape(slot);
+        let is_table = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
+        let as_tiles = in_tiles && (slot.is_ternary() || tiles::is_entry(file, info));
+        let as_affine = is_affine && (slot.is_ternary() || affine::is_quantised(file, info));
+        let by_values =
+            is_table && !as_tiles && !as_affine && tensors.is_ternary_table(info, &shape)?;
+        if !(slot.is_ternary() || is_table && (as_tiles || as_affine || by_values)) {
             if is_affine {
-                affine::refuse_quantised(&tensors, &name).map_err(in_config)?;
+                affine::refuse_quantised(file, info).map_err(in_config)?;
             }
             let plus_one = (family.stores_gain_minus_one)(slot);
             tensors.dense(&names, slot, &config, plus_one, &mut sources)?;
             continue;
         }
-        let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
-        let shape = config.shape(slot);
         let (rows, cols) = (shape[0], shape[1]);
-        let affine = match is_affine {
+        let affine = match as_affine {
             true => family::affine_group(&config_json, affine::module(&info.name)),
             false => Ok(None),
         };
-        let rule = if in_tiles {
+        let rule = if as_tiles {
             tiles::rule(&mut tensors, info, rows, cols)?
         } else if let Some(group) = affine.map_err(in_config)? {
             affine::rule(&mut tensors, info, rows, cols, group)?
+        } else if by_values {
+            LinearRule::Dequantised { outside: None }
         } else {
             let scale_name = info
                 .name
@@ -172,6 +201,7 @@ pub(in crate::checkpoint) fn hugging_face(
         config,
         directory: Some(directory),
         config_json: Some(config_json),
+        declared_vocab_size: Some(declared_vocab_size),
         sources,
     })
 }

@@ -71,6 +71,11 @@ pub(super) fn is_profile(file: &TensorFile) -> Result<bool, FormatError> {
     }
 }
 
+/// Whether the metadata say that a tensor holds tiles: linears always do, embeddings and head may.
+pub(super) fn is_entry(file: &TensorFile, info: &TensorInfo) -> bool {
+    file.metadata.get(&info.name).is_some()
+}
+
 /// The rule of one linear.
 pub(super) fn rule(
     tensors: &mut Tensors<'_>,

@@ -25,6 +25,10 @@ pub(in crate::family) fn write(
         Some(Value::Object(original)) => original.clone(),
         _ => from_nothing(),
     };
+    if original.is_some_and(|o| o.get("vocab_size").is_some()) {
+        // readers size the tables by it, whatever the original said
+        object.insert("vocab_size".to_owned(), json!(config.vocab_size));
+    }
     quantization::write(&mut object, quantization, config);
     Value::Object(object)
 }
