@@ -95,7 +95,7 @@ impl Facts {
         for slot in checkpoint.slots() {
             let elements = checkpoint.config.shape(slot).iter().product::<usize>() as u64;
             parameters += elements;
-            if slot.is_ternary() {
+            if checkpoint.is_ternary(slot) {
                 let source = checkpoint.linear(slot)?;
                 *linears.entry(describe(source)).or_insert(0) += 1;
                 ternary_bytes += source.info.len;
@@ -156,6 +156,7 @@ impl Facts {
                 "num_key_value_heads": config.num_key_value_heads,
                 "head_dim": config.head_dim,
                 "vocab_size": config.vocab_size,
+                "declared_vocab_size": checkpoint.declared_vocab_size,
                 "max_position_embeddings": config.max_position_embeddings,
                 "rms_norm_eps": config.rms_norm_eps,
                 "rope_theta": config.rope.theta,
@@ -325,6 +326,15 @@ impl Facts {
             "tokenizer",
             format!("{tokenizer}{tokens}, {} embedding rows", config.vocab_size),
         )?;
+        if let Some(declared) = checkpoint.declared_vocab_size {
+            let rows = config.vocab_size;
+            line(
+                "vocabulary",
+                format!(
+                    "{rows} rows by the tensors, {declared} by the configuration: the tensors decide"
+                ),
+            )?;
+        }
         console.line("")?;
         let mut table = Table::new(&["type", ">tensors", ">elements", ">bytes"]);
         for (name, g) in &self.encodings {

@@ -368,6 +368,18 @@ impl Converter<'_> {
                 )?;
                 self.dequantise(index, &matrix, *plain)
             }
+            (Action::CopyPacked(_), Some(slot)) => {
+                let source = self.matrix(slot)?;
+                self.digest(
+                    item,
+                    Digestible {
+                        slot,
+                        source: Trits::Matrix(source),
+                        rounded: None,
+                    },
+                )?;
+                self.send_source(index, slot, 0..item.tensor.len as usize)
+            }
             (Action::CopyMaster, Some(slot)) => {
                 let source = self.matrix(slot)?;
                 self.digest(

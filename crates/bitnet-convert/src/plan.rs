@@ -18,9 +18,9 @@ use bitnet_formats::{
     name_with_parameters, same_layout_id,
 };
 use bitnet_model::{
-    Checkpoint, HfStorage, LayerSlot, LinearRule, LinearSource, MLX_PACKING, ScaleDirection, Slot,
-    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, check_gpu_network, gpu_place, tiles_entry,
-    tiles_shape,
+    Checkpoint, HfStorage, LayerSlot, LinearRule, LinearSource, MLX_PACKING, ROTATION_KEYS,
+    ScaleDirection, Slot, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, check_gpu_network,
+    gpu_place, tiles_entry, tiles_shape,
 };
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -51,6 +51,8 @@ pub enum Action {
     Dequantise(PlainType),
     /// Bytes of the source as they are.
     Copy,
+    /// Packed bytes of the source as they are, maybe under another type id.
+    CopyPacked(&'static dyn Packing),
     /// Master weights as they are; rows in the source's order, the digest is taken on the way.
     CopyMaster,
     /// Numbers of another type.
@@ -199,7 +201,7 @@ impl Plan {
         let linears = self
             .items
             .iter()
-            .filter(|i| i.slot.is_some_and(Slot::is_ternary));
+            .filter(|i| i.slot.is_some_and(|slot| checkpoint.is_ternary(slot)));
         linears.fold((0, 0), |(bytes, weights), item| {
             let elements = match (&item.action, item.slot) {
                 (Action::Scale(_), _) | (_, None) => 0,
@@ -278,6 +280,8 @@ impl Planner<'_> {
     fn slot(&mut self, slot: Slot) -> Result<(), FormatError> {
         if slot.is_ternary() {
             self.linear(slot)
+        } else if self.checkpoint.is_ternary(slot) {
+            self.table(slot)
         } else {
             self.dense(slot)
         }
@@ -298,7 +302,7 @@ impl Planner<'_> {
             .tensor_range(slot)
             .map_or_else(String::new, |t| t.name.clone());
         let to = match action {
-            Action::Pack(packing) => packing.name().to_owned(),
+            Action::Pack(packing) | Action::CopyPacked(packing) => packing.name().to_owned(),
             _ => encoding.name(),
         };
         let tensor = PlannedTensor {
@@ -333,17 +337,7 @@ impl Planner<'_> {
                 let len = packing.packed_len(rows, cols)?;
                 self.check_scale(slot, source, |m, r| packing.check_scales(m, r))?;
                 match self.request.target.kind {
-                    Kind::Gguf => {
-                        let encoding = Encoding::Ternary(packing);
-                        self.push(
-                            slot,
-                            from,
-                            encoding,
-                            len,
-                            vec![rows, cols],
-                            Action::Pack(packing),
-                        );
-                    }
+                    Kind::Gguf => self.packed(slot, source, packing)?,
                     Kind::HuggingFace => {
                         let encoding = Encoding::Plain(PlainType::U8);
                         let shape = vec![rows.div_ceil(4), cols];
@@ -382,6 +376,97 @@ impl Planner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A matrix in a packing of GGUF; the bytes of the source where they are the ones.
+    fn packed(
+        &mut self,
+        slot: Slot,
+        source: &LinearSource,
+        packing: &'static dyn Packing,
+    ) -> Result<(), FormatError> {
+        let (rows, cols) = (source.rows, source.cols);
+        let len = packing.packed_len(rows, cols)?;
+        let as_they_are = match &source.rule {
+            LinearRule::Packed {
+                packing: stored,
+                outside: None,
+            } => {
+                let stored_as = stored.same_bytes_as().unwrap_or(stored.name());
+                // scales that lie in blocks: nothing behind the last that only one file has
+                stored_as == packing.name()
+                    && self.request.target.table_packing().is_some()
+                    && source.permuted_head_dim
+                        == permuted_head_dim(self.checkpoint, Kind::Gguf, slot)
+                    && source.info.len == len
+            }
+            _ => false,
+        };
+        let action = match as_they_are {
+            true => Action::CopyPacked(packing),
+            false => Action::Pack(packing),
+        };
+        let encoding = Encoding::Ternary(packing);
+        self.push(
+            slot,
+            describe(source),
+            encoding,
+            len,
+            vec![rows, cols],
+            action,
+        );
+        Ok(())
+    }
+
+    /// Embeddings or output head that are ternary: packed where readers of the target look up packed rows,
+    /// else as numbers of the smallest type that holds them.
+    fn table(&mut self, slot: Slot) -> Result<(), FormatError> {
+        let source = self.checkpoint.linear(slot)?;
+        let (rows, cols) = (source.rows, source.cols);
+        let plain = match self.request.embeddings {
+            Embeddings::Keep => {
+                if let Some(packing) = self.request.target.table_packing()
+                    && packing.packed_len(rows, cols).is_ok()
+                {
+                    return match self.request.target.kind {
+                        Kind::Gguf => self.packed(slot, source, packing),
+                        Kind::HuggingFace => self.tiles(slot, source),
+                    };
+                }
+                self.smallest_float(slot, source)?
+            }
+            Embeddings::As(to) => match to.encoding() {
+                Encoding::Plain(plain) => plain,
+                block => {
+                    let stored = describe(source);
+                    let message = format!("{} would round what {stored} holds", block.name());
+                    return Err(FormatError::new(ErrorCode::TargetCannotHold, message)
+                        .hint("--embeddings keep changes no value; f16, bf16 or f32 where they hold the scales"));
+                }
+            },
+        };
+        self.check_scale(slot, source, |m, r| scales::check_float(m, plain, r))?;
+        let encoding = Encoding::Plain(plain);
+        let len = dense_len(encoding, rows.saturating_mul(cols), cols)?;
+        let (from, shape) = (describe(source), vec![rows, cols]);
+        self.push(slot, from, encoding, len, shape, Action::Dequantise(plain));
+        Ok(())
+    }
+
+    /// The smallest float type that holds a ternary matrix; of numbers, their own.
+    fn smallest_float(&self, slot: Slot, source: &LinearSource) -> Result<PlainType, FormatError> {
+        if let Encoding::Plain(plain) = source.info.encoding
+            && plain.is_float_weight()
+        {
+            return Ok(plain);
+        }
+        let scales = self.checkpoint.packed_scales_of(slot)?;
+        let holds = |plain: &PlainType| {
+            let mut scales = scales.iter().flat_map(|s| s.as_slice());
+            scales.all(|scale| scales::is_exact(*scale, *plain))
+        };
+        let types = [PlainType::Bf16, PlainType::F16];
+        Ok(types.into_iter().find(holds).unwrap_or(PlainType::F32))
     }
 
     /// Tiles, and all scales beside them.
@@ -599,7 +684,7 @@ impl Planner<'_> {
     /// The name of the packing, with its parameters, where readers cannot know it from the type id.
     fn layout(&self) -> Option<String> {
         let packed = self.items.iter().filter_map(|item| match item.action {
-            Action::Pack(_) => item.tensor.shape.split_last(),
+            Action::Pack(_) | Action::CopyPacked(_) => item.tensor.shape.split_last(),
             _ => None,
         });
         let shapes = packed.map(|(cols, rows)| (rows.iter().product(), *cols));
@@ -628,13 +713,15 @@ impl Planner<'_> {
             metadata.set(GGUF_LAYOUT_KEY, MetaValue::text(&layout));
         }
         if file.container == Gguf.name() {
-            let tokenizer = file
-                .metadata
-                .0
-                .iter()
-                .filter(|(key, _)| key.starts_with("tokenizer."));
-            for (key, value) in tokenizer {
-                metadata.set(key.clone(), value.clone());
+            // keys of the architecture were read under the name that the source has for it
+            let stale = |key: &str| {
+                let mut others = family.gguf_architectures.iter().skip(1);
+                others.any(|a| key.strip_prefix(a).is_some_and(|k| k.starts_with('.')))
+            };
+            for (key, value) in &file.metadata.0 {
+                if is_carried(key) && !stale(key) && metadata.get(key).is_none() {
+                    metadata.set(key.clone(), value.clone());
+                }
             }
         } else if let Some(directory) = &self.checkpoint.directory {
             for (key, value) in bitnet_model::tokenizer_to_gguf(directory, config.vocab_size)? {
@@ -648,7 +735,19 @@ impl Planner<'_> {
 
     #[allow(clippy::type_complexity)]
     fn hugging_face(&mut self) -> Result<(Vec<OutputFile>, Vec<(String, Vec<u8>)>), FormatError> {
-        let Checkpoint { family, config, .. } = self.checkpoint;
+        let Checkpoint {
+            family,
+            config,
+            rotation,
+            ..
+        } = self.checkpoint;
+        if rotation.is_some() {
+            let message =
+                "the weights are rotated, and nothing in a Hugging Face checkpoint would say so";
+            return Err(FormatError::new(ErrorCode::TargetCannotHold, message)
+                .in_tensor(ROTATION_KEYS)
+                .hint("a GGUF target keeps the metadata of the rotation"));
+        }
         let storage = self.hf_storage()?;
         if storage == HfStorage::Dequantised && family.dequantised_has_scale(config) {
             self.add_unit_scales();
@@ -687,6 +786,11 @@ impl Planner<'_> {
                 _ => format!("model-{:05}-of-{count:05}.safetensors", part + 1),
             };
             let mut metadata = Metadata::default();
+            if part == 0 {
+                for (key, text) in side_files::described(self.checkpoint) {
+                    metadata.set(key, MetaValue::text(text));
+                }
+            }
             match self.request.target.linears {
                 Linears::Tiles(_) => self.describe_tiles(part, &mut metadata),
                 Linears::Affine(_) => metadata.set("format", MetaValue::text("mlx")),
@@ -750,7 +854,8 @@ impl Planner<'_> {
     fn add_unit_scales(&mut self) {
         let mut with_scales = Vec::with_capacity(self.items.len() * 2);
         for item in self.items.drain(..) {
-            let unit = matches!(item.action, Action::Dequantise(_)).then(|| Item {
+            let is_linear = item.slot.is_some_and(Slot::is_ternary);
+            let unit = (is_linear && matches!(item.action, Action::Dequantise(_))).then(|| Item {
                 slot: item.slot,
                 source_name: item.source_name.clone(),
                 from: "1".to_owned(),
@@ -845,7 +950,7 @@ impl Planner<'_> {
         let linears = self
             .items
             .iter()
-            .filter(|i| i.slot.is_some_and(Slot::is_ternary));
+            .filter(|i| i.slot.is_some_and(|slot| self.checkpoint.is_ternary(slot)));
         let trits = linears
             .filter_map(|i| i.slot)
             .map(|s| self.checkpoint.config.shape(s).iter().product::<usize>() as u64)
@@ -869,6 +974,21 @@ impl Planner<'_> {
 /// Whether a target stores the gain of a norm minus one.
 fn stores_gain_minus_one(target: &Target, checkpoint: &Checkpoint, slot: Slot) -> bool {
     target.kind == Kind::HuggingFace && (checkpoint.family.stores_gain_minus_one)(slot)
+}
+
+/// Whether a key of one GGUF file belongs into another of the same model: what describes the model does
+/// (author, licence, tokenizer, keys of other programs), what describes the file or is written anew does not.
+pub fn is_carried(key: &str) -> bool {
+    let about_the_file = [
+        "general.architecture",
+        "general.file_type",
+        "general.quantization_version",
+        "general.quantized_by",
+        "general.alignment",
+        GGUF_LAYOUT_KEY,
+    ];
+    let begins = ["split.", "quantize.", "ternary."];
+    !about_the_file.contains(&key) && !begins.iter().any(|b| key.starts_with(b))
 }
 
 /// `….weight_scale` of `….weight`.

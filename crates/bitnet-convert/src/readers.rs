@@ -127,7 +127,9 @@ impl FileFacts {
             .filter(|i| i.slot.is_some_and(Slot::is_ternary))
         {
             match &item.action {
-                Action::Pack(packing) => facts.add("linears", packing.name()),
+                Action::Pack(packing) | Action::CopyPacked(packing) => {
+                    facts.add("linears", packing.name())
+                }
                 Action::Dequantise(plain) => {
                     facts.add("linears", format!("{} ternary", plain_name(*plain)));
                 }

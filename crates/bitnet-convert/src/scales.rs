@@ -114,6 +114,11 @@ fn round_trip(scale: f32, to: PlainType) -> f32 {
     }
 }
 
+/// Whether a type holds a scale.
+pub fn is_exact(scale: f32, to: PlainType) -> bool {
+    round_trip(scale, to) == scale
+}
+
 /// Whether `trit * scale` can be stored as numbers of a type: the largest relative error.
 ///
 /// # Errors

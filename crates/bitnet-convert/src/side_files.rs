@@ -3,7 +3,8 @@
 //! Invariant: a file that is copied is copied byte for byte; only `config.json` is rewritten, because
 //! it says how the linears are stored, and of it only what changes.
 
-use bitnet_formats::{Container, FormatError, Gguf};
+use crate::plan::is_carried;
+use bitnet_formats::{Container, FormatError, Gguf, MetaArray, MetaValue};
 use bitnet_model::{Checkpoint, HfStorage};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -104,6 +105,38 @@ pub fn model_name(checkpoint: &Checkpoint) -> Option<String> {
         checkpoint.config_json.as_ref()?.get(NAME_KEY)?.as_str()
     };
     name.filter(|n| !n.is_empty()).map(str::to_owned)
+}
+
+/// What a GGUF source says about its model (author, licence, tags) and no file of a Hugging Face checkpoint
+/// has a place for, as text: for the metadata of the weights.
+pub fn described(checkpoint: &Checkpoint) -> Vec<(String, String)> {
+    if checkpoint.file.container != Gguf.name() {
+        return Vec::new();
+    }
+    let own = ["general.name", "general.type"]; // `config.json` says these
+    let describes =
+        |key: &str| key.starts_with("general.") && is_carried(key) && !own.contains(&key);
+    let keys = checkpoint.file.metadata.0.iter();
+    keys.filter(|(key, _)| describes(key))
+        .filter_map(|(key, value)| Some((key.clone(), as_text(value)?)))
+        .collect()
+}
+
+/// A value as text, a list of strings as JSON; `None` for other arrays.
+fn as_text(value: &MetaValue) -> Option<String> {
+    match value {
+        MetaValue::String(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        MetaValue::Bool(yes) => Some(yes.to_string()),
+        MetaValue::Array(MetaArray::String(list)) => {
+            let texts = list.iter().map(String::from_utf8_lossy);
+            Some(texts.map(|text| json!(text)).collect::<Value>().to_string())
+        }
+        MetaValue::Array(_) => None,
+        number => match number.as_u64() {
+            Some(whole) => Some(whole.to_string()),
+            None => number.as_f64().map(|n| n.to_string()),
+        },
+    }
 }
 
 /// The `config.json` of a Hugging Face output.

@@ -27,6 +27,10 @@ pub enum Linears {
 /// The packing of tiles with group scales: its blocks are part of any group.
 pub const GROUPED_TILES: &str = "tile32-2bit";
 
+/// Packings of GGUF whose rows stand by themselves and whose readers take embeddings in them. Those of
+/// bitnet.cpp are read in products only, and llama.cpp's other programs have none.
+const TABLE_PACKINGS: [&str; 5] = ["tq1_0", "tq2_0", "q2_0", "pq2_0", "ptq1_0"];
+
 /// The kind of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -66,6 +70,16 @@ impl Target {
         match self.linears {
             Linears::Tiles(_) if grouped => packing_by_name(GROUPED_TILES),
             _ => self.packing(),
+        }
+    }
+
+    /// The packing in which readers of the target look rows up by token, too: embeddings and output head
+    /// that are ternary stay so.
+    pub fn table_packing(&self) -> Option<&'static dyn Packing> {
+        match self.linears {
+            Linears::Packed(name) if TABLE_PACKINGS.contains(&name) => packing_by_name(name),
+            Linears::Tiles(_) => packing_by_name(GROUPED_TILES),
+            _ => None,
         }
     }
 

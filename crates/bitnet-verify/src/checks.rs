@@ -136,7 +136,8 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
         .collect();
     if subject.figures || running.iter().any(|check| check.wants_ternary()) {
         let slots: Vec<Slot> = subject.artifact.checkpoint.slots_in_file_order();
-        let slots: Vec<Slot> = slots.into_iter().filter(|slot| slot.is_ternary()).collect();
+        let is_ternary = |slot: &Slot| subject.artifact.checkpoint.is_ternary(*slot);
+        let slots: Vec<Slot> = slots.into_iter().filter(is_ternary).collect();
         let bar: Bar = progress.steps("tensors", slots.len() as u64);
         for slot in slots {
             bar.name(slot.to_string());

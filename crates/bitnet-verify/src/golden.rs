@@ -35,6 +35,26 @@ pub struct Greedy {
     pub margins: Vec<f64>,
 }
 
+/// What the scales of a ternary linear must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TrueScales {
+    /// One.
+    One {
+        /// Bits of the multiplier.
+        alpha_bits: u32,
+        /// Whether it was stored or read off the values, hence exact; otherwise it is the mean of master
+        /// weights, whose summation order is free.
+        exact: bool,
+    },
+    /// Several, exact.
+    Several {
+        /// `row` or `group-N`, in normal form (`formats/certificate.md`).
+        structure: String,
+        /// sha256 of the scales in normal form, f32.
+        sha256: String,
+    },
+}
+
 /// What a ternary linear must be.
 #[derive(Debug, Clone)]
 pub struct TernaryTruth {
@@ -44,11 +64,8 @@ pub struct TernaryTruth {
     pub shape: Vec<usize>,
     /// sha256 of the `int8` codes, row-major.
     pub sha256: String,
-    /// Bits of the multiplier.
-    pub alpha_bits: u32,
-    /// Whether the scale was stored or read off the values, hence exact; otherwise it is the mean
-    /// of master weights, whose summation order is free.
-    pub exact: bool,
+    /// Its scales.
+    pub scales: TrueScales,
 }
 
 /// A longer text, for its likelihood.
@@ -201,7 +218,19 @@ fn parse_stream(value: &Value) -> Option<Stream> {
 
 fn parse_ternary(value: &Value) -> Option<Vec<TernaryTruth>> {
     let entry = |(name, v): (&String, &Value)| {
-        let hex = v.get("alpha_f32_hex")?.as_str()?.strip_prefix("0x")?;
+        let scales = match v.get("scale_structure") {
+            Some(structure) => TrueScales::Several {
+                structure: structure.as_str()?.to_owned(),
+                sha256: v.get("scales_sha256")?.as_str()?.to_owned(),
+            },
+            None => {
+                let hex = v.get("alpha_f32_hex")?.as_str()?.strip_prefix("0x")?;
+                TrueScales::One {
+                    alpha_bits: u32::from_str_radix(hex, 16).ok()?,
+                    exact: v.get("stored_scale").is_some() || v.get("absmean_would_be").is_some(),
+                }
+            }
+        };
         let sizes = v.get("shape")?.as_array()?.iter();
         Some(TernaryTruth {
             name: name.clone(),
@@ -209,8 +238,7 @@ fn parse_ternary(value: &Value) -> Option<Vec<TernaryTruth>> {
                 .map(|n| n.as_u64()?.try_into().ok())
                 .collect::<Option<_>>()?,
             sha256: v.get("sha256_int8_row_major")?.as_str()?.to_owned(),
-            alpha_bits: u32::from_str_radix(hex, 16).ok()?,
-            exact: v.get("stored_scale").is_some() || v.get("absmean_would_be").is_some(),
+            scales,
         })
     };
     value.as_object()?.iter().map(entry).collect()

@@ -184,7 +184,7 @@ impl<'a> Oracle<'a> {
                 "expected at least one token, found none",
             ));
         }
-        let table = self.checkpoint.dense(Slot::TokenEmbeddings)?;
+        let table = Table::open(self.checkpoint, Slot::TokenEmbeddings)?;
         let mut x = Vec::with_capacity(tokens.len() * width);
         for &token in tokens {
             let row = token as usize;
@@ -197,7 +197,7 @@ impl<'a> Oracle<'a> {
                     ),
                 ));
             }
-            x.extend(dense_rows(&table, Slot::TokenEmbeddings, row..row + 1)?);
+            x.extend(table.rows(row..row + 1)?);
         }
         let factor = f64::from(self.config().factors.embedding);
         let x = matrix(&x, tokens.len(), width)?;
@@ -220,7 +220,7 @@ impl<'a> Oracle<'a> {
         } else {
             Slot::OutputHead
         };
-        let head = self.checkpoint.dense(slot)?;
+        let head = Table::open(self.checkpoint, slot)?;
         let divisor = f64::from(self.config().factors.head_divisor);
         let hidden: Result<Vec<Tensor>, _> = normed.iter().map(|x| x / divisor).collect();
         let hidden = hidden.map_err(candle)?;
@@ -231,7 +231,7 @@ impl<'a> Oracle<'a> {
         let block = (HEAD_BLOCK / width).max(1);
         for start in (0..vocab).step_by(block) {
             let rows = start..vocab.min(start + block);
-            let weights = matrix(&dense_rows(&head, slot, rows.clone())?, rows.len(), width)?;
+            let weights = matrix(&head.rows(rows.clone())?, rows.len(), width)?;
             let weights = weights.t().map_err(candle)?;
             for (x, out) in hidden.iter().zip(&mut logits) {
                 let part = values(&x.matmul(&weights).map_err(candle)?)?;
@@ -244,6 +244,30 @@ impl<'a> Oracle<'a> {
             }
         }
         Ok(logits)
+    }
+}
+
+/// Rows by token: embeddings or output head.
+enum Table<'a> {
+    Dense(Slot, DenseTensor<'a>),
+    Ternary(TernaryMatrix),
+}
+
+impl<'a> Table<'a> {
+    fn open(checkpoint: &'a Checkpoint, slot: Slot) -> Result<Self, FormatError> {
+        checkpoint.refuse_rotation()?;
+        if checkpoint.is_ternary(slot) {
+            checkpoint.ternary(slot).map(Self::Ternary)
+        } else {
+            Ok(Self::Dense(slot, checkpoint.dense(slot)?))
+        }
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>, FormatError> {
+        match self {
+            Self::Dense(slot, tensor) => dense_rows(tensor, *slot, rows),
+            Self::Ternary(matrix) => Ok(dense_weights(matrix, rows)),
+        }
     }
 }
 
@@ -412,8 +436,10 @@ struct Linear {
 
 impl Linear {
     fn load(checkpoint: &Checkpoint, slot: Slot) -> Result<Self, FormatError> {
+        checkpoint.refuse_rotation()?;
         let ternary = checkpoint.ternary(slot)?;
-        let weight = matrix(&dense_weights(&ternary), ternary.rows(), ternary.cols())?;
+        let weights = dense_weights(&ternary, 0..ternary.rows());
+        let weight = matrix(&weights, ternary.rows(), ternary.cols())?;
         let quantised = match checkpoint.config.activation_quantization {
             ActivationQuantization::Int8PerToken => true,
             ActivationQuantization::None => false,
@@ -457,25 +483,21 @@ impl Linear {
     }
 }
 
-/// `trit * scale`, row-major.
-fn dense_weights(matrix: &TernaryMatrix) -> Vec<f32> {
-    let cols = matrix.cols();
-    match matrix.scales() {
-        Scales::PerTensor(scale) => matrix
-            .trits()
-            .iter()
-            .map(|&t| f32::from(t) * scale)
-            .collect(),
-        scales => {
-            let at = |i: usize| scales.at(i / cols, i % cols, cols);
-            matrix
-                .trits()
-                .iter()
-                .enumerate()
-                .map(|(i, &t)| f32::from(t) * at(i))
-                .collect()
+/// `trit * scale` of some rows, row-major.
+fn dense_weights(matrix: &TernaryMatrix, rows: Range<usize>) -> Vec<f32> {
+    let (cols, scales) = (matrix.cols(), matrix.scales());
+    let run = match scales {
+        Scales::PerGroup { group, .. } => *group,
+        Scales::PerTensor(_) | Scales::PerRow(_) => cols.max(1),
+    };
+    let mut weights = Vec::with_capacity(rows.len() * cols);
+    for row in rows {
+        for (i, trits) in matrix.row(row).chunks(run).enumerate() {
+            let scale = scales.at(row, i * run, cols);
+            weights.extend(trits.iter().map(|&t| f32::from(t) * scale));
         }
     }
+    weights
 }
 
 /// Activations to their int8 levels and back, per token: `q / s` with `s = 127 / max(max|x|, 1e-5)`.

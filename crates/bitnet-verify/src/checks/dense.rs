@@ -34,7 +34,7 @@ impl Running for Dense {
         for slot in artifact
             .slots()
             .into_iter()
-            .filter(|slot| !slot.is_ternary())
+            .filter(|slot| !artifact.is_ternary(*slot))
         {
             tensors += 1;
             match compare(source, artifact, slot) {

@@ -145,7 +145,7 @@ impl Digests {
         for slot in checkpoint
             .slots()
             .into_iter()
-            .filter(|slot| !slot.is_ternary())
+            .filter(|slot| !checkpoint.is_ternary(*slot))
         {
             let name = slot.to_string();
             let Some(expected) = certificate.dense.iter().find(|record| record.name == name) else {

@@ -30,7 +30,7 @@ impl Running for Encoding {
         let mut findings = Findings::default();
         let (mut tensors, mut bytes) = (0, 0);
         let mut slots = subject.artifact.checkpoint.slots_in_file_order();
-        slots.retain(|slot| slot.is_ternary());
+        slots.retain(|slot| subject.artifact.checkpoint.is_ternary(*slot));
         let results: Vec<_> = slots
             .par_iter()
             .with_max_len(1)
@@ -67,8 +67,14 @@ fn compare(subject: &Subject<'_>, slot: Slot) -> Result<Compared, FormatError> {
     let artifact = &subject.artifact.checkpoint;
     let linear = artifact.linear(slot)?;
     match (&linear.rule, subject.source) {
-        (LinearRule::Packed { packing, .. } | LinearRule::Tiles { packing, .. }, _) => {
-            repack(*packing, artifact.file.bytes(&linear.info), linear)
+        (LinearRule::Packed { packing, .. } | LinearRule::Tiles { packing, .. }, source) => {
+            let bytes = artifact.file.bytes(&linear.info);
+            // copied bytes are the source's own, whoever encoded them
+            let original = source.and_then(|s| s.checkpoint.tensor_range(slot).zip(Some(s)));
+            if original.is_some_and(|(info, s)| s.checkpoint.file.bytes(info) == bytes) {
+                return Ok(Some((bytes.len(), None)));
+            }
+            repack(*packing, bytes, linear)
         }
         (LinearRule::Absmean, Some(source)) => master_weights(artifact, &source.checkpoint, slot),
         _ => Ok(None),

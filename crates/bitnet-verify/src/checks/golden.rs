@@ -50,7 +50,7 @@ fn codes(subject: &Subject<'_>, golden: &Golden) -> CheckResult {
     for slot in checkpoint
         .slots()
         .into_iter()
-        .filter(|slot| slot.is_ternary())
+        .filter(|slot| checkpoint.is_ternary(*slot))
     {
         let place = slot.to_string();
         let Some(truth) = golden.truth_of(checkpoint, slot) else {

@@ -32,7 +32,7 @@ const BLOCK: usize = 1 << 20;
 
 fn look(checkpoint: &Checkpoint, slot: Slot, findings: &mut Vec<Finding>) {
     let place = slot.to_string();
-    let seen = if slot.is_ternary() {
+    let seen = if checkpoint.is_ternary(slot) {
         checkpoint
             .ternary(slot)
             .map(|matrix| ternary(&place, &matrix))

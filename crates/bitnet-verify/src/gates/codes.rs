@@ -3,7 +3,8 @@
 //! Invariant: codes are equal, a stored scale is equal to the bit; only the mean of master weights may
 //! be off, because the order of that sum is free.
 
-use crate::golden::TernaryTruth;
+use crate::golden::{TernaryTruth, TrueScales};
+use bitnet_model::TensorDigest;
 use bitnet_ternary::TernaryMatrix;
 use sha2::{Digest, Sha256};
 
@@ -32,25 +33,35 @@ pub fn check_codes(truth: &TernaryTruth, matrix: &TernaryMatrix) -> Result<(), S
     if matrix.trits().iter().all(|&t| t == 0) {
         return Ok(());
     }
-    // silent rows and groups are 0 in normal form
-    let normal = matrix.normal_scales();
-    let mut scales = normal.as_slice().iter().filter(|s| **s != 0.0);
-    scales.try_for_each(|s| check_scale(truth, *s))
+    match &truth.scales {
+        TrueScales::One { alpha_bits, exact } => {
+            // silent rows and groups are 0 in normal form
+            let normal = matrix.normal_scales();
+            let mut scales = normal.as_slice().iter().filter(|s| **s != 0.0);
+            scales.try_for_each(|s| check_scale(*alpha_bits, *exact, *s))
+        }
+        TrueScales::Several { structure, sha256 } => {
+            let found = TensorDigest::of(&truth.name, matrix);
+            if (&found.scale_structure, &found.scales_sha256) == (structure, sha256) {
+                return Ok(());
+            }
+            Err(format!(
+                "expected scales per {structure} of sha256 {sha256}, found them per {} of sha256 {}",
+                found.scale_structure, found.scales_sha256
+            ))
+        }
+    }
 }
 
 /// Compares one scale.
-///
-/// # Errors
-/// What differs.
-pub fn check_scale(truth: &TernaryTruth, found: f32) -> Result<(), String> {
-    let most = if truth.exact { 0 } else { ABSMEAN_ULPS };
-    if found.to_bits().abs_diff(truth.alpha_bits) <= most {
+fn check_scale(alpha_bits: u32, exact: bool, found: f32) -> Result<(), String> {
+    let most = if exact { 0 } else { ABSMEAN_ULPS };
+    if found.to_bits().abs_diff(alpha_bits) <= most {
         return Ok(());
     }
     Err(format!(
-        "expected scale {:e} (0x{:08x}) within {most} ulp, found {found:e} (0x{:08x})",
-        f32::from_bits(truth.alpha_bits),
-        truth.alpha_bits,
+        "expected scale {:e} (0x{alpha_bits:08x}) within {most} ulp, found {found:e} (0x{:08x})",
+        f32::from_bits(alpha_bits),
         found.to_bits()
     ))
 }
