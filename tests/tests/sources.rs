@@ -12,7 +12,8 @@ use bitnet_formats::{
 };
 use bitnet_model::{
     ActivationQuantization, Checkpoint, ErrorCode, FormatError, HfStorage, LinearRule, OpenOptions,
-    ScaleDirection, Slot, TernaryHasher, dense_sha256, gguf_from_hf_rows, weight_scale_bytes,
+    ScaleDirection, Slot, TensorDigest, TernaryHasher, dense_sha256, gguf_from_hf_rows,
+    weight_scale_bytes,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use bitnet_tests::digest::{hex, sha256};
@@ -49,7 +50,7 @@ fn linears(checkpoint: &Checkpoint) -> impl Iterator<Item = Slot> {
     checkpoint
         .slots_in_file_order()
         .into_iter()
-        .filter(|s| s.is_ternary())
+        .filter(|s| checkpoint.is_ternary(*s))
 }
 
 fn ternary_sha256(checkpoint: &Checkpoint) -> String {
@@ -94,6 +95,16 @@ fn trits_and_scales_are_those_of_transformers() {
                 truth["sha256_int8_row_major"],
                 "{name}: {stored}"
             );
+            if let Some(structure) = truth["scale_structure"].as_str() {
+                let found = TensorDigest::of(stored, &matrix);
+                assert_eq!(found.scale_structure, structure, "{name}: {stored}");
+                assert_eq!(
+                    found.scales_sha256, truth["scales_sha256"],
+                    "{name}: {stored}"
+                );
+                exact += 1;
+                continue;
+            }
             let &Scales::PerTensor(alpha) = matrix.scales() else {
                 panic!("{name}: {stored}: {}", matrix.scales().structure());
             };
@@ -117,7 +128,8 @@ fn trits_and_scales_are_those_of_transformers() {
         }
         let count = linears(&checkpoint).count();
         assert_eq!(count, golden.len(), "{name}");
-        for slot in checkpoint.slots().into_iter().filter(|s| !s.is_ternary()) {
+        let dense = |slot: &Slot| !checkpoint.is_ternary(*slot);
+        for slot in checkpoint.slots().into_iter().filter(dense) {
             let dense = checkpoint.dense(slot).unwrap();
             assert_eq!(dense_sha256(&dense).unwrap().len(), 64);
         }
@@ -131,7 +143,7 @@ fn trits_and_scales_are_those_of_transformers() {
     if !fixtures::fixtures_are_foreign() {
         assert_eq!(
             report.lines().filter(|l| l.contains("trits equal")).count(),
-            10,
+            13,
             "{report}"
         );
     }
@@ -248,7 +260,14 @@ fn write(
     std::fs::write(path, bytes).unwrap();
 }
 
+/// A tensor that is no linear of a layer; tables that are ternary as numbers.
 fn dense_out(checkpoint: &Checkpoint, slot: Slot, name: String) -> Out {
+    if checkpoint.is_ternary(slot) {
+        let matrix = checkpoint.ternary(slot).unwrap();
+        let shape = vec![matrix.rows(), matrix.cols()];
+        let encoding = Encoding::Plain(PlainType::F32);
+        return Out(name, encoding, shape, dequantised_f32(&matrix));
+    }
     let dense = checkpoint.dense(slot).unwrap();
     Out(
         name,
@@ -330,7 +349,15 @@ fn every_container_of_a_model_gives_the_same_config_and_hash() {
         let kept = checkpoint
             .scale_direction()
             .unwrap_or(ScaleDirection::Multiply);
-        for direction in [kept, ScaleDirection::Multiply] {
+        let one_scale = |slot: Slot| {
+            let matrix = checkpoint.ternary(slot).unwrap();
+            !slot.is_ternary() || matches!(matrix.scales(), Scales::PerTensor(_))
+        };
+        let holds = linears(&checkpoint).all(one_scale);
+        for direction in [kept, ScaleDirection::Multiply]
+            .into_iter()
+            .filter(|_| holds)
+        {
             let storage = HfStorage::Packed(direction);
             let packed = rewrite(
                 &checkpoint,
