@@ -397,7 +397,7 @@ impl Planner<'_> {
                 stored_as == packing.name()
                     && self.request.target.table_packing().is_some()
                     && source.permuted_head_dim
-                        == permuted_head_dim(self.checkpoint, Kind::Gguf, slot)
+                        == permuted_head_dim(self.checkpoint, self.request.target, slot)
                     && source.info.len == len
             }
             _ => false,
@@ -460,9 +460,12 @@ impl Planner<'_> {
         {
             return Ok(plain);
         }
-        let scales = self.checkpoint.packed_scales_of(slot)?;
+        let scales = match self.checkpoint.packed_scales_of(slot)? {
+            Some(scales) => scales,
+            None => self.checkpoint.ternary(slot)?.normal_scales(),
+        };
         let holds = |plain: &PlainType| {
-            let mut scales = scales.iter().flat_map(|s| s.as_slice());
+            let mut scales = scales.as_slice().iter();
             scales.all(|scale| scales::is_exact(*scale, *plain))
         };
         let types = [PlainType::Bf16, PlainType::F16];
