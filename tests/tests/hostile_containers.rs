@@ -4,66 +4,29 @@
 //! allocated meanwhile: a hostile file may cost memory in proportion to its own length, never in
 //! proportion to a number written in it.
 
-// the counting allocator below; nothing else
-#![allow(unsafe_code)]
-
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, Header, Limits, MetaArray,
     MetaValue, Metadata, PlainType, PlannedTensor, Safetensors, TensorFile, WritePlan, open,
     open_as, packing_by_name,
 };
+use bitnet_tests::counting::{Counting, asked};
 use bitnet_tests::fixtures::{read_json, vectors_dir};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 // ---- measuring ----
-
-/// The system's allocator, counting per thread every byte ever asked for.
-struct Counting;
-
-thread_local! {
-    static ASKED: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(bytes: usize) {
-    // `try_with`: a thread may free and allocate while its locals are being torn down
-    let _ = ASKED.try_with(|asked| asked.set(asked.get().saturating_add(bytes)));
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; counting neither allocates nor
-// panics (the cell is const-initialised and has no destructor).
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promise about `layout` is passed on
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        // SAFETY: the caller's promises are passed on
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
 /// Opens and asserts that the cost was in proportion to the file.
 fn open_measured(path: &Path, len: usize) -> Result<TensorFile, FormatError> {
-    let before = ASKED.get();
+    let before = asked();
     let result = open(path, &Limits::default());
-    let asked = ASKED.get() - before;
+    let cost = asked() - before;
     assert!(
-        asked <= 64 * 1024 + 32 * len,
-        "{asked} bytes allocated for a file of {len}"
+        cost <= 64 * 1024 + 32 * len,
+        "{cost} bytes allocated for a file of {len}"
     );
     if let Err(error) = &result {
         let text = error.to_string();

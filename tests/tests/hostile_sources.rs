@@ -4,50 +4,13 @@
 //! meanwhile: a hostile file may cost memory in proportion to its own length, never in proportion to a
 //! number written in it.
 
-// the counting allocator below; nothing else
-#![allow(unsafe_code)]
-
 use bitnet_formats::{ErrorCode, FormatError, Limits, TensorFile, open};
+use bitnet_tests::counting::{Counting, asked};
 use bitnet_tests::fixtures::repository;
 use bitnet_tests::torch_archive::{Pickle, Saved, archive_of, pickle_of, zip_of};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use tempfile::TempDir;
 
 // ---- measuring ----
-
-/// The system's allocator, counting per thread every byte ever asked for.
-struct Counting;
-
-thread_local! {
-    static ASKED: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(bytes: usize) {
-    // `try_with`: a thread may free and allocate while its locals are being torn down
-    let _ = ASKED.try_with(|asked| asked.set(asked.get().saturating_add(bytes)));
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; counting neither allocates nor
-// panics (the cell is const-initialised and has no destructor).
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promise about `layout` is passed on
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        // SAFETY: the caller's promises are passed on
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -66,12 +29,12 @@ impl Bench {
         // a new file each time: the one before may still be mapped
         let _ = std::fs::remove_file(&path);
         std::fs::write(&path, bytes).unwrap();
-        let before = ASKED.get();
+        let before = asked();
         let result = open(&path, &Limits::default());
-        let asked = ASKED.get() - before;
+        let cost = asked() - before;
         assert!(
-            asked <= 128 * 1024 + 1024 * bytes.len(),
-            "{asked} bytes allocated for a file of {}",
+            cost <= 128 * 1024 + 1024 * bytes.len(),
+            "{cost} bytes allocated for a file of {}",
             bytes.len()
         );
         if let Err(error) = &result {

@@ -167,6 +167,8 @@ impl FileFacts {
             ActivationQuantization::None => "not quantised",
         };
         self.add("activations", activations);
+        let norms = config.norms.projections;
+        self.add("projection_norms", if norms { "yes" } else { "no" });
     }
 
     fn direction(&mut self, direction: ScaleDirection) {
