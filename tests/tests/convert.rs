@@ -732,6 +732,66 @@ fn inspect_and_list_say_what_there_is() {
 }
 
 #[test]
+fn files_of_an_unknown_network_are_inspected_by_their_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = checkpoint("bitnet-2b4t-packed").join("model.safetensors");
+    for (target, packing) in [
+        ("hf-packed", "hf_u8"),
+        ("mlx-2bit", "mlx_2bit"),
+        ("ms-gpu-int2", "ms_gpu_int2"),
+    ] {
+        let output = dir.path().join(target);
+        done(packed.parent().unwrap(), &output, &["--to", target]);
+        // without its configuration, and with that of something else
+        for config in [None, Some("{\"model_type\": \"mamba\"}")] {
+            let path = output.join("config.json");
+            std::fs::remove_file(&path).unwrap();
+            if let Some(config) = config {
+                std::fs::write(&path, config).unwrap();
+            }
+            let ran = convert(&["inspect", output.to_str().unwrap()]);
+            assert_eq!(ran.status, ExitStatus::Done, "{}", ran.json);
+            assert!(ran.json["family"].is_null(), "{}", ran.json);
+            assert!(
+                ran.json["linears"][packing].as_u64() > Some(3),
+                "{}",
+                ran.json
+            );
+            for one in ran.json["ternary"].as_array().unwrap() {
+                assert_eq!(one["packing"], packing);
+                assert!(one["minus"].as_u64() > Some(0), "{one}");
+            }
+            let words = ["inspect", output.to_str().unwrap()];
+            let said = program::run(bitnet_convert::run, words);
+            assert!(said.stdout.contains("unknown"), "{}", said.stdout);
+            if config.is_none() {
+                std::fs::write(&path, "{}").unwrap();
+            }
+        }
+        // a configuration that is broken is an error, not an unknown network
+        std::fs::write(output.join("config.json"), "{").unwrap();
+        let ran = convert(&["inspect", output.to_str().unwrap()]);
+        assert_eq!(ran.code(), "malformed", "{}", ran.json);
+    }
+    // a GGUF file under another architecture
+    let gguf = dir.path().join("model.gguf");
+    done(&checkpoint("falcon-e"), &gguf, &["--to", "gguf-i2_s"]);
+    let mut bytes = std::fs::read(&gguf).unwrap();
+    let key = b"general.architecture";
+    let at = bytes.windows(key.len()).position(|w| w == key).unwrap();
+    let value = at + key.len() + 4 + 8;
+    bytes[value] ^= 1;
+    std::fs::write(&gguf, bytes).unwrap();
+    let ran = convert(&["inspect", gguf.to_str().unwrap()]);
+    assert_eq!(ran.status, ExitStatus::Done, "{}", ran.json);
+    assert!(
+        ran.json["linears"]["i2_s"].as_u64() > Some(3),
+        "{}",
+        ran.json
+    );
+}
+
+#[test]
 fn help_fits_the_screen_and_scripts_are_made_of_it() {
     let help = bitnet_convert::command().render_help().to_string();
     assert!(help.lines().count() <= 50, "{} lines", help.lines().count());

@@ -4,6 +4,7 @@
 //! can tell is said with its evidence, or said to be undecided.
 
 mod data;
+mod unknown;
 
 use self::data::Data;
 use crate::args::InspectArgs;
@@ -11,7 +12,7 @@ use crate::plan::describe;
 use crate::readers::{self, FileFacts};
 use crate::scales;
 use bitnet_cli::{Console, Failure, Table, human_bytes};
-use bitnet_formats::{Container, Gguf, MetaArray, MetaValue, gguf_type_rivals};
+use bitnet_formats::{Container, Gguf, Limits, MetaArray, MetaValue, TensorFile, gguf_type_rivals};
 use bitnet_model::{
     ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, LinearRule, Slot,
 };
@@ -20,7 +21,18 @@ use std::collections::BTreeMap;
 
 /// Inspects a model.
 pub fn run(args: &InspectArgs, console: &mut Console<'_>) -> Result<(), Failure> {
-    let checkpoint = crate::open(&args.model, &args.how)?;
+    let checkpoint = match crate::open(&args.model, &args.how) {
+        Ok(checkpoint) => checkpoint,
+        Err(failure) => {
+            // a file that no family knows is still a file
+            return match bitnet_formats::open(&args.model, &Limits::default()) {
+                Ok(file) if unknown::is_about_the_family(&args.model, &failure, &file) => {
+                    unknown::run(args, &file, &failure, console)
+                }
+                _ => Err(failure),
+            };
+        }
+    };
     let facts = Facts::collect(&checkpoint)?;
     let mut object = facts.to_json(&checkpoint, args.tensors);
     let findings = match args.readers {
@@ -82,13 +94,7 @@ struct Collision {
 impl Facts {
     fn collect(checkpoint: &Checkpoint) -> Result<Self, Failure> {
         let file = &checkpoint.file;
-        let mut encodings: BTreeMap<String, Group> = BTreeMap::new();
-        for info in file.tensors() {
-            let group = encodings.entry(info.encoding.name()).or_default();
-            group.tensors += 1;
-            group.elements += info.shape.iter().product::<usize>() as u64;
-            group.bytes += info.len;
-        }
+        let encodings = encodings_of(file);
         let (mut linears, mut ternary_bytes) = (BTreeMap::new(), 0);
         let (mut parameters, mut ternary_parameters) = (0u64, 0u64);
         let mut one_scale = true;
@@ -126,7 +132,7 @@ impl Facts {
                 && (file.tensor(&head).is_some() || file.tensor(&gguf_head).is_some()),
             head_is_a_copy: data::head_is_a_copy(checkpoint),
             rotation: data::rotation(&file.metadata),
-            ruled_out: collisions(checkpoint),
+            ruled_out: collisions_of(file, checkpoint.layout.as_ref()),
             data: Data::collect(checkpoint),
         })
     }
@@ -174,14 +180,10 @@ impl Facts {
                 "structure": self.scale_structure.or(self.data.structure()),
             },
             "layout": checkpoint.layout.as_ref().map(layout_json),
-            "ruled_out": self.ruled_out.iter().map(|c| json!({
-                "gguf_type": c.id, "taken": c.taken, "others": c.others,
-            })).collect::<Value>(),
+            "ruled_out": self.ruled_out.iter().map(Collision::to_json).collect::<Value>(),
             "data": self.data.to_json(),
             "rotation": self.rotation,
-            "encodings": self.encodings.iter().map(|(name, g)| json!({
-                "name": name, "tensors": g.tensors, "elements": g.elements, "bytes": g.bytes,
-            })).collect::<Value>(),
+            "encodings": self.encodings.iter().map(|(name, g)| g.to_json(name)).collect::<Value>(),
             "parameters": self.parameters,
             "ternary_parameters": self.ternary_parameters,
             "bits_per_weight": self.ternary_bits,
@@ -195,20 +197,7 @@ impl Facts {
             "head_is_a_copy": self.head_is_a_copy,
         });
         if tensors {
-            object["tensors"] = file
-                .tensors()
-                .iter()
-                .map(|info| {
-                    json!({
-                        "name": info.name,
-                        "encoding": info.encoding.name(),
-                        "shape": info.shape,
-                        "part": info.part,
-                        "offset": info.offset,
-                        "bytes": info.len,
-                    })
-                })
-                .collect();
+            object["tensors"] = tensors_json(file);
         }
         object
     }
@@ -338,47 +327,92 @@ impl Facts {
         console.line("")?;
         let mut table = Table::new(&["type", ">tensors", ">elements", ">bytes"]);
         for (name, g) in &self.encodings {
-            table.row([
-                name.clone(),
-                g.tensors.to_string(),
-                g.elements.to_string(),
-                g.bytes.to_string(),
-            ]);
+            table.row(g.row(name));
         }
         console.line(table)?;
         if tensors {
-            console.line("")?;
-            let mut table = Table::new(&["tensor", "type", ">shape", ">file", ">offset", ">bytes"]);
-            for info in file.tensors() {
-                let shape: Vec<_> = info.shape.iter().map(usize::to_string).collect();
-                table.row([
-                    info.name.clone(),
-                    info.encoding.name(),
-                    shape.join(" x "),
-                    info.part.to_string(),
-                    info.offset.to_string(),
-                    info.len.to_string(),
-                ]);
-            }
-            console.line(table)?;
+            print_tensors(file, console)?;
         }
         Ok(())
     }
 }
 
+impl Group {
+    fn to_json(&self, name: &str) -> Value {
+        json!({
+            "name": name, "tensors": self.tensors, "elements": self.elements, "bytes": self.bytes,
+        })
+    }
+
+    fn row(&self, name: &str) -> [String; 4] {
+        let numbers = [self.tensors, self.elements, self.bytes].map(|n| n.to_string());
+        let [tensors, elements, bytes] = numbers;
+        [name.to_owned(), tensors, elements, bytes]
+    }
+}
+
+impl Collision {
+    fn to_json(&self) -> Value {
+        json!({"gguf_type": self.id, "taken": self.taken, "others": self.others})
+    }
+}
+
+/// The tensors of a file by type.
+fn encodings_of(file: &TensorFile) -> BTreeMap<String, Group> {
+    let mut encodings: BTreeMap<String, Group> = BTreeMap::new();
+    for info in file.tensors() {
+        let group = encodings.entry(info.encoding.name()).or_default();
+        group.tensors += 1;
+        group.elements += info.shape.iter().product::<usize>() as u64;
+        group.bytes += info.len;
+    }
+    encodings
+}
+
+fn tensors_json(file: &TensorFile) -> Value {
+    let tensor = |info: &bitnet_formats::TensorInfo| {
+        json!({
+            "name": info.name,
+            "encoding": info.encoding.name(),
+            "shape": info.shape,
+            "part": info.part,
+            "offset": info.offset,
+            "bytes": info.len,
+        })
+    };
+    file.tensors().iter().map(tensor).collect()
+}
+
+fn print_tensors(file: &TensorFile, console: &mut Console<'_>) -> Result<(), Failure> {
+    console.line("")?;
+    let mut table = Table::new(&["tensor", "type", ">shape", ">file", ">offset", ">bytes"]);
+    for info in file.tensors() {
+        let shape: Vec<_> = info.shape.iter().map(usize::to_string).collect();
+        table.row([
+            info.name.clone(),
+            info.encoding.name(),
+            shape.join(" x "),
+            info.part.to_string(),
+            info.offset.to_string(),
+            info.len.to_string(),
+        ]);
+    }
+    console.line(table)
+}
+
 /// Types that share an id with one in the file, and that its tensors or its layout rule out.
-fn collisions(checkpoint: &Checkpoint) -> Vec<Collision> {
-    if checkpoint.file.container != Gguf.name() {
+fn collisions_of(file: &TensorFile, layout: Option<&LayoutEvidence>) -> Vec<Collision> {
+    if file.container != Gguf.name() {
         return Vec::new();
     }
     let mut found: Vec<Collision> = Vec::new();
-    for info in checkpoint.file.tensors() {
+    for info in file.tensors() {
         let taken = info.encoding.name();
         if found.iter().any(|c| c.taken == taken) {
             continue;
         }
         if let Some((id, mut others)) = gguf_type_rivals(info.encoding) {
-            let left = checkpoint.layout.as_ref().map(LayoutEvidence::candidates);
+            let left = layout.map(LayoutEvidence::candidates);
             others.retain(|other| !left.as_ref().is_some_and(|left| left.contains(other)));
             if !others.is_empty() {
                 found.push(Collision { id, taken, others });

@@ -797,6 +797,25 @@ fn unpack(
     Ok(trits)
 }
 
+/// Whether a family takes the network of a file, by its metadata or the `config.json` beside it. A configuration
+/// that cannot be read at all counts as known: what is wrong with it is for whoever opens it to say.
+pub fn has_known_family(path: &Path, file: &TensorFile) -> bool {
+    if file.metadata.get("general.architecture").is_some() {
+        return crate::family::family_of_gguf(file).is_ok();
+    }
+    let beside = if path.is_dir() {
+        path.join("config.json")
+    } else {
+        path.with_file_name("config.json")
+    };
+    match read_bounded(&beside, Limits::default().json_bytes) {
+        Ok(None) => false,
+        Ok(Some(bytes)) => crate::family::parse_json(&bytes)
+            .map_or(true, |json| crate::family::family_of_config(&json).is_ok()),
+        Err(_) => true,
+    }
+}
+
 /// Reads a small file; `None` when there is none.
 fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FormatError> {
     let file = match File::open(path) {

@@ -123,7 +123,7 @@ impl Data {
 }
 
 /// `tensor`, `row` or `group of 128`.
-fn structure(scales: &Scales) -> String {
+pub fn structure(scales: &Scales) -> String {
     match scales {
         Scales::PerTensor(_) => "tensor".to_owned(),
         Scales::PerRow(_) => "row".to_owned(),
