@@ -171,7 +171,8 @@ fn settings_of_mlx_are_understood_or_refused_by_name() {
         let json = with_settings(change);
         assert_eq!(json["status"], "converted", "{json}");
     }
-    let refusals: [(&dyn Fn(&mut Value), &str, &str); 8] = [
+    type Change<'a> = dyn Fn(&mut Value) + 'a;
+    let refusals: [(&Change<'_>, &str, &str); 8] = [
         (
             &|c| c["quantization"]["bits"] = json!(4),
             "unknown-quantization",
