@@ -314,10 +314,11 @@ fn pre_tokenizers_of_published_vocabularies_are_known() {
     let model = dir.path().join("model.gguf");
     convert(&checkpoint(PACKED), "gguf-i2_s", &model);
     let ill = dir.path().join("ill.gguf");
-    // the vocabulary of Llama 3 as far as its one token tells
+    // the vocabulary of Llama 3 as far as its two tokens tell
     let tokens = |m: &mut Metadata, pre: Option<&str>| {
-        let names = (0..128_001).map(|i| match i {
+        let names = (0..128_010).map(|i| match i {
             128_000 => "<|begin_of_text|>".to_owned(),
+            128_009 => "<|eot_id|>".to_owned(),
             i => format!("t{i}"),
         });
         m.set(

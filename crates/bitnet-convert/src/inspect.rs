@@ -148,10 +148,7 @@ impl Facts {
             "status": "inspected",
             "path": checkpoint.path.display().to_string(),
             "container": file.container,
-            "files": file.parts.iter().map(|p| json!({
-                "path": p.path().display().to_string(),
-                "bytes": p.bytes().len(),
-            })).collect::<Value>(),
+            "files": files_json(file),
             "family": family.name,
             "architecture": architecture(checkpoint),
             "wiring": {
@@ -367,6 +364,13 @@ fn encodings_of(file: &TensorFile) -> BTreeMap<String, Group> {
         group.bytes += info.len;
     }
     encodings
+}
+
+fn files_json(file: &TensorFile) -> Value {
+    let parts = file.parts.iter();
+    parts
+        .map(|p| json!({"path": p.path().display().to_string(), "bytes": p.bytes().len()}))
+        .collect()
 }
 
 fn tensors_json(file: &TensorFile) -> Value {

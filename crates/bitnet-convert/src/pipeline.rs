@@ -340,14 +340,7 @@ impl Converter<'_> {
                 if let Some(form) = beside {
                     self.scales.insert(slot, scales_of(form, &matrix)?);
                 }
-                self.digest(
-                    item,
-                    Digestible {
-                        slot,
-                        source: Trits::Matrix(source),
-                        rounded,
-                    },
-                )?;
+                self.digest_matrix(item, slot, source, rounded)?;
                 self.send(index, Piece::Made(packed))
             }
             (Action::Dequantise(plain), Some(slot)) => {
@@ -358,38 +351,17 @@ impl Converter<'_> {
                     true => Some((scales::rounded(&source, *plain)?, error)),
                     false => None,
                 };
-                self.digest(
-                    item,
-                    Digestible {
-                        slot,
-                        source: Trits::Matrix(source),
-                        rounded,
-                    },
-                )?;
+                self.digest_matrix(item, slot, source, rounded)?;
                 self.dequantise(index, &matrix, *plain)
             }
             (Action::CopyPacked(_), Some(slot)) => {
                 let source = self.matrix(slot)?;
-                self.digest(
-                    item,
-                    Digestible {
-                        slot,
-                        source: Trits::Matrix(source),
-                        rounded: None,
-                    },
-                )?;
+                self.digest_matrix(item, slot, source, None)?;
                 self.send_source(index, slot, 0..item.tensor.len as usize)
             }
             (Action::CopyMaster, Some(slot)) => {
                 let source = self.matrix(slot)?;
-                self.digest(
-                    item,
-                    Digestible {
-                        slot,
-                        source: Trits::Matrix(source),
-                        rounded: None,
-                    },
-                )?;
+                self.digest_matrix(item, slot, source, None)?;
                 self.copy_master(index, slot)
             }
             (Action::Copy, Some(slot)) => {
@@ -522,6 +494,25 @@ impl Converter<'_> {
             },
         )?;
         Ok(Some(packed))
+    }
+
+    /// As [`digest`](Self::digest), of a whole matrix.
+    fn digest_matrix(
+        &mut self,
+        item: &Item,
+        slot: Slot,
+        source: Arc<TernaryMatrix>,
+        rounded: Option<(TernaryMatrix, f64)>,
+    ) -> Result<(), FormatError> {
+        let source = Trits::Matrix(source);
+        self.digest(
+            item,
+            Digestible {
+                slot,
+                source,
+                rounded,
+            },
+        )
     }
 
     /// Sends a matrix to the certificate and notes what rounding did to it.

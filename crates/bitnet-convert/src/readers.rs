@@ -7,15 +7,14 @@ use crate::plan::{Action, Plan, describe};
 use crate::targets::Kind;
 use bitnet_cli::Table;
 use bitnet_formats::{Container, ErrorCode, FormatError, Gguf, MetaValue, PlainType};
-use bitnet_model::{ActivationQuantization, Checkpoint, LayoutReason, ScaleDirection, Slot};
+use bitnet_model::{
+    ActivationQuantization, Checkpoint, LayoutReason, ROTATION_KEYS, ScaleDirection, Slot,
+};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The table.
 const TABLE: &str = include_str!("../../../formats/readers.json");
-
-/// Metadata of rotated weights.
-const ROTATION: &str = "prism.hadamard.";
 
 /// Names of facts that rules may ask for.
 const FACTS: [&str; 13] = [
@@ -100,7 +99,11 @@ impl FileFacts {
             let pre = text("tokenizer.ggml.pre").unwrap_or("missing");
             facts.add("pre_tokenizer", pre);
         }
-        let rotated = file.metadata.0.iter().any(|(k, _)| k.starts_with(ROTATION));
+        let rotated = file
+            .metadata
+            .0
+            .iter()
+            .any(|(k, _)| k.starts_with(ROTATION_KEYS));
         facts.add("rotated", if rotated { "yes" } else { "no" });
         let assumed = |e: &bitnet_model::LayoutEvidence| e.reason == LayoutReason::Assumed;
         if checkpoint.layout.as_ref().is_some_and(assumed) {

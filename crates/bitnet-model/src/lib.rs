@@ -51,5 +51,8 @@ pub use kv_cache::{KvCache, KvType};
 pub use profile::{Part, Profile};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};
-pub use tokenizer::{DecodeStream, Tokenizer, tokenizer_files_from_gguf, tokenizer_to_gguf};
+pub use tokenizer::{
+    DecodeStream, Tokenizer, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
+    tokenizer_files_from_gguf, tokenizer_to_gguf,
+};
 pub use weights::{LoadOptions, TilesIn};

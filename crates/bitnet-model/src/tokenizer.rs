@@ -255,6 +255,22 @@ impl Tokenizer {
     }
 }
 
+/// The pre-tokenizer that a word of `tokenizer.ggml.pre` means; `None` for a word that is not known.
+pub fn pre_tokenizer_of_word(word: &str) -> Option<&'static str> {
+    pre_tokenizer::by_name(word).ok().map(|row| row.name)
+}
+
+/// The pre-tokenizer that a published vocabulary was made with, told by tokens that only one family has;
+/// `first` is the first token.
+pub fn pre_tokenizer_of_vocabulary(
+    has: impl Fn(&str) -> bool,
+    first: &str,
+) -> Option<&'static str> {
+    pre_tokenizer::by_evidence(has, first)
+        .ok()
+        .map(|row| row.name)
+}
+
 /// A tokenizer as a checkpoint directory has it.
 struct Source {
     parsed: Parsed,

@@ -199,6 +199,16 @@ impl TernaryMatrix {
         &self.trits
     }
 
+    /// How many trits are -1, 0 and +1.
+    pub fn counts(&self) -> [u64; 3] {
+        let mut counts = [0; 3];
+        for t in &self.trits {
+            // a trit is -1, 0 or 1 (checked when the matrix was made)
+            counts[usize::from((t + 1) as u8) % 3] += 1;
+        }
+        counts
+    }
+
     /// One row of trits, `(cols,)`.
     pub fn row(&self, row: usize) -> &[i8] {
         &self.trits[row * self.cols..(row + 1) * self.cols]

@@ -184,7 +184,7 @@ pub struct CompareArgs {
     pub ternary_trained: bool,
 
     #[command(flatten)]
-    pub(crate) thresholds: ThresholdArgs,
+    pub(crate) thresholds: Bounds,
 }
 
 impl CompareArgs {
@@ -192,71 +192,6 @@ impl CompareArgs {
     pub(crate) fn artifact(&self) -> &Path {
         self.artifact.as_deref().unwrap_or(Path::new(""))
     }
-}
-
-/// Bounds of the gates.
-#[derive(Debug, ClapArgs)]
-#[command(next_help_heading = "Thresholds of --golden, --logits and --baseline")]
-pub(crate) struct ThresholdArgs {
-    /// Relative error of a linear from its recorded input [default: 1e-6]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
-    max_linear_error: Option<f64>,
-
-    /// Relative error that more than half of the layers stay below [default: 2e-6]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
-    typical_layer_error: Option<f64>,
-
-    /// Relative error that every layer stays below [default: 2e-2]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
-    max_layer_error: Option<f64>,
-
-    /// 1 - cosine of the angle between a text's vector and the golden one [default: 1e-3]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
-    max_embedding_distance: Option<f64>,
-
-    /// Mean KL divergence from the golden logits [default: 2e-3]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
-    max_kl: Option<f64>,
-
-    /// Share of positions with the golden most likely token [default: 0.96]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
-    min_top1: Option<f64>,
-
-    /// Golden logit margin below which another most likely token is no error [default: 0.3]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
-    flip_margin: Option<f64>,
-
-    /// Shift of the mean negative log likelihood of the golden stream [default: 0.02]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
-    max_nll_shift: Option<f64>,
-
-    /// How much worse, relatively, a figure may be than in --baseline [default: 0.05]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
-    baseline_slack: Option<f64>,
-}
-
-impl ThresholdArgs {
-    pub(crate) fn bounds(&self) -> Bounds {
-        Bounds {
-            max_linear_error: self.max_linear_error,
-            typical_layer_error: self.typical_layer_error,
-            max_layer_error: self.max_layer_error,
-            max_embedding_distance: self.max_embedding_distance,
-            max_kl: self.max_kl,
-            min_top1: self.min_top1,
-            flip_margin: self.flip_margin,
-            max_nll_shift: self.max_nll_shift,
-            baseline_slack: self.baseline_slack,
-        }
-    }
-}
-
-fn bound(text: &str) -> Result<f64, String> {
-    let bound = text
-        .parse::<f64>()
-        .ok()
-        .filter(|x| x.is_finite() && *x >= 0.0);
-    bound.ok_or_else(|| "expected a number that is not negative, for example 2e-3".to_owned())
 }
 
 #[cfg(test)]

@@ -29,7 +29,6 @@ pub fn compare(now: &Report, before: &Value, slack: f64) -> CheckResult {
     let found = now.to_json();
     let mut findings = Findings::default();
     let name_of = |check: &Value| check["name"].as_str().unwrap_or_default().to_owned();
-    let empty = Vec::new();
     let checks = |report: &'_ Value| report["checks"].as_array().cloned().unwrap_or_default();
     let mut compared = 0;
     for check in checks(before).iter().filter(|c| c["status"] == "same") {
@@ -54,10 +53,11 @@ pub fn compare(now: &Report, before: &Value, slack: f64) -> CheckResult {
             findings.different(place, format!("{expected:.3e} in the baseline, absent now"));
             return;
         };
-        let (worse, allowed) = match more_is_worse {
-            true => (found - expected, (expected.abs() * slack).max(NOISE)),
-            false => (expected - found, (expected.abs() * slack).max(NOISE)),
+        let worse = match more_is_worse {
+            true => found - expected,
+            false => expected - found,
         };
+        let allowed = (expected.abs() * slack).max(NOISE);
         if worse > allowed || worse.is_nan() {
             findings.different(
                 place,
@@ -76,7 +76,7 @@ pub fn compare(now: &Report, before: &Value, slack: f64) -> CheckResult {
     let layers = |report: &'_ Value| report["layers"]["relative_errors"].as_array().cloned();
     let (old, new) = (
         layers(before).unwrap_or_default(),
-        layers(&found).unwrap_or(empty),
+        layers(&found).unwrap_or_default(),
     );
     for (layer, error) in old.iter().enumerate() {
         let now = new.get(layer).unwrap_or(&Value::Null);

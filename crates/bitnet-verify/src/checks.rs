@@ -4,7 +4,7 @@
 //! checks look at it, and each is read and unpacked once. A check never stops another: what one
 //! cannot do becomes its own `error`.
 
-mod dense;
+pub(crate) mod dense;
 mod digest;
 mod encoding;
 mod golden;
@@ -168,20 +168,12 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
 
 /// What a linear holds.
 fn figures(slot: Slot, matrix: &TernaryMatrix) -> LinearFigures {
-    let mut trits = [0u64; 3];
-    for t in matrix.trits() {
-        match t {
-            ..=-1 => trits[0] += 1,
-            0 => trits[1] += 1,
-            1.. => trits[2] += 1,
-        }
-    }
     let mut scales = matrix.scales().as_slice().to_vec();
     scales.sort_by(f32::total_cmp);
     let at = |i: usize| scales.get(i).copied().unwrap_or(0.0);
     LinearFigures {
         name: slot.to_string(),
-        trits,
+        trits: matrix.counts(),
         scales: [
             at(0),
             at(scales.len() / 2),

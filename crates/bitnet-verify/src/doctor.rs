@@ -82,12 +82,39 @@ impl Finding {
         }
     }
 
+    fn error(
+        code: &'static str,
+        place: impl Into<String>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::new(code, Severity::Error, place, what, remedy)
+    }
+
+    fn warning(
+        code: &'static str,
+        place: impl Into<String>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::new(code, Severity::Warning, place, what, remedy)
+    }
+
+    fn note(
+        code: &'static str,
+        place: impl Into<String>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::new(code, Severity::Note, place, what, remedy)
+    }
+
     /// A tensor, key or file that cannot be read.
     fn unreadable(place: impl Into<String>, error: &FormatError) -> Self {
         let again = "get the file again from where it came from, or make it again";
         let remedy = error.hint.clone().unwrap_or_else(|| again.to_owned());
         let code = error.code.as_str();
-        Self::new(code, Severity::Error, place, error.to_string(), remedy)
+        Self::error(code, place, error.to_string(), remedy)
     }
 
     fn mended_by(mut self, repair: Repair) -> Self {

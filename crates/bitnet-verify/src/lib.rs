@@ -73,7 +73,7 @@ fn work(
     if let Some(file) = &file {
         console.note(format_args!("thresholds of {}", file.display()))?;
     }
-    let bounds = args.thresholds.bounds().or(bounds);
+    let bounds = args.thresholds.clone().or(bounds);
     let progress = Progress::new(console);
     let report = verify(args, &bounds, threads, &progress);
     progress.clear();
@@ -82,7 +82,11 @@ fn work(
     let mut text = Vec::new();
     report.write_text(&mut text)?;
     console.line(String::from_utf8_lossy(&text).trim_end())?;
-    console.json(&report.to_json())?;
+    let mut object = report.to_json();
+    if let Some(file) = &file {
+        object["thresholds"] = file.display().to_string().into();
+    }
+    console.json(&object)?;
     Ok(match report.status() {
         Status::Same => ExitStatus::Done,
         Status::Different => ExitStatus::Different,

@@ -5,6 +5,7 @@
 
 use crate::gates::Thresholds;
 use bitnet_formats::{ErrorCode, FormatError};
+use clap::Args;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -15,27 +16,53 @@ pub const FILE_NAME: &str = "bitnet-verify.toml";
 const MOST_BYTES: u64 = 1 << 20;
 
 /// Bounds as a file or a command line gives them: those that are absent stay as they were.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[command(next_help_heading = "Thresholds of --golden, --logits and --baseline")]
 #[serde(deny_unknown_fields)]
 pub struct Bounds {
-    /// Relative error of a linear from its recorded input.
+    /// Relative error of a linear from its recorded input [default: 1e-6]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     pub max_linear_error: Option<f64>,
-    /// Relative error that more than half of the layers stay below.
+
+    /// Relative error that more than half of the layers stay below [default: 2e-6]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     pub typical_layer_error: Option<f64>,
-    /// Relative error that every layer stays below.
+
+    /// Relative error that every layer stays below [default: 2e-2]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     pub max_layer_error: Option<f64>,
-    /// 1 - cosine of the angle between the vector of a text and the reference's.
+
+    /// 1 - cosine of the angle between a text's vector and the golden one [default: 1e-3]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     pub max_embedding_distance: Option<f64>,
-    /// Mean KL divergence from the reference logits.
+
+    /// Mean KL divergence from the golden logits [default: 2e-3]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     pub max_kl: Option<f64>,
-    /// Share of positions with the reference's most likely token.
+
+    /// Share of positions with the golden most likely token [default: 0.96]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     pub min_top1: Option<f64>,
-    /// Reference margin below which another most likely token is no error.
+
+    /// Golden logit margin below which another most likely token is no error [default: 0.3]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     pub flip_margin: Option<f64>,
-    /// Shift of the mean negative log likelihood.
+
+    /// Shift of the mean negative log likelihood of the golden stream [default: 0.02]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     pub max_nll_shift: Option<f64>,
-    /// By how much, relatively, a figure may be worse than in the `--baseline` report.
+
+    /// How much worse, relatively, a figure may be than in --baseline [default: 0.05]
+    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
     pub baseline_slack: Option<f64>,
+}
+
+fn bound(text: &str) -> Result<f64, String> {
+    let bound = text
+        .parse::<f64>()
+        .ok()
+        .filter(|x| x.is_finite() && *x >= 0.0);
+    bound.ok_or_else(|| "expected a number that is not negative, for example 2e-3".to_owned())
 }
 
 #[derive(Debug, Deserialize)]

@@ -5,16 +5,13 @@
 //! inspecting is for files that may be broken.
 
 use bitnet_formats::{MetaValue, Metadata};
-use bitnet_model::{Checkpoint, Slot, scale_normal_form};
+use bitnet_model::{Checkpoint, ROTATION_KEYS, Slot, scale_normal_form};
 use bitnet_ternary::Scales;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// Bytes of two dense matrices that are compared at a time, so that different ones are told at once.
 const COMPARED: usize = 1 << 20;
-
-/// Metadata of rotated weights (`prism.hadamard.version`, …).
-const ROTATION: &str = "prism.hadamard.";
 
 /// What the weights that were read show.
 #[derive(Default)]
@@ -44,10 +41,7 @@ impl Data {
                 }
             };
             data.linears += 1;
-            let mut counts = [0u64; 3];
-            for t in matrix.trits() {
-                counts[usize::from((t + 1) as u8) % 3] += 1;
-            }
+            let counts = matrix.counts();
             let share = counts[1] as f64 / matrix.trits().len().max(1) as f64;
             let here = (share, slot.to_string());
             data.zeros = Some(match data.zeros.take() {
@@ -136,7 +130,7 @@ pub fn structure(scales: &Scales) -> String {
 pub fn rotation(metadata: &Metadata) -> Option<Value> {
     let mut found = Map::new();
     for (key, value) in &metadata.0 {
-        let Some(key) = key.strip_prefix(ROTATION) else {
+        let Some(key) = key.strip_prefix(ROTATION_KEYS) else {
             continue;
         };
         let value = match value {

@@ -3,7 +3,9 @@
 //! Invariant: nothing is said of the network. A packing is named where the type or the tensors beside say so, and
 //! what is said of its trits was read from them; a tensor that cannot be read is a finding, not a failure.
 
-use super::{Collision, collisions_of, data, encodings_of, print_tensors, tensors_json};
+use super::{
+    Collision, collisions_of, data, encodings_of, files_json, print_tensors, tensors_json,
+};
 use crate::args::InspectArgs;
 use bitnet_cli::{Console, Failure, Table, human_bytes};
 use bitnet_formats::{
@@ -64,10 +66,7 @@ pub(super) fn run(
         "status": "inspected",
         "path": args.model.display().to_string(),
         "container": file.container,
-        "files": file.parts.iter().map(|p| json!({
-            "path": p.path().display().to_string(),
-            "bytes": p.bytes().len(),
-        })).collect::<Value>(),
+        "files": files_json(file),
         "family": null,
         "family_unknown": reason.message,
         "architecture": architecture,
@@ -248,10 +247,10 @@ impl Ternary<'_> {
         match self.read(file) {
             Err(error) => object["unreadable"] = json!(error.to_string()),
             Ok(matrix) => {
-                let count = |trit: i8| matrix.trits().iter().filter(|t| **t == trit).count();
-                object["minus"] = json!(count(-1));
-                object["zero"] = json!(count(0));
-                object["plus"] = json!(count(1));
+                let [minus, zero, plus] = matrix.counts();
+                object["minus"] = json!(minus);
+                object["zero"] = json!(zero);
+                object["plus"] = json!(plus);
                 object["scale_structure"] = json!(data::structure(&matrix.normal_scales()));
             }
         }

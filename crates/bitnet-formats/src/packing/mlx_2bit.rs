@@ -126,23 +126,27 @@ pub fn ternary_of_affine(affine: &Affine<'_>) -> Result<TernaryMatrix, FormatErr
 }
 
 impl Affine<'_> {
+    /// The codes, as a packed tensor whose scales lie beside it.
+    fn packed(&self) -> PackedTensor<'_> {
+        PackedTensor {
+            bytes: self.codes,
+            rows: self.rows,
+            cols: self.cols,
+            outside: None,
+        }
+    }
+
     /// Whether the tensors fit each other.
     fn check(&self) -> Result<(), FormatError> {
         let Affine {
-            codes,
+            codes: _,
             rows,
             cols,
             group,
             scales,
             biases,
         } = *self;
-        let beside = PackedTensor {
-            bytes: codes,
-            rows,
-            cols,
-            outside: None,
-        };
-        beside.check_len(Mlx2bit.packed_len(rows, cols)?)?;
+        self.packed().check_len(Mlx2bit.packed_len(rows, cols)?)?;
         let per_row = cols.checked_div(group).unwrap_or(0);
         let fits = GROUPS.contains(&group)
             && cols.is_multiple_of(group)
@@ -181,13 +185,9 @@ pub fn affine_rows(
         scales,
         biases,
     } = *affine;
-    let beside = PackedTensor {
-        bytes: codes,
-        rows,
-        cols,
-        outside: None,
-    };
-    beside.check_rows(Mlx2bit.packed_len(rows, cols)?, first, trits.len())?;
+    affine
+        .packed()
+        .check_rows(Mlx2bit.packed_len(rows, cols)?, first, trits.len())?;
     if magnitudes.len() != trits.len() / group {
         let (found, expected) = (magnitudes.len(), trits.len() / group);
         let message = format!("expected room for {expected} scales, found {found}");

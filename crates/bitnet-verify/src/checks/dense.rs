@@ -10,7 +10,7 @@ use bitnet_model::{Checkpoint, DenseTensor, Slot};
 use rayon::prelude::*;
 
 /// Elements widened at a time.
-const BLOCK: usize = 1 << 20;
+pub(crate) const BLOCK: usize = 1 << 20;
 
 pub(super) const CHECK: Check = Check {
     name: "dense",
@@ -115,12 +115,25 @@ fn compare(
 }
 
 /// The bytes of some rows; rows are whole blocks of every encoding.
-fn row_bytes<'a>(tensor: &DenseTensor<'a>, rows: usize, start: usize, end: usize) -> &'a [u8] {
+pub(crate) fn row_bytes<'a>(
+    tensor: &DenseTensor<'a>,
+    rows: usize,
+    start: usize,
+    end: usize,
+) -> &'a [u8] {
     let row = tensor.bytes.len() / rows.max(1);
     tensor.bytes.get(start * row..end * row).unwrap_or(&[])
 }
 
-fn widen(tensor: &DenseTensor<'_>, bytes: &[u8], values: usize) -> Result<Vec<f32>, FormatError> {
+/// The values of these bytes of a tensor.
+///
+/// # Errors
+/// Bytes that are not as many values.
+pub(crate) fn widen(
+    tensor: &DenseTensor<'_>,
+    bytes: &[u8],
+    values: usize,
+) -> Result<Vec<f32>, FormatError> {
     let mut out = vec![0.0; values];
     tensor.widen(bytes, &mut out)?;
     Ok(out)

@@ -29,11 +29,14 @@ pub(super) const EXAMINATION: Examination = Examination {
     },
 };
 
-/// A linear of a trained network turns numbers of size 1 into numbers of about this size at most.
+// Bounds that were chosen, not measured: a scale of 4 on 6,912 columns has a gain of about 260, one of 1e-4 on 256 columns
+// a gain of about 1e-3.
+
+/// Largest gain that is possible without an explosion.
 const LARGEST_GAIN: f64 = 300.0;
-/// And of about this size at least.
+/// Smallest gain that is.
 const SMALLEST_GAIN: f64 = 1e-3;
-/// The residual stream of a trained network grows by less than this from the embedding to the last layer.
+/// Growth of the residual stream from the embedding on that is called an explosion.
 const LARGEST_GROWTH: f64 = 1e5;
 
 /// By how much less the inverted scales have to amplify to be suspected where activations explode.
@@ -78,7 +81,7 @@ fn inverted((gain, inverse): (f64, f64), exploded: bool) -> Option<Finding> {
         );
         let remedy = "the scales were stored as 1/s: in config.json, quantization_config.linear_class says which way \
                       (autobitlinear multiplies, bitlinear divides); a GGUF file has to be made again from its source";
-        Finding::new("inverted-scale", Severity::Error, "weight_scale", what, remedy)
+        Finding::error("inverted-scale", "weight_scale", what, remedy)
     })
 }
 
@@ -129,7 +132,7 @@ fn activations(
             false => "behind it the hidden state is not finite".to_owned(),
         };
         let remedy = "look at scales and norms up to there: one of them is not what the model was trained with";
-        Finding::new("exploding-activations", Severity::Error, place, what, remedy)
+        Finding::error("exploding-activations", place, what, remedy)
     }))
 }
 

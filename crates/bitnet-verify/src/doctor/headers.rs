@@ -2,7 +2,7 @@
 //!
 //! Invariant: no weight is read.
 
-use super::{Examination, Finding, Patient, Repair, Severity};
+use super::{Examination, Finding, Patient, Repair};
 use bitnet_formats::{Container, Encoding, Gguf, MetaValue};
 use bitnet_model::{Activation, Checkpoint, Config, Slot};
 use std::collections::BTreeSet;
@@ -75,13 +75,7 @@ fn head(patient: &Patient<'_>, checkpoint: &Checkpoint, findings: &mut Vec<Findi
             "the output head is the embedding, and the file holds another {} bytes that nothing reads",
             head.len
         );
-        let finding = Finding::new(
-            "unused-head",
-            Severity::Warning,
-            &head.name,
-            what,
-            "drop the tensor",
-        );
+        let finding = Finding::warning("unused-head", &head.name, what, "drop the tensor");
         findings.push(match gguf {
             true => finding.mended_by(Repair::DropTensor(head.name.clone())),
             false => finding,
@@ -98,13 +92,7 @@ fn head(patient: &Patient<'_>, checkpoint: &Checkpoint, findings: &mut Vec<Findi
             head.len
         );
         let remedy = "drop the tensor; readers then take the embedding (in config.json: tie_word_embeddings true)";
-        let finding = Finding::new(
-            "duplicate-head",
-            Severity::Warning,
-            &head.name,
-            what,
-            remedy,
-        );
+        let finding = Finding::warning("duplicate-head", &head.name, what, remedy);
         findings.push(match gguf {
             true => finding.mended_by(Repair::DropTensor(head.name.clone())),
             false => finding,
@@ -145,14 +133,8 @@ fn file_type(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
         names.join(", ")
     );
     findings.push(
-        Finding::new(
-            "file-type",
-            Severity::Warning,
-            FILE_TYPE,
-            what,
-            format!("set it to {only}"),
-        )
-        .mended_by(Repair::Set(FILE_TYPE.to_owned(), MetaValue::U32(only))),
+        Finding::warning("file-type", FILE_TYPE, what, format!("set it to {only}"))
+            .mended_by(Repair::Set(FILE_TYPE.to_owned(), MetaValue::U32(only))),
     );
 }
 
@@ -161,9 +143,8 @@ fn keys(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
     let Some(architecture) = metadata.get(ARCHITECTURE).and_then(MetaValue::as_str) else {
         let what = "readers cannot tell which network it is";
         let remedy = "write the file again with a converter that knows the model";
-        findings.push(Finding::new(
+        findings.push(Finding::error(
             "no-architecture",
-            Severity::Error,
             ARCHITECTURE,
             what,
             remedy,
@@ -175,26 +156,14 @@ fn keys(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
         if !key.starts_with(&own) && !KNOWN.iter().any(|known| key.starts_with(known)) {
             let what = "no program this one knows of reads the key";
             let remedy = "make sure that nothing depends on it";
-            findings.push(Finding::new(
-                "unknown-key",
-                Severity::Note,
-                key,
-                what,
-                remedy,
-            ));
+            findings.push(Finding::note("unknown-key", key, what, remedy));
         }
     }
     let theta = format!("{own}rope.freq_base");
     if metadata.get(&theta).is_none() {
         let what = "absent: every reader takes 10000";
         let remedy = "add it if the model was trained with another base";
-        findings.push(Finding::new(
-            "default-rope",
-            Severity::Note,
-            theta,
-            what,
-            remedy,
-        ));
+        findings.push(Finding::note("default-rope", theta, what, remedy));
     }
 }
 
@@ -215,14 +184,8 @@ fn wrong_activation(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
             );
             let remedy = format!("name the architecture `{}`", published.architecture);
             findings.push(
-                Finding::new(
-                    "wrong-activation",
-                    Severity::Error,
-                    ARCHITECTURE,
-                    what,
-                    remedy,
-                )
-                .mended_by(Repair::Architecture(published.architecture)),
+                Finding::error("wrong-activation", ARCHITECTURE, what, remedy)
+                    .mended_by(Repair::Architecture(published.architecture)),
             );
         }
     }

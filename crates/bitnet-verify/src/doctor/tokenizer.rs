@@ -3,9 +3,12 @@
 //! Invariant: a pre-tokenizer is called wrong only where the vocabulary is a published one whose pre-tokenizer is
 //! known.
 
-use super::{Examination, Finding, Patient, Repair, Severity};
+use super::{Examination, Finding, Patient, Repair};
 use bitnet_formats::{Container, Gguf, MetaArray, MetaValue};
-use bitnet_model::{ChatMessage, Checkpoint, Tokenizer};
+use bitnet_model::{
+    ChatMessage, Checkpoint, Tokenizer, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
+};
+use std::collections::HashSet;
 
 pub(super) const EXAMINATION: Examination = Examination {
     name: "tokenizer",
@@ -26,9 +29,8 @@ pub(super) const EXAMINATION: Examination = Examination {
         };
         match tokenizer {
             Err(error) => findings.push(Finding::unreadable("tokenizer", &error)),
-            Ok(None) => findings.push(Finding::new(
+            Ok(None) => findings.push(Finding::note(
                 "no-tokenizer",
-                Severity::Note,
                 "tokenizer",
                 "there is none: only token ids can be given to the model",
                 "put the tokenizer of the source beside it and convert again",
@@ -43,19 +45,6 @@ const EOT: &str = "tokenizer.ggml.eot_token_id";
 /// What an assistant says in the conversation that is rendered.
 const SAID: &str = "bitnet";
 
-/// Published vocabularies: a token, its id, and the pre-tokenizer of the model (`formats/model-families.md`).
-const VOCABULARIES: [(&str, usize, &str); 3] = [
-    ("<|begin_of_text|>", 128_000, "llama-bpe"),
-    ("<|im_end|>", 151_645, "qwen2"),
-    (">>UNUSED_1<<", 131_000, "falcon3"),
-];
-/// Words for the same pre-tokenizer.
-const SAME: [(&str, &str); 3] = [
-    ("llama3", "llama-bpe"),
-    ("llama-v3", "llama-bpe"),
-    ("falcon-e", "falcon3"),
-];
-
 fn pre_tokenizer(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
     let metadata = &patient.file.metadata;
     let text = |key: &str| metadata.get(key).and_then(MetaValue::as_str);
@@ -63,18 +52,14 @@ fn pre_tokenizer(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
         return;
     }
     let known = match metadata.get("tokenizer.ggml.tokens") {
-        Some(MetaValue::Array(MetaArray::String(tokens))) => VOCABULARIES
-            .iter()
-            .find(|(token, id, _)| tokens.iter().nth(*id) == Some(token.as_bytes()))
-            .map(|(_, _, pre)| *pre),
+        Some(MetaValue::Array(MetaArray::String(tokens))) => {
+            let all: HashSet<&[u8]> = tokens.iter().collect();
+            let first = String::from_utf8_lossy(tokens.iter().next().unwrap_or_default());
+            pre_tokenizer_of_vocabulary(|token| all.contains(token.as_bytes()), &first)
+        }
         _ => None,
     };
     let stated = text(PRE);
-    let meant = |pre: &str| {
-        SAME.iter()
-            .find(|(word, _)| *word == pre)
-            .map_or(pre.to_owned(), |(_, same)| (*same).to_owned())
-    };
     let finding = match (stated, known) {
         (None | Some("default"), known) => {
             let what = "missing: readers fall back to a default that splits text otherwise than the model was trained";
@@ -82,17 +67,11 @@ fn pre_tokenizer(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
                 Some(pre) => format!("the vocabulary is that of `{pre}`: set it"),
                 None => "set the one of the model's tokenizer.json; converting from the Hugging Face checkpoint does".to_owned(),
             };
-            Finding::new("missing-pre-tokenizer", Severity::Error, PRE, what, remedy)
+            Finding::error("missing-pre-tokenizer", PRE, what, remedy)
         }
-        (Some(stated), Some(known)) if meant(stated) != known => {
+        (Some(stated), Some(known)) if pre_tokenizer_of_word(stated) != Some(known) => {
             let what = format!("`{stated}`, but the vocabulary is the published one of `{known}`");
-            Finding::new(
-                "wrong-pre-tokenizer",
-                Severity::Error,
-                PRE,
-                what,
-                format!("set `{known}`"),
-            )
+            Finding::error("wrong-pre-tokenizer", PRE, what, format!("set `{known}`"))
         }
         _ => return,
     };
@@ -114,9 +93,8 @@ fn words(
             "{tokens} tokens, but the embedding has {rows} rows: some texts cannot be computed"
         );
         let remedy = "take the tokenizer that belongs to the model";
-        findings.push(Finding::new(
+        findings.push(Finding::error(
             "vocabulary-mismatch",
-            Severity::Error,
             "tokenizer",
             what,
             remedy,
@@ -127,9 +105,8 @@ fn words(
             rows - tokens
         );
         let remedy = "usual for padded vocabularies; make sure that the tokenizer is the model's";
-        findings.push(Finding::new(
+        findings.push(Finding::note(
             "padded-vocabulary",
-            Severity::Note,
             "tokenizer",
             what,
             remedy,
@@ -139,25 +116,13 @@ fn words(
     if stops.is_empty() && checkpoint.config.pooling.is_none() {
         let what = "no token ends a text: generation cannot stop";
         let remedy = "set eos_token_id in generation_config.json, or tokenizer.ggml.eos_token_id";
-        findings.push(Finding::new(
-            "no-eos",
-            Severity::Error,
-            "eos_token_id",
-            what,
-            remedy,
-        ));
+        findings.push(Finding::error("no-eos", "eos_token_id", what, remedy));
     }
     for id in stops.iter().filter(|id| **id as usize >= rows) {
         let what =
             format!("token {id} is beyond the {rows} rows of the embedding: it is never chosen");
         let remedy = "set an id of the vocabulary";
-        findings.push(Finding::new(
-            "no-eos",
-            Severity::Error,
-            "eos_token_id",
-            what,
-            remedy,
-        ));
+        findings.push(Finding::error("no-eos", "eos_token_id", what, remedy));
     }
     chat(patient, checkpoint, tokenizer, findings);
 }
@@ -192,8 +157,12 @@ fn chat(
     let behind = rendered
         .rfind(SAID)
         .map_or("", |at| &rendered[at + SAID.len()..]);
-    let Ok(ids) = tokenizer.encode(behind.trim_start(), false) else {
-        return;
+    let ids = match tokenizer.encode(behind.trim_start(), false) {
+        Ok(ids) => ids,
+        Err(error) => {
+            findings.push(Finding::unreadable("chat_template", &error));
+            return;
+        }
     };
     let stops = &checkpoint.config.eos_token_ids;
     if ids.first().is_some_and(|id| stops.contains(id)) {
@@ -225,13 +194,7 @@ fn chat(
     };
     let remedy =
         "add it to eos_token_id of generation_config.json, or set tokenizer.ggml.eot_token_id";
-    let finding = Finding::new(
-        "chat-cannot-stop",
-        Severity::Warning,
-        "chat_template",
-        what,
-        remedy,
-    );
+    let finding = Finding::warning("chat-cannot-stop", "chat_template", what, remedy);
     let gguf = patient.file.container == Gguf.name();
     findings.push(match repair {
         Some(repair) if gguf => finding.mended_by(repair),

@@ -1,9 +1,9 @@
 //! Whether the numbers can be those of a trained model.
 //!
-//! Invariant: every value is read once, one tensor at a time. What is only unusual is a warning; limits are far from
-//! what absmean training gives (zeros between a quarter and a half, both signs alike).
+//! Invariant: every value is read once, one tensor at a time. What is only unusual is a warning.
 
 use super::{Examination, Finding, Patient, Severity};
+use crate::checks::dense::{BLOCK, row_bytes, widen};
 use bitnet_formats::FormatError;
 use bitnet_model::{Checkpoint, DenseTensor, Slot};
 use bitnet_ternary::TernaryMatrix;
@@ -21,14 +21,18 @@ pub(super) const EXAMINATION: Examination = Examination {
     },
 };
 
-/// Shares of zeros outside of which no published model lies.
+// Bounds that were chosen, not measured: orders of magnitude around what the absmean rule makes of bell-shaped
+// weights (a third of zeros, both signs alike, scales of 1e-3 to 10), so that only what is broken lies outside.
+
+/// Shares of zeros that are not remarked on.
 const ZEROS: std::ops::RangeInclusive<f64> = 0.02..=0.97;
-/// Largest `|plus - minus| / (plus + minus)` of a linear that looks trained.
+/// Largest `|plus - minus| / (plus + minus)` that is not remarked on.
 const IMBALANCE: f64 = 0.3;
-/// Magnitudes of scales outside of which no published model lies.
+/// Magnitudes of scales that are not remarked on.
 const SCALES: std::ops::RangeInclusive<f32> = 1e-7..=1e4;
-/// Values widened at a time.
-const BLOCK: usize = 1 << 20;
+
+/// What to do about a tensor that cannot be right.
+const AGAIN: &str = "compare with the source, or convert again";
 
 fn look(checkpoint: &Checkpoint, slot: Slot, findings: &mut Vec<Finding>) {
     let place = slot.to_string();
@@ -50,33 +54,16 @@ fn look(checkpoint: &Checkpoint, slot: Slot, findings: &mut Vec<Finding>) {
 
 /// The worst thing about a linear.
 fn ternary(place: &str, matrix: &TernaryMatrix) -> Option<Finding> {
-    const AGAIN: &str = "compare with the source, or convert again";
-    let mut counts = [0u64; 3];
-    for t in matrix.trits() {
-        counts[usize::from((t + 1) as u8) % 3] += 1;
-    }
-    let [minus, zero, plus] = counts;
+    let [minus, zero, plus] = matrix.counts();
     let total = minus + zero + plus;
     let share = zero as f64 / total.max(1) as f64;
     if zero == total {
         let what = "every trit is 0";
-        return Some(Finding::new(
-            "zero-tensor",
-            Severity::Error,
-            place,
-            what,
-            AGAIN,
-        ));
+        return Some(Finding::error("zero-tensor", place, what, AGAIN));
     }
     if plus == total || minus == total {
         let what = format!("every trit is {}", if plus == total { "+1" } else { "-1" });
-        return Some(Finding::new(
-            "constant-tensor",
-            Severity::Error,
-            place,
-            what,
-            AGAIN,
-        ));
+        return Some(Finding::error("constant-tensor", place, what, AGAIN));
     }
     let cols = matrix.cols().max(1);
     let scales = matrix.scales();
@@ -107,24 +94,12 @@ fn ternary(place: &str, matrix: &TernaryMatrix) -> Option<Finding> {
     }
     if !ZEROS.contains(&share) {
         let what = format!("{:.2} % of the trits are 0", 100.0 * share);
-        return Some(Finding::new(
-            "implausible-trits",
-            Severity::Warning,
-            place,
-            what,
-            AGAIN,
-        ));
+        return Some(Finding::warning("implausible-trits", place, what, AGAIN));
     }
     let imbalance = plus.abs_diff(minus) as f64 / (plus + minus) as f64;
     if imbalance > IMBALANCE {
         let what = format!("{plus} trits are +1 and {minus} are -1");
-        return Some(Finding::new(
-            "unbalanced-trits",
-            Severity::Warning,
-            place,
-            what,
-            AGAIN,
-        ));
+        return Some(Finding::warning("unbalanced-trits", place, what, AGAIN));
     }
     None
 }
@@ -134,40 +109,35 @@ fn dense(place: &str, tensor: &DenseTensor<'_>) -> Result<Option<Finding>, Forma
     let width = tensor.shape.last().copied().unwrap_or(1).max(1);
     let rows = tensor.shape.iter().product::<usize>() / width;
     let step = (BLOCK / width).max(1);
-    let row = tensor.bytes.len() / rows.max(1);
     let mut first = None;
     for start in (0..rows).step_by(step) {
         let end = rows.min(start + step);
-        let bytes = tensor.bytes.get(start * row..end * row).unwrap_or(&[]);
-        let mut values = vec![0.0f32; (end - start) * width];
-        tensor.widen(bytes, &mut values)?;
+        let bytes = row_bytes(tensor, rows, start, end);
+        let values = widen(tensor, bytes, (end - start) * width)?;
         let of = *first.get_or_insert(values.first().copied().unwrap_or(0.0));
         if values.iter().any(|v| v.to_bits() != of.to_bits()) {
             return Ok(None);
         }
     }
     Ok(match first {
-        Some(0.0) => Some(Finding::new(
+        Some(0.0) => Some(Finding::error(
             "zero-tensor",
-            Severity::Error,
             place,
             "every value is 0",
-            "compare with the source, or convert again",
+            AGAIN,
         )),
         // norms begin as ones
-        Some(1.0) if tensor.shape.len() == 1 => Some(Finding::new(
+        Some(1.0) if tensor.shape.len() == 1 => Some(Finding::note(
             "untrained-norm",
-            Severity::Note,
             place,
             "every value is 1, as before training",
             "make sure that the norm was not lost on the way",
         )),
-        Some(value) if rows * width > 1 => Some(Finding::new(
+        Some(value) if rows * width > 1 => Some(Finding::warning(
             "constant-tensor",
-            Severity::Warning,
             place,
             format!("every value is {value:e}"),
-            "compare with the source, or convert again",
+            AGAIN,
         )),
         _ => None,
     })
@@ -192,13 +162,7 @@ fn unused(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
             let what = format!("{left} bytes behind the last tensor belong to nothing");
             let remedy = "harmless; a conversion to the same target leaves them out";
             let place = mapped.path().display().to_string();
-            findings.push(Finding::new(
-                "trailing-bytes",
-                Severity::Note,
-                place,
-                what,
-                remedy,
-            ));
+            findings.push(Finding::note("trailing-bytes", place, what, remedy));
         }
     }
 }
