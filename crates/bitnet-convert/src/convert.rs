@@ -62,6 +62,12 @@ fn say_layout(checkpoint: &Checkpoint, console: &mut Console<'_>) -> Result<(), 
             console.note(format!("layout {packing}: the trits of the other copy"))
         }
         LayoutReason::Evidence => console.note(format!("layout {packing}, by the data")),
+        LayoutReason::Assumed if evidence.readings.iter().any(|r| r.is_tiling) => {
+            console.warn(format!(
+                "the file does not record its tiling; {packing} is assumed \
+                 (--layout NAME or --against MODEL to be sure)"
+            ))
+        }
         LayoutReason::Assumed => console.warn(format!(
             "the data do not decide between {}; {packing} is assumed \
              (--layout NAME or --against MODEL to be sure)",

@@ -12,7 +12,10 @@ use crate::plan::describe;
 use crate::readers::{self, FileFacts};
 use crate::scales;
 use bitnet_cli::{Console, Failure, Table, human_bytes};
-use bitnet_formats::{Container, Gguf, Limits, MetaArray, MetaValue, TensorFile, gguf_type_rivals};
+use bitnet_formats::{
+    Container, Gguf, Limits, MetaArray, MetaValue, TensorFile, TensorInfo, gguf_type_rivals,
+    gguf_unread_type,
+};
 use bitnet_model::{
     ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, LinearRule, Slot,
 };
@@ -114,6 +117,8 @@ impl Facts {
         let head = (checkpoint.family.tensor_name)(Slot::OutputHead);
         let gguf_head = (checkpoint.family.gguf_tensor_name)(Slot::OutputHead);
         let (tokenizer, tokens) = tokenizer(checkpoint)?;
+        let layout = checkpoint.layout.as_ref();
+        let candidates = layout.map_or_else(Vec::new, LayoutEvidence::candidates);
         Ok(Self {
             encodings,
             linears,
@@ -132,7 +137,7 @@ impl Facts {
                 && (file.tensor(&head).is_some() || file.tensor(&gguf_head).is_some()),
             head_is_a_copy: data::head_is_a_copy(checkpoint),
             rotation: data::rotation(&file.metadata),
-            ruled_out: collisions_of(file, checkpoint.layout.as_ref()),
+            ruled_out: collisions_of(file, &candidates),
             data: Data::collect(checkpoint),
         })
     }
@@ -150,7 +155,7 @@ impl Facts {
             "container": file.container,
             "files": files_json(file),
             "family": family.name,
-            "architecture": architecture(checkpoint),
+            "architecture": readers::architecture(checkpoint),
             "wiring": {
                 "hidden_size": config.hidden_size,
                 "intermediate_size": config.intermediate_size,
@@ -223,7 +228,11 @@ impl Facts {
         )?;
         line(
             "architecture",
-            format!("{} (family {})", architecture(checkpoint), family.name),
+            format!(
+                "{} (family {})",
+                readers::architecture(checkpoint),
+                family.name
+            ),
         )?;
         line(
             "layers",
@@ -358,7 +367,7 @@ impl Collision {
 fn encodings_of(file: &TensorFile) -> BTreeMap<String, Group> {
     let mut encodings: BTreeMap<String, Group> = BTreeMap::new();
     for info in file.tensors() {
-        let group = encodings.entry(info.encoding.name()).or_default();
+        let group = encodings.entry(type_name(info)).or_default();
         group.tensors += 1;
         group.elements += info.shape.iter().product::<usize>() as u64;
         group.bytes += info.len;
@@ -374,10 +383,10 @@ fn files_json(file: &TensorFile) -> Value {
 }
 
 fn tensors_json(file: &TensorFile) -> Value {
-    let tensor = |info: &bitnet_formats::TensorInfo| {
+    let tensor = |info: &TensorInfo| {
         json!({
             "name": info.name,
-            "encoding": info.encoding.name(),
+            "encoding": type_name(info),
             "shape": info.shape,
             "part": info.part,
             "offset": info.offset,
@@ -394,7 +403,7 @@ fn print_tensors(file: &TensorFile, console: &mut Console<'_>) -> Result<(), Fai
         let shape: Vec<_> = info.shape.iter().map(usize::to_string).collect();
         table.row([
             info.name.clone(),
-            info.encoding.name(),
+            type_name(info),
             shape.join(" x "),
             info.part.to_string(),
             info.offset.to_string(),
@@ -404,20 +413,24 @@ fn print_tensors(file: &TensorFile, console: &mut Console<'_>) -> Result<(), Fai
     console.line(table)
 }
 
-/// Types that share an id with one in the file, and that its tensors or its layout rule out.
-fn collisions_of(file: &TensorFile, layout: Option<&LayoutEvidence>) -> Vec<Collision> {
+/// What a tensor's type is called, also where it is not read.
+fn type_name(info: &TensorInfo) -> String {
+    gguf_unread_type(info).map_or_else(|| info.encoding.name(), str::to_owned)
+}
+
+/// Types that share an id with one in the file, and that its tensors rule out; `left` is what they do not.
+fn collisions_of(file: &TensorFile, left: &[&str]) -> Vec<Collision> {
     if file.container != Gguf.name() {
         return Vec::new();
     }
     let mut found: Vec<Collision> = Vec::new();
     for info in file.tensors() {
-        let taken = info.encoding.name();
+        let taken = type_name(info);
         if found.iter().any(|c| c.taken == taken) {
             continue;
         }
-        if let Some((id, mut others)) = gguf_type_rivals(info.encoding) {
-            let left = layout.map(LayoutEvidence::candidates);
-            others.retain(|other| !left.as_ref().is_some_and(|left| left.contains(other)));
+        if let Some((id, mut others)) = gguf_type_rivals(info) {
+            others.retain(|other| !left.contains(other));
             if !others.is_empty() {
                 found.push(Collision { id, taken, others });
             }
@@ -449,6 +462,9 @@ fn layout_lines(evidence: &LayoutEvidence) -> Vec<String> {
         LayoutReason::Recorded => format!("{packing}, as the file records"),
         LayoutReason::Source => format!("{packing}: the trits are those of the other copy"),
         LayoutReason::Evidence => format!("{packing}, by the data"),
+        LayoutReason::Assumed if evidence.readings.iter().any(|r| r.is_tiling) => format!(
+            "undecided: no file records its tiling; {packing} is assumed (--layout, --against)"
+        ),
         LayoutReason::Assumed => {
             format!("undecided between {candidates}; {packing} is assumed (--layout, --against)")
         }
@@ -459,7 +475,7 @@ fn layout_lines(evidence: &LayoutEvidence) -> Vec<String> {
                 "  {:<12} {bits:.5} bits per weight, by {}",
                 reading.packing, reading.model
             ),
-            None => format!("  {:<12} codes that are no trits", reading.packing),
+            None => format!("  {:<12} codes or scales that are none", reading.packing),
         });
     }
     lines
@@ -470,15 +486,6 @@ fn activations(quantization: ActivationQuantization) -> &'static str {
         ActivationQuantization::Int8PerToken => "int8 per token",
         ActivationQuantization::None => "not quantised",
     }
-}
-
-fn architecture(checkpoint: &Checkpoint) -> String {
-    let named = checkpoint
-        .file
-        .metadata
-        .get("general.architecture")
-        .and_then(MetaValue::as_str);
-    named.unwrap_or(checkpoint.family.hf_identity.1).to_owned()
 }
 
 /// The kind of tokenizer and how many tokens it has.

@@ -210,7 +210,7 @@ fn plain_name(plain: PlainType) -> String {
 }
 
 /// `general.architecture`, or the first of `architectures`.
-fn architecture(checkpoint: &Checkpoint) -> String {
+pub fn architecture(checkpoint: &Checkpoint) -> String {
     if checkpoint.file.container != Gguf.name() {
         return hf_architecture(checkpoint);
     }

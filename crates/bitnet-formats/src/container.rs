@@ -10,7 +10,7 @@ mod pytorch;
 mod safetensors;
 mod shards;
 
-pub use gguf::{Gguf, LAYOUT_KEY as GGUF_LAYOUT_KEY, gguf_type_rivals};
+pub use gguf::{Gguf, LAYOUT_KEY as GGUF_LAYOUT_KEY, gguf_type_rivals, gguf_unread_type};
 pub use pytorch::{Frames, Pytorch};
 pub use safetensors::Safetensors;
 

@@ -5,18 +5,23 @@
 //! their share of zeros, and columns follow the norm that feeds them. A wrong layout tears some of that
 //! apart. So each candidate is read, and the reading that can be *described* in the fewest bits is the right
 //! one (minimum description length: Rissanen, *Modeling by shortest data description*, 1978). Neighbours are
-//! not looked at: channels have no order that means anything, and what looks like one is as easily made by
-//! a wrong layout as destroyed.
+//! no reason to believe in a layout: channels have no order that means anything, and what looks like one is
+//! as easily made by a wrong layout as destroyed. But they are a reason to doubt: a layout is only ruled
+//! out where blocks and runs do not describe it as shortly either ([`doubtful_code_length`]).
 //!
-//! Invariant: a code length is an honest one: the cost of every parameter is in it (half the logarithm
-//! of the number of trits it is estimated from), so that structure which is not there never shortens it
-//! by more than a few bits, and [`DECISIVE_BITS`] are an accident of one in `2^64`.
+//! Invariant: a code length is an honest one: what the best choice of parameters costs is in it, exactly (the
+//! normalised maximum likelihood: Rissanen, *Fisher information and stochastic complexity*, 1996), so that
+//! structure which is not there never shortens it by more than a few bits, and [`DECISIVE_BITS`] are an
+//! accident of one in `2^64`.
 
 /// By how many bits the best reading has to beat the next.
 pub const DECISIVE_BITS: f64 = 64.0;
 
 /// Bins of a column vector: columns whose norm gain is alike share a context.
 const BINS: usize = 16;
+
+/// Columns that are counted together, from which larger blocks are summed up.
+const CELL: usize = 16;
 
 /// The shortest description of a matrix that one of the models finds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,51 +32,164 @@ pub struct CodeLength {
     pub model: &'static str,
 }
 
+/// Trits -1, 0 and +1 of one context.
+type Counts = [u32; 3];
+
 /// The shortest description of `trits`, row-major `(rows, cols)`, as entropy given a context plus the cost
 /// of the contexts. `gains`: one number per column that the weights of the column may follow.
 pub fn code_length(trits: &[i8], cols: usize, gains: Option<&[f32]>) -> CodeLength {
     let cols = cols.max(1);
-    let rows = trits.len() / cols;
+    let rows = count(trits, trits.len() / cols, |i| i / cols);
     let mut candidates = vec![
-        ("trits", bits(trits, 1, |_| 0)),
-        ("rows", bits(trits, rows, |i| i / cols)),
-        ("columns", bits(trits, cols, |i| i % cols)),
+        ("trits", bits(&[sum(&rows)])),
+        ("rows", bits(&rows)),
+        ("columns", bits(&count_columns(trits, cols))),
     ];
-    if let Some(gains) = gains.filter(|g| g.len() == cols && cols >= 4 * BINS) {
-        let bin = bins(gains);
-        candidates.push(("norm gains", bits(trits, BINS, |i| bin[i % cols])));
+    if let Some(bin) = gains.filter(|g| g.len() == cols).and_then(bins) {
+        candidates.push(("norm gains", bits(&count(trits, BINS, |i| bin[i % cols]))));
     }
     let shortest = candidates.into_iter().min_by(|a, b| a.1.total_cmp(&b.1));
     let (model, bits) = shortest.unwrap_or(("trits", 0.0));
     CodeLength { bits, model }
 }
 
-/// Each column's bin: as many columns in each, ordered by the absolute gain.
-fn bins(gains: &[f32]) -> Vec<usize> {
+/// As [`code_length`], in bits, with what weights rarely have and wrong layouts easily make of other
+/// structure: blocks of columns, bands of rows, rows that repeat, all of these at once, trits that follow
+/// their neighbours.
+/// No reason to believe in a layout, but one not to rule it out.
+pub fn doubtful_code_length(trits: &[i8], cols: usize, gains: Option<&[f32]>) -> f64 {
+    let cols = cols.max(1);
+    let mut shortest = code_length(trits, cols, gains).bits;
+    let mut meet = |counts: &[Counts]| shortest = shortest.min(bits(counts));
+    let rows = count(trits, trits.len() / cols, |i| i / cols);
+    // the columns as one block where they are not whole cells
+    let per_row = if cols.is_multiple_of(CELL) {
+        cols / CELL
+    } else {
+        1
+    };
+    let cells = match per_row {
+        1 => rows.clone(),
+        _ => count(trits, rows.len() * per_row, |i| i / CELL),
+    };
+    let mut size = 1;
+    while size < 2 * per_row {
+        let blocks = per_row.div_ceil(size);
+        // (rows, blocks)
+        let runs = folded(
+            &cells,
+            |i| i / per_row * blocks + i % per_row / size,
+            rows.len() * blocks,
+        );
+        meet(&runs);
+        for n in [1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64] {
+            let (bands, period) = (rows.len().div_ceil(n), n.min(rows.len().max(1)));
+            meet(&folded(
+                &runs,
+                |i| i / blocks / n * blocks + i % blocks,
+                bands * blocks,
+            ));
+            meet(&folded(
+                &runs,
+                |i| i / blocks % n * blocks + i % blocks,
+                period * blocks,
+            ));
+        }
+        size *= 2;
+    }
+    for distance in [1, 2, 4, cols] {
+        let before = |i: usize| match i.checked_sub(distance) {
+            Some(before) => usize::from((trits[before] + 1) as u8).min(2),
+            None => 3,
+        };
+        meet(&count(trits, 4, before));
+    }
+    shortest
+}
+
+/// Each column's bin: as many columns in each, ordered by the absolute gain. `None` for gains that do not
+/// say where a bin ends: such bins would be blocks of neighbours.
+fn bins(gains: &[f32]) -> Option<Vec<usize>> {
+    if gains.len() < 4 * BINS {
+        return None;
+    }
     let mut order: Vec<usize> = (0..gains.len()).collect();
     order.sort_by(|&a, &b| gains[a].abs().total_cmp(&gains[b].abs()).then(a.cmp(&b)));
     let mut bins = vec![0; gains.len()];
+    let bin = |rank: usize| rank * BINS / gains.len();
     for (rank, &col) in order.iter().enumerate() {
-        bins[col] = rank * BINS / gains.len();
+        bins[col] = bin(rank);
     }
-    bins
+    let ends = order.windows(2).enumerate();
+    let ends = ends.filter(|(rank, _)| bin(*rank) != bin(rank + 1));
+    let blurred = ends
+        .filter(|(_, pair)| gains[pair[0]].abs() == gains[pair[1]].abs())
+        .count();
+    (blurred == 0).then_some(bins)
 }
 
-/// Entropy of the trits given their context, and the cost of two free shares per context in use.
-fn bits(trits: &[i8], contexts: usize, context: impl Fn(usize) -> usize) -> f64 {
-    let mut counts = vec![[0u32; 3]; contexts.max(1)];
+/// How often each trit stands in each context.
+fn count(trits: &[i8], contexts: usize, context: impl Fn(usize) -> usize) -> Vec<Counts> {
+    let mut counts = vec![[0; 3]; contexts];
     for (i, &t) in trits.iter().enumerate() {
-        counts[context(i)][usize::from((t + 1) as u8).min(2)] += 1;
+        // trits behind the last whole row have no context
+        if let Some(counts) = counts.get_mut(context(i)) {
+            counts[usize::from((t + 1) as u8).min(2)] += 1;
+        }
     }
-    let log = |n: f64| if n > 0.0 { n * n.log2() } else { 0.0 };
+    counts
+}
+
+/// [`count`] with the column as context.
+fn count_columns(trits: &[i8], cols: usize) -> Vec<Counts> {
+    let mut counts = vec![[0; 3]; cols];
+    for row in trits.chunks_exact(cols) {
+        for (counts, &t) in counts.iter_mut().zip(row) {
+            counts[0] += u32::from(t < 0);
+            counts[1] += u32::from(t == 0);
+            counts[2] += u32::from(t > 0);
+        }
+    }
+    counts
+}
+
+fn sum(counts: &[Counts]) -> Counts {
     counts
         .iter()
-        .map(|counts| {
-            let n = f64::from(counts.iter().sum::<u32>());
-            let entropy = log(n) - counts.iter().map(|&c| log(f64::from(c))).sum::<f64>();
-            entropy + (n + 1.0).log2() // two parameters, half a logarithm each
-        })
-        .sum()
+        .fold([0; 3], |a, b| [a[0] + b[0], a[1] + b[1], a[2] + b[2]])
+}
+
+/// Contexts joined: those of the same `place` become one of `n`.
+fn folded(counts: &[Counts], place: impl Fn(usize) -> usize, n: usize) -> Vec<Counts> {
+    let mut joined = vec![[0; 3]; n];
+    for (i, counts) in counts.iter().enumerate() {
+        let to = &mut joined[place(i)];
+        *to = sum(&[*to, *counts]);
+    }
+    joined
+}
+
+/// Entropy of the trits given their context, and what the best shares of each context cost.
+fn bits(counts: &[Counts]) -> f64 {
+    let log = |n: f64| if n > 0.0 { n * n.log2() } else { 0.0 };
+    let context = |counts: &Counts| {
+        let n = f64::from(sum(&[*counts]).iter().sum::<u32>());
+        if n == 0.0 {
+            return 0.0;
+        }
+        let entropy = log(n) - counts.iter().map(|&c| log(f64::from(c))).sum::<f64>();
+        entropy + parametric_complexity(n).log2()
+    };
+    counts.iter().map(context).sum()
+}
+
+/// The sum, over all sequences of `n` trits, of their probability under the shares that fit each best: that
+/// of two symbols by Szpankowski's expansion (*Average Case Analysis of Algorithms on Sequences*, 2001), and
+/// from it that of three by the recurrence of Kontkanen and Myllymaki (2007).
+fn parametric_complexity(n: f64) -> f64 {
+    use std::f64::consts::PI;
+    let root = n.sqrt();
+    (PI * n / 2.0).sqrt() + 2.0 / 3.0 + (2.0 * PI).sqrt() / (24.0 * root) + n
 }
 
 #[cfg(test)]
@@ -170,6 +288,32 @@ mod tests {
                 assert_eq!(best(&found), None, "{found:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_cost_of_shares_is_what_all_sequences_cost() {
+        // over the counts (a, b, c) of n trits, their multinomial times the best likelihood of each
+        let factorial = |n: u32| (1..=n).map(f64::from).product::<f64>();
+        for n in 1..=40u32 {
+            let mut all = 0.0;
+            for a in 0..=n {
+                for b in 0..=n - a {
+                    let parts = [a, b, n - a - b];
+                    let share =
+                        |k: u32| (f64::from(k) / f64::from(n)).powi(k as i32) / factorial(k);
+                    all += factorial(n) * parts.map(share).iter().product::<f64>();
+                }
+            }
+            let found = parametric_complexity(f64::from(n));
+            assert!((found / all - 1.0).abs() < 0.01, "{n}: {found} and {all}");
+        }
+    }
+
+    #[test]
+    fn gains_that_are_all_alike_are_no_blocks_of_columns() {
+        assert!(bins(&[1.0; 256]).is_none());
+        let distinct: Vec<f32> = (0..=255u8).map(f32::from).collect();
+        assert!(bins(&distinct).is_some());
     }
 
     #[test]

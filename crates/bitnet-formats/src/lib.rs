@@ -20,16 +20,16 @@ mod tensor_file;
 pub use artifact::{Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs};
 pub use container::{
     CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, Gguf, Header, PlannedTensor, Pytorch,
-    Safetensors, WritePlan, container_by_name, gguf_type_rivals, open, open_as,
+    Safetensors, WritePlan, container_by_name, gguf_type_rivals, gguf_unread_type, open, open_as,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};
 pub use error::{ErrorCode, FormatError};
-pub use evidence::{CodeLength, DECISIVE_BITS, code_length};
+pub use evidence::{CodeLength, DECISIVE_BITS, code_length, doubtful_code_length};
 pub use limits::Limits;
 pub use mapped::Mapped;
 pub use packing::{
     Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, UnitRows, affine_rows, affine_scales,
-    name_with_parameters, packing_by_name, same_layout_id, ternary_of_affine,
+    layouts_like, name_with_parameters, packing_by_name, same_layout_id, ternary_of_affine,
 };
 pub use tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorFile, TensorInfo};

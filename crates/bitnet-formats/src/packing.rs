@@ -225,6 +225,7 @@ pub static PACKINGS: &[&dyn Packing] = &[
     &row_scales::Rows(iq2_bn_r4::Iq2BnR4),
     &q2_0::Q2_0,
     &q2_0::Q2_0G128,
+    &q2_0::Q2_0G128Last,
     &pq2_0::Pq2_0,
     &ptq1_0::Ptq1_0,
     &q1_0::Q1_0,
@@ -258,6 +259,35 @@ pub fn name_with_parameters(
 pub fn packing_by_name(name: &str) -> Option<&'static dyn Packing> {
     let row = PACKINGS.iter().copied().find(|p| p.name() == name);
     row.or_else(|| tilings::by_name(name))
+}
+
+/// `packing`, and the layouts that a file whose type id says so may have just as well: of the same id and page,
+/// and of the same lengths for `shapes` (rows, columns); none where there is no other. For packings with tilings
+/// these are the ones that programs ship, not all there are, and so there is always another.
+pub fn layouts_like(
+    packing: &'static dyn Packing,
+    shapes: &[(usize, usize)],
+) -> Vec<&'static dyn Packing> {
+    let lengths = |packing: &dyn Packing| -> Option<Vec<u64>> {
+        let lengths = shapes.iter();
+        lengths
+            .map(|&(rows, cols)| packing.stored_len(rows, cols).ok())
+            .collect()
+    };
+    let own = lengths(packing);
+    let others = same_layout_id(packing)
+        .into_iter()
+        .chain(tilings::shipped(packing, shapes));
+    let others =
+        others.filter(|p| p.name() != packing.name() && own.is_some() && lengths(*p) == own);
+    let all: Vec<_> = std::iter::once(packing).chain(others).collect();
+    let mut shapes = shapes.iter();
+    let is_tiled = shapes.any(|&(rows, cols)| packing.parameters(rows, cols).is_some());
+    if all.len() > 1 || is_tiled {
+        all
+    } else {
+        Vec::new()
+    }
 }
 
 /// The packings that share `packing`'s GGUF type id and page, itself included: where their lengths agree,

@@ -6,12 +6,14 @@
 //! only and converting reads every byte once.
 
 mod layout;
+mod readings;
 mod resolve;
 mod rotation;
 mod tiles;
 mod values;
 
-pub use layout::{LayoutEvidence, LayoutReading, LayoutReason};
+pub use layout::{LayoutEvidence, LayoutReason};
+pub use readings::{LayoutReading, LayoutSample, layout_readings};
 pub use resolve::{
     GPU_PACKING, HF_PACKING, MLX_PACKING, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, is_tiles,
     tiles_entry, tiles_shape,

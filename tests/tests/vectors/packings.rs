@@ -19,6 +19,7 @@ pub fn packing_of(folder: &str) -> Option<&'static dyn Packing> {
         "gguf-q2_0" => "q2_0",
         "gguf-pq2_0" => "pq2_0",
         "gguf-ptq1_0" => "ptq1_0",
+        "gguf-q2_0-g128-last" => "q2_0-g128-last",
         // other writers of the same layout
         "i2_s-py" | "i2_s-embed" => "i2_s",
         name => name,

@@ -9,10 +9,13 @@ use super::{
 use crate::args::InspectArgs;
 use bitnet_cli::{Console, Failure, Table, human_bytes};
 use bitnet_formats::{
-    Affine, Encoding, ErrorCode, FormatError, MetaValue, PackedTensor, Packing, PlainType,
-    TensorFile, TensorInfo, dense_to_f32, packing_by_name, ternary_of_affine,
+    Affine, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, MetaValue, PackedTensor, Packing,
+    PlainType, TensorFile, TensorInfo, dense_to_f32, layouts_like, packing_by_name,
+    ternary_of_affine,
 };
-use bitnet_model::{GPU_PACKING, GPU_SCALES, HF_PACKING, MLX_PACKING};
+use bitnet_model::{
+    GPU_PACKING, GPU_SCALES, HF_PACKING, LayoutSample, MLX_PACKING, layout_readings,
+};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -29,6 +32,8 @@ struct Ternary<'a> {
     cols: usize,
     /// What says so.
     evidence: String,
+    /// Packings of the same id and length that the data do not rule out, where they leave several.
+    candidates: Vec<&'static str>,
     /// Scales and biases of MLX's codes.
     affine: Option<(&'a TensorInfo, &'a TensorInfo)>,
 }
@@ -40,11 +45,9 @@ pub(super) fn run(
     reason: &Failure,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
-    let found: Vec<Ternary<'_>> = file
-        .tensors()
-        .iter()
-        .filter_map(|i| ternary(file, i))
-        .collect();
+    let tensors = file.tensors().iter();
+    let mut found: Vec<Ternary<'_>> = tensors.filter_map(|i| ternary(file, i)).collect();
+    let left = decide_layouts(file, &mut found);
     let mut linears: BTreeMap<&str, u64> = BTreeMap::new();
     for one in &found {
         *linears.entry(one.packing.name()).or_insert(0) += 1;
@@ -55,7 +58,7 @@ pub(super) fn run(
     let read = read.filter(|(n, _)| *n < head || *n >= tail);
     let read: Vec<Value> = read.map(|(_, one)| one.to_json(file)).collect();
     let encodings = encodings_of(file);
-    let ruled_out = collisions_of(file, None);
+    let ruled_out = collisions_of(file, &left);
     let rotation = data::rotation(&file.metadata);
     let architecture = file
         .metadata
@@ -122,7 +125,7 @@ pub(super) fn run(
                 "{}: {} ({}); {trits}",
                 text("tensor"),
                 text("packing"),
-                text("evidence")
+                evidence(one)
             ),
         )?;
     }
@@ -147,14 +150,97 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Whether a failure to open says that no family takes the network, and not that something is wrong.
+/// Whether a failure to open says that no family takes the network, or that a tensor of it has a type that is not
+/// read, and not that something is wrong.
 pub(super) fn is_about_the_family(path: &Path, failure: &Failure, file: &TensorFile) -> bool {
-    failure.code == ErrorCode::UnsupportedConfig && !bitnet_model::has_known_family(path, file)
+    match failure.code {
+        ErrorCode::UnknownType => true,
+        ErrorCode::UnsupportedConfig => !bitnet_model::has_known_family(path, file),
+        _ => false,
+    }
+}
+
+/// Why a tensor's packing was taken, and what else it may be.
+fn evidence(one: &Value) -> String {
+    let candidates = one["candidates"].as_array().into_iter().flatten();
+    let candidates: Vec<_> = candidates.filter_map(Value::as_str).collect();
+    let why = one["evidence"].as_str().unwrap_or_default();
+    match candidates.is_empty() {
+        true => why.to_owned(),
+        false => format!("UNDECIDED: {why}: {}", candidates.join(", ")),
+    }
 }
 
 /// The module of a weight.
 fn module(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
+}
+
+/// The layouts of types whose id and length leave several, from the data of all tensors of the type: the
+/// packing where they decide, else the candidates, which are returned.
+fn decide_layouts(file: &TensorFile, found: &mut [Ternary<'_>]) -> Vec<&'static str> {
+    let mut left = Vec::new();
+    let mut types: Vec<&'static dyn Packing> = Vec::new();
+    for one in found.iter().filter(|one| by_type(one.info)) {
+        if types.iter().all(|p| p.name() != one.packing.name()) {
+            types.push(one.packing);
+        }
+    }
+    for taken in types {
+        let is_of = |one: &Ternary<'_>| by_type(one.info) && one.packing.name() == taken.name();
+        let of_type = || found.iter().filter(|one| is_of(one));
+        let shapes: Vec<_> = of_type().map(|one| (one.rows, one.cols)).collect();
+        let rivals = layouts_like(taken, &shapes);
+        if rivals.is_empty() {
+            continue;
+        }
+        let recorded = file.metadata.get(GGUF_LAYOUT_KEY).is_some();
+        let samples = of_type().take(READ).map(|one| LayoutSample {
+            bytes: file.bytes(one.info),
+            rows: one.rows,
+            cols: one.cols,
+            gains: None,
+        });
+        let readings = layout_readings(&rivals, &samples.collect::<Vec<_>>());
+        let fits: Vec<_> = readings.iter().filter(|r| !r.ruled_out).collect();
+        let (packing, why, open) = match fits.as_slice() {
+            _ if recorded => (taken, "type id, and the file records the layout", false),
+            [one] if !one.is_tiling => {
+                let decided = rivals.iter().find(|p| p.name() == one.packing);
+                (
+                    *decided.unwrap_or(&taken),
+                    "type id, length, and what the data rule out",
+                    false,
+                )
+            }
+            several => {
+                let is_left = |p: &&&dyn Packing| several.iter().any(|r| r.packing == p.name());
+                let first = rivals.iter().find(is_left).unwrap_or(&taken);
+                (
+                    *first,
+                    "type id and length; nothing decides between the candidates",
+                    true,
+                )
+            }
+        };
+        let candidates: Vec<_> = fits.iter().map(|r| r.packing).collect();
+        for one in found.iter_mut().filter(|one| is_of(one)) {
+            one.packing = packing;
+            one.evidence = why.to_owned();
+            if open {
+                one.candidates.clone_from(&candidates);
+            }
+        }
+        if open {
+            left.extend(candidates);
+        }
+    }
+    left
+}
+
+/// Whether a tensor's type says that it is ternary.
+fn by_type(info: &TensorInfo) -> bool {
+    matches!(info.encoding, Encoding::Ternary(_))
 }
 
 /// Whether a tensor is ternary by its type or by what lies beside it.
@@ -166,6 +252,7 @@ fn ternary<'a>(file: &'a TensorFile, info: &'a TensorInfo) -> Option<Ternary<'a>
             rows,
             cols,
             evidence,
+            candidates: Vec::new(),
             affine,
         })
     };
@@ -243,6 +330,8 @@ impl Ternary<'_> {
             "packing": self.packing.name(),
             "shape": [self.rows, self.cols],
             "evidence": self.evidence,
+            "decided": self.candidates.is_empty(),
+            "candidates": self.candidates,
         });
         match self.read(file) {
             Err(error) => object["unreadable"] = json!(error.to_string()),

@@ -12,7 +12,7 @@ mod resolve;
 mod split;
 mod write;
 
-pub use self::resolve::gguf_type_rivals;
+pub use self::resolve::{gguf_type_rivals, gguf_unread_type};
 
 use self::read::read_part;
 use self::split::{SplitName, read_split, split_key};

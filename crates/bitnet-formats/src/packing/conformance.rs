@@ -422,7 +422,7 @@ fn a_negative_block_scale_turns_its_trits_round() {
     let scales: Vec<f32> = (1..=8).map(|i| i as f32 / 16.0).collect();
     let (group, flipped) = (128, [1, 2, 6]);
     let m = matrix(2, 512, trits, Scales::PerGroup { group, scales });
-    for name in ["pq2_0", "q2_0-g128", "ptq1_0", "q2_0"] {
+    for name in ["pq2_0", "q2_0-g128", "q2_0-g128-last", "ptq1_0", "q2_0"] {
         let p = packing_by_name(name).unwrap();
         let mut bytes = encode(p, &m);
         let block = bytes.len() / 8;
@@ -430,6 +430,7 @@ fn a_negative_block_scale_turns_its_trits_round() {
         let signs: &[usize] = match name {
             "ptq1_0" => &[27],
             "q2_0" => &[1, 19],
+            "q2_0-g128-last" => &[33],
             _ => &[1],
         };
         let mut expected = m.trits().to_vec();

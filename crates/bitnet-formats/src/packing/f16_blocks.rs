@@ -24,8 +24,10 @@ pub(super) trait F16Block: Sync + Debug {
     const BYTES: usize;
     /// Where in the block the f16 scale stands.
     const SCALE_AT: usize;
-    /// The packing to write instead, for layouts that are only read.
-    const WRITE_INSTEAD: Option<&'static str> = None;
+    /// What to do instead of writing, for layouts that are only read.
+    const READ_ONLY: Option<&'static str> = None;
+    /// The packing with the same bytes under another type id.
+    const SAME_BYTES_AS: Option<&'static str> = None;
 
     /// Whether a negative scale is legal: its block has the opposite trits.
     const SIGNED_SCALES: bool = false;
@@ -61,23 +63,21 @@ impl<B: F16Block> Packing for B {
     }
 
     fn is_writable(&self) -> bool {
-        B::WRITE_INSTEAD.is_none()
+        B::READ_ONLY.is_none()
     }
 
     fn same_bytes_as(&self) -> Option<&'static str> {
-        B::WRITE_INSTEAD
+        B::SAME_BYTES_AS
     }
 
     fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
-        match B::WRITE_INSTEAD {
+        match B::READ_ONLY {
             None => self.stored_len(rows, cols),
-            Some(other) => Err(FormatError::new(
+            Some(hint) => Err(FormatError::new(
                 ErrorCode::TargetCannotHold,
                 format!("{} is read, never written", B::NAME),
             )
-            .hint(format!(
-                "write {other}: the same bytes under an id of their own"
-            ))),
+            .hint(hint)),
         }
     }
 

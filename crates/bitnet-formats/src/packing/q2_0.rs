@@ -1,9 +1,10 @@
-//! `q2_0`: llama.cpp's 2-bit blocks of 64, and Prism's older blocks of 128 under the same type id
+//! `q2_0`: llama.cpp's 2-bit blocks of 64, and two older kinds of blocks of 128 under the same type id
 //! (`formats/packing/q2_0.md`).
 //!
 //! Invariant: the f16 scale, then one byte per four consecutive trits, the first in the lowest
 //! bits, code = trit + 1. `q2_0` (18 bytes per 64) is written; `q2_0-g128` (34 per 128, the bytes of
-//! `pq2_0`) is only read. Extents of tensors tell them apart, and the container does.
+//! `pq2_0`) and `q2_0-g128-last` (OxiBonsai's, the scale behind the codes) are only read. The container tells
+//! 64 from 128 by extents of tensors; which end of a block the scale is at, only the data tell.
 
 use super::f16_blocks::F16Block;
 use super::{decode_quads, encode_quads};
@@ -16,6 +17,11 @@ pub(super) struct Q2_0;
 #[derive(Debug)]
 #[allow(non_camel_case_types)]
 pub(super) struct Q2_0G128;
+
+/// GGUF type 42 as OxiBonsai's converters have it.
+#[derive(Debug)]
+#[allow(non_camel_case_types)]
+pub(super) struct Q2_0G128Last;
 
 impl F16Block for Q2_0 {
     const NAME: &'static str = "q2_0";
@@ -47,7 +53,9 @@ impl F16Block for Q2_0G128 {
     const BYTES: usize = 34;
     const SCALE_AT: usize = 0;
     const SIGNED_SCALES: bool = true;
-    const WRITE_INSTEAD: Option<&'static str> = Some("pq2_0");
+    const SAME_BYTES_AS: Option<&'static str> = Some("pq2_0");
+    const READ_ONLY: Option<&'static str> =
+        Some("write pq2_0: the same bytes under an id of their own");
 
     #[inline(always)]
     fn encode(trits: &[i8], block: &mut [u8]) {
@@ -59,5 +67,28 @@ impl F16Block for Q2_0G128 {
     }
     fn is_silent(block: &[u8]) -> bool {
         Q2_0::is_silent(block)
+    }
+}
+
+impl F16Block for Q2_0G128Last {
+    const NAME: &'static str = "q2_0-g128-last";
+    const GGUF_TYPE: u32 = 42;
+    const GGUF_FILE_TYPE: u32 = 41;
+    const TRITS: usize = 128;
+    const BYTES: usize = 34;
+    const SCALE_AT: usize = 32;
+    const SIGNED_SCALES: bool = true;
+    const READ_ONLY: Option<&'static str> = Some("write pq2_0 or q2_0");
+
+    #[inline(always)]
+    fn encode(trits: &[i8], block: &mut [u8]) {
+        encode_quads(trits, &mut block[..32]);
+    }
+    #[inline(always)]
+    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
+        decode_quads(&block[..32], trits)
+    }
+    fn is_silent(block: &[u8]) -> bool {
+        block[..32].iter().fold(0, |any, b| any | (b ^ 0x55)) == 0
     }
 }

@@ -136,6 +136,43 @@ pub(super) fn by_name(name: &str) -> Option<&'static dyn Packing> {
     Some(packing)
 }
 
+/// The tilings that programs ship, as far as they fit all of `shapes` and put trits elsewhere than `packing`,
+/// which chooses by shape: presets, and each of their tilings for every shape.
+pub(super) fn shipped(
+    packing: &dyn Packing,
+    shapes: &[(usize, usize)],
+) -> Vec<&'static dyn Packing> {
+    let stem = packing.name();
+    let presets = match stem {
+        "tl1" => super::tl1::PRESETS,
+        "tl2" => super::tl2::PRESETS,
+        _ => return Vec::new(),
+    };
+    let given = |[_, _, rows, cols, block]: [usize; 5]| format!("{stem}-{rows}-{cols}-{block}");
+    let lists = presets.iter().map(|(name, _)| format!("{stem}-{name}"));
+    let tilings = presets
+        .iter()
+        .flat_map(|(_, list)| list.iter().copied().map(given));
+    let parameters = |packing: &dyn Packing| -> Option<Vec<String>> {
+        let shapes = shapes.iter();
+        shapes
+            .map(|&(rows, cols)| packing.parameters(rows, cols))
+            .collect()
+    };
+    let mut met: Vec<_> = parameters(packing).into_iter().collect();
+    let mut found = Vec::new();
+    for name in lists.chain(tilings) {
+        let Some(candidate) = by_name(&name) else {
+            continue;
+        };
+        if let Some(own) = parameters(candidate).filter(|own| !met.contains(own)) {
+            met.push(own);
+            found.push(candidate);
+        }
+    }
+    found
+}
+
 /// `[MxK=]BM-BK[-bm]` or a preset, separated by commas; `bm` is 32 if absent.
 fn parse(given: &str, presets: &[Preset]) -> Option<Vec<Rule>> {
     let number = |s: &str| s.parse().ok().filter(|&n: &usize| n > 0 && n < 1 << 31);

@@ -4,20 +4,14 @@
 //! to another copy of the model, decided by the data ([`bitnet_formats::code_length`]), or assumed; and
 //! whoever reads a [`LayoutEvidence`] learns which.
 
+use super::readings::{LayoutReading, LayoutSample, layout_readings};
 use super::{Checkpoint, LinearRule, OpenOptions};
 use crate::slot::{LayerSlot, Slot};
-use bitnet_formats::{
-    DECISIVE_BITS, ErrorCode, FormatError, GGUF_LAYOUT_KEY, PackedTensor, Packing, code_length,
-    same_layout_id,
-};
-use rayon::prelude::*;
+use bitnet_formats::{ErrorCode, FormatError, GGUF_LAYOUT_KEY, Packing, layouts_like};
 use std::path::Path;
 
 /// Most linears that are looked at: enough to see every kind of one and both ends of the network.
 const LINEARS: usize = 14;
-
-/// Trits that are looked at in each: a few hundred rows.
-const TRITS: usize = 1 << 20;
 
 /// Why a layout was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,19 +39,6 @@ impl LayoutReason {
             Self::Assumed => "assumed",
         }
     }
-}
-
-/// What the data look like under one layout.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LayoutReading {
-    /// The packing.
-    pub packing: &'static str,
-    /// Bits per weight of the shortest description found; `None` when its bytes are no trits.
-    pub bits_per_weight: Option<f64>,
-    /// The structure that made it short, where most of the linears found it.
-    pub model: &'static str,
-    /// Whether the data speak against it.
-    pub ruled_out: bool,
 }
 
 /// How the layout of an ambiguous file was found.
@@ -107,8 +88,11 @@ impl Checkpoint {
                 LayoutReason::Source,
             ),
             _ if recorded => (taken, LayoutReason::Recorded),
-            (None, [one]) => (one.packing, LayoutReason::Evidence),
-            (None, _) => (taken, LayoutReason::Assumed),
+            (None, [one]) if !one.is_tiling => (one.packing, LayoutReason::Evidence),
+            (None, left) => {
+                let assumed = left.iter().find(|r| r.packing == taken).or(left.first());
+                (assumed.map_or(taken, |r| r.packing), LayoutReason::Assumed)
+            }
         };
         if packing != taken {
             checkpoint = Self::open(path, &forced(options, packing))?;
@@ -122,26 +106,14 @@ impl Checkpoint {
     }
 
     /// The layouts that the linears may have, the one they were opened with first; empty when there is
-    /// one only.
+    /// no other.
     fn rivals(&self) -> Vec<&'static dyn Packing> {
         let packed: Vec<_> = self.packed_linears().collect();
         let Some((_, _, taken)) = packed.first() else {
             return Vec::new();
         };
-        let lengths = |packing: &dyn Packing| {
-            let all = packed.iter();
-            let all = all.map(|(_, (rows, cols), _)| packing.stored_len(*rows, *cols).ok());
-            all.collect::<Option<Vec<u64>>>()
-        };
-        let Some(own) = lengths(*taken) else {
-            return Vec::new();
-        };
-        let mut rivals = vec![*taken];
-        let others = same_layout_id(*taken).into_iter();
-        rivals.extend(
-            others.filter(|p| p.name() != taken.name() && lengths(*p).as_ref() == Some(&own)),
-        );
-        if rivals.len() < 2 { Vec::new() } else { rivals }
+        let shapes: Vec<_> = packed.iter().map(|(_, shape, _)| *shape).collect();
+        layouts_like(*taken, &shapes)
     }
 
     fn packed_linears(&self) -> impl Iterator<Item = (Slot, (usize, usize), &'static dyn Packing)> {
@@ -171,54 +143,19 @@ impl Checkpoint {
 
     /// What some of the linears look like under each layout, the shortest description first.
     fn readings(&self, rivals: &[&'static dyn Packing]) -> Result<Vec<LayoutReading>, FormatError> {
-        let sample = self.sampled_linears();
-        let mut total = 0;
-        let mut lengths = vec![(0.0, Vec::new()); rivals.len()];
-        let packed = self.packed_linears();
-        for (slot, (rows, cols), _) in packed.filter(|(slot, ..)| sample.contains(slot)) {
-            let gains = self.input_gains(slot)?;
-            // whole packed rows of every layout
-            let rows_read = (TRITS / cols.max(1))
-                .next_multiple_of(4)
-                .clamp(4, rows.max(4));
-            let count = rows_read.min(rows) * cols;
-            total += count;
-            let found: Vec<_> = rivals
-                .par_iter()
-                .map(|packing| {
-                    let tensor = PackedTensor {
-                        bytes: self.file.bytes(&self.linear(slot).ok()?.info),
-                        rows,
-                        cols,
-                        outside: None,
-                    };
-                    let mut trits = vec![0; count];
-                    packing.unpack_rows(&tensor, 0, &mut trits).ok()?;
-                    Some(code_length(&trits, cols, gains.as_deref()))
-                })
-                .collect();
-            for ((bits, models), found) in lengths.iter_mut().zip(found) {
-                *bits += found.map_or(f64::INFINITY, |f| f.bits);
-                models.extend(found.map(|f| f.model));
+        let sampled = self.sampled_linears();
+        let mut samples = Vec::new();
+        for (slot, (rows, cols), _) in self.packed_linears() {
+            if sampled.contains(&slot) {
+                samples.push(LayoutSample {
+                    bytes: self.file.bytes(&self.linear(slot)?.info),
+                    rows,
+                    cols,
+                    gains: self.input_gains(slot)?,
+                });
             }
         }
-        let shortest = lengths.iter().map(|l| l.0).fold(f64::INFINITY, f64::min);
-        let mut readings: Vec<_> = rivals
-            .iter()
-            .zip(&lengths)
-            .map(|(packing, (bits, models))| LayoutReading {
-                packing: packing.name(),
-                bits_per_weight: bits.is_finite().then(|| bits / total.max(1) as f64),
-                model: most_common(models),
-                ruled_out: bits.is_infinite() || *bits > shortest + DECISIVE_BITS,
-            })
-            .collect();
-        // stable: of equal ones the one that was taken stays first
-        readings.sort_by(|a, b| {
-            let bits = |r: &LayoutReading| r.bits_per_weight.unwrap_or(f64::INFINITY);
-            bits(a).total_cmp(&bits(b))
-        });
-        Ok(readings)
+        Ok(layout_readings(rivals, &samples))
     }
 
     /// The gain of the norm that feeds a linear: columns of weights follow it.
@@ -249,15 +186,6 @@ fn forced(options: &OpenOptions, layout: &str) -> OpenOptions {
         layout: Some(layout.to_owned()),
         ..options.clone()
     }
-}
-
-fn most_common(models: &[&'static str]) -> &'static str {
-    let count = |model: &str| models.iter().filter(|m| **m == model).count();
-    models
-        .iter()
-        .copied()
-        .max_by_key(|m| count(m))
-        .unwrap_or("trits")
 }
 
 /// The first layout under which every linear has the trits of `against`; several have them only where the

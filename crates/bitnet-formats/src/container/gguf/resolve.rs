@@ -10,6 +10,7 @@ use super::{encoding_of, stored_len};
 use crate::encoding::Encoding;
 use crate::error::{ErrorCode, FormatError};
 use crate::packing::{PACKINGS, Packing};
+use crate::tensor_file::TensorInfo;
 
 /// A block type that we do not read but must not take for one that we do.
 struct Foreign {
@@ -20,6 +21,9 @@ struct Foreign {
     /// Bytes per block.
     bytes: u64,
 }
+
+/// Most bytes that an alignment puts behind a tensor of a type that is not read.
+const MAX_PADDING: u64 = 4096;
 
 static FOREIGN: [Foreign; 2] = [
     Foreign {
@@ -89,12 +93,15 @@ impl Candidate {
         }
     }
 
-    /// Whether this is a layout that is only read, beside a written one of the same page.
+    /// Whether this is a layout beside one of the same page that is written, or whose name it only adds to.
     fn is_sibling_of(&self, other: &Self) -> bool {
         let stem = |name: &'static str| name.split('-').next();
         match (self, other) {
             (Self::Packing(a), Self::Packing(b)) => {
-                !a.is_writable() && b.is_writable() && stem(a.name()) == stem(b.name())
+                let more = a.name().strip_prefix(b.name());
+                stem(a.name()) == stem(b.name())
+                    && !a.is_writable()
+                    && (b.is_writable() || more.is_some_and(|more| more.starts_with('-')))
             }
             _ => false,
         }
@@ -122,7 +129,7 @@ pub(super) fn resolve(
         .map(|p| Candidate::Packing(*p))
         .chain(foreign.map(Candidate::Foreign))
         .collect();
-    // nothing in the file tells a sibling of the same length: the written layout is assumed
+    // no extent tells a sibling of the same length: the first is taken, until somebody looks at the data
     let differ = |a: &Candidate, b: &Candidate| {
         let lens = claims.iter().map(|c| a.len(c.shape).zip(b.len(c.shape)));
         lens.flatten().any(|(a, b)| a != b)
@@ -160,21 +167,37 @@ pub(super) fn resolve(
     }
 }
 
-/// The type id of a packing whose id other types have, too, and the names of those.
-pub fn gguf_type_rivals(encoding: Encoding) -> Option<(u32, Vec<&'static str>)> {
-    let Encoding::Ternary(taken) = encoding else {
+/// The name of a tensor's type that is known but not read: by its id, and its length.
+pub fn gguf_unread_type(info: &TensorInfo) -> Option<&'static str> {
+    let Encoding::Unknown(id) = info.encoding else {
         return None;
     };
-    let own = taken.gguf_type()?;
-    let ids: Vec<u32> = std::iter::once(own)
-        .chain(taken.gguf_aliases().iter().copied())
-        .collect();
+    // its length is the distance to the next tensor, or to the end
+    let fits = |f: &&'static Foreign| {
+        let len = Candidate::Foreign(f).len(&info.shape);
+        len.is_some_and(|len| len <= info.len && info.len - len < MAX_PADDING)
+    };
+    let found = FOREIGN.iter().filter(|f| f.id == id).find(fits);
+    found.map(|f| f.name)
+}
+
+/// The type id of a tensor's type that other types have, too, and the names of those.
+pub fn gguf_type_rivals(info: &TensorInfo) -> Option<(u32, Vec<&'static str>)> {
+    let (own, ids, taken) = match info.encoding {
+        Encoding::Ternary(taken) => {
+            let own = taken.gguf_type()?;
+            let ids = std::iter::once(own).chain(taken.gguf_aliases().iter().copied());
+            (own, ids.collect(), Some(taken.name()))
+        }
+        Encoding::Unknown(id) => (id, vec![id], gguf_unread_type(info)),
+        _ => return None,
+    };
     let packings = PACKINGS
         .iter()
         .filter(|p| ids.iter().any(|id| claims_id(**p, *id)));
     let foreign = FOREIGN.iter().filter(|f| ids.contains(&f.id));
     let names = packings.map(|p| p.name()).chain(foreign.map(|f| f.name));
-    let others: Vec<&'static str> = names.filter(|name| *name != taken.name()).collect();
+    let others: Vec<&'static str> = names.filter(|name| Some(*name) != taken).collect();
     (!others.is_empty()).then_some((own, others))
 }
 
