@@ -175,7 +175,8 @@ pub fn gguf_unread_type(info: &TensorInfo) -> Option<&'static str> {
     // its length is the distance to the next tensor, or to the end
     let fits = |f: &&'static Foreign| {
         let len = Candidate::Foreign(f).len(&info.shape);
-        len.is_some_and(|len| len <= info.len && info.len - len < MAX_PADDING)
+        let padding = len.and_then(|len| info.len.checked_sub(len));
+        padding.is_some_and(|padding| padding < MAX_PADDING)
     };
     let found = FOREIGN.iter().filter(|f| f.id == id).find(fits);
     found.map(|f| f.name)
