@@ -3,11 +3,13 @@
 //! The definition (`formats/numerics.md`, rule 1; paper arXiv 2402.17764, section 2):
 //!
 //! ```text
-//! a = max |x|        s = 127 / max(a, 1e-5)
+//! a = max |x|        s = fl32(127 * fl32(1 / max(a, 1e-5)))
 //! q = clamp(round_half_even(x * s), -128, 127)
 //! ```
 //!
-//! Invariant: one division, one product, one rounding each; NaN and infinity are errors, never
+//! Invariant: a reciprocal and two products, one rounding each, which is how PyTorch evaluates
+//! `127 / tensor`: an ulp in `s` moves activations at a half by one level, and then a model gives
+//! other logits than it was trained and published with. NaN and infinity are errors, never
 //! numbers. Dequantised, `x ~ q / s`.
 
 use std::fmt;
@@ -38,10 +40,10 @@ impl fmt::Display for ActivationError {
 
 impl std::error::Error for ActivationError {}
 
-/// `127 / max(a, 1e-5)` for the largest magnitude `a` of a token.
+/// `127 * (1 / max(a, 1e-5))`, each step rounded, for the largest magnitude `a` of a token.
 #[inline(always)]
 pub fn activation_scale(absmax: f32) -> f32 {
-    127.0 / absmax.max(1e-5)
+    127.0 * (1.0 / absmax.max(1e-5))
 }
 
 /// Quantises one token. `out` is `(cols,)`; returns `(scale, sum of out)`.
@@ -96,7 +98,7 @@ mod tests {
                 .collect();
             let q = QuantizedActivations::from_row(&x).unwrap();
             let a = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let s = 127.0 / a.max(1e-5);
+            let s = (1.0 / a.max(1e-5)) * 127.0;
             assert_eq!(q.scale, s);
             let want: Vec<i8> = x
                 .iter()

@@ -500,10 +500,11 @@ fn dense_weights(matrix: &TernaryMatrix, rows: Range<usize>) -> Vec<f32> {
     weights
 }
 
-/// Activations to their int8 levels and back, per token: `q / s` with `s = 127 / max(max|x|, 1e-5)`.
+/// Activations to their int8 levels and back, per token: `q / s` with `s = 127 (1 / max(max|x|, 1e-5))`,
+/// rounded twice as PyTorch does.
 fn fake_quantise(x: &Tensor) -> candle_core::Result<Tensor> {
     let absmax = x.abs()?.max_keepdim(D::Minus1)?.maximum(1e-5f32)?;
-    let s = Tensor::full(127f32, absmax.shape(), x.device())?.div(&absmax)?;
+    let s = absmax.recip()?.affine(127.0, 0.0)?;
     let levels = round_half_even(&x.broadcast_mul(&s)?)?.clamp(-128f32, 127f32)?;
     levels.broadcast_div(&s)
 }
@@ -728,7 +729,7 @@ mod tests {
         let x = [1.0f32, -0.5, 0.25, 0.0, 2.0, 1e-7];
         let t = Tensor::from_slice(&x, (1, x.len()), &Device::Cpu).unwrap();
         let got = values(&fake_quantise(&t).unwrap()).unwrap();
-        let s = 127.0 / 2.0;
+        let s = (1.0 / 2.0) * 127.0;
         let want: Vec<f32> = x.iter().map(|x| (x * s).round_ties_even() / s).collect();
         assert_eq!(got, want);
         let zero = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();

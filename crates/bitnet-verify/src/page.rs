@@ -55,7 +55,7 @@ pub fn to_html(report: &Report, subjects: &Subjects, thresholds: &Thresholds) ->
     if let Some((from, errors)) = &report.layers {
         let _ = write!(
             page,
-            "<section id=\"layers\">\n<h2>Error of each layer</h2>\n<p>Relative, {}. Dashed: the bound of most layers; \
+            "<section id=\"layers\">\n<h2>Error of each layer</h2>\n<p>Relative, {}. Dashed: the bound of most tokens; \
              red: the bound of all.</p>\n{}</section>\n",
             escape(from),
             plot::layers(errors, thresholds)

@@ -83,16 +83,16 @@ fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &m
     });
     gate(report, "golden-layers", |findings, report| {
         let errors = gates::layers(golden, |layer, x, n| runtime.layer(layer, x, n))?;
-        findings.violations(gates::layer_violations(&errors, bounds));
-        if errors.is_empty() {
+        findings.violations(errors.violations(bounds));
+        if errors.layers.is_empty() {
             return Ok(None);
         }
-        let worst = errors.iter().copied().fold(0.0, f64::max);
         let compared = format!(
-            "{} layers, largest relative error {worst:.1e}",
-            errors.len()
+            "{} layers, largest relative error {:.1e}",
+            errors.layers.len(),
+            errors.worst()
         );
-        report.layers = Some(("from the recorded hidden state", errors));
+        report.layers = Some(("from the recorded hidden state", errors.layers));
         Ok(Some(compared))
     });
     gate(report, "golden-embeddings", |findings, _| {

@@ -6,7 +6,7 @@
 
 use super::{Check, Input, Running, Subject};
 use crate::divergence::{Divergence, relative_error};
-use crate::gates::{Answer, layer_violations};
+use crate::gates::{Answer, LayerErrors};
 use crate::oracle::Oracle;
 use crate::report::{CheckResult, ComparedLogits, Findings, Report};
 use bitnet_formats::FormatError;
@@ -212,11 +212,11 @@ fn against_oracle(
     let mut findings = Findings::default();
     match compare_oracle(subject, runtime, logits, &mut findings) {
         Err(error) => report.checks.push(CheckResult::error(NAME, &error)),
-        Ok((layers, divergence)) => {
-            let worst = layers.iter().copied().fold(0.0, f64::max);
+        Ok((errors, divergence)) => {
             let compared = format!(
-                "{} layers, largest relative error {worst:.1e}; end to end {}",
-                layers.len(),
+                "{} layers, largest relative error {:.1e}; end to end {}",
+                errors.layers.len(),
+                errors.worst(),
                 divergence.summary()
             );
             report.logits.get_or_insert(ComparedLogits {
@@ -224,20 +224,19 @@ fn against_oracle(
                 divergence,
             });
             let from = "from the runtime's hidden state, against the oracle";
-            report.layers.get_or_insert((from, layers));
+            report.layers.get_or_insert((from, errors.layers));
             report.checks.push(findings.into_result(NAME, compared));
         }
     }
 }
 
-/// Errors of each layer (the median over prompts, which a flip in one prompt does not move), and
-/// the end-to-end divergence.
+/// Errors of each layer, and the end-to-end divergence.
 fn compare_oracle(
     subject: &Subject<'_>,
     runtime: &Runtime,
     logits: &[Vec<f32>],
     findings: &mut Findings,
-) -> Result<(Vec<f64>, Divergence), FormatError> {
+) -> Result<(LayerErrors, Divergence), FormatError> {
     let oracle = Oracle::new(&subject.artifact.checkpoint);
     let config = runtime.0.config();
     let mut traces = Vec::with_capacity(subject.prompts.len());
@@ -252,28 +251,15 @@ fn compare_oracle(
         );
         traces.push(trace);
     }
-    let mut errors = Vec::with_capacity(config.num_hidden_layers);
+    let mut errors = LayerErrors::default();
     for layer in 0..config.num_hidden_layers {
         let inputs: Vec<&[f32]> = traces.iter().map(|t| t[layer].as_slice()).collect();
         let outputs = oracle.layer_of(layer, &inputs)?;
-        let of = |(trace, output): (&Vec<Vec<f32>>, &Vec<f32>)| {
-            relative_error(output, &trace[layer + 1])
-        };
-        let mut list: Vec<f64> = traces.iter().zip(&outputs).map(of).collect();
-        list.sort_by(f64::total_cmp);
-        let worst = list.last().copied().unwrap_or(0.0);
-        let median = list
-            .get(list.len().saturating_sub(1) / 2)
-            .copied()
-            .unwrap_or(0.0);
-        // the largest is judged by its own bound, whatever the median says
-        errors.push(if worst > subject.thresholds.layer_error {
-            worst
-        } else {
-            median
-        });
+        let found = traces.iter().map(|t| t[layer + 1].as_slice());
+        let prompts = outputs.iter().map(Vec::as_slice).zip(found);
+        errors.push(config.hidden_size, prompts);
     }
-    findings.violations(layer_violations(&errors, subject.thresholds));
+    findings.violations(errors.violations(subject.thresholds));
     let normed: Vec<&[f32]> = traces
         .iter()
         .filter_map(|t| t.last().map(Vec::as_slice))

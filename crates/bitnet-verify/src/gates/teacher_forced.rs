@@ -41,21 +41,31 @@ pub fn linear_violations(errors: &[(Slot, f64)], bounds: &Thresholds) -> Vec<Vio
     outside.map(violation).collect()
 }
 
-/// Gate 3, measured: the relative error of each layer, from the recorded hidden state in front of it
-/// to the one behind it.
+/// Gate 3, measured: how far each layer departs, from the hidden state in front of it to the one
+/// behind it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayerErrors {
+    /// Relative error of each layer, in order.
+    pub layers: Vec<f64>,
+    /// Relative error of each token behind each layer. One activation that rounds the other way takes
+    /// its own token out of the typical bound; what is wired wrongly takes most of them.
+    pub tokens: Vec<f64>,
+}
+
+/// Gate 3, measured on the recorded hidden states.
 ///
 /// # Errors
 /// Those of the implementation; a layer whose output was not recorded.
 pub fn layers(
     golden: &Golden,
     mut layer: impl FnMut(usize, &[f32], usize) -> Answer,
-) -> Result<Vec<f64>, FormatError> {
+) -> Result<LayerErrors, FormatError> {
     let hidden = |i: usize| format!("hidden_states.{i}");
     let states = (0..)
         .take_while(|&i| golden.trace.contains_key(&hidden(i)))
         .count();
     let count = states.saturating_sub(1);
-    let mut errors = Vec::with_capacity(count);
+    let mut errors = LayerErrors::default();
     for i in 0..count {
         let x = recorded(golden, &hidden(i))?;
         // the record's last hidden state is after the final norm; what the layer itself left is the
@@ -64,50 +74,65 @@ pub fn layers(
             true => recorded(golden, "final_norm.in")?,
             false => recorded(golden, &hidden(i + 1))?,
         };
-        errors.push(relative_error(&y.values, &layer(i, &x.values, x.rows)?));
+        let found = layer(i, &x.values, x.rows)?;
+        errors.push(
+            y.values.len() / y.rows.max(1),
+            [(&y.values[..], &found[..])],
+        );
     }
     Ok(errors)
 }
 
-/// Gate 3, judged: no error above the largest bound, more than half within the typical one.
-pub fn layer_violations(errors: &[f64], bounds: &Thresholds) -> Vec<Violation> {
-    let mut all = largest_layer_violations(errors, bounds);
-    all.extend(typical_layer_violation(errors, bounds));
-    all
-}
+impl LayerErrors {
+    /// Adds a layer: what it should leave and what it left in each prompt, `(tokens, hidden_size)`. The
+    /// layer's error is the largest of a prompt.
+    pub fn push<'a>(
+        &mut self,
+        hidden_size: usize,
+        prompts: impl IntoIterator<Item = (&'a [f32], &'a [f32])>,
+    ) {
+        let mut worst = 0.0f64;
+        for (reference, found) in prompts {
+            worst = worst.max(relative_error(reference, found));
+            let tokens = reference.chunks(hidden_size.max(1));
+            let tokens = tokens.zip(found.chunks(hidden_size.max(1)));
+            self.tokens
+                .extend(tokens.map(|(r, f)| relative_error(r, f)));
+        }
+        self.layers.push(worst);
+    }
 
-/// The part of gate 3 that every layer has to hold: the largest bound.
-pub fn largest_layer_violations(errors: &[f64], bounds: &Thresholds) -> Vec<Violation> {
-    let most = bounds.layer_error;
-    let above = errors
-        .iter()
-        .enumerate()
-        .filter(|(_, error)| **error > most);
-    above
-        .map(|(layer, error)| {
-            let what = format!("relative error {error:.2e}, expected at most {most:.0e}");
-            Violation::new(3, format!("model.layers.{layer}"), what)
-        })
-        .collect()
-}
+    /// Of the layer that departs most; 0 without any.
+    pub fn worst(&self) -> f64 {
+        self.layers.iter().copied().fold(0.0, f64::max)
+    }
 
-/// The part of gate 3 that most layers have to hold: the typical bound. One activation that rounds
-/// the other way takes a layer out of it, so two or three layers say little: whoever has several
-/// models hands in the layers of all of them.
-pub fn typical_layer_violation(errors: &[f64], bounds: &Thresholds) -> Option<Violation> {
-    let typical = bounds.typical_layer_error;
-    let (of, within) = (
-        errors.len(),
-        errors.iter().filter(|&&e| e <= typical).count(),
-    );
-    (2 * within <= of && of > 0).then(|| {
-        let worst = errors.iter().copied().fold(0.0, f64::max);
-        let what = format!(
-            "relative error above {typical:.0e} in {} of {of} layers (largest {worst:.2e}), expected in few",
-            of - within
+    /// Gate 3, judged: no layer above the largest bound, more than half of the tokens within
+    /// the typical one.
+    pub fn violations(&self, bounds: &Thresholds) -> Vec<Violation> {
+        let most = bounds.layer_error;
+        let above = self.layers.iter().enumerate().filter(|(_, e)| **e > most);
+        let mut all: Vec<Violation> = above
+            .map(|(layer, error)| {
+                let what = format!("relative error {error:.2e}, expected at most {most:.0e}");
+                Violation::new(3, format!("model.layers.{layer}"), what)
+            })
+            .collect();
+        let typical = bounds.typical_layer_error;
+        let (of, within) = (
+            self.tokens.len(),
+            self.tokens.iter().filter(|&&e| e <= typical).count(),
         );
-        Violation::new(3, "model.layers", what)
-    })
+        if 2 * within <= of && of > 0 {
+            let what = format!(
+                "relative error above {typical:.0e} of {} of {of} tokens behind layers (layers at most {:.2e}), expected of few",
+                of - within,
+                self.worst()
+            );
+            all.push(Violation::new(3, "model.layers", what));
+        }
+        all
+    }
 }
 
 fn recorded<'a>(golden: &'a Golden, name: &str) -> Result<&'a Recorded, FormatError> {
