@@ -870,17 +870,20 @@ pub fn hf_from_gguf_rows(matrix: &TernaryMatrix, head_dim: usize) -> TernaryMatr
 
 /// The inverse of [`hf_from_gguf_rows`].
 pub fn gguf_from_hf_rows(matrix: &TernaryMatrix, head_dim: usize) -> TernaryMatrix {
-    matrix.permute_rows(|row| {
-        let (head, at) = (row / head_dim, row % head_dim);
-        head * head_dim + at % 2 * (head_dim / 2) + at / 2
-    })
+    matrix.permute_rows(|row| hf_row(row, head_dim))
 }
 
 /// Where GGUF's `llama` keeps a row of the Hugging Face matrix (`formats/container/gguf.md`).
-fn gguf_row(row: usize, head_dim: usize) -> usize {
+pub fn gguf_row(row: usize, head_dim: usize) -> usize {
     let (head, at) = (row / head_dim, row % head_dim);
     let half = head_dim / 2;
     head * head_dim + 2 * (at % half) + at / half
+}
+
+/// The row of the Hugging Face matrix that GGUF's `llama` keeps in place `row`.
+pub fn hf_row(row: usize, head_dim: usize) -> usize {
+    let (head, at) = (row / head_dim, row % head_dim);
+    head * head_dim + at % 2 * (head_dim / 2) + at / 2
 }
 
 /// A scale for `weight_scale`: BF16 where that is exact, F32 otherwise.

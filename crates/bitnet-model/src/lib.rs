@@ -34,8 +34,8 @@ pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
     Checkpoint, DenseTensor, GPU_PACKING, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason,
     LayoutSample, LinearRule, LinearSource, MLX_PACKING, OpenOptions, ROTATION_KEYS, Rotation,
-    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, TernaryRows, gguf_from_hf_rows, has_known_family,
-    hf_from_gguf_rows, is_tiles, layout_readings, tiles_entry, tiles_shape, weight_scale_bytes,
+    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, TernaryRows, gguf_from_hf_rows, gguf_row, has_known_family,
+    hf_from_gguf_rows, hf_row, is_tiles, layout_readings, tiles_entry, tiles_shape, weight_scale_bytes,
 };
 pub use config::{
     Activation, ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling,
@@ -52,7 +52,7 @@ pub use profile::{Part, Profile};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};
 pub use tokenizer::{
-    DecodeStream, Tokenizer, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
-    tokenizer_files_from_gguf, tokenizer_to_gguf,
+    DecodeStream, Tokenizer, pre_tokenizer_names, pre_tokenizer_of_vocabulary,
+    pre_tokenizer_of_word, tokenizer_files_from_gguf, tokenizer_to_gguf,
 };
 pub use weights::{LoadOptions, TilesIn};

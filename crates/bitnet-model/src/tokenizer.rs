@@ -260,6 +260,11 @@ pub fn pre_tokenizer_of_word(word: &str) -> Option<&'static str> {
     pre_tokenizer::by_name(word).ok().map(|row| row.name)
 }
 
+/// Every pre-tokenizer that has a word.
+pub fn pre_tokenizer_names() -> impl Iterator<Item = &'static str> {
+    pre_tokenizer::all().iter().map(|row| row.name)
+}
+
 /// The pre-tokenizer that a published vocabulary was made with, told by tokens that only one family has;
 /// `first` is the first token.
 pub fn pre_tokenizer_of_vocabulary(

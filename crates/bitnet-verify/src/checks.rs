@@ -15,6 +15,8 @@ mod scales;
 mod structure;
 mod trits;
 
+pub(crate) use golden::tokenizer_of;
+
 use crate::gates::Thresholds;
 use crate::golden::Golden;
 use crate::prompts::Prompt;

@@ -13,7 +13,7 @@ mod embeddings;
 mod end_to_end;
 mod teacher_forced;
 
-pub use codes::check_codes;
+pub use codes::{check_codes, codes_sha256, name_codes};
 pub use embeddings::{Distance, Embeddings, embeddings};
 pub use end_to_end::{EndToEnd, GreedyMiss, Nll, WrongLength, end_to_end, nll};
 pub use teacher_forced::{LayerErrors, layers, linear_violations, linears};

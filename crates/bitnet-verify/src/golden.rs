@@ -64,6 +64,8 @@ pub struct TernaryTruth {
     pub shape: Vec<usize>,
     /// sha256 of the `int8` codes, row-major.
     pub sha256: String,
+    /// How many are -1, 0, +1, where the record says so.
+    pub counts: Option<[u64; 3]>,
     /// Its scales.
     pub scales: TrueScales,
 }
@@ -82,6 +84,8 @@ pub struct Stream {
 pub struct Golden {
     /// The prompts, in file order.
     pub prompts: Vec<Prompt>,
+    /// The texts of those prompts that were made from one.
+    pub texts: BTreeMap<String, String>,
     /// Logits per prompt, `f32` reference; `(tokens, vocab)`.
     pub logits: BTreeMap<String, Recorded>,
     /// The reference in the checkpoint's own 16-bit type, where it has one.
@@ -106,7 +110,8 @@ impl Golden {
     /// # Errors
     /// A file that is missing (of the two that must be there), unreadable or inconsistent.
     pub fn read(dir: &Path) -> Result<Self, FormatError> {
-        let prompts = read_prompts(&dir.join("prompts.json"))?;
+        let path = dir.join("prompts.json");
+        let (prompts, texts) = (read_prompts(&path)?, texts_of(&read_json(&path)?));
         let vectors = |kind: &str| dir.join(format!("embeddings_{kind}.safetensors"));
         let none = |what: &str, path: &Path| {
             let text = format!("expected `<prompt>.{what}` for at least one prompt, found none");
@@ -153,6 +158,7 @@ impl Golden {
             .transpose()?;
         Ok(Self {
             prompts,
+            texts,
             logits,
             native,
             embeddings,
@@ -188,6 +194,16 @@ fn read<T>(path: &Path, parse: fn(&Value) -> Option<T>) -> Result<T, FormatError
     parse(&read_json(path)?).ok_or_else(|| {
         FormatError::new(ErrorCode::Malformed, "not as golden.py writes it").in_file(path)
     })
+}
+
+/// `text` of every prompt that has one.
+fn texts_of(prompts: &Value) -> BTreeMap<String, String> {
+    let all = prompts.as_object().into_iter().flatten();
+    let text = |(name, v): (&String, &Value)| {
+        let text = v.get("text")?.as_str()?;
+        Some((name.clone(), text.to_owned()))
+    };
+    all.filter_map(text).collect()
 }
 
 fn parse_greedy(value: &Value) -> Option<Vec<Greedy>> {
@@ -231,6 +247,7 @@ fn parse_ternary(value: &Value) -> Option<Vec<TernaryTruth>> {
                 }
             }
         };
+        let count = |kind: &str| v.get(kind).and_then(Value::as_u64);
         let sizes = v.get("shape")?.as_array()?.iter();
         Some(TernaryTruth {
             name: name.clone(),
@@ -238,6 +255,10 @@ fn parse_ternary(value: &Value) -> Option<Vec<TernaryTruth>> {
                 .map(|n| n.as_u64()?.try_into().ok())
                 .collect::<Option<_>>()?,
             sha256: v.get("sha256_int8_row_major")?.as_str()?.to_owned(),
+            counts: count("minus")
+                .zip(count("zero"))
+                .zip(count("plus"))
+                .map(|((minus, zero), plus)| [minus, zero, plus]),
             scales,
         })
     };

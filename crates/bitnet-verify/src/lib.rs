@@ -10,8 +10,10 @@
 mod args;
 mod baseline;
 mod checks;
+pub mod diagnosis;
 mod divergence;
 pub mod doctor;
+pub mod faults;
 pub mod gates;
 pub mod golden;
 mod junit;
@@ -28,7 +30,9 @@ pub use checks::{CHECKS, Check, Input, Subject, run as run_checks};
 pub use divergence::{Divergence, relative_error};
 pub use gates::Thresholds;
 pub use golden::Golden;
-pub use oracle::{Oracle, Trace};
+pub use oracle::{
+    Deviation, Layer, Operator, Oracle, Replayed, Rounding, RowOrder, ScaleAs, Trace,
+};
 pub use prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};
 pub use report::{
     CheckResult, ComparedLogits, Difference, Findings, LinearFigures, Report, Status,

@@ -50,6 +50,7 @@ pub fn to_html(report: &Report, subjects: &Subjects, thresholds: &Thresholds) ->
         let _ = writeln!(page, "<dt>{name}</dt><dd>{}</dd>", escape(value));
     }
     page.push_str("</dl>\n</section>\n");
+    faults(&mut page, report);
     checks(&mut page, report);
     differences(&mut page, report);
     if let Some((from, errors)) = &report.layers {
@@ -90,6 +91,23 @@ pub fn to_html(report: &Report, subjects: &Subjects, thresholds: &Thresholds) ->
     }
     page.push_str("</body>\n</html>\n");
     page
+}
+
+fn faults(page: &mut String, report: &Report) {
+    if report.faults.is_empty() {
+        return;
+    }
+    page.push_str("<section id=\"faults\">\n<h2>Faults with a name</h2>\n<dl>\n");
+    for fault in &report.faults {
+        let _ = writeln!(
+            page,
+            "<dt>{}</dt><dd>{}<br/><small>{}</small></dd>",
+            fault.kind.name(),
+            escape(&fault.sentence()),
+            escape(fault.kind.row().hint)
+        );
+    }
+    page.push_str("</dl>\n</section>\n");
 }
 
 fn checks(page: &mut String, report: &Report) {
@@ -147,6 +165,13 @@ pub fn to_markdown(report: &Report, subjects: &Subjects) -> String {
     for (name, value) in subjects {
         let _ = writeln!(text, "- {name}: `{}`", cell(&value.replace('`', "'")));
     }
+    for fault in &report.faults {
+        let _ = writeln!(
+            text,
+            "- fault: {}",
+            cell(&fault.sentence().replace('`', "'"))
+        );
+    }
     text.push_str("\n| check | result | what |\n|---|---|---|\n");
     for check in &report.checks {
         let _ = writeln!(
@@ -193,6 +218,7 @@ fn cell(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::divergence::Divergence;
+    use crate::faults::{Fault, Kind};
     use crate::report::{ComparedLogits, Findings, LinearFigures};
 
     fn report() -> Report {
@@ -215,6 +241,7 @@ mod tests {
                 reference: "oracle",
                 divergence,
             }),
+            faults: vec![Fault::of_key(Kind::PreTokenizer, "metadata", "a<b>", "x")],
             layers: Some(("from the hidden state", vec![1e-7, 0.0, f64::INFINITY])),
             linears: vec![LinearFigures {
                 name: "model.layers.0.self_attn.q_proj".to_owned(),
@@ -244,6 +271,10 @@ mod tests {
                 .count()
         };
         assert_eq!(rows("checks"), 3, "a head and two checks");
+        let named = by_id("faults")
+            .descendants()
+            .filter(|n| n.has_tag_name("dt"));
+        assert_eq!(named.count(), 1);
         let count = |id: &str, class: &str| {
             let all = by_id(id).descendants();
             all.filter(|n| n.attribute("class") == Some(class)).count()

@@ -5,6 +5,7 @@
 //! counts as passed.
 
 use crate::divergence::Divergence;
+use crate::faults::Fault;
 use crate::gates::Violation;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
@@ -203,11 +204,18 @@ pub struct Report {
     pub logits: Option<ComparedLogits>,
     /// Teacher-forced error of each layer, and from whose hidden states; told before the checks.
     pub layers: Option<(&'static str, Vec<f64>)>,
+    /// What has a name among what differs, and where it begins.
+    pub faults: Vec<Fault>,
     /// Every linear, in the order of the file, when a page was asked for.
     pub linears: Vec<LinearFigures>,
 }
 
 impl Report {
+    /// Adds a fault to those found.
+    pub fn fault(&mut self, fault: Fault) {
+        fault.join(&mut self.faults);
+    }
+
     /// The verdict.
     pub fn status(&self) -> Status {
         let any = |status| self.checks.iter().any(|c| c.status == status);
@@ -224,6 +232,9 @@ impl Report {
     pub fn to_json(&self) -> Value {
         let checks: Vec<Value> = self.checks.iter().map(CheckResult::to_json).collect();
         let mut report = json!({"status": self.status().as_str(), "checks": checks});
+        if !self.faults.is_empty() {
+            report["faults"] = self.faults.iter().map(Fault::to_json).collect();
+        }
         if let Some(logits) = &self.logits {
             report["logits"] = logits.divergence.to_json(logits.reference);
         }
@@ -249,6 +260,10 @@ impl Report {
     /// Those of `out`.
     pub fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}: {}", self.status(), self.verdict())?;
+        for fault in &self.faults {
+            writeln!(out, "  fault: {}", fault.sentence())?;
+            writeln!(out, "  hint: {}", fault.kind.row().hint)?;
+        }
         if let Some((from, errors)) = &self.layers {
             let list: Vec<String> = errors.iter().map(|e| format!("{e:.1e}")).collect();
             writeln!(

@@ -128,6 +128,11 @@ fn names() -> String {
         .join(", ")
 }
 
+/// Every row.
+pub(super) fn all() -> &'static [PreTokenizer] {
+    PRE_TOKENIZERS
+}
+
 /// The row of a `tokenizer.ggml.pre` value.
 pub(super) fn by_name(name: &str) -> Result<&'static PreTokenizer, FormatError> {
     PRE_TOKENIZERS

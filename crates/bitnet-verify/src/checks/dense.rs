@@ -4,6 +4,7 @@
 //! another type as long as no value changes. Blocks of rows stream.
 
 use super::{Check, Running, Subject};
+use crate::faults::{Fault, Kind};
 use crate::report::{Findings, Report};
 use bitnet_formats::FormatError;
 use bitnet_model::{Checkpoint, DenseTensor, Slot};
@@ -41,6 +42,11 @@ impl Running for Dense {
                 Ok((compared, text)) => {
                     values += compared;
                     if let Some(text) = text {
+                        let kind = match slot {
+                            Slot::OutputHead => Kind::OutputHead,
+                            _ => Kind::ChangedValues,
+                        };
+                        report.fault(Fault::at(kind, CHECK.name, slot, text.clone()));
                         findings.different(slot.to_string(), text);
                     }
                 }

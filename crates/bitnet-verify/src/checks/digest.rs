@@ -3,12 +3,15 @@
 //! Invariant: the hashes depend on the network alone, so any lossless container of the certified
 //! model passes; whole files are compared only where the certificate names a file of the artifact.
 
-use super::metadata::wiring;
+use super::metadata::compare_wiring;
 use super::structure::sizes;
+use super::trits::rotated;
 use super::{Check, Pair, Running, Subject};
+use crate::faults::{Fault, Kind, of_digest, of_scales};
 use crate::report::{Findings, Report};
 use bitnet_formats::{FormatError, Mapped, Sha256Stream};
-use bitnet_model::{Certificate, TernaryHasher, dense_sha256};
+use bitnet_model::{Certificate, Slot, TernaryHasher, dense_sha256, trit_sha256};
+use bitnet_ternary::TernaryMatrix;
 use std::path::Path;
 
 pub(super) const CHECK: Check = Check {
@@ -25,6 +28,7 @@ struct Digests {
     artifact: TernaryHasher,
     source: TernaryHasher,
     findings: Findings,
+    faults: Vec<Fault>,
     incomplete: bool,
 }
 
@@ -49,6 +53,9 @@ impl Running for Digests {
                     .map(|matrix| source.add(&name, matrix))
             },
         );
+        if let (Some(certificate), Ok(matrix)) = (subject.certificate, pair.artifact) {
+            self.name(certificate, matrix, pair.slot, subject);
+        }
         match (pair.artifact, pair.source) {
             (Ok(_), None | Some(Ok(_))) => return,
             // without a source there is no check of trits that would say why
@@ -59,6 +66,9 @@ impl Running for Digests {
     }
 
     fn finish(mut self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
+        std::mem::take(&mut self.faults)
+            .into_iter()
+            .for_each(|fault| report.fault(fault));
         let found = self.artifact.finish();
         if subject.source.is_some() && !self.incomplete {
             self.findings
@@ -73,7 +83,7 @@ impl Running for Digests {
                     &found,
                 );
             }
-            self.wiring(certificate, subject);
+            self.wiring(certificate, subject, report);
             self.linears(certificate);
             self.dense(certificate, subject);
             let files = self.files(certificate, subject);
@@ -91,14 +101,57 @@ impl Running for Digests {
 }
 
 impl Digests {
-    fn wiring(&mut self, certificate: &Certificate, subject: &Subject<'_>) {
+    /// Names what happened to a linear that is not the certified one.
+    fn name(
+        &mut self,
+        certificate: &Certificate,
+        matrix: &TernaryMatrix,
+        slot: Slot,
+        subject: &Subject<'_>,
+    ) {
+        let name = slot.to_string();
+        let mut records = certificate.ternary.iter().map(|record| &record.digest);
+        let expected = records.find(|expected| expected.name == name);
+        let found = self.artifact.tensors().find(|found| found.name == name);
+        let (Some(expected), Some(found)) = (expected, found) else {
+            return;
+        };
+        if (expected.rows, expected.cols) != (found.rows, found.cols) {
+            return;
+        }
+        let named = if expected.trits_sha256 != found.trits_sha256 {
+            let is_right = |m: &TernaryMatrix| trit_sha256(m) == expected.trits_sha256;
+            let changed = || {
+                (
+                    Kind::ChangedTrits,
+                    "expected trits of another hash".to_owned(),
+                )
+            };
+            let named = of_digest(matrix, rotated(slot, subject), is_right);
+            Some(named.unwrap_or_else(changed))
+        } else if expected.scales_sha256 != found.scales_sha256 {
+            let bits = expected.scale_bits.zip(found.scale_bits);
+            let pair = bits.map(|(e, f)| (f32::from_bits(e), f32::from_bits(f)));
+            let changed = || {
+                (
+                    Kind::ChangedScale,
+                    "expected scales of another hash".to_owned(),
+                )
+            };
+            Some(of_scales(pair.into_iter()).unwrap_or_else(changed))
+        } else {
+            None
+        };
+        let fault = named.map(|(kind, what)| Fault::at(kind, CHECK.name, slot, what));
+        self.faults.extend(fault);
+    }
+
+    fn wiring(&mut self, certificate: &Certificate, subject: &Subject<'_>, report: &mut Report) {
         let (expected, found) = (&certificate.config, &subject.artifact.checkpoint.config);
         for ((key, expected), (_, found)) in sizes(expected).into_iter().zip(sizes(found)) {
             self.findings.expect(key, expected, found);
         }
-        for ((key, expected), (_, found)) in wiring(expected).into_iter().zip(wiring(found)) {
-            self.findings.expect(key, expected, found);
-        }
+        compare_wiring(CHECK.name, (expected, found), &mut self.findings, report);
     }
 
     fn linears(&mut self, certificate: &Certificate) {

@@ -1,13 +1,20 @@
 //! Whether the runtime comes as close to transformers as two correct implementations do.
 //!
 //! Invariant: the five gates of `formats/numerics.md`, each a row of the report; a gate whose record
-//! is absent is skipped, not passed.
+//! is absent is skipped, not passed. What does not hold is then explained, as far as it can be.
+
+mod codes;
+mod tokens;
+
+pub(crate) use tokens::tokenizer_of;
 
 use super::logits::Runtime;
 use super::{Check, Running, Subject};
-use crate::gates::{self, check_codes};
-use crate::golden::Golden;
-use crate::report::{CheckResult, ComparedLogits, Findings, Report};
+use crate::diagnosis::{self, Diagnosis};
+use crate::faults::{Fault, Kind};
+use crate::gates::{self, Violation};
+use crate::golden::{Golden, Recorded};
+use crate::report::{CheckResult, ComparedLogits, Findings, Report, Status};
 use bitnet_formats::FormatError;
 
 pub(super) const CHECK: Check = Check {
@@ -28,51 +35,121 @@ impl Running for Gates {
         let (Some(golden), Some(&backend)) = (subject.golden, subject.kernels.first()) else {
             return;
         };
-        report.checks.push(codes(subject, golden));
+        let weights = codes::compare(subject, golden, report);
+        tokens::compare(subject, golden, report);
+        let traced = trace(subject, golden, report);
+        let departs = !traced.departures.is_empty();
+        explain(weights, traced.faults, report);
         match Runtime::load(subject.artifact, backend) {
-            Ok(runtime) => forward(subject, golden, &runtime, report),
-            Err(error) => report
-                .checks
-                .push(CheckResult::error("golden-logits", &error)),
+            Ok(runtime) => {
+                let violations = forward(subject, golden, &runtime, report);
+                if report.faults.is_empty() && !departs {
+                    unexplained(subject, golden, &violations, report);
+                }
+            }
+            Err(error) => report.checks.push(CheckResult::error(LOGITS, &error)),
         }
     }
 }
 
-/// Gate 1: codes and scales.
-fn codes(subject: &Subject<'_>, golden: &Golden) -> CheckResult {
-    const NAME: &str = "golden-codes";
-    if golden.ternary.is_empty() {
-        return CheckResult::skipped(NAME, "no ternary.json");
-    }
-    let checkpoint = &subject.artifact.checkpoint;
-    let mut findings = Findings::default();
-    let mut compared = 0;
-    for slot in checkpoint
-        .slots()
-        .into_iter()
-        .filter(|slot| checkpoint.is_ternary(*slot))
-    {
-        let place = slot.to_string();
-        let Some(truth) = golden.truth_of(checkpoint, slot) else {
-            findings.different(place, "not in ternary.json");
-            continue;
-        };
-        match checkpoint.ternary(slot).map(|m| check_codes(truth, &m)) {
-            Ok(Ok(())) => compared += 1,
-            Ok(Err(text)) => findings.different(place, text),
-            Err(error) => findings.unreadable(place, &error),
+/// Every operator and layer of the trace from its recorded input, by the oracle.
+fn trace(subject: &Subject<'_>, golden: &Golden, report: &mut Report) -> Diagnosis {
+    let mut diagnosis = Diagnosis::default();
+    gate(report, diagnosis::TRACE, |findings, _| {
+        if golden.trace.is_empty() {
+            return Ok(None);
         }
-    }
-    findings.into_result(NAME, format!("codes and scales of {compared} linears"))
+        let checkpoint = &subject.artifact.checkpoint;
+        diagnosis = diagnosis::of_trace(checkpoint, golden, subject.thresholds)?;
+        for departure in &diagnosis.departures {
+            findings.different(&departure.place, &departure.what);
+        }
+        Ok(Some(format!(
+            "{} places, largest relative error {:.1e}",
+            diagnosis.compared, diagnosis.worst
+        )))
+    });
+    diagnosis
 }
 
-/// Gates 2 to 5.
-fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &mut Report) {
+/// Reports what codes and trace say, each fault once: a name goes before the bare fact that something departs.
+fn explain(weights: Vec<Fault>, traced: Vec<Fault>, report: &mut Report) {
+    let is_bare = |f: &Fault| {
+        matches!(
+            f.kind,
+            Kind::MovedTrits | Kind::ChangedTrits | Kind::ChangedScale
+        )
+    };
+    let is_at = |one: &Fault, other: &Fault| {
+        // a whole layer departs where one of its tensors does
+        one.tensor == other.tensor || other.tensor.starts_with(&format!("{}.", one.tensor))
+    };
+    let named = |f: &&Fault| f.kind != Kind::Unexplained;
+    for fault in &weights {
+        let better = traced
+            .iter()
+            .filter(named)
+            .any(|t| t.tensor == fault.tensor);
+        if !(is_bare(fault) && better) {
+            report.fault(fault.clone());
+        }
+    }
+    for fault in traced {
+        let known = fault.kind == Kind::Unexplained && weights.iter().any(|w| is_at(&fault, w));
+        if !known {
+            report.fault(fault);
+        }
+    }
+}
+
+/// What neither weights nor trace show: the runtime itself, or, without a trace, what the logits alone tell.
+fn unexplained(
+    subject: &Subject<'_>,
+    golden: &Golden,
+    violations: &[Violation],
+    report: &mut Report,
+) {
+    let failed = |c: &CheckResult| c.name == LOGITS && c.status == Status::Different;
+    if let (Some(first), false) = (violations.first(), golden.trace.is_empty()) {
+        let what = first.what.clone();
+        report.fault(Fault::of_key(
+            Kind::Runtime,
+            "golden-layers",
+            &first.place,
+            what,
+        ));
+    } else if report.checks.iter().any(failed) {
+        let mut sequences: Vec<(&[u32], &Recorded)> = Vec::new();
+        for prompt in &golden.prompts {
+            let recorded = golden.logits.get(&prompt.name);
+            sequences.extend(recorded.map(|recorded| (&prompt.ids[..], recorded)));
+        }
+        let checkpoint = &subject.artifact.checkpoint;
+        match diagnosis::of_logits(checkpoint, LOGITS, &sequences) {
+            Ok(fault) => report.fault(fault),
+            Err(error) => report.checks.push(CheckResult::error("diagnosis", &error)),
+        }
+    }
+}
+
+/// The row of gate 4.
+const LOGITS: &str = "golden-logits";
+
+/// Gates 2 to 5; returns what gates 2 and 3 say of the runtime.
+fn forward(
+    subject: &Subject<'_>,
+    golden: &Golden,
+    runtime: &Runtime,
+    report: &mut Report,
+) -> Vec<Violation> {
     let bounds = subject.thresholds;
+    let mut forced = Vec::new();
 
     gate(report, "golden-linears", |findings, _| {
         let errors = gates::linears(golden, |slot, x, n| runtime.linear(slot, x, n))?;
-        findings.violations(gates::linear_violations(&errors, bounds));
+        let violations = gates::linear_violations(&errors, bounds);
+        forced.extend(violations.iter().cloned());
+        findings.violations(violations);
         let worst = errors.iter().map(|(_, e)| *e).fold(0.0, f64::max);
         Ok((!errors.is_empty()).then(|| {
             format!(
@@ -83,7 +160,9 @@ fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &m
     });
     gate(report, "golden-layers", |findings, report| {
         let errors = gates::layers(golden, |layer, x, n| runtime.layer(layer, x, n))?;
-        findings.violations(errors.violations(bounds));
+        let violations = errors.violations(bounds);
+        forced.extend(violations.iter().cloned());
+        findings.violations(violations);
         if errors.layers.is_empty() {
             return Ok(None);
         }
@@ -100,7 +179,7 @@ fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &m
         findings.violations(measured.violations(bounds));
         Ok((!measured.ours.is_empty()).then(|| measured.summary()))
     });
-    gate(report, "golden-logits", |findings, report| {
+    gate(report, LOGITS, |findings, report| {
         if golden.logits.is_empty() {
             return Ok(None);
         }
@@ -125,6 +204,7 @@ fn forward(subject: &Subject<'_>, golden: &Golden, runtime: &Runtime, report: &m
         findings.violations(nll.and_then(|nll| nll.violation(bounds)));
         Ok(nll.map(|n| format!("mean nll {:.4}, reference {:.4}", n.found, n.expected)))
     });
+    forced
 }
 
 /// Runs one gate; `Ok(None)` says that its record is absent.

@@ -5,6 +5,7 @@
 //! function that writes them.
 
 use super::{Check, Running, Subject};
+use crate::faults::{Fault, Kind};
 use crate::report::{Findings, Report};
 use bitnet_formats::{FormatError, MetaArray, MetaValue};
 use bitnet_model::{
@@ -31,21 +32,42 @@ impl Running for Metadata {
         let Some(source) = subject.source else { return };
         let (source, artifact) = (&source.checkpoint, &subject.artifact.checkpoint);
         let mut findings = Findings::default();
-        let expected = wiring(&source.config);
-        for ((key, expected), (_, found)) in expected.iter().zip(wiring(&artifact.config)) {
-            findings.expect(key, expected.as_str(), found.as_str());
-        }
+        let settings = wiring(&source.config).len();
+        compare_wiring(
+            CHECK.name,
+            (&source.config, &artifact.config),
+            &mut findings,
+            report,
+        );
         let tokenizer = match compare_tokenizers(source, artifact, &mut findings) {
-            Ok(text) => text,
+            Ok((text, fault)) => {
+                fault.into_iter().for_each(|fault| report.fault(fault));
+                text
+            }
             Err(error) => {
                 findings.unreadable("tokenizer", &error);
                 String::new()
             }
         };
-        let compared = format!("{} settings, {tokenizer}", expected.len());
+        let compared = format!("{settings} settings, {tokenizer}");
         report
             .checks
             .push(findings.into_result(CHECK.name, compared));
+    }
+}
+
+/// Compares every setting that changes a result.
+pub(super) fn compare_wiring(
+    check: &'static str,
+    (expected, found): (&Config, &Config),
+    findings: &mut Findings,
+    report: &mut Report,
+) {
+    for ((key, expected), (_, found)) in wiring(expected).into_iter().zip(wiring(found)) {
+        findings.expect(key, &expected, &found);
+        if expected != found {
+            report.fault(Fault::of_setting(check, key, &expected, &found));
+        }
     }
 }
 
@@ -163,26 +185,40 @@ const TOKENIZER_FILES: [&str; 5] = [
     "added_tokens.json",
 ];
 
-/// Compares tokenizers and chat templates; says what was compared.
+/// The key of a file's pre-tokenizer.
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
+
+/// Compares tokenizers and chat templates; says what was compared, and what has a name.
 fn compare_tokenizers(
     source: &Checkpoint,
     artifact: &Checkpoint,
     findings: &mut Findings,
-) -> Result<String, FormatError> {
+) -> Result<(String, Option<Fault>), FormatError> {
     if !is_gguf(source) && !is_gguf(artifact) {
         return compare_files(source, artifact, findings);
     }
     let (Some(expected), found) = (gguf_tokenizer(source)?, gguf_tokenizer(artifact)?) else {
-        return Ok("the source has no tokenizer".to_owned());
+        return Ok(("the source has no tokenizer".to_owned(), None));
     };
     let found = found.unwrap_or_default();
-    let mut compared = 0;
+    let (mut compared, mut fault) = (0, None);
     for (key, expected) in &expected {
         compared += 1;
         match found.iter().find(|(k, _)| k == key) {
             None => findings.different(key, "expected in the artifact, not there"),
             Some((_, found)) if found == expected => {}
-            Some((_, found)) => findings.different(key, first_divergence(expected, found)),
+            Some((_, found)) => {
+                let text = first_divergence(expected, found);
+                if key == PRE {
+                    fault = Some(Fault::of_key(
+                        Kind::PreTokenizer,
+                        CHECK.name,
+                        PRE,
+                        text.clone(),
+                    ));
+                }
+                findings.different(key, text);
+            }
         }
     }
     // a key that only the artifact has may change how text becomes tokens
@@ -192,15 +228,15 @@ fn compare_tokenizers(
     {
         findings.different(key, "not in the source");
     }
-    Ok(format!("{compared} tokenizer keys"))
+    Ok((format!("{compared} tokenizer keys"), fault))
 }
 
-fn is_gguf(checkpoint: &Checkpoint) -> bool {
+pub(super) fn is_gguf(checkpoint: &Checkpoint) -> bool {
     checkpoint.file.container == "gguf"
 }
 
 /// The tokenizer in GGUF's terms; `None` if there is none.
-fn gguf_tokenizer(
+pub(super) fn gguf_tokenizer(
     checkpoint: &Checkpoint,
 ) -> Result<Option<Vec<(String, MetaValue)>>, FormatError> {
     let pairs: Vec<(String, MetaValue)> = if is_gguf(checkpoint) {
@@ -227,8 +263,8 @@ fn compare_files(
     source: &Checkpoint,
     artifact: &Checkpoint,
     findings: &mut Findings,
-) -> Result<String, FormatError> {
-    let mut compared = Vec::new();
+) -> Result<(String, Option<Fault>), FormatError> {
+    let (mut compared, mut fault) = (Vec::new(), None);
     for name in TOKENIZER_FILES {
         let Some(expected) = source.side_file(name)? else {
             continue;
@@ -239,8 +275,17 @@ fn compare_files(
             Some(found) if found == expected => {}
             Some(found) => {
                 let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).ok();
+                let cut = |value: Option<Value>| Some(value?.get("pre_tokenizer")?.clone());
+                let (e, f) = (json(&expected), json(&found));
                 // the same JSON written another way is the same tokenizer
-                if json(&expected).is_none() || json(&expected) != json(&found) {
+                if e.is_none() || e != f {
+                    let (e, f) = (cut(e), cut(f));
+                    if let (Some(e), Some(f)) = (&e, &f)
+                        && e != f
+                    {
+                        let what = format!("expected {}, found {}", short(e), short(f));
+                        fault = Some(Fault::of_key(Kind::PreTokenizer, CHECK.name, name, what));
+                    }
                     let at = expected
                         .iter()
                         .zip(&found)
@@ -252,9 +297,9 @@ fn compare_files(
         }
     }
     if compared.is_empty() {
-        return Ok("the source has no tokenizer".to_owned());
+        return Ok(("the source has no tokenizer".to_owned(), None));
     }
-    Ok(compared.join(", "))
+    Ok((compared.join(", "), fault))
 }
 
 /// Where and how two metadata values differ.
@@ -304,6 +349,11 @@ fn show(value: &MetaValue) -> String {
         MetaValue::Array(a) => format!("{} elements", elements(a).len()),
         other => format!("{other:?}"),
     }
+}
+
+/// JSON for one line of a report.
+fn short(value: &Value) -> String {
+    text(value.to_string().as_bytes())
 }
 
 /// A string for one line of a report.

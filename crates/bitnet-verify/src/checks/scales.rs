@@ -4,6 +4,7 @@
 //! a scale that multiplies no non-zero trit does not vote.
 
 use super::{Check, Pair, Running, Subject};
+use crate::faults::{Fault, of_scales};
 use crate::report::{Findings, Report};
 use bitnet_model::scale_normal_form;
 use bitnet_ternary::Scales;
@@ -22,6 +23,7 @@ pub(super) const CHECK: Check = Check {
 #[derive(Default)]
 struct Compared {
     findings: Findings,
+    faults: Vec<Fault>,
     tensors: usize,
     scales: usize,
 }
@@ -46,15 +48,45 @@ impl Running for Compared {
         self.scales += s.as_slice().len();
         if let Some(text) = first_divergence(&s, &a, source.rows(), source.cols()) {
             self.findings.different(place, text);
+            let pairs = values(&s, &a, source.rows(), source.cols());
+            if let Some((kind, what)) = of_scales(pairs) {
+                self.faults
+                    .push(Fault::at(kind, CHECK.name, pair.slot, what));
+            }
         }
     }
 
     fn finish(self: Box<Self>, _: &Subject<'_>, report: &mut Report) {
+        self.faults
+            .into_iter()
+            .for_each(|fault| report.fault(fault));
         let compared = format!("{} scales of {} linears", self.scales, self.tensors);
         report
             .checks
             .push(self.findings.into_result(CHECK.name, compared));
     }
+}
+
+/// Expected and found of every place that either says something of: scales that multiply no trit do not take part.
+fn values<'a>(
+    expected: &'a Scales,
+    found: &'a Scales,
+    rows: usize,
+    cols: usize,
+) -> impl Iterator<Item = (f32, f32)> + 'a {
+    // the coarsest steps that no scale of either side changes within
+    let step = |scales: &Scales| match scales {
+        Scales::PerTensor(_) => (rows, cols),
+        Scales::PerRow(_) => (1, cols),
+        Scales::PerGroup { group, .. } => (1, *group),
+    };
+    let ((e_rows, e_cols), (f_rows, f_cols)) = (step(expected), step(found));
+    let columns = (0..cols).step_by(e_cols.min(f_cols).max(1));
+    let places = (0..rows).step_by(e_rows.min(f_rows).max(1));
+    let places = places.flat_map(move |row| columns.clone().map(move |col| (row, col)));
+    let pairs =
+        places.map(move |(row, col)| (expected.at(row, col, cols), found.at(row, col, cols)));
+    pairs.filter(|(e, f)| *e != 0.0 && *f != 0.0)
 }
 
 /// Where and how two normal forms differ.

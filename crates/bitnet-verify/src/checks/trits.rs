@@ -3,7 +3,9 @@
 //! Invariant: exact; there is no tolerance here.
 
 use super::{Check, Pair, Running, Subject};
+use crate::faults::{Fault, of_trits};
 use crate::report::{Findings, Report};
+use bitnet_model::{LayerSlot, Slot};
 
 pub(super) const CHECK: Check = Check {
     name: "trits",
@@ -19,6 +21,7 @@ pub(super) const CHECK: Check = Check {
 #[derive(Default)]
 struct Trits {
     findings: Findings,
+    faults: Vec<Fault>,
     tensors: usize,
     trits: usize,
 }
@@ -28,7 +31,7 @@ impl Running for Trits {
         true
     }
 
-    fn ternary(&mut self, pair: &Pair<'_>, _: &Subject<'_>) {
+    fn ternary(&mut self, pair: &Pair<'_>, subject: &Subject<'_>) {
         let place = pair.slot.to_string();
         self.tensors += 1;
         // this check speaks for all others about what cannot be read
@@ -66,12 +69,25 @@ impl Running for Trits {
             );
             self.findings.different(place, text);
         }
+        let head_dim = rotated(pair.slot, subject);
+        let (kind, what) = of_trits(source, artifact, head_dim);
+        self.faults
+            .push(Fault::at(kind, CHECK.name, pair.slot, what));
     }
 
     fn finish(self: Box<Self>, _: &Subject<'_>, report: &mut Report) {
+        self.faults
+            .into_iter()
+            .for_each(|fault| report.fault(fault));
         let compared = format!("{} trits of {} linears", self.trits, self.tensors);
         report
             .checks
             .push(self.findings.into_result(CHECK.name, compared));
     }
+}
+
+/// The width of a head, for linears whose rows are rotated in pairs.
+pub(super) fn rotated(slot: Slot, subject: &Subject<'_>) -> Option<usize> {
+    let is_rotated = matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj));
+    is_rotated.then_some(subject.artifact.checkpoint.config.head_dim)
 }

@@ -4,6 +4,7 @@
 //! known.
 
 use super::{Examination, Finding, Patient, Repair};
+use crate::checks::tokenizer_of;
 use bitnet_formats::{Container, Gguf, MetaArray, MetaValue};
 use bitnet_model::{
     ChatMessage, Checkpoint, Tokenizer, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
@@ -20,14 +21,7 @@ pub(super) const EXAMINATION: Examination = Examination {
         let Some(checkpoint) = patient.checkpoint else {
             return;
         };
-        let tokenizer = match &checkpoint.directory {
-            _ if patient.file.container == Gguf.name() => {
-                Tokenizer::from_gguf(&patient.file.metadata)
-            }
-            Some(directory) => Tokenizer::from_directory(directory),
-            None => Ok(None),
-        };
-        match tokenizer {
+        match tokenizer_of(checkpoint) {
             Err(error) => findings.push(Finding::unreadable("tokenizer", &error)),
             Ok(None) => findings.push(Finding::note(
                 "no-tokenizer",

@@ -3,6 +3,7 @@
 //! Invariant: codes are equal, a stored scale is equal to the bit; only the mean of master weights may
 //! be off, because the order of that sum is free.
 
+use crate::faults::{Kind, of_digest, of_scales};
 use crate::golden::{TernaryTruth, TrueScales};
 use bitnet_model::TensorDigest;
 use bitnet_ternary::TernaryMatrix;
@@ -20,9 +21,7 @@ pub fn check_codes(truth: &TernaryTruth, matrix: &TernaryMatrix) -> Result<(), S
     if truth.shape != shape {
         return Err(format!("expected shape {:?}, found {shape:?}", truth.shape));
     }
-    let codes: Vec<u8> = matrix.trits().iter().map(|&t| t as u8).collect();
-    let digest = Sha256::digest(&codes);
-    let found: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+    let found = codes_sha256(matrix.trits());
     if found != truth.sha256 {
         return Err(format!(
             "expected codes of sha256 {}, found {found}",
@@ -51,6 +50,52 @@ pub fn check_codes(truth: &TernaryTruth, matrix: &TernaryMatrix) -> Result<(), S
             ))
         }
     }
+}
+
+/// What happened to a linear that does not pass, as far as hashes, counts and scales tell; `head_dim` for linears whose
+/// rows are rotated.
+pub fn name_codes(
+    truth: &TernaryTruth,
+    matrix: &TernaryMatrix,
+    head_dim: Option<usize>,
+) -> Option<(Kind, String)> {
+    if truth.shape != [matrix.rows(), matrix.cols()] {
+        return None;
+    }
+    if codes_sha256(matrix.trits()) != truth.sha256 {
+        let is_right = |m: &TernaryMatrix| codes_sha256(m.trits()) == truth.sha256;
+        let found = matrix.counts();
+        return of_digest(matrix, head_dim, is_right).or_else(|| {
+            let expected = truth.counts?;
+            let what = format!("expected {expected:?} of -1, 0, +1, found {found:?}");
+            Some(match expected == found {
+                true => (
+                    Kind::MovedTrits,
+                    "as many of each kind as expected, in other places".to_owned(),
+                ),
+                false => (Kind::ChangedTrits, what),
+            })
+        });
+    }
+    match truth.scales {
+        TrueScales::One { alpha_bits, .. } => {
+            let expected = f32::from_bits(alpha_bits);
+            let normal = matrix.normal_scales();
+            let found = normal.as_slice().iter().filter(|s| **s != 0.0);
+            of_scales(found.map(|found| (expected, *found)))
+        }
+        TrueScales::Several { .. } => Some((
+            Kind::ChangedScale,
+            "expected scales of another hash".to_owned(),
+        )),
+    }
+}
+
+/// sha256 of codes as `ternary.json` has it: one byte each, row-major.
+pub fn codes_sha256(trits: &[i8]) -> String {
+    let codes: Vec<u8> = trits.iter().map(|&t| t as u8).collect();
+    let digest = Sha256::digest(&codes);
+    digest.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Compares one scale.

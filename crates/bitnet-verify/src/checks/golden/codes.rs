@@ -1,0 +1,51 @@
+//! Gate 1: codes and scales, and what happened to those that differ.
+
+use super::super::Subject;
+use super::super::trits::rotated;
+use crate::faults::Fault;
+use crate::gates::{check_codes, name_codes};
+use crate::golden::Golden;
+use crate::report::{CheckResult, Findings, Report};
+
+const NAME: &str = "golden-codes";
+
+/// Adds its row to the report; returns the faults that have a name.
+pub(super) fn compare(subject: &Subject<'_>, golden: &Golden, report: &mut Report) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if golden.ternary.is_empty() {
+        let skipped = CheckResult::skipped(NAME, "no ternary.json");
+        report.checks.push(skipped);
+        return faults;
+    }
+    let checkpoint = &subject.artifact.checkpoint;
+    let mut findings = Findings::default();
+    let mut compared = 0;
+    for slot in checkpoint
+        .slots()
+        .into_iter()
+        .filter(|slot| checkpoint.is_ternary(*slot))
+    {
+        let place = slot.to_string();
+        let Some(truth) = golden.truth_of(checkpoint, slot) else {
+            findings.different(place, "not in ternary.json");
+            continue;
+        };
+        let matrix = match checkpoint.ternary(slot) {
+            Ok(matrix) => matrix,
+            Err(error) => {
+                findings.unreadable(place, &error);
+                continue;
+            }
+        };
+        let Err(text) = check_codes(truth, &matrix) else {
+            compared += 1;
+            continue;
+        };
+        findings.different(place, text);
+        let named = name_codes(truth, &matrix, rotated(slot, subject));
+        faults.extend(named.map(|(kind, what)| Fault::at(kind, NAME, slot, what)));
+    }
+    let compared = format!("codes and scales of {compared} linears");
+    report.checks.push(findings.into_result(NAME, compared));
+    faults
+}

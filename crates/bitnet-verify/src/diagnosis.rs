@@ -1,0 +1,596 @@
+//! Why a record and this model differ: which one thing, done otherwise, gives what was recorded.
+//!
+//! Invariant: every operator is judged from its own recorded input, by the oracle, so a fault is named where it
+//! begins and nowhere behind it. A name is given only if that one change takes the error down to the noise of
+//! arithmetic; several that do are all named.
+
+mod hypotheses;
+mod logits;
+mod swap;
+
+pub use hypotheses::{Hypothesis, hypotheses};
+pub use logits::of_logits;
+
+use crate::divergence::relative_error;
+use crate::faults::{Fault, Kind, of_scales};
+use crate::gates::Thresholds;
+use crate::golden::{Golden, Recorded};
+use crate::oracle::{Layer, Operator, Oracle, Replayed};
+use bitnet_formats::FormatError;
+use bitnet_model::{Checkpoint, LayerSlot, Slot};
+use hypotheses::begins_at;
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+
+/// The row of the report that judges the trace.
+pub const TRACE: &str = "golden-trace";
+
+/// The prompt that traces are of.
+const TRACED: &str = "short";
+
+/// Relative error of embeddings and head, which multiply nothing that is rounded.
+const EDGE_ERROR: f64 = 1e-5;
+
+/// A place of the trace that is further from the record than arithmetic takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Departure {
+    /// Tensor or layer.
+    pub place: String,
+    /// Expected and found.
+    pub what: String,
+}
+
+/// A place that departs, and why, where the cause is its own.
+type Found = (Departure, Option<Fault>);
+
+/// What a trace says.
+#[derive(Debug, Clone, Default)]
+pub struct Diagnosis {
+    /// Places compared.
+    pub compared: usize,
+    /// The largest error of an operator from its recorded input.
+    pub worst: f64,
+    /// Places that depart, in the order of the forward pass.
+    pub departures: Vec<Departure>,
+    /// Why, one for each departure that has a cause of its own.
+    pub faults: Vec<Fault>,
+}
+
+/// Compares every recorded place with what the oracle makes of the place before it, and explains what departs.
+///
+/// # Errors
+/// Those of the checkpoint's tensors.
+pub fn of_trace(
+    checkpoint: &Checkpoint,
+    golden: &Golden,
+    bounds: &Thresholds,
+) -> Result<Diagnosis, FormatError> {
+    let by_heads = by_tokens(checkpoint, golden);
+    let mut patient = Patient {
+        checkpoint,
+        oracle: Oracle::new(checkpoint),
+        golden,
+        by_heads: &by_heads,
+        bounds,
+        found: Diagnosis::default(),
+    };
+    patient.embeddings()?;
+    patient.unknown_norms();
+    for layer in 0..checkpoint.config.num_hidden_layers {
+        patient.layer(layer)?;
+    }
+    patient.output_norm()?;
+    patient.head()?;
+    Ok(patient.found)
+}
+
+/// The outputs of the norms of queries and keys where a program norms them head after head, not token after token:
+/// put into the order of tokens, which is that of the linears in front of them.
+fn by_tokens(checkpoint: &Checkpoint, golden: &Golden) -> Vec<(LayerSlot, Recorded)> {
+    let config = &checkpoint.config;
+    let mut found = Vec::new();
+    for (norm, linear, heads) in [
+        (
+            LayerSlot::QNorm,
+            LayerSlot::QProj,
+            config.num_attention_heads,
+        ),
+        (
+            LayerSlot::KNorm,
+            LayerSlot::KProj,
+            config.num_key_value_heads,
+        ),
+    ] {
+        let recorded = |slot: LayerSlot, end| {
+            let name = format!("layer0.{}.{end}", slot.canonical());
+            golden.trace.get(&name)
+        };
+        let (Some(x), Some(y)) = (recorded(norm, "in"), recorded(norm, "out")) else {
+            continue;
+        };
+        let Some(of_linear) = recorded(linear, "out") else {
+            continue;
+        };
+        let turned = |recorded: &Recorded| {
+            let tokens = recorded.rows / heads;
+            let rows: Vec<&[f32]> = recorded.values.chunks(recorded.cols).collect();
+            let places = (0..tokens).flat_map(|token| (0..heads).map(move |head| (token, head)));
+            let values = places.flat_map(|(token, head)| rows[head * tokens + token]);
+            values.copied().collect::<Vec<f32>>()
+        };
+        let fits = x.cols == y.cols && x.rows == y.rows && x.rows.is_multiple_of(heads);
+        if fits && x.values != of_linear.values && turned(x) == of_linear.values {
+            let values = turned(y);
+            found.push((norm, Recorded { values, ..*y }));
+        }
+    }
+    found
+}
+
+/// The tensor at which an operator is named.
+fn slot_of(operator: Operator) -> LayerSlot {
+    match operator {
+        Operator::Norm(slot) | Operator::Linear(slot) => slot,
+        Operator::Attention => LayerSlot::QProj,
+        Operator::AddAttention => LayerSlot::OProj,
+        Operator::Activation => LayerSlot::GateProj,
+        Operator::AddMlp => LayerSlot::DownProj,
+    }
+}
+
+/// What an operator does, for a sentence.
+fn step(operator: Operator) -> &'static str {
+    match operator {
+        Operator::Norm(_) => "norm",
+        Operator::Linear(_) => "linear",
+        Operator::Attention => "attention",
+        Operator::AddAttention => "residual stream behind attention",
+        Operator::Activation => "activation function",
+        Operator::AddMlp => "output of the layer",
+    }
+}
+
+struct Patient<'a> {
+    checkpoint: &'a Checkpoint,
+    oracle: Oracle<'a>,
+    golden: &'a Golden,
+    by_heads: &'a [(LayerSlot, Recorded)],
+    bounds: &'a Thresholds,
+    found: Diagnosis,
+}
+
+impl<'a> Patient<'a> {
+    fn recorded(&self, name: &str) -> Option<&'a Recorded> {
+        self.golden.trace.get(name)
+    }
+
+    /// A module of layer 0 as the trace calls it: by the checkpoint's own name where that is in it, else by the
+    /// canonical one.
+    fn module(&self, slot: LayerSlot) -> Option<String> {
+        let own = (self.checkpoint.family.tensor_name)(Slot::Layer(0, slot));
+        let own = own.split_once("layers.0.").map(|(_, name)| name);
+        let own = own.and_then(|name| name.strip_suffix(".weight"));
+        let names = own.into_iter().chain([slot.canonical()]);
+        let names = names.flat_map(|n| [n.to_owned(), n.replace("_proj.norm", "_proj.rms_norm")]);
+        let mut names = names.map(|name| format!("layer0.{name}"));
+        names.find(|name| self.recorded(&format!("{name}.out")).is_some())
+    }
+
+    fn end(&self, slot: LayerSlot, end: &str) -> Option<&'a Recorded> {
+        self.recorded(&format!("{}.{end}", self.module(slot)?))
+    }
+
+    /// The recorded output of an operator.
+    fn output(&self, layer: usize, operator: Operator) -> Option<&'a Recorded> {
+        use LayerSlot::{AttnSubNorm, DownProj, FfnSubNorm, GateProj, InputNorm, OProj};
+        use LayerSlot::{PostAttentionNorm, QProj};
+        if operator == Operator::AddMlp {
+            // the record's last hidden state is after the final norm
+            return match layer + 1 == self.checkpoint.config.num_hidden_layers {
+                true => self.recorded("final_norm.in"),
+                false => self.recorded(&format!("hidden_states.{}", layer + 1)),
+            };
+        }
+        if layer > 0 {
+            return None;
+        }
+        // what goes into a linear, its own norm excluded
+        let into = |norm, there: bool, linear| {
+            let own = self.end(norm, "in");
+            own.or_else(|| self.end(linear, "in").filter(|_| !there))
+        };
+        let config = &self.checkpoint.config;
+        match operator {
+            Operator::Norm(slot) => {
+                let reader = match slot {
+                    InputNorm => Some(QProj),
+                    PostAttentionNorm => Some(GateProj),
+                    AttnSubNorm => Some(OProj),
+                    FfnSubNorm => Some(DownProj),
+                    _ => None,
+                };
+                let turned = self.by_heads.iter().find(|(norm, _)| *norm == slot);
+                let own = turned.map(|(_, y)| y).or_else(|| self.end(slot, "out"));
+                own.or_else(|| self.end(reader?, "in"))
+            }
+            Operator::Linear(slot) => self.end(slot, "out"),
+            Operator::Attention => into(AttnSubNorm, config.attn_sub_norm, OProj),
+            Operator::Activation => into(FfnSubNorm, config.ffn_sub_norm, DownProj),
+            Operator::AddAttention => self.end(PostAttentionNorm, "in"),
+            Operator::AddMlp => None,
+        }
+    }
+
+    fn departs(&mut self, place: impl Into<String>, what: impl Into<String>) {
+        self.found.departures.push(Departure {
+            place: place.into(),
+            what: what.into(),
+        });
+    }
+
+    /// Notes an error at a tensor outside the layers; whether it is above the bound.
+    fn compare(&mut self, slot: Slot, error: f64, bound: f64) -> bool {
+        self.found.compared += 1;
+        self.found.worst = self.found.worst.max(error);
+        if error <= bound {
+            return false;
+        }
+        let what = format!("relative error {error:.2e}, expected at most {bound:.0e}");
+        self.departs(slot.to_string(), what);
+        true
+    }
+
+    fn embeddings(&mut self) -> Result<(), FormatError> {
+        let (Some(expected), Some(ids)) =
+            (self.recorded("hidden_states.0"), self.golden.ids(TRACED))
+        else {
+            return Ok(());
+        };
+        let found = self.oracle.embeddings(ids)?;
+        let error = relative_error(&expected.values, &found);
+        let slot = Slot::TokenEmbeddings;
+        if !self.compare(slot, error, EDGE_ERROR) {
+            return Ok(());
+        }
+        let vocab = self.checkpoint.config.vocab_size as u32;
+        let other = |ids: Vec<u32>| match ids.iter().all(|id| *id < vocab) {
+            true => self.oracle.embeddings(&ids).map(Some),
+            false => Ok(None),
+        };
+        let fits = |found: &Option<Vec<f32>>| {
+            let found = found.as_deref().unwrap_or_default();
+            relative_error(&expected.values, found) <= EDGE_ERROR
+        };
+        let next = other(ids.iter().map(|id| id + 1).collect())?;
+        let previous = other(ids.iter().map(|id| id.wrapping_sub(1)).collect())?;
+        let shift = shifted(&expected.values, &found, expected.cols, EDGE_ERROR);
+        let (kind, what) = if let Some(text) = shift {
+            (Kind::TokenOffset, format!("embeddings: {text}"))
+        } else if fits(&next) {
+            (
+                Kind::TokenOffset,
+                "the embedding expected is that of the next id".to_owned(),
+            )
+        } else if fits(&previous) {
+            (
+                Kind::TokenOffset,
+                "the embedding expected is that of the id before".to_owned(),
+            )
+        } else {
+            let width = expected.cols.max(1);
+            let rows = || expected.values.chunks(width).zip(found.chunks(width));
+            let differ = rows().filter(|(e, f)| relative_error(e, f) > EDGE_ERROR);
+            let what = format!(
+                "embeddings of {} of {} tokens",
+                differ.count(),
+                rows().count()
+            );
+            (Kind::ChangedValues, what)
+        };
+        self.found.faults.push(Fault::at(kind, TRACE, slot, what));
+        Ok(())
+    }
+
+    /// Norms that were recorded and that this model does not have.
+    fn unknown_norms(&mut self) {
+        let config = &self.checkpoint.config;
+        for (there, norm) in [
+            (config.attn_sub_norm, LayerSlot::AttnSubNorm),
+            (config.ffn_sub_norm, LayerSlot::FfnSubNorm),
+        ] {
+            if there || self.end(norm, "out").is_none() {
+                continue;
+            }
+            let slot = Slot::Layer(0, norm);
+            let what = format!("expected {}, found none", norm.canonical());
+            self.departs(slot.to_string(), what.clone());
+            let fault = Fault::at(Kind::MissingSubNorm, TRACE, slot, what);
+            self.found.faults.push(fault);
+        }
+    }
+
+    fn layer(&mut self, index: usize) -> Result<(), FormatError> {
+        let Some(x) = self.recorded(&format!("hidden_states.{index}")) else {
+            return Ok(());
+        };
+        let (compared, worst, found) = self.replay(index, x)?;
+        self.found.compared += compared;
+        self.found.worst = self.found.worst.max(worst);
+        for (departure, fault) in found {
+            self.found.departures.push(departure);
+            self.found.faults.extend(fault);
+        }
+        Ok(())
+    }
+
+    /// Places compared in a layer, the largest error, and what departs.
+    fn replay(&self, index: usize, x: &Recorded) -> Result<(usize, f64, Vec<Found>), FormatError> {
+        let recorded = |operator| self.output(index, operator);
+        let sharp = index == 0 && recorded(Operator::Linear(LayerSlot::QProj)).is_some();
+        let layer = self.oracle.load_layer(index)?;
+        let replayed = layer.replay(&x.values, None, recorded)?;
+        let error = |r: &Replayed| if sharp { r.error } else { r.median_error };
+        let worst = replayed.iter().map(error).fold(0.0, f64::max);
+        let is_off = |r: &&Replayed| self.is_off(r, sharp);
+        let departing: Vec<&Replayed> = replayed.iter().filter(is_off).collect();
+        if departing.is_empty() {
+            return Ok((replayed.len(), worst, Vec::new()));
+        }
+        let all = hypotheses(&self.checkpoint.config);
+        // what is not finite under a hypothesis is not explained by it
+        let tried = |h: &Hypothesis| layer.replay(&x.values, Some(h.deviation), recorded).ok();
+        let tried: Vec<_> = all.par_iter().map(tried).collect();
+        let mut found = Vec::new();
+        for departs in departing {
+            let mut named = Vec::new();
+            for (hypothesis, tried) in all.iter().zip(&tried) {
+                let mut there = tried.iter().flatten();
+                let with = there.find(|r| r.operator == departs.operator);
+                if with.is_some_and(|with| !self.is_off(with, sharp)) {
+                    named.push(hypothesis.clone());
+                }
+            }
+            found.extend(match sharp {
+                true => self.operator(&layer, departs, named)?,
+                false => self.whole_layer(index, departs, named),
+            });
+        }
+        Ok((replayed.len(), worst, found))
+    }
+
+    /// Whether an error is more than arithmetic makes. Where linears between the recorded places round their
+    /// inputs, a token may have a flipped activation: then the token in the middle speaks for the others.
+    fn is_off(&self, replayed: &Replayed, sharp: bool) -> bool {
+        let bounds = self.bounds;
+        match (sharp, replayed.operator) {
+            (true, Operator::Norm(_) | Operator::Linear(_)) => replayed.error > bounds.linear_error,
+            (true, _) => replayed.error > bounds.typical_layer_error,
+            (false, _) => {
+                replayed.median_error > bounds.typical_layer_error
+                    || replayed.error > bounds.layer_error
+            }
+        }
+    }
+
+    /// An operator of layer 0 that departs from its recorded input.
+    fn operator(
+        &self,
+        layer: &Layer<'_>,
+        replayed: &Replayed,
+        named: Vec<Hypothesis>,
+    ) -> Result<Option<Found>, FormatError> {
+        let operator = replayed.operator;
+        let slot = Slot::Layer(layer.index(), slot_of(operator));
+        let bound = match operator {
+            Operator::Norm(_) | Operator::Linear(_) => self.bounds.linear_error,
+            _ => self.bounds.typical_layer_error,
+        };
+        let departure = Departure {
+            place: slot.to_string(),
+            what: format!(
+                "{}: relative error {:.2e}, expected at most {bound:.0e}",
+                step(operator),
+                replayed.error
+            ),
+        };
+        if let Some(fault) = Hypothesis::fault(&named, TRACE, slot) {
+            return Ok(Some((departure, Some(fault))));
+        }
+        // what reads the output of a norm that this model lacks
+        let config = &self.checkpoint.config;
+        let lacks = |there: bool, norm| !there && self.end(norm, "out").is_some();
+        let starved = match operator {
+            Operator::Linear(LayerSlot::OProj) => {
+                lacks(config.attn_sub_norm, LayerSlot::AttnSubNorm)
+            }
+            Operator::Linear(LayerSlot::DownProj) => {
+                lacks(config.ffn_sub_norm, LayerSlot::FfnSubNorm)
+            }
+            _ => false,
+        };
+        if starved {
+            return Ok(Some((departure, None)));
+        }
+        let named = match (operator, self.output(layer.index(), operator)) {
+            (Operator::Linear(_), Some(expected)) => self.weights(slot, expected, replayed)?,
+            _ => None,
+        };
+        let (kind, what) = named.unwrap_or_else(|| {
+            let what = format!(
+                "{} departs: relative error {:.2e}",
+                step(operator),
+                replayed.error
+            );
+            (Kind::Unexplained, what)
+        });
+        Ok(Some((departure, Some(Fault::at(kind, TRACE, slot, what)))))
+    }
+
+    /// What a linear's output says of its weights.
+    fn weights(
+        &self,
+        slot: Slot,
+        expected: &Recorded,
+        replayed: &Replayed,
+    ) -> Result<Option<(Kind, String)>, FormatError> {
+        let (e, f) = (&expected.values, &replayed.output);
+        if e.len() != f.len() {
+            return Ok(None);
+        }
+        let matrix = self.checkpoint.ternary(slot)?;
+        // one factor for all, the least squares of it
+        let product = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter()
+                .zip(b)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum()
+        };
+        let factor = product(e, f) / product(f, f);
+        let scaled: Vec<f32> = f.iter().map(|f| (f64::from(*f) * factor) as f32).collect();
+        if relative_error(e, &scaled) <= self.bounds.linear_error {
+            let scales = matrix.normal_scales();
+            let pairs = scales.as_slice().iter();
+            let pairs = pairs.map(|s| ((f64::from(*s) * factor) as f32, *s));
+            return Ok(of_scales(pairs.filter(|(_, s)| *s != 0.0)));
+        }
+        let input = match slot {
+            Slot::Layer(_, role) => self.end(role, "in"),
+            _ => None,
+        };
+        let truth = self.golden.truth_of(self.checkpoint, slot);
+        let swapped = input.and_then(|x| swap::find(&matrix, x, expected, truth));
+        if swapped.is_some() {
+            return Ok(swapped.map(|what| (Kind::SwappedTrits, what)));
+        }
+        let rows = expected.cols.max(1);
+        let mut differing = BTreeSet::new();
+        for (e, f) in e.chunks(rows).zip(f.chunks(rows)) {
+            let largest = e.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            let off = |(e, f): (&f32, &f32)| (e - f).abs() > 1e-5 * largest;
+            differing.extend((0..rows).filter(|&row| off((&e[row], &f[row]))));
+        }
+        let Some(first) = differing.first().filter(|_| 2 * differing.len() < rows) else {
+            return Ok(None);
+        };
+        let what = format!(
+            "{} of {rows} rows depart, the first is row {first}",
+            differing.len()
+        );
+        Ok(Some((Kind::Unexplained, what)))
+    }
+
+    /// A layer of which only input and output were recorded. A departure that nothing explains counts only
+    /// beyond what flipped activations make of a layer.
+    fn whole_layer(
+        &self,
+        index: usize,
+        replayed: &Replayed,
+        named: Vec<Hypothesis>,
+    ) -> Option<Found> {
+        let place = format!("model.layers.{index}");
+        let (median, error) = (replayed.median_error, replayed.error);
+        let departure = Departure {
+            place: place.clone(),
+            what: format!("relative error {error:.2e}, of the median token {median:.2e}"),
+        };
+        if let Some(first) = named.first() {
+            let slot = Slot::Layer(index, begins_at(first.deviation));
+            return Some((departure, Hypothesis::fault(&named, TRACE, slot)));
+        }
+        if error <= self.bounds.layer_error {
+            return None;
+        }
+        let mut fault = Fault::of_key(Kind::Unexplained, TRACE, &place, departure.what.clone());
+        fault.layer = Some(index);
+        Some((departure, Some(fault)))
+    }
+
+    fn output_norm(&mut self) -> Result<(), FormatError> {
+        let layers = self.checkpoint.config.num_hidden_layers;
+        let last = self.recorded(&format!("hidden_states.{layers}"));
+        let (Some(x), Some(expected)) = (self.recorded("final_norm.in"), last) else {
+            return Ok(());
+        };
+        let error = |how| {
+            let found = self.oracle.output_norm_as(&[&x.values], how)?;
+            let found = found.first().map_or(&[][..], |found| found);
+            Ok::<f64, FormatError>(relative_error(&expected.values, found))
+        };
+        let (slot, bound) = (Slot::OutputNorm, self.bounds.linear_error);
+        let without = error(None)?;
+        let mut named = Vec::new();
+        for hypothesis in hypotheses(&self.checkpoint.config) {
+            if without > bound && error(Some(hypothesis.deviation))? <= bound {
+                named.push(hypothesis);
+            }
+        }
+        if self.compare(slot, without, bound) {
+            let fault = Hypothesis::fault(&named, TRACE, slot);
+            let what = format!("norm departs: relative error {without:.2e}");
+            let unexplained = || Fault::at(Kind::Unexplained, TRACE, slot, what);
+            self.found.faults.push(fault.unwrap_or_else(unexplained));
+        }
+        Ok(())
+    }
+
+    /// The output head on the recorded final state.
+    fn head(&mut self) -> Result<(), FormatError> {
+        let config = &self.checkpoint.config;
+        let last = self.recorded(&format!("hidden_states.{}", config.num_hidden_layers));
+        let (Some(x), Some(expected)) = (last, self.golden.logits.get(TRACED)) else {
+            return Ok(());
+        };
+        if x.rows != expected.rows {
+            return Ok(());
+        }
+        let first = |mut all: Vec<Vec<f32>>| all.pop().unwrap_or_default();
+        let found = first(self.oracle.head_of(&[&x.values])?);
+        let slot = Slot::OutputHead;
+        let error = relative_error(&expected.values, &found);
+        let is_off = self.compare(slot, error, EDGE_ERROR);
+        // a table that is both has its name already
+        let known = |f: &Fault| f.slot == Some(Slot::TokenEmbeddings);
+        if !is_off || (config.tie_word_embeddings && self.found.faults.iter().any(known)) {
+            return Ok(());
+        }
+        let shift = shifted(&expected.values, &found, expected.cols, EDGE_ERROR);
+        let (kind, what) = if let Some(text) = shift {
+            (Kind::TokenOffset, format!("logits: {text}"))
+        } else {
+            let tied = match config.tie_word_embeddings {
+                true => None,
+                false => Some(first(
+                    self.oracle.head_by(Slot::TokenEmbeddings, &[&x.values])?,
+                )),
+            };
+            let is_tied = tied.is_some_and(|f| relative_error(&expected.values, &f) <= EDGE_ERROR);
+            let what = match (is_tied, config.tie_word_embeddings) {
+                (true, _) => "expected the embeddings as head, found a head of its own",
+                (_, true) => {
+                    "the final state is as recorded, its logits are not: expected another head than the embeddings"
+                }
+                (_, false) => {
+                    "the final state is as recorded, its logits are not: expected another head"
+                }
+            };
+            (Kind::OutputHead, what.to_owned())
+        };
+        self.found.faults.push(Fault::at(kind, TRACE, slot, what));
+        Ok(())
+    }
+}
+
+/// Whether the rows expected are those found one place further on, or one before.
+fn shifted(expected: &[f32], found: &[f32], cols: usize, bound: f64) -> Option<String> {
+    let rows = expected.len() / cols.max(1);
+    if rows < 2 || expected.len() != found.len() {
+        return None;
+    }
+    let (first, last) = (cols, expected.len() - cols);
+    let fits = |e: &[f32], f: &[f32]| relative_error(e, f) <= bound;
+    if fits(&expected[..last], &found[first..]) {
+        return Some("what is expected at a position is found at the next one".to_owned());
+    }
+    let before = fits(&expected[first..], &found[..last]);
+    before.then(|| "what is expected at a position is found at the one before".to_owned())
+}

@@ -1,0 +1,188 @@
+//! The single changes that are tried, and what each is called.
+//!
+//! Invariant: one row of the table for each deviation the oracle can take; a row that would change nothing on this
+//! network is not in it.
+
+use crate::faults::{Fault, Kind, permuted};
+use crate::oracle::{Deviation, Rounding, RowOrder, ScaleAs};
+use bitnet_model::{Activation, ActivationQuantization, Config, LayerSlot, RopeScaling, Slot};
+
+/// A way in which the record may have been computed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hypothesis {
+    /// Its name.
+    pub kind: Kind,
+    /// What was expected (recorded) and found (in this model).
+    pub says: String,
+    /// What the oracle does otherwise.
+    pub deviation: Deviation,
+}
+
+/// Epsilons of published networks.
+const EPSILONS: [f32; 4] = [1e-5, 1e-6, 1e-8, 1e-12];
+
+/// Bases of published networks (`formats/model-families.md`), and others that are often met.
+const THETAS: [f64; 7] = [
+    10_000.0,
+    100_000.0,
+    500_000.0,
+    1_000_000.0,
+    1_000_042.0,
+    5_000_000.0,
+    10_000_000.0,
+];
+
+/// Every hypothesis for a network, the likeliest first.
+pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
+    let mut all = Vec::new();
+    let mut row = |kind, says: String, deviation| {
+        all.push(Hypothesis {
+            kind,
+            says,
+            deviation,
+        });
+    };
+    let found = config.hidden_act;
+    for activation in [Activation::Silu, Activation::Relu2, Activation::GeluTanh] {
+        if activation != found {
+            let says = format!("expected {}, found {}", activation.as_str(), found.as_str());
+            row(
+                Kind::ActivationFunction,
+                says,
+                Deviation::Activation(activation),
+            );
+        }
+    }
+    let norms = config.norms;
+    for (there, kind, slot) in [
+        (
+            config.attn_sub_norm,
+            Kind::MissingSubNorm,
+            LayerSlot::AttnSubNorm,
+        ),
+        (
+            config.ffn_sub_norm,
+            Kind::MissingSubNorm,
+            LayerSlot::FfnSubNorm,
+        ),
+        (true, Kind::MissingNorm, LayerSlot::InputNorm),
+        (true, Kind::MissingNorm, LayerSlot::PostAttentionNorm),
+        (norms.heads, Kind::MissingNorm, LayerSlot::QNorm),
+        (norms.heads, Kind::MissingNorm, LayerSlot::KNorm),
+        (norms.projections, Kind::MissingNorm, LayerSlot::QProjNorm),
+        (norms.projections, Kind::MissingNorm, LayerSlot::KProjNorm),
+        (norms.projections, Kind::MissingNorm, LayerSlot::VProjNorm),
+        (
+            norms.projections,
+            Kind::MissingNorm,
+            LayerSlot::GateProjNorm,
+        ),
+        (norms.projections, Kind::MissingNorm, LayerSlot::UpProjNorm),
+        (norms.branches, Kind::MissingNorm, LayerSlot::AttnBranchNorm),
+        (norms.branches, Kind::MissingNorm, LayerSlot::FfnBranchNorm),
+    ] {
+        if there {
+            let says = format!("expected no {}, found one", slot.canonical());
+            row(kind, says, Deviation::Without(slot));
+        }
+    }
+    for epsilon in EPSILONS {
+        if epsilon != config.rms_norm_eps {
+            let says = format!("expected {epsilon:e}, found {:e}", config.rms_norm_eps);
+            row(Kind::NormEps, says, Deviation::Epsilon(epsilon));
+        }
+    }
+    for theta in THETAS {
+        if theta != config.rope.theta {
+            let says = format!("expected {theta}, found {}", config.rope.theta);
+            row(Kind::RopeTheta, says, Deviation::Theta(theta));
+        }
+    }
+    if config.rope.scaling != RopeScaling::None {
+        let says = "expected frequencies that are not scaled, found scaled ones".to_owned();
+        row(Kind::RopeScaling, says, Deviation::NoRopeScaling);
+    }
+    for which in [Some(LayerSlot::QProj), Some(LayerSlot::KProj), None] {
+        for (order, seen_from_the_record) in [
+            (RowOrder::Gguf, RowOrder::FromGguf),
+            (RowOrder::FromGguf, RowOrder::Gguf),
+        ] {
+            let says = permuted(seen_from_the_record);
+            row(Kind::PermutedRows, says, Deviation::Rows(which, order));
+        }
+    }
+    let says = "expected neighbours rotated together, found halves".to_owned();
+    row(Kind::RopePairs, says, Deviation::NeighbouringPairs);
+    for scale in ScaleAs::ALL {
+        let (kind, says) = match scale {
+            ScaleAs::Inverse => (
+                Kind::InverseScale,
+                "expected the inverse of the scale found",
+            ),
+            ScaleAs::F16 => (Kind::F16Scale, "expected the scale found, rounded to f16"),
+            ScaleAs::Bf16 => (Kind::Bf16Scale, "expected the scale found, rounded to bf16"),
+        };
+        for which in [None].into_iter().chain(LayerSlot::LINEARS.map(Some)) {
+            row(kind, says.to_owned(), Deviation::Scale(which, scale));
+        }
+    }
+    let quantised = config.activation_quantization == ActivationQuantization::Int8PerToken;
+    let found = match quantised {
+        true => Rounding::HalfEven,
+        false => Rounding::None,
+    };
+    for rounding in [
+        Rounding::HalfUp,
+        Rounding::HalfAway,
+        Rounding::TowardsZero,
+        Rounding::OneDivision,
+        Rounding::None,
+        Rounding::HalfEven,
+    ] {
+        let between = quantised && rounding != Rounding::None;
+        let kind = match between {
+            true => Kind::ActivationRounding,
+            false => Kind::ActivationQuantization,
+        };
+        if rounding != found && (quantised || rounding == Rounding::HalfEven) {
+            let says = format!("expected {}, found {}", rounding.as_str(), found.as_str());
+            row(kind, says, Deviation::Rounding(rounding));
+        }
+    }
+    all
+}
+
+/// The first tensor of a layer that a deviation is of.
+pub(super) fn begins_at(deviation: Deviation) -> LayerSlot {
+    match deviation {
+        Deviation::Activation(_) => LayerSlot::GateProj,
+        Deviation::Without(slot) => slot,
+        Deviation::Epsilon(_) => LayerSlot::InputNorm,
+        Deviation::Rows(which, _) | Deviation::Scale(which, _) => which.unwrap_or(LayerSlot::QProj),
+        Deviation::Theta(_)
+        | Deviation::NoRopeScaling
+        | Deviation::NeighbouringPairs
+        | Deviation::Rounding(_) => LayerSlot::QProj,
+    }
+}
+
+impl Hypothesis {
+    /// The fault that these hypotheses, each of which explains the evidence, amount to; `None` for none.
+    pub(super) fn fault(named: &[Self], check: &'static str, slot: Slot) -> Option<Fault> {
+        let first = named.first()?;
+        let mut says: Vec<&str> = Vec::new();
+        let mut equally: Vec<&'static str> = Vec::new();
+        for other in named {
+            if other.kind == first.kind && !says.contains(&other.says.as_str()) {
+                says.push(&other.says);
+            }
+            let name = other.kind.name();
+            if other.kind != first.kind && !equally.contains(&name) {
+                equally.push(name);
+            }
+        }
+        let mut fault = Fault::at(first.kind, check, slot, says.join("; or "));
+        fault.equally = equally;
+        Some(fault)
+    }
+}

@@ -1,0 +1,187 @@
+//! What other programs do otherwise on the same network, one thing at a time.
+//!
+//! Invariant: a deviation changes the reading of a network, never the network: weights, sizes and tokens stay
+//! those of the checkpoint, so what explains a record names a difference of arithmetic or of wiring.
+
+use bitnet_model::{
+    Activation, ActivationQuantization, Config, LayerSlot, Rope, RopeScaling, gguf_row, hf_row,
+};
+use bitnet_ternary::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+
+/// One thing done otherwise than the checkpoint says.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Deviation {
+    /// Another activation function.
+    Activation(Activation),
+    /// A norm is left out.
+    Without(LayerSlot),
+    /// Another epsilon, in every norm.
+    Epsilon(f32),
+    /// Another base of the rotary frequencies.
+    Theta(f64),
+    /// Rotary frequencies are not scaled.
+    NoRopeScaling,
+    /// Neighbouring elements of a head are rotated together, not those half a head apart.
+    NeighbouringPairs,
+    /// The rows of `q_proj`, `k_proj` or (`None`) of both stand in another order.
+    Rows(Option<LayerSlot>, RowOrder),
+    /// The scales of one linear, or (`None`) of all, are taken as something else.
+    Scale(Option<LayerSlot>, ScaleAs),
+    /// The inputs of linears are rounded in another way.
+    Rounding(Rounding),
+}
+
+/// The order of the rows of `q_proj` and `k_proj` (`formats/container/gguf.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As GGUF's `llama` keeps them.
+    Gguf,
+    /// As they become when rows that were never moved are put back from GGUF's order.
+    FromGguf,
+}
+
+impl RowOrder {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Gguf, Self::FromGguf];
+
+    /// The row of the right matrix that stands in place `row` of the wrong one.
+    pub fn source(self, row: usize, head_dim: usize) -> usize {
+        match self {
+            Self::Gguf => hf_row(row, head_dim),
+            Self::FromGguf => gguf_row(row, head_dim),
+        }
+    }
+
+    /// The row of the wrong matrix that stands in place `row` of the right one.
+    pub fn undone(self, row: usize, head_dim: usize) -> usize {
+        match self {
+            Self::Gguf => gguf_row(row, head_dim),
+            Self::FromGguf => hf_row(row, head_dim),
+        }
+    }
+}
+
+/// What a scale is taken as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleAs {
+    /// A divisor.
+    Inverse,
+    /// Rounded to f16.
+    F16,
+    /// Rounded to bf16.
+    Bf16,
+}
+
+impl ScaleAs {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Inverse, Self::F16, Self::Bf16];
+
+    /// The multiplier that `scale` becomes.
+    pub fn of(self, scale: f32) -> f32 {
+        match self {
+            Self::Inverse => 1.0 / scale,
+            Self::F16 => f16_to_f32(f32_to_f16(scale)),
+            Self::Bf16 => bf16_to_f32(f32_to_bf16(scale)),
+        }
+    }
+}
+
+/// How activations become integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// To the nearest, halves to even: the rule.
+    HalfEven,
+    /// As the rule, scaled by `127 / max` in one rounding.
+    OneDivision,
+    /// To the nearest, halves upwards: `floor(x + 0.5)`.
+    HalfUp,
+    /// To the nearest, halves away from zero: C's `roundf`.
+    HalfAway,
+    /// Towards zero: a cast.
+    TowardsZero,
+    /// Not at all.
+    None,
+}
+
+impl Rounding {
+    /// For a sentence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HalfEven => "rounded half to even",
+            Self::OneDivision => "scaled by 127 / max in one rounding",
+            Self::HalfUp => "rounded half up",
+            Self::HalfAway => "rounded half away from zero",
+            Self::TowardsZero => "cut off towards zero",
+            Self::None => "not quantised",
+        }
+    }
+}
+
+/// A configuration as one program reads it.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a> {
+    pub(super) config: &'a Config,
+    pub(super) how: Option<Deviation>,
+}
+
+impl Reading<'_> {
+    pub(super) fn activation(&self) -> Activation {
+        match self.how {
+            Some(Deviation::Activation(activation)) => activation,
+            _ => self.config.hidden_act,
+        }
+    }
+
+    pub(super) fn epsilon(&self) -> f32 {
+        match self.how {
+            Some(Deviation::Epsilon(epsilon)) => epsilon,
+            _ => self.config.rms_norm_eps,
+        }
+    }
+
+    pub(super) fn leaves_out(&self, norm: LayerSlot) -> bool {
+        self.how == Some(Deviation::Without(norm))
+    }
+
+    pub(super) fn rope(&self, rope: Rope) -> Rope {
+        match self.how {
+            Some(Deviation::Theta(theta)) => Rope { theta, ..rope },
+            Some(Deviation::NoRopeScaling) => Rope {
+                scaling: RopeScaling::None,
+                ..rope
+            },
+            _ => rope,
+        }
+    }
+
+    pub(super) fn rotates_neighbours(&self) -> bool {
+        self.how == Some(Deviation::NeighbouringPairs)
+    }
+
+    pub(super) fn rows(&self, linear: LayerSlot) -> Option<RowOrder> {
+        let is_rotary = matches!(linear, LayerSlot::QProj | LayerSlot::KProj);
+        match self.how {
+            Some(Deviation::Rows(which, order)) if is_rotary => {
+                which.is_none_or(|which| which == linear).then_some(order)
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn scale(&self, linear: LayerSlot) -> Option<ScaleAs> {
+        match self.how {
+            Some(Deviation::Scale(which, scale)) => {
+                which.is_none_or(|which| which == linear).then_some(scale)
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn rounding(&self) -> Rounding {
+        match (self.how, self.config.activation_quantization) {
+            (Some(Deviation::Rounding(rounding)), _) => rounding,
+            (_, ActivationQuantization::Int8PerToken) => Rounding::HalfEven,
+            (_, ActivationQuantization::None) => Rounding::None,
+        }
+    }
+}
