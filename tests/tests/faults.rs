@@ -514,7 +514,12 @@ fn faults_of_a_file_are_named() {
         (
             &gguf,
             &falcon,
-            at("wrong pre-tokenizer, GGUF", "pre-tokenizer", None, "tokenizer.ggml.pre"),
+            at(
+                "wrong pre-tokenizer, GGUF",
+                "pre-tokenizer",
+                None,
+                "tokenizer.ggml.pre",
+            ),
         ),
     ] {
         for how in ["--golden", "--against", "--certificate"] {
