@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Tiny checkpoints of the families whose activations are not quantised, and what transformers computes for them.
 
-  scripts/bonsai_fixtures.py [tests/fixtures]
+  scripts/bonsai_fixtures.py [tests/fixtures [NAME ...]]
 
 Writes, beside the fixtures that are there:
 
   bonsai-1.7b   Qwen3, tied, YaRN as published; ternary with f16 scales per 128 columns, embeddings too
   bonsai-8b     Qwen3, an output head of its own, YaRN with an attention factor that is written out
   trilm         Llama, float16 numbers that are ternary with one scale per matrix or per shard of its rows
+  bitcpm        MiniCPM: a Llama whose embeddings, residual additions and head input are scaled. This transformers
+                has no such class, so it is its Llama with these products in hooks
 
 `checkpoint/` is the Hugging Face directory of dequantised float16 weights, `golden/` what transformers made of it
 (logits, greedy continuations, a stream's likelihood, the inner life of layer 0, digests of codes and scales), and
@@ -49,6 +51,8 @@ FIXTURES = {
                       rope={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256,
                             "attention_factor": 1.25}),
     "trilm": dict(BASE, seed=103, arch="llama", scales="shards", theta=1e4, eps=1e-5, rope=None),
+    "bitcpm": dict(BASE, seed=104, arch="minicpm", layers=2, scales="group", theta=1e4, eps=1e-5, rope=None,
+                   factors={"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 64}),
 }
 
 
@@ -135,10 +139,13 @@ def build(spec, vocab):
 
 
 # ---------------------------------------------------------------- Hugging Face
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "minicpm": "MiniCPMForCausalLM"}
+
+
 def config_json(spec, vocab):
     qwen = spec["arch"] == "qwen3"
     config = {
-        "architectures": ["Qwen3ForCausalLM" if qwen else "LlamaForCausalLM"],
+        "architectures": [ARCHITECTURES[spec["arch"]]],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": 384,
@@ -165,6 +172,7 @@ def config_json(spec, vocab):
         config.update(max_window_layers=spec["layers"], sliding_window=None, use_sliding_window=False)
     else:
         config.update(mlp_bias=False, pretraining_tp=1)
+    config.update(spec.get("factors", {}))
     return config
 
 
@@ -307,10 +315,28 @@ def write_gguf(path, spec, tensors, tok, template, packing):
 
 
 # ---------------------------------------------------------------- golden
-def load(path, dtype):
+def load(path, dtype, spec):
     import transformers
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    options = dict(dtype=dtype, attn_implementation="eager")
+    if "factors" not in spec:
+        return transformers.AutoModelForCausalLM.from_pretrained(path, **options).eval()
+    keys = json.loads((Path(path) / "config.json").read_text())
+    llama = transformers.LlamaConfig(**dict(keys, model_type="llama", architectures=["LlamaForCausalLM"]))
+    model = transformers.LlamaForCausalLM.from_pretrained(path, config=llama, **options)
+    scale(model, **spec["factors"])
     return model.eval()
+
+
+def scale(model, scale_emb, scale_depth, dim_model_base):
+    """MiniCPM's three products, as its published code has them."""
+    config = model.config
+    depth = scale_depth / np.sqrt(config.num_hidden_layers)
+    divisor = config.hidden_size / dim_model_base
+    model.model.embed_tokens.register_forward_hook(lambda _, i, o: o * scale_emb)
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(lambda _, i, o: (o[0] * float(depth), *o[1:]))
+        layer.mlp.register_forward_hook(lambda _, i, o: o * float(depth))
+    model.lm_head.register_forward_pre_hook(lambda _, i: (i[0] / divisor, *i[1:]))
 
 
 @torch.no_grad()
@@ -416,7 +442,7 @@ def make(root, name, spec):
                            "note": "raw ids; the embedding row of token %d is all zero" % SPARE}
     stream = ids(STREAM_TOKENS)
 
-    m32, m16 = load(str(src), torch.float32), load(str(src), torch.float16)
+    m32, m16 = load(str(src), torch.float32, spec), load(str(src), torch.float16, spec)
     save32, save16, continued = {}, {}, {}
     for n, p in prompts.items():
         save32[n + ".logits"] = run(m32, p["ids"])[0].contiguous()
@@ -451,8 +477,8 @@ def make(root, name, spec):
 def main():
     torch.set_num_threads(1)
     root = Path(sys.argv[1] if len(sys.argv) > 1 else "tests/fixtures")
-    for name, spec in FIXTURES.items():
-        make(root, name, spec)
+    for name in sys.argv[2:] or FIXTURES:
+        make(root, name, FIXTURES[name])
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ fn trits_and_scales_are_those_of_transformers() {
     if !fixtures::fixtures_are_foreign() {
         assert_eq!(
             report.lines().filter(|l| l.contains("trits equal")).count(),
-            13,
+            14,
             "{report}"
         );
     }

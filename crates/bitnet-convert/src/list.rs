@@ -19,7 +19,7 @@ pub fn run(console: &mut Console<'_>) -> Result<(), Failure> {
         "sources": Source::all().map(|s| json!({"name": s.name(), "about": s.about()})).collect::<Value>(),
         "pairs": pairs.iter().map(Pair::to_json).collect::<Value>(),
         "families": FAMILIES.iter().map(|f| {
-            json!({"name": f.name, "model_type": f.hf_identity.0, "architecture": f.hf_identity.1, "gguf_architectures": f.gguf_architectures})
+            json!({"name": f.name, "model_type": f.hf_identity.0, "architecture": f.hf_identity.1, "gguf_architectures": f.gguf_architectures, "verified": f.is_verified})
         }).collect::<Value>(),
     }))?;
     let mut table = Table::new(&["target (--to)", "container", "what"]);
@@ -68,7 +68,10 @@ pub fn run(console: &mut Console<'_>) -> Result<(), Failure> {
         table.row([
             family.name.into(),
             format!("{architecture} ({model_type})"),
-            family.gguf_architectures.join(", "),
+            match family.is_verified {
+                true => family.gguf_architectures.join(", "),
+                false => format!("{}; UNVERIFIED", family.gguf_architectures.join(", ")),
+            },
         ]);
     }
     console.line(table)

@@ -11,6 +11,7 @@ mod gguf_keys;
 mod gpu_names;
 mod hf_config;
 mod llama_b1_58;
+mod minicpm;
 mod names;
 mod pooling;
 mod quantization;
@@ -48,6 +49,8 @@ pub enum UnmarkedFloats {
 pub struct Family {
     /// Its file's stem; for reports, never for decisions.
     pub name: &'static str,
+    /// Whether it was held against files or outputs that other programs made.
+    pub is_verified: bool,
     /// Whether a `config.json` is of this family; at most one family says yes.
     pub matches: fn(&Value) -> bool,
     /// Sizes and wiring from `config.json`.
@@ -98,6 +101,8 @@ pub struct GgufWiring {
     pub embedding_root: bool,
     /// How inputs of linears without a norm of their own are quantised where the file does not say.
     pub activations: ActivationQuantization,
+    /// Whether the file says by what embeddings, residual additions and the final hidden state are scaled.
+    pub factor_keys: bool,
     /// Which layers see the last tokens only, if the file says how many.
     pub windows: Option<GgufWindows>,
 }
@@ -134,26 +139,27 @@ impl GgufWiring {
             projection_norms: false,
             branch_norms: false,
             embedding_root: false,
+            factor_keys: false,
             activations: ActivationQuantization::Int8PerToken,
             windows: None,
         }
     }
 
-    /// The factors of a network of this width.
+    /// The factors of a network of this width, where the file does not say them.
     fn factors(&self, hidden_size: usize) -> Factors {
-        Factors {
-            embedding: match self.embedding_root {
-                true => root(hidden_size),
-                false => 1.0,
-            },
-            ..Factors::default()
-        }
+        root_factors(self.embedding_root, hidden_size)
     }
 }
 
-/// The root of a width, as f32.
-fn root(width: usize) -> f32 {
-    (width as f64).sqrt() as f32
+/// Factors of a network that multiplies embedding rows by the root of their width, or by nothing.
+fn root_factors(embedding_root: bool, hidden_size: usize) -> Factors {
+    Factors {
+        embedding: match embedding_root {
+            true => (hidden_size as f64).sqrt() as f32,
+            false => 1.0,
+        },
+        ..Factors::default()
+    }
 }
 
 /// "such things" or "no such things".
@@ -279,7 +285,13 @@ impl Family {
                 return refuse(key, say(found, what), say(expected, what));
             }
         }
-        let factors = wiring.factors(config.hidden_size);
+        let factors = match wiring.factor_keys {
+            true => Factors {
+                query_pre_attn_scalar: None,
+                ..config.factors
+            },
+            false => wiring.factors(config.hidden_size),
+        };
         if config.factors != factors {
             return refuse(
                 "factors",
@@ -331,6 +343,7 @@ pub static FAMILIES: &[&Family] = &[
     &bitnet_b1_58::FAMILY,
     &qwen3::FAMILY,
     &gemma3::FAMILY,
+    &minicpm::FAMILY,
 ];
 
 /// The family of this name.

@@ -19,6 +19,7 @@ const HF: Wiring = Wiring {
 
 pub(super) static FAMILY: Family = Family {
     name: "bitnet_2b_4t",
+    is_verified: true,
     matches: |config| hf_config::is_or_unsaid(config, "bitnet", "BitNetForCausalLM"),
     config: |config| hf_config::read(config, &HF),
     tensor_name: |slot| names::hf(slot, "attn_sub_norm", "ffn_sub_norm"),

@@ -19,6 +19,7 @@ const HF: Wiring = Wiring {
 
 pub(super) static FAMILY: Family = Family {
     name: "bitnet_b1_58",
+    is_verified: true,
     matches: |config| {
         hf_config::is(config, "llama", "BitnetForCausalLM")
             || hf_config::is(config, "bitnet", "BitnetForCausalLM")

@@ -41,6 +41,7 @@ const HEADLESS: &str = "Gemma3TextModel";
 
 pub(super) static FAMILY: Family = Family {
     name: "gemma3",
+    is_verified: true,
     matches: |config| {
         hf_config::is_or_unsaid(config, "gemma3_text", "Gemma3ForCausalLM")
             || hf_config::is(config, "gemma3_text", HEADLESS)

@@ -6,8 +6,8 @@
 use super::hf_config::linear;
 use super::{GgufWindows, GgufWiring, names};
 use crate::config::{
-    ActivationQuantization, Config, ExtraNorms, Pooling, Rope, RopeScaling, SlidingWindow, Yarn,
-    bad_key,
+    ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling, SlidingWindow,
+    Yarn, bad_key,
 };
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
@@ -18,6 +18,8 @@ pub(super) const ARCHITECTURE: &str = "general.architecture";
 /// Divisors of the rotary frequencies, `(head_dim / 2,)` f32: how llama.cpp stores llama3 scaling.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 
+/// Scales of embeddings and of residual additions, and what the final hidden state is divided by.
+const FACTORS: [&str; 3] = ["embedding_scale", "residual_scale", "logit_scale"];
 const WINDOW: &str = "attention.sliding_window";
 const WINDOW_PATTERN: &str = "attention.sliding_window_pattern";
 const WINDOW_THETA: &str = "rope.freq_base_swa";
@@ -147,7 +149,9 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
         architecture: architecture(file)?,
     };
     for &(name, neutral) in NEUTRAL {
-        if name == WINDOW && wiring.windows.is_some() {
+        let means_this = name == WINDOW && wiring.windows.is_some()
+            || FACTORS.contains(&name) && wiring.factor_keys;
+        if means_this {
             continue;
         }
         if let Some(value) = keys.get(name) {
@@ -211,7 +215,7 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
             projections,
             branches: wiring.branch_norms,
         },
-        factors: wiring.factors(hidden_size),
+        factors: factors(&keys, wiring, hidden_size)?,
         sliding: sliding(&keys, wiring, num_hidden_layers)?,
         pooling: pooling(&keys)?,
         tie_word_embeddings: !(wiring.output_head && own_head),
@@ -223,6 +227,25 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
         eos_token_ids: eos(&keys)?,
     }
     .checked()
+}
+
+/// By what embeddings, residual additions and the final hidden state are scaled. No reader agrees with another
+/// on what absent keys mean, so they have to be there.
+fn factors(
+    keys: &Keys<'_>,
+    wiring: &GgufWiring,
+    hidden_size: usize,
+) -> Result<Factors, FormatError> {
+    if !wiring.factor_keys {
+        return Ok(wiring.factors(hidden_size));
+    }
+    let [embedding, residual, head_divisor] = FACTORS;
+    Ok(Factors {
+        embedding: keys.required_number(embedding)?,
+        residual: keys.required_number(residual)?,
+        head_divisor: keys.required_number(head_divisor)?,
+        query_pre_attn_scalar: None,
+    })
 }
 
 /// The layers with a window, if the file says how long it is.
@@ -405,6 +428,17 @@ pub(super) fn metadata(
         keys.push((own(WINDOW), size(sliding.tokens)));
         keys.push((own(WINDOW_PATTERN), size(windows.every)));
         keys.push((own(WINDOW_THETA), number(sliding.rope_theta)));
+    }
+    if wiring.factor_keys {
+        let Factors {
+            embedding,
+            residual,
+            head_divisor,
+            query_pre_attn_scalar: _, // refused before
+        } = config.factors;
+        for (key, factor) in FACTORS.iter().zip([embedding, residual, head_divisor]) {
+            keys.push((own(key), MetaValue::F32(factor)));
+        }
     }
     if let Some(pooling) = config.pooling {
         let place = Pooling::ALL.iter().position(|p| *p == pooling);

@@ -30,6 +30,8 @@ pub(super) struct Wiring {
     /// Whether keys of windows count, and which layers have none where `layer_types` does not say: one
     /// in so many. `query_pre_attn_scalar` counts then, too, and `head_dim` has to be there.
     pub windows_every: Option<usize>,
+    /// Whether embeddings, residual additions and the final hidden state are scaled as MiniCPM does.
+    pub factors: bool,
     /// The key of the MLP's activation function.
     pub activation_key: &'static str,
     /// What transformers takes an absent `tie_word_embeddings` for.
@@ -44,6 +46,7 @@ impl Wiring {
         branch_norms: false,
         embedding_root: false,
         windows_every: None,
+        factors: false,
         activation_key: "hidden_act",
         tied_by_default: false,
     };
@@ -56,7 +59,9 @@ impl Wiring {
             "query_pre_attn_scalar",
             "layer_types",
         ];
+        let factors = ["scale_emb", "scale_depth", "dim_model_base"];
         self.windows_every.is_some() && windows.contains(&key)
+            || self.factors && factors.contains(&key)
     }
 }
 
@@ -328,16 +333,15 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
             branches: wiring.branch_norms,
         },
         factors: Factors {
-            embedding: match wiring.embedding_root {
-                true => super::root(hidden_size),
-                false => 1.0,
-            },
             query_pre_attn_scalar: match wiring.windows_every {
                 Some(_) => Some(keys.required_number("query_pre_attn_scalar")?)
                     .filter(|scalar| *scalar != head_dim as f32),
                 None => None,
             },
-            ..Factors::default()
+            ..match wiring.factors {
+                true => factors(keys, hidden_size, num_hidden_layers)?,
+                false => super::root_factors(wiring.embedding_root, hidden_size),
+            }
         },
         sliding: match wiring.windows_every {
             Some(every) => sliding(keys, every, num_hidden_layers)?,
@@ -381,6 +385,21 @@ fn refuse_other_networks(keys: Keys<'_>, wiring: &Wiring) -> Result<(), FormatEr
         }
         _ => Ok(()),
     }
+}
+
+/// MiniCPM's scales: `scale_emb`, `scale_depth / sqrt(layers)`, and the final hidden state divided by
+/// `hidden_size / dim_model_base`; quotients and root in f64 as its code has them.
+fn factors(keys: Keys<'_>, hidden_size: usize, layers: usize) -> Result<Factors, FormatError> {
+    let double = |key: &str| {
+        let value = keys.get(key).and_then(Value::as_f64);
+        value.ok_or_else(|| keys.bad(key, "a number"))
+    };
+    Ok(Factors {
+        embedding: double("scale_emb")? as f32,
+        residual: (double("scale_depth")? / (layers as f64).sqrt()) as f32,
+        head_divisor: (hidden_size as f64 / double("dim_model_base")?) as f32,
+        query_pre_attn_scalar: None,
+    })
 }
 
 /// The layers with a window.
@@ -552,6 +571,9 @@ fn rope_scaling(keys: Keys<'_>, outer: Keys<'_>) -> Result<RopeScaling, FormatEr
             })
         }
         Some("yarn") => yarn(keys, outer).map(RopeScaling::Yarn),
+        Some("longrope") => Err(keys.bad(key, "one of default, linear, llama3, yarn").hint(
+            "longrope changes the frequencies with the length of a text; it is not computed here",
+        )),
         Some(_) => Err(keys.bad(key, "one of default, linear, llama3, yarn")),
     }
 }

@@ -15,6 +15,7 @@ const GGUF: GgufWiring = GgufWiring {
 
 pub(super) static FAMILY: Family = Family {
     name: "llama_b1_58",
+    is_verified: true,
     matches: |config| hf_config::is_or_unsaid(config, "llama", "LlamaForCausalLM"),
     config: |config| hf_config::read(config, &Wiring::PLAIN),
     tensor_name: |slot| names::hf(slot, "attn_sub_norm", "ffn_sub_norm"),

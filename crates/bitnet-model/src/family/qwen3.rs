@@ -30,6 +30,7 @@ const HEADLESS: &str = "Qwen3Model";
 
 pub(super) static FAMILY: Family = Family {
     name: "qwen3",
+    is_verified: true,
     matches: |config| {
         hf_config::is_or_unsaid(config, "qwen3", "Qwen3ForCausalLM")
             || hf_config::is(config, "qwen3", HEADLESS)

@@ -32,6 +32,11 @@ fn sample(family: &Family) -> Value {
         config["sliding_window"] = json!(16);
         config["rope_local_base_freq"] = json!(10000.0);
     }
+    if family.name == "minicpm" {
+        config["scale_emb"] = json!(12);
+        config["scale_depth"] = json!(1.4);
+        config["dim_model_base"] = json!(64);
+    }
     config
 }
 
@@ -160,7 +165,7 @@ fn unknown_values_are_refused_with_key_and_value() {
     let error = family_of_config(&config).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`model_type`: expected one of bitnet, gemma3_text, llama, qwen3, found \"mamba\""
+        "`model_type`: expected one of bitnet, gemma3_text, llama, minicpm, qwen3, found \"mamba\""
     );
     config["model_type"] = json!("llama");
     config["architectures"] = json!(["LlamaForSequenceClassification"]);

@@ -1,0 +1,120 @@
+//! MiniCPM's three scales in every container, and what of its configurations is refused.
+//!
+//! Invariant: the golden test holds the arithmetic; here is that no container changes a number of it. No published
+//! file was seen, so nothing says that one would be read.
+
+use bitnet_cli::ExitStatus;
+use bitnet_model::{Checkpoint, Factors, FormatError, LoadOptions, Logits, Model, OpenOptions};
+use bitnet_tests::fixtures::{fixture, read_json};
+use bitnet_tests::program;
+use serde_json::{Value, json};
+use std::path::Path;
+
+const TOKENS: [u32; 6] = [1, 5, 9, 2, 30, 7];
+
+fn open(path: &Path) -> Result<Checkpoint, FormatError> {
+    Checkpoint::open(path, &OpenOptions::default())
+}
+
+fn logits(path: &Path) -> Vec<u32> {
+    let model = Model::load(open(path).unwrap(), &LoadOptions::default()).unwrap();
+    let mut session = model.session(TOKENS.len()).unwrap();
+    let logits = model.forward(&mut session, &TOKENS, Logits::All).unwrap();
+    logits.iter().map(|l| l.to_bits()).collect()
+}
+
+#[test]
+fn the_scales_survive_every_container() {
+    let Some(fixture) = fixture("bitcpm") else {
+        return; // fixtures of somebody else
+    };
+    let config = open(&fixture.checkpoint).unwrap().config;
+    let expected = Factors {
+        embedding: 12.0,
+        residual: (1.4 / 2f64.sqrt()) as f32,
+        head_divisor: 4.0,
+        query_pre_attn_scalar: None,
+    };
+    assert_eq!(config.factors, expected);
+    let want = logits(&fixture.checkpoint);
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = fixture.checkpoint.clone();
+    for (n, to) in [
+        "gguf-pq2_0",
+        "mlx-2bit",
+        "gguf-q2_0",
+        "hf-bf16",
+        "gguf-f32",
+        "packed",
+        "gguf-pq2_0",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let suffix = if to.starts_with("gguf") { ".gguf" } else { "" };
+        let output = dir.path().join(format!("{n}-{to}{suffix}"));
+        let source = if to == "hf-bf16" {
+            &fixture.checkpoint
+        } else {
+            &last
+        };
+        let words = [
+            source.to_str().unwrap(),
+            "-o",
+            output.to_str().unwrap(),
+            "--to",
+            to,
+            "--allow-scale-rounding",
+        ];
+        let ran = program::run(bitnet_convert::run, words);
+        assert_eq!(ran.status, ExitStatus::Done, "{to}: {}", ran.stderr);
+        assert_eq!(open(&output).unwrap().config, config, "{to}");
+        if to == "hf-bf16" {
+            continue; // scales of 16 bits are others there
+        }
+        assert_eq!(logits(&output), want, "{to}");
+        last = output;
+    }
+}
+
+#[test]
+fn what_is_not_known_of_it_is_refused_by_name() {
+    let Some(fixture) = fixture("bitcpm") else {
+        return;
+    };
+    let with = |change: &dyn Fn(&mut Value)| {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(&fixture.checkpoint).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        let path = dir.path().join("config.json");
+        let mut config = read_json(&path);
+        change(&mut config);
+        std::fs::write(&path, config.to_string()).unwrap();
+        open(dir.path()).map(|_| ()).unwrap_err()
+    };
+    let longrope = with(&|config| {
+        config["rope_scaling"] = json!({
+            "rope_type": "longrope", "original_max_position_embeddings": 512,
+            "short_factor": [1.0], "long_factor": [1.0],
+        });
+    });
+    assert_eq!(longrope.code.as_str(), "unsupported-config");
+    assert!(longrope.to_string().contains("longrope"), "{longrope}");
+    assert!(
+        longrope
+            .hint
+            .is_some_and(|hint| hint.contains("length of a text"))
+    );
+    for key in ["scale_emb", "scale_depth", "dim_model_base"] {
+        for value in [Value::Null, json!("12"), json!(0), json!(-1), json!(1e300)] {
+            let error = with(&|config| config[key] = value.clone());
+            assert_eq!(
+                error.code.as_str(),
+                "unsupported-config",
+                "{key} {value}: {error}"
+            );
+        }
+    }
+}
