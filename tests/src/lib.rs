@@ -6,6 +6,7 @@
 pub mod counting;
 pub mod digest;
 pub mod fixtures;
+pub mod flips;
 pub mod other_runtime;
 pub mod program;
 pub mod random;

@@ -1,17 +1,16 @@
 //! The verifier against conversions: right ones are `same`, wrong ones never are.
 //!
-//! Invariant: every fault is seeded here, by hand or by a fixed generator, so a fault that is missed is a
-//! defect of the verifier. What may be changed without being found is listed in [`is_silent`], and
-//! nowhere else.
+//! Invariant: every fault is seeded here, by hand, so a fault that is missed is a defect of the verifier.
+//! Single bits, wherever they are, are the business of `flips.rs`.
 
 #![allow(clippy::print_stdout)]
 
 use bitnet_cli::ExitStatus;
 use bitnet_convert::{TARGETS, Target};
-use bitnet_formats::{Encoding, Limits, PackedTensor, PlainType, TensorFile, TensorInfo};
+use bitnet_formats::Limits;
 use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign};
+use bitnet_tests::flips::flip;
 use bitnet_tests::program::{self, run};
-use bitnet_tests::random::Random;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs;
@@ -159,166 +158,6 @@ fn every_lossless_target_is_the_same() {
         }
         println!("{}: {}", source.name, held.join(" "));
         assert!(held.len() >= 2, "{}: only {held:?}", source.name);
-    }
-}
-
-// Single bits
-
-/// Whether no reader can tell that this bit of this tensor was flipped, and why.
-fn is_silent(file: &TensorFile, info: &TensorInfo, at: usize, bit: usize) -> Option<&'static str> {
-    let bytes = file.bytes(info);
-    match info.encoding {
-        // formats/packing/i2_s.md: codes, one f32 scale, 28 bytes that nobody reads
-        Encoding::Ternary(p) if p.name() == "i2_s" => {
-            (at >= bytes.len() - 28).then_some("behind the scale of I2_S")
-        }
-        // a block scale that multiplies no trit
-        Encoding::Ternary(p) if p.name().starts_with("tq") => {
-            let block = p.unit_len(info.shape[0], info.shape[1]);
-            if at % block < block - 2 {
-                return None;
-            }
-            let shape = (info.shape[0], info.shape[1]);
-            let tensor = PackedTensor {
-                bytes,
-                rows: shape.0,
-                cols: shape.1,
-                outside: None,
-            };
-            let mut trits = vec![0; shape.0 * shape.1];
-            p.unpack_rows(&tensor, 0, &mut trits).unwrap();
-            let trits = &trits[at / block * 256..(at / block + 1) * 256];
-            trits
-                .iter()
-                .all(|&t| t == 0)
-                .then_some("scale of a block of zeros")
-        }
-        Encoding::Plain(plain) if info.shape.len() == 2 && is_linear(&info.name) => {
-            let size = plain.size();
-            let element = &bytes[at / size * size..][..size];
-            let sign = at % size == size - 1 && bit == 7;
-            let zero = element[..size - 1].iter().all(|b| *b == 0) && element[size - 1] & 0x7f == 0;
-            (plain != PlainType::U8 && sign && zero).then_some("sign of a zero weight")
-        }
-        _ => None,
-    }
-}
-
-fn is_linear(name: &str) -> bool {
-    name.contains("_proj")
-        || [".attn_q.", ".attn_k.", ".attn_v.", ".attn_output.", ".ffn_"]
-            .iter()
-            .any(|n| name.contains(n))
-}
-
-/// Flips `count` random bits of the tensors of `file`, one at a time; returns how many were silent.
-fn flip(source: &Fixture, artifact: &Path, count: usize, seed: u64) -> usize {
-    let file = bitnet_formats::open(artifact, &Limits::default()).unwrap();
-    let mut random = Random(seed);
-    let mut silent = 0;
-    let paths: Vec<PathBuf> = file.parts.iter().map(|p| p.path().to_owned()).collect();
-    for n in 0..count {
-        // every other time a tensor whatever its size, else a byte whatever its tensor: small tensors
-        // (norms, scales) are as often hit as large ones
-        let all = file.tensors();
-        let info = if n % 2 == 0 {
-            &all[random.below(all.len())]
-        } else {
-            let mut at = random.below(all.iter().map(|t| t.len as usize).sum());
-            let mut tensors = all.iter();
-            loop {
-                let info = tensors.next().unwrap();
-                match at.checked_sub(info.len as usize) {
-                    Some(rest) => at = rest,
-                    None => break info,
-                }
-            }
-        };
-        // scales stand at the ends of tensors
-        let len = info.len as usize;
-        let at = if n % 8 == 0 {
-            len - 1 - random.below(len.min(40))
-        } else {
-            random.below(len)
-        };
-        let bit = random.below(8);
-        let path = &paths[info.part];
-        let offset = info.offset as usize + at;
-        write_bit(path, offset, bit);
-        let (status, report) = against(artifact, source);
-        let why = is_silent(&file, info, at, bit);
-        write_bit(path, offset, bit);
-        match (status, why) {
-            (ExitStatus::Done, Some(_)) => silent += 1,
-            (ExitStatus::Done, None) => {
-                panic!(
-                    "{}: `{}` byte {at} bit {bit} was not found",
-                    artifact.display(),
-                    info.name
-                )
-            }
-            (ExitStatus::Different, _) => assert_eq!(report["status"], "different"),
-            (ExitStatus::CouldNot, _) => assert_eq!(report["status"], "error"),
-        }
-    }
-    silent
-}
-
-/// Flips one bit in place; the mapping of the same file sees it, as the writer of a file would.
-fn write_bit(path: &Path, offset: usize, bit: usize) {
-    use std::io::{Read, Seek, SeekFrom, Write};
-    let mut file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let mut byte = [0];
-    file.seek(SeekFrom::Start(offset as u64)).unwrap();
-    file.read_exact(&mut byte).unwrap();
-    byte[0] ^= 1 << bit;
-    file.seek(SeekFrom::Start(offset as u64)).unwrap();
-    file.write_all(&byte).unwrap();
-}
-
-#[test]
-fn every_flipped_bit_is_found() {
-    let count = std::env::var("BITNET_FLIPS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(120);
-    for (name, targets) in [
-        (
-            "bitnet-2b4t-packed",
-            &[
-                "gguf-i2_s",
-                "gguf-tq1_0",
-                "gguf-tq2_0",
-                "hf-packed",
-                "hf-bf16",
-                "gguf-f16",
-            ][..],
-        ),
-        ("bitnet-2b4t-bf16", &["gguf-i2_s", "hf-bf16"]),
-        ("llama3-8b-1.58", &["gguf-i2_s", "hf-packed"]),
-    ] {
-        let source = source(name);
-        let dir = tempfile::tempdir().unwrap();
-        for (seed, target_name) in targets.iter().enumerate() {
-            let Some(artifact) = convert(&source, target(target_name), dir.path()) else {
-                println!("{name} to {target_name}: cannot hold it");
-                continue;
-            };
-            let silent = flip(&source, &artifact, count, seed as u64);
-            println!(
-                "{name} to {target_name}: {count} bits flipped, {} found, {silent} silent",
-                count - silent
-            );
-            assert_eq!(
-                against(&artifact, &source).0,
-                ExitStatus::Done,
-                "the file is whole again"
-            );
-        }
     }
 }
 
@@ -569,25 +408,22 @@ fn a_certificate_speaks_of_one_model() {
         "token_embd.weight",
     ] {
         let info = file.tensors().iter().find(|t| t.name == name).unwrap();
-        let offset = info.offset as usize + info.len as usize / 2;
-        write_bit(&i2_s, offset, 3);
+        let _flipped = flip(&i2_s, info.offset + info.len / 2, 3);
         assert_ne!(check_it(&i2_s).0, ExitStatus::Done, "{name}");
-        write_bit(&i2_s, offset, 3);
     }
     let tail = file
         .tensors()
         .iter()
         .find(|t| t.name == "blk.0.attn_q.weight")
         .unwrap();
-    let offset = (tail.offset + tail.len) as usize - 1;
-    write_bit(&i2_s, offset, 0);
+    let flipped = flip(&i2_s, tail.offset + tail.len - 1, 0);
     let (status, report, _) = check_it(&i2_s);
     assert_eq!(
         status,
         ExitStatus::Different,
         "padding of the certified file itself: {report:#}"
     );
-    write_bit(&i2_s, offset, 0);
+    drop(flipped);
 
     let text = fs::read_to_string(&certificate).unwrap();
     for (broken, status) in [

@@ -32,6 +32,14 @@ impl Progress {
         }
     }
 
+    /// No bars, for whoever works without a console.
+    pub fn hidden() -> Self {
+        Self {
+            bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+            visible: false,
+        }
+    }
+
     /// A bar over bytes: name, bar, done and total, MB/s, ETA.
     pub fn bytes(&self, name: impl Into<String>, total: u64) -> Bar {
         self.add(

@@ -10,7 +10,9 @@ mod pytorch;
 mod safetensors;
 mod shards;
 
-pub use gguf::{Gguf, LAYOUT_KEY as GGUF_LAYOUT_KEY, gguf_type_rivals, gguf_unread_type};
+pub use gguf::{
+    Gguf, GgufEntry, LAYOUT_KEY as GGUF_LAYOUT_KEY, gguf_type_rivals, gguf_unread_type,
+};
 pub use pytorch::{Frames, Pytorch};
 pub use safetensors::Safetensors;
 
@@ -19,7 +21,8 @@ use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::Packing;
-use crate::tensor_file::{Metadata, TensorFile};
+use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
+use crate::unread::{Unread, UnreadBits};
 use std::path::{Path, PathBuf};
 
 /// A tensor about to be written. Tensors are written in plan order.
@@ -82,6 +85,13 @@ pub trait Container: Sync {
     ) -> Result<TensorFile, FormatError> {
         self.read(path, limits)
     }
+    /// Bits of the files of `file`, tensors and the values of metadata aside, that no reader uses.
+    ///
+    /// # Errors
+    /// As `read`.
+    fn unread(&self, _file: &TensorFile) -> Result<Vec<Unread>, FormatError> {
+        Ok(Vec::new())
+    }
     /// Lays a file out.
     ///
     /// # Errors
@@ -95,6 +105,34 @@ pub static CONTAINERS: &[&dyn Container] = &[&Gguf, &Safetensors, &Pytorch];
 /// The container of this name.
 pub fn container_by_name(name: &str) -> Option<&'static dyn Container> {
     CONTAINERS.iter().copied().find(|c| c.name() == name)
+}
+
+/// What lies between the tensors of a part of a file, from `start` (where they may begin) to its end.
+fn gaps(file: &TensorFile, part: usize, start: u64) -> Vec<Unread> {
+    let Some(mapped) = file.parts.get(part) else {
+        return Vec::new();
+    };
+    let mut gaps = Vec::new();
+    let mut gap = |before: Option<&TensorInfo>, from: u64, to: u64| {
+        if from < to {
+            gaps.push(Unread {
+                file: mapped.path().to_owned(),
+                range: from..to,
+                bits: UnreadBits::All,
+                place: before.map_or(String::new(), |info| info.name.clone()),
+                why: "padding to the alignment",
+            });
+        }
+    };
+    let mut at = start;
+    let mut last = None;
+    for info in file.tensors().iter().filter(|info| info.part == part) {
+        gap(last, at, info.offset);
+        at = at.max(info.offset.saturating_add(info.len));
+        last = Some(info);
+    }
+    gap(last, at, mapped.bytes().len() as u64);
+    gaps
 }
 
 /// Opens a model: a checkpoint directory, a file of any container, an index, or any part of a split

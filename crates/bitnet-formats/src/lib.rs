@@ -16,11 +16,13 @@ mod limits;
 mod mapped;
 mod packing;
 mod tensor_file;
+mod unread;
 
 pub use artifact::{Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs};
 pub use container::{
-    CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, Gguf, Header, PlannedTensor, Pytorch,
-    Safetensors, WritePlan, container_by_name, gguf_type_rivals, gguf_unread_type, open, open_as,
+    CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, Gguf, GgufEntry, Header, PlannedTensor,
+    Pytorch, Safetensors, WritePlan, container_by_name, gguf_type_rivals, gguf_unread_type, open,
+    open_as,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};
@@ -33,3 +35,4 @@ pub use packing::{
     layouts_like, name_with_parameters, packing_by_name, same_layout_id, ternary_of_affine,
 };
 pub use tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorFile, TensorInfo};
+pub use unread::{JsonEntry, JsonScalar, Unread, UnreadBits, json_entries};

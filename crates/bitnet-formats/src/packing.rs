@@ -160,6 +160,11 @@ pub trait Packing: Sync + Debug {
         Vec::new()
     }
 
+    /// How many of the last bytes of a packed matrix no reader looks at.
+    fn unread_tail(&self) -> usize {
+        0
+    }
+
     /// Packs a whole matrix on this thread.
     ///
     /// # Errors

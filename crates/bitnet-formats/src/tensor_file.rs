@@ -69,6 +69,11 @@ impl MetaArray {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Whether the elements are strings.
+    pub fn is_text(&self) -> bool {
+        matches!(self, Self::String(_))
+    }
 }
 
 /// Byte strings one behind the other: a vocabulary of 128,000 tokens is two allocations, not 128,000.
@@ -237,6 +242,16 @@ impl TensorFile {
             tensors,
             by_name,
         }
+    }
+
+    /// The same header without the bytes: for whoever asks what other metadata would mean.
+    pub fn without_bytes(&self) -> Self {
+        Self::new(
+            self.container,
+            Vec::new(),
+            self.metadata.clone(),
+            self.tensors.clone(),
+        )
     }
 
     /// All tensors, in file order.

@@ -10,6 +10,7 @@ mod readings;
 mod resolve;
 mod rotation;
 mod tiles;
+mod unread;
 mod values;
 
 pub use layout::{LayoutEvidence, LayoutReason};
@@ -167,6 +168,16 @@ enum Source {
 }
 
 impl Source {
+    /// Whether these are plain numbers with nothing beside them that says how they are computed with.
+    fn is_numbers(&self) -> bool {
+        match self {
+            Self::Linear(source) => {
+                matches!(source.rule, LinearRule::Dequantised { outside: None })
+            }
+            Self::Dense { .. } => true,
+        }
+    }
+
     fn info(&self) -> &TensorInfo {
         match self {
             Self::Linear(source) => &source.info,

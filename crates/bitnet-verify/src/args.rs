@@ -120,6 +120,13 @@ pub struct CompareArgs {
     #[arg(long, value_name = "DIR")]
     pub golden: Option<PathBuf>,
 
+    /// Compare with the logits of another runtime, for example --logits-from logits.safetensors
+    ///
+    /// `<prompt>.logits` and `<prompt>.ids`, as scripts/other_logits.py writes them for llama-cpp-python and
+    /// transformers; without the ids, those of --prompts or of a prompts.json beside FILE.
+    #[arg(long, value_name = "FILE")]
+    pub logits_from: Option<PathBuf>,
+
     /// Token sequences to compute, for example --prompts prompts.json
     ///
     /// {"name": {"ids": [1, 2, 3]}} or [[1, 2, 3]]. Default: a few sequences over the vocabulary.

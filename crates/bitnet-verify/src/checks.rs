@@ -11,6 +11,7 @@ mod golden;
 mod kernels;
 mod logits;
 mod metadata;
+mod other_runtime;
 mod scales;
 mod structure;
 mod trits;
@@ -19,8 +20,10 @@ pub(crate) use golden::tokenizer_of;
 
 use crate::gates::Thresholds;
 use crate::golden::Golden;
+use crate::other_runtime::OtherRuntime;
+use crate::padding::{padding, silent_scales};
 use crate::prompts::Prompt;
-use crate::report::{LinearFigures, Report};
+use crate::report::{CheckResult, LinearFigures, Report};
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
@@ -49,6 +52,7 @@ pub static CHECKS: &[Check] = &[
     digest::CHECK,
     kernels::CHECK,
     golden::CHECK,
+    other_runtime::CHECK,
     logits::CHECK,
 ];
 
@@ -119,6 +123,8 @@ pub struct Subject<'a> {
     pub logits: bool,
     /// What transformers computed.
     pub golden: Option<&'a Golden>,
+    /// What another runtime computed; its prompts fit the artifact.
+    pub other: Option<&'a OtherRuntime>,
     /// Sequences to compute; they fit the artifact.
     pub prompts: &'a [Prompt],
     /// Kernels to run, the first one leads.
@@ -127,11 +133,14 @@ pub struct Subject<'a> {
     pub thresholds: &'a Thresholds,
     /// Whether the report is to say what every linear holds.
     pub figures: bool,
+    /// Whether the report is to name the bits that no reader uses.
+    pub padding: bool,
 }
 
 /// Runs every check that the subject calls for.
 pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
     let mut report = Report::default();
+    let mut silent = Vec::new();
     let mut running: Vec<_> = CHECKS
         .iter()
         .filter_map(|check| (check.start)(subject))
@@ -152,6 +161,9 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
                 artifact: &artifact,
                 source: source.as_ref(),
             };
+            if let (true, Ok(matrix)) = (subject.padding, &artifact) {
+                silent.extend(silent_scales(&subject.artifact.checkpoint, slot, matrix));
+            }
             if let (true, Ok(matrix)) = (subject.figures, &artifact) {
                 report.linears.push(figures(slot, matrix));
             }
@@ -164,6 +176,13 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
     }
     for check in running {
         check.finish(subject, &mut report);
+    }
+    if subject.padding {
+        let source = subject.source.map(|source| &source.checkpoint);
+        match padding(&subject.artifact.checkpoint, source, silent) {
+            Ok(padding) => report.padding = padding,
+            Err(error) => report.checks.push(CheckResult::error("padding", &error)),
+        }
     }
     report
 }

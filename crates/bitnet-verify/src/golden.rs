@@ -80,7 +80,7 @@ pub struct Stream {
 }
 
 /// Everything that was recorded.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Golden {
     /// The prompts, in file order.
     pub prompts: Vec<Prompt>,
@@ -301,7 +301,7 @@ fn read_vectors(path: &Path) -> Result<BTreeMap<String, Vec<f32>>, FormatError> 
 }
 
 /// Every matrix of a file of plain floats, by name.
-fn read_matrices(path: &Path) -> Result<BTreeMap<String, Recorded>, FormatError> {
+pub(crate) fn read_matrices(path: &Path) -> Result<BTreeMap<String, Recorded>, FormatError> {
     read_shaped(path, |shape| match *shape {
         [rows, cols] => Some((rows, cols)),
         _ => None,

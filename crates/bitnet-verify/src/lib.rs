@@ -18,6 +18,8 @@ pub mod gates;
 pub mod golden;
 mod junit;
 mod oracle;
+mod other_runtime;
+mod padding;
 mod page;
 mod prompts;
 mod report;
@@ -33,6 +35,8 @@ pub use golden::Golden;
 pub use oracle::{
     Deviation, Layer, Operator, Oracle, Replayed, Rounding, RowOrder, ScaleAs, Trace,
 };
+pub use other_runtime::OtherRuntime;
+pub use padding::Padding;
 pub use prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};
 pub use report::{
     CheckResult, ComparedLogits, Difference, Findings, LinearFigures, Report, Status,
@@ -122,6 +126,7 @@ fn write_reports(
         ("against", &args.against),
         ("certificate", &args.certificate),
         ("golden", &args.golden),
+        ("logits-from", &args.logits_from),
         ("prompts", &args.prompts),
         ("baseline", &args.baseline),
     ] {
@@ -146,11 +151,15 @@ fn verify(
     threads: usize,
     progress: &Progress,
 ) -> Result<Report, Failure> {
-    let logits =
-        args.logits || args.golden.is_some() || args.prompts.is_some() || args.kernel.is_some();
-    if args.against.is_none() && args.certificate.is_none() && !logits {
+    // with --logits-from prompts and kernels are for that comparison
+    let only = args.logits_from.is_none();
+    let logits = args.logits
+        || args.golden.is_some()
+        || only && (args.prompts.is_some() || args.kernel.is_some());
+    let other = args.logits_from.as_deref();
+    if args.against.is_none() && args.certificate.is_none() && other.is_none() && !logits {
         return Err(Failure::usage("nothing to compare with")
-            .hint("give --against SRC, --certificate FILE, or --logits to run the model against the oracle"));
+            .hint("give --against SRC, --certificate FILE, --logits-from FILE, or --logits to run the model against the oracle"));
     }
     let options = |layout: Option<&String>, ternary_trained| OpenOptions {
         layout: layout.cloned(),
@@ -189,6 +198,13 @@ fn verify(
         }
         (None, None) => built_in_prompts(config),
     };
+    let given = args.prompts.is_some() || golden.is_some();
+    let other = other.map(|path| {
+        let other = OtherRuntime::read(path, given.then_some(&prompts))?;
+        check_prompts(&other.recorded.prompts, config).map_err(|e| e.in_file(path))?;
+        Ok::<_, FormatError>(other)
+    });
+    let other = other.transpose()?;
     let kernels = kernels(args.kernel.as_deref())?;
     let baseline = args.baseline.as_deref();
     let baseline = baseline.map(prompts::read_json).transpose()?;
@@ -199,10 +215,12 @@ fn verify(
         certificate: certificate.as_ref(),
         logits,
         golden: golden.as_ref(),
+        other: other.as_ref(),
         prompts: &prompts,
         kernels: &kernels,
         thresholds: &thresholds,
         figures: args.html.is_some(),
+        padding: args.against.is_some(),
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool =

@@ -233,6 +233,7 @@ mod tests {
             &[1.0, 0.1, 0.0, 1.0],
         );
         Report {
+            padding: Vec::new(),
             checks: vec![
                 Findings::default().into_result("structure", "2 tensors".to_owned()),
                 findings.into_result("trits", "all".to_owned()),

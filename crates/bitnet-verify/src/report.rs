@@ -7,6 +7,7 @@
 use crate::divergence::Divergence;
 use crate::faults::Fault;
 use crate::gates::Violation;
+use crate::padding::Padding;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
 use std::fmt;
@@ -178,7 +179,7 @@ impl CheckResult {
 /// Logits and what they were compared with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ComparedLogits {
-    /// `golden`, `source` or `oracle`.
+    /// `golden`, `other runtime`, `source` or `oracle`.
     pub reference: &'static str,
     /// How far they are apart.
     pub divergence: Divergence,
@@ -208,6 +209,8 @@ pub struct Report {
     pub faults: Vec<Fault>,
     /// Every linear, in the order of the file, when a page was asked for.
     pub linears: Vec<LinearFigures>,
+    /// Bits of the artifact that no reader uses.
+    pub padding: Vec<Padding>,
 }
 
 impl Report {
@@ -241,6 +244,9 @@ impl Report {
         if let Some((from, errors)) = &self.layers {
             let errors: Vec<Value> = errors.iter().map(|&e| number(e)).collect();
             report["layers"] = json!({"from": from, "relative_errors": errors});
+        }
+        if !self.padding.is_empty() {
+            report["padding"] = self.padding.iter().map(Padding::to_json).collect();
         }
         if self.status() == Status::Error {
             let code = self

@@ -10,9 +10,11 @@
 mod read;
 mod resolve;
 mod split;
+mod unread;
 mod write;
 
 pub use self::resolve::{gguf_type_rivals, gguf_unread_type};
+pub use self::unread::GgufEntry;
 
 use self::read::read_part;
 use self::split::{SplitName, read_split, split_key};
@@ -25,6 +27,7 @@ use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::{PACKINGS, Packing};
 use crate::tensor_file::TensorFile;
+use crate::unread::Unread;
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -108,9 +111,21 @@ impl Container for Gguf {
     fn header(&self, plan: &WritePlan) -> Result<Header, FormatError> {
         write_header(plan)
     }
+
+    fn unread(&self, file: &TensorFile) -> Result<Vec<Unread>, FormatError> {
+        unread::unread(file)
+    }
 }
 
 impl Gguf {
+    /// Where the metadata of one file stand in its bytes, in file order.
+    ///
+    /// # Errors
+    /// As [`read`](Container::read).
+    pub fn entries(bytes: &[u8], limits: &Limits) -> Result<Vec<GgufEntry>, FormatError> {
+        unread::entries(bytes, limits)
+    }
+
     /// The path of part `number` (counted from 0, as `split.no` is) of `count` parts of the model
     /// `path`: `model.gguf` becomes `model-00001-of-00003.gguf`.
     pub fn split_name(path: &Path, number: usize, count: usize) -> PathBuf {

@@ -19,6 +19,7 @@ use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::tensor_file::{TensorFile, TensorInfo};
+use crate::unread::{Unread, UnreadBits};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -68,6 +69,21 @@ impl Container for Safetensors {
 
     fn header(&self, plan: &WritePlan) -> Result<Header, FormatError> {
         write_header(plan)
+    }
+
+    /// The tensors leave no gaps; what the header says can be spelt in several ways.
+    fn unread(&self, file: &TensorFile) -> Result<Vec<Unread>, FormatError> {
+        let header = |part: &Mapped| {
+            let len = Cursor::new(part.bytes()).u64("header length")?;
+            Ok(Unread {
+                file: part.path().to_owned(),
+                range: 8..len.saturating_add(8),
+                bits: UnreadBits::JsonSpelling,
+                place: String::new(),
+                why: "another spelling of the same JSON",
+            })
+        };
+        file.parts.iter().map(header).collect()
     }
 }
 

@@ -69,6 +69,9 @@ impl Packing for I2S {
     fn trailer(&self, matrix: &TernaryMatrix) -> Vec<u8> {
         trailer(matrix)
     }
+    fn unread_tail(&self) -> usize {
+        TRAILER - size_of::<f32>()
+    }
     fn unpack_rows(
         &self,
         tensor: &PackedTensor<'_>,
@@ -122,6 +125,9 @@ impl Packing for I2SArm64 {
     }
     fn trailer(&self, matrix: &TernaryMatrix) -> Vec<u8> {
         trailer(matrix)
+    }
+    fn unread_tail(&self) -> usize {
+        TRAILER - size_of::<f32>()
     }
     fn unpack_rows(
         &self,
@@ -194,6 +200,9 @@ impl Packing for I2SRows4 {
     }
     fn trailer(&self, matrix: &TernaryMatrix) -> Vec<u8> {
         trailer(matrix)
+    }
+    fn unread_tail(&self) -> usize {
+        TRAILER - size_of::<f32>()
     }
     fn unpack_rows(
         &self,

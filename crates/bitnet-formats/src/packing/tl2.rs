@@ -406,6 +406,9 @@ impl Packing for Tl2 {
     fn trailer(&self, matrix: &TernaryMatrix) -> Vec<u8> {
         trailer(matrix)
     }
+    fn unread_tail(&self) -> usize {
+        TRAILER - size_of::<f32>()
+    }
 
     fn unpack_rows(
         &self,

@@ -11,7 +11,8 @@ mod hugging_face;
 mod tiles;
 
 pub use self::affine::MLX_PACKING;
-pub(super) use self::gguf::{forced_layout, gguf};
+pub(super) use self::affine::module as affine_module;
+pub(super) use self::gguf::{forced_layout, gguf, settle_activations};
 pub use self::gpu::GPU_PACKING;
 pub use self::hugging_face::HF_PACKING;
 pub(super) use self::hugging_face::hugging_face;

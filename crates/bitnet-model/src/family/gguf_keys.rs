@@ -99,9 +99,15 @@ impl Keys<'_> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        let size = value.as_u64().and_then(|v| usize::try_from(v).ok());
+        // readers of llama.cpp's kind refuse a key of another type, signed ones as well
+        let is_signed = matches!(
+            value,
+            MetaValue::I8(_) | MetaValue::I16(_) | MetaValue::I32(_) | MetaValue::I64(_)
+        );
+        let size = value.as_u64().filter(|_| !is_signed);
+        let size = size.and_then(|v| usize::try_from(v).ok());
         size.map(Some)
-            .ok_or_else(|| self.bad(name, "a whole number"))
+            .ok_or_else(|| self.bad(name, "an unsigned whole number"))
     }
 
     fn required_size(&self, name: &str) -> Result<usize, FormatError> {
@@ -530,6 +536,22 @@ pub(crate) fn rope_frequency_factors(config: &Config) -> Option<Vec<f32>> {
     )
 }
 
+/// Whether a divisor of a file is the one of the configuration: other writers compute them in f32.
+fn is_divisor(found: f32, ours: f32) -> bool {
+    (found - ours).abs() <= 1e-4 * ours.abs()
+}
+
+/// Of the divisors of a file, as f32, the bits without which they would pass as well: one mask per byte.
+pub(crate) fn unread_rope_frequencies(config: &Config, values: &[f32]) -> Vec<u8> {
+    let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.head_dim / 2]);
+    let mask = |(found, ours): (&f32, &f32)| {
+        let passes = |bit: &u32| is_divisor(f32::from_bits(found.to_bits() ^ bit), *ours);
+        let bits = (0..32).map(|n| 1u32 << n).filter(passes);
+        bits.fold(0, |a, b| a | b).to_le_bytes()
+    };
+    values.iter().zip(&ours).flat_map(mask).collect()
+}
+
 /// Whether the divisors in a file are those of the configuration.
 pub(crate) fn check_rope_frequencies(
     config: &Config,
@@ -542,9 +564,7 @@ pub(crate) fn check_rope_frequencies(
         let message = format!("expected {} divisors, found {}", ours.len(), values.len());
         return Err(place(FormatError::new(ErrorCode::WrongShape, message)));
     }
-    // other writers compute them in f32
-    let differs = |(a, b): (&f32, &f32)| a.is_nan() || (a - b).abs() > 1e-4 * b.abs();
-    match values.iter().zip(&ours).position(differs) {
+    match values.iter().zip(&ours).position(|(a, b)| !is_divisor(*a, *b)) {
         None => Ok(()),
         Some(i) => Err(place(
             FormatError::new(

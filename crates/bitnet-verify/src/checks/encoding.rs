@@ -5,9 +5,10 @@
 //! (the bytes behind the scale of I2_S, alignment) is not looked at. Where both sides hold master
 //! weights, these are compared themselves: two of them may round to the same trits.
 
+use super::dense::BLOCK;
 use super::{Check, Running, Subject};
 use crate::report::{Findings, Report};
-use bitnet_formats::{FormatError, PackedTensor, Packing};
+use bitnet_formats::{FormatError, PackedTensor, Packing, dense_to_f32};
 use bitnet_model::{Checkpoint, LinearRule, LinearSource, Slot};
 use bitnet_ternary::Scales;
 use rayon::prelude::*;
@@ -92,16 +93,13 @@ fn master_weights(
         return Ok(None);
     }
     let (found, expected) = (artifact.file.bytes(&a.info), source.file.bytes(&s.info));
-    // another float type: then trits and scales decide
-    if a.info.encoding != s.info.encoding {
-        return Ok(None);
-    }
-    let size = (found.len() / (a.rows * a.cols).max(1)).max(1);
-    let first = found
-        .iter()
-        .zip(expected)
-        .position(|(f, e)| f != e)
-        .map(|at| at / size);
+    let first = if a.info.encoding == s.info.encoding {
+        let size = (found.len() / (a.rows * a.cols).max(1)).max(1);
+        let differ = found.iter().zip(expected).position(|(f, e)| f != e);
+        differ.map(|at| at / size)
+    } else {
+        first_other_value((a, found), (s, expected))?
+    };
     let text = first.map(|at| {
         format!(
             "row {}, column {}: other master weight than in the source",
@@ -110,6 +108,30 @@ fn master_weights(
         )
     });
     Ok(Some((found.len(), text)))
+}
+
+/// Where the first number is another one than in the source, of two types of floats.
+fn first_other_value(
+    (a, found): (&LinearSource, &[u8]),
+    (s, expected): (&LinearSource, &[u8]),
+) -> Result<Option<usize>, FormatError> {
+    let rows = a.rows.max(1);
+    let step = (BLOCK / a.cols.max(1)).max(1);
+    for start in (0..a.rows).step_by(step) {
+        let end = a.rows.min(start + step);
+        let widened = |source: &LinearSource, bytes: &[u8]| {
+            let row = bytes.len() / rows;
+            let mut values = vec![0.0f32; (end - start) * a.cols];
+            let bytes = bytes.get(start * row..end * row).unwrap_or(&[]);
+            dense_to_f32(source.info.encoding, bytes, &mut values).map(|()| values)
+        };
+        let (found, expected) = (widened(a, found)?, widened(s, expected)?);
+        let differ = |(f, e): (&f32, &f32)| f.to_bits() != e.to_bits();
+        if let Some(at) = found.iter().zip(&expected).position(differ) {
+            return Ok(Some(start * a.cols + at));
+        }
+    }
+    Ok(None)
 }
 
 /// Packs again what the bytes mean.

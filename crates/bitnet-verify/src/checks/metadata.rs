@@ -7,10 +7,10 @@
 use super::{Check, Running, Subject};
 use crate::faults::{Fault, Kind};
 use crate::report::{Findings, Report};
-use bitnet_formats::{FormatError, MetaArray, MetaValue};
+use bitnet_formats::{Container, ErrorCode, FormatError, MetaArray, MetaValue, Safetensors};
 use bitnet_model::{
-    ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, Pooling, RopeScaling,
-    tokenizer_to_gguf,
+    ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, HF_PACKING, LinearRule,
+    Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, tokenizer_to_gguf,
 };
 use serde_json::Value;
 
@@ -39,6 +39,18 @@ impl Running for Metadata {
             &mut findings,
             report,
         );
+        // an absent size is the one of the tensors; one that is there some readers believe
+        if let Some(declared) = artifact.declared_vocab_size
+            && source.declared_vocab_size != Some(declared)
+        {
+            let rows = artifact.config.vocab_size;
+            findings.different(
+                "vocab_size",
+                format!("expected {rows}, the rows of the embeddings, found {declared}"),
+            );
+        }
+        check_format(artifact, &mut findings);
+        check_quantization(artifact, &mut findings);
         let tokenizer = match compare_tokenizers(source, artifact, &mut findings) {
             Ok((text, fault)) => {
                 fault.into_iter().for_each(|fault| report.fault(fault));
@@ -176,6 +188,47 @@ pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Values of `format` in the metadata of safetensors that transformers loads; metadata without it, too, it
+/// refuses.
+const FORMATS: [&str; 4] = ["pt", "tf", "flax", "mlx"];
+
+/// Whether readers of safetensors take the metadata of a file.
+fn check_format(artifact: &Checkpoint, findings: &mut Findings) {
+    const KEY: &str = "format";
+    let metadata = &artifact.file.metadata;
+    if artifact.file.container != Safetensors.name() || metadata.0.is_empty() {
+        return;
+    }
+    let found = metadata.get(KEY).and_then(MetaValue::as_str);
+    if !found.is_some_and(|f| f == TILES_FORMAT || FORMATS.contains(&f)) {
+        let found = found.unwrap_or("nothing");
+        let expected = FORMATS.join(", ");
+        findings.different(
+            KEY,
+            format!("expected one of {expected} (transformers refuses others), found {found}"),
+        );
+    }
+}
+
+/// Whether the configuration says that weights are packed, where they are: this program sees it by their
+/// type, transformers does not.
+fn check_quantization(artifact: &Checkpoint, findings: &mut Findings) {
+    let said = artifact.config_json.as_ref();
+    let said = said.map(|json| artifact.family.quantization(json));
+    let is_packed = |slot: Slot| {
+        let linear = artifact.linear(slot).map(|linear| &linear.rule);
+        matches!(linear, Ok(LinearRule::Packed { packing, .. }) if packing.name() == HF_PACKING)
+    };
+    if let Some(Ok(Quantization::Unmarked)) = said
+        && artifact.slots().into_iter().any(is_packed)
+    {
+        findings.different(
+            "quantization_config",
+            "expected in config.json beside packed weights, not there",
+        );
+    }
+}
+
 /// Files of a Hugging Face directory that a tokenizer is made of.
 const TOKENIZER_FILES: [&str; 5] = [
     "tokenizer.json",
@@ -184,6 +237,10 @@ const TOKENIZER_FILES: [&str; 5] = [
     "chat_template.jinja",
     "added_tokens.json",
 ];
+/// Files that say in part what others say: compared where both sides have them.
+const FURTHER_FILES: [&str; 2] = ["special_tokens_map.json", "generation_config.json"];
+/// Keys of them that say who wrote the file.
+const WRITERS: [&str; 2] = ["transformers_version", "_from_model_config"];
 
 /// The key of a file's pre-tokenizer.
 pub(super) const PRE: &str = "tokenizer.ggml.pre";
@@ -197,10 +254,11 @@ fn compare_tokenizers(
     if !is_gguf(source) && !is_gguf(artifact) {
         return compare_files(source, artifact, findings);
     }
-    let (Some(expected), found) = (gguf_tokenizer(source)?, gguf_tokenizer(artifact)?) else {
+    let (expected, found) = (gguf_tokenizer(source)?, gguf_tokenizer(artifact)?);
+    if expected.is_none() && found.is_none() {
         return Ok(("the source has no tokenizer".to_owned(), None));
-    };
-    let found = found.unwrap_or_default();
+    }
+    let (expected, found) = (expected.unwrap_or_default(), found.unwrap_or_default());
     let (mut compared, mut fault) = (0, None);
     for (key, expected) in &expected {
         compared += 1;
@@ -265,20 +323,30 @@ fn compare_files(
     findings: &mut Findings,
 ) -> Result<(String, Option<Fault>), FormatError> {
     let (mut compared, mut fault) = (Vec::new(), None);
-    for name in TOKENIZER_FILES {
+    let files = TOKENIZER_FILES.into_iter().chain(FURTHER_FILES);
+    for name in files {
         let Some(expected) = source.side_file(name)? else {
             continue;
         };
+        let found = artifact.side_file(name)?;
+        if found.is_none() && FURTHER_FILES.contains(&name) {
+            continue;
+        }
         compared.push(name);
-        match artifact.side_file(name)? {
+        match found {
             None => findings.different(name, "expected in the artifact, not there"),
             Some(found) if found == expected => {}
             Some(found) => {
-                let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).ok();
-                let cut = |value: Option<Value>| Some(value?.get("pre_tokenizer")?.clone());
-                let (e, f) = (json(&expected), json(&found));
                 // the same JSON written another way is the same tokenizer
+                let (e, f) = match (meaning(&expected), meaning(&found)) {
+                    (Ok(_), Err(error)) => {
+                        findings.unreadable(name, &error);
+                        continue;
+                    }
+                    (e, f) => (e.ok(), f.ok()),
+                };
                 if e.is_none() || e != f {
+                    let cut = |value: Option<Value>| Some(value?.get("pre_tokenizer")?.clone());
                     let (e, f) = (cut(e), cut(f));
                     if let (Some(e), Some(f)) = (&e, &f)
                         && e != f
@@ -300,6 +368,16 @@ fn compare_files(
         return Ok(("the source has no tokenizer".to_owned(), None));
     }
     Ok((compared.join(", "), fault))
+}
+
+/// The meaning of a JSON side file, whoever wrote it.
+fn meaning(bytes: &[u8]) -> Result<Value, FormatError> {
+    let mut value: Value = serde_json::from_slice(bytes)
+        .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))?;
+    if let Value::Object(keys) = &mut value {
+        keys.retain(|key, _| !WRITERS.contains(&key.as_str()));
+    }
+    Ok(value)
 }
 
 /// Where and how two metadata values differ.

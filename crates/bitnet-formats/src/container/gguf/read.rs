@@ -27,7 +27,7 @@ pub(super) struct Parsed {
 }
 
 /// A tensor info as the file spells it.
-struct RawInfo {
+pub(super) struct RawInfo {
     name: String,
     /// Outermost first.
     shape: Vec<usize>,
@@ -118,7 +118,7 @@ fn check_version(version: u32) -> Result<(), FormatError> {
 }
 
 /// Compares a count with its limit and with what the rest of the file could hold.
-fn check_count(
+pub(super) fn check_count(
     cursor: &Cursor<'_>,
     what: &str,
     count: u64,
@@ -153,7 +153,11 @@ fn read_string<'a>(
 }
 
 /// A string that has to be text: keys and tensor names.
-fn read_text(cursor: &mut Cursor<'_>, what: &str, limit: u64) -> Result<String, FormatError> {
+pub(super) fn read_text(
+    cursor: &mut Cursor<'_>,
+    what: &str,
+    limit: u64,
+) -> Result<String, FormatError> {
     let at = cursor.position();
     let bytes = read_string(cursor, what, limit)?;
     match std::str::from_utf8(bytes) {
@@ -184,7 +188,10 @@ fn read_metadata(
     Ok(metadata)
 }
 
-fn read_value(cursor: &mut Cursor<'_>, limits: &Limits) -> Result<MetaValue, FormatError> {
+pub(super) fn read_value(
+    cursor: &mut Cursor<'_>,
+    limits: &Limits,
+) -> Result<MetaValue, FormatError> {
     let at = cursor.position();
     let kind = cursor.u32("value type")?;
     let what = "value";
@@ -274,7 +281,7 @@ fn numbers<T, const N: usize>(bytes: &[u8], from: fn([u8; N]) -> T) -> Vec<T> {
 
 // ---- reading: tensors ----
 
-fn read_tensor_infos(
+pub(super) fn read_tensor_infos(
     cursor: &mut Cursor<'_>,
     count: u64,
     limits: &Limits,

@@ -13,7 +13,7 @@ pub const MLX_PACKING: &str = "mlx_2bit";
 const PER_WORD: usize = 16;
 
 /// The module of a weight.
-pub(super) fn module(weight: &str) -> &str {
+pub(in crate::checkpoint) fn module(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 

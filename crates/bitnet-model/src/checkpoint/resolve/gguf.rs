@@ -3,8 +3,8 @@
 use super::{Resolved, Tensors, error, look, missing, not_ternary};
 use crate::checkpoint::values::{self, Evidence};
 use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source};
-use crate::config::ActivationQuantization;
-use crate::family::{self, ScaleDirection, UnmarkedFloats};
+use crate::config::{ActivationQuantization, Config};
+use crate::family::{self, Family, ScaleDirection, UnmarkedFloats};
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Packing, TensorFile, TensorInfo, packing_by_name,
@@ -66,17 +66,8 @@ pub(in crate::checkpoint) fn gguf(
         }
         sources.insert(slot, Source::Linear(source));
     }
-    // as for Hugging Face checkpoints: numbers that nothing marks run as they are
-    let numbers = |source: &Source| match source {
-        Source::Linear(source) => matches!(source.rule, LinearRule::Dequantised { outside: None }),
-        Source::Dense { .. } => true,
-    };
-    if family.unmarked_floats == UnmarkedFloats::AskTheData
-        && !family::says_activations(file)
-        && sources.values().all(numbers)
-    {
-        config.activation_quantization = ActivationQuantization::None;
-    }
+    let numbers = sources.values().all(Source::is_numbers);
+    settle_activations(file, family, numbers, &mut config);
     let embedding = sources
         .get(&Slot::TokenEmbeddings)
         .map(|s| s.info().clone());
@@ -105,6 +96,22 @@ pub(in crate::checkpoint) fn gguf(
         declared_vocab_size: family::declared_vocab_size(file),
         sources,
     })
+}
+
+/// As for Hugging Face checkpoints: numbers that nothing marks run as they are. `numbers`: whether there is
+/// nothing but such in the file.
+pub(in crate::checkpoint) fn settle_activations(
+    file: &TensorFile,
+    family: &Family,
+    numbers: bool,
+    config: &mut Config,
+) {
+    if family.unmarked_floats == UnmarkedFloats::AskTheData
+        && !family::says_activations(file)
+        && numbers
+    {
+        config.activation_quantization = ActivationQuantization::None;
+    }
 }
 
 pub(in crate::checkpoint) fn forced_layout(

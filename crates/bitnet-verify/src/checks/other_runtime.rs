@@ -1,0 +1,78 @@
+//! Whether another runtime computed the same logits.
+//!
+//! Invariant: the other runtime is the reference, and the bounds are those of gates 4 and 5
+//! (`formats/numerics.md`): no implementation of this network is closer to another than that.
+
+use super::logits::Runtime;
+use super::{Check, Running, Subject};
+use crate::divergence::Divergence;
+use crate::gates::{self, Thresholds};
+use crate::other_runtime::OtherRuntime;
+use crate::report::{CheckResult, ComparedLogits, Findings, Report};
+use bitnet_formats::FormatError;
+
+pub(super) const CHECK: Check = Check {
+    name: "other-runtime",
+    what: "logits against those that another runtime wrote; with --logits-from",
+    start: |subject| {
+        subject
+            .other
+            .is_some()
+            .then(|| Box::new(Compared) as Box<dyn Running>)
+    },
+};
+
+struct Compared;
+
+impl Running for Compared {
+    fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
+        let Some(other) = subject.other else { return };
+        let mut findings = Findings::default();
+        let result = match compare(subject, other, &mut findings) {
+            Ok(divergence) => {
+                let compared = format!("{}: {}", other.name, divergence.summary());
+                report.logits = Some(ComparedLogits {
+                    reference: "other runtime",
+                    divergence,
+                });
+                findings.into_result(CHECK.name, compared)
+            }
+            Err(error) => CheckResult::error(CHECK.name, &error),
+        };
+        report.checks.push(result);
+    }
+}
+
+fn compare(
+    subject: &Subject<'_>,
+    other: &OtherRuntime,
+    findings: &mut Findings,
+) -> Result<Divergence, FormatError> {
+    let bounds = subject.thresholds;
+    let Some(&backend) = subject.kernels.first() else {
+        return Ok(Divergence::default());
+    };
+    let runtime = Runtime::load(subject.artifact, backend)?;
+    let measured = gates::end_to_end(&other.recorded, bounds, |tokens| runtime.logits(tokens))?;
+    findings.violations(measured.violations(bounds));
+    likelihood(&measured.ours, bounds, findings);
+    Ok(measured.ours)
+}
+
+/// Gate 5 over the tokens of the prompts.
+fn likelihood(divergence: &Divergence, bounds: &Thresholds, findings: &mut Findings) {
+    if divergence.perplexities().is_none() {
+        return;
+    }
+    let mean = |found| divergence.nll_spread(found).mean();
+    let (expected, found) = (mean(false), mean(true));
+    let shift = (found - expected).abs();
+    // a shift that is no number is none that is allowed
+    if !(shift <= bounds.nll_shift) {
+        let text = format!(
+            "mean negative log likelihood: expected {expected:.4}, found {found:.4}, at most {} apart",
+            bounds.nll_shift
+        );
+        findings.different("logits", text);
+    }
+}

@@ -1,0 +1,137 @@
+//! Which bits of the artifact no comparison can show, and why.
+//!
+//! Invariant: derived from layouts, readers and the trits (see [`Checkpoint::unread`]), never from the
+//! result of a comparison. Every other bit of the weights, of the settings and of the header is compared,
+//! or has to be what it is for the file to open.
+
+use bitnet_formats::{FormatError, TensorInfo, Unread, UnreadBits};
+use bitnet_model::{Checkpoint, LinearRule, Slot};
+use bitnet_ternary::TernaryMatrix;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// Bits that no reader uses, and how many.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Padding {
+    /// Where and why.
+    pub unread: Unread,
+    /// How many bits.
+    pub bits: u64,
+}
+
+/// Everything of an artifact but [`silent_scales`], counted; in the order of file and place.
+pub(crate) fn padding(
+    artifact: &Checkpoint,
+    source: Option<&Checkpoint>,
+    silent: Vec<Unread>,
+) -> Result<Vec<Padding>, FormatError> {
+    let mut all = artifact.unread()?;
+    all.extend(silent);
+    all.extend(uncompared_masters(artifact, source));
+    all.sort_by(|a, b| (&a.file, a.range.start).cmp(&(&b.file, b.range.start)));
+    let mut read: HashMap<PathBuf, Vec<u8>> = HashMap::new();
+    let mut counted = Vec::with_capacity(all.len());
+    for unread in all {
+        let range = unread.range.start as usize..unread.range.end as usize;
+        let mapped = artifact.file.parts.iter().find(|p| p.path() == unread.file);
+        let bytes = match mapped {
+            Some(part) => part.bytes(),
+            None => match read.entry(unread.file.clone()) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    let io = |e: std::io::Error| FormatError::io(&unread.file, &e);
+                    entry.insert(std::fs::read(&unread.file).map_err(io)?)
+                }
+            },
+        };
+        let bits = unread.count(bytes.get(range).unwrap_or(&[]));
+        if bits > 0 {
+            counted.push(Padding { unread, bits });
+        }
+    }
+    Ok(counted)
+}
+
+/// Scales beside the codes that multiply nothing but zeros.
+pub(crate) fn silent_scales(
+    checkpoint: &Checkpoint,
+    slot: Slot,
+    matrix: &TernaryMatrix,
+) -> Vec<Unread> {
+    let Ok(linear) = checkpoint.linear(slot) else {
+        return Vec::new();
+    };
+    let info = match (&linear.rule, linear.rule.scale_tensor()) {
+        // a scale and a bias have to agree even where they multiply nothing
+        (LinearRule::Affine { .. }, _) | (_, None) => return Vec::new(),
+        (_, Some(info)) => info,
+    };
+    let count = info.shape.iter().product::<usize>().max(1);
+    let size = info.len / count as u64;
+    let trits = matrix.trits();
+    let silent = |n: &usize| {
+        let step = trits.len() / count;
+        let own = trits.get(n * step..(n + 1) * step).unwrap_or(&[]);
+        own.iter().all(|t| *t == 0)
+    };
+    let place = |n: usize| {
+        let start = info.offset + n as u64 * size;
+        let why = "a scale that multiplies nothing but zeros";
+        unread(checkpoint, info, start..start + size, why)
+    };
+    (0..count).filter(silent).map(place).collect()
+}
+
+/// Master weights where the source has none: of these only trits and scale are compared.
+fn uncompared_masters(artifact: &Checkpoint, source: Option<&Checkpoint>) -> Vec<Unread> {
+    let is_master = |checkpoint: &Checkpoint, slot| {
+        let linear = checkpoint.linear(slot);
+        linear.is_ok_and(|linear| matches!(linear.rule, LinearRule::Absmean))
+    };
+    let alone = |slot: &Slot| {
+        is_master(artifact, *slot) && !source.is_some_and(|source| is_master(source, *slot))
+    };
+    let slots = artifact.slots_in_file_order().into_iter().filter(alone);
+    let named = slots.filter_map(|slot| {
+        let info = artifact.tensor_range(slot)?;
+        let range = info.offset..info.offset + info.len;
+        let why = "master weights: what they are compared with has only the trits they round to";
+        Some(unread(artifact, info, range, why))
+    });
+    named.collect()
+}
+
+fn unread(
+    checkpoint: &Checkpoint,
+    info: &TensorInfo,
+    range: std::ops::Range<u64>,
+    why: &'static str,
+) -> Unread {
+    let part = checkpoint.file.parts.get(info.part);
+    Unread {
+        file: part.map_or_else(|| checkpoint.path.clone(), |p| p.path().to_owned()),
+        range,
+        bits: UnreadBits::All,
+        place: info.name.clone(),
+        why,
+    }
+}
+
+impl Padding {
+    /// One element of `padding` in the report.
+    pub(crate) fn to_json(&self) -> Value {
+        let Unread {
+            file,
+            range,
+            place,
+            why,
+            ..
+        } = &self.unread;
+        let name = file.file_name().unwrap_or(file.as_os_str());
+        json!({
+            "file": name.to_string_lossy(), "place": place, "start": range.start, "end": range.end,
+            "bits": self.bits, "why": why,
+        })
+    }
+}
