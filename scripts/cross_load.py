@@ -19,7 +19,6 @@ Four questions, strongest first:
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 from safetensors.numpy import load_file
+
+from other_logits import LlamaCpp, Transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -113,19 +114,12 @@ def log_softmax(x):
 
 
 def llama_logits(path, prompts):
-    import llama_cpp
-
-    model = llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, n_threads=2, logits_all=True, verbose=False)
-    vocab = model.n_vocab()
+    model = LlamaCpp(path, 512)
     out, bad_ids = {}, []
     for name, p in prompts.items():
-        if p["text"]:
-            ids = model.tokenize(p["text"].encode(), add_bos=True, special=True)
-            if ids != p["ids"]:
-                bad_ids.append(name)
-        model.reset()
-        model.eval(p["ids"])
-        out[name] = np.array(model.scores[: len(p["ids"]), :vocab], dtype=np.float64)
+        if p["text"] and model.tokenize(p["text"]) != p["ids"]:
+            bad_ids.append(name)
+        out[name] = model.logits(p["ids"]).astype(np.float64)
     model.close()
     return out, bad_ids
 
@@ -139,22 +133,8 @@ HUGGING_FACE = [
 
 
 def transformers_logits(path, prompts):
-    os.environ.update(TORCHDYNAMO_DISABLE="1", HF_HUB_OFFLINE="1")
-    import torch
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    config = json.loads((path / "config.json").read_text())
-    dtype = torch.bfloat16 if config["model_type"] == "bitnet" else torch.float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation="eager")
-    for t in [*model.parameters(), *model.buffers()]:
-        if t.is_floating_point():
-            t.data = t.data.float()
-    with torch.no_grad():
-        return {n: model.eval()(torch.tensor([p["ids"]]), use_cache=False).logits[0].double().numpy()
-                for n, p in prompts.items()}
+    model = Transformers(path, 0)
+    return {name: model.logits(p["ids"]).astype(np.float64) for name, p in prompts.items()}
 
 
 def check_transformers(tmp):

@@ -153,7 +153,7 @@ pub struct CompareArgs {
     pub markdown: Option<PathBuf>,
 
     /// Overwrite the files of --junit, --html and --markdown
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub force: bool,
 
     /// Fail where this run is worse than an earlier one, for example --baseline report.json
