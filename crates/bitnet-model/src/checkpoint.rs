@@ -20,6 +20,7 @@ pub use resolve::{
     tiles_entry, tiles_shape,
 };
 pub use rotation::{ROTATION_KEYS, Rotation};
+pub use unread::WRITER_KEYS;
 
 use crate::config::Config;
 use crate::family::{Family, ScaleDirection};

@@ -34,8 +34,8 @@ pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
     Checkpoint, DenseTensor, GPU_PACKING, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason,
     LayoutSample, LinearRule, LinearSource, MLX_PACKING, OpenOptions, ROTATION_KEYS, Rotation,
-    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, TernaryRows, gguf_from_hf_rows, gguf_row,
-    has_known_family, hf_from_gguf_rows, hf_row, is_tiles, layout_readings, tiles_entry,
+    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, TernaryRows, WRITER_KEYS, gguf_from_hf_rows,
+    gguf_row, has_known_family, hf_from_gguf_rows, hf_row, is_tiles, layout_readings, tiles_entry,
     tiles_shape, weight_scale_bytes,
 };
 pub use config::{

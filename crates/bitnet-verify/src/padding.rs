@@ -4,11 +4,12 @@
 //! result of a comparison. Every other bit of the weights, of the settings and of the header is compared,
 //! or has to be what it is for the file to open.
 
-use bitnet_formats::{FormatError, TensorInfo, Unread, UnreadBits};
+use bitnet_formats::{FormatError, Unread, UnreadBits};
 use bitnet_model::{Checkpoint, LinearRule, Slot};
 use bitnet_ternary::TernaryMatrix;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 
 /// Bits that no reader uses, and how many.
@@ -20,7 +21,8 @@ pub struct Padding {
     pub bits: u64,
 }
 
-/// Everything of an artifact but [`silent_scales`], counted; in the order of file and place.
+/// All of an artifact, counted, in the order of file and place. `silent`: those of [`silent_scales`], which
+/// only a pass over the trits can tell.
 pub(crate) fn padding(
     artifact: &Checkpoint,
     source: Option<&Checkpoint>,
@@ -38,8 +40,8 @@ pub(crate) fn padding(
         let bytes = match mapped {
             Some(part) => part.bytes(),
             None => match read.entry(unread.file.clone()) {
-                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::hash_map::Entry::Vacant(entry) => {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
                     let io = |e: std::io::Error| FormatError::io(&unread.file, &e);
                     entry.insert(std::fs::read(&unread.file).map_err(io)?)
                 }
@@ -78,7 +80,7 @@ pub(crate) fn silent_scales(
     let place = |n: usize| {
         let start = info.offset + n as u64 * size;
         let why = "a scale that multiplies nothing but zeros";
-        unread(checkpoint, info, start..start + size, why)
+        checkpoint.unread_at(info, start..start + size, UnreadBits::All, why)
     };
     (0..count).filter(silent).map(place).collect()
 }
@@ -97,25 +99,9 @@ fn uncompared_masters(artifact: &Checkpoint, source: Option<&Checkpoint>) -> Vec
         let info = artifact.tensor_range(slot)?;
         let range = info.offset..info.offset + info.len;
         let why = "master weights: what they are compared with has only the trits they round to";
-        Some(unread(artifact, info, range, why))
+        Some(artifact.unread_at(info, range, UnreadBits::All, why))
     });
     named.collect()
-}
-
-fn unread(
-    checkpoint: &Checkpoint,
-    info: &TensorInfo,
-    range: std::ops::Range<u64>,
-    why: &'static str,
-) -> Unread {
-    let part = checkpoint.file.parts.get(info.part);
-    Unread {
-        file: part.map_or_else(|| checkpoint.path.clone(), |p| p.path().to_owned()),
-        range,
-        bits: UnreadBits::All,
-        place: info.name.clone(),
-        why,
-    }
 }
 
 impl Padding {

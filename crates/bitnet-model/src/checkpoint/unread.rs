@@ -26,8 +26,8 @@ const JSON_FILES: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
 ];
-/// Keys that say who wrote a file.
-const WRITERS: [&str; 2] = ["transformers_version", "_from_model_config"];
+/// Keys of JSON side files that say who wrote the file, and nothing about the model.
+pub const WRITER_KEYS: [&str; 2] = ["transformers_version", "_from_model_config"];
 /// GGUF keys that others than [`Config`] are made of, or that are compared one by one.
 const COMPARED: [&str; 5] = ["tokenizer.", "split.", "prism.", "bitnet.", "adapter."];
 
@@ -58,7 +58,8 @@ impl Checkpoint {
         })
     }
 
-    fn unread_at(
+    /// Names bits in the file of one of its tensors.
+    pub fn unread_at(
         &self,
         info: &TensorInfo,
         range: Range<u64>,
@@ -199,7 +200,7 @@ impl Checkpoint {
             if *name == "generation_config.json" {
                 let writers = entries
                     .iter()
-                    .filter(|e| WRITERS.contains(&e.path.as_str()));
+                    .filter(|e| WRITER_KEYS.contains(&e.path.as_str()));
                 let mut named = |e: &JsonEntry| Decides::PRESENCE.name_json(path, e, all);
                 writers.for_each(&mut named);
             }

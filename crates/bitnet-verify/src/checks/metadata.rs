@@ -10,7 +10,7 @@ use crate::report::{Findings, Report};
 use bitnet_formats::{Container, ErrorCode, FormatError, MetaArray, MetaValue, Safetensors};
 use bitnet_model::{
     ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, HF_PACKING, LinearRule,
-    Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, tokenizer_to_gguf,
+    Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS, tokenizer_to_gguf,
 };
 use serde_json::Value;
 
@@ -239,8 +239,6 @@ const TOKENIZER_FILES: [&str; 5] = [
 ];
 /// Files that say in part what others say: compared where both sides have them.
 const FURTHER_FILES: [&str; 2] = ["special_tokens_map.json", "generation_config.json"];
-/// Keys of them that say who wrote the file.
-const WRITERS: [&str; 2] = ["transformers_version", "_from_model_config"];
 
 /// The key of a file's pre-tokenizer.
 pub(super) const PRE: &str = "tokenizer.ggml.pre";
@@ -375,7 +373,7 @@ fn meaning(bytes: &[u8]) -> Result<Value, FormatError> {
     let mut value: Value = serde_json::from_slice(bytes)
         .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))?;
     if let Value::Object(keys) = &mut value {
-        keys.retain(|key, _| !WRITERS.contains(&key.as_str()));
+        keys.retain(|key, _| !WRITER_KEYS.contains(&key.as_str()));
     }
     Ok(value)
 }
