@@ -130,6 +130,24 @@ fn figures_of_another_runtime_are_reported_and_bounded() {
 }
 
 #[test]
+fn what_the_other_runtime_does_otherwise_has_a_name() {
+    let Some(source) = source() else { return };
+    let (golden, dir) = (source.golden(), TempDir::new().expect("a directory"));
+    let mut tensors = tensors(&golden);
+    // every row one position too early
+    for (_, dtype, shape, bytes) in &mut tensors {
+        if *dtype == Dtype::F32 {
+            bytes.rotate_left(4 * shape[1]);
+        }
+    }
+    let ran = verify(&source.checkpoint, &write(&dir, &tensors), &[]);
+    let report = ran.json();
+    assert_eq!(ran.status, ExitStatus::Different, "{report:#}");
+    assert_eq!(report["faults"][0]["name"], "token-offset", "{report:#}");
+    assert_eq!(report["faults"][0]["check"], "other-runtime");
+}
+
+#[test]
 fn ids_may_lie_beside_the_file() {
     let Some(source) = source() else { return };
     let recorded = source.golden.join("logits_f32.safetensors");

@@ -229,6 +229,7 @@ fn number(text: &[u8], masks: &mut [u8]) {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

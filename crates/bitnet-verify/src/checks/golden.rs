@@ -119,16 +119,26 @@ fn unexplained(
             what,
         ));
     } else if report.checks.iter().any(failed) {
-        let mut sequences: Vec<(&[u32], &Recorded)> = Vec::new();
-        for prompt in &golden.prompts {
-            let recorded = golden.logits.get(&prompt.name);
-            sequences.extend(recorded.map(|recorded| (&prompt.ids[..], recorded)));
-        }
-        let checkpoint = &subject.artifact.checkpoint;
-        match diagnosis::of_logits(checkpoint, LOGITS, &sequences) {
-            Ok(fault) => report.fault(fault),
-            Err(error) => report.checks.push(CheckResult::error("diagnosis", &error)),
-        }
+        explain_logits(subject, golden, LOGITS, report);
+    }
+}
+
+/// Names what the logits alone tell of why they are others than recorded.
+pub(super) fn explain_logits(
+    subject: &Subject<'_>,
+    golden: &Golden,
+    check: &'static str,
+    report: &mut Report,
+) {
+    let mut sequences: Vec<(&[u32], &Recorded)> = Vec::new();
+    for prompt in &golden.prompts {
+        let recorded = golden.logits.get(&prompt.name);
+        sequences.extend(recorded.map(|recorded| (&prompt.ids[..], recorded)));
+    }
+    let checkpoint = &subject.artifact.checkpoint;
+    match diagnosis::of_logits(checkpoint, check, &sequences) {
+        Ok(fault) => report.fault(fault),
+        Err(error) => report.checks.push(CheckResult::error("diagnosis", &error)),
     }
 }
 

@@ -1,14 +1,16 @@
 //! Whether another runtime computed the same logits.
 //!
 //! Invariant: the other runtime is the reference, and the bounds are those of gates 4 and 5
-//! (`formats/numerics.md`): no implementation of this network is closer to another than that.
+//! (`formats/numerics.md`): no implementation of this network is closer to another than that. Where they do not
+//! hold, the one deviation that gives the other's logits is named.
 
+use super::golden::explain_logits;
 use super::logits::Runtime;
 use super::{Check, Running, Subject};
 use crate::divergence::Divergence;
 use crate::gates::{self, Thresholds};
 use crate::other_runtime::OtherRuntime;
-use crate::report::{CheckResult, ComparedLogits, Findings, Report};
+use crate::report::{CheckResult, ComparedLogits, Findings, Report, Status};
 use bitnet_formats::FormatError;
 
 pub(super) const CHECK: Check = Check {
@@ -39,7 +41,11 @@ impl Running for Compared {
             }
             Err(error) => CheckResult::error(CHECK.name, &error),
         };
+        let differs = result.status == Status::Different;
         report.checks.push(result);
+        if differs {
+            explain_logits(subject, &other.recorded, CHECK.name, report);
+        }
     }
 }
 
