@@ -73,8 +73,7 @@ fn likelihood(divergence: &Divergence, bounds: &Thresholds, findings: &mut Findi
     let mean = |found| divergence.nll_spread(found).mean();
     let (expected, found) = (mean(false), mean(true));
     let shift = (found - expected).abs();
-    // a shift that is no number is none that is allowed
-    if !(shift <= bounds.nll_shift) {
+    if shift.is_nan() || shift > bounds.nll_shift {
         let text = format!(
             "mean negative log likelihood: expected {expected:.4}, found {found:.4}, at most {} apart",
             bounds.nll_shift
