@@ -3,6 +3,7 @@
 //! Invariant: nothing here knows an expectation. What Hugging Face transformers recorded is read by
 //! `bitnet_verify::golden`; how close to it an implementation has to come is `bitnet_verify::gates`.
 
+pub mod conversions;
 pub mod counting;
 pub mod digest;
 pub mod fixtures;

@@ -9,6 +9,7 @@ use bitnet_formats::{
     ErrorCode, FormatError, Limits, PackedTensor, Packing, PlainType, ScaleRounding, open,
 };
 use bitnet_ternary::{GROUP_SIZES, Scales, TernaryMatrix, f32_is_bf16_exact, f32_is_f16_exact};
+use bitnet_tests::conversions::certificate_of;
 use bitnet_tests::fixtures::checkpoint;
 use bitnet_tests::program;
 use rayon::prelude::*;
@@ -315,6 +316,20 @@ fn a_model_goes_through_every_target_and_comes_back_as_it_was() {
     assert_eq!(status, ExitStatus::Done, "{said}");
     let (hash, expected) = (said["ternary_sha256"].clone(), tensors(&first));
     assert!(hash.as_str().is_some_and(|h| h.len() == 64));
+    // dense values, wiring, tokenizer and template as well, whatever container they came through
+    let certificate = certificate_of(&first);
+    let certified = |output: &Path| {
+        let own = certificate_of(output);
+        let words = [own.as_path(), Path::new("--certificate"), &certificate];
+        let ran = program::run(bitnet_verify::run, words);
+        assert_eq!(
+            ran.status,
+            ExitStatus::Done,
+            "{}: {}",
+            output.display(),
+            ran.stdout
+        );
+    };
     // each from the one before, so that every target is also a source, and each back to the first
     let mut before = first;
     for target in TARGETS {
@@ -323,10 +338,12 @@ fn a_model_goes_through_every_target_and_comes_back_as_it_was() {
         assert_eq!(status, ExitStatus::Done, "{}: {said}", target.name);
         assert_eq!(said["lossless"], true, "{}", target.name);
         assert_eq!(said["ternary_sha256"], hash, "{}", target.name);
+        certified(&next);
         let back = path("hf-packed", target.name);
         let (status, said) = convert(&next, &back, "hf-packed");
         assert_eq!(status, ExitStatus::Done, "{}: {said}", target.name);
         assert_eq!(said["ternary_sha256"], hash, "{}", target.name);
+        certified(&back);
         let found = tensors(&back);
         for (name, bytes) in expected.iter().filter(|(n, _)| n.contains("_proj.weight")) {
             let scale = name.ends_with("_scale");

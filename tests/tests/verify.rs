@@ -8,6 +8,7 @@
 use bitnet_cli::ExitStatus;
 use bitnet_convert::{TARGETS, Target};
 use bitnet_formats::Limits;
+use bitnet_tests::conversions::{certificate_of, convert};
 use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign};
 use bitnet_tests::flips::flip;
 use bitnet_tests::program::{self, run};
@@ -51,51 +52,8 @@ fn against(artifact: &Path, source: &Fixture) -> (ExitStatus, Value) {
     (status, json)
 }
 
-/// Converts; `None` when the target cannot hold the source, which it has to say.
-fn convert(source: &Fixture, target: &Target, dir: &Path) -> Option<PathBuf> {
-    let out = dir.join(if target.name.starts_with("gguf") {
-        format!("{}.{}.gguf", source.name, target.name)
-    } else {
-        format!("{}.{}", source.name, target.name)
-    });
-    let mut args = words(&[
-        &source.checkpoint,
-        &"-o",
-        &out,
-        &"--to",
-        &target.name,
-        &"--json",
-    ]);
-    if source.ternary_trained() {
-        args.push("--ternary-trained".into());
-    }
-    let ran = run(bitnet_convert::run, args);
-    let json = ran.json();
-    if ran.status == ExitStatus::Done {
-        assert_eq!(json["lossless"], true, "{}: {json}", out.display());
-        return Some(out);
-    }
-    let code = json["error"]["code"].as_str().unwrap_or_default();
-    let name = &source.name;
-    assert!(
-        matches!(code, "scale-rounding" | "target-cannot-hold"),
-        "{name} to {}: {json}",
-        target.name
-    );
-    None
-}
-
 fn target(name: &str) -> &'static Target {
     TARGETS.iter().find(|t| t.name == name).unwrap()
-}
-
-fn certificate_of(artifact: &Path) -> PathBuf {
-    if artifact.is_dir() {
-        return artifact.join("certificate.json");
-    }
-    let mut name = artifact.as_os_str().to_owned();
-    name.push(".certificate.json");
-    name.into()
 }
 
 /// What a check found: its status and its differences.

@@ -1,14 +1,16 @@
 //! The record that a conversion leaves: digests of what was read and of what was written.
 //!
 //! Invariant: every digest was taken in the one pass over the source, from the values that were
-//! written; nothing is read again to certify it. The layout is `formats/certificate.md`.
+//! written; no weight is read again to certify it. The layout is `formats/certificate.md`.
 
 use crate::plan::Plan;
 use crate::side_files;
 use crate::source_hash::{hex, sha256_hex};
-use bitnet_formats::{FileDigest, FormatError};
+use crate::targets::Kind;
+use bitnet_formats::{FileDigest, FormatError, Limits};
 use bitnet_model::{
-    Certificate, Checkpoint, DenseRecord, FileRecord, TernaryHasher, TernaryRecord, Verdict,
+    Certificate, Checkpoint, DenseRecord, FileRecord, Seal, TernaryHasher, TernaryRecord,
+    TextDigest, Verdict,
 };
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -98,6 +100,20 @@ pub fn name_below(directory: &Path, path: &Path) -> String {
     }
 }
 
+/// Tokenizer and chat template as they were written; a GGUF file is there already.
+///
+/// # Errors
+/// Those of reading the header of that file.
+pub fn text(plan: &Plan) -> Result<TextDigest, FormatError> {
+    match (plan.target.kind, plan.files.first()) {
+        (Kind::Gguf, Some(first)) => {
+            let written = bitnet_formats::open(&first.path, &Limits::default())?;
+            Ok(TextDigest::of_gguf(&written.metadata))
+        }
+        _ => Ok(TextDigest::of_files(&plan.side_files)),
+    }
+}
+
 /// The certificate of a conversion.
 pub fn build(
     checkpoint: &Checkpoint,
@@ -105,6 +121,7 @@ pub fn build(
     sources: &[FileDigest],
     outputs: &[FileDigest],
     digests: &Digests,
+    text: TextDigest,
     lossless: bool,
 ) -> Certificate {
     // the weights come first, and everything else lies beside or below them
@@ -136,5 +153,7 @@ pub fn build(
         source_ternary_sha256: digests.source.finish(),
         ternary_sha256: digests.output.finish(),
         lossless,
+        text,
+        seal: Seal::Whole,
     }
 }

@@ -276,10 +276,11 @@ fn publish(
         &sources,
         &outputs,
         &digests,
+        certificate::text(plan)?,
         losses.is_empty(),
     );
     let mut artifact = create(&certificate)?;
-    artifact.write(&side_files::pretty(&object.to_json()))?;
+    artifact.write(&side_files::pretty(&object.to_json()?))?;
     artifact.finish()?;
     if let Some(directory) = directory {
         directory.finish()?;

@@ -3,8 +3,14 @@
 //! Invariant: a digest depends on the network alone, never on container, packing, row order, padding
 //! or thread count. `formats/certificate.md` defines every byte.
 
+mod consistency;
 mod json;
+mod text;
 
+pub use self::consistency::Seal;
+pub use self::text::{Certified, TextDigest};
+
+use self::consistency::{SEAL, seal_of};
 use self::json::{Field, config_from_json, config_to_json, file_from_json, verdict_from_json};
 use crate::checkpoint::DenseTensor;
 use crate::config::Config;
@@ -21,7 +27,8 @@ pub const CERTIFICATE_VERSION: u64 = 1;
 /// Values per block of a dense tensor's digest; part of the format.
 const DENSE_BLOCK: usize = 1 << 20;
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |d: u8| char::from(DIGITS[usize::from(d & 15)]);
     bytes
@@ -298,11 +305,18 @@ pub struct Certificate {
     pub ternary_sha256: String,
     /// Whether every tensor of the output equals the source's.
     pub lossless: bool,
+    /// Tokenizer and chat template of the output.
+    pub text: TextDigest,
+    /// Whether it is as it was written; of one that is made, [`Seal::Whole`].
+    pub seal: Seal,
 }
 
 impl Certificate {
-    /// The JSON of `OUT.certificate.json`.
-    pub fn to_json(&self) -> Value {
+    /// The JSON of `OUT.certificate.json`, with the hash over it unless it has none.
+    ///
+    /// # Errors
+    /// A number that JSON has no word for.
+    pub fn to_json(&self) -> Result<Value, FormatError> {
         let files = |files: &[FileRecord]| -> Value {
             files
                 .iter()
@@ -333,7 +347,7 @@ impl Certificate {
             });
             with_verdict(record, d.verdict)
         });
-        json!({
+        let mut object = json!({
             "certificate": CERTIFICATE_VERSION,
             "tool": self.tool,
             "family": self.family,
@@ -346,7 +360,16 @@ impl Certificate {
             "wiring": config_to_json(&self.config),
             "ternary": ternary.collect::<Value>(),
             "dense": dense.collect::<Value>(),
-        })
+        });
+        for (key, value) in self.text.to_json() {
+            object[key] = value;
+        }
+        match &self.seal {
+            Seal::Absent => {}
+            Seal::Whole => object[SEAL] = seal_of(&object)?.into(),
+            Seal::Broken { said, .. } => object[SEAL] = json!(said),
+        }
+        Ok(object)
     }
 
     /// Reads what [`to_json`](Self::to_json) wrote.
@@ -406,6 +429,14 @@ impl Certificate {
             source_ternary_sha256: root.at("source_ternary_sha256")?.digest()?,
             ternary_sha256: root.at("ternary_sha256")?.digest()?,
             lossless: root.at("lossless")?.flag()?,
+            text: TextDigest::from_json(&root)?,
+            seal: match root.maybe(SEAL)? {
+                None => Seal::Absent,
+                Some(said) => match (said.digest()?, seal_of(value)?) {
+                    (said, found) if said == found => Seal::Whole,
+                    (said, found) => Seal::Broken { said, found },
+                },
+            },
         })
     }
 }

@@ -26,8 +26,8 @@ use crate::config::Config;
 use crate::family::{Family, ScaleDirection};
 use crate::slot::Slot;
 use bitnet_formats::{
-    Affine, BlockType, Encoding, ErrorCode, FormatError, Limits, PackedTensor, Packing, PlainType,
-    TensorFile, TensorInfo, affine_rows, dense_to_f32,
+    Affine, BlockType, Container, Encoding, ErrorCode, FormatError, Gguf, Limits, PackedTensor,
+    Packing, PlainType, TensorFile, TensorInfo, affine_rows, dense_to_f32,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
@@ -709,6 +709,11 @@ impl Checkpoint {
             .in_file(&self.path)
             .hint("the model would run and print nonsense; conversions from GGUF to GGUF keep the rotation")),
         }
+    }
+
+    /// Whether everything is in GGUF files.
+    pub fn is_gguf(&self) -> bool {
+        self.file.container == Gguf.name()
     }
 
     /// A file beside the weights (`tokenizer.json`), if there is one. GGUF files bring everything

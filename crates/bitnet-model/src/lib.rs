@@ -27,8 +27,9 @@ mod weights;
 
 pub use bitnet_formats::{ErrorCode, FormatError, Limits};
 pub use certificate::{
-    CERTIFICATE_VERSION, Certificate, DenseRecord, FileRecord, TensorDigest, TernaryHasher,
-    TernaryRecord, Verdict, code_row_len, dense_sha256, scale_normal_form, trit_codes, trit_sha256,
+    CERTIFICATE_VERSION, Certificate, Certified, DenseRecord, FileRecord, Seal, TensorDigest,
+    TernaryHasher, TernaryRecord, TextDigest, Verdict, code_row_len, dense_sha256,
+    scale_normal_form, trit_codes, trit_sha256,
 };
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use checkpoint::{
@@ -53,7 +54,7 @@ pub use profile::{Part, Profile};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};
 pub use tokenizer::{
-    DecodeStream, Tokenizer, pre_tokenizer_names, pre_tokenizer_of_vocabulary,
+    DecodeStream, Tokenizer, TokenizerDigest, pre_tokenizer_names, pre_tokenizer_of_vocabulary,
     pre_tokenizer_of_word, tokenizer_files_from_gguf, tokenizer_to_gguf,
 };
 pub use weights::{LoadOptions, TilesIn};

@@ -10,6 +10,7 @@
 //! (sentencepiece's rule), where the crate gives U+FFFD for every byte of the run.
 
 mod decode;
+mod digest;
 mod ggml;
 mod huggingface;
 mod pre_tokenizer;
@@ -20,10 +21,12 @@ use crate::chat_template::ChatTemplate;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
 pub use decode::DecodeStream;
 use decode::Decoding;
+pub use digest::TokenizerDigest;
+pub(crate) use digest::{template_of_directory, template_of_files, template_of_gguf};
 use ggml::{GgmlTokenizer, TokenType};
 use huggingface::{Lists, Specials};
 use serde_json::{Map, Value, json};
-use side_files::{END_OF_TURN, SideFiles};
+use side_files::{END_OF_TURN, Place, SideFiles};
 use std::path::Path;
 
 /// The whole `tokenizer.json`, as GGUF carries it (a key of the GGUF specification).
@@ -85,7 +88,7 @@ impl Tokenizer {
     /// (sentencepiece BPE), with the special tokens and the chat template of the files beside it.
     /// `None` if there is neither.
     pub fn from_directory(dir: &Path) -> Result<Option<Self>, FormatError> {
-        let Some(source) = Source::read(dir, false)? else {
+        let Some(source) = Source::read(Place::Directory(dir), false)? else {
             return Ok(None);
         };
         let special = source.specials()?;
@@ -94,9 +97,7 @@ impl Tokenizer {
             side,
             ..
         } = source;
-        let mut stop = Vec::new();
-        stop.extend(special.eos);
-        stop.extend(side.ids("eos"));
+        let stop = side.stop(&special);
         let text = |name| side.text(name).unwrap_or_default().to_owned();
         let template_tokens = (text("bos"), text("eos"));
         let special = (special.bos, special.eos, special.add_bos);
@@ -128,16 +129,8 @@ impl Tokenizer {
             String::new()
         };
         let template_tokens = (bos, text(special.eos));
-        let mut stop = Vec::new();
-        stop.extend(special.eos);
-        if let Some(MetaValue::Array(MetaArray::U32(ids))) = metadata.get(EOS_IDS) {
-            stop.extend(ids.iter().take(64));
-        }
-        stop.extend(special.eot);
-        let template = metadata
-            .get(CHAT_TEMPLATE)
-            .and_then(MetaValue::as_str)
-            .map(str::to_owned);
+        let stop = gguf_stop(metadata, &special);
+        let template = gguf_template(metadata);
         let special = (special.bos, special.eos, special.add_bos);
         Self::assemble(inner, &value, special, stop, template, template_tokens).map(Some)
     }
@@ -146,18 +139,11 @@ impl Tokenizer {
         inner: tokenizers::Tokenizer,
         value: &Value,
         (bos, eos, adds_bos): (Option<u32>, Option<u32>, bool),
-        mut stop: Vec<u32>,
+        stop: Vec<u32>,
         chat_template: Option<String>,
         template_tokens: (String, String),
     ) -> Result<Self, FormatError> {
-        stop.extend(END_OF_TURN.iter().filter_map(|t| inner.token_to_id(t)));
-        let mut seen = Vec::new();
-        stop.retain(|id| {
-            !seen.contains(id) && {
-                seen.push(*id);
-                true
-            }
-        });
+        let stop = with_ends_of_turns(&inner, stop);
         let decoding = Decoding::from_json(value)?;
         Ok(Self {
             inner,
@@ -287,11 +273,11 @@ struct Source {
 }
 
 impl Source {
-    fn read(dir: &Path, keep_lists: bool) -> Result<Option<Self>, FormatError> {
-        if let Some(bytes) = side_files::read(dir, "tokenizer.json")? {
+    fn read(place: Place<'_>, keep_lists: bool) -> Result<Option<Self>, FormatError> {
+        if let Some(bytes) = place.read("tokenizer.json")? {
             let parsed =
-                build(&bytes, keep_lists).map_err(|e| e.in_file(&dir.join("tokenizer.json")))?;
-            let side = SideFiles::read(dir)?;
+                build(&bytes, keep_lists).map_err(|e| e.in_file(&place.path("tokenizer.json")))?;
+            let side = SideFiles::read(place)?;
             return Ok(Some(Self {
                 parsed,
                 bytes,
@@ -299,15 +285,15 @@ impl Source {
                 pieces: None,
             }));
         }
-        let Some(model) = side_files::read(dir, "tokenizer.model")? else {
+        let Some(model) = place.read("tokenizer.model")? else {
             return Ok(None);
         };
-        let side = SideFiles::read(dir)?;
-        let place = |e: FormatError| e.in_file(&dir.join("tokenizer.model"));
-        let mut pieces = sentencepiece::parse(&model).map_err(place)?;
-        add_tokens(&mut pieces, &side).map_err(place)?;
-        let bytes = compact(&pieces.to_json().map_err(place)?)?;
-        let parsed = build(&bytes, false).map_err(place)?;
+        let side = SideFiles::read(place)?;
+        let located = |e: FormatError| e.in_file(&place.path("tokenizer.model"));
+        let mut pieces = sentencepiece::parse(&model).map_err(located)?;
+        add_tokens(&mut pieces, &side).map_err(located)?;
+        let bytes = compact(&pieces.to_json().map_err(located)?)?;
+        let parsed = build(&bytes, keep_lists).map_err(located)?;
         Ok(Some(Self {
             parsed,
             bytes,
@@ -429,6 +415,33 @@ fn gguf_specials(
     })
 }
 
+/// Ids that GGUF metadata name as ends of a text.
+fn gguf_stop(metadata: &Metadata, special: &Specials) -> Vec<u32> {
+    let mut stop: Vec<u32> = special.eos.into_iter().collect();
+    if let Some(MetaValue::Array(MetaArray::U32(ids))) = metadata.get(EOS_IDS) {
+        stop.extend(ids.iter().take(64));
+    }
+    stop.extend(special.eot);
+    stop
+}
+
+fn gguf_template(metadata: &Metadata) -> Option<String> {
+    let template = metadata.get(CHAT_TEMPLATE).and_then(MetaValue::as_str);
+    template.map(str::to_owned)
+}
+
+/// All ids that end generation, each once, in this order: those named, then ends of turns.
+fn with_ends_of_turns(inner: &tokenizers::Tokenizer, named: Vec<u32>) -> Vec<u32> {
+    let turns = END_OF_TURN.iter().filter_map(|t| inner.token_to_id(t));
+    let mut stop = Vec::new();
+    for id in named.into_iter().chain(turns) {
+        if !stop.contains(&id) {
+            stop.push(id);
+        }
+    }
+    stop
+}
+
 /// The `tokenizer.*` metadata of a checkpoint directory, for GGUF output with `vocab_size` rows:
 /// `tokenizer.ggml.*` for every reader, the chat template, and the whole `tokenizer.json`.
 /// Empty if the directory has no tokenizer.
@@ -439,7 +452,7 @@ pub fn tokenizer_to_gguf(
     dir: &Path,
     vocab_size: usize,
 ) -> Result<Vec<(String, MetaValue)>, FormatError> {
-    let Some(source) = Source::read(dir, true)? else {
+    let Some(source) = Source::read(Place::Directory(dir), true)? else {
         return Ok(Vec::new());
     };
     let special = source.specials()?;
@@ -463,8 +476,8 @@ pub fn tokenizer_to_gguf(
     };
     drop((inner, value));
     let mut out = ggml.to_metadata();
-    let mut stop: Vec<u32> = special.eos.into_iter().collect();
-    for id in side.ids("eos") {
+    let mut stop = Vec::new();
+    for id in side.stop(&special) {
         if !stop.contains(&id) {
             stop.push(id);
         }

@@ -17,6 +17,8 @@ mod structure;
 mod trits;
 
 pub(crate) use golden::tokenizer_of;
+pub(crate) use metadata::compare_wiring;
+pub(crate) use structure::sizes;
 
 use crate::gates::Thresholds;
 use crate::golden::Golden;

@@ -9,7 +9,9 @@
 
 mod args;
 mod baseline;
+mod certificates;
 mod checks;
+mod claims;
 pub mod diagnosis;
 mod divergence;
 pub mod doctor;
@@ -47,6 +49,7 @@ use bitnet_cli::{Console, ExitStatus, Failure, Progress};
 use bitnet_formats::{Artifact, ErrorCode, FormatError};
 use bitnet_kernels::Backend;
 use bitnet_model::{Certificate, OpenOptions};
+use serde_json::Value;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
@@ -161,6 +164,9 @@ fn verify(
         return Err(Failure::usage("nothing to compare with")
             .hint("give --against SRC, --certificate FILE, --logits-from FILE, or --logits to run the model against the oracle"));
     }
+    if let Some(found) = certificates::read_if_one(args.artifact())? {
+        return compare_certificates(args, bounds, &found);
+    }
     let options = |layout: Option<&String>, ternary_trained| OpenOptions {
         layout: layout.cloned(),
         ternary_trained,
@@ -182,7 +188,7 @@ fn verify(
     let certificate = args
         .certificate
         .as_deref()
-        .map(read_certificate)
+        .map(certificates::read)
         .transpose()?;
     let golden = args.golden.as_deref().map(Golden::read).transpose()?;
     let config = &artifact.checkpoint.config;
@@ -206,8 +212,7 @@ fn verify(
     });
     let other = other.transpose()?;
     let kernels = kernels(args.kernel.as_deref())?;
-    let baseline = args.baseline.as_deref();
-    let baseline = baseline.map(prompts::read_json).transpose()?;
+    let baseline = read_baseline(args)?;
     let thresholds = bounds.thresholds();
     let subject = Subject {
         artifact: &artifact,
@@ -226,17 +231,46 @@ fn verify(
     let pool =
         pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
     let mut report = pool.install(|| run_checks(&subject, progress));
-    if let Some(before) = &baseline {
-        let slack = bounds.baseline_slack.unwrap_or(baseline::SLACK);
-        report
-            .checks
-            .push(baseline::compare(&report, before, slack));
-    }
+    add_baseline(&mut report, baseline.as_ref(), bounds);
     Ok(report)
 }
 
-fn read_certificate(path: &Path) -> Result<Certificate, FormatError> {
-    Certificate::from_json(&prompts::read_json(path)?).map_err(|e| e.in_file(path))
+/// The artifact is a certificate itself.
+fn compare_certificates(
+    args: &CompareArgs,
+    bounds: &Bounds,
+    found: &Certificate,
+) -> Result<Report, Failure> {
+    let needs_model = [
+        (args.against.is_some(), "compare with --against"),
+        (args.logits || args.golden.is_some(), "run"),
+        (args.prompts.is_some() || args.kernel.is_some(), "run"),
+    ];
+    let hint = "give --certificate FILE alone to compare two certificates";
+    if let Some((_, what)) = needs_model.into_iter().find(|(asked, _)| *asked) {
+        return Err(Failure::from(certificates::refuse(what)).hint(hint));
+    }
+    let Some(path) = &args.certificate else {
+        return Err(Failure::from(certificates::refuse("compare")).hint(hint));
+    };
+    let baseline = read_baseline(args)?;
+    let mut report = certificates::compare(&certificates::read(path)?, found);
+    add_baseline(&mut report, baseline.as_ref(), bounds);
+    Ok(report)
+}
+
+/// What an earlier run reported, if there is one to compare with.
+fn read_baseline(args: &CompareArgs) -> Result<Option<Value>, FormatError> {
+    let path = args.baseline.as_deref();
+    path.map(prompts::read_json).transpose()
+}
+
+fn add_baseline(report: &mut Report, before: Option<&Value>, bounds: &Bounds) {
+    if let Some(before) = before {
+        let slack = bounds.baseline_slack.unwrap_or(baseline::SLACK);
+        let worse = baseline::compare(report, before, slack);
+        report.checks.push(worse);
+    }
 }
 
 /// The kernels that `--kernel` names.

@@ -81,6 +81,13 @@ impl<'a> Field<'a> {
             .map_err(|_| self.bad("a token id"))
     }
 
+    pub(super) fn token_or_null(&self) -> Result<Option<u32>, FormatError> {
+        match self.value {
+            Value::Null => Ok(None),
+            _ => self.token().map(Some),
+        }
+    }
+
     pub(super) fn float(&self) -> Result<f64, FormatError> {
         self.value.as_f64().ok_or_else(|| self.bad("a number"))
     }
@@ -325,12 +332,7 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
             .into_iter()
             .find(|w| quantization.value == activation_word(*w))
             .ok_or_else(|| quantization.bad("int8_per_token or none"))?,
-        bos_token_id: match field.at("bos_token_id")? {
-            Field {
-                value: Value::Null, ..
-            } => None,
-            id => Some(id.token()?),
-        },
+        bos_token_id: field.at("bos_token_id")?.token_or_null()?,
         eos_token_ids: field.at("eos_token_ids")?.each(|id| id.token())?,
     }
     .checked()

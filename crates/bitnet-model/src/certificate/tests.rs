@@ -186,12 +186,17 @@ fn a_certificate_reads_back_as_written() {
         source_ternary_sha256: hex(&[2; 32]),
         ternary_sha256: hasher.finish(),
         lossless: false,
+        text: TextDigest {
+            tokenizer: Certified::Refused("a `Unigram`".to_owned()),
+            chat_template_sha256: Certified::Said(Some(hex(&[3; 32]))),
+        },
+        seal: Seal::Whole,
     };
-    let text = certificate.to_json().to_string();
+    let text = certificate.to_json().unwrap().to_string();
     let read = Certificate::from_json(&serde_json::from_str(&text).unwrap()).unwrap();
     assert_eq!(read, certificate);
 
-    let mut broken = certificate.to_json();
+    let mut broken = certificate.to_json().unwrap();
     broken["ternary"][0]["trits_sha256"] = json!("xyz");
     let error = Certificate::from_json(&broken).unwrap_err();
     assert_eq!(

@@ -392,38 +392,25 @@ impl GgmlTokenizer {
             .collect();
         let template = json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials});
 
-        let merges = match &self.merges {
-            Some(merges) => merges.clone(),
-            None => self.merges_from_scores()?,
-        };
-        let merges: Vec<Value> = merges.into_iter().map(|(a, b)| json!([a, b])).collect();
+        let merges: Vec<Value> = self
+            .merges_or_derived()?
+            .into_iter()
+            .map(|(a, b)| json!([a, b]))
+            .collect();
         let mut model = json!({
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false
         });
-        let (normalizer, pre, post, decoder);
+        let (post, decoder);
+        let (normalizer, pre) = self.rules();
         match self.model {
             Model::ByteLevel(row) => {
-                normalizer = if row.nfc {
-                    json!({"type": "NFC"})
-                } else {
-                    Value::Null
-                };
-                pre = row.to_json();
                 let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
                 post = json!({"type": "Sequence", "processors": [bytes, template]});
                 decoder = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
                 set(&mut model, "ignore_merges", row.ignore_merges.into());
             }
             Model::SentencePiece { space_prefix } => {
-                let replace =
-                    json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
-                normalizer = if space_prefix {
-                    json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]})
-                } else {
-                    replace
-                };
-                pre = Value::Null;
                 post = template;
                 let mut steps = vec![
                     json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
@@ -434,8 +421,7 @@ impl GgmlTokenizer {
                     steps.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
                 }
                 decoder = json!({"type": "Sequence", "decoders": steps});
-                let bytes = self.tokens.iter().any(|(_, t)| *t == TokenType::Byte);
-                set(&mut model, "byte_fallback", bytes.into());
+                set(&mut model, "byte_fallback", self.has_bytes().into());
                 set(&mut model, "fuse_unk", true.into());
                 if let Some((text, _)) = self.unk.and_then(|i| self.tokens.get(i as usize)) {
                     set(&mut model, "unk_token", text.as_str().into());
@@ -449,6 +435,75 @@ impl GgmlTokenizer {
             "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post,
             "decoder": decoder, "model": model
         }))
+    }
+
+    /// `normalizer` and `pre_tokenizer` of a `tokenizer.json`.
+    pub(super) fn rules(&self) -> (Value, Value) {
+        match self.model {
+            Model::ByteLevel(row) => {
+                let normalizer = if row.nfc {
+                    json!({"type": "NFC"})
+                } else {
+                    Value::Null
+                };
+                (normalizer, row.to_json())
+            }
+            Model::SentencePiece { space_prefix } => {
+                let replace =
+                    json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+                let normalizer = if space_prefix {
+                    json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]})
+                } else {
+                    replace
+                };
+                (normalizer, Value::Null)
+            }
+        }
+    }
+
+    /// Whether bytes that no piece has are tokens of their own.
+    pub(super) fn has_bytes(&self) -> bool {
+        self.is_sentencepiece() && self.tokens.iter().any(|(_, t)| *t == TokenType::Byte)
+    }
+
+    pub(super) fn is_sentencepiece(&self) -> bool {
+        matches!(self.model, Model::SentencePiece { .. })
+    }
+
+    /// The merges, derived from the scores where none are listed.
+    pub(super) fn merges_or_derived(&self) -> Result<Vec<(String, String)>, FormatError> {
+        match &self.merges {
+            Some(merges) => Ok(merges.clone()),
+            None => self.merges_from_scores(),
+        }
+    }
+
+    /// The first token whose score puts it before one that an earlier merge makes: readers of scores
+    /// (llama.cpp) would merge in another order than `merges` says. `None` where that is not so.
+    pub(super) fn first_score_out_of_order(&self, merges: &[(String, String)]) -> Option<usize> {
+        let scores = self.scores.as_ref().filter(|_| self.is_sentencepiece())?;
+        // what is more than a piece has a score of its own
+        let ids: HashMap<&str, usize> = (self.tokens.iter().enumerate())
+            .filter(|(_, (_, kind))| *kind == TokenType::Normal)
+            .map(|(id, (text, _))| (text.as_str(), id))
+            .collect();
+        let (mut seen, mut least) = (HashSet::new(), f32::INFINITY);
+        for (left, right) in merges {
+            let made = format!("{left}{right}");
+            let Some(id) = ids.get(made.as_str()).copied() else {
+                continue;
+            };
+            if !seen.insert(id) {
+                continue;
+            }
+            let score = scores.get(id).copied().unwrap_or(f32::NEG_INFINITY);
+            // NaN is in no order
+            if !(score <= least) {
+                return Some(id);
+            }
+            least = score;
+        }
+        None
     }
 
     /// See "How exactly" above.

@@ -8,7 +8,7 @@ use super::pre_tokenizer::{self, short};
 use super::side_files::{END_OF_TURN, SideFiles};
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::Value;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 fn refuse(key: &str, what: impl Into<String>) -> FormatError {
     FormatError::new(ErrorCode::Tokenizer, what).in_tensor(key)
@@ -118,7 +118,7 @@ pub(super) fn take(json: &mut Value) -> Result<Lists, FormatError> {
 }
 
 /// How a byte-fallback tokenizer treats spaces: `Some(true)` puts one in front.
-fn space_prefix(json: &Value) -> Option<bool> {
+pub(super) fn space_prefix(json: &Value) -> Option<bool> {
     let kind = |v: &Value| {
         v.get("type")
             .and_then(Value::as_str)
@@ -233,6 +233,52 @@ impl Specials {
     }
 }
 
+/// Every id that has a token, with the token's text and type. `bytes` is `byte_fallback`.
+pub(super) fn typed_tokens(
+    bytes: bool,
+    vocab: Vec<(String, u32)>,
+    inner: &tokenizers::Tokenizer,
+) -> BTreeMap<u32, (String, TokenType)> {
+    let mut tokens = BTreeMap::new();
+    let mut runs = HashSet::new(); // tokens with spaces in them, of models that spell them out
+    for (text, id) in vocab {
+        let byte = bytes && byte_piece(&text).is_some();
+        if bytes && text.contains('▁') {
+            runs.insert(text.clone());
+        }
+        let kind = match byte {
+            true => TokenType::Byte,
+            false => TokenType::Normal,
+        };
+        tokens.insert(id, (text, kind));
+    }
+    for (id, token) in inner.get_added_tokens_decoder() {
+        // a space run that merges make (Gemma) is an ordinary token, whoever else lists it
+        if !token.special && runs.contains(&token.content) {
+            continue;
+        }
+        let kind = match token.special {
+            true => TokenType::Control,
+            false => TokenType::UserDefined,
+        };
+        tokens.insert(id, (token.content, kind));
+    }
+    tokens
+}
+
+/// What a byte-level tokenizer does to characters before it cuts; `None` for what has no word.
+pub(super) fn normalizer_word(normalizer: &Value) -> Option<&'static str> {
+    let nothing = normalizer
+        .get("normalizers")
+        .and_then(Value::as_array)
+        .is_some_and(Vec::is_empty);
+    match normalizer.get("type").and_then(Value::as_str) {
+        Some("NFC") => Some("nfc"),
+        _ if normalizer.is_null() || nothing => Some("none"),
+        _ => None,
+    }
+}
+
 /// A `tokenizer.json` in GGUF's words, with exactly `rows` tokens.
 pub(super) fn to_ggml(
     json: &Value,
@@ -245,7 +291,8 @@ pub(super) fn to_ggml(
     let flag = |key: &str| model.get(key).and_then(Value::as_bool).unwrap_or(false);
     let Lists { vocab, merges } = lists;
     let mut slots: Vec<Option<(String, TokenType)>> = vec![None; rows];
-    let mut place = |id: u32, text: String, kind: TokenType| {
+    let bytes = flag("byte_fallback");
+    for (id, (text, kind)) in typed_tokens(bytes, vocab, inner) {
         let slot = usize::try_from(id)
             .ok()
             .and_then(|i| slots.get_mut(i))
@@ -260,38 +307,6 @@ pub(super) fn to_ggml(
                 .hint("the tokenizer is of another model, or config.json has the wrong vocab_size")
             })?;
         *slot = Some((text, kind));
-        Ok::<(), FormatError>(())
-    };
-    let bytes = flag("byte_fallback");
-    let mut runs = HashSet::new(); // tokens with spaces in them, of models that spell them out
-    for (text, id) in vocab {
-        let byte = bytes && byte_piece(&text).is_some();
-        if bytes && text.contains('▁') {
-            runs.insert(text.clone());
-        }
-        place(
-            id,
-            text,
-            if byte {
-                TokenType::Byte
-            } else {
-                TokenType::Normal
-            },
-        )?;
-    }
-    let mut added: Vec<_> = inner.get_added_tokens_decoder().into_iter().collect();
-    added.sort_by_key(|&(id, _)| id);
-    for (id, token) in added {
-        // a space run that merges make (Gemma) is an ordinary token, whoever else lists it
-        if !token.special && runs.contains(&token.content) {
-            continue;
-        }
-        let kind = if token.special {
-            TokenType::Control
-        } else {
-            TokenType::UserDefined
-        };
-        place(id, token.content, kind)?;
     }
     let first = slots
         .first()
@@ -309,15 +324,9 @@ pub(super) fn to_ggml(
         Model::SentencePiece { space_prefix }
     } else {
         let normalizer = json.get("normalizer").unwrap_or(&Value::Null);
-        let kind = normalizer
-            .get("type")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let nothing = normalizer
-            .get("normalizers")
-            .and_then(Value::as_array)
-            .is_some_and(Vec::is_empty);
-        if !normalizer.is_null() && kind != "NFC" && !nothing {
+        if normalizer_word(normalizer).is_none() {
+            let kind = normalizer.get("type").and_then(Value::as_str);
+            let kind = kind.unwrap_or_default();
             return Err(
                 refuse("normalizer", format!("`{}` has no GGUF word", short(kind)))
                     .hint("write a Hugging Face target instead"),

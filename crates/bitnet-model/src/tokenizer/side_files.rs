@@ -3,44 +3,72 @@
 //! Invariant: a file larger than [`Limits::json_bytes`] is not read, and a key of an unexpected type
 //! counts as absent (these files are written by hand and vary), except where the JSON is broken.
 
+use super::huggingface::Specials;
 use bitnet_formats::{ErrorCode, FormatError, Limits};
 use serde_json::Value;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Texts that end a turn; their tokens stop generation even where no config says so.
 pub(super) const END_OF_TURN: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>"];
 
-/// Reads a file of at most the limit; `None` if it is absent.
-pub(super) fn read(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, FormatError> {
-    let path = dir.join(name);
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(FormatError::io(&path, &e)),
-    };
-    let limit = Limits::default().json_bytes;
-    let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(|e| FormatError::io(&path, &e))?;
-    if bytes.len() as u64 > limit {
-        return Err(FormatError::new(
-            ErrorCode::LimitExceeded,
-            format!("larger than {limit} bytes"),
-        )
-        .in_file(&path));
-    }
-    Ok(Some(bytes))
+/// Where the files of a tokenizer are.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// A checkpoint directory.
+    Directory(&'a Path),
+    /// Files that are about to be written: name and bytes.
+    Written(&'a [(String, Vec<u8>)]),
 }
 
-fn json(dir: &Path, name: &str) -> Result<Value, FormatError> {
-    let Some(bytes) = read(dir, name)? else {
-        return Ok(Value::Null);
-    };
-    serde_json::from_slice(&bytes)
-        .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()).in_file(&dir.join(name)))
+impl Place<'_> {
+    /// The path of a file, for messages.
+    pub(super) fn path(self, name: &str) -> PathBuf {
+        match self {
+            Self::Directory(dir) => dir.join(name),
+            Self::Written(_) => name.into(),
+        }
+    }
+
+    /// Reads a file of at most the limit; `None` if it is absent.
+    pub(super) fn read(self, name: &str) -> Result<Option<Vec<u8>>, FormatError> {
+        let dir = match self {
+            Self::Directory(dir) => dir,
+            Self::Written(files) => {
+                let file = files.iter().find(|(written, _)| written == name);
+                return Ok(file.map(|(_, bytes)| bytes.clone()));
+            }
+        };
+        let path = dir.join(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(FormatError::io(&path, &e)),
+        };
+        let limit = Limits::default().json_bytes;
+        let mut bytes = Vec::new();
+        file.take(limit.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(|e| FormatError::io(&path, &e))?;
+        if bytes.len() as u64 > limit {
+            return Err(FormatError::new(
+                ErrorCode::LimitExceeded,
+                format!("larger than {limit} bytes"),
+            )
+            .in_file(&path));
+        }
+        Ok(Some(bytes))
+    }
+
+    fn json(self, name: &str) -> Result<Value, FormatError> {
+        let Some(bytes) = self.read(name)? else {
+            return Ok(Value::Null);
+        };
+        serde_json::from_slice(&bytes).map_err(|e| {
+            FormatError::new(ErrorCode::Malformed, e.to_string()).in_file(&self.path(name))
+        })
+    }
 }
 
 /// What stands beside the tokenizer.
@@ -56,24 +84,24 @@ pub(super) struct SideFiles {
 
 impl SideFiles {
     /// Reads what there is.
-    pub(super) fn read(dir: &Path) -> Result<Self, FormatError> {
-        let tokenizer = json(dir, "tokenizer_config.json")?;
+    pub(super) fn read(place: Place<'_>) -> Result<Self, FormatError> {
+        let tokenizer = place.json("tokenizer_config.json")?;
         // transformers prefers the file of its own over the key
-        let chat_template = match read(dir, "chat_template.jinja")? {
+        let chat_template = match place.read("chat_template.jinja")? {
             Some(bytes) => Some(String::from_utf8(bytes).map_err(|_| {
                 FormatError::new(ErrorCode::ChatTemplate, "not UTF-8")
-                    .in_file(&dir.join("chat_template.jinja"))
+                    .in_file(&place.path("chat_template.jinja"))
             })?),
             None => match template(&tokenizer) {
                 Some(template) => Some(template),
-                None => template(&json(dir, "chat_template.json")?),
+                None => template(&place.json("chat_template.json")?),
             },
         };
         Ok(Self {
-            config: json(dir, "config.json")?,
-            generation: json(dir, "generation_config.json")?,
-            special_map: json(dir, "special_tokens_map.json")?,
-            added: json(dir, "added_tokens.json")?,
+            config: place.json("config.json")?,
+            generation: place.json("generation_config.json")?,
+            special_map: place.json("special_tokens_map.json")?,
+            added: place.json("added_tokens.json")?,
             tokenizer,
             chat_template,
         })
@@ -113,6 +141,11 @@ impl SideFiles {
         self.text(name)
             .and_then(lookup)
             .or_else(|| self.ids(name).first().copied())
+    }
+
+    /// Ids that these files name as ends of a text, the tokenizer's own first.
+    pub(super) fn stop(&self, special: &Specials) -> Vec<u32> {
+        special.eos.into_iter().chain(self.ids("eos")).collect()
     }
 
     /// A flag of `tokenizer_config.json`.

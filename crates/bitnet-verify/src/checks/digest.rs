@@ -4,15 +4,21 @@
 //! model passes; whole files are compared only where the certificate names a file of the artifact.
 
 use super::metadata::compare_wiring;
-use super::structure::sizes;
 use super::trits::rotated;
 use super::{Check, Pair, Running, Subject};
+use crate::claims;
 use crate::faults::{Fault, Kind, of_digest, of_scales};
 use crate::report::{Findings, Report};
 use bitnet_formats::{FormatError, Mapped, Sha256Stream};
-use bitnet_model::{Certificate, Slot, TernaryHasher, dense_sha256, trit_sha256};
+use bitnet_model::{
+    Certificate, Certified, Checkpoint, FileRecord, Slot, TernaryHasher, TextDigest, dense_sha256,
+    trit_sha256,
+};
 use bitnet_ternary::TernaryMatrix;
 use std::path::Path;
+
+/// What the sides are called in a report.
+const SIDES: [&str; 2] = ["the certificate", "the artifact"];
 
 pub(super) const CHECK: Check = Check {
     name: "digest",
@@ -77,22 +83,11 @@ impl Running for Digests {
         let mut compared = format!("ternary_sha256 {found}");
         if let Some(certificate) = subject.certificate {
             if !self.incomplete {
-                self.findings.expect(
-                    "ternary_sha256 (certificate)",
-                    &certificate.ternary_sha256,
-                    &found,
-                );
+                let place = "ternary_sha256 (certificate)";
+                let expected = &certificate.ternary_sha256;
+                self.findings.expect(place, expected, &found);
             }
-            self.wiring(certificate, subject, report);
-            self.linears(certificate);
-            self.dense(certificate, subject);
-            let files = self.files(certificate, subject);
-            let (linears, dense) = (certificate.ternary.len(), certificate.dense.len());
-            compared.push_str(&format!(
-                "; certificate of {}: {linears} linears, {dense} dense tensors, {files} of {} files",
-                certificate.tool,
-                certificate.output.len()
-            ));
+            compared.push_str(&self.certificate(certificate, subject, report));
         }
         report
             .checks
@@ -146,63 +141,78 @@ impl Digests {
         self.faults.extend(fault);
     }
 
-    fn wiring(&mut self, certificate: &Certificate, subject: &Subject<'_>, report: &mut Report) {
-        let (expected, found) = (&certificate.config, &subject.artifact.checkpoint.config);
-        for ((key, expected), (_, found)) in sizes(expected).into_iter().zip(sizes(found)) {
-            self.findings.expect(key, expected, found);
+    /// Holds both models against a certificate; says what was compared.
+    fn certificate(
+        &mut self,
+        certificate: &Certificate,
+        subject: &Subject<'_>,
+        report: &mut Report,
+    ) -> String {
+        for (place, what) in certificate.contradictions() {
+            self.findings.different(place, what);
         }
-        compare_wiring(CHECK.name, (expected, found), &mut self.findings, report);
+        let checkpoint = &subject.artifact.checkpoint;
+        let configs = (&certificate.config, &checkpoint.config);
+        claims::compare_sizes(configs.0, configs.1, &mut self.findings);
+        compare_wiring(CHECK.name, configs, &mut self.findings, report);
+        self.linears(certificate);
+        self.dense(certificate, checkpoint);
+        let text = self.text(certificate, checkpoint);
+        let files = self.files(&certificate.output, checkpoint);
+        let mut compared = format!(
+            "; certificate of {}: {} linears, {} dense tensors, {text}, {files} of {} files",
+            certificate.tool,
+            certificate.ternary.len(),
+            certificate.dense.len(),
+            certificate.output.len()
+        );
+        if let Some(source) = subject.source {
+            let expected = &certificate.source_ternary_sha256;
+            if !self.incomplete {
+                let found = self.source.finish();
+                let place = "source_ternary_sha256 (certificate)";
+                self.findings.expect(place, expected, &found);
+            }
+            let files = self.files(&certificate.source, &source.checkpoint);
+            let all = certificate.source.len();
+            compared.push_str(&format!(", {files} of {all} source files"));
+        }
+        compared
     }
 
     fn linears(&mut self, certificate: &Certificate) {
-        for expected in certificate.ternary.iter().map(|record| &record.digest) {
-            let name = &expected.name;
-            let Some(found) = self.artifact.tensors().find(|found| found.name == *name) else {
-                if !self.incomplete {
-                    self.findings
-                        .different(name, "in the certificate, not in the artifact");
-                }
-                continue;
-            };
-            if (expected.rows, expected.cols) != (found.rows, found.cols) {
-                let (e, f) = ((expected.rows, expected.cols), (found.rows, found.cols));
-                self.findings
-                    .different(name, format!("expected shape {e:?}, found {f:?}"));
-            } else if expected.trits_sha256 != found.trits_sha256 {
-                let text = format!(
-                    "expected trits of sha256 {}, found {}",
-                    expected.trits_sha256, found.trits_sha256
-                );
-                self.findings.different(name, text);
-            }
-            let scales = |d: &bitnet_model::TensorDigest| match d.scale_bits {
-                Some(bits) => format!("one scale {:e} (0x{bits:08x})", f32::from_bits(bits)),
-                None => format!(
-                    "scales per {} of sha256 {}",
-                    d.scale_structure, d.scales_sha256
-                ),
-            };
-            if (&expected.scale_structure, &expected.scales_sha256)
-                != (&found.scale_structure, &found.scales_sha256)
-            {
-                self.findings.different(
-                    name,
-                    format!("expected {}, found {}", scales(expected), scales(found)),
-                );
+        let expected = certificate.ternary.iter().map(|record| &record.digest);
+        let (expected, found) = (
+            claims::named(expected),
+            claims::named(self.artifact.tensors()),
+        );
+        let mut unpaired = Findings::default();
+        let findings = match self.incomplete {
+            // what could not be read is reported already
+            true => &mut unpaired,
+            false => &mut self.findings,
+        };
+        let pairs = claims::pairs(expected, found, SIDES, findings);
+        for (name, expected, found) in pairs {
+            let differences = [
+                claims::trits(expected, found),
+                claims::scales(expected, found),
+            ];
+            for what in differences.into_iter().flatten() {
+                self.findings.different(name, what);
             }
         }
     }
 
-    fn dense(&mut self, certificate: &Certificate, subject: &Subject<'_>) {
-        let checkpoint = &subject.artifact.checkpoint;
-        for slot in checkpoint
-            .slots()
-            .into_iter()
-            .filter(|slot| !checkpoint.is_ternary(*slot))
-        {
-            let name = slot.to_string();
-            let Some(expected) = certificate.dense.iter().find(|record| record.name == name) else {
-                self.findings.different(name, "not in the certificate");
+    fn dense(&mut self, certificate: &Certificate, checkpoint: &Checkpoint) {
+        let mut slots = checkpoint.slots();
+        slots.retain(|slot| !checkpoint.is_ternary(*slot));
+        let found: Vec<_> = slots.iter().map(|slot| (slot.to_string(), *slot)).collect();
+        let expected = certificate.dense.iter();
+        let expected = expected.map(|record| (record.name.as_str(), Err(record)));
+        let found = found.iter().map(|(name, slot)| (name.as_str(), Ok(*slot)));
+        for pair in claims::pairs(expected, found, SIDES, &mut self.findings) {
+            let (name, Err(expected), Ok(slot)) = pair else {
                 continue;
             };
             match checkpoint
@@ -211,21 +221,38 @@ impl Digests {
             {
                 Err(error) => self.findings.unreadable(name, &error),
                 Ok((shape, _)) if shape != expected.shape => {
-                    self.findings.different(
-                        name,
-                        format!("expected shape {:?}, found {shape:?}", expected.shape),
-                    );
+                    let what = format!("expected shape {:?}, found {shape:?}", expected.shape);
+                    self.findings.different(name, what);
                 }
-                Ok((_, found)) => self.findings.expect(&name, &expected.values_sha256, &found),
+                Ok((_, found)) => self.findings.expect(name, &expected.values_sha256, &found),
             }
         }
     }
 
-    /// Compares whole files where the artifact has one of the certificate's names; how many.
-    fn files(&mut self, certificate: &Certificate, subject: &Subject<'_>) -> usize {
-        let checkpoint = &subject.artifact.checkpoint;
+    /// Tokenizer and chat template, and whether the keys of a GGUF file that other readers use say the same.
+    fn text(&mut self, certificate: &Certificate, checkpoint: &Checkpoint) -> String {
+        if certificate.text.tokenizer == Certified::Unsaid {
+            return "tokenizer not certified".to_owned();
+        }
+        let found = TextDigest::of_checkpoint(checkpoint);
+        let compared = claims::compare_text(&certificate.text, &found, &mut self.findings);
+        if let (Certified::Said(Some(digest)), true) = (&found.tokenizer, checkpoint.is_gguf()) {
+            match digest.contradicted_by_gguf_keys(&checkpoint.file.metadata) {
+                Err(error) => self.findings.unreadable("tokenizer.ggml", &error),
+                Ok(contradictions) => {
+                    for (key, expected, found) in contradictions {
+                        self.findings.expect(key, expected, found);
+                    }
+                }
+            }
+        }
+        compared
+    }
+
+    /// Compares whole files where a model has one of the names in a certificate; how many.
+    fn files(&mut self, records: &[FileRecord], checkpoint: &Checkpoint) -> usize {
         let mut compared = 0;
-        for expected in &certificate.output {
+        for expected in records {
             // a certificate is input too: a name with directories in it names nothing here
             if Path::new(&expected.name)
                 .file_name()

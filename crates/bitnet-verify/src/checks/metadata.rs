@@ -69,7 +69,7 @@ impl Running for Metadata {
 }
 
 /// Compares every setting that changes a result.
-pub(super) fn compare_wiring(
+pub(crate) fn compare_wiring(
     check: &'static str,
     (expected, found): (&Config, &Config),
     findings: &mut Findings,
@@ -249,7 +249,7 @@ fn compare_tokenizers(
     artifact: &Checkpoint,
     findings: &mut Findings,
 ) -> Result<(String, Option<Fault>), FormatError> {
-    if !is_gguf(source) && !is_gguf(artifact) {
+    if !source.is_gguf() && !artifact.is_gguf() {
         return compare_files(source, artifact, findings);
     }
     let (expected, found) = (gguf_tokenizer(source)?, gguf_tokenizer(artifact)?);
@@ -287,15 +287,11 @@ fn compare_tokenizers(
     Ok((format!("{compared} tokenizer keys"), fault))
 }
 
-pub(super) fn is_gguf(checkpoint: &Checkpoint) -> bool {
-    checkpoint.file.container == "gguf"
-}
-
 /// The tokenizer in GGUF's terms; `None` if there is none.
 pub(super) fn gguf_tokenizer(
     checkpoint: &Checkpoint,
 ) -> Result<Option<Vec<(String, MetaValue)>>, FormatError> {
-    let pairs: Vec<(String, MetaValue)> = if is_gguf(checkpoint) {
+    let pairs: Vec<(String, MetaValue)> = if checkpoint.is_gguf() {
         let pairs = checkpoint.file.metadata.0.iter();
         pairs
             .filter(|(key, _)| key.starts_with("tokenizer."))

@@ -21,7 +21,7 @@ pub(super) const CHECK: Check = Check {
 struct Structure;
 
 /// Every size of a network; what else it is made of is the business of `metadata`.
-pub(super) fn sizes(config: &Config) -> [(&'static str, usize); 7] {
+pub(crate) fn sizes(config: &Config) -> [(&'static str, usize); 7] {
     [
         ("hidden_size", config.hidden_size),
         ("intermediate_size", config.intermediate_size),

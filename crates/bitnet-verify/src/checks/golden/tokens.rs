@@ -4,7 +4,7 @@
 //! id of every text.
 
 use super::super::Subject;
-use super::super::metadata::{PRE, gguf_tokenizer, is_gguf};
+use super::super::metadata::{PRE, gguf_tokenizer};
 use crate::faults::{Fault, Kind};
 use crate::golden::Golden;
 use crate::report::{CheckResult, Findings, Report};
@@ -44,7 +44,7 @@ pub(super) fn compare(subject: &Subject<'_>, golden: &Golden, report: &mut Repor
 /// The tokenizer that comes with a model.
 pub(crate) fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, FormatError> {
     match &checkpoint.directory {
-        _ if is_gguf(checkpoint) => Tokenizer::from_gguf(&checkpoint.file.metadata),
+        _ if checkpoint.is_gguf() => Tokenizer::from_gguf(&checkpoint.file.metadata),
         Some(directory) => Tokenizer::from_directory(directory),
         None => Ok(None),
     }

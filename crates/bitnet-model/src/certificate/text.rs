@@ -1,0 +1,133 @@
+//! What a certificate says of text: the tokenizer and the chat template, each by itself.
+//!
+//! Invariant: what cannot be certified is said to be so, with its reason; it is never left out, and
+//! never makes a conversion fail that does not need it.
+
+use super::json::Field;
+use crate::checkpoint::Checkpoint;
+use crate::tokenizer::{
+    TokenizerDigest, template_of_directory, template_of_files, template_of_gguf,
+};
+use bitnet_formats::{FormatError, Metadata};
+use serde_json::{Map, Value, json};
+
+/// What a certificate says of something that a model may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Certified<T> {
+    /// Nothing: it is of a version that did not.
+    Unsaid,
+    /// That it has no normal form, and why.
+    Refused(String),
+    /// What it is, or that there is none.
+    Said(Option<T>),
+}
+
+impl<T> Certified<T> {
+    fn of(found: Result<Option<T>, FormatError>) -> Self {
+        match found {
+            Ok(found) => Self::Said(found),
+            Err(error) => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// Tokenizer and chat template of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextDigest {
+    /// How text becomes tokens and back.
+    pub tokenizer: Certified<TokenizerDigest>,
+    /// sha256 of the chat template's bytes.
+    pub chat_template_sha256: Certified<String>,
+}
+
+impl TextDigest {
+    /// Of an open model.
+    pub fn of_checkpoint(checkpoint: &Checkpoint) -> Self {
+        match &checkpoint.directory {
+            Some(directory) if !checkpoint.is_gguf() => Self {
+                tokenizer: Certified::of(TokenizerDigest::of_directory(directory)),
+                chat_template_sha256: Certified::of(template_of_directory(directory)),
+            },
+            _ => Self::of_gguf(&checkpoint.file.metadata),
+        }
+    }
+
+    /// Of the metadata of a GGUF file.
+    pub fn of_gguf(metadata: &Metadata) -> Self {
+        Self {
+            tokenizer: Certified::of(TokenizerDigest::of_gguf(metadata)),
+            chat_template_sha256: Certified::Said(template_of_gguf(metadata)),
+        }
+    }
+
+    /// Of the files beside weights that are about to be written: name and bytes.
+    pub fn of_files(files: &[(String, Vec<u8>)]) -> Self {
+        Self {
+            tokenizer: Certified::of(TokenizerDigest::of_files(files)),
+            chat_template_sha256: Certified::of(template_of_files(files)),
+        }
+    }
+
+    /// The keys of a certificate.
+    pub(super) fn to_json(&self) -> impl Iterator<Item = (&'static str, Value)> {
+        let tokenizer = entry(&self.tokenizer, |digest| {
+            let parts = digest.parts().into_iter();
+            let parts: Map<_, _> = parts.map(|(key, part)| (key.to_owned(), part)).collect();
+            Value::Object(parts)
+        });
+        let template = entry(&self.chat_template_sha256, |sha256| json!(sha256));
+        [("tokenizer", tokenizer), ("chat_template_sha256", template)]
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value?)))
+    }
+
+    pub(super) fn from_json(root: &Field<'_>) -> Result<Self, FormatError> {
+        Ok(Self {
+            tokenizer: certified(root, "tokenizer", tokenizer_from_json)?,
+            chat_template_sha256: certified(root, "chat_template_sha256", |f| f.digest())?,
+        })
+    }
+}
+
+fn entry<T>(certified: &Certified<T>, write: impl Fn(&T) -> Value) -> Option<Value> {
+    match certified {
+        Certified::Unsaid => None,
+        Certified::Refused(why) => Some(json!({"refused": why})),
+        Certified::Said(said) => Some(said.as_ref().map_or(Value::Null, write)),
+    }
+}
+
+fn certified<T>(
+    root: &Field<'_>,
+    key: &str,
+    read: impl Fn(&Field<'_>) -> Result<T, FormatError>,
+) -> Result<Certified<T>, FormatError> {
+    match root.value.get(key) {
+        None => Ok(Certified::Unsaid),
+        Some(Value::Null) => Ok(Certified::Said(None)),
+        Some(value) if value.get("refused").is_some() => {
+            Ok(Certified::Refused(root.at(key)?.at("refused")?.text()?))
+        }
+        Some(_) => read(&root.at(key)?).map(|found| Certified::Said(Some(found))),
+    }
+}
+
+fn tokenizer_from_json(field: &Field<'_>) -> Result<TokenizerDigest, FormatError> {
+    let digest = |key: &str| field.at(key)?.digest();
+    let ids = |key: &str| field.at(key)?.each(|id| id.token());
+    let id = |key: &str| field.at(key)?.token_or_null();
+    Ok(TokenizerDigest {
+        tokens: field.at("tokens")?.size()?,
+        vocabulary_sha256: digest("vocabulary_sha256")?,
+        merges_sha256: digest("merges_sha256")?,
+        added_tokens_sha256: digest("added_tokens_sha256")?,
+        pre_tokenizer: field.at("pre_tokenizer")?.text()?,
+        ignore_merges: field.at("ignore_merges")?.flag()?,
+        decoder: field.at("decoder")?.text()?,
+        prefix_token_ids: ids("prefix_token_ids")?,
+        suffix_token_ids: ids("suffix_token_ids")?,
+        bos_token_id: id("bos_token_id")?,
+        eos_token_id: id("eos_token_id")?,
+        stop_token_ids: ids("stop_token_ids")?,
+    })
+}

@@ -1,0 +1,339 @@
+//! What two files must agree on to cut text alike: the normal form of a tokenizer, in parts that are
+//! told apart.
+//!
+//! Invariant: taken from the one `tokenizer.json` that every source becomes, with whatever another
+//! spelling of the same says brought to one; so a checkpoint and its GGUF file agree where the
+//! conversion kept everything. `formats/certificate.md` defines every byte.
+
+use super::ggml::{GgmlTokenizer, Model, TokenType, padding};
+use super::huggingface::{Lists, Specials, around, normalizer_word, space_prefix, typed_tokens};
+use super::side_files::{Place, SideFiles};
+use super::{
+    Decoding, HUGGINGFACE_JSON, Parsed, Source, build, gguf_json, gguf_specials, gguf_stop,
+    gguf_template, pre_tokenizer, refuse, with_ends_of_turns,
+};
+use crate::certificate::hex;
+use bitnet_formats::{FormatError, Metadata};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// Behind the word of a pre-tokenizer whose text is first normalised to NFC.
+const NFC: &str = " nfc";
+
+/// A tokenizer in normal form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenizerDigest {
+    /// Ids that have a token.
+    pub tokens: usize,
+    /// Of ids, kinds and texts, lower-case hex.
+    pub vocabulary_sha256: String,
+    /// Of the merges, best first.
+    pub merges_sha256: String,
+    /// Of the tokens that take spaces around them along, or that only whole words are.
+    pub added_tokens_sha256: String,
+    /// How text is cut, in a word; `sha256:…` of rules that have none.
+    pub pre_tokenizer: String,
+    /// Whether a piece that is a token needs no merges.
+    pub ignore_merges: bool,
+    /// How tokens become text, in a word.
+    pub decoder: String,
+    /// Put in front of a text.
+    pub prefix_token_ids: Vec<u32>,
+    /// Put behind a text.
+    pub suffix_token_ids: Vec<u32>,
+    /// Begin of text.
+    pub bos_token_id: Option<u32>,
+    /// End of text.
+    pub eos_token_id: Option<u32>,
+    /// What ends generation, ascending.
+    pub stop_token_ids: Vec<u32>,
+}
+
+impl TokenizerDigest {
+    /// Of the tokenizer of a checkpoint directory; `None` if there is none.
+    ///
+    /// # Errors
+    /// A tokenizer that [`super::Tokenizer`] refuses as well.
+    pub fn of_directory(dir: &Path) -> Result<Option<Self>, FormatError> {
+        Self::of_place(Place::Directory(dir))
+    }
+
+    /// Of the tokenizer in files that are about to be written; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Self::of_directory`].
+    pub fn of_files(files: &[(String, Vec<u8>)]) -> Result<Option<Self>, FormatError> {
+        Self::of_place(Place::Written(files))
+    }
+
+    fn of_place(place: Place<'_>) -> Result<Option<Self>, FormatError> {
+        let Some(source) = Source::read(place, true)? else {
+            return Ok(None);
+        };
+        let special = source.specials()?;
+        let stop = source.side.stop(&special);
+        Self::of_parsed(source.parsed, &special, stop).map(Some)
+    }
+
+    /// Of the tokenizer of a GGUF file; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Self::of_directory`].
+    pub fn of_gguf(metadata: &Metadata) -> Result<Option<Self>, FormatError> {
+        let Some(bytes) = gguf_json(metadata)? else {
+            return Ok(None);
+        };
+        let parsed = build(&bytes, true).map_err(|e| e.in_tensor(HUGGINGFACE_JSON))?;
+        drop(bytes);
+        let special = gguf_specials(metadata, &parsed.inner)?;
+        let stop = gguf_stop(metadata, &special);
+        Self::of_parsed(parsed, &special, stop).map(Some)
+    }
+
+    fn of_parsed(parsed: Parsed, special: &Specials, stop: Vec<u32>) -> Result<Self, FormatError> {
+        let Parsed {
+            inner,
+            value,
+            lists,
+        } = parsed;
+        let Lists { vocab, merges } = lists.ok_or_else(|| refuse("no vocabulary was kept"))?;
+        let flag = |key: &str| {
+            let flag = value.pointer(&format!("/model/{key}"));
+            flag.and_then(Value::as_bool).unwrap_or(false)
+        };
+        let (bytes, ignore_merges) = (flag("byte_fallback"), flag("ignore_merges"));
+        let rule = |key: &str| value.get(key).unwrap_or(&Value::Null);
+        let normalizer = rule("normalizer");
+        let (prefix_token_ids, suffix_token_ids) = around(&inner)?;
+        let mut stop_token_ids = with_ends_of_turns(&inner, stop);
+        stop_token_ids.sort_unstable();
+
+        let mut added: Vec<_> = inner.get_added_tokens_decoder().into_iter().collect();
+        added.sort_by_key(|(id, _)| *id);
+        let mut flags = Sha256::new();
+        for (id, token) in &added {
+            let bits = u8::from(token.single_word)
+                | u8::from(token.lstrip) << 1
+                | u8::from(token.rstrip) << 2
+                | u8::from(token.normalized && !normalizer.is_null()) << 3;
+            if bits != 0 {
+                flags.update(id.to_le_bytes());
+                flags.update([bits]);
+            }
+        }
+
+        let mut words = Words::default();
+        let tokens = typed_tokens(bytes, vocab, &inner);
+        for (id, (text, kind)) in &tokens {
+            words.token(*id, text, *kind);
+        }
+        let first = tokens.get(&0).map_or("", |(text, _)| text.as_str());
+        Ok(Self {
+            tokens: tokens.len(),
+            vocabulary_sha256: words.finish(),
+            merges_sha256: merges_sha256(&merges),
+            added_tokens_sha256: hex(&flags.finalize()),
+            pre_tokenizer: rules(
+                normalizer,
+                rule("pre_tokenizer"),
+                bytes,
+                ignore_merges,
+                first,
+            )?,
+            ignore_merges,
+            decoder: match Decoding::from_json(&value) {
+                Ok(decoding) => decoding.word().to_owned(),
+                Err(_) => canonical_sha256(rule("decoder"))?,
+            },
+            prefix_token_ids,
+            suffix_token_ids,
+            bos_token_id: special.bos,
+            eos_token_id: special.eos,
+            stop_token_ids,
+        })
+    }
+
+    /// Its parts under their names in a certificate.
+    pub fn parts(&self) -> [(&'static str, Value); 12] {
+        [
+            ("tokens", json!(self.tokens)),
+            ("vocabulary_sha256", json!(self.vocabulary_sha256)),
+            ("merges_sha256", json!(self.merges_sha256)),
+            ("added_tokens_sha256", json!(self.added_tokens_sha256)),
+            ("pre_tokenizer", json!(self.pre_tokenizer)),
+            ("ignore_merges", json!(self.ignore_merges)),
+            ("decoder", json!(self.decoder)),
+            ("prefix_token_ids", json!(self.prefix_token_ids)),
+            ("suffix_token_ids", json!(self.suffix_token_ids)),
+            ("bos_token_id", json!(self.bos_token_id)),
+            ("eos_token_id", json!(self.eos_token_id)),
+            ("stop_token_ids", json!(self.stop_token_ids)),
+        ]
+    }
+
+    /// Where the `tokenizer.ggml.*` keys of a file that also carries a whole `tokenizer.json` say
+    /// something else than this: key, expected, found. Readers that know these keys alone would
+    /// cut text differently.
+    ///
+    /// # Errors
+    /// Keys that cannot be read.
+    pub fn contradicted_by_gguf_keys(
+        &self,
+        metadata: &Metadata,
+    ) -> Result<Vec<(&'static str, String, String)>, FormatError> {
+        if metadata.get(HUGGINGFACE_JSON).is_none() {
+            return Ok(Vec::new());
+        }
+        let Some(ggml) = GgmlTokenizer::from_metadata(metadata)? else {
+            return Ok(Vec::new());
+        };
+        let mut words = Words::default();
+        for (id, (text, kind)) in ggml.tokens.iter().enumerate() {
+            let kind = match kind {
+                TokenType::Unused if *text == padding(id) => continue,
+                // `tokenizer.json` has no word for these two
+                TokenType::Unknown => TokenType::Control,
+                TokenType::Unused => TokenType::Normal,
+                TokenType::UserDefined if ggml.is_sentencepiece() && text.contains('▁') => {
+                    TokenType::Normal
+                }
+                other => *other,
+            };
+            words.token(u32::try_from(id).unwrap_or(u32::MAX), text, kind);
+        }
+        let first = ggml.tokens.first().map_or("", |(text, _)| text.as_str());
+        let (normalizer, pre) = ggml.rules();
+        let ignores = matches!(ggml.model, Model::ByteLevel(row) if row.ignore_merges);
+        let word = rules(&normalizer, &pre, ggml.has_bytes(), ignores, first)?;
+        let merges = ggml.merges_or_derived()?;
+        // llama.cpp normalises nothing, whatever the word
+        let cut = |word: &str| word.trim_end_matches(NFC).to_owned();
+        let mut all = vec![
+            (
+                "tokenizer.ggml.tokens",
+                self.vocabulary_sha256.clone(),
+                words.finish(),
+            ),
+            (
+                "tokenizer.ggml.merges",
+                self.merges_sha256.clone(),
+                merges_sha256(&merges),
+            ),
+            ("tokenizer.ggml.pre", cut(&self.pre_tokenizer), cut(&word)),
+        ];
+        all.retain(|(_, expected, found)| expected != found);
+        if let Some(at) = ggml.first_score_out_of_order(&merges) {
+            let (expected, found) = ("the order of the merges", format!("another at token {at}"));
+            all.push(("tokenizer.ggml.scores", expected.to_owned(), found));
+        }
+        Ok(all)
+    }
+}
+
+/// sha256 of the chat template of a checkpoint directory; `None` if there is none.
+///
+/// # Errors
+/// Side files that cannot be read.
+pub(crate) fn template_of_directory(dir: &Path) -> Result<Option<String>, FormatError> {
+    let side = SideFiles::read(Place::Directory(dir))?;
+    Ok(side.chat_template.as_deref().map(template_sha256))
+}
+
+/// As [`template_of_directory`], of files that are about to be written.
+pub(crate) fn template_of_files(
+    files: &[(String, Vec<u8>)],
+) -> Result<Option<String>, FormatError> {
+    let side = SideFiles::read(Place::Written(files))?;
+    Ok(side.chat_template.as_deref().map(template_sha256))
+}
+
+/// As [`template_of_directory`], of a GGUF file.
+pub(crate) fn template_of_gguf(metadata: &Metadata) -> Option<String> {
+    gguf_template(metadata).as_deref().map(template_sha256)
+}
+
+fn template_sha256(template: &str) -> String {
+    hex(&Sha256::digest(template.as_bytes()))
+}
+
+/// The vocabulary as it is hashed.
+#[derive(Default)]
+struct Words(Sha256);
+
+impl Words {
+    /// The next token; ids ascend.
+    fn token(&mut self, id: u32, text: &str, kind: TokenType) {
+        self.0.update(id.to_le_bytes());
+        self.0.update([kind as u8]);
+        put_text(&mut self.0, text);
+    }
+
+    fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
+fn put_text(digest: &mut Sha256, text: &str) {
+    // no text is that long: the file it is of is bounded
+    let len = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    digest.update(len.to_le_bytes());
+    digest.update(text.as_bytes());
+}
+
+fn merges_sha256(merges: &[(String, String)]) -> String {
+    let mut digest = Sha256::new();
+    for (left, right) in merges {
+        put_text(&mut digest, left);
+        put_text(&mut digest, right);
+    }
+    hex(&digest.finalize())
+}
+
+/// How text is cut, in a word.
+fn rules(
+    normalizer: &Value,
+    pre: &Value,
+    bytes: bool,
+    ignore_merges: bool,
+    first: &str,
+) -> Result<String, FormatError> {
+    let word = if bytes {
+        let both = json!({"normalizer": normalizer, "pre_tokenizer": pre});
+        space_prefix(&both).map(|prefix| sentencepiece_word(prefix).to_owned())
+    } else {
+        let row = pre_tokenizer::from_json(pre, ignore_merges, first).ok();
+        match (row, normalizer_word(normalizer)) {
+            (Some(row), Some("nfc")) => Some(format!("{}{NFC}", row.name)),
+            (Some(row), Some(_)) => Some(row.name.to_owned()),
+            _ => None,
+        }
+    };
+    match word {
+        Some(word) => Ok(word),
+        None => canonical_sha256(&json!([normalizer, pre])),
+    }
+}
+
+fn sentencepiece_word(prefix: bool) -> &'static str {
+    match prefix {
+        true => "sentencepiece",
+        false => "sentencepiece no-prefix",
+    }
+}
+
+impl Decoding {
+    fn word(self) -> &'static str {
+        match self {
+            Self::ByteLevel => "byte-level",
+            Self::SentencePiece { strip } => sentencepiece_word(strip),
+            Self::Plain => "plain",
+        }
+    }
+}
+
+/// Rules that have no word, by the hash of their RFC 8785 form.
+fn canonical_sha256(value: &Value) -> Result<String, FormatError> {
+    let bytes = serde_json_canonicalizer::to_vec(value).map_err(|e| refuse(e.to_string()))?;
+    Ok(format!("sha256:{}", hex(&Sha256::digest(&bytes))))
+}
