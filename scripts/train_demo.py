@@ -33,13 +33,14 @@ CONFIG = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_a
               rms_norm_eps=1e-5, rope_theta=10000.0, vocab_size=576, max_position_embeddings=512)
 SPECIALS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 PER_TASK = 250                          # held-out questions per task
-STEPS = 3000
+STEPS = 5000
 MIX = {"story": 0.3, "arithmetic": 0.17, "sort": 0.14, "count": 0.13, "dates": 0.26}    # of the text
-RECALL = 0.2, 500                       # share of an exercise beside the tasks at first, and the step at which it has faded out
-ROWS = ((2550, 32, 128, 0.1), (STEPS, 16, 256, 0.6))   # until which step: rows, tokens per row, P(next question joins the chat)
+RECALL = 0.25, 700                       # share of an exercise beside the tasks at first, and the step at which it has faded out
+ROWS = ((4250, 32, 128, 0.1), (STEPS, 16, 256, 0.6))   # until which step: rows, tokens per row, P(next question joins the chat)
+DISTANCES = 1, 4, 2, 3                  # at which the heads of the first layer look back to begin with
 SELECTED = 1792                         # positions per step that enter the loss
 PROMPT_WEIGHT = 0.1                     # of a token that is not part of an answer
-WARMUP, FLAT = 72, 1200                 # the rate rises until the first step, and falls from the second on
+WARMUP, FLAT = 72, 2300                 # the rate rises until the first step, and falls from the second on
 RAMP = 450                              # steps over which float weights turn ternary
 LR_MATRIX, LR_DENSE = 3e-3, 4e-3        # Muon for linears, Adam for embeddings and norms
 DECAY = 0.1                             # weight decay of linears in the first half, none in the second (BitNet papers)
@@ -164,9 +165,9 @@ def init_params():
 def look_back(p, shared, g):
     """Attention that a network of this size and data finds late, if at all, as a starting point of the training.
 
-    Layer 0: the first two heads look at the token before, and at the one before that. What all tokens share makes the
-    same query and key everywhere, of which RoPE turns each pair of dimensions by its frequency times the distance, so
-    scores peak where the query's phase says. Rows are thinned out instead of scaled, as trits are all or nothing.
+    Layer 0: each head looks at a fixed distance (`DISTANCES`). What all tokens share makes the same query and key
+    everywhere, of which RoPE turns each pair of dimensions by its frequency times the distance, so scores peak where
+    the query's phase says. Rows are thinned out instead of scaled, as trits are all or nothing.
     Layers 1 and 2: heads that look for the token they stand on, and in layer 1 for what stood before it (induction).
     """
     c = CONFIG
@@ -178,11 +179,12 @@ def look_back(p, shared, g):
     thin = lambda share: shared * math.copysign(H ** -0.5, share) * (torch.rand(H, generator=g) < abs(share))
     for i in range(6):
         freq = c["rope_theta"] ** (-2 * i / hd)
-        part(w(0, "k"), 0)[i] = thin(0.5)
-        part(w(0, "k"), 0)[i + hd // 2] = 0
-        for h in range(groups):
-            part(w(0, "q"), h)[i] = thin(math.cos((h + 1) * freq))
-            part(w(0, "q"), h)[i + hd // 2] = thin(-math.sin((h + 1) * freq))
+        for h in range(c["num_key_value_heads"]):
+            part(w(0, "k"), h)[i] = thin(0.5)
+            part(w(0, "k"), h)[i + hd // 2] = 0
+        for h, distance in enumerate(DISTANCES):
+            part(w(0, "q"), h)[i] = thin(math.cos(distance * freq))
+            part(w(0, "q"), h)[i + hd // 2] = thin(-math.sin(distance * freq))
     for l in (1, 2):
         for h in range(groups):
             part(w(l, "q"), h).copy_(part(w(l, "k"), 0))
