@@ -375,7 +375,7 @@ fn type_ids_alone_decide_nothing() {
                 let packing = packing_by_name(truth);
                 if packing.is_some_and(|p| p.stored_len(shape.0, shape.1).is_err())
                     || truth.starts_with("tl2") && shape.1 <= 256 && shape.0 < 32
-                    || truth == "stq1_0" && shape.1 % 256 != 0
+                    || truth == "stq1_0" && !shape.1.is_multiple_of(256)
                 {
                     continue;
                 }

@@ -144,7 +144,7 @@ fn trits(
             Kind::ZeroBlocks if blocks[row * cols.div_ceil(block) + col / block] < 0.25 => 1.0,
             Kind::Heads => of_row[row / head],
             Kind::Bands => of_col[col / block],
-            Kind::Checkered if (row / period + col / block) % 2 == 0 => 0.9,
+            Kind::Checkered if (row / period + col / block).is_multiple_of(2) => 0.9,
             _ => base,
         };
         let plus = match kind {
