@@ -498,7 +498,7 @@ impl GgmlTokenizer {
             }
             let score = scores.get(id).copied().unwrap_or(f32::NEG_INFINITY);
             // NaN is in no order
-            if !(score <= least) {
+            if score > least || score.is_nan() {
                 return Some(id);
             }
             least = score;
