@@ -3,7 +3,8 @@
 //! Invariant: the form is chosen before the first weight is written: a group that every linear can be cut into,
 //! and of the types that hold 16 bits the first that holds every scale that can be known.
 
-use super::{Action, Item, OutputFile, Planner, ScaleTensor, describe, scale_name, unknown_target};
+use super::tensors::{describe, scale_name, unknown_target};
+use super::{Action, Item, OutputFile, Planner, ScaleTensor};
 use crate::scales;
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Metadata, PlainType, PlannedTensor, Pytorch, ScaleRounding,

@@ -1,0 +1,380 @@
+//! Which files an output has: where each tensor lies, what the headers and the files beside them say.
+//!
+//! Invariant: every planned tensor has one place, no two overlap, and the length of each file is known.
+
+use super::beside::AffineForm;
+use super::tensors::scale_name;
+use super::{Action, BASE_MEMORY, HF_SHARD, Item, OutputFile, PIECE, Planner};
+use crate::side_files;
+use crate::targets::Linears;
+use bitnet_formats::{
+    Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, MetaValue, Metadata,
+    PlainType, PlannedTensor, Safetensors, WritePlan, name_with_parameters, same_layout_id,
+};
+use bitnet_model::{
+    Checkpoint, HfStorage, ROTATION_KEYS, ScaleDirection, Slot, TILES_ALIGNMENT, TILES_FORMAT,
+    TILES_VERSION, tiles_entry,
+};
+use serde_json::{Map, json};
+use std::path::PathBuf;
+
+impl Planner<'_> {
+    pub(super) fn gguf(&mut self) -> Result<Vec<OutputFile>, FormatError> {
+        let family = self.checkpoint.family;
+        for (name, values) in family.gguf_extra_tensors(&self.checkpoint.config) {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            self.items.push(Item {
+                slot: None,
+                source_name: String::new(),
+                from: "config".to_owned(),
+                to: "f32".to_owned(),
+                tensor: PlannedTensor {
+                    name,
+                    encoding: Encoding::Plain(PlainType::F32),
+                    shape: vec![values.len()],
+                    len: bytes.len() as u64,
+                },
+                action: Action::Ready(bytes),
+                file: 0,
+                offset: 0,
+            });
+        }
+        let metadata = self.gguf_metadata()?;
+        let count = self.assign_files(self.request.split_max_size);
+        let mut files = Vec::with_capacity(count);
+        for part in 0..count {
+            let mut own = if part == 0 {
+                metadata.clone()
+            } else {
+                Metadata::default()
+            };
+            let mut path = self.request.output.to_owned();
+            if count > 1 {
+                let too_many = || {
+                    FormatError::new(
+                        ErrorCode::Usage,
+                        format!("{count} parts are more than GGUF can count"),
+                    )
+                    .hint("a larger --split-max-size makes fewer")
+                };
+                let number = u16::try_from(part).map_err(|_| too_many())?;
+                let of = u16::try_from(count).map_err(|_| too_many())?;
+                own.set("split.no", MetaValue::U16(number));
+                own.set("split.count", MetaValue::U16(of));
+                own.set(
+                    "split.tensors.count",
+                    MetaValue::I32(self.items.len() as i32),
+                );
+                path = Gguf::split_name(&path, part, count);
+            }
+            files.push(self.lay_out(&Gguf, part, path, own)?);
+        }
+        Ok(files)
+    }
+
+    /// The name of the packing, with its parameters, where readers cannot know it from the type id.
+    fn layout(&self) -> Option<String> {
+        let packed = self.items.iter().filter_map(|item| match item.action {
+            Action::Pack(_) | Action::CopyPacked(_) => item.tensor.shape.split_last(),
+            _ => None,
+        });
+        let shapes = packed.map(|(cols, rows)| (rows.iter().product(), *cols));
+        let packing = self.request.target.packing()?;
+        let shared = || same_layout_id(packing).len() > 1;
+        name_with_parameters(packing, shapes)
+            .or_else(|| shared().then(|| packing.name().to_owned()))
+    }
+
+    fn gguf_metadata(&self) -> Result<Metadata, FormatError> {
+        let Checkpoint {
+            family,
+            config,
+            file,
+            ..
+        } = self.checkpoint;
+        let name = side_files::model_name(self.checkpoint);
+        let mut metadata = Metadata::default();
+        for (key, value) in family.gguf_metadata(config, name.as_deref())? {
+            metadata.set(key, value);
+        }
+        if let Some(id) = self.request.target.gguf_file_type() {
+            metadata.set("general.file_type", MetaValue::U32(id));
+        }
+        if let Some(layout) = self.layout() {
+            metadata.set(GGUF_LAYOUT_KEY, MetaValue::text(&layout));
+        }
+        if file.container == Gguf.name() {
+            // keys of the architecture were read under the name that the source has for it
+            let stale = |key: &str| {
+                let mut others = family.gguf_architectures.iter().skip(1);
+                others.any(|a| key.strip_prefix(a).is_some_and(|k| k.starts_with('.')))
+            };
+            for (key, value) in &file.metadata.0 {
+                if is_carried(key) && !stale(key) && metadata.get(key).is_none() {
+                    metadata.set(key.clone(), value.clone());
+                }
+            }
+        } else if let Some(directory) = &self.checkpoint.directory {
+            for (key, value) in bitnet_model::tokenizer_to_gguf(directory, config.vocab_size)? {
+                metadata.set(key, value);
+            }
+        }
+        Ok(metadata)
+    }
+
+    // ---- Hugging Face ----
+
+    #[allow(clippy::type_complexity)]
+    pub(super) fn hugging_face(
+        &mut self,
+    ) -> Result<(Vec<OutputFile>, Vec<(String, Vec<u8>)>), FormatError> {
+        let Checkpoint {
+            family,
+            config,
+            rotation,
+            ..
+        } = self.checkpoint;
+        if rotation.is_some() {
+            let message =
+                "the weights are rotated, and nothing in a Hugging Face checkpoint would say so";
+            return Err(FormatError::new(ErrorCode::TargetCannotHold, message)
+                .in_tensor(ROTATION_KEYS)
+                .hint("a GGUF target keeps the metadata of the rotation"));
+        }
+        let storage = self.hf_storage()?;
+        if storage == HfStorage::Dequantised && family.dequantised_has_scale(config) {
+            self.add_unit_scales();
+        }
+        let tiles = matches!(self.request.target.linears, Linears::Tiles(_));
+        if tiles {
+            // no holes between tensors: what would move tiles off a line goes behind all of them
+            self.items
+                .sort_by_key(|item| !item.tensor.len.is_multiple_of(TILES_ALIGNMENT));
+        }
+        let files = match self.request.target.linears {
+            Linears::Fused(_) => vec![self.gpu_file()?],
+            _ => self.shards()?,
+        };
+        let count = files.len();
+        let mut side = side_files::collect(self.checkpoint)?;
+        if count > 1 {
+            side.push((
+                "model.safetensors.index.json".to_owned(),
+                self.index(&files),
+            ));
+        }
+        let config = side_files::config_json(self.checkpoint, storage);
+        side.push(("config.json".to_owned(), config));
+        side.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok((files, side))
+    }
+
+    /// One safetensors file, or several.
+    fn shards(&mut self) -> Result<Vec<OutputFile>, FormatError> {
+        let count = self.assign_files(Some(self.request.split_max_size.unwrap_or(HF_SHARD)));
+        let mut files = Vec::with_capacity(count);
+        for part in 0..count {
+            let name = match count {
+                1 => "model.safetensors".to_owned(),
+                _ => format!("model-{:05}-of-{count:05}.safetensors", part + 1),
+            };
+            let mut metadata = Metadata::default();
+            if part == 0 {
+                for (key, text) in side_files::described(self.checkpoint) {
+                    metadata.set(key, MetaValue::text(text));
+                }
+            }
+            match self.request.target.linears {
+                Linears::Tiles(_) => self.describe_tiles(part, &mut metadata),
+                Linears::Affine(_) => metadata.set("format", MetaValue::text("mlx")),
+                // transformers refuses files that do not say which library's tensors they are
+                _ => metadata.set("format", MetaValue::text("pt")),
+            }
+            let path = self.request.output.join(name);
+            files.push(self.lay_out(&Safetensors, part, path, metadata)?);
+        }
+        Ok(files)
+    }
+
+    /// What the metadata of a file say of the tiles in it.
+    fn describe_tiles(&self, part: usize, metadata: &mut Metadata) {
+        metadata.set("format", MetaValue::text(TILES_FORMAT));
+        metadata.set(TILES_VERSION.0, MetaValue::text(TILES_VERSION.1));
+        for item in self.items.iter().filter(|i| i.file == part) {
+            if let (Action::Pack(packing), Some(slot)) = (&item.action, item.slot)
+                && let [rows, cols] = self.checkpoint.config.shape(slot)[..]
+            {
+                let entry = tiles_entry(*packing, rows, cols);
+                metadata.set(&item.tensor.name, MetaValue::text(entry));
+            }
+        }
+    }
+
+    /// What `config.json` has to say about the linears as they are stored.
+    fn hf_storage(&self) -> Result<HfStorage, FormatError> {
+        if let Linears::Tiles(_) | Linears::Fused(_) = self.request.target.linears {
+            return Ok(HfStorage::Packed(ScaleDirection::Multiply));
+        }
+        if let Some(AffineForm { group, .. }) = self.affine {
+            return Ok(HfStorage::Affine { group });
+        }
+        if let Linears::Packed(_) = self.request.target.linears {
+            let direction = self.kept_direction().unwrap_or(ScaleDirection::Multiply);
+            return Ok(HfStorage::Packed(direction));
+        }
+        let count = |master: bool| {
+            let linears = self
+                .items
+                .iter()
+                .filter(|i| i.slot.is_some_and(Slot::is_ternary));
+            linears
+                .filter(|i| matches!(i.action, Action::CopyMaster) == master)
+                .count()
+        };
+        match (count(true), count(false)) {
+            (_, 0) => Ok(HfStorage::MasterWeights),
+            (0, _) => Ok(HfStorage::Dequantised),
+            // one configuration could not say which is which
+            (masters, others) => Err(FormatError::new(
+                ErrorCode::TargetCannotHold,
+                format!("{masters} linears are master weights and {others} are ternary already"),
+            )
+            .hint("--to hf-packed holds both")),
+        }
+    }
+
+    /// Dequantised values under AutoBitLinear: the scale is in the values, so the one beside is 1.
+    fn add_unit_scales(&mut self) {
+        let mut with_scales = Vec::with_capacity(self.items.len() * 2);
+        for item in self.items.drain(..) {
+            let is_linear = item.slot.is_some_and(Slot::is_ternary);
+            let unit = (is_linear && matches!(item.action, Action::Dequantise(_))).then(|| Item {
+                slot: item.slot,
+                source_name: item.source_name.clone(),
+                from: "1".to_owned(),
+                to: "bf16".to_owned(),
+                tensor: PlannedTensor {
+                    name: scale_name(&item.tensor.name),
+                    encoding: Encoding::Plain(PlainType::Bf16),
+                    shape: vec![1],
+                    len: 2,
+                },
+                action: Action::Ready(vec![0x80, 0x3f]),
+                file: 0,
+                offset: 0,
+            });
+            with_scales.push(item);
+            with_scales.extend(unit);
+        }
+        self.items = with_scales;
+    }
+
+    fn index(&self, files: &[OutputFile]) -> Vec<u8> {
+        let mut map = Map::new();
+        for item in &self.items {
+            let name = files
+                .get(item.file)
+                .and_then(|f| f.path.file_name())
+                .unwrap_or_default();
+            map.insert(item.tensor.name.clone(), json!(name.to_string_lossy()));
+        }
+        let total: u64 = self.items.iter().map(|i| i.tensor.len).sum();
+        side_files::pretty(&json!({"metadata": {"total_size": total}, "weight_map": map}))
+    }
+
+    // ---- both ----
+
+    /// Gives every item its file; returns how many files there are.
+    pub(super) fn assign_files(&mut self, most: Option<u64>) -> usize {
+        let (mut file, mut filled) = (0usize, 0u64);
+        for item in &mut self.items {
+            // a scale stays with its weights
+            let follows =
+                matches!(item.action, Action::Scale(_) | Action::Ready(_)) && item.slot.is_some();
+            let over = most.is_some_and(|most| filled.saturating_add(item.tensor.len) > most);
+            if over && filled > 0 && !follows {
+                file += 1;
+                filled = 0;
+            }
+            filled = filled.saturating_add(item.tensor.len);
+            item.file = file;
+        }
+        file + 1
+    }
+
+    pub(super) fn lay_out(
+        &mut self,
+        container: &dyn Container,
+        part: usize,
+        path: PathBuf,
+        metadata: Metadata,
+    ) -> Result<OutputFile, FormatError> {
+        // neighbours of one name are the rows of one tensor, top to bottom
+        let mut tensors: Vec<PlannedTensor> = Vec::with_capacity(self.items.len());
+        let mut places = Vec::with_capacity(self.items.len());
+        for item in self.items.iter().filter(|i| i.file == part) {
+            let number = tensors.len().saturating_sub(1);
+            match tensors.last_mut() {
+                Some(whole) if whole.name == item.tensor.name => {
+                    places.push((number, whole.len));
+                    whole.len = whole.len.saturating_add(item.tensor.len);
+                    if let (Some(all), Some(rows)) =
+                        (whole.shape.first_mut(), item.tensor.shape.first())
+                    {
+                        *all = all.saturating_add(*rows);
+                    }
+                }
+                _ => {
+                    places.push((tensors.len(), 0));
+                    tensors.push(item.tensor.clone());
+                }
+            }
+        }
+        let header = container.header(&WritePlan { metadata, tensors })?;
+        let own = self.items.iter_mut().filter(|i| i.file == part);
+        for (item, (tensor, before)) in own.zip(places) {
+            let start = header.offsets.get(tensor).copied().unwrap_or_default();
+            item.offset = start.saturating_add(before);
+        }
+        Ok(OutputFile { path, header })
+    }
+
+    pub(super) fn peak_memory(&self, files: &[OutputFile], side: &[(String, Vec<u8>)]) -> u64 {
+        let linears = self
+            .items
+            .iter()
+            .filter(|i| i.slot.is_some_and(|slot| self.checkpoint.is_ternary(slot)));
+        let trits = linears
+            .filter_map(|i| i.slot)
+            .map(|s| self.checkpoint.config.shape(s).iter().product::<usize>() as u64)
+            .max()
+            .unwrap_or(0);
+        let packed = self
+            .items
+            .iter()
+            .filter(|i| matches!(i.action, Action::Pack(_)));
+        let packed = packed.map(|i| i.tensor.len).max().unwrap_or(PIECE);
+        // one matrix at work, its permuted copy, one waiting for its digest and one in it;
+        // outputs: one being made, those in the queue, one being written
+        let tensors = 4 * trits + (2 + crate::pipeline::QUEUE as u64) * packed;
+        let headers: u64 = files.iter().map(|f| f.header.bytes.len() as u64).sum();
+        let side: u64 = side.iter().map(|(_, b)| b.len() as u64).sum();
+        // the tokenizer is held as parsed metadata and as header bytes
+        BASE_MEMORY + tensors + 3 * headers + side
+    }
+}
+
+/// Whether a key of one GGUF file belongs into another of the same model: what describes the model does
+/// (author, licence, tokenizer, keys of other programs), what describes the file or is written anew does not.
+pub fn is_carried(key: &str) -> bool {
+    let about_the_file = [
+        "general.architecture",
+        "general.file_type",
+        "general.quantization_version",
+        "general.quantized_by",
+        "general.alignment",
+        GGUF_LAYOUT_KEY,
+    ];
+    let begins = ["split.", "quantize.", "ternary."];
+    !about_the_file.contains(&key) && !begins.iter().any(|b| key.starts_with(b))
+}

@@ -1,0 +1,430 @@
+//! Which tensors an output has: from each tensor of the source its name, type, length and how its bytes are made.
+//!
+//! Invariant: a tensor that is planned can be written; scales and types that can be judged without reading weights
+//! have been judged.
+
+use super::{
+    Action, Item, Loss, Planner, Request, ScaleTensor, permuted_head_dim, stores_gain_minus_one,
+};
+use crate::args::Embeddings;
+use crate::scales;
+use crate::targets::{Kind, Linears};
+use bitnet_formats::{
+    Encoding, ErrorCode, FormatError, Packing, PlainType, PlannedTensor, ScaleRounding, dense_len,
+};
+use bitnet_model::{
+    LinearRule, LinearSource, MLX_PACKING, ScaleDirection, Slot, gpu_place, tiles_shape,
+};
+
+impl Planner<'_> {
+    pub(super) fn target_name(&self, slot: Slot) -> String {
+        let family = self.checkpoint.family;
+        match (self.request.target.kind, self.request.target.linears) {
+            (Kind::Gguf, _) => (family.gguf_tensor_name)(slot),
+            (_, Linears::Fused(_)) => {
+                gpu_place(slot).map_or_else(|| (family.tensor_name)(slot), |place| place.name)
+            }
+            _ => (family.tensor_name)(slot),
+        }
+    }
+
+    pub(super) fn slot(&mut self, slot: Slot) -> Result<(), FormatError> {
+        if slot.is_ternary() {
+            self.linear(slot)
+        } else if self.checkpoint.is_ternary(slot) {
+            self.table(slot)
+        } else {
+            self.dense(slot)
+        }
+    }
+
+    pub(super) fn push(
+        &mut self,
+        slot: Slot,
+        from: String,
+        encoding: Encoding,
+        len: u64,
+        shape: Vec<usize>,
+        action: Action,
+    ) {
+        let name = self.target_name(slot);
+        let source_name = self
+            .checkpoint
+            .tensor_range(slot)
+            .map_or_else(String::new, |t| t.name.clone());
+        let to = match action {
+            Action::Pack(packing) | Action::CopyPacked(packing) => packing.name().to_owned(),
+            _ => encoding.name(),
+        };
+        let tensor = PlannedTensor {
+            name,
+            encoding,
+            shape,
+            len,
+        };
+        self.items.push(Item {
+            slot: Some(slot),
+            tensor,
+            source_name,
+            from,
+            to,
+            action,
+            file: 0,
+            offset: 0,
+        });
+    }
+
+    fn linear(&mut self, slot: Slot) -> Result<(), FormatError> {
+        let source = self.checkpoint.linear(slot)?;
+        let (rows, cols) = (source.rows, source.cols);
+        let from = describe(source);
+        match self.request.target.linears {
+            Linears::Packed(_) => {
+                let packing = self
+                    .request
+                    .target
+                    .packing()
+                    .ok_or_else(|| unknown_target(self.request))?;
+                let len = packing.packed_len(rows, cols)?;
+                self.check_scale(slot, source, |m, r| packing.check_scales(m, r))?;
+                match self.request.target.kind {
+                    Kind::Gguf => self.packed(slot, source, packing)?,
+                    Kind::HuggingFace => {
+                        let encoding = Encoding::Plain(PlainType::U8);
+                        let shape = vec![rows.div_ceil(4), cols];
+                        self.push(slot, from, encoding, len, shape, Action::Pack(packing));
+                        self.scale_beside(slot, source);
+                    }
+                }
+            }
+            Linears::Tiles(_) => self.tiles(slot, source)?,
+            Linears::Affine(_) => self.affine(slot, source)?,
+            Linears::Fused(_) => self.fused(slot, source)?,
+            Linears::Master(_) if matches!(source.rule, LinearRule::Absmean) => {
+                let info = &source.info;
+                let (encoding, len) = (info.encoding, info.len);
+                self.push(
+                    slot,
+                    from,
+                    encoding,
+                    len,
+                    vec![rows, cols],
+                    Action::CopyMaster,
+                );
+            }
+            Linears::Float(plain) | Linears::Master(plain) => {
+                let encoding = Encoding::Plain(plain);
+                let len = dense_len(encoding, rows.saturating_mul(cols), cols)?;
+                self.check_scale(slot, source, |m, r| scales::check_float(m, plain, r))?;
+                self.push(
+                    slot,
+                    from,
+                    encoding,
+                    len,
+                    vec![rows, cols],
+                    Action::Dequantise(plain),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A matrix in a packing of GGUF; the bytes of the source where they are the ones.
+    fn packed(
+        &mut self,
+        slot: Slot,
+        source: &LinearSource,
+        packing: &'static dyn Packing,
+    ) -> Result<(), FormatError> {
+        let (rows, cols) = (source.rows, source.cols);
+        let len = packing.packed_len(rows, cols)?;
+        let as_they_are = match &source.rule {
+            LinearRule::Packed {
+                packing: stored,
+                outside: None,
+            } => {
+                let stored_as = stored.same_bytes_as().unwrap_or(stored.name());
+                // scales that lie in blocks: nothing behind the last that only one file has
+                stored_as == packing.name()
+                    && self.request.target.table_packing().is_some()
+                    && source.permuted_head_dim
+                        == permuted_head_dim(self.checkpoint, self.request.target, slot)
+                    && source.info.len == len
+            }
+            _ => false,
+        };
+        let action = match as_they_are {
+            true => Action::CopyPacked(packing),
+            false => Action::Pack(packing),
+        };
+        let encoding = Encoding::Ternary(packing);
+        self.push(
+            slot,
+            describe(source),
+            encoding,
+            len,
+            vec![rows, cols],
+            action,
+        );
+        Ok(())
+    }
+
+    /// Embeddings or output head that are ternary: packed where readers of the target look up packed rows,
+    /// else as numbers of the smallest type that holds them.
+    fn table(&mut self, slot: Slot) -> Result<(), FormatError> {
+        let source = self.checkpoint.linear(slot)?;
+        let (rows, cols) = (source.rows, source.cols);
+        let plain = match self.request.embeddings {
+            Embeddings::Keep => {
+                if let Some(packing) = self.request.target.table_packing()
+                    && packing.packed_len(rows, cols).is_ok()
+                {
+                    return match self.request.target.kind {
+                        Kind::Gguf => self.packed(slot, source, packing),
+                        Kind::HuggingFace => self.tiles(slot, source),
+                    };
+                }
+                self.smallest_float(slot, source)?
+            }
+            Embeddings::As(to) => match to.encoding() {
+                Encoding::Plain(plain) => plain,
+                block => {
+                    let stored = describe(source);
+                    let message = format!("{} would round what {stored} holds", block.name());
+                    return Err(FormatError::new(ErrorCode::TargetCannotHold, message)
+                        .hint("--embeddings keep changes no value; f16, bf16 or f32 where they hold the scales"));
+                }
+            },
+        };
+        self.check_scale(slot, source, |m, r| scales::check_float(m, plain, r))?;
+        let encoding = Encoding::Plain(plain);
+        let len = dense_len(encoding, rows.saturating_mul(cols), cols)?;
+        let (from, shape) = (describe(source), vec![rows, cols]);
+        self.push(slot, from, encoding, len, shape, Action::Dequantise(plain));
+        Ok(())
+    }
+
+    /// The smallest float type that holds a ternary matrix; of numbers, their own.
+    fn smallest_float(&self, slot: Slot, source: &LinearSource) -> Result<PlainType, FormatError> {
+        if let Encoding::Plain(plain) = source.info.encoding
+            && plain.is_float_weight()
+        {
+            return Ok(plain);
+        }
+        let scales = match self.checkpoint.packed_scales_of(slot)? {
+            Some(scales) => scales,
+            None => self.checkpoint.ternary(slot)?.normal_scales(),
+        };
+        let holds = |plain: &PlainType| {
+            let mut scales = scales.as_slice().iter();
+            scales.all(|scale| scales::is_exact(*scale, *plain))
+        };
+        let types = [PlainType::Bf16, PlainType::F16];
+        Ok(types.into_iter().find(holds).unwrap_or(PlainType::F32))
+    }
+
+    /// Tiles, and all scales beside them.
+    fn tiles(&mut self, slot: Slot, source: &LinearSource) -> Result<(), FormatError> {
+        let (rows, cols) = (source.rows, source.cols);
+        let scales = scales::structure(self.checkpoint, slot, source)?;
+        let grouped = matches!(scales[..], [_, groups] if groups > 1);
+        let packing = self.request.target.packing_for(grouped);
+        let packing = packing.ok_or_else(|| unknown_target(self.request))?;
+        self.push(
+            slot,
+            describe(source),
+            Encoding::Plain(PlainType::U8),
+            packing.packed_len(rows, cols)?,
+            tiles_shape(packing, rows, cols)?,
+            Action::Pack(packing),
+        );
+        self.items.push(Item {
+            slot: Some(slot),
+            source_name: source.info.name.clone(),
+            from: "scale".to_owned(),
+            to: "f32".to_owned(),
+            tensor: PlannedTensor {
+                name: scale_name(&self.target_name(slot)),
+                encoding: Encoding::Plain(PlainType::F32),
+                len: dense_len(Encoding::Plain(PlainType::F32), scales.iter().product(), 1)?,
+                shape: scales,
+            },
+            action: Action::Scale(ScaleTensor::Multipliers),
+            file: 0,
+            offset: 0,
+        });
+        Ok(())
+    }
+
+    /// Checks the scale of a linear if it can be read without reading the weights.
+    pub(super) fn check_scale(
+        &mut self,
+        slot: Slot,
+        source: &LinearSource,
+        check: impl Fn(&bitnet_ternary::TernaryMatrix, ScaleRounding) -> Result<f64, FormatError>,
+    ) -> Result<(), FormatError> {
+        let Some(probe) = scales::probe(self.checkpoint, slot, source) else {
+            return Ok(());
+        };
+        let error = check(&probe, self.request.rounding)?;
+        if error > 0.0 {
+            self.losses.push(Loss {
+                tensor: self.target_name(slot),
+                kind: "scale-rounding",
+                max_relative: Some(error),
+                max_absolute: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// `weight_scale` beside packed codes: the source's own if it has one, else the f32 multiplier.
+    fn scale_beside(&mut self, slot: Slot, source: &LinearSource) {
+        let weight = self.target_name(slot);
+        let name = scale_name(&weight);
+        let item = match (outside_scale(source), self.kept_direction()) {
+            (Some((info, _)), Some(_)) => Item {
+                slot: Some(slot),
+                source_name: info.name.clone(),
+                from: info.encoding.name(),
+                to: info.encoding.name(),
+                tensor: PlannedTensor {
+                    name,
+                    encoding: info.encoding,
+                    shape: info.shape.clone(),
+                    len: info.len,
+                },
+                action: Action::Ready(self.checkpoint.file.bytes(info).to_vec()),
+                file: 0,
+                offset: 0,
+            },
+            _ => Item {
+                slot: Some(slot),
+                source_name: source.info.name.clone(),
+                from: "scale".to_owned(),
+                to: "f32".to_owned(),
+                tensor: PlannedTensor {
+                    name,
+                    encoding: Encoding::Plain(PlainType::F32),
+                    shape: vec![1],
+                    len: 4,
+                },
+                action: Action::Scale(ScaleTensor::Multipliers),
+                file: 0,
+                offset: 0,
+            },
+        };
+        self.items.push(item);
+    }
+
+    /// The direction of the source's `weight_scale` tensors, if every linear has one of the same:
+    /// they are then copied bit for bit, whatever their type, and `config.json` goes on saying so.
+    pub(super) fn kept_direction(&self) -> Option<ScaleDirection> {
+        let mut directions = self
+            .checkpoint
+            .slots()
+            .into_iter()
+            .filter(|s| s.is_ternary())
+            .map(|s| outside_scale(self.checkpoint.linear(s).ok()?).map(|(_, d)| d));
+        let first = directions.next()??;
+        directions.all(|d| d == Some(first)).then_some(first)
+    }
+
+    fn dense(&mut self, slot: Slot) -> Result<(), FormatError> {
+        let info = self.checkpoint.tensor_range(slot).ok_or_else(|| {
+            FormatError::new(
+                ErrorCode::MissingTensor,
+                "the model needs this tensor, the source has none",
+            )
+        })?;
+        let shape = self.checkpoint.config.shape(slot);
+        let gguf = self.request.target.kind == Kind::Gguf;
+        let embedding = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
+        // a gain and a gain minus one: what widens is the gain
+        let as_stored = self.checkpoint.dense_plus_one(slot)
+            == stores_gain_minus_one(self.request.target, self.checkpoint, slot);
+        let encoding = match self.request.embeddings {
+            _ if !as_stored => Encoding::Plain(PlainType::F32),
+            Embeddings::As(to) if embedding => to.encoding(),
+            // readers of GGUF compute norms from f32 only; every source type widens exactly
+            _ if !embedding && gguf => Encoding::Plain(PlainType::F32),
+            _ => info.encoding,
+        };
+        if let (false, Encoding::Block(_)) = (gguf, encoding) {
+            let message = format!("safetensors cannot hold {}", encoding.name());
+            return Err(FormatError::new(ErrorCode::TargetCannotHold, message).hint(
+                "--embeddings f32 stores the values it stands for, bf16 or f16 rounds them",
+            ));
+        }
+        let row = shape.last().copied().unwrap_or(0);
+        let len = dense_len(encoding, shape.iter().product(), row)?;
+        let action = if encoding == info.encoding && as_stored {
+            Action::Copy
+        } else {
+            Action::Recode(encoding)
+        };
+        if let Action::Recode(_) = action
+            && !widens(info.encoding, encoding)
+        {
+            self.losses.push(Loss {
+                tensor: self.target_name(slot),
+                kind: "dense-rounding",
+                max_relative: None,
+                max_absolute: None,
+            });
+        }
+        self.push(slot, info.encoding.name(), encoding, len, shape, action);
+        if matches!(self.request.target.linears, Linears::Fused(_)) {
+            self.tied_head(slot);
+        }
+        Ok(())
+    }
+
+    // ---- GGUF ----
+}
+
+/// `….weight_scale` of `….weight`.
+pub(super) fn scale_name(weight: &str) -> String {
+    format!("{weight}_scale")
+}
+
+pub(super) fn unknown_target(request: &Request<'_>) -> FormatError {
+    FormatError::new(
+        ErrorCode::Usage,
+        format!("no packing for target {}", request.target.name),
+    )
+}
+
+fn outside_scale(source: &LinearSource) -> Option<(&bitnet_formats::TensorInfo, ScaleDirection)> {
+    match &source.rule {
+        LinearRule::Packed {
+            outside: Some((info, direction)),
+            ..
+        }
+        | LinearRule::PackedValues {
+            outside: Some((info, direction)),
+            ..
+        } => Some((info, *direction)),
+        _ => None,
+    }
+}
+
+/// The storage of a linear, for people.
+pub fn describe(source: &LinearSource) -> String {
+    let stored = source.info.encoding.name();
+    match &source.rule {
+        LinearRule::Packed { packing, .. } | LinearRule::Tiles { packing, .. } => {
+            packing.name().to_owned()
+        }
+        LinearRule::Affine { .. } => MLX_PACKING.to_owned(),
+        LinearRule::PackedValues { packing, .. } => format!("{} as {stored}", packing.name()),
+        LinearRule::Dequantised { .. } => format!("{stored} ternary"),
+        LinearRule::Absmean => format!("{stored} master"),
+    }
+}
+
+/// Whether every value of one type is a value of the other.
+fn widens(from: Encoding, to: Encoding) -> bool {
+    // every decoder defines its values as f32
+    to == Encoding::Plain(PlainType::F32) || from == to
+}
