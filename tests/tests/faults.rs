@@ -554,6 +554,34 @@ fn faults_of_a_file_are_named() {
     print(&rows);
 }
 
+/// A BitNet of 1bitLLM that a converter took for a Llama: its sub-norms are gone.
+#[test]
+fn a_network_without_its_sub_norms_is_named() {
+    if fixtures_are_foreign() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = source("bitnet-b1.58-1bitllm");
+    let artifact = edited(&source, &dir.path().join("llama"), |tensors| {
+        tensors
+            .retain(|name, _| !name.contains("inner_attn_ln") && !name.contains("ffn_layernorm"));
+    });
+    let file = artifact.join("config.json");
+    let mut config = read_json(&file);
+    let keys = config.as_object_mut().expect("an object");
+    keys.retain(|key, _| key != "weight_bits" && key != "input_bits");
+    config["architectures"] = json!(["LlamaForCausalLM"]);
+    fs::write(&file, config.to_string()).unwrap();
+    let norm = "model.layers.0.self_attn.attn_sub_norm.weight";
+    let case = Case::new("missing sub-norms", "missing-sub-norm", Some(0), norm);
+    let with = |how: &str, by: &Path| {
+        let trained = "--ternary-trained";
+        case.check(how, verify(&artifact, &[&how, &by, &trained]))
+    };
+    let rows = [with("--golden", &source.golden)];
+    print(&rows);
+}
+
 /// Exchanges two blocks of 32 bytes, 128 trits each, of an I2_S tensor.
 fn swap_blocks(path: &Path, tensor: &str, one: usize, other: usize) {
     let file = bitnet_formats::open(path, &bitnet_formats::Limits::default()).unwrap();

@@ -116,7 +116,9 @@ pub struct CompareArgs {
     /// Apply the five gates to recorded outputs of transformers, for example --golden ./golden
     ///
     /// Reads prompts.json and logits_f32.safetensors, and where they exist logits_bf16.safetensors,
-    /// greedy.json, perplexity.json, ternary.json and trace_short_f32.safetensors. Implies --logits.
+    /// greedy.json, perplexity.json, ternary.json and trace_short_f32.safetensors. What departs is named
+    /// (rope-theta, permuted-rows, pre-tokenizer, ...) with the layer and tensor where it begins. Implies
+    /// --logits.
     #[arg(long, value_name = "DIR")]
     pub golden: Option<PathBuf>,
 

@@ -500,6 +500,16 @@ impl<'a> Patient<'a> {
         if error <= self.bounds.layer_error {
             return None;
         }
+        // what is wired otherwise is so in every layer, and two such things at once no hypothesis explains
+        let known = |f: &Fault| f.kind != Kind::Unexplained && f.layer < Some(index);
+        if self
+            .found
+            .faults
+            .iter()
+            .any(|f| f.layer.is_some() && known(f))
+        {
+            return Some((departure, None));
+        }
         let mut fault = Fault::of_key(Kind::Unexplained, TRACE, &place, departure.what.clone());
         fault.layer = Some(index);
         Some((departure, Some(fault)))
