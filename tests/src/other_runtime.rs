@@ -19,8 +19,8 @@ pub enum Wrong {
     Nothing,
     /// SiLU, whatever the checkpoint says.
     Silu,
-    /// The scale of a linear of layer 0 divides.
-    InverseScale(LayerSlot),
+    /// The scale of a linear of a layer divides.
+    InverseScale(usize, LayerSlot),
     /// A sub-norm is left out of every layer.
     NoNorm(LayerSlot),
     /// Another base of the rotary frequencies.
@@ -102,7 +102,7 @@ impl<'a> OtherRuntime<'a> {
         let mut matrix = self.checkpoint.ternary(slot).expect("a linear");
         let scale = matrix.scales().as_slice()[0];
         let scale = match self.wrong {
-            Wrong::InverseScale(of) if (layer, of) == (0, role) => 1.0 / scale,
+            Wrong::InverseScale(n, of) if (n, of) == (layer, role) => 1.0 / scale,
             Wrong::F16Scales => f16_to_f32(f32_to_f16(scale)),
             _ => scale,
         };

@@ -158,7 +158,7 @@ fn faults_of_another_runtime_are_named_from_its_record() {
             GATE,
         ),
         at(
-            Wrong::InverseScale(OProj),
+            Wrong::InverseScale(0, OProj),
             "a scale used as its inverse",
             "inverse-scale",
             "model.layers.0.self_attn.o_proj.weight",
@@ -245,6 +245,53 @@ fn faults_of_another_runtime_are_named_from_its_record() {
         Q,
     );
     rows.push(case.check("--golden of a runtime", found));
+    print(&rows);
+}
+
+/// Networks without sub-norms, wired otherwise; faults in a layer of which only input and output are recorded.
+#[test]
+fn faults_are_named_in_other_families_and_behind_layer_0() {
+    if fixtures_are_foreign() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut rows = Vec::new();
+    let at = |wrong, fault, name, tensor| (wrong, Case::new(fault, name, Some(0), tensor));
+    let head = || Case::new("head replaced", "output-head", None, "lm_head.weight");
+    let second = "model.layers.1.mlp.down_proj.weight";
+    for family in ["llama3-8b-1.58", "falcon3-1.58"] {
+        let source = source(family);
+        let prompts = prompts(&source);
+        let epsilon = match family {
+            "llama3-8b-1.58" => 1e-6,
+            _ => 1e-5,
+        };
+        for (wrong, case) in [
+            at(Wrong::Theta(10_000.0), "wrong rope theta", "rope-theta", Q),
+            at(Wrong::PairedRows, "permuted q/k rows", "permuted-rows", Q),
+            at(Wrong::Epsilon(epsilon), "another eps", "norm-eps", INPUT),
+            at(Wrong::F16Scales, "f16 scale rounding", "f16-scale", Q),
+            (Wrong::OtherHead, head()),
+            (
+                Wrong::InverseScale(1, LayerSlot::DownProj),
+                Case::new(
+                    "a scale as its inverse in layer 1",
+                    "inverse-scale",
+                    Some(1),
+                    second,
+                ),
+            ),
+        ] {
+            let golden = record(
+                &source.checkpoint,
+                wrong,
+                &prompts,
+                &dir.path().join(family),
+            );
+            let found = verify(&source.checkpoint, &[&"--golden", &golden]);
+            rows.push(case.check(family, found));
+        }
+    }
     print(&rows);
 }
 
