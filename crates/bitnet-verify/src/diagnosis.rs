@@ -18,7 +18,7 @@ use crate::golden::{Golden, Recorded};
 use crate::oracle::{Layer, Operator, Oracle, Replayed};
 use bitnet_formats::FormatError;
 use bitnet_model::{Checkpoint, LayerSlot, Slot};
-use hypotheses::begins_at;
+use hypotheses::{begins_at, closest};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 
@@ -30,6 +30,10 @@ const TRACED: &str = "short";
 
 /// Relative error of embeddings and head, which multiply nothing that is rounded.
 const EDGE_ERROR: f64 = 1e-5;
+
+/// A name has to take an error down by this factor at least: right operators leave at most 4e-7 on what `transformers`
+/// recorded, and nothing is asked below the bound of 1e-6.
+const BETTER: f64 = 3.0;
 
 /// A place of the trace that is further from the record than arithmetic takes it.
 #[derive(Debug, Clone, PartialEq)]
@@ -342,14 +346,17 @@ impl<'a> Patient<'a> {
         let tried: Vec<_> = all.par_iter().map(tried).collect();
         let mut found = Vec::new();
         for departs in departing {
-            let mut named = Vec::new();
+            // the figure that is off
+            let by_median = !sharp && departs.median_error > self.bounds.typical_layer_error;
+            let figure = |r: &Replayed| if by_median { r.median_error } else { r.error };
+            let mut within = Vec::new();
             for (hypothesis, tried) in all.iter().zip(&tried) {
                 let mut there = tried.iter().flatten();
                 let with = there.find(|r| r.operator == departs.operator);
-                if with.is_some_and(|with| !self.is_off(with, sharp)) {
-                    named.push(hypothesis.clone());
-                }
+                let with = with.filter(|with| !self.is_off(with, sharp));
+                within.extend(with.map(|with| (figure(with), hypothesis.clone())));
             }
+            let named = closest(figure(departs), BETTER, within);
             found.extend(match sharp {
                 true => self.operator(&layer, departs, named)?,
                 false => self.whole_layer(index, departs, named),
@@ -528,13 +535,15 @@ impl<'a> Patient<'a> {
         };
         let (slot, bound) = (Slot::OutputNorm, self.bounds.linear_error);
         let without = error(None)?;
-        let mut named = Vec::new();
-        for hypothesis in hypotheses(&self.checkpoint.config) {
-            if without > bound && error(Some(hypothesis.deviation))? <= bound {
-                named.push(hypothesis);
-            }
-        }
         if self.compare(slot, without, bound) {
+            let mut within = Vec::new();
+            for hypothesis in hypotheses(&self.checkpoint.config) {
+                let with = error(Some(hypothesis.deviation))?;
+                if with <= bound {
+                    within.push((with, hypothesis));
+                }
+            }
+            let named = closest(without, BETTER, within);
             let fault = Hypothesis::fault(&named, TRACE, slot);
             let what = format!("norm departs: relative error {without:.2e}");
             let unexplained = || Fault::at(Kind::Unexplained, TRACE, slot, what);

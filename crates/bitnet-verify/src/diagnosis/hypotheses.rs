@@ -18,6 +18,30 @@ pub struct Hypothesis {
     pub deviation: Deviation,
 }
 
+/// Others that come as close as this factor explain the evidence equally.
+const EQUALLY: f64 = 3.0;
+
+/// Relative error that rounding to `f32` alone makes: below it closer says nothing.
+const ROUNDING: f64 = 1e-7;
+
+/// Those hypotheses of `tried`, each with the error it leaves, that take the error `without` any down by the factor
+/// `better` at least, and come as close as the closest does. To be just below a bound is no evidence: any small change
+/// nudges an error that lies on it.
+pub(super) fn closest(
+    without: f64,
+    better: f64,
+    mut tried: Vec<(f64, Hypothesis)>,
+) -> Vec<Hypothesis> {
+    tried.retain(|(error, _)| error * better <= without);
+    let errors = tried.iter().map(|(error, _)| *error);
+    let best = errors.fold(f64::INFINITY, f64::min).max(ROUNDING);
+    tried.retain(|(error, _)| *error <= best * EQUALLY);
+    tried
+        .into_iter()
+        .map(|(_, hypothesis)| hypothesis)
+        .collect()
+}
+
 /// Epsilons of published networks.
 const EPSILONS: [f32; 4] = [1e-5, 1e-6, 1e-8, 1e-12];
 
@@ -184,5 +208,38 @@ impl Hypothesis {
         let mut fault = Fault::at(first.kind, check, slot, says.join("; or "));
         fault.equally = equally;
         Some(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nudge_below_a_bound_explains_nothing() {
+        let named = |kind, error| {
+            let says = String::new();
+            let deviation = Deviation::NeighbouringPairs;
+            let hypothesis = Hypothesis {
+                kind,
+                says,
+                deviation,
+            };
+            (error, hypothesis)
+        };
+        let kinds = |tried| -> Vec<Kind> {
+            let named = closest(2.13e-6, 3.0, tried);
+            named.into_iter().map(|h| h.kind).collect()
+        };
+        let nudge = || named(Kind::NormEps, 1.99e-6);
+        assert_eq!(kinds(vec![nudge()]), []);
+        let right = || named(Kind::PermutedRows, 2e-7);
+        assert_eq!(kinds(vec![nudge(), right()]), [Kind::PermutedRows]);
+        // within rounding the one is no closer than the other
+        let exact = || named(Kind::RopePairs, 0.0);
+        assert_eq!(
+            kinds(vec![right(), exact()]),
+            [Kind::PermutedRows, Kind::RopePairs]
+        );
     }
 }

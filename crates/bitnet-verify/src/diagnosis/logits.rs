@@ -4,7 +4,7 @@
 //! error relative to its logits, and the position in the middle speaks, because flipped activations reach some
 //! positions of a right program too.
 
-use super::hypotheses::{Hypothesis, begins_at, hypotheses};
+use super::hypotheses::{Hypothesis, begins_at, closest, hypotheses};
 use crate::divergence::relative_error;
 use crate::faults::{Fault, Kind};
 use crate::golden::Recorded;
@@ -19,8 +19,6 @@ const TOKENS: usize = 48;
 const BETTER: f64 = 10.0;
 /// and below this.
 const CLOSE: f64 = 0.05;
-/// Others that come as close as this factor explain it equally.
-const EQUALLY: f64 = 3.0;
 
 /// Why the logits of `sequences`, each the tokens and what was recorded for them, are not those of the model.
 ///
@@ -71,8 +69,8 @@ pub fn of_logits(
             return Ok(Fault::at(Kind::TokenOffset, check, Slot::OutputHead, what));
         }
     }
-    tried.retain(|(error, _)| explains(*error, without) && *error <= best * EQUALLY);
-    let named: Vec<Hypothesis> = tried.into_iter().map(|(_, h)| h).collect();
+    tried.retain(|(error, _)| *error <= CLOSE);
+    let named = closest(without, BETTER, tried);
     let slot = named
         .first()
         .map(|h| Slot::Layer(0, begins_at(h.deviation)));
