@@ -319,6 +319,10 @@ fn faults_of_another_runtime_are_named_from_logits_alone() {
         assert_eq!(found.len(), 1, "{wrong:?}: {report:#}");
         assert_eq!(found[0].0, name, "{wrong:?}: {report:#}");
         let what = report["faults"][0]["what"].as_str().unwrap_or_default();
+        let logits = golden.join("logits_f32.safetensors");
+        let (status, from) = verify(&source.checkpoint, &[&"--logits-from", &logits]);
+        assert_eq!(status, ExitStatus::Different, "{wrong:?}: {from:#}");
+        assert_eq!(named(&from)[0].0, name, "{wrong:?}: {from:#}");
         rows.push(format!(
             "| {wrong:?} | logits alone | `{name}` | `{}` | {what} |",
             found[0].2
