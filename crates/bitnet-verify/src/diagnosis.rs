@@ -528,8 +528,9 @@ impl<'a> Patient<'a> {
         let (Some(x), Some(expected)) = (self.recorded("final_norm.in"), last) else {
             return Ok(());
         };
+        let oracle = self.oracle;
         let error = |how| {
-            let found = self.oracle.output_norm_as(&[&x.values], how)?;
+            let found = oracle.output_norm_as(&[&x.values], how)?;
             let found = found.first().map_or(&[][..], |found| found);
             Ok::<f64, FormatError>(relative_error(&expected.values, found))
         };
