@@ -6,9 +6,11 @@
 use bitnet_cli::ExitStatus;
 use bitnet_formats::{Limits, TensorFile, TensorInfo, open};
 use bitnet_model::{Checkpoint, OpenOptions, Slot};
-use bitnet_ternary::bf16_to_f32;
+use bitnet_ternary::{bf16_to_f32, f32_to_f16};
 use bitnet_tests::fixtures::{checkpoint, read_json};
 use bitnet_tests::program::{self, Ran};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -221,4 +223,61 @@ fn settings_of_mlx_are_understood_or_refused_by_name() {
         let message = json["error"]["message"].as_str().unwrap();
         assert!(message.contains(says), "{message} does not say {says}");
     }
+}
+
+/// Published MLX files pack the embeddings like any linear: three tensors in place of one.
+#[test]
+fn packed_embeddings_of_mlx_are_the_same_table() {
+    const NAME: &str = "model.embed_tokens";
+    let dir = tempfile::tempdir().unwrap();
+    let (source, mlx) = (checkpoint("bonsai-1.7b"), dir.path().join("mlx"));
+    done(&source, &mlx, "mlx-2bit");
+    let original = Checkpoint::open(&source, &OpenOptions::default()).unwrap();
+    let table = original.ternary(Slot::TokenEmbeddings).unwrap();
+    let (rows, cols, group) = (table.rows(), table.cols(), 128);
+    let codes = table.trits().chunks(16);
+    let words: Vec<u8> = codes
+        .map(|c| (0..16).fold(0, |word, j| word | ((c[j] + 1) as u32) << (2 * j)))
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    let scales: Vec<f32> = (0..rows)
+        .flat_map(|row| (0..cols / group).map(move |g| (row, g * group)))
+        .map(|(row, col)| table.scales().at(row, col, cols))
+        .collect();
+    let f16s = |sign: f32| -> Vec<u8> {
+        let halves = scales.iter().map(|s| f32_to_f16(sign * s).to_le_bytes());
+        halves.flatten().collect()
+    };
+    let groups = [rows, cols / group];
+    let packed = [
+        ("weight", Dtype::U32, [rows, cols / 16], words),
+        ("scales", Dtype::F16, groups, f16s(1.0)),
+        ("biases", Dtype::F16, groups, f16s(-1.0)),
+    ];
+
+    let path = mlx.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let dense = format!("{NAME}.weight");
+    let mut tensors: Vec<_> = file.tensors();
+    tensors.retain(|(name, _)| *name != dense);
+    for (end, dtype, shape, data) in &packed {
+        let view = TensorView::new(*dtype, shape.to_vec(), data).unwrap();
+        tensors.push((format!("{NAME}.{end}"), view));
+    }
+    std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    std::fs::remove_file(mlx.join("certificate.json")).unwrap();
+
+    let output = dir.path().join("back.gguf");
+    let before = done(&source, &dir.path().join("direct.gguf"), "gguf-pq2_0");
+    let after = done(&mlx, &output, "gguf-pq2_0");
+    assert_eq!(after["ternary_sha256"], before["ternary_sha256"]);
+    let words = [
+        "--json".as_ref(),
+        output.as_os_str(),
+        "--against".as_ref(),
+        source.as_os_str(),
+    ];
+    let ran = program::run(bitnet_verify::run, words);
+    assert_eq!(ran.status, ExitStatus::Done, "{}", ran.stdout);
 }

@@ -91,7 +91,7 @@ impl<B: F16Block> Packing for B {
                     B::TRITS
                 ),
             )
-            .hint("choose a target without blocks of that size, such as gguf-i2_s or hf-packed"));
+            .hint("choose a target without blocks of that size, such as hf-packed"));
         }
         elements(rows, cols)?;
         elements(rows, cols / B::TRITS * B::BYTES)
