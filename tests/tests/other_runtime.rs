@@ -206,13 +206,17 @@ fn what_does_not_fit_is_said() {
         assert_eq!(ran.json()["error"]["code"], code, "{what}");
     }
 
-    // a file that claims more than it has
-    let path = dir.path().join("large.safetensors");
-    let header = r#"{"p.logits":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}"#;
-    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
-    std::fs::write(&path, bytes).expect("written");
-    let ran = verify(&source.checkpoint, &path, &[]);
-    assert_eq!(ran.status, ExitStatus::CouldNot);
+    // a file that claims more than it has, and one whose rows have nothing
+    let path = dir.path().join("header.safetensors");
+    for header in [
+        r#"{"p.logits":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}"#,
+        r#"{"p.logits":{"dtype":"F32","shape":[3,0],"data_offsets":[0,0]}}"#,
+    ] {
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        std::fs::write(&path, bytes).expect("written");
+        let ran = verify(&source.checkpoint, &path, &[]);
+        assert_eq!(ran.status, ExitStatus::CouldNot, "{}", ran.stdout);
+    }
 
     // another vocabulary: a difference, not a comparison of what does not belong together
     let mut tensors = sound.clone();

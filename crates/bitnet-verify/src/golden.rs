@@ -323,6 +323,10 @@ fn read_shaped(
         if !matches!(plain, PlainType::F32 | PlainType::F16 | PlainType::Bf16) {
             continue;
         }
+        if cols == 0 {
+            let error = FormatError::new(ErrorCode::Malformed, "rows of 0 columns record nothing");
+            return Err(error.in_file(path).in_tensor(&info.name));
+        }
         let bytes = file.bytes(info);
         let mut values = vec![0.0; bytes.len() / plain.size()];
         dense_to_f32(info.encoding, bytes, &mut values)
