@@ -218,14 +218,7 @@ impl Facts {
         } = checkpoint;
         console.line(console.bold(&checkpoint.path.display().to_string()))?;
         let mut line = |key: &str, value: String| console.line(format_args!("  {key:<15} {value}"));
-        let parts = match file.parts.len() {
-            1 => String::new(),
-            n => format!(" in {n} files"),
-        };
-        line(
-            "container",
-            format!("{}{parts}, {}", file.container, human_bytes(self.bytes)),
-        )?;
+        line("container", container(file, self.bytes))?;
         line(
             "architecture",
             format!(
@@ -373,6 +366,15 @@ fn encodings_of(file: &TensorFile) -> BTreeMap<String, Group> {
         group.bytes += info.len;
     }
     encodings
+}
+
+/// Container, number of files and size, for people.
+fn container(file: &TensorFile, bytes: u64) -> String {
+    let parts = match file.parts.len() {
+        1 => String::new(),
+        n => format!(" in {n} files"),
+    };
+    format!("{}{parts}, {}", file.container, human_bytes(bytes))
 }
 
 fn files_json(file: &TensorFile) -> Value {

@@ -4,10 +4,11 @@
 //! what is said of its trits was read from them; a tensor that cannot be read is a finding, not a failure.
 
 use super::{
-    Collision, collisions_of, data, encodings_of, files_json, print_tensors, tensors_json,
+    Collision, collisions_of, container, data, encodings_of, files_json, print_tensors,
+    tensors_json,
 };
 use crate::args::InspectArgs;
-use bitnet_cli::{Console, Failure, Table, human_bytes};
+use bitnet_cli::{Console, Failure, Table};
 use bitnet_formats::{
     Affine, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, MetaValue, PackedTensor, Packing,
     PlainType, TensorFile, TensorInfo, dense_to_f32, layouts_like, packing_by_name,
@@ -89,14 +90,7 @@ pub(super) fn run(
     }
     console.line(console.bold(&args.model.display().to_string()))?;
     let mut line = |key: &str, value: String| console.line(format_args!("  {key:<15} {value}"));
-    let parts = match file.parts.len() {
-        1 => String::new(),
-        n => format!(" in {n} files"),
-    };
-    line(
-        "container",
-        format!("{}{parts}, {}", file.container, human_bytes(bytes)),
-    )?;
+    line("container", container(file, bytes))?;
     line("family", format!("unknown: {}", reason.message))?;
     for (name, n) in &linears {
         line("ternary", format!("{n} x {name}"))?;

@@ -211,11 +211,9 @@ impl Checkpoint {
                     LinearRule::Packed { packing, .. } => packing.name() == GPU_PACKING,
                     _ => false,
                 };
-                let network = JsonNetwork {
-                    tensors_say_it: self.linears().all(by_themselves),
-                    text,
-                    generation: generation.and_then(|t| family::parse_json(&t.2).ok()),
-                };
+                let generation = generation.and_then(|t| family::parse_json(&t.2).ok());
+                let tensors_say_it = self.linears().all(by_themselves);
+                let network = JsonNetwork::of(text, generation, tensors_say_it);
                 for entry in &entries {
                     network.unread(entry).name_json(path, entry, all);
                 }
@@ -440,9 +438,21 @@ struct JsonNetwork<'a> {
     generation: Option<Value>,
     /// Whether the tensors say what the linears are, whatever `quantization_config` says.
     tensors_say_it: bool,
+    is: Option<JsonReading>,
 }
 
-impl JsonNetwork<'_> {
+impl<'a> JsonNetwork<'a> {
+    fn of(text: &'a [u8], generation: Option<Value>, tensors_say_it: bool) -> Self {
+        let mut network = Self {
+            text,
+            generation,
+            tensors_say_it,
+            is: None,
+        };
+        network.is = network.read(text);
+        network
+    }
+
     fn read(&self, text: &[u8]) -> Option<JsonReading> {
         let json = family::parse_json(text).ok()?;
         let family = family::family_of_config(&json).ok()?;
@@ -478,8 +488,7 @@ impl JsonNetwork<'_> {
         else {
             return false;
         };
-        let is = self.read(self.text);
-        is.is_some() && self.read(&[before, other, after].concat()) == is
+        self.is.is_some() && self.read(&[before, other, after].concat()) == self.is
     }
 
     fn unread(&self, entry: &JsonEntry) -> Decides {

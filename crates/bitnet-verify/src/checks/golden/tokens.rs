@@ -53,6 +53,12 @@ pub(crate) fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>,
 /// Expected and found ids of the first text that becomes others.
 type Differing = (Vec<u32>, Vec<u32>);
 
+/// Whether a text became the recorded tokens. Of an empty text without tokens there is nothing to compute: the record
+/// has some token in its place.
+fn is_right(text: &str, found: &[u32], expected: &[u32]) -> bool {
+    found == expected || (text.is_empty() && found.is_empty())
+}
+
 fn differing(
     tokenizer: &Tokenizer,
     texts: &[Text<'_>],
@@ -61,8 +67,7 @@ fn differing(
     let mut first = None;
     for (prompt, text, expected) in texts {
         let found = tokenizer.encode(text, true)?;
-        // of a text without tokens there is nothing to compute: the record has some token in its place
-        if found == *expected || found.is_empty() {
+        if is_right(text, &found, expected) {
             continue;
         }
         let at = expected
@@ -105,12 +110,12 @@ fn name(
             let Ok(Some(other)) = Tokenizer::from_gguf(&metadata) else {
                 continue;
             };
-            let is_right = |(_, text, ids): &Text<'_>| {
+            let fits = |(_, text, ids): &Text<'_>| {
                 other
                     .encode(text, true)
-                    .is_ok_and(|found| found == *ids || found.is_empty())
+                    .is_ok_and(|found| is_right(text, &found, ids))
             };
-            if texts.iter().all(is_right) {
+            if texts.iter().all(fits) {
                 named.push(word);
             }
         }
