@@ -315,6 +315,7 @@ mod tests {
             factors: Default::default(),
             sliding: None,
             pooling: None,
+            embedding: Default::default(),
             tie_word_embeddings: true,
             activation_quantization: ActivationQuantization::None,
             bos_token_id: None,

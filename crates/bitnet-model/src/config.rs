@@ -175,6 +175,45 @@ impl Pooling {
     }
 }
 
+/// What the pipeline of an embedding model does besides running the network and pooling.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmbeddingSettings {
+    /// Whether the pooled vector is divided by its Euclidean length.
+    pub normalize: bool,
+    /// Texts that are put in front of the input, by name.
+    pub prompts: Vec<(String, String)>,
+    /// The prompt that is used when the user names none; one of `prompts`.
+    pub default_prompt_name: Option<String>,
+    /// Longer inputs are cut to this number of tokens, special tokens included.
+    pub max_seq_length: Option<usize>,
+}
+
+impl Default for EmbeddingSettings {
+    fn default() -> Self {
+        Self {
+            normalize: true,
+            prompts: Vec::new(),
+            default_prompt_name: None,
+            max_seq_length: None,
+        }
+    }
+}
+
+impl EmbeddingSettings {
+    /// The text of a prompt.
+    pub fn prompt(&self, name: &str) -> Option<&str> {
+        let mut prompts = self.prompts.iter();
+        prompts
+            .find(|(key, _)| key == name)
+            .map(|(_, text)| text.as_str())
+    }
+
+    /// The text that precedes every input when the user names no prompt.
+    pub fn default_prompt(&self) -> Option<&str> {
+        self.prompt(self.default_prompt_name.as_deref()?)
+    }
+}
+
 /// Sizes and wiring of one network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -212,6 +251,8 @@ pub struct Config {
     pub sliding: Option<SlidingWindow>,
     /// How hidden states become one vector, if that is what the network is for.
     pub pooling: Option<Pooling>,
+    /// What the pipeline of an embedding model does besides.
+    pub embedding: EmbeddingSettings,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether inputs of ternary linears are quantised.

@@ -21,8 +21,8 @@ pub use hf_config::HfStorage;
 pub use quantization::{Quantization, ScaleDirection};
 
 pub(crate) use gguf_keys::{
-    ROPE_FREQUENCIES, check_rope_frequencies, declared_vocab_size, rope_frequency_factors,
-    says_activations, unread_rope_frequencies,
+    ROPE_FREQUENCIES, check_rope_frequencies, declared_vocab_size, infer_rope_scaling,
+    rope_frequency_factors, says_activations, unread_rope_frequencies,
 };
 pub use gpu_names::{GPU_SCALES, GpuPlace, check_gpu_network, gpu_place};
 pub(crate) use hf_config::{add_generation_config, parse_json, parse_value};

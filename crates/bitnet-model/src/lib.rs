@@ -40,8 +40,8 @@ pub use checkpoint::{
     tiles_shape, weight_scale_bytes,
 };
 pub use config::{
-    Activation, ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling,
-    SlidingWindow, Yarn,
+    Activation, ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling,
+    Rope, RopeScaling, SlidingWindow, Yarn,
 };
 pub use family::{
     FAMILIES, Family, GPU_SCALES, GgufWindows, GgufWiring, GpuPlace, HfStorage, Quantization,

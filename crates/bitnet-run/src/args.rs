@@ -188,6 +188,15 @@ pub struct Embed {
     /// for one of them and says which.
     #[arg(long, value_name = "HOW")]
     pub pooling: Option<PoolingArg>,
+    /// Use the model's prompt of this name, for example --prompt-name query
+    ///
+    /// The prompt is the text that the model wants before every input. Without this option the model's own
+    /// default prompt is used, if it has one.
+    #[arg(long, value_name = "NAME", conflicts_with = "prompt_text")]
+    pub prompt_name: Option<String>,
+    /// Put this text before every input instead, for example --prompt-text "query: " or --prompt-text ""
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt_text: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,15 +1,16 @@
-//! `bitnet-run embed`: texts as vectors of length 1.
+//! `bitnet-run embed`: texts as vectors, as the model's sentence-transformers pipeline makes them.
 //!
 //! Invariant: `embeddings_sha256` is the sha256 of all vectors as little-endian f32, texts in order; the same
 //! number for every kernel and thread count.
 
 use crate::args::{Embed, PoolingArg};
+use crate::prompts::TextSettings;
 use crate::{open, prompts};
 use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs};
 use bitnet_formats::{
     Artifact, Container, Encoding, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan,
 };
-use bitnet_model::{Model, Pooling};
+use bitnet_model::{EmbeddingSettings, Model, Pooling};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -28,10 +29,18 @@ pub fn run(
     let model = pool.install(|| open::model(&args.model.model, &args.model.compute))?;
     open::announce(console, &model, global)?;
     let checkpoint = model.checkpoint();
+    let (prompt_name, prompt) = prompt(args, &model.config().embedding)?;
+    let settings = TextSettings {
+        prompt,
+        max_seq_length: model.config().embedding.max_seq_length,
+    };
+    if !prompt.is_empty() {
+        console.note(format!("prompt before every text: {prompt:?}"))?;
+    }
     let texts = match (&args.file, &args.prompts) {
-        (Some(file), _) => prompts::lines(file, checkpoint)?,
-        (None, Some(file)) => prompts::read(file, checkpoint)?,
-        (None, None) => prompts::encode(&args.texts, checkpoint)?,
+        (Some(file), _) => prompts::lines(file, checkpoint, settings)?,
+        (None, Some(file)) => prompts::read(file, checkpoint, settings)?,
+        (None, None) => prompts::encode(&args.texts, checkpoint, settings)?,
     };
     let pooling = pooling(args, &model);
     // a refusal costs nothing before the first forward pass
@@ -71,6 +80,10 @@ pub fn run(
         "tokens": tokens,
         "width": model.config().hidden_size,
         "pooling": pooling.as_str(),
+        "normalized": model.config().embedding.normalize,
+        "prompt_name": prompt_name,
+        "prompt": prompt,
+        "max_seq_length": settings.max_seq_length,
         "kernel": model.backend().name(),
         "threads": global.thread_count(),
         "embeddings_sha256": embeddings_sha256,
@@ -78,6 +91,35 @@ pub fn run(
         "output": output.map(|o| json!({"path": o.path, "bytes": o.bytes, "sha256": o.sha256})),
     }))?;
     Ok(ExitStatus::Done)
+}
+
+/// `--prompt-text`, else the prompt of `--prompt-name`, else the model's default prompt: its name and its text.
+fn prompt<'a>(
+    args: &'a Embed,
+    settings: &'a EmbeddingSettings,
+) -> Result<(Option<&'a str>, &'a str), Failure> {
+    if let Some(text) = &args.prompt_text {
+        return Ok((None, text));
+    }
+    let Some(name) = &args.prompt_name else {
+        let name = settings.default_prompt_name.as_deref();
+        return Ok((name, settings.default_prompt().unwrap_or_default()));
+    };
+    match settings.prompt(name) {
+        Some(text) => Ok((Some(name), text)),
+        None => {
+            let names: Vec<_> = settings
+                .prompts
+                .iter()
+                .map(|(name, _)| name.as_str())
+                .collect();
+            let hint = match names[..] {
+                [] => "this model has no prompts; pass --prompt-text TEXT".to_owned(),
+                _ => format!("pass one of: {}", names.join(", ")),
+            };
+            Err(Failure::usage(format!("the model has no prompt named {name:?}")).hint(hint))
+        }
+    }
 }
 
 /// `--pooling`, else the model's own, else that of the last token, which alone has seen the whole text.

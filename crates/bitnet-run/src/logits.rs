@@ -4,6 +4,7 @@
 //! order, positions in order; the same number for every kernel, thread count and batch.
 
 use crate::args::Logits as LogitsArgs;
+use crate::prompts::TextSettings;
 use crate::{open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
 use bitnet_formats::{
@@ -26,7 +27,7 @@ pub fn run(
     let pool = open::pool(global.thread_count())?;
     let model = pool.install(|| open::predictor(&args.model.model, &args.model.compute))?;
     open::announce(console, &model, global)?;
-    let prompts = prompts::read(&args.prompts, model.checkpoint())?;
+    let prompts = prompts::read(&args.prompts, model.checkpoint(), TextSettings::default())?;
     let vocab = model.config().vocab_size;
 
     // lay the file out before the first forward pass, so that a refusal costs nothing

@@ -32,8 +32,54 @@ fn bounded(path: &Path) -> Result<Vec<u8>, FormatError> {
     Ok(bytes)
 }
 
+/// What happens to a text before the network sees its tokens.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TextSettings<'a> {
+    /// What precedes the text.
+    pub prompt: &'a str,
+    /// Longer texts are cut to this number of tokens, special tokens included.
+    pub max_seq_length: Option<usize>,
+}
+
+impl TextSettings<'_> {
+    /// The tokens of a text with its special tokens.
+    fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, FormatError> {
+        let text = format!("{}{text}", self.prompt);
+        let ids = tokenizer.encode(&text, true)?;
+        match self.max_seq_length {
+            Some(most) if ids.len() > most => cut(tokenizer, &text, &ids, most),
+            _ => Ok(ids),
+        }
+    }
+}
+
+/// The first tokens of a text between all of its special ones, as sentence-transformers and tokenizers cut it.
+fn cut(
+    tokenizer: &Tokenizer,
+    text: &str,
+    ids: &[u32],
+    most: usize,
+) -> Result<Vec<u32>, FormatError> {
+    let own = tokenizer.encode(text, false)?;
+    let added = ids.len().saturating_sub(own.len());
+    let before = (0..=added).find(|at| ids.get(*at..*at + own.len()) == Some(&own[..]));
+    let (Some(before), Some(kept)) = (before, most.checked_sub(added)) else {
+        let message = format!(
+            "expected a text of at most {most} tokens, found {}",
+            ids.len()
+        );
+        return Err(FormatError::new(ErrorCode::ContextExceeded, message));
+    };
+    let (front, behind) = (&ids[..before], &ids[before + own.len()..]);
+    Ok([front, &own[..kept], behind].concat())
+}
+
 /// Reads a text from every line of a file, named by its number from 0; `-` is standard input.
-pub fn lines(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u32>)>, Failure> {
+pub fn lines(
+    path: &Path,
+    checkpoint: &Checkpoint,
+    settings: TextSettings<'_>,
+) -> Result<Vec<(String, Vec<u32>)>, Failure> {
     let bytes = bounded(path)?;
     let text = std::str::from_utf8(&bytes).map_err(|e| {
         let message = format!("expected UTF-8 text: {e}");
@@ -46,18 +92,19 @@ pub fn lines(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u3
             format!("{}: no lines", path.display()),
         ));
     }
-    encode(&lines, checkpoint)
+    encode(&lines, checkpoint, settings)
 }
 
 /// The tokens of texts, named by their number from 0.
 pub fn encode<S: AsRef<str>>(
     texts: &[S],
     checkpoint: &Checkpoint,
+    settings: TextSettings<'_>,
 ) -> Result<Vec<(String, Vec<u32>)>, Failure> {
     let tokenizer = open::tokenizer(checkpoint)?;
     let mut prompts = Vec::with_capacity(texts.len());
     for (number, text) in texts.iter().enumerate() {
-        let ids = tokenizer.encode(text.as_ref(), true)?;
+        let ids = settings.encode(&tokenizer, text.as_ref())?;
         if ids.is_empty() {
             let message = format!("text {number} has no tokens, and this model adds none");
             return Err(Failure::new(ErrorCode::Tokenizer, message));
@@ -68,7 +115,11 @@ pub fn encode<S: AsRef<str>>(
 }
 
 /// Reads `{name: {"text": …, "ids": […]}}`, `{name: "text"}`, `{name: [ids]}` or `[[ids] | "text", …]`.
-pub fn read(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u32>)>, Failure> {
+pub fn read(
+    path: &Path,
+    checkpoint: &Checkpoint,
+    settings: TextSettings<'_>,
+) -> Result<Vec<(String, Vec<u32>)>, Failure> {
     let bytes = bounded(path)?;
     let malformed = |what: String| {
         Failure::from(
@@ -113,7 +164,7 @@ pub fn read(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u32
                     Some(t) => t,
                     None => tokenizer.insert(open::tokenizer(checkpoint)?),
                 };
-                tokenizer.encode(text, true)?
+                settings.encode(tokenizer, text)?
             }
             _ => return Err(malformed(format!("prompt `{name}`: neither ids nor text"))),
         };

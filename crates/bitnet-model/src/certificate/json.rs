@@ -4,8 +4,8 @@
 
 use super::{FileRecord, Verdict};
 use crate::config::{
-    Activation, ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling,
-    SlidingWindow, Yarn,
+    Activation, ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling,
+    Rope, RopeScaling, SlidingWindow, Yarn,
 };
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
@@ -228,6 +228,9 @@ fn rare_to_json(config: &Config) -> Vec<(&'static str, Value)> {
     if let Some(pooling) = config.pooling {
         pairs.push(("pooling", json!(pooling.as_str())));
     }
+    if config.embedding != EmbeddingSettings::default() {
+        pairs.push(("embedding", embedding_to_json(&config.embedding)));
+    }
     pairs
 }
 
@@ -248,6 +251,49 @@ fn pooling_from_json(field: &Field<'_>) -> Result<Option<Pooling>, FormatError> 
     };
     let found = Pooling::ALL.into_iter().find(|p| word.value == p.as_str());
     found.map(Some).ok_or_else(|| word.bad("mean, cls or last"))
+}
+
+fn embedding_to_json(settings: &EmbeddingSettings) -> Value {
+    let EmbeddingSettings {
+        normalize,
+        prompts,
+        default_prompt_name,
+        max_seq_length,
+    } = settings;
+    let prompts: Vec<_> = prompts
+        .iter()
+        .map(|(name, text)| json!([name, text]))
+        .collect();
+    json!({
+        "normalize": normalize,
+        "prompts": prompts,
+        "default_prompt_name": default_prompt_name,
+        "max_seq_length": max_seq_length,
+    })
+}
+
+fn embedding_from_json(field: &Field<'_>) -> Result<EmbeddingSettings, FormatError> {
+    let Some(settings) = field.maybe("embedding")? else {
+        return Ok(EmbeddingSettings::default());
+    };
+    let prompts = settings.at("prompts")?.each(|pair| {
+        let [name, text] = &pair.each(|f| f.text())?[..] else {
+            return Err(pair.bad("a name and a text"));
+        };
+        Ok((name.clone(), text.clone()))
+    })?;
+    Ok(EmbeddingSettings {
+        normalize: settings.at("normalize")?.flag()?,
+        prompts,
+        default_prompt_name: match settings.maybe("default_prompt_name")? {
+            None => None,
+            Some(name) => Some(name.text()?),
+        },
+        max_seq_length: match settings.maybe("max_seq_length")? {
+            None => None,
+            Some(length) => Some(length.size()?),
+        },
+    })
 }
 
 fn activation_word(activations: ActivationQuantization) -> &'static str {
@@ -327,6 +373,7 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
         },
         sliding: sliding_from_json(field)?,
         pooling: pooling_from_json(field)?,
+        embedding: embedding_from_json(field)?,
         tie_word_embeddings: field.at("tie_word_embeddings")?.flag()?,
         activation_quantization: words
             .into_iter()

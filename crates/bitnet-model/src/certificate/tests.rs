@@ -169,6 +169,7 @@ fn a_certificate_reads_back_as_written() {
             factors: Default::default(),
             sliding: None,
             pooling: None,
+            embedding: Default::default(),
             tie_word_embeddings: false,
             activation_quantization: ActivationQuantization::Int8PerToken,
             bos_token_id: None,

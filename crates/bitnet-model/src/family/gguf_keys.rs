@@ -6,8 +6,8 @@
 use super::hf_config::linear;
 use super::{GgufWindows, GgufWiring, names};
 use crate::config::{
-    ActivationQuantization, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling, SlidingWindow,
-    Yarn, bad_key,
+    ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling, Rope,
+    RopeScaling, SlidingWindow, Yarn, bad_key,
 };
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
@@ -24,6 +24,10 @@ const WINDOW: &str = "attention.sliding_window";
 const WINDOW_PATTERN: &str = "attention.sliding_window_pattern";
 const WINDOW_THETA: &str = "rope.freq_base_swa";
 const POOLING: &str = "pooling_type";
+const NORMALIZE: &str = "ternary.embedding.normalize";
+const PROMPTS: &str = "ternary.embedding.prompts";
+const DEFAULT_PROMPT: &str = "ternary.embedding.default_prompt_name";
+const MAX_SEQ_LENGTH: &str = "ternary.embedding.max_seq_length";
 const ACTIVATIONS: &str = "ternary.activation_quantization";
 const EOS_TOKEN_IDS: &str = "ternary.eos_token_ids";
 const SCALING_TYPE: &str = "ternary.rope.scaling.type";
@@ -224,6 +228,7 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
         factors: factors(&keys, wiring, hidden_size)?,
         sliding: sliding(&keys, wiring, num_hidden_layers)?,
         pooling: pooling(&keys)?,
+        embedding: embedding_settings(&keys)?,
         tie_word_embeddings: !(wiring.output_head && own_head),
         activation_quantization: activations(&keys)?.unwrap_or(match projections {
             true => ActivationQuantization::Int8PerToken,
@@ -288,6 +293,39 @@ fn pooling(keys: &Keys<'_>) -> Result<Option<Pooling>, FormatError> {
             None => Err(keys.bad(POOLING, "0 (none), 1 (mean), 2 (cls) or 3 (last)")),
         },
     }
+}
+
+/// The settings of an embedding pipeline: no reader's keys say them, ours do where they are not the usual ones.
+fn embedding_settings(keys: &Keys<'_>) -> Result<EmbeddingSettings, FormatError> {
+    let own = |name: &str| keys.metadata.get(name);
+    let bad = |name: &str, expected: &str| bad_key(name, &show(own(name)), expected);
+    let text = |name: &str| match own(name) {
+        None => Ok(None),
+        Some(value) => value
+            .as_str()
+            .map(Some)
+            .ok_or_else(|| bad(name, "a string")),
+    };
+    let prompts = match text(PROMPTS)? {
+        None => Vec::new(),
+        Some(text) => {
+            let json =
+                super::hf_config::parse_value(text.as_bytes()).map_err(|e| e.in_tensor(PROMPTS))?;
+            super::pooling::prompts(PROMPTS, Some(&json))?
+        }
+    };
+    let settings = EmbeddingSettings {
+        normalize: match own(NORMALIZE) {
+            None => true,
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| bad(NORMALIZE, "true or false"))?,
+        },
+        prompts,
+        default_prompt_name: text(DEFAULT_PROMPT)?.map(str::to_owned),
+        max_seq_length: keys.size(&format!("/{MAX_SEQ_LENGTH}"))?,
+    };
+    super::pooling::checked(settings, [DEFAULT_PROMPT, MAX_SEQ_LENGTH])
 }
 
 /// What our own key says; `None` without it.
@@ -450,6 +488,25 @@ pub(super) fn metadata(
         let place = Pooling::ALL.iter().position(|p| *p == pooling);
         keys.push((own(POOLING), size(place.map_or(0, |p| p + 1))));
     }
+    let EmbeddingSettings {
+        normalize,
+        prompts,
+        default_prompt_name,
+        max_seq_length,
+    } = &config.embedding;
+    if !normalize {
+        keys.push((NORMALIZE.to_owned(), MetaValue::Bool(false)));
+    }
+    if !prompts.is_empty() {
+        let texts = super::pooling::prompts_json(prompts).to_string();
+        keys.push((PROMPTS.to_owned(), MetaValue::text(&texts)));
+    }
+    if let Some(name) = default_prompt_name {
+        keys.push((DEFAULT_PROMPT.to_owned(), MetaValue::text(name)));
+    }
+    if let Some(tokens) = max_seq_length {
+        keys.push((MAX_SEQ_LENGTH.to_owned(), size(*tokens)));
+    }
     match config.rope.scaling {
         RopeScaling::None => {}
         RopeScaling::Linear { factor } => {
@@ -552,6 +609,43 @@ pub(crate) fn unread_rope_frequencies(config: &Config, values: &[f32]) -> Vec<u8
     values.iter().zip(&ours).flat_map(mask).collect()
 }
 
+/// Original context lengths of published llama3 scaling: Llama 3.1 to 3.3 and their fine-tunes first.
+const ORIGINAL_CONTEXTS: [usize; 6] = [8_192, 4_096, 2_048, 16_384, 32_768, 65_536];
+
+/// Sets `llama3` scaling where a file says it by its divisors alone, as llama.cpp's converter writes it.
+///
+/// The factor is the largest divisor. `low_freq_factor` 1 and `high_freq_factor` 4 and the original context are those
+/// of the published rule; they count only if every divisor of the file is the one that they give.
+pub(crate) fn infer_rope_scaling(config: &mut Config, divisors: &[f32]) {
+    let ones = divisors.iter().all(|d| is_divisor(*d, 1.0));
+    if config.rope.scaling != RopeScaling::None || ones {
+        return;
+    }
+    // writers compute in f32: a factor that is a whole number within their error is that number
+    let largest = f64::from(divisors.iter().copied().fold(1.0, f32::max));
+    let whole = largest.round();
+    let factor = match is_divisor(largest as f32, whole as f32) {
+        true => whole,
+        false => largest,
+    };
+    for original_max_position_embeddings in ORIGINAL_CONTEXTS {
+        let mut candidate = config.clone();
+        candidate.rope.scaling = RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings,
+        };
+        let ours = rope_frequency_factors(&candidate).unwrap_or_default();
+        if ours.len() == divisors.len()
+            && divisors.iter().zip(&ours).all(|(a, b)| is_divisor(*a, *b))
+        {
+            *config = candidate;
+            return;
+        }
+    }
+}
+
 /// Whether the divisors in a file are those of the configuration.
 pub(crate) fn check_rope_frequencies(
     config: &Config,
@@ -560,18 +654,25 @@ pub(crate) fn check_rope_frequencies(
 ) -> Result<(), FormatError> {
     let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.head_dim / 2]);
     let place = |e: FormatError| e.in_tensor(&info.name);
-    if values.len() != ours.len() {
-        let message = format!("expected {} divisors, found {}", ours.len(), values.len());
-        return Err(place(FormatError::new(ErrorCode::WrongShape, message)));
-    }
-    match values.iter().zip(&ours).position(|(a, b)| !is_divisor(*a, *b)) {
-        None => Ok(()),
-        Some(i) => Err(place(
-            FormatError::new(
-                ErrorCode::UnsupportedConfig,
-                format!("divisor {i}: expected {} by the metadata, found {}", ours[i], values[i]),
-            )
-            .hint(format!("files of other writers do not say which rope scaling made these; `{SCALING_TYPE}` does")),
-        )),
-    }
+    let Some(i) = values
+        .iter()
+        .zip(&ours)
+        .position(|(a, b)| !is_divisor(*a, *b))
+    else {
+        return Ok(());
+    };
+    let (expected, found) = (ours[i], values[i]);
+    let message = match config.rope.scaling {
+        RopeScaling::None => format!(
+            "divisor {i} of the rotary frequencies is {found}; the divisors are neither all 1 nor those of llama3 scaling \
+             (factor = largest divisor, low_freq_factor 1, high_freq_factor 4), and this program computes no others"
+        ),
+        _ => format!(
+            "divisor {i}: expected {expected} by the rope scaling of the metadata, found {found}"
+        ),
+    };
+    let hint = "convert the original checkpoint: its config.json says which rope scaling the divisors were made from";
+    Err(place(
+        FormatError::new(ErrorCode::UnsupportedConfig, message).hint(hint),
+    ))
 }

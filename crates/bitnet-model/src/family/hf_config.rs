@@ -349,6 +349,7 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
         },
         // beside `config.json`
         pooling: None,
+        embedding: Default::default(),
         // transformers' default for each of these architectures
         tie_word_embeddings: keys
             .flag("tie_word_embeddings")?

@@ -1,4 +1,4 @@
-//! Texts as vectors: the final hidden states of all tokens, pooled, at length 1.
+//! Texts as vectors: the final hidden states of all tokens, pooled, at length 1 unless the pipeline does not normalize.
 //!
 //! Invariant: as for logits, a vector follows from the tokens and the model alone (`formats/numerics.md`).
 
@@ -7,7 +7,8 @@ use crate::config::Pooling;
 use bitnet_formats::{ErrorCode, FormatError};
 
 impl Model {
-    /// The vector of a text, `(hidden_size,)`, of Euclidean length 1; all zeros if every pooled value is.
+    /// The vector of a text, `(hidden_size,)`, of Euclidean length 1 (all zeros if every pooled value is), or as pooled if
+    /// `config.embedding.normalize` is false.
     ///
     /// # Errors
     /// `context-exceeded` for no tokens, or for more than the model was made for; `usage` for a token id
@@ -44,7 +45,7 @@ impl Model {
             let message = "the pooled hidden state has no finite length";
             return Err(FormatError::new(ErrorCode::NonFinite, message));
         }
-        if squares > 0.0 {
+        if self.config().embedding.normalize && squares > 0.0 {
             self.backend.scale(1.0 / squares.sqrt(), &mut vector);
         }
         Ok(vector)

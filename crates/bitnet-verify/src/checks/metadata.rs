@@ -104,6 +104,7 @@ pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         factors,
         sliding,
         pooling,
+        embedding: pipeline,
         tie_word_embeddings,
         activation_quantization,
         bos_token_id,
@@ -173,6 +174,21 @@ pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         (
             "pooling",
             pooling.map_or("none", Pooling::as_str).to_owned(),
+        ),
+        ("normalize_embeddings", pipeline.normalize.to_string()),
+        ("prompts", format!("{:?}", pipeline.prompts)),
+        (
+            "default_prompt_name",
+            pipeline
+                .default_prompt_name
+                .clone()
+                .unwrap_or_else(|| "none".to_owned()),
+        ),
+        (
+            "max_seq_length",
+            pipeline
+                .max_seq_length
+                .map_or("none".to_owned(), |n| n.to_string()),
         ),
         ("tie_word_embeddings", tie_word_embeddings.to_string()),
         ("activation_quantization", quantization.to_owned()),

@@ -18,6 +18,10 @@ pub(in crate::checkpoint) fn gguf(
 ) -> Result<Resolved, FormatError> {
     let family = family::family_of_gguf(file)?;
     let mut config = (family.gguf_config)(file)?;
+    let divisors = rope_frequencies(file, &config)?;
+    if let Some((_, divisors)) = &divisors {
+        family::infer_rope_scaling(&mut config, divisors);
+    }
     let layout = forced_layout(options)?;
     let mut tensors = Tensors::new(file);
     let mut sources = HashMap::new();
@@ -73,12 +77,10 @@ pub(in crate::checkpoint) fn gguf(
         .map(|s| s.info().clone());
     let head_name = (family.gguf_tensor_name)(Slot::OutputHead);
     tensors.finish(|info| {
-        if info.name == family::ROPE_FREQUENCIES {
-            let Encoding::Plain(plain) = info.encoding else {
-                return Ok(false);
-            };
-            let divisors = values::small_values(plain, file.bytes(info))?;
-            family::check_rope_frequencies(&config, info, &divisors)?;
+        if let Some((name, divisors)) = &divisors
+            && info.name == *name
+        {
+            family::check_rope_frequencies(&config, info, divisors)?;
             return Ok(true);
         }
         match &embedding {
@@ -96,6 +98,27 @@ pub(in crate::checkpoint) fn gguf(
         declared_vocab_size: family::declared_vocab_size(file),
         sources,
     })
+}
+
+/// The divisors of the rotary frequencies that a file brings along, and the name of their tensor.
+fn rope_frequencies<'a>(
+    file: &'a TensorFile,
+    config: &Config,
+) -> Result<Option<(&'a str, Vec<f32>)>, FormatError> {
+    let Some(info) = file.tensor(family::ROPE_FREQUENCIES) else {
+        return Ok(None);
+    };
+    let Encoding::Plain(plain) = info.encoding else {
+        let message = format!("expected plain numbers, found {}", info.encoding.name());
+        return Err(error(ErrorCode::WrongType, info, message));
+    };
+    let shape = [config.head_dim / 2];
+    if info.shape != shape {
+        let message = format!("expected shape {shape:?}, found {:?}", info.shape);
+        return Err(error(ErrorCode::WrongShape, info, message));
+    }
+    let divisors = values::small_values(plain, file.bytes(info))?;
+    Ok(Some((&info.name, divisors)))
 }
 
 /// As for Hugging Face checkpoints: numbers that nothing marks run as they are. `numbers`: whether there is
