@@ -7,7 +7,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-mod bounds;
+mod pickle;
 mod state_dict;
 mod write;
 mod zip;
