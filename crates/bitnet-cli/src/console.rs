@@ -159,17 +159,28 @@ impl<'a> Console<'a> {
         match written {
             Ok(status) => status,
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitStatus::Done,
-            // there is nowhere left to tell it
-            Err(_) => ExitStatus::CouldNot,
+            Err(e) => {
+                // stdout is gone; under --json too stderr is what is left
+                let _ = self.report_on_stderr(&Failure::from(e));
+                ExitStatus::CouldNot
+            }
         }
     }
 
     fn report(&mut self, failure: &Failure) -> io::Result<()> {
         if self.json {
-            writeln!(self.out, "{}", failure.to_json())?;
-            return self.out.flush();
+            let written = writeln!(self.out, "{}", failure.to_json());
+            return match written.and_then(|()| self.out.flush()) {
+                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => self.report_on_stderr(failure),
+                done => done,
+            };
         }
-        self.out.flush()?;
+        // the failure is worth more than what stdout could not take
+        let _ = self.out.flush();
+        self.report_on_stderr(failure)
+    }
+
+    fn report_on_stderr(&mut self, failure: &Failure) -> io::Result<()> {
         let label = paint(self.color_err, "1;31", "error:");
         writeln!(self.err, "{label} {}", failure.message)?;
         let label = paint(self.color_err, "36", "hint:");
@@ -232,6 +243,39 @@ mod tests {
         let result = console.line("data").map(|()| ExitStatus::Different);
         assert_eq!(console.finish(result), ExitStatus::Done);
         assert!(err.is_empty());
+    }
+
+    struct Full;
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    #[test]
+    fn a_full_stdout_is_told_on_stderr() {
+        for json in [false, true] {
+            let global = GlobalArgs {
+                json,
+                ..GlobalArgs::default()
+            };
+            for (result, expected) in [
+                (Ok(ExitStatus::Done), "error: cannot write the output: "),
+                (Err(Failure::usage("no")), "error: no\n"),
+            ] {
+                let (mut full, mut err) = (Full, Vec::new());
+                let console = Console::new(&global, &mut full, &mut err);
+                assert_eq!(console.finish(result), ExitStatus::CouldNot);
+                let err = String::from_utf8(err).unwrap();
+                assert!(
+                    err.starts_with(expected) && err.lines().count() == 1,
+                    "{err}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! What `main` does around `run`: signals, the real streams, the exit code.
 //!
 //! Invariant: an interrupted program leaves no partial output behind and exits 130, at once, from
-//! whatever it was doing.
+//! whatever it was doing. A file that reaches a size limit is an error of the write, never a signal.
 
 use crate::console::STANDARD_STREAMS;
 use crate::exit_status::ExitStatus;
+#[cfg(unix)]
+use signal_hook::consts::SIGXFSZ;
 use std::env::ArgsOs;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
@@ -17,6 +19,17 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// A write beyond `ulimit -f` sends SIGXFSZ, which ends a process that does not handle it. Handled, the write
+/// fails with an error.
+fn fail_writes_beyond_the_size_limit() {
+    #[cfg(unix)]
+    {
+        let seen = std::sync::Arc::new(AtomicBool::new(false));
+        // without a handler such a write ends the program, as it ends others
+        let _ = signal_hook::flag::register(SIGXFSZ, seen);
+    }
+}
+
 /// The whole `main` of a program.
 pub fn main(run: impl FnOnce(ArgsOs, &mut dyn Write, &mut dyn Write) -> ExitStatus) -> ExitCode {
     STANDARD_STREAMS.store(true, Ordering::Relaxed);
@@ -26,6 +39,7 @@ pub fn main(run: impl FnOnce(ArgsOs, &mut dyn Write, &mut dyn Write) -> ExitStat
         std::process::exit(130);
     });
     let mut err = io::stderr();
+    fail_writes_beyond_the_size_limit();
     if let Err(e) = installed {
         // outputs are still whole or absent, but an interrupted directory may leave its partial
         let _ = writeln!(err, "warning: no signal handler: {e}");

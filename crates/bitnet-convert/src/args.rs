@@ -103,6 +103,10 @@ pub struct ConvertArgs {
     pub dry_run: bool,
 
     /// Replace an output that exists
+    ///
+    /// Replaces the file that -o names and the parts of an earlier output of this name, or a directory that
+    /// holds only files this program wrote or is about to write. A directory with other files is refused, and
+    /// so is every output that is, or holds, an input of the same run. Example: --force
     #[arg(long)]
     pub force: bool,
 

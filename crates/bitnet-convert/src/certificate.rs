@@ -7,7 +7,7 @@ use crate::plan::Plan;
 use crate::side_files;
 use crate::source_hash::{hex, sha256_hex};
 use crate::targets::Kind;
-use bitnet_formats::{FileDigest, FormatError, Limits};
+use bitnet_formats::{FileDigest, FormatError, Gguf, Limits};
 use bitnet_model::{
     Certificate, Checkpoint, DenseRecord, FileRecord, Seal, TernaryHasher, TernaryRecord,
     TextDigest, Verdict,
@@ -100,15 +100,15 @@ pub fn name_below(directory: &Path, path: &Path) -> String {
     }
 }
 
-/// Tokenizer and chat template as they were written; a GGUF file is there already.
+/// Tokenizer and chat template as they are written.
 ///
 /// # Errors
-/// Those of reading the header of that file.
+/// Those of reading the header of the first file.
 pub fn text(plan: &Plan) -> Result<TextDigest, FormatError> {
     match (plan.target.kind, plan.files.first()) {
         (Kind::Gguf, Some(first)) => {
-            let written = bitnet_formats::open(&first.path, &Limits::default())?;
-            Ok(TextDigest::of_gguf(&written.metadata))
+            let metadata = Gguf::metadata(&first.header.bytes, &Limits::default())?;
+            Ok(TextDigest::of_gguf(&metadata))
         }
         _ => Ok(TextDigest::of_files(&plan.side_files)),
     }

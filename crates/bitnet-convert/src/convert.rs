@@ -1,21 +1,19 @@
 //! The conversion as a program: choose a target, plan, pass, publish, report.
 //!
 //! Invariant: the order is always check, write, publish, report; an error at any point before
-//! publishing leaves nothing behind.
+//! publishing leaves nothing behind. One conversion at a time writes an output.
 
+mod publish;
+
+use self::publish::Published;
 use crate::args::{Args, ConvertArgs};
-use crate::certificate;
-use crate::pipeline::{self, Passed};
 use crate::plan::{self, Loss, Plan, Request};
 use crate::readers::{self, FileFacts};
-use crate::side_files;
 use crate::targets::{self, GGUF_PREFERENCE, Kind, Target};
 use bitnet_cli::{
     Console, Failure, Progress, ResourceMonitor, Table, human_bytes, human_duration, peak_rss_bytes,
 };
-use bitnet_formats::{
-    Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, ScaleRounding,
-};
+use bitnet_formats::{ErrorCode, FileDigest, Inputs, OutputLock, ScaleRounding};
 use bitnet_model::{Checkpoint, LayoutReason};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -28,17 +26,32 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
     let (Some(source), Some(output)) = (&convert.source, &convert.output) else {
         return Err(Failure::usage("SRC and -o OUT are missing"));
     };
+    publish::check_name(output)?;
     let candidates = candidates(convert.to, output)?;
     let checkpoint = crate::open(source, &convert.how)?;
     say_layout(&checkpoint, console)?;
-    refuse_writing_into_the_source(&checkpoint, output)?;
+    let inputs = publish::inputs(&checkpoint, convert)?;
+    inputs.refuse(output)?;
+    // held until the output and its certificate are there
+    let mut _lock = None;
     if !convert.dry_run {
-        refuse_existing_certificate(output, candidates[0].kind, convert.force)?;
+        let kind = candidates[0].kind;
+        inputs.refuse(&certificate_path(output, kind))?;
+        _lock = Some(OutputLock::take(output)?);
+        publish::refuse_existing_certificate(output, kind, convert.force)?;
     }
     let mut refusals: Vec<String> = Vec::new();
     for (n, &target) in candidates.iter().enumerate() {
         let request = request(convert, output, target);
-        let attempt = attempt(args, &checkpoint, &request, &refusals, &monitor, console);
+        let attempt = attempt(
+            args,
+            &checkpoint,
+            &request,
+            &inputs,
+            &refusals,
+            &monitor,
+            console,
+        );
         match attempt {
             // what one target cannot hold, the next one may
             Err(e) if n + 1 < candidates.len() && is_refusal(&e) => {
@@ -131,28 +144,6 @@ fn request<'a>(convert: &ConvertArgs, output: &'a Path, target: &'static Target)
     }
 }
 
-/// An output inside the source directory, or one that is a source file, would change the input.
-fn refuse_writing_into_the_source(checkpoint: &Checkpoint, output: &Path) -> Result<(), Failure> {
-    let Ok(output) = std::fs::canonicalize(output) else {
-        return Ok(());
-    };
-    let is_source = |path: &Path| std::fs::canonicalize(path).is_ok_and(|p| p == output);
-    let file = checkpoint
-        .file
-        .parts
-        .iter()
-        .map(|p| p.path())
-        .find(|p| is_source(p));
-    let directory = checkpoint.directory.as_deref().filter(|d| is_source(d));
-    match file.or(directory) {
-        None => Ok(()),
-        Some(path) => {
-            let message = format!("{}: the output is the source", path.display());
-            Err(Failure::usage(message).hint("name another output"))
-        }
-    }
-}
-
 /// `OUT.certificate.json`; for directories inside it.
 fn certificate_path(output: &Path, kind: Kind) -> PathBuf {
     match kind {
@@ -165,23 +156,12 @@ fn certificate_path(output: &Path, kind: Kind) -> PathBuf {
     }
 }
 
-fn refuse_existing_certificate(output: &Path, kind: Kind, force: bool) -> Result<(), Failure> {
-    let path = certificate_path(output, kind);
-    if kind == Kind::Gguf && !force && path.exists() {
-        let message = format!(
-            "{}: the certificate of an earlier output exists",
-            path.display()
-        );
-        return Err(Failure::new(ErrorCode::Exists, message).hint("--force replaces it"));
-    }
-    Ok(())
-}
-
 /// Plans and, unless it is a dry run, converts to one target.
 fn attempt(
     args: &Args,
     checkpoint: &Checkpoint,
     request: &Request<'_>,
+    inputs: &Inputs,
     refusals: &[String],
     monitor: &ResourceMonitor,
     console: &mut Console<'_>,
@@ -201,107 +181,17 @@ fn attempt(
     }
     let progress = Progress::new(console);
     let threads = args.global.thread_count();
-    let published = publish(
+    let published = publish::publish(
         checkpoint,
         &plan,
         request,
+        inputs,
         args.convert.force,
         threads,
         &progress,
     );
     progress.clear();
     report(checkpoint, &plan, request, &published?, monitor, console)
-}
-
-/// What exists now.
-struct Published {
-    sources: Vec<FileDigest>,
-    outputs: Vec<FileDigest>,
-    certificate: PathBuf,
-    ternary_sha256: String,
-    source_ternary_sha256: String,
-    losses: Vec<Loss>,
-}
-
-fn publish(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    request: &Request<'_>,
-    force: bool,
-    threads: usize,
-    progress: &Progress,
-) -> Result<Published, FormatError> {
-    let certificate = certificate_path(request.output, plan.target.kind);
-    let directory = match plan.target.kind {
-        Kind::HuggingFace => Some(ArtifactDirectory::create(request.output, force)?),
-        Kind::Gguf => None,
-    };
-    let create = |path: &Path| match &directory {
-        Some(directory) => directory.file(&certificate::name_below(request.output, path)),
-        None => Artifact::create(path, force),
-    };
-    let artifacts = plan
-        .files
-        .iter()
-        .map(|f| create(&f.path))
-        .collect::<Result<Vec<_>, _>>()?;
-    let passed = pipeline::run(checkpoint, plan, request, artifacts, threads, progress)?;
-    let Passed {
-        mut sources,
-        artifacts,
-        digests,
-        losses: found,
-    } = passed;
-    sources.extend(certificate::side_digests(checkpoint)?);
-    let losses: Vec<Loss> = merge(&plan.losses, found);
-
-    if directory.is_none() && force && certificate.exists() {
-        // it speaks of the output that is about to be replaced
-        std::fs::remove_file(&certificate).map_err(|e| FormatError::io(&certificate, &e))?;
-    }
-    // the first part of a split file last: readers start there
-    let mut outputs = Vec::with_capacity(artifacts.len() + plan.side_files.len());
-    for artifact in artifacts.into_iter().rev() {
-        outputs.push(artifact.finish()?);
-    }
-    outputs.reverse();
-    for (name, bytes) in &plan.side_files {
-        let mut artifact = create(&request.output.join(name))?;
-        artifact.write(bytes)?;
-        outputs.push(artifact.finish()?);
-    }
-    let object = certificate::build(
-        checkpoint,
-        plan,
-        &sources,
-        &outputs,
-        &digests,
-        certificate::text(plan)?,
-        losses.is_empty(),
-    );
-    let mut artifact = create(&certificate)?;
-    artifact.write(&side_files::pretty(&object.to_json()?))?;
-    artifact.finish()?;
-    if let Some(directory) = directory {
-        directory.finish()?;
-    }
-    let (ternary_sha256, source_ternary_sha256) =
-        (object.ternary_sha256, object.source_ternary_sha256);
-    Ok(Published {
-        sources,
-        outputs,
-        certificate,
-        ternary_sha256,
-        source_ternary_sha256,
-        losses,
-    })
-}
-
-/// Losses the plan knew, with what reading the weights added.
-fn merge(planned: &[Loss], found: Vec<Loss>) -> Vec<Loss> {
-    // those without a figure were possible, and are real only if the pass found them
-    let known = planned.iter().filter(|l| l.max_relative.is_some()).cloned();
-    known.chain(found).collect()
 }
 
 fn source_json(checkpoint: &Checkpoint, files: Option<&[FileDigest]>) -> Value {
@@ -363,7 +253,7 @@ fn report(
         "target": plan.target.name,
         "source": source_json(checkpoint, Some(sources)),
         "output": {
-            "path": request.output.display().to_string(),
+            "path": written_at(plan, request).display().to_string(),
             "container": plan.target.container(),
             "bytes": bytes,
             "files": outputs.iter().map(digest_json).collect::<Value>(),
@@ -388,7 +278,7 @@ fn report(
     ))?;
     console.line(format_args!(
         "  output          {} ({}, {} tensors, {bits:.2} bits per ternary weight)",
-        request.output.display(),
+        written_at(plan, request).display(),
         human_bytes(bytes),
         plan.items.len(),
     ))?;
@@ -403,6 +293,14 @@ fn report(
         console.note(format_args!("peak anonymous memory {}", human_bytes(anon)))?;
     }
     Ok(())
+}
+
+/// What opens the output: the first part of a split file.
+fn written_at<'a>(plan: &'a Plan, request: &Request<'a>) -> &'a Path {
+    match (plan.target.kind, plan.files.first()) {
+        (Kind::Gguf, Some(first)) => &first.path,
+        _ => request.output,
+    }
 }
 
 /// `: scales of 210 tensors rounded, relative error up to 2.3e-4`

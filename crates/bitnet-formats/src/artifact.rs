@@ -6,17 +6,25 @@
 //! and, after a `kill -9`, by the next writer of the same target.
 
 mod directory;
+mod inputs;
+mod lock;
 mod os;
+mod owned;
+mod publish;
 mod sha256_stream;
 
 pub use directory::ArtifactDirectory;
+pub use inputs::Inputs;
+pub use lock::OutputLock;
+pub use owned::OlderFile;
+pub use publish::{Staged, publish};
 pub use sha256_stream::Sha256Stream;
 
 use crate::error::{ErrorCode, FormatError};
 use sha256_stream::HASH_BUFFER;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -136,21 +144,27 @@ struct Target {
 
 impl Target {
     fn new(path: &Path) -> Result<Self, FormatError> {
-        let is_link = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_symlink());
-        // `out/` and `.` have their name only after resolution
-        let real = if is_link || path.file_name().is_none() {
-            fs::canonicalize(path).map_err(|e| FormatError::io(path, &e))?
+        check_output_name(path)?;
+        let is_link = is_link(path);
+        if leads_to_a_stream(path) {
+            let message = "the output is an open stream of a process";
+            return Err(FormatError::new(ErrorCode::Exists, message)
+                .in_file(path)
+                .hint("outputs are renamed into place, so they need a regular path"));
+        }
+        let real = if is_link {
+            fs::canonicalize(path).map_err(|e| broken_link(path, &e))?
         } else {
             path.to_owned()
         };
         let Some(name) = real.file_name().map(OsStr::to_owned) else {
-            let message = "expected the path of an output, found one without a name";
-            return Err(FormatError::new(ErrorCode::Usage, message).in_file(path));
+            return Err(no_name(path));
         };
         let parent = match real.parent() {
             Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
             _ => PathBuf::from("."),
         };
+        check_parent(path, &parent)?;
         Ok(Self {
             path: path.to_owned(),
             real,
@@ -162,6 +176,9 @@ impl Target {
     fn failed(&self, error: &io::Error) -> FormatError {
         match error.kind() {
             ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty => self.exists(),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                FormatError::io(&self.path, error).hint(NO_ROOM)
+            }
             _ => FormatError::io(&self.path, error),
         }
     }
@@ -174,10 +191,7 @@ impl Target {
 
     /// `.NAME.partial-`
     fn partial_prefix(&self) -> OsString {
-        let mut prefix = OsString::from(".");
-        prefix.push(&self.name);
-        prefix.push(".partial-");
-        prefix
+        partial_prefix(&self.name)
     }
 
     /// Makes a new temporary path with `make`, which must fail if the path exists.
@@ -201,27 +215,154 @@ impl Target {
         }
     }
 
-    /// Removes what killed processes left beside the target. A living one holds a lock on its own.
-    fn sweep(&self) {
-        let prefix = self.partial_prefix();
-        let Ok(entries) = fs::read_dir(&self.parent) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            if name
-                .as_encoded_bytes()
-                .starts_with(prefix.as_encoded_bytes())
-                && let Ok(file) = File::open(entry.path())
-                && file.try_lock().is_ok()
-            {
-                remove_any(&entry.path());
+    /// A new temporary file beside the target, locked.
+    fn new_locked_file(&self) -> io::Result<(Partial, File)> {
+        loop {
+            let (partial, file) = self.new_partial(create_new)?;
+            let _ = file.lock();
+            // another process may have swept it away before it was locked
+            if partial.path.exists() {
+                return Ok((partial, file));
             }
         }
     }
 
-    fn sync_parent(&self) -> Result<(), FormatError> {
-        sync_directory(&self.parent).map_err(|e| self.failed(&e))
+    /// Copies an unnamed file, made durable, to a temporary file beside the target.
+    fn copy_beside(&self, file: &mut File) -> io::Result<(Partial, File)> {
+        let (partial, mut copy) = self.new_locked_file()?;
+        file.seek(SeekFrom::Start(0))?;
+        io::copy(file, &mut copy)?;
+        copy.sync_all()?;
+        Ok((partial, copy))
+    }
+
+    /// Removes what killed processes left beside the target. A living one holds a lock on its own.
+    fn sweep(&self) {
+        let prefix = self.partial_prefix();
+        sweep(&self.parent, |name| {
+            name.as_encoded_bytes()
+                .starts_with(prefix.as_encoded_bytes())
+        });
+    }
+}
+
+const NO_ROOM: &str =
+    "free space on the file system, or raise the limits of this process (ulimit -f)";
+
+/// Longest part of a name that a temporary name repeats; file systems allow 255 bytes in all.
+const LONGEST_PREFIX: usize = 180;
+
+/// `.NAME.partial-`; of a long name only the beginning, and its hash.
+fn partial_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    if name.len() <= LONGEST_PREFIX {
+        prefix.push(name);
+    } else {
+        let mut hash = Sha256Stream::new();
+        hash.update(name.as_encoded_bytes());
+        let hash = hash.finish().unwrap_or_default();
+        let text = name.to_string_lossy();
+        let mut end = LONGEST_PREFIX.min(text.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        prefix.push(&text[..end]);
+        prefix.push(&hash[..16.min(hash.len())]);
+    }
+    prefix.push(".partial-");
+    prefix
+}
+
+/// Removes the temporary files of dead processes that `is_ours` names.
+fn sweep(parent: &Path, is_ours: impl Fn(&OsStr) -> bool) {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if is_ours(&entry.file_name())
+            && entry.file_type().is_ok_and(|t| t.is_file() || t.is_dir())
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            remove_any(&entry.path());
+        }
+    }
+}
+
+/// Refuses a path that names no output: an empty one, `-`, `.`, `..`, `/`.
+///
+/// # Errors
+/// `usage`.
+pub fn check_output_name(path: &Path) -> Result<(), FormatError> {
+    if path.as_os_str() == "-" {
+        let message = "the output is a file or a directory, `-` (standard output) is neither";
+        return Err(FormatError::new(ErrorCode::Usage, message)
+            .hint("name a file, for example -o out.gguf; ./- is a file called `-`"));
+    }
+    match path.file_name() {
+        Some(_) => Ok(()),
+        None => Err(no_name(path)),
+    }
+}
+
+fn no_name(path: &Path) -> FormatError {
+    let message = format!("expected the name of an output, found `{}`", path.display());
+    FormatError::new(ErrorCode::Usage, message).hint("name a file or a new directory")
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_symlink())
+}
+
+/// Whether links of `path` pass through the descriptors of a process, as `/dev/stdout` does: what they lead to
+/// may be a file, but it is not there to be replaced.
+fn leads_to_a_stream(path: &Path) -> bool {
+    let mut path = path.to_owned();
+    // as many links as systems follow
+    for _ in 0..40 {
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let parent = fs::canonicalize(parent.unwrap_or(Path::new(".")));
+        let Ok(parent) = parent else {
+            return false;
+        };
+        if parent.starts_with("/proc") || parent.starts_with("/dev/fd") {
+            return true;
+        }
+        match fs::read_link(&path) {
+            Ok(to) => path = parent.join(to),
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+/// The link is there, its target is not, or cannot be reached.
+fn broken_link(path: &Path, error: &io::Error) -> FormatError {
+    match (error.kind(), fs::read_link(path)) {
+        (ErrorKind::NotFound, Ok(to)) => {
+            let message = format!(
+                "the output is a symbolic link to `{}`, which does not exist",
+                to.display()
+            );
+            FormatError::new(ErrorCode::Exists, message)
+                .in_file(path)
+                .hint("remove the link, or name another output")
+        }
+        _ => FormatError::io(path, error),
+    }
+}
+
+fn check_parent(path: &Path, parent: &Path) -> Result<(), FormatError> {
+    let error = |message: String| FormatError::new(ErrorCode::Io, message).in_file(path);
+    match fs::metadata(parent) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(error(format!("`{}` is not a directory", parent.display()))
+            .hint("name an output in a directory")),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let message = format!("the directory `{}` does not exist", parent.display());
+            Err(error(message).hint("create the directory, or name another output"))
+        }
+        Err(e) => Err(FormatError::io(path, &e)),
     }
 }
 
@@ -255,48 +396,57 @@ pub struct Artifact {
     hash: Sha256Stream,
     position: u64,
     reserved: bool,
+    /// Bytes were replaced: `hash` is not that of the file.
+    changed: bool,
 }
 
 impl Artifact {
+    /// Refuses an output that [`create`](Self::create) would refuse, and starts nothing: for programs that
+    /// write at their end.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn check(path: &Path, force: bool) -> Result<(), FormatError> {
+        Self::target(path, force).map(|_| ())
+    }
+
+    fn target(path: &Path, force: bool) -> Result<Target, FormatError> {
+        let target = Target::new(path)?;
+        let refuse = |message: &str, hint: &str| {
+            let error = FormatError::new(ErrorCode::Exists, message).in_file(path);
+            Err(error.hint(hint))
+        };
+        match fs::metadata(&target.real) {
+            Ok(found) if found.is_dir() => refuse(
+                "expected a file to write, found a directory",
+                "name a file inside it",
+            ),
+            Ok(found) if !found.is_file() => refuse(
+                "expected a file to write, found a pipe, socket or device",
+                "outputs are renamed into place, so they need a regular path",
+            ),
+            Ok(_) if !force => Err(target.exists()),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(target.failed(&e)),
+            _ => Ok(target),
+        }
+    }
+
     /// Starts a file. A symbolic link is followed; the directory must exist.
     ///
     /// # Errors
-    /// `exists` when there is something at `path` and `force` is false, or when it is not a regular
-    /// file; whatever the operating system refuses.
+    /// `usage` for a path that names no file; `exists` when there is something at `path` and `force` is false,
+    /// when it is not a regular file, or a symbolic link to nothing; whatever the operating system refuses.
     pub fn create(path: &Path, force: bool) -> Result<Self, FormatError> {
-        let target = Target::new(path)?;
-        match fs::metadata(&target.real) {
-            Ok(found) if found.is_dir() => {
-                let message = "expected a file to write, found a directory";
-                return Err(FormatError::new(ErrorCode::Exists, message)
-                    .in_file(path)
-                    .hint("name a file inside it"));
-            }
-            Ok(found) if !found.is_file() => {
-                let message = "expected a file to write, found a pipe, socket or device";
-                return Err(FormatError::new(ErrorCode::Exists, message)
-                    .in_file(path)
-                    .hint("outputs are renamed into place, so they need a regular path"));
-            }
-            Ok(_) if !force => return Err(target.exists()),
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(target.failed(&e)),
-            _ => {}
-        }
+        let target = Self::target(path, force)?;
         target.sweep();
         let (file, place) = match os::unnamed_file(&target.parent) {
             Some(file) => (file, Place::Unnamed),
-            None => loop {
-                let (partial, file) = target
-                    .new_partial(create_new)
-                    .map_err(|e| target.failed(&e))?;
-                let _ = file.lock();
-                // another process may have swept it away before it was locked
-                if partial.path.exists() {
-                    break (file, Place::Beside(partial));
-                }
-            },
+            None => {
+                let (partial, file) = target.new_locked_file().map_err(|e| target.failed(&e))?;
+                (file, Place::Beside(partial))
+            }
         };
-        // for the moment in `finish` in which an unnamed file has a temporary name
+        // for the moment before it is published in which an unnamed file has a temporary name
         let _ = file.try_lock();
         Ok(Self::with(target, force, file, place))
     }
@@ -310,6 +460,7 @@ impl Artifact {
             hash: Sha256Stream::new(),
             position: 0,
             reserved: false,
+            changed: false,
         }
     }
 
@@ -326,7 +477,9 @@ impl Artifact {
             }
             Err(e) => {
                 let message = format!("no room for {bytes} bytes: {e}");
-                Err(FormatError::new(ErrorCode::Io, message).in_file(&self.target.path))
+                Err(FormatError::new(ErrorCode::Io, message)
+                    .in_file(&self.target.path)
+                    .hint(NO_ROOM))
             }
         }
     }
@@ -367,68 +520,116 @@ impl Artifact {
         self.position
     }
 
+    /// SHA-256 of what was written so far, lower-case hexadecimal. Bytes may be replaced after it, no longer
+    /// appended.
+    ///
+    /// # Errors
+    /// The hashing thread died.
+    pub fn sha256(&mut self) -> Result<String, FormatError> {
+        let hash = std::mem::take(&mut self.hash);
+        self.changed = true;
+        hash.finish().map_err(|e| self.target.failed(&e))
+    }
+
+    /// Replaces bytes that were written. The file is then read once more for its hash.
+    ///
+    /// # Errors
+    /// Whatever the operating system refuses.
+    pub fn replace(&mut self, at: u64, bytes: &[u8]) -> Result<(), FormatError> {
+        self.changed = true;
+        let file = &mut self.file;
+        file.seek(SeekFrom::Start(at))
+            .and_then(|_| file.write_all(bytes))
+            .and_then(|()| file.seek(SeekFrom::End(0)))
+            .map_err(|e| self.target.failed(&e))?;
+        Ok(())
+    }
+
+    /// Makes the bytes durable; gives them a temporary name where they have none.
+    ///
+    /// # Errors
+    /// Whatever the operating system refuses. Nothing is left behind then.
+    pub fn stage(self) -> Result<Staged, FormatError> {
+        let Self {
+            target,
+            force,
+            mut file,
+            place,
+            hash,
+            position,
+            reserved,
+            changed,
+        } = self;
+        let failed = |e: io::Error| target.failed(&e);
+        if reserved {
+            // gives back what was reserved beyond the end
+            file.set_len(position).map_err(failed)?;
+        }
+        let sha256 = match changed {
+            true => sha256_of(&mut file).map_err(failed)?,
+            false => hash.finish().map_err(failed)?,
+        };
+        file.sync_all().map_err(failed)?;
+        let (file, partial, inside) = match place {
+            Place::Unnamed => match target.new_partial(|path| os::link(&file, path)) {
+                Ok((partial, ())) => (file, partial, false),
+                // the file system has unnamed files and cannot name them
+                Err(_) => {
+                    let (partial, copy) = target.copy_beside(&mut file).map_err(failed)?;
+                    (copy, partial, false)
+                }
+            },
+            Place::Beside(partial) => (file, partial, false),
+            Place::Inside(partial) => (file, partial, true),
+        };
+        let digest = FileDigest {
+            path: target.path.clone(),
+            bytes: position,
+            sha256,
+        };
+        Ok(Staged {
+            target,
+            force,
+            partial,
+            inside,
+            digest,
+            _lock: file,
+        })
+    }
+
     /// Makes the file durable, then visible under its name.
     ///
     /// # Errors
     /// `exists` when something appeared at the path meanwhile and `force` is false; whatever the
     /// operating system refuses. Nothing is left behind then.
     pub fn finish(self) -> Result<FileDigest, FormatError> {
-        let Self {
-            target,
-            force,
-            file,
-            place,
-            hash,
-            position,
-            reserved,
-        } = self;
-        let failed = |e: io::Error| target.failed(&e);
-        let sha256 = hash.finish().map_err(failed)?;
-        if reserved {
-            // gives back what was reserved beyond the end
-            file.set_len(position).map_err(failed)?;
+        let staged = self.stage()?;
+        let digest = staged.digest().clone();
+        publish(vec![staged]).map(|()| digest)
+    }
+}
+
+/// SHA-256 of a file from its beginning.
+fn sha256_of(file: &mut File) -> io::Result<String> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut hash = Sha256Stream::new();
+    let mut buffer = vec![0; HASH_BUFFER];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return hash.finish(),
+            Ok(n) => hash.update(&buffer[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
         }
-        file.sync_all().map_err(failed)?;
-        match place {
-            Place::Unnamed => {
-                match os::link(&file, &target.real) {
-                    Err(e) if e.kind() == ErrorKind::AlreadyExists && force => {
-                        // a link cannot replace, a rename can: the file gets a temporary name first
-                        let (partial, ()) = target
-                            .new_partial(|path| os::link(&file, path))
-                            .map_err(failed)?;
-                        partial
-                            .publish(|path| fs::rename(path, &target.real))
-                            .map_err(failed)?;
-                        partial.forget();
-                    }
-                    linked => linked.map_err(failed)?,
-                }
-                target.sync_parent()?;
-            }
-            Place::Beside(partial) => {
-                partial
-                    .publish(|path| match force {
-                        true => fs::rename(path, &target.real),
-                        false => os::rename_new(path, &target.real),
-                    })
-                    .map_err(failed)?;
-                partial.forget();
-                target.sync_parent()?;
-            }
-            // the directory is synced and published by `ArtifactDirectory::finish`
-            Place::Inside(partial) => partial.forget(),
-        }
-        Ok(FileDigest {
-            path: target.path,
-            bytes: position,
-            sha256,
-        })
     }
 }
 
 fn create_new(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).open(path)
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
 }
 
 /// Whether a name stays in its directory: no separators of any system, no `.` or `..`, no NUL.

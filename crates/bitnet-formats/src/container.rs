@@ -11,7 +11,8 @@ mod safetensors;
 mod shards;
 
 pub use gguf::{
-    Gguf, GgufEntry, LAYOUT_KEY as GGUF_LAYOUT_KEY, gguf_type_rivals, gguf_unread_type,
+    Gguf, GgufEntry, LAYOUT_KEY as GGUF_LAYOUT_KEY, SPLIT_ID_KEY as GGUF_SPLIT_ID_KEY,
+    gguf_type_rivals, gguf_unread_type,
 };
 pub use pytorch::{Frames, Pytorch};
 pub use safetensors::Safetensors;
@@ -140,7 +141,8 @@ fn gaps(file: &TensorFile, part: usize, start: u64) -> Vec<Unread> {
 ///
 /// In a directory the first of these counts: `model.safetensors.index.json`, `model.safetensors`,
 /// the only `*.safetensors.index.json`, the only `*.safetensors`, `pytorch_model.bin.index.json`,
-/// `pytorch_model.bin`, the only `.gguf` (or the parts of one split `.gguf`), the only `.pt`.
+/// `pytorch_model.bin`, the only `.gguf` (or the parts of one split `.gguf`), the only `.pt`. A split
+/// model and a file of its name are two models.
 ///
 /// # Errors
 /// `unknown-container` when nothing recognises the file or the directory has no model or several;
@@ -224,13 +226,26 @@ fn model_of_directory(directory: &Path) -> Result<PathBuf, FormatError> {
     };
     let only = |suffix: &str| {
         let found: Vec<_> = names.iter().filter(|n| n.ends_with(suffix)).collect();
-        let mut models: Vec<_> = found.iter().map(|n| Gguf::whole_name(n)).collect();
-        models.dedup();
-        match (models.as_slice(), found.first()) {
-            ([], _) | (_, None) => Ok(None),
-            ([_], Some(name)) => Ok(Some(directory.join(name))),
-            (several, _) => {
-                let message = format!("expected one {suffix} file, found {}", several.len());
+        // the parts of one set are one model; a file of the same name, or a set of other parts, is another
+        let mut models: Vec<(_, &str)> = Vec::new();
+        for name in &found {
+            let set = Gguf::set_name(name);
+            if models.iter().all(|(known, _)| *known != set) {
+                models.push((set, name));
+            }
+        }
+        match models.as_slice() {
+            [] => Ok(None),
+            [(_, name)] => Ok(Some(directory.join(name))),
+            several => {
+                const NAMED: usize = 4;
+                let names: Vec<_> = several.iter().take(NAMED).map(|(_, name)| *name).collect();
+                let more = if several.len() > NAMED { ", ..." } else { "" };
+                let message = format!(
+                    "expected one {suffix} file, found {}: {}{more}",
+                    several.len(),
+                    names.join(", ")
+                );
                 Err(FormatError::new(ErrorCode::UnknownContainer, message)
                     .in_file(directory)
                     .hint("name one of the files"))

@@ -43,8 +43,10 @@ pub enum ErrorCode {
     ScaleRounding,
     /// A shape or scale structure that the target cannot hold.
     TargetCannotHold,
-    /// The output exists and `--force` was not given.
+    /// The output exists and `--force` was not given, or does not replace what is there.
     Exists,
+    /// Another process is writing the output.
+    Busy,
     /// More tokens than the model or the cache has places for.
     ContextExceeded,
     /// A tokenizer that cannot be built or cannot encode.
@@ -79,6 +81,7 @@ impl ErrorCode {
             Self::ScaleRounding => "scale-rounding",
             Self::TargetCannotHold => "target-cannot-hold",
             Self::Exists => "exists",
+            Self::Busy => "busy",
             Self::ContextExceeded => "context-exceeded",
             Self::Tokenizer => "tokenizer",
             Self::ChatTemplate => "chat-template",

@@ -18,11 +18,14 @@ mod packing;
 mod tensor_file;
 mod unread;
 
-pub use artifact::{Artifact, ArtifactDirectory, FileDigest, Sha256Stream, remove_partial_outputs};
+pub use artifact::{
+    Artifact, ArtifactDirectory, FileDigest, Inputs, OlderFile, OutputLock, Sha256Stream, Staged,
+    check_output_name, publish, remove_partial_outputs,
+};
 pub use container::{
-    CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, Gguf, GgufEntry, Header, PlannedTensor,
-    Pytorch, Safetensors, WritePlan, container_by_name, gguf_type_rivals, gguf_unread_type, open,
-    open_as,
+    CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry, Header,
+    PlannedTensor, Pytorch, Safetensors, WritePlan, container_by_name, gguf_type_rivals,
+    gguf_unread_type, open, open_as,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};

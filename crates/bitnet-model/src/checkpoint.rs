@@ -5,6 +5,7 @@
 //! a second magnitude) are checked by whoever reads a tensor first, so that opening reads headers
 //! only and converting reads every byte once.
 
+mod inputs;
 mod layout;
 mod readings;
 mod resolve;

@@ -155,7 +155,7 @@ pub struct Logits {
     /// Safetensors file to write, `<name>.logits` (tokens, vocabulary) f32, for example -o logits.safetensors
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Replace the output if it exists
+    /// Replace the output if it exists; never a file that the run reads
     #[arg(long)]
     pub force: bool,
     /// Tokens given to the model at once [default: its own batch]; changes no bit, for example --batch 1
@@ -179,7 +179,7 @@ pub struct Embed {
     /// Safetensors file to write, `<name>.embedding` (width) f32, for example -o vectors.safetensors
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Replace the output if it exists
+    /// Replace the output if it exists; never a file that the run reads
     #[arg(long)]
     pub force: bool,
     /// How hidden states become one vector [default: the model's own, else last], for example --pooling mean

@@ -25,6 +25,9 @@ pub fn run(
             Failure::usage("nothing to embed").hint("\"some text\", --file FILE or --prompts FILE")
         );
     }
+    if let Some(path) = &args.output {
+        Artifact::check(path, args.force)?;
+    }
     let pool = open::pool(global.thread_count())?;
     let model = pool.install(|| open::model(&args.model.model, &args.model.compute))?;
     open::announce(console, &model, global)?;
@@ -42,6 +45,13 @@ pub fn run(
         (None, Some(file)) => prompts::read(file, checkpoint, settings)?,
         (None, None) => prompts::encode(&args.texts, checkpoint, settings)?,
     };
+    if let Some(path) = &args.output {
+        let mut inputs = checkpoint.inputs();
+        for file in [&args.file, &args.prompts].into_iter().flatten() {
+            inputs.add(file);
+        }
+        inputs.refuse(path)?;
+    }
     let pooling = pooling(args, &model);
     // a refusal costs nothing before the first forward pass
     let artifact = match &args.output {

@@ -24,10 +24,18 @@ pub fn run(
             Failure::usage("nothing to do without -o FILE or --json").hint("-o logits.safetensors")
         );
     }
+    if let Some(path) = &args.output {
+        Artifact::check(path, args.force)?;
+    }
     let pool = open::pool(global.thread_count())?;
     let model = pool.install(|| open::predictor(&args.model.model, &args.model.compute))?;
     open::announce(console, &model, global)?;
     let prompts = prompts::read(&args.prompts, model.checkpoint(), TextSettings::default())?;
+    if let Some(path) = &args.output {
+        let mut inputs = model.checkpoint().inputs();
+        inputs.add(&args.prompts);
+        inputs.refuse(path)?;
+    }
     let vocab = model.config().vocab_size;
 
     // lay the file out before the first forward pass, so that a refusal costs nothing

@@ -62,7 +62,7 @@ pub struct DoctorArgs {
     #[arg(short, long, value_name = "OUT", requires = "fix")]
     pub output: Option<PathBuf>,
 
-    /// Overwrite OUT
+    /// Replace OUT if it exists; never the model itself
     #[arg(long)]
     pub force: bool,
 
@@ -154,7 +154,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub markdown: Option<PathBuf>,
 
-    /// Overwrite the files of --junit, --html and --markdown
+    /// Replace the files of --junit, --html and --markdown; never a file that the run reads
     #[arg(long, hide_short_help = true)]
     pub force: bool,
 

@@ -172,6 +172,9 @@ pub(crate) fn run(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool =
         pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
+    if let Some(output) = &args.output {
+        repair::refuse_to_replace(&args.model, output, args.force)?;
+    }
     let progress = Progress::new(console);
     let examined = pool.install(|| examine(&args.model, args, &progress));
     progress.clear();

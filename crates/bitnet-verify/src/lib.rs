@@ -46,7 +46,7 @@ pub use report::{
 pub use settings::Bounds;
 
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
-use bitnet_formats::{Artifact, ErrorCode, FormatError};
+use bitnet_formats::{Artifact, ErrorCode, FormatError, Inputs, Limits};
 use bitnet_kernels::Backend;
 use bitnet_model::{Certificate, OpenOptions};
 use serde_json::Value;
@@ -80,6 +80,7 @@ fn work(
     console: &mut Console<'_>,
 ) -> Result<ExitStatus, Failure> {
     let started = Instant::now();
+    check_report_paths(args)?;
     let (bounds, file) = Bounds::read(args.config.as_deref())?;
     if let Some(file) = &file {
         console.note(format_args!("thresholds of {}", file.display()))?;
@@ -103,6 +104,45 @@ fn work(
         Status::Different => ExitStatus::Different,
         Status::Skipped | Status::Error => ExitStatus::CouldNot,
     })
+}
+
+/// Refuses, before the work, a report that cannot be written, or that would replace an input or another report.
+fn check_report_paths(args: &CompareArgs) -> Result<(), Failure> {
+    let reports = [&args.junit, &args.html, &args.markdown];
+    let reports: Vec<&Path> = reports.into_iter().flatten().map(|p| p.as_path()).collect();
+    if reports.is_empty() {
+        return Ok(());
+    }
+    let mut inputs = Inputs::new();
+    for path in [
+        &args.artifact,
+        &args.against,
+        &args.certificate,
+        &args.golden,
+        &args.logits_from,
+        &args.prompts,
+        &args.baseline,
+        &args.config,
+    ] {
+        if let Some(path) = path {
+            inputs.add_model(path);
+        }
+    }
+    // of split models all parts
+    for path in [&args.artifact, &args.against].into_iter().flatten() {
+        if let Ok(file) = bitnet_formats::open(path, &Limits::default()) {
+            file.parts.iter().for_each(|part| inputs.add(part.path()));
+        }
+    }
+    for (n, path) in reports.iter().enumerate() {
+        Artifact::check(path, args.force)?;
+        inputs.refuse(path)?;
+        if reports.iter().take(n).any(|other| other == path) {
+            let message = format!("{}: two reports cannot be one file", path.display());
+            return Err(Failure::usage(message).hint("give each report its own file"));
+        }
+    }
+    Ok(())
 }
 
 /// Writes the files that were asked for. A CI server is to see what could not even be opened.

@@ -8,8 +8,9 @@ use super::{Action, BASE_MEMORY, HF_SHARD, Item, OutputFile, PIECE, Planner};
 use crate::side_files;
 use crate::targets::Linears;
 use bitnet_formats::{
-    Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, MetaValue, Metadata,
-    PlainType, PlannedTensor, Safetensors, WritePlan, name_with_parameters, same_layout_id,
+    Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf,
+    MetaValue, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan, name_with_parameters,
+    same_layout_id,
 };
 use bitnet_model::{
     Checkpoint, HfStorage, ROTATION_KEYS, ScaleDirection, Slot, TILES_ALIGNMENT, TILES_FORMAT,
@@ -65,6 +66,7 @@ impl Planner<'_> {
                     "split.tensors.count",
                     MetaValue::I32(self.items.len() as i32),
                 );
+                own.set(GGUF_SPLIT_ID_KEY, Gguf::split_id_placeholder());
                 path = Gguf::split_name(&path, part, count);
             }
             files.push(self.lay_out(&Gguf, part, path, own)?);
@@ -374,6 +376,7 @@ pub fn is_carried(key: &str) -> bool {
         "general.quantized_by",
         "general.alignment",
         GGUF_LAYOUT_KEY,
+        GGUF_SPLIT_ID_KEY,
     ];
     let begins = ["split.", "quantize.", "ternary."];
     !about_the_file.contains(&key) && !begins.iter().any(|b| key.starts_with(b))

@@ -1,8 +1,9 @@
 //! A directory of outputs that appears whole or not at all.
 //!
 //! Invariant: its files are written inside a temporary directory beside the target, which takes the
-//! target's name in one step.
+//! target's name in one step. A directory that is replaced held nothing but files of this program.
 
+use super::owned::foreign_entry;
 use super::{Artifact, Partial, Place, Target, create_new, is_plain_file_name, os, sync_directory};
 use crate::error::{ErrorCode, FormatError};
 use std::fs::{self, File};
@@ -16,16 +17,18 @@ pub struct ArtifactDirectory {
     target: Target,
     force: bool,
     partial: Partial,
+    planned: Vec<String>,
 }
 
 impl ArtifactDirectory {
-    /// Starts a directory. An empty directory at `path` counts as absent. Its parent must exist.
+    /// Starts a directory that will hold the files `planned`. An empty directory at `path` counts as absent. Its
+    /// parent must exist.
     ///
     /// # Errors
-    /// `exists` when there is something at `path` and `force` is false; also with `force` when it
-    /// is no directory or has directories in it, because replacing it would delete more than a
-    /// checkpoint; whatever the operating system refuses.
-    pub fn create(path: &Path, force: bool) -> Result<Self, FormatError> {
+    /// `exists` when there is something at `path` and `force` is false; also with `force` when it is no
+    /// directory, or holds anything but files that are planned and files that its certificate lists;
+    /// whatever the operating system refuses.
+    pub fn create(path: &Path, force: bool, planned: Vec<String>) -> Result<Self, FormatError> {
         let target = Target::new(path)?;
         match fs::metadata(&target.real) {
             Ok(found) if !found.is_dir() => {
@@ -35,20 +38,10 @@ impl ArtifactDirectory {
                     .hint("name a directory, or remove the file"));
             }
             Ok(_) => {
-                for entry in fs::read_dir(&target.real).map_err(|e| target.failed(&e))? {
-                    let entry = entry.map_err(|e| target.failed(&e))?;
-                    if !force {
-                        return Err(target.exists());
-                    }
-                    if entry.file_type().is_ok_and(|t| t.is_dir()) && !is_settings(&entry.path()) {
-                        let message = format!(
-                            "expected a checkpoint directory to replace, found the directory {:?} in it",
-                            entry.file_name()
-                        );
-                        return Err(FormatError::new(ErrorCode::Exists, message)
-                            .in_file(path)
-                            .hint("remove it yourself if nothing in it is needed"));
-                    }
+                refuse_foreign(&target, &target.real, &planned)?;
+                let mut entries = fs::read_dir(&target.real).map_err(|e| target.failed(&e))?;
+                if !force && entries.next().is_some() {
+                    return Err(target.exists());
                 }
             }
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(target.failed(&e)),
@@ -66,6 +59,7 @@ impl ArtifactDirectory {
                     force,
                     partial,
                     target,
+                    planned,
                 });
             }
         }
@@ -130,6 +124,7 @@ impl ArtifactDirectory {
             target,
             force,
             partial,
+            planned,
         } = self;
         let failed = |e: io::Error| target.failed(&e);
         for entry in fs::read_dir(&partial.path).map_err(failed)? {
@@ -139,6 +134,10 @@ impl ArtifactDirectory {
             }
         }
         sync_directory(&partial.path).map_err(failed)?;
+        // files may have come since the directory was started
+        if target.real.is_dir() {
+            refuse_foreign(&target, &target.real, &planned)?;
+        }
         let replaced = partial
             .publish(|path| match fs::rename(path, &target.real) {
                 Err(e)
@@ -153,22 +152,47 @@ impl ArtifactDirectory {
                 done => done.map(|()| false),
             })
             .map_err(failed)?;
-        target.sync_parent()?;
-        if replaced {
-            // the temporary path now holds the old directory, to be removed
-            drop(partial);
-        } else {
+        if !replaced {
             partial.forget();
+            sync_parent(&target)?;
+            return Ok(target.path);
         }
+        // the temporary path now holds the old directory, to be removed, with what came between the last look
+        // and the exchange in it
+        if let Err(error) = refuse_foreign(&target, &partial.path, &planned) {
+            partial
+                .publish(|path| os::exchange(path, &target.real))
+                .map_err(failed)?;
+            return Err(error);
+        }
+        drop(partial);
+        sync_parent(&target)?;
         Ok(target.path)
     }
 }
 
-/// Whether a directory holds the settings of one stage of a pipeline and nothing else.
-fn is_settings(path: &Path) -> bool {
-    let names =
-        |entries: fs::ReadDir| -> Vec<_> { entries.flatten().map(|e| e.file_name()).collect() };
-    fs::read_dir(path)
-        .map(names)
-        .is_ok_and(|names| names == ["config.json"])
+/// The directory is visible, whatever comes of this.
+fn sync_parent(target: &Target) -> Result<(), FormatError> {
+    sync_directory(&target.parent).map_err(|e| {
+        let message = format!("the output is complete, but its directory cannot be synced: {e}");
+        FormatError::new(ErrorCode::Io, message)
+            .in_file(&target.path)
+            .hint("check the disk, then run bitnet-verify on the output")
+    })
+}
+
+/// Refuses to replace what is at `at` if it is more than an output.
+fn refuse_foreign(target: &Target, at: &Path, planned: &[String]) -> Result<(), FormatError> {
+    let foreign = foreign_entry(at, planned).map_err(|e| target.failed(&e))?;
+    let Some(foreign) = foreign else {
+        return Ok(());
+    };
+    let name = foreign.strip_prefix(at).unwrap_or(&foreign);
+    let message = format!(
+        "the output directory holds `{}`, which this program did not write",
+        name.display()
+    );
+    Err(FormatError::new(ErrorCode::Exists, message)
+        .in_file(&target.path)
+        .hint("name another directory, or move what is in this one"))
 }

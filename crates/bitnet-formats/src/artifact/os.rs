@@ -5,9 +5,9 @@
 //! comment says so.
 
 #[cfg(target_os = "linux")]
-pub(super) use self::linux::{exchange, link, rename_new, reserve, unnamed_file};
+pub(super) use self::linux::{exchange, link, rename_new, reserve, swap, unnamed_file};
 #[cfg(not(target_os = "linux"))]
-pub(super) use self::portable::{exchange, link, rename_new, reserve, unnamed_file};
+pub(super) use self::portable::{exchange, link, rename_new, reserve, swap, unnamed_file};
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -22,19 +22,30 @@ mod linux {
     use std::os::fd::AsRawFd;
     use std::path::{Path, PathBuf};
 
+    /// What a system says that does not have a kind of rename; a sandbox may say that it is not permitted.
+    macro_rules! unsupported {
+        () => {
+            Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP
+        };
+    }
+
     fn descriptor(file: &File) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
     }
 
     /// A file without a name in this directory's file system, if that can be had and named later.
     pub(in crate::artifact) fn unnamed_file(directory: &Path) -> Option<File> {
-        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(directory, flags, Mode::from(0o666)).ok()?);
         descriptor(&file).exists().then_some(file)
     }
 
     /// Names a file that has none; fails if the path exists.
     pub(in crate::artifact) fn link(file: &File, path: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        if super::NO_LINKS.get() {
+            return Err(Errno::OPNOTSUPP.into());
+        }
         Ok(rustix::fs::linkat(
             CWD,
             descriptor(file),
@@ -56,7 +67,7 @@ mod linux {
     /// Renames, failing if the new path exists.
     pub(in crate::artifact) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
         match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS) => super::rename_unless_there(from, to),
+            Err(unsupported!()) => super::rename_unless_there(from, to),
             done => Ok(done?),
         }
     }
@@ -64,8 +75,16 @@ mod linux {
     /// Swaps two paths.
     pub(in crate::artifact) fn exchange(from: &Path, to: &Path) -> io::Result<()> {
         match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
-            Err(Errno::INVAL | Errno::NOSYS) => super::exchange_in_steps(from, to),
+            Err(unsupported!()) => super::exchange_in_steps(from, to),
             done => Ok(done?),
+        }
+    }
+
+    /// Swaps two files; `false` where the file system cannot, and nothing has changed then.
+    pub(in crate::artifact) fn swap(from: &Path, to: &Path) -> io::Result<bool> {
+        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
+            Err(unsupported!()) => Ok(false),
+            done => Ok(done.map(|()| true)?),
         }
     }
 }
@@ -95,10 +114,29 @@ mod portable {
     pub(in crate::artifact) fn exchange(from: &Path, to: &Path) -> io::Result<()> {
         super::exchange_in_steps(from, to)
     }
+
+    pub(in crate::artifact) fn swap(_from: &Path, _to: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
-/// For file systems that cannot refuse to replace: looks first, which leaves a short race.
+#[cfg(test)]
+thread_local! {
+    /// Whether [`link`] fails in this thread, as on a file system that cannot name an unnamed file.
+    pub(super) static NO_LINKS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// For file systems that cannot refuse to replace: a second name, which is refused where there is one, then
+/// the first name goes. Directories, and file systems without second names, are looked at first, which
+/// leaves a short race.
 pub(super) fn rename_unless_there(from: &Path, to: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(from)?.is_file() {
+        match fs::hard_link(from, to) {
+            Ok(()) => return fs::remove_file(from),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(e),
+            Err(_) => {}
+        }
+    }
     match fs::symlink_metadata(to) {
         Ok(_) => Err(ErrorKind::AlreadyExists.into()),
         Err(_) => fs::rename(from, to),

@@ -174,7 +174,7 @@ fn odd_targets() {
 fn directory_appears_whole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
-    let directory = ArtifactDirectory::create(&path, false).unwrap();
+    let directory = ArtifactDirectory::create(&path, false, Vec::new()).unwrap();
     let mut first = directory.file("a.bin").unwrap();
     first.write(b"one").unwrap();
     let second = directory.file("b.bin").unwrap();
@@ -199,7 +199,14 @@ fn directory_appears_whole() {
     assert_eq!(names(&path), ["a.bin", "b.bin", "stage"]);
     assert_eq!(names(&path.join("stage")), ["config.json"]);
     // which is replaced like the rest of a checkpoint
-    let again = ArtifactDirectory::create(&path, true).unwrap();
+    let again = ArtifactDirectory::create(
+        &path,
+        true,
+        ["a.bin", "b.bin", "stage/config.json"]
+            .map(String::from)
+            .to_vec(),
+    )
+    .unwrap();
     again.file("c.bin").unwrap().finish().unwrap();
     again.finish().unwrap();
     assert_eq!(names(&path), ["c.bin"]);
@@ -211,7 +218,8 @@ fn directory_replaces_only_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
     let write = |force: bool, name: &str| {
-        let directory = ArtifactDirectory::create(&path, force)?;
+        let directory =
+            ArtifactDirectory::create(&path, force, vec![name.to_owned(), "first".to_owned()])?;
         directory.file(name)?.finish()?;
         directory.finish()
     };
@@ -221,6 +229,34 @@ fn directory_replaces_only_checkpoints() {
     assert_eq!(write(false, "second").unwrap_err().code, ErrorCode::Exists);
     write(true, "second").unwrap();
     assert_eq!(names(&path), ["second"]);
+    // a file that no conversion wrote
+    fs::write(path.join("notes.txt"), b"mine").unwrap();
+    fs::rename(path.join("second"), path.join("first")).unwrap();
+    let refused = write(true, "third").unwrap_err();
+    assert!(refused.code == ErrorCode::Exists && refused.message.contains("notes.txt"));
+    assert_eq!(names(&path), ["first", "notes.txt"]);
+    // unless a certificate says that one did, of this length
+    let certificate = |bytes: u64| {
+        let json = format!(
+            r#"{{"certificate": 1, "tool": "bitnet-convert 0.1.0",
+                "output": {{"files": [{{"name": "notes.txt", "bytes": {bytes}, "sha256": ""}}]}}}}"#
+        );
+        fs::write(path.join("certificate.json"), json).unwrap();
+    };
+    certificate(5);
+    assert_eq!(write(true, "third").unwrap_err().code, ErrorCode::Exists);
+    certificate(4);
+    write(true, "second").unwrap();
+    assert_eq!(names(&path), ["second"]);
+    fs::rename(path.join("second"), path.join("first")).unwrap();
+    // or that came while the new one was written
+    let directory = ArtifactDirectory::create(&path, true, vec!["first".to_owned()]).unwrap();
+    directory.file("first").unwrap().finish().unwrap();
+    fs::write(path.join("notes.txt"), b"mine").unwrap();
+    assert_eq!(directory.finish().unwrap_err().code, ErrorCode::Exists);
+    assert_eq!(names(&path), ["first", "notes.txt"]);
+    fs::remove_file(path.join("notes.txt")).unwrap();
+    fs::rename(path.join("first"), path.join("second")).unwrap();
     // a directory in it: more than a checkpoint would be deleted
     fs::create_dir(path.join("photos")).unwrap();
     let refused = write(true, "third").unwrap_err();
@@ -233,7 +269,7 @@ fn directory_replaces_only_checkpoints() {
     assert_eq!(names(dir.path()), ["model"]);
     // dropped
     fs::remove_file(&path).unwrap();
-    let directory = ArtifactDirectory::create(&path, false).unwrap();
+    let directory = ArtifactDirectory::create(&path, false, Vec::new()).unwrap();
     directory.file("x").unwrap().finish().unwrap();
     drop(directory);
     assert!(names(dir.path()).is_empty());
@@ -243,14 +279,14 @@ fn directory_replaces_only_checkpoints() {
 fn leftovers_of_the_dead_are_swept_and_the_living_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
-    let living = ArtifactDirectory::create(&path, false).unwrap();
+    let living = ArtifactDirectory::create(&path, false, Vec::new()).unwrap();
     living.file("x").unwrap().finish().unwrap();
     // what kill -9 leaves has no lock
     fs::create_dir(dir.path().join(".model.partial-1-0")).unwrap();
     fs::write(dir.path().join(".model.partial-1-0/x"), b"x").unwrap();
     fs::write(dir.path().join(".model.partial-1-1"), b"x").unwrap();
     fs::write(dir.path().join(".other.partial-1-1"), b"x").unwrap();
-    let second = ArtifactDirectory::create(&path, false).unwrap();
+    let second = ArtifactDirectory::create(&path, false, Vec::new()).unwrap();
     assert_eq!(names(dir.path()).len(), 3, "{:?}", names(dir.path()));
     drop(second);
     living.finish().unwrap();
@@ -296,7 +332,8 @@ fn interrupted() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let file = beside(&dir.join("file"), false);
-            let directory = ArtifactDirectory::create(&dir.join("directory"), false).unwrap();
+            let directory =
+                ArtifactDirectory::create(&dir.join("directory"), false, Vec::new()).unwrap();
             let mut inside = directory.file("inside").unwrap();
             inside.write(b"x").unwrap();
             barrier.wait();
@@ -343,4 +380,114 @@ fn sha256_speed() {
              artifact {written:.2} GB/s before and {synced:.2} GB/s after fsync"
         );
     }
+}
+
+/// What does not work under `NO_LINKS` is naming an unnamed file, as on some network file systems.
+#[test]
+fn an_unnamed_file_that_cannot_be_named_is_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    os::NO_LINKS.set(true);
+    let bytes = vec![7; 2 * HASH_BUFFER + 5];
+    let digest = put(&path, &bytes, false).unwrap();
+    let replaced = put(&path, b"new", true);
+    os::NO_LINKS.set(false);
+    assert_eq!(
+        (digest.bytes, digest.sha256),
+        (bytes.len() as u64, sha256(&bytes))
+    );
+    replaced.unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    assert_eq!(names(dir.path()), ["out"]);
+}
+
+#[test]
+fn replaced_bytes_are_in_the_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut artifact = Artifact::create(&dir.path().join("out"), false).unwrap();
+    artifact.write(b"id 0000 and more").unwrap();
+    assert_eq!(artifact.sha256().unwrap(), sha256(b"id 0000 and more"));
+    artifact.replace(3, b"1234").unwrap();
+    assert_eq!(
+        artifact.finish().unwrap().sha256,
+        sha256(b"id 1234 and more")
+    );
+    assert_eq!(
+        fs::read(dir.path().join("out")).unwrap(),
+        b"id 1234 and more"
+    );
+}
+
+#[test]
+fn a_set_that_cannot_be_published_leaves_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("a"), b"old a").unwrap();
+    fs::write(path("c"), b"old c").unwrap();
+    let stage = |name: &str, force: bool| {
+        let mut artifact = Artifact::create(&path(name), force).unwrap();
+        artifact.write(b"new").unwrap();
+        artifact.stage().unwrap()
+    };
+    let staged = vec![
+        stage("a", true),
+        stage("b", false),
+        stage("c", true),
+        stage("d", false),
+    ];
+    // somebody else's
+    fs::write(path("d"), b"theirs").unwrap();
+    assert_eq!(publish(staged).unwrap_err().code, ErrorCode::Exists);
+    let read = |name: &str| String::from_utf8(fs::read(path(name)).unwrap()).unwrap();
+    assert_eq!(names(dir.path()), ["a", "c", "d"]);
+    assert_eq!(
+        (read("a"), read("c"), read("d")),
+        ("old a".into(), "old c".into(), "theirs".into())
+    );
+    // a directory is never exchanged for a file
+    let staged = vec![stage("a", true), stage("c", true)];
+    fs::remove_file(path("c")).unwrap();
+    fs::create_dir(path("c")).unwrap();
+    assert!(publish(staged).is_err());
+    assert_eq!(read("a"), "old a");
+    assert_eq!(names(dir.path()), ["a", "c", "d"]);
+    fs::remove_dir(path("c")).unwrap();
+    publish(vec![stage("a", true), stage("c", true)]).unwrap();
+    assert_eq!((read("a"), read("c")), ("new".into(), "new".into()));
+    assert_eq!(names(dir.path()), ["a", "c", "d"]);
+}
+
+#[test]
+fn names_that_are_no_outputs() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["", "-", ".", "..", "/"] {
+        let error = Artifact::create(Path::new(name), true).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Usage, "{name}");
+        let error = ArtifactDirectory::create(Path::new(name), true, Vec::new()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Usage, "{name}");
+    }
+    let absent = Artifact::create(&dir.path().join("absent/out"), true).unwrap_err();
+    assert!(absent.message.contains("does not exist"), "{absent}");
+    fs::write(dir.path().join("file"), b"x").unwrap();
+    let under = Artifact::create(&dir.path().join("file/out"), true).unwrap_err();
+    assert!(
+        under.code == ErrorCode::Io && under.message.contains("not a directory"),
+        "{under}"
+    );
+    // as long as a name may be
+    let long = dir.path().join("n".repeat(255));
+    put(&long, b"old", false).unwrap();
+    put(&long, b"new", true).unwrap();
+    assert_eq!(fs::read(&long).unwrap(), b"new");
+    #[cfg(unix)]
+    {
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("nowhere/out", &link).unwrap();
+        let error = Artifact::create(&link, true).unwrap_err();
+        assert!(
+            error.code == ErrorCode::Exists && error.message.contains("nowhere/out"),
+            "{error}"
+        );
+    }
+    assert_eq!(names(dir.path()).len(), if cfg!(unix) { 3 } else { 2 });
 }

@@ -20,14 +20,16 @@ use self::read::read_part;
 use self::split::{SplitName, read_split, split_key};
 use self::write::write_header;
 use super::{Container, Header, WritePlan};
+use crate::artifact::Artifact;
 use crate::dense::blocks_len;
 use crate::encoding::{BlockType, Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::{PACKINGS, Packing};
-use crate::tensor_file::TensorFile;
+use crate::tensor_file::{MetaValue, Metadata, TensorFile};
 use crate::unread::Unread;
+use std::io;
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -35,6 +37,9 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
 /// Where a file of ours says the name of its packing, parameters included (`formats/packing/tl1.md`).
 pub const LAYOUT_KEY: &str = "bitnet.layout";
+/// Where each part of a split model of ours says to which set it belongs: parts of two conversions are never
+/// taken together.
+pub const SPLIT_ID_KEY: &str = "bitnet.split_id";
 /// The specification's longest key.
 const MAX_KEY_BYTES: u64 = 65535;
 /// llama.cpp's `GGML_MAX_DIMS`.
@@ -140,11 +145,76 @@ impl Gguf {
         path.with_file_name(name)
     }
 
-    /// The name that a file would have if its model were not split: the parts of one model have
-    /// the same.
-    pub(super) fn whole_name(name: &str) -> PathBuf {
+    /// The model a file belongs to, by its name: the name without the numbers, and how many parts there are.
+    /// A file that is not split is a set of 0.
+    pub(super) fn set_name(name: &str) -> (PathBuf, usize) {
         let path = Path::new(name);
-        SplitName::parse(path).map_or_else(|| path.to_owned(), |split| split.whole)
+        match SplitName::parse(path) {
+            Some(split) if split.count > 1 => (split.whole, split.count),
+            _ => (path.to_owned(), 0),
+        }
+    }
+
+    /// The set that a path is a part of, by its name: the path without the numbers, and how many parts there are.
+    pub fn split_of(path: &Path) -> Option<(PathBuf, usize)> {
+        let split = SplitName::parse(path).filter(|split| split.count > 1)?;
+        Some((split.whole, split.count))
+    }
+
+    /// The files beside `output` that outputs called so have had, sorted: the file itself, and parts of any
+    /// number.
+    ///
+    /// # Errors
+    /// Whatever the operating system refuses.
+    pub fn files_of_output(output: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        // as `split_name` makes it
+        let of_one = Self::split_name(output, 0, 1);
+        let whole = SplitName::parse(&of_one).map(|split| split.whole);
+        let parent = match output.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        for entry in std::fs::read_dir(parent)? {
+            let path = output.with_file_name(entry?.file_name());
+            let part = SplitName::parse(&path);
+            if path == output || part.is_some() && part.map(|split| split.whole) == whole {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Whether a file is a part of a set that this program wrote.
+    pub fn has_split_id(path: &Path) -> bool {
+        let Ok(file) = Mapped::open(path) else {
+            return false;
+        };
+        Self::entries(file.bytes(), &Limits::default())
+            .is_ok_and(|entries| entries.iter().any(|e| e.key == SPLIT_ID_KEY))
+    }
+
+    /// The metadata of a header.
+    ///
+    /// # Errors
+    /// As [`read`](Container::read).
+    pub fn metadata(header: &[u8], limits: &Limits) -> Result<Metadata, FormatError> {
+        unread::metadata(header, limits)
+    }
+
+    /// Space for the id of a set, until its parts are written.
+    pub fn split_id_placeholder() -> MetaValue {
+        MetaValue::text(split::NO_ID)
+    }
+
+    /// Gives the written parts of a set, whose headers are `headers`, the id of the set: it follows from their
+    /// bytes, so that the same conversion gives the same bytes.
+    ///
+    /// # Errors
+    /// A header without the place for it; whatever the operating system refuses.
+    pub fn set_split_id(parts: &mut [Artifact], headers: &[&[u8]]) -> Result<(), FormatError> {
+        split::set_id(parts, headers)
     }
 }
 

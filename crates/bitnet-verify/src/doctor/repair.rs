@@ -5,7 +5,7 @@
 
 use bitnet_cli::Failure;
 use bitnet_formats::{
-    Artifact, Container, ErrorCode, FileDigest, FormatError, Gguf, Limits, MetaValue, Metadata,
+    Artifact, Container, FileDigest, FormatError, Gguf, Inputs, Limits, MetaValue, Metadata,
     PlannedTensor, WritePlan,
 };
 use std::fmt;
@@ -50,12 +50,12 @@ pub(super) fn write(
         return Err(Failure::usage("nothing here can be repaired in the file")
             .hint("the remedies say what to do instead"));
     }
-    let [part] = file.parts.as_slice() else {
+    if file.parts.len() != 1 {
         return Err(
             Failure::usage("--fix writes single files, this model is split")
                 .hint("bitnet-convert SRC -o WHOLE.gguf joins the parts"),
         );
-    };
+    }
     if file.container != Gguf.name() {
         return Err(Failure::usage(format!(
             "--fix writes GGUF files, this is {}",
@@ -88,7 +88,6 @@ pub(super) fn write(
         tensors: tensors.collect(),
     };
     let header = Gguf.header(&plan)?;
-    refuse_the_original(part.path(), output)?;
     let mut artifact = Artifact::create(output, force)?;
     artifact.write(&header.bytes)?;
     for (tensor, offset) in kept.iter().zip(&header.offsets) {
@@ -114,19 +113,19 @@ fn rename(metadata: &mut Metadata, name: &str) {
     metadata.set(ARCHITECTURE, MetaValue::text(name));
 }
 
-fn refuse_the_original(original: &Path, output: &Path) -> Result<(), FormatError> {
-    let same = match (
-        std::fs::canonicalize(original),
-        std::fs::canonicalize(output),
-    ) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
-    if same {
-        let error = FormatError::new(ErrorCode::Usage, "the output is the model itself");
-        return Err(error.in_file(output).hint("name another output"));
+/// Refuses an output that cannot be written, or is a file of the model.
+pub(super) fn refuse_to_replace(
+    model: &Path,
+    output: &Path,
+    force: bool,
+) -> Result<(), FormatError> {
+    let mut inputs = Inputs::new();
+    inputs.add_model(model);
+    if let Ok(file) = bitnet_formats::open(model, &Limits::default()) {
+        file.parts.iter().for_each(|part| inputs.add(part.path()));
     }
-    Ok(())
+    inputs.refuse(output)?;
+    Artifact::check(output, force)
 }
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
 //! Models in several GGUF files, each with a header and a data section of its own.
 //!
-//! Invariant: all parts are there, in order, agree on how many they are, and share no tensor.
+//! Invariant: all parts are there, in order, agree on how many they are and on the id of their set, if one
+//! has an id, and share no tensor.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::read::{read_part, recorded_layout};
-use super::{Gguf, limit_exceeded, malformed};
+use super::{Gguf, SPLIT_ID_KEY, limit_exceeded, malformed};
+use crate::artifact::{Artifact, Sha256Stream};
 use crate::container::Container;
 use crate::error::FormatError;
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::Packing;
-use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
+use crate::tensor_file::{MetaValue, Metadata, TensorFile, TensorInfo};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +45,41 @@ impl SplitName {
     }
 }
 
+/// What stands in the place of an id that is not known yet: as many digits.
+pub(super) const NO_ID: &str = "00000000000000000000000000000000";
+
+/// See [`Gguf::set_split_id`].
+pub(super) fn set_id(parts: &mut [Artifact], headers: &[&[u8]]) -> Result<(), FormatError> {
+    let mut all = Sha256Stream::new();
+    for part in parts.iter_mut() {
+        all.update(part.sha256()?.as_bytes());
+    }
+    let failed = |e: std::io::Error| malformed(e.to_string()).in_tensor(SPLIT_ID_KEY);
+    let id = all.finish().map_err(failed)?;
+    let id = id.get(..NO_ID.len()).unwrap_or(NO_ID);
+    for (part, header) in parts.iter_mut().zip(headers) {
+        let entries = Gguf::entries(header, &Limits::default())?;
+        let place = entries.into_iter().find(|e| e.key == SPLIT_ID_KEY);
+        let place = place.map(|e| e.value_range).unwrap_or_default();
+        if place.end.saturating_sub(place.start) != id.len() as u64 {
+            return Err(malformed("expected a place for the id of the set").in_tensor(SPLIT_ID_KEY));
+        }
+        part.replace(place.start, id.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The id of the set that a part belongs to, if it has one.
+fn id_of(metadata: &Metadata) -> Result<Option<&str>, FormatError> {
+    let Some(value) = metadata.get(SPLIT_ID_KEY) else {
+        return Ok(None);
+    };
+    match MetaValue::as_str(value) {
+        Some(id) => Ok(Some(id)),
+        None => Err(malformed("expected the id of a set").in_tensor(SPLIT_ID_KEY)),
+    }
+}
+
 /// A `split.*` value; writers differ in the integer type.
 pub(super) fn split_key(metadata: &Metadata, key: &str) -> Result<Option<u64>, FormatError> {
     let Some(value) = metadata.get(key) else {
@@ -64,6 +101,7 @@ pub(super) fn read_split(
     let mut tensors: Vec<TensorInfo> = Vec::new();
     let mut names = HashSet::new();
     let mut total = None;
+    let mut id: Option<String> = None;
     let hint =
         "all parts of a split model must lie in one directory, complete and under their names";
     for number in 0..name.count {
@@ -86,6 +124,21 @@ pub(super) fn read_split(
         };
         expect("split.count", name.count as u64).map_err(place)?;
         expect("split.no", number as u64).map_err(place)?;
+        let found = id_of(&parsed.metadata).map_err(place)?;
+        if number == 0 {
+            id = found.map(str::to_owned);
+        } else if found != id.as_deref() {
+            let text = |id: Option<&str>| id.map_or("no id".to_owned(), |id| format!("id `{id}`"));
+            let message = format!(
+                "the parts are of different conversions: part 1 has {}, this part has {}",
+                text(id.as_deref()),
+                text(found)
+            );
+            let error = malformed(message).in_file(&path).in_tensor(SPLIT_ID_KEY);
+            return Err(
+                error.hint("convert again with --force, or get all parts of one conversion")
+            );
+        }
         match (
             total,
             split_key(&parsed.metadata, "split.tensors.count").map_err(place)?,

@@ -10,7 +10,7 @@ use crate::bytes::Cursor;
 use crate::container::gaps;
 use crate::error::FormatError;
 use crate::limits::Limits;
-use crate::tensor_file::{MetaValue, TensorFile};
+use crate::tensor_file::{MetaValue, Metadata, TensorFile};
 use crate::unread::{Unread, UnreadBits};
 use std::ops::Range;
 
@@ -32,6 +32,23 @@ pub struct GgufEntry {
 
 pub(super) fn entries(bytes: &[u8], limits: &Limits) -> Result<Vec<GgufEntry>, FormatError> {
     walk(bytes, limits).map(|(entries, _)| entries)
+}
+
+/// The metadata of a header.
+pub(super) fn metadata(header: &[u8], limits: &Limits) -> Result<Metadata, FormatError> {
+    let mut cursor = Cursor::new(header);
+    if cursor.array::<4>("magic")? != MAGIC {
+        return Err(malformed("expected the magic `GGUF`").at(0));
+    }
+    cursor.u32("version")?;
+    cursor.u64("tensor count")?;
+    let count = cursor.u64("metadata count")?;
+    let mut metadata = Metadata::default();
+    for _ in 0..count {
+        let key = read_text(&mut cursor, "metadata key", MAX_KEY_BYTES)?;
+        metadata.0.push((key, read_value(&mut cursor, limits)?));
+    }
+    Ok(metadata)
 }
 
 pub(super) fn unread(file: &TensorFile) -> Result<Vec<Unread>, FormatError> {

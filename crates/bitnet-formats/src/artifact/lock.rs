@@ -1,0 +1,226 @@
+//! One writer at a time for one output.
+//!
+//! Invariant: while an [`OutputLock`] lives, no other process (and no other thread) has one for the same
+//! output. A killed process holds none.
+
+use super::owned::certified_files;
+use super::{Partial, Target, partial_prefix, sha256_of, sweep};
+use crate::error::{ErrorCode, FormatError};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::Path;
+
+/// The right to write an output and the files that belong to it: an advisory lock on `.NAME.partial-lock`
+/// beside the output. The file is removed with the lock.
+#[derive(Debug)]
+pub struct OutputLock {
+    _partial: Partial,
+}
+
+impl OutputLock {
+    /// Takes the lock, and removes what killed writers of this output left. One that was killed between the
+    /// certificate and the file that it certifies left the older file without its certificate: the older
+    /// certificate comes back.
+    ///
+    /// # Errors
+    /// `busy` when another writer has it; `usage` for a path that names no output; whatever the operating
+    /// system refuses.
+    pub fn take(path: &Path) -> Result<Self, FormatError> {
+        let target = Target::new(path)?;
+        let mut name = target.partial_prefix();
+        name.push("lock");
+        let place = target.parent.join(name);
+        let made = Partial::create(|| lock(&place).map(|file| (place.clone(), file)));
+        let (mut partial, file) = made.map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => {
+                FormatError::new(ErrorCode::Busy, "another process is writing this output")
+                    .in_file(path)
+                    .hint("wait until it ends, or name another output")
+            }
+            _ => FormatError::io(path, &e),
+        })?;
+        partial.lock = Some(file);
+        restore_certificate(&target);
+        sweep(&target.parent, |name| is_temporary_of(&target.name, name));
+        Ok(Self { _partial: partial })
+    }
+}
+
+/// Opens and locks the file; `WouldBlock` when another has the lock.
+fn lock(place: &Path) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(place)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
+            // a file system without locks: its users have to take care themselves
+            Err(TryLockError::Error(_)) => return Ok(file),
+            // the owner before may have removed the file that was opened
+            Ok(()) if is_at(&file, place) => return Ok(file),
+            Ok(()) => {}
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_at(file: &File, place: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), std::fs::symlink_metadata(place)) {
+        (Ok(open), Ok(found)) => (open.dev(), open.ino()) == (found.dev(), found.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_at(_file: &File, place: &Path) -> bool {
+    place.exists()
+}
+
+/// See [`OutputLock::take`].
+fn restore_certificate(target: &Target) {
+    let name = certificate_name(&target.name);
+    let (certificate, prefix) = (target.path.with_file_name(&name), partial_prefix(&name));
+    let Ok(entries) = fs::read_dir(&target.parent) else {
+        return;
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = names
+        .filter(|n| n.as_encoded_bytes().starts_with(prefix.as_encoded_bytes()))
+        .map(|name| target.parent.join(name))
+        .filter(|path| File::open(path).is_ok_and(|file| file.try_lock().is_ok()))
+        .collect();
+    if left.is_empty() {
+        return;
+    }
+    let sha256 = File::open(&target.real).and_then(|mut file| sha256_of(&mut file));
+    let Ok(sha256) = sha256 else {
+        return;
+    };
+    let is_of_the_file = |path: &Path| {
+        let files = certified_files(path);
+        files
+            .iter()
+            .any(|f| target.name == f.name.as_str() && f.sha256 == sha256)
+    };
+    if !is_of_the_file(&certificate)
+        && let Some(older) = left.iter().find(|path| is_of_the_file(path))
+    {
+        // best effort: without it the two do not match, as verification says
+        let _ = fs::rename(older, &certificate);
+    }
+}
+
+fn certificate_name(output: &OsStr) -> OsString {
+    let mut name = output.to_owned();
+    name.push(".certificate.json");
+    name
+}
+
+/// Whether `name` is a temporary file of the output `output`, of its certificate, or of a part of it.
+fn is_temporary_of(output: &OsStr, name: &OsStr) -> bool {
+    let certificate = certificate_name(output);
+    let begins = |prefix: &OsStr| {
+        name.as_encoded_bytes()
+            .starts_with(prefix.as_encoded_bytes())
+    };
+    if begins(&partial_prefix(output)) || begins(&partial_prefix(&certificate)) {
+        return true;
+    }
+    let stem = Path::new(output);
+    let stem = match stem.extension() {
+        Some(e) if e == "gguf" => stem.file_stem().unwrap_or_default(),
+        _ => output,
+    };
+    // .STEM-00001-of-00003.gguf.partial-…
+    let rest = name
+        .to_str()
+        .and_then(|name| name.strip_prefix('.'))
+        .and_then(|name| name.strip_prefix(stem.to_str()?))
+        .and_then(|name| name.strip_prefix('-'))
+        .and_then(|name| name.split_once(".gguf.partial-"));
+    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+    rest.and_then(|(numbers, _)| numbers.split_once("-of-"))
+        .is_some_and(|(number, count)| digits(number) && digits(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_nothing_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        for _ in 0..2 {
+            let lock = OutputLock::take(&path).unwrap();
+            let refused = OutputLock::take(&path).unwrap_err();
+            assert_eq!(refused.code, ErrorCode::Busy);
+            // another output is another lock
+            OutputLock::take(&dir.path().join("n.gguf")).unwrap();
+            drop(lock);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        // a dead process holds none
+        std::fs::write(dir.path().join(".m.gguf.partial-lock"), b"").unwrap();
+        OutputLock::take(&path).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_certificate_of_a_file_that_was_not_replaced_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let json = |sha256: &str| {
+            format!(
+                r#"{{"certificate": 1, "tool": "bitnet-convert 0.1.0",
+                    "output": {{"files": [{{"name": "m.gguf", "bytes": 3, "sha256": "{sha256}"}}]}}}}"#
+            )
+        };
+        // sha256 of `abc`
+        let old = json("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        let new = json("00");
+        for (file, left, expected) in [
+            ("abc", &old, &old),
+            // the file was replaced too
+            ("xyz", &old, &new),
+            // killed before the certificate was replaced
+            ("abc", &new, &new),
+        ] {
+            fs::write(at("m.gguf"), file).unwrap();
+            fs::write(at("m.gguf.certificate.json"), &new).unwrap();
+            fs::write(at(".m.gguf.certificate.json.partial-1-1"), left).unwrap();
+            fs::write(at(".m.gguf.partial-1-0"), "new").unwrap();
+            OutputLock::take(&at("m.gguf")).unwrap();
+            let found = fs::read_to_string(at("m.gguf.certificate.json")).unwrap();
+            assert_eq!(found, *expected, "{file}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn temporary_files_of_every_part_are_swept_and_those_of_others_are_not() {
+        let is = |name: &str| is_temporary_of(OsStr::new("m.gguf"), OsStr::new(name));
+        for name in [
+            ".m.gguf.partial-1-0",
+            ".m.gguf.certificate.json.partial-1-0",
+            ".m-00001-of-00005.gguf.partial-1-0",
+        ] {
+            assert!(is(name), "{name}");
+        }
+        for name in [
+            "m.gguf",
+            "m.gguf.partial-1-0",
+            ".mm.gguf.partial-1-0",
+            ".m-0001-of-00005.gguf.partial-1-0",
+            ".m-00001-of-00005.gguf",
+            ".n-00001-of-00005.gguf.partial-1-0",
+        ] {
+            assert!(!is(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Which files this program wrote.
+//!
+//! Invariant: a file counts as written by this program only if a certificate of this program beside it lists
+//! its name and its length, or it says so itself (a GGUF part with the id of a set). Nothing else is removed.
+
+use crate::container::Gguf;
+use crate::error::{ErrorCode, FormatError};
+use crate::limits::Limits;
+use serde_json::Value;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// The name of the certificate in an output directory.
+const CERTIFICATE: &str = "certificate.json";
+
+/// A file that a certificate lists as its output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Certified {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    pub(super) sha256: String,
+}
+
+/// The files that the certificate at `path` lists as its output. Empty when there is no certificate, or none of
+/// this program.
+pub(super) fn certified_files(path: &Path) -> Vec<Certified> {
+    read_certified(path).unwrap_or_default()
+}
+
+fn read_certified(path: &Path) -> Option<Vec<Certified>> {
+    let most = Limits::default().json_bytes;
+    if !fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() <= most) {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    File::open(path)
+        .ok()?
+        .take(most)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    let value: Value = serde_json::from_slice(&bytes).ok()?;
+    value.get("certificate")?.as_u64()?;
+    value
+        .get("tool")?
+        .as_str()
+        .filter(|tool| tool.starts_with("bitnet-"))?;
+    let files = value.get("output")?.get("files")?.as_array()?;
+    let file = |f: &Value| {
+        Some(Certified {
+            name: f.get("name")?.as_str()?.to_owned(),
+            bytes: f.get("bytes")?.as_u64()?,
+            sha256: f.get("sha256")?.as_str()?.to_owned(),
+        })
+    };
+    Some(files.iter().filter_map(file).collect())
+}
+
+/// The first entry of a directory, by name, that a conversion neither wrote nor is about to write (`planned`).
+pub(super) fn foreign_entry(directory: &Path, planned: &[String]) -> io::Result<Option<PathBuf>> {
+    let certified: HashSet<(String, u64)> = certified_files(&directory.join(CERTIFICATE))
+        .into_iter()
+        .map(|file| (file.name, file.bytes))
+        .collect();
+    let is_ours = |name: &str, path: &Path| {
+        name == CERTIFICATE
+            || planned.iter().any(|p| p == name)
+            || fs::symlink_metadata(path)
+                .is_ok_and(|m| m.is_file() && certified.contains(&(name.to_owned(), m.len())))
+    };
+    for (name, path) in sorted_entries(directory)? {
+        if !fs::symlink_metadata(&path)?.is_dir() {
+            if !name.as_deref().is_some_and(|name| is_ours(name, &path)) {
+                return Ok(Some(path));
+            }
+            continue;
+        }
+        // the settings of a stage of a pipeline: a directory with nothing else in it
+        let below = sorted_entries(&path)?;
+        if below.is_empty() {
+            return Ok(Some(path));
+        }
+        for (inner, inner_path) in below {
+            let full = name
+                .as_deref()
+                .zip(inner.as_deref())
+                .map(|(name, inner)| format!("{name}/{inner}"));
+            let is_directory = fs::symlink_metadata(&inner_path)?.is_dir();
+            if is_directory || !full.is_some_and(|full| is_ours(&full, &inner_path)) {
+                return Ok(Some(inner_path));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Names, `None` for one that is not UTF-8, and paths.
+fn sorted_entries(directory: &Path) -> io::Result<Vec<(Option<String>, PathBuf)>> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        entries.push((entry.file_name().into_string().ok(), entry.path()));
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+/// A file of an older output that would lie beside the new one under the same model's name.
+#[derive(Debug, Clone)]
+pub struct OlderFile {
+    path: PathBuf,
+    is_ours: bool,
+    seen: Option<(u64, std::time::SystemTime)>,
+}
+
+impl OlderFile {
+    /// The files of older GGUF outputs called `output` that a run which writes `planned` leaves: the file, or
+    /// parts of any number. `certificate` is the one of this output.
+    ///
+    /// # Errors
+    /// Whatever the operating system refuses.
+    pub fn of_gguf(
+        output: &Path,
+        planned: &[PathBuf],
+        certificate: &Path,
+    ) -> Result<Vec<Self>, FormatError> {
+        let certified = certified_files(certificate);
+        let mut older = Vec::new();
+        for path in Gguf::files_of_output(output).map_err(|e| FormatError::io(output, &e))? {
+            if planned.contains(&path) {
+                continue;
+            }
+            let seen = seen(&path);
+            let name = path.file_name().and_then(|name| name.to_str());
+            let listed = |file: &Certified| {
+                Some(file.name.as_str()) == name && seen.is_some_and(|(len, _)| len == file.bytes)
+            };
+            let is_ours = certified.iter().any(listed) || Gguf::has_split_id(&path);
+            older.push(Self {
+                path,
+                is_ours,
+                seen,
+            });
+        }
+        Ok(older)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this program wrote it.
+    pub fn is_ours(&self) -> bool {
+        self.is_ours
+    }
+
+    /// Removes it, unless it has changed since it was found.
+    ///
+    /// # Errors
+    /// `exists` when it has changed; whatever the operating system refuses.
+    pub fn remove(&self) -> Result<(), FormatError> {
+        if !self.is_ours || seen(&self.path) != self.seen {
+            let message =
+                "the new output is complete, but this file of the same name is not this program's";
+            return Err(FormatError::new(ErrorCode::Exists, message)
+                .in_file(&self.path)
+                .hint("move the file: a directory holds one model"));
+        }
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(FormatError::io(&self.path, &e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn seen(path: &Path) -> Option<(u64, std::time::SystemTime)> {
+    let found = fs::symlink_metadata(path).ok()?;
+    Some((found.len(), found.modified().ok()?))
+}
