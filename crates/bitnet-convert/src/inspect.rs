@@ -515,6 +515,9 @@ fn tokenizer(checkpoint: &Checkpoint) -> Result<(Option<String>, Option<u64>), F
             // a tokenizer that does not load is worth knowing, but not a reason to say nothing
             let tokens = match bitnet_model::Tokenizer::from_directory(directory) {
                 Ok(Some(tokenizer)) => Some(tokenizer.vocab_size() as u64),
+                Err(error) if bitnet_model::is_refused_tokenizer(&error) => {
+                    return Err(error.into());
+                }
                 _ => None,
             };
             return Ok((Some(name.to_owned()), tokens));

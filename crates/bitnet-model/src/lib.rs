@@ -54,7 +54,8 @@ pub use profile::{Part, Profile};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};
 pub use tokenizer::{
-    DecodeStream, Tokenizer, TokenizerDigest, pre_tokenizer_names, pre_tokenizer_of_vocabulary,
-    pre_tokenizer_of_word, tokenizer_files_from_gguf, tokenizer_to_gguf,
+    DecodeStream, Tokenizer, TokenizerDigest, check_tokenizer_rules, is_refused_tokenizer,
+    pre_tokenizer_names, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
+    tokenizer_files_from_gguf, tokenizer_to_gguf,
 };
 pub use weights::{LoadOptions, TilesIn};

@@ -1,21 +1,27 @@
 //! Text to token ids and back, from `tokenizer.json`, a sentencepiece model or GGUF metadata, and
 //! from one of these forms to another.
 //!
-//! Invariant: every source becomes one `tokenizer.json`, which the `tokenizers` crate executes, so
-//! ids are exactly Hugging Face's. Decoding works on bytes, so that a stream of tokens gives the same
-//! text as all of them at once and never half a character.
+//! Invariant: every source becomes the parts of one `tokenizer.json`. The `tokenizers` crate executes
+//! its rules over our compact model ([`bpe`]), so ids are exactly Hugging Face's. Decoding works on
+//! bytes, so that a stream of tokens gives the same text as all of them at once and never half a
+//! character.
 //!
 //! Decoding departs from the crate in one place: a run of byte tokens (`<0xHH>`) that is not UTF-8 as
 //! a whole still gives the characters that are, with one U+FFFD for each byte that is not
 //! (sentencepiece's rule), where the crate gives U+FFFD for every byte of the run.
 
+mod bpe;
+mod cut;
 mod decode;
 mod digest;
+mod engine;
 mod ggml;
 mod huggingface;
+mod json;
 mod pre_tokenizer;
 mod sentencepiece;
 mod side_files;
+mod words;
 
 use crate::chat_template::ChatTemplate;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
@@ -23,10 +29,13 @@ pub use decode::DecodeStream;
 use decode::Decoding;
 pub use digest::TokenizerDigest;
 pub(crate) use digest::{template_of_directory, template_of_files, template_of_gguf};
+use engine::Engine;
 use ggml::{GgmlTokenizer, TokenType};
-use huggingface::{Lists, Specials};
+use huggingface::Specials;
+use json::Reading;
 use serde_json::{Map, Value, json};
 use side_files::{END_OF_TURN, Place, SideFiles};
+use std::borrow::Cow;
 use std::path::Path;
 
 /// The whole `tokenizer.json`, as GGUF carries it (a key of the GGUF specification).
@@ -41,7 +50,7 @@ const MOST_ADDED: usize = 1 << 16;
 /// A tokenizer with the special tokens and the chat template of its model.
 #[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Engine,
     decoding: Decoding,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -58,29 +67,16 @@ fn refuse(what: impl Into<String>) -> FormatError {
 
 /// A `tokenizer.json`, executable and parsed.
 struct Parsed {
-    inner: tokenizers::Tokenizer,
+    inner: Engine,
     /// Without the vocabulary and the merges.
     value: Value,
-    lists: Option<Lists>,
 }
 
-/// Checks and builds; keeps the long lists for who wants to write them.
-fn build(bytes: &[u8], keep_lists: bool) -> Result<Parsed, FormatError> {
-    let mut value: Value = serde_json::from_slice(bytes)
-        .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))?;
-    let lists = huggingface::take(&mut value)?;
-    let lists = keep_lists.then_some(lists);
-    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| refuse(e.to_string()))?;
-    // transformers ignores both unless asked
-    inner
-        .with_truncation(None)
-        .map_err(|e| refuse(e.to_string()))?;
-    inner.with_padding(None);
-    Ok(Parsed {
-        inner,
-        value,
-        lists,
-    })
+impl Parsed {
+    fn new(reading: Reading) -> Result<Self, FormatError> {
+        let (inner, value) = Engine::new(reading)?;
+        Ok(Self { inner, value })
+    }
 }
 
 impl Tokenizer {
@@ -88,12 +84,12 @@ impl Tokenizer {
     /// (sentencepiece BPE), with the special tokens and the chat template of the files beside it.
     /// `None` if there is neither.
     pub fn from_directory(dir: &Path) -> Result<Option<Self>, FormatError> {
-        let Some(source) = Source::read(Place::Directory(dir), false)? else {
+        let Some(source) = Source::read(Place::Directory(dir))? else {
             return Ok(None);
         };
         let special = source.specials()?;
         let Source {
-            parsed: Parsed { inner, value, .. },
+            parsed: Parsed { inner, value },
             side,
             ..
         } = source;
@@ -115,12 +111,9 @@ impl Tokenizer {
     /// The tokenizer of a GGUF file: `tokenizer.huggingface.json` if it is there, else one built
     /// from `tokenizer.ggml.*`. `None` if the file has none.
     pub fn from_gguf(metadata: &Metadata) -> Result<Option<Self>, FormatError> {
-        let Some(bytes) = gguf_json(metadata)? else {
+        let Some(Parsed { inner, value }) = gguf_parsed(metadata)? else {
             return Ok(None);
         };
-        let Parsed { inner, value, .. } =
-            build(&bytes, false).map_err(|e| e.in_tensor(HUGGINGFACE_JSON))?;
-        drop(bytes);
         let special = gguf_specials(metadata, &inner)?;
         let text = |id: Option<u32>| id.and_then(|i| inner.id_to_token(i)).unwrap_or_default();
         let bos = if special.add_bos {
@@ -136,7 +129,7 @@ impl Tokenizer {
     }
 
     fn assemble(
-        inner: tokenizers::Tokenizer,
+        inner: Engine,
         value: &Value,
         (bos, eos, adds_bos): (Option<u32>, Option<u32>, bool),
         stop: Vec<u32>,
@@ -161,11 +154,7 @@ impl Tokenizer {
     /// a rendered chat prompt contains its special tokens already and is encoded without.
     /// Special tokens written out in the text are recognised in both cases.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, FormatError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special)
-            .map_err(|e| refuse(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.inner.encode(text, add_special)
     }
 
     /// The text of ids; ids without a token are nothing. Spaces before punctuation stay as they are
@@ -193,7 +182,7 @@ impl Tokenizer {
 
     /// Tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.inner.vocab_size()
     }
 
     /// The text of a token as the vocabulary spells it.
@@ -241,6 +230,36 @@ impl Tokenizer {
     }
 }
 
+/// Whether an error says that the rules of a tokenizer are refused: a normalizer, pre-tokenizer,
+/// post-processor or list of added tokens that is not supported, is beyond a limit or makes the library
+/// fail. Programs then refuse the whole model, because its text cannot be trusted.
+pub fn is_refused_tokenizer(error: &FormatError) -> bool {
+    let parts = [
+        "normalizer",
+        "pre_tokenizer",
+        "post_processor",
+        "added_tokens",
+        engine::LIBRARY,
+    ];
+    let part = error.tensor.as_deref().unwrap_or_default();
+    match error.code {
+        ErrorCode::Tokenizer | ErrorCode::LimitExceeded => parts.contains(&part),
+        _ => false,
+    }
+}
+
+/// Refuses the rules of a directory's tokenizer that [`is_refused_tokenizer`] is about, before the
+/// tokenizer is copied.
+///
+/// # Errors
+/// Such rules.
+pub fn check_tokenizer_rules(dir: &Path) -> Result<(), FormatError> {
+    match Source::read(Place::Directory(dir)) {
+        Err(error) if is_refused_tokenizer(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The pre-tokenizer that a word of `tokenizer.ggml.pre` means; `None` for a word that is not known.
 pub fn pre_tokenizer_of_word(word: &str) -> Option<&'static str> {
     pre_tokenizer::by_name(word).ok().map(|row| row.name)
@@ -263,20 +282,21 @@ pub fn pre_tokenizer_of_vocabulary(
 }
 
 /// A tokenizer as a checkpoint directory has it.
-struct Source {
+struct Source<'p> {
     parsed: Parsed,
-    /// The bytes of `tokenizer.json`.
-    bytes: Vec<u8>,
+    /// The bytes of `tokenizer.json`; empty where there is none.
+    bytes: Cow<'p, [u8]>,
     side: SideFiles,
     /// Where the directory has `tokenizer.model` only.
     pieces: Option<GgmlTokenizer>,
 }
 
-impl Source {
-    fn read(place: Place<'_>, keep_lists: bool) -> Result<Option<Self>, FormatError> {
+impl<'p> Source<'p> {
+    fn read(place: Place<'p>) -> Result<Option<Self>, FormatError> {
         if let Some(bytes) = place.read("tokenizer.json")? {
-            let parsed =
-                build(&bytes, keep_lists).map_err(|e| e.in_file(&place.path("tokenizer.json")))?;
+            let parsed = json::read(&bytes)
+                .and_then(Parsed::new)
+                .map_err(|e| e.in_file(&place.path("tokenizer.json")))?;
             let side = SideFiles::read(place)?;
             return Ok(Some(Self {
                 parsed,
@@ -292,11 +312,10 @@ impl Source {
         let located = |e: FormatError| e.in_file(&place.path("tokenizer.model"));
         let mut pieces = sentencepiece::parse(&model).map_err(located)?;
         add_tokens(&mut pieces, &side).map_err(located)?;
-        let bytes = compact(&pieces.to_json().map_err(located)?)?;
-        let parsed = build(&bytes, keep_lists).map_err(located)?;
+        let parsed = pieces.reading().and_then(Parsed::new).map_err(located)?;
         Ok(Some(Self {
             parsed,
-            bytes,
+            bytes: Cow::Borrowed(&[]),
             side,
             pieces: Some(pieces),
         }))
@@ -362,35 +381,33 @@ fn add_tokens(pieces: &mut GgmlTokenizer, side: &SideFiles) -> Result<(), Format
     Ok(())
 }
 
-fn compact(value: &Value) -> Result<Vec<u8>, FormatError> {
-    serde_json::to_vec(value).map_err(|e| refuse(e.to_string()))
-}
-
 fn pretty(value: &Value) -> Result<Vec<u8>, FormatError> {
     serde_json::to_vec_pretty(value).map_err(|e| refuse(e.to_string()))
 }
 
-/// The `tokenizer.json` of GGUF metadata, carried or rebuilt.
-fn gguf_json(metadata: &Metadata) -> Result<Option<Vec<u8>>, FormatError> {
-    if let Some(value) = metadata.get(HUGGINGFACE_JSON) {
-        return match value {
-            MetaValue::String(bytes) => Ok(Some(bytes.clone())),
-            _ => Err(refuse("expected a string").in_tensor(HUGGINGFACE_JSON)),
-        };
+/// The `tokenizer.json` that GGUF metadata carry; `None` if there is none.
+fn gguf_json(metadata: &Metadata) -> Result<Option<&[u8]>, FormatError> {
+    match metadata.get(HUGGINGFACE_JSON) {
+        None => Ok(None),
+        Some(MetaValue::String(bytes)) => Ok(Some(bytes)),
+        Some(_) => Err(refuse("expected a string").in_tensor(HUGGINGFACE_JSON)),
     }
-    let Some(ggml) = GgmlTokenizer::from_metadata(metadata)? else {
-        return Ok(None);
-    };
-    let json = ggml.to_json()?;
-    drop(ggml);
-    compact(&json).map(Some)
+}
+
+/// The tokenizer of GGUF metadata, carried or rebuilt; `None` if there is none.
+fn gguf_parsed(metadata: &Metadata) -> Result<Option<Parsed>, FormatError> {
+    if let Some(bytes) = gguf_json(metadata)? {
+        let parsed = json::read(bytes).and_then(Parsed::new);
+        return parsed.map(Some).map_err(|e| e.in_tensor(HUGGINGFACE_JSON));
+    }
+    match GgmlTokenizer::from_metadata(metadata)? {
+        Some(ggml) => ggml.reading().and_then(Parsed::new).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The special tokens of GGUF metadata. What is added around a text is what the tokenizer does.
-fn gguf_specials(
-    metadata: &Metadata,
-    inner: &tokenizers::Tokenizer,
-) -> Result<Specials, FormatError> {
+fn gguf_specials(metadata: &Metadata, inner: &Engine) -> Result<Specials, FormatError> {
     let (before, after) = huggingface::around(inner)?;
     let id = |name: &str| {
         let id = metadata
@@ -431,7 +448,7 @@ fn gguf_template(metadata: &Metadata) -> Option<String> {
 }
 
 /// All ids that end generation, each once, in this order: those named, then ends of turns.
-fn with_ends_of_turns(inner: &tokenizers::Tokenizer, named: Vec<u32>) -> Vec<u32> {
+fn with_ends_of_turns(inner: &Engine, named: Vec<u32>) -> Vec<u32> {
     let turns = END_OF_TURN.iter().filter_map(|t| inner.token_to_id(t));
     let mut stop = Vec::new();
     for id in named.into_iter().chain(turns) {
@@ -452,27 +469,28 @@ pub fn tokenizer_to_gguf(
     dir: &Path,
     vocab_size: usize,
 ) -> Result<Vec<(String, MetaValue)>, FormatError> {
-    let Some(source) = Source::read(Place::Directory(dir), true)? else {
+    let Some(source) = Source::read(Place::Directory(dir))? else {
         return Ok(Vec::new());
     };
     let special = source.specials()?;
     let Source {
-        parsed: Parsed {
-            inner,
-            value,
-            lists,
-        },
+        parsed: Parsed { inner, value },
         bytes,
         side,
         pieces,
     } = source;
-    let ggml = match (pieces, lists) {
-        (Some(pieces), _) => {
-            pad_pieces(pieces, vocab_size).map_err(|e| e.in_file(&dir.join("tokenizer.model")))?
+    let (ggml, bytes) = match pieces {
+        Some(pieces) => {
+            let bytes = pieces.to_json()?;
+            let padded = pad_pieces(pieces, vocab_size);
+            let padded = padded.map_err(|e| e.in_file(&dir.join("tokenizer.model")))?;
+            (padded, bytes)
         }
-        (None, Some(lists)) => huggingface::to_ggml(&value, lists, &inner, &side, vocab_size)
-            .map_err(|e| e.in_file(&dir.join("tokenizer.json")))?,
-        (None, None) => return Ok(Vec::new()),
+        None => {
+            let ggml = huggingface::to_ggml(&value, &inner, &side, vocab_size)
+                .map_err(|e| e.in_file(&dir.join("tokenizer.json")))?;
+            (ggml, bytes.into_owned())
+        }
     };
     drop((inner, value));
     let mut out = ggml.to_metadata();
@@ -515,10 +533,16 @@ fn pad_pieces(mut pieces: GgmlTokenizer, rows: usize) -> Result<GgmlTokenizer, F
 pub fn tokenizer_files_from_gguf(
     metadata: &Metadata,
 ) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
-    let Some(bytes) = gguf_json(metadata)? else {
+    let Some(Parsed { inner, value }) = gguf_parsed(metadata)? else {
         return Ok(Vec::new());
     };
-    let Parsed { inner, value, .. } = build(&bytes, false)?;
+    let bytes = match gguf_json(metadata)? {
+        Some(bytes) => bytes.to_vec(),
+        None => match GgmlTokenizer::from_metadata(metadata)? {
+            Some(ggml) => ggml.to_json()?,
+            None => return Ok(Vec::new()),
+        },
+    };
     let special = gguf_specials(metadata, &inner)?;
     let text = |id: Option<u32>| id.and_then(|i| inner.id_to_token(i));
 

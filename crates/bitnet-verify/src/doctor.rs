@@ -276,6 +276,13 @@ fn examine(path: &Path, args: &DoctorArgs, progress: &Progress) -> Result<Vec<Fi
     if let Err(error) = &checkpoint {
         findings.push(Finding::unreadable(path.display().to_string(), error));
     }
+    // a tokenizer that may harm the reader is no finding about the model
+    if let Ok(checkpoint) = &checkpoint
+        && let Err(error) = crate::checks::tokenizer_of(checkpoint)
+        && bitnet_model::is_refused_tokenizer(&error)
+    {
+        return Err(error.into());
+    }
     let patient = Patient {
         path,
         file: &file,

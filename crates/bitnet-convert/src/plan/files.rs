@@ -6,7 +6,7 @@ use super::beside::AffineForm;
 use super::tensors::scale_name;
 use super::{Action, BASE_MEMORY, HF_SHARD, Item, OutputFile, PIECE, Planner};
 use crate::side_files;
-use crate::targets::Linears;
+use crate::targets::{Kind, Linears};
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf,
     MetaValue, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan, name_with_parameters,
@@ -158,6 +158,11 @@ impl Planner<'_> {
             _ => self.shards()?,
         };
         let count = files.len();
+        if let Some(directory) = &self.checkpoint.directory
+            && self.checkpoint.file.container != Gguf.name()
+        {
+            bitnet_model::check_tokenizer_rules(directory)?;
+        }
         let mut side = side_files::collect(self.checkpoint)?;
         if count > 1 {
             side.push((
@@ -361,8 +366,17 @@ impl Planner<'_> {
         let tensors = 4 * trits + (2 + crate::pipeline::QUEUE as u64) * packed;
         let headers: u64 = files.iter().map(|f| f.header.bytes.len() as u64).sum();
         let side: u64 = side.iter().map(|(_, b)| b.len() as u64).sum();
-        // the tokenizer is held as parsed metadata and as header bytes
-        BASE_MEMORY + tensors + 3 * headers + side
+        // A tokenizer is most of a header and of the side files. Beside those bytes there are the metadata
+        // of a GGUF source, the metadata that are read back for the certificate, and the vocabulary.
+        let text = match self.request.target.kind {
+            Kind::Gguf => 3 * headers,
+            Kind::HuggingFace => 3 * headers + 2 * side,
+        };
+        let source = match self.checkpoint.file.container == Gguf.name() {
+            true => headers.max(side),
+            false => 0,
+        };
+        BASE_MEMORY + tensors + text + source
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: text never ends in half a character, and a stream gives the same text as the whole,
 //! because both are this one path: tokens are bytes, and bytes become text as soon as they can.
 
+use super::engine::Engine;
 use super::{Tokenizer, ggml, pre_tokenizer, refuse};
 use bitnet_formats::FormatError;
 use serde_json::Value;
@@ -58,9 +59,9 @@ impl Decoding {
     }
 
     /// The bytes of one token; `None` if the id has no token or a special one is not wanted.
-    fn bytes(self, inner: &tokenizers::Tokenizer, id: u32, skip_special: bool) -> Option<Vec<u8>> {
+    fn bytes(self, inner: &Engine, id: u32, skip_special: bool) -> Option<Vec<u8>> {
         let text = inner.id_to_token(id)?;
-        if skip_special && inner.get_added_vocabulary().is_special_token(&text) {
+        if skip_special && inner.is_special(&text) {
             return None;
         }
         Some(match self {

@@ -5,11 +5,12 @@
 //! spelling of the same says brought to one; so a checkpoint and its GGUF file agree where the
 //! conversion kept everything. `formats/certificate.md` defines every byte.
 
+use super::bpe::Bpe;
 use super::ggml::{GgmlTokenizer, Model, TokenType, padding};
-use super::huggingface::{Lists, Specials, around, normalizer_word, space_prefix, typed_tokens};
+use super::huggingface::{Specials, around, normalizer_word, space_prefix, typed_tokens};
 use super::side_files::{Place, SideFiles};
 use super::{
-    Decoding, HUGGINGFACE_JSON, Parsed, Source, build, gguf_json, gguf_specials, gguf_stop,
+    Decoding, HUGGINGFACE_JSON, Parsed, Source, gguf_parsed, gguf_specials, gguf_stop,
     gguf_template, pre_tokenizer, refuse, with_ends_of_turns,
 };
 use crate::certificate::hex;
@@ -68,7 +69,7 @@ impl TokenizerDigest {
     }
 
     fn of_place(place: Place<'_>) -> Result<Option<Self>, FormatError> {
-        let Some(source) = Source::read(place, true)? else {
+        let Some(source) = Source::read(place)? else {
             return Ok(None);
         };
         let special = source.specials()?;
@@ -81,23 +82,16 @@ impl TokenizerDigest {
     /// # Errors
     /// As [`Self::of_directory`].
     pub fn of_gguf(metadata: &Metadata) -> Result<Option<Self>, FormatError> {
-        let Some(bytes) = gguf_json(metadata)? else {
+        let Some(parsed) = gguf_parsed(metadata)? else {
             return Ok(None);
         };
-        let parsed = build(&bytes, true).map_err(|e| e.in_tensor(HUGGINGFACE_JSON))?;
-        drop(bytes);
         let special = gguf_specials(metadata, &parsed.inner)?;
         let stop = gguf_stop(metadata, &special);
         Self::of_parsed(parsed, &special, stop).map(Some)
     }
 
     fn of_parsed(parsed: Parsed, special: &Specials, stop: Vec<u32>) -> Result<Self, FormatError> {
-        let Parsed {
-            inner,
-            value,
-            lists,
-        } = parsed;
-        let Lists { vocab, merges } = lists.ok_or_else(|| refuse("no vocabulary was kept"))?;
+        let Parsed { inner, value } = parsed;
         let flag = |key: &str| {
             let flag = value.pointer(&format!("/model/{key}"));
             flag.and_then(Value::as_bool).unwrap_or(false)
@@ -109,10 +103,8 @@ impl TokenizerDigest {
         let mut stop_token_ids = with_ends_of_turns(&inner, stop);
         stop_token_ids.sort_unstable();
 
-        let mut added: Vec<_> = inner.get_added_tokens_decoder().into_iter().collect();
-        added.sort_by_key(|(id, _)| *id);
         let mut flags = Sha256::new();
-        for (id, token) in &added {
+        for (id, token) in inner.added_tokens() {
             let bits = u8::from(token.single_word)
                 | u8::from(token.lstrip) << 1
                 | u8::from(token.rstrip) << 2
@@ -124,15 +116,16 @@ impl TokenizerDigest {
         }
 
         let mut words = Words::default();
-        let tokens = typed_tokens(bytes, vocab, &inner);
-        for (id, (text, kind)) in &tokens {
+        let tokens = typed_tokens(&inner);
+        for (id, text, kind) in &tokens {
             words.token(*id, text, *kind);
         }
-        let first = tokens.get(&0).map_or("", |(text, _)| text.as_str());
+        let first = tokens.first().filter(|(id, ..)| *id == 0);
+        let first = first.map_or("", |(_, text, _)| *text);
         Ok(Self {
             tokens: tokens.len(),
             vocabulary_sha256: words.finish(),
-            merges_sha256: merges_sha256(&merges),
+            merges_sha256: merges_of(inner.bpe()),
             added_tokens_sha256: hex(&flags.finalize()),
             pre_tokenizer: rules(
                 normalizer,
@@ -207,6 +200,7 @@ impl TokenizerDigest {
         let ignores = matches!(ggml.model, Model::ByteLevel(row) if row.ignore_merges);
         let word = rules(&normalizer, &pre, ggml.has_bytes(), ignores, first)?;
         let merges = ggml.merges_or_derived()?;
+        let text = |id: u32| ggml.tokens.get(id as usize).map_or("", |(text, _)| text);
         // llama.cpp normalises nothing, whatever the word
         let cut = |word: &str| word.trim_end_matches(NFC).to_owned();
         let mut all = vec![
@@ -218,7 +212,11 @@ impl TokenizerDigest {
             (
                 "tokenizer.ggml.merges",
                 self.merges_sha256.clone(),
-                merges_sha256(&merges),
+                merges_sha256(
+                    merges
+                        .iter()
+                        .map(|(left, right)| (text(*left), text(*right))),
+                ),
             ),
             ("tokenizer.ggml.pre", cut(&self.pre_tokenizer), cut(&word)),
         ];
@@ -281,7 +279,13 @@ fn put_text(digest: &mut Sha256, text: &str) {
     digest.update(text.as_bytes());
 }
 
-fn merges_sha256(merges: &[(String, String)]) -> String {
+fn merges_of(bpe: &Bpe) -> String {
+    let text = |id| bpe.words().text(id).unwrap_or_default();
+    let merges = bpe.merges().iter();
+    merges_sha256(merges.map(|&[left, right, _]| (text(left), text(right))))
+}
+
+fn merges_sha256<'t>(merges: impl Iterator<Item = (&'t str, &'t str)>) -> String {
     let mut digest = Sha256::new();
     for (left, right) in merges {
         put_text(&mut digest, left);

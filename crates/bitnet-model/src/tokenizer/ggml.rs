@@ -27,9 +27,13 @@
 //! pieces have equal scores, or where a piece contains a character that is no piece itself. Control
 //! tokens in text are recognised, as llama.cpp and transformers do and sentencepiece does not.
 
+use super::bpe::{Bpe, Settings};
+use super::json::{Reading, Resolver};
 use super::pre_tokenizer::{self, PreTokenizer};
+use super::words::Words;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 /// Longest piece that merges are derived for, bytes (sentencepiece's own default is 16 characters).
@@ -77,8 +81,8 @@ pub(super) struct GgmlTokenizer {
     /// By id.
     pub(super) tokens: Vec<(String, TokenType)>,
     pub(super) scores: Option<Vec<f32>>,
-    /// Pairs, best first.
-    pub(super) merges: Option<Vec<(String, String)>>,
+    /// Pairs of ids, best first.
+    pub(super) merges: Option<Vec<(u32, u32)>>,
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
     pub(super) unk: Option<u32>,
@@ -201,7 +205,7 @@ impl GgmlTokenizer {
         let pad = id(metadata, "padding", n);
         let eot = id(metadata, "eot", n);
 
-        let mut seen = HashSet::with_capacity(n);
+        let mut seen = Words::with_capacity(n);
         let mut tokens = Vec::with_capacity(n);
         for (i, bytes) in list.iter().enumerate() {
             // text that is not UTF-8 cannot be matched by text; it only needs a unique name
@@ -210,7 +214,9 @@ impl GgmlTokenizer {
                 Ok(text) => text.to_owned(),
                 Err(_) => String::from_utf8_lossy(bytes).into_owned(),
             };
-            if !seen.insert(text.clone()) {
+            let id = u32::try_from(i).unwrap_or(u32::MAX);
+            let is_new = seen.id(&text).is_none();
+            if !is_new {
                 if std::str::from_utf8(bytes).is_ok() {
                     return Err(refuse(
                         "tokenizer.ggml.tokens",
@@ -221,9 +227,8 @@ impl GgmlTokenizer {
                     ));
                 }
                 text = format!("[BYTES_{i}]");
-                seen.insert(text.clone());
             }
-            let id = u32::try_from(i).unwrap_or(u32::MAX);
+            seen.put(&text, id)?;
             let kind = match &types {
                 Some(types) => types.get(i).copied().unwrap_or(TokenType::Normal),
                 None if llama && byte_piece(&text).is_some() => TokenType::Byte,
@@ -258,7 +263,7 @@ impl GgmlTokenizer {
             let first = tokens.first().map(|(t, _)| t.as_str()).unwrap_or_default();
             Model::ByteLevel(match metadata.get("tokenizer.ggml.pre") {
                 Some(v) => pre_tokenizer::by_name(v.as_str().unwrap_or_default())?,
-                None => pre_tokenizer::by_evidence(|t| seen.contains(t), first)?,
+                None => pre_tokenizer::by_evidence(|t| seen.id(t).is_some(), first)?,
             })
         };
         let merges = match array(metadata, "tokenizer.ggml.merges")? {
@@ -319,7 +324,7 @@ impl GgmlTokenizer {
         if let Some(merges) = &self.merges {
             let lines = merges
                 .iter()
-                .map(|(a, b)| merge_line(a, b).into_bytes())
+                .map(|&(a, b)| merge_line(self.text(a), self.text(b)).into_bytes())
                 .collect();
             put("merges", MetaValue::Array(MetaArray::String(lines)));
         }
@@ -345,14 +350,85 @@ impl GgmlTokenizer {
             .ok_or_else(|| refuse(what, "is true, but the token is not named"))
     }
 
+    fn text(&self, id: u32) -> &str {
+        let token = self.tokens.get(id as usize);
+        token.map_or("", |(text, _)| text)
+    }
+
+    /// Ids that have a token, and its text.
+    fn named(&self) -> impl Iterator<Item = (u32, &str)> {
+        let all = self.tokens.iter().enumerate();
+        let named =
+            all.filter(|(i, (text, kind))| *kind != TokenType::Unused || *text != padding(*i));
+        named.map(|(i, (text, _))| (u32::try_from(i).unwrap_or(u32::MAX), text.as_str()))
+    }
+
+    /// What a `tokenizer.json` would say.
+    pub(super) fn reading(&self) -> Result<Reading, FormatError> {
+        let rules = self.rules_json()?;
+        let mut words = Words::with_capacity(self.tokens.len());
+        for (id, text) in self.named() {
+            words.put(text, id)?;
+        }
+        words.finish()?;
+        let mut resolver = Resolver::new(&words);
+        let merges = self.merges_or_derived()?;
+        let merges = merges
+            .iter()
+            .enumerate()
+            .map(|(number, &(left, right))| {
+                resolver.merge(number, self.text(left), self.text(right))
+            })
+            .collect::<Result<_, _>>()?;
+        let flag = |key: &str| rules.pointer(&format!("/model/{key}")) == Some(&Value::Bool(true));
+        let settings = Settings {
+            unk_token: rules
+                .pointer("/model/unk_token")
+                .and_then(Value::as_str)
+                .map(str::to_owned),
+            fuse_unk: flag("fuse_unk"),
+            byte_fallback: flag("byte_fallback"),
+            ignore_merges: flag("ignore_merges"),
+        };
+        Ok(Reading {
+            bpe: Bpe::new(words, merges, settings),
+            rules,
+        })
+    }
+
     /// A `tokenizer.json` that does what these metadata say.
-    pub(super) fn to_json(&self) -> Result<Value, FormatError> {
-        let (mut vocab, mut added) = (Map::new(), Vec::new());
+    pub(super) fn to_json(&self) -> Result<Vec<u8>, FormatError> {
+        let failed = |e: serde_json::Error| refuse("tokenizer", e.to_string());
+        let mut out = serde_json::to_vec(&self.rules_json()?).map_err(failed)?;
+        // `model` is the last key: its lists go in front of the two braces at the end
+        out.truncate(out.len().saturating_sub(2));
+        out.extend_from_slice(b",\"vocab\":{");
+        for (number, (id, text)) in self.named().enumerate() {
+            if number > 0 {
+                out.push(b',');
+            }
+            serde_json::to_writer(&mut out, text).map_err(failed)?;
+            out.extend_from_slice(format!(":{id}").as_bytes());
+        }
+        out.extend_from_slice(b"},\"merges\":[");
+        for (number, (left, right)) in self.merges_or_derived()?.iter().enumerate() {
+            if number > 0 {
+                out.push(b',');
+            }
+            let pair = [self.text(*left), self.text(*right)];
+            serde_json::to_writer(&mut out, &pair).map_err(failed)?;
+        }
+        out.extend_from_slice(b"]}}");
+        Ok(out)
+    }
+
+    /// Everything but the vocabulary and the merges.
+    fn rules_json(&self) -> Result<Value, FormatError> {
+        let mut added = Vec::new();
         for (i, (text, kind)) in self.tokens.iter().enumerate() {
             if *kind == TokenType::Unused && *text == padding(i) {
                 continue; // no token
             }
-            vocab.insert(text.clone(), i.into());
             if matches!(
                 kind,
                 TokenType::Control | TokenType::UserDefined | TokenType::Unknown
@@ -392,11 +468,6 @@ impl GgmlTokenizer {
             .collect();
         let template = json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials});
 
-        let merges: Vec<Value> = self
-            .merges_or_derived()?
-            .into_iter()
-            .map(|(a, b)| json!([a, b]))
-            .collect();
         let mut model = json!({
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false
@@ -428,8 +499,6 @@ impl GgmlTokenizer {
                 }
             }
         }
-        set(&mut model, "vocab", Value::Object(vocab));
-        set(&mut model, "merges", Value::Array(merges));
         Ok(json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
             "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post,
@@ -471,16 +540,16 @@ impl GgmlTokenizer {
     }
 
     /// The merges, derived from the scores where none are listed.
-    pub(super) fn merges_or_derived(&self) -> Result<Vec<(String, String)>, FormatError> {
+    pub(super) fn merges_or_derived(&self) -> Result<Cow<'_, [(u32, u32)]>, FormatError> {
         match &self.merges {
-            Some(merges) => Ok(merges.clone()),
-            None => self.merges_from_scores(),
+            Some(merges) => Ok(Cow::Borrowed(merges)),
+            None => self.merges_from_scores().map(Cow::Owned),
         }
     }
 
     /// The first token whose score puts it before one that an earlier merge makes: readers of scores
     /// (llama.cpp) would merge in another order than `merges` says. `None` where that is not so.
-    pub(super) fn first_score_out_of_order(&self, merges: &[(String, String)]) -> Option<usize> {
+    pub(super) fn first_score_out_of_order(&self, merges: &[(u32, u32)]) -> Option<usize> {
         let scores = self.scores.as_ref().filter(|_| self.is_sentencepiece())?;
         // what is more than a piece has a score of its own
         let ids: HashMap<&str, usize> = (self.tokens.iter().enumerate())
@@ -488,8 +557,8 @@ impl GgmlTokenizer {
             .map(|(id, (text, _))| (text.as_str(), id))
             .collect();
         let (mut seen, mut least) = (HashSet::new(), f32::INFINITY);
-        for (left, right) in merges {
-            let made = format!("{left}{right}");
+        for &(left, right) in merges {
+            let made = format!("{}{}", self.text(left), self.text(right));
             let Some(id) = ids.get(made.as_str()).copied() else {
                 continue;
             };
@@ -507,19 +576,19 @@ impl GgmlTokenizer {
     }
 
     /// See "How exactly" above.
-    fn merges_from_scores(&self) -> Result<Vec<(String, String)>, FormatError> {
+    fn merges_from_scores(&self) -> Result<Vec<(u32, u32)>, FormatError> {
         let Some(scores) = &self.scores else {
             return Err(refuse(
                 "tokenizer.ggml.scores",
                 "absent, and there are no merges either",
             ));
         };
-        let ids: HashMap<&str, usize> = self
+        let ids: HashMap<&str, u32> = self
             .tokens
             .iter()
-            .enumerate()
-            .filter(|(_, (_, kind))| *kind == TokenType::Normal)
-            .map(|(i, (text, _))| (text.as_str(), i))
+            .zip(0u32..)
+            .filter(|((_, kind), _)| *kind == TokenType::Normal)
+            .map(|((text, _), id)| (text.as_str(), id))
             .collect();
         let mut found = Vec::new();
         for (i, (text, kind)) in self.tokens.iter().enumerate() {
@@ -540,16 +609,7 @@ impl GgmlTokenizer {
                 .then(a.2.cmp(&b.2))
                 .then(a.3.cmp(&b.3))
         });
-        let text = |i: usize| {
-            self.tokens
-                .get(i)
-                .map(|(t, _)| t.clone())
-                .unwrap_or_default()
-        };
-        Ok(found
-            .into_iter()
-            .map(|(_, _, l, r)| (text(l), text(r)))
-            .collect())
+        Ok(found.into_iter().map(|(_, _, l, r)| (l, r)).collect())
     }
 }
 
@@ -567,19 +627,15 @@ fn merge_line(left: &str, right: &str) -> String {
 }
 
 /// Undoes [`merge_line`]: the first space that leaves two tokens; parts may contain spaces.
-fn split_merge(line: &[u8], tokens: &HashSet<String>) -> Result<(String, String), FormatError> {
+fn split_merge(line: &[u8], tokens: &Words) -> Result<(u32, u32), FormatError> {
     let key = "tokenizer.ggml.merges";
     let line = std::str::from_utf8(line).map_err(|_| refuse(key, "a merge is not UTF-8"))?;
-    let known = |s: &str| tokens.contains(s);
+    let ids = |left: &str, right: &str| Some((tokens.id(left)?, tokens.id(right)?));
     let mut spaces = line.match_indices(' ').filter(|&(at, _)| at > 0);
     spaces
         .find_map(|(at, _)| {
             let (left, right) = (line.get(..at)?, line.get(at + 1..)?);
-            if known(left) && known(right) {
-                return Some((left.to_owned(), right.to_owned()));
-            }
-            let (left, right) = (left.replace('Ġ', " "), right.replace('Ġ', " "));
-            (known(&left) && known(&right)).then_some((left, right))
+            ids(left, right).or_else(|| ids(&left.replace('Ġ', " "), &right.replace('Ġ', " ")))
         })
         .ok_or_else(|| {
             refuse(

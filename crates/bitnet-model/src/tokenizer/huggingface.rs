@@ -1,120 +1,17 @@
-//! `tokenizer.json`: checked before the `tokenizers` crate sees it, and said in GGUF's words.
+//! `tokenizer.json` in GGUF's words.
 //!
-//! Invariant: a file that passes [`take`] makes the crate answer, not panic: merges whose result is
-//! no token and prefixes longer than tokens are its known panics.
+//! Invariant: a tokenizer that GGUF's keys cannot express is refused.
 
+use super::engine::Engine;
 use super::ggml::{GgmlTokenizer, Model, TokenType, byte_piece};
 use super::pre_tokenizer::{self, short};
 use super::side_files::{END_OF_TURN, SideFiles};
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::cmp::Ordering;
 
 fn refuse(key: &str, what: impl Into<String>) -> FormatError {
     FormatError::new(ErrorCode::Tokenizer, what).in_tensor(key)
-}
-
-/// The two parts of a merge: a pair, or a text with one space between them.
-fn merge(value: Value) -> Option<(String, String)> {
-    match value {
-        Value::String(line) => {
-            let (left, right) = line
-                .split_once(' ')
-                .filter(|(_, right)| !right.contains(' '))?;
-            Some((left.to_owned(), right.to_owned()))
-        }
-        Value::Array(pair) => match <[Value; 2]>::try_from(pair) {
-            Ok([Value::String(left), Value::String(right)]) => Some((left, right)),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// The two long lists of a `tokenizer.json`.
-pub(super) struct Lists {
-    /// Token and id, in the order of the file.
-    pub(super) vocab: Vec<(String, u32)>,
-    /// Pairs, best first.
-    pub(super) merges: Vec<(String, String)>,
-}
-
-/// Checks what must hold before the crate may have the file, and takes the long lists out of its
-/// parsed form (as JSON values they are several times as large).
-pub(super) fn take(json: &mut Value) -> Result<Lists, FormatError> {
-    let mut nothing = Value::Null;
-    let model = json.get_mut("model").unwrap_or(&mut nothing);
-    let kind = model.get("type").and_then(Value::as_str).unwrap_or("BPE");
-    if kind != "BPE" {
-        return Err(refuse(
-            "model.type",
-            format!("tokenizer model `{}`, expected `BPE`", short(kind)),
-        ));
-    }
-    for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
-        if model
-            .get(key)
-            .and_then(Value::as_str)
-            .is_some_and(|s| !s.is_empty())
-        {
-            return Err(refuse(&format!("model.{key}"), "expected none"));
-        }
-    }
-    if model
-        .get("dropout")
-        .and_then(Value::as_f64)
-        .is_some_and(|p| p != 0.0)
-    {
-        return Err(refuse(
-            "model.dropout",
-            "is not zero; the same text would give other ids every time",
-        ));
-    }
-    let Some(Value::Object(vocab)) = model.get_mut("vocab").map(Value::take) else {
-        return Err(refuse("model.vocab", "absent or no object"));
-    };
-    let Some(Value::Array(list)) = model.get_mut("merges").map(Value::take) else {
-        return Err(refuse("model.merges", "absent or no array"));
-    };
-    let mut merges = Vec::with_capacity(list.len());
-    let mut whole = String::new();
-    for (i, value) in list.into_iter().enumerate() {
-        if value.as_str().is_some_and(|s| s.starts_with("#version")) {
-            continue; // the first line of merges.txt
-        }
-        let Some((left, right)) = merge(value) else {
-            return Err(refuse(
-                "model.merges",
-                format!("merge {i} is not two texts"),
-            ));
-        };
-        whole.clear();
-        whole.push_str(&left);
-        whole.push_str(&right);
-        if let Some(absent) = [&left, &right, &whole]
-            .into_iter()
-            .find(|t| !vocab.contains_key(*t))
-        {
-            return Err(refuse(
-                "model.merges",
-                format!("merge {i} needs `{}`, which is no token", short(absent)),
-            ));
-        }
-        merges.push((left, right));
-    }
-    let vocab = vocab
-        .into_iter()
-        .map(
-            |(text, id)| match id.as_u64().and_then(|id| u32::try_from(id).ok()) {
-                Some(id) => Ok((text, id)),
-                None => Err(refuse(
-                    "model.vocab",
-                    format!("`{}` has no id", short(&text)),
-                )),
-            },
-        )
-        .collect::<Result<_, _>>()?;
-    Ok(Lists { vocab, merges })
 }
 
 /// How a byte-fallback tokenizer treats spaces: `Some(true)` puts one in front.
@@ -165,13 +62,8 @@ pub(super) fn space_prefix(json: &Value) -> Option<bool> {
 }
 
 /// What the post-processor puts around a text, found by asking it.
-pub(super) fn around(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), FormatError> {
-    let ids = |text, special| {
-        inner
-            .encode_fast(text, special)
-            .map(|e| e.get_ids().to_vec())
-            .map_err(|e| FormatError::new(ErrorCode::Tokenizer, e.to_string()))
-    };
+pub(super) fn around(inner: &Engine) -> Result<(Vec<u32>, Vec<u32>), FormatError> {
+    let ids = |text, special| inner.encode(text, special);
     // a text that has tokens of its own tells the front from the back
     for text in ["a", "0", ".", "▁"] {
         let bare = ids(text, false)?;
@@ -233,37 +125,46 @@ impl Specials {
     }
 }
 
-/// Every id that has a token, with the token's text and type. `bytes` is `byte_fallback`.
-pub(super) fn typed_tokens(
-    bytes: bool,
-    vocab: Vec<(String, u32)>,
-    inner: &tokenizers::Tokenizer,
-) -> BTreeMap<u32, (String, TokenType)> {
-    let mut tokens = BTreeMap::new();
-    let mut runs = HashSet::new(); // tokens with spaces in them, of models that spell them out
-    for (text, id) in vocab {
-        let byte = bytes && byte_piece(&text).is_some();
-        if bytes && text.contains('▁') {
-            runs.insert(text.clone());
-        }
-        let kind = match byte {
+/// Every id that has a token, ascending, with the token's text and type.
+pub(super) fn typed_tokens(inner: &Engine) -> Vec<(u32, &str, TokenType)> {
+    let bytes = inner.bpe().settings().byte_fallback;
+    let plain = inner.bpe().words().iter().map(|(id, text)| {
+        let kind = match bytes && byte_piece(text).is_some() {
             true => TokenType::Byte,
             false => TokenType::Normal,
         };
-        tokens.insert(id, (text, kind));
-    }
-    for (id, token) in inner.get_added_tokens_decoder() {
+        (id, text, kind)
+    });
+    let added = inner.added_tokens().into_iter().filter_map(|(id, token)| {
+        let text = token.content.as_str();
         // a space run that merges make (Gemma) is an ordinary token, whoever else lists it
-        if !token.special && runs.contains(&token.content) {
-            continue;
+        let is_run = bytes && text.contains('▁') && inner.bpe().words().id(text).is_some();
+        if !token.special && is_run {
+            return None;
         }
         let kind = match token.special {
             true => TokenType::Control,
             false => TokenType::UserDefined,
         };
-        tokens.insert(id, (token.content, kind));
+        Some((id, text, kind))
+    });
+    let mut all = Vec::with_capacity(inner.bpe().words().len());
+    let (mut plain, mut added) = (plain.peekable(), added.peekable());
+    loop {
+        let order = match (plain.peek(), added.peek()) {
+            (None, None) => return all,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((id, ..)), Some((over, ..))) => id.cmp(over),
+        };
+        if order != Ordering::Greater {
+            let token = plain.next();
+            all.extend(token.filter(|_| order == Ordering::Less));
+        }
+        if order != Ordering::Less {
+            all.extend(added.next());
+        }
     }
-    tokens
 }
 
 /// What a byte-level tokenizer does to characters before it cuts; `None` for what has no word.
@@ -282,17 +183,15 @@ pub(super) fn normalizer_word(normalizer: &Value) -> Option<&'static str> {
 /// A `tokenizer.json` in GGUF's words, with exactly `rows` tokens.
 pub(super) fn to_ggml(
     json: &Value,
-    lists: Lists,
-    inner: &tokenizers::Tokenizer,
+    inner: &Engine,
     side: &SideFiles,
     rows: usize,
 ) -> Result<GgmlTokenizer, FormatError> {
     let model = json.get("model").unwrap_or(&Value::Null);
     let flag = |key: &str| model.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let Lists { vocab, merges } = lists;
     let mut slots: Vec<Option<(String, TokenType)>> = vec![None; rows];
     let bytes = flag("byte_fallback");
-    for (id, (text, kind)) in typed_tokens(bytes, vocab, inner) {
+    for (id, text, kind) in typed_tokens(inner) {
         let slot = usize::try_from(id)
             .ok()
             .and_then(|i| slots.get_mut(i))
@@ -301,12 +200,12 @@ pub(super) fn to_ggml(
                     "model.vocab",
                     format!(
                         "token `{}` has id {id}, the model has {rows} rows (vocab_size)",
-                        short(&text)
+                        short(text)
                     ),
                 )
                 .hint("the tokenizer is of another model, or config.json has the wrong vocab_size")
             })?;
-        *slot = Some((text, kind));
+        *slot = Some((text.to_owned(), kind));
     }
     let first = slots
         .first()
@@ -358,11 +257,21 @@ pub(super) fn to_ggml(
         .enumerate()
         .map(|(i, slot)| slot.unwrap_or_else(|| (super::ggml::padding(i), TokenType::Unused)))
         .collect();
-    let scores = bytes.then(|| scores(&tokens, &merges));
+    let merges = inner.bpe().merges();
+    // a merge is written by its tokens' texts
+    let is_spelled = |id: &u32| {
+        let written = tokens.get(*id as usize).map(|(text, _)| text.as_str());
+        written == inner.bpe().words().text(*id)
+    };
+    if let Some(id) = merges.iter().flatten().find(|id| !is_spelled(id)) {
+        let what = format!("an added token takes id {id} from a token that merges need");
+        return Err(refuse("added_tokens", what));
+    }
+    let scores = bytes.then(|| scores(&tokens, merges));
     Ok(GgmlTokenizer {
         model: model_kind,
         scores,
-        merges: Some(merges),
+        merges: Some(merges.iter().map(|&[l, r, _]| (l, r)).collect()),
         bos: within(special.bos),
         eos: within(special.eos),
         unk: within(special.unk),
@@ -377,17 +286,20 @@ pub(super) fn to_ggml(
 /// Scores that make a reader who knows only scores merge in the order of the list: minus the rank
 /// of the first merge that makes the token; tokens that no merge makes come after all of them.
 /// (Readers of `merges`, ours included, need no scores; llama.cpp ignores merges in `llama` models.)
-fn scores(tokens: &[(String, TokenType)], merges: &[(String, String)]) -> Vec<f32> {
-    let mut ranks: HashMap<String, usize> = HashMap::with_capacity(merges.len());
-    for (rank, (left, right)) in merges.iter().enumerate() {
-        ranks.entry(format!("{left}{right}")).or_insert(rank);
+fn scores(tokens: &[(String, TokenType)], merges: &[[u32; 3]]) -> Vec<f32> {
+    let mut ranks: Vec<Option<usize>> = vec![None; tokens.len()];
+    for (rank, [_, _, made]) in merges.iter().enumerate() {
+        if let Some(place) = ranks.get_mut(*made as usize) {
+            place.get_or_insert(rank);
+        }
     }
     let mut last = merges.len();
     tokens
         .iter()
-        .map(|(text, kind)| match kind {
+        .zip(ranks)
+        .map(|((_, kind), rank)| match kind {
             TokenType::Normal => {
-                let rank = ranks.get(text).copied().unwrap_or_else(|| {
+                let rank = rank.unwrap_or_else(|| {
                     last += 1;
                     last
                 });

@@ -6,6 +6,7 @@
 use super::huggingface::Specials;
 use bitnet_formats::{ErrorCode, FormatError, Limits};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ pub(super) enum Place<'a> {
     Written(&'a [(String, Vec<u8>)]),
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
     /// The path of a file, for messages.
     pub(super) fn path(self, name: &str) -> PathBuf {
         match self {
@@ -32,12 +33,12 @@ impl Place<'_> {
     }
 
     /// Reads a file of at most the limit; `None` if it is absent.
-    pub(super) fn read(self, name: &str) -> Result<Option<Vec<u8>>, FormatError> {
+    pub(super) fn read(self, name: &str) -> Result<Option<Cow<'a, [u8]>>, FormatError> {
         let dir = match self {
             Self::Directory(dir) => dir,
             Self::Written(files) => {
                 let file = files.iter().find(|(written, _)| written == name);
-                return Ok(file.map(|(_, bytes)| bytes.clone()));
+                return Ok(file.map(|(_, bytes)| Cow::Borrowed(bytes.as_slice())));
             }
         };
         let path = dir.join(name);
@@ -58,7 +59,7 @@ impl Place<'_> {
             )
             .in_file(&path));
         }
-        Ok(Some(bytes))
+        Ok(Some(Cow::Owned(bytes)))
     }
 
     fn json(self, name: &str) -> Result<Value, FormatError> {
@@ -88,7 +89,7 @@ impl SideFiles {
         let tokenizer = place.json("tokenizer_config.json")?;
         // transformers prefers the file of its own over the key
         let chat_template = match place.read("chat_template.jinja")? {
-            Some(bytes) => Some(String::from_utf8(bytes).map_err(|_| {
+            Some(bytes) => Some(String::from_utf8(bytes.into_owned()).map_err(|_| {
                 FormatError::new(ErrorCode::ChatTemplate, "not UTF-8")
                     .in_file(&place.path("chat_template.jinja"))
             })?),

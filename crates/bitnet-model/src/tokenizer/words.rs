@@ -1,0 +1,287 @@
+//! The tokens of a vocabulary: text to id and back, in one piece of memory.
+//!
+//! Invariant: after [`Words::finish`] no two entries have the same text or the same id. Texts lie end
+//! to end in one string and are found through one table of entry numbers, so a vocabulary takes
+//! about 20 bytes a token beside its text.
+
+use bitnet_formats::{ErrorCode, FormatError};
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+/// A hash of bytes that a file cannot predict, because its keys are new in every process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keys(u64, u64);
+
+impl Keys {
+    pub(super) fn new() -> Self {
+        let state = RandomState::new();
+        Self(state.hash_one(0u8), state.hash_one(1u8) | 1)
+    }
+
+    fn fold(self, value: u64) -> u64 {
+        let product = u128::from(value) * u128::from(self.1);
+        (product as u64) ^ ((product >> 64) as u64)
+    }
+
+    fn bytes(self, bytes: &[u8]) -> u64 {
+        let mut state = self.0 ^ bytes.len() as u64;
+        let mut chunks = bytes.chunks_exact(8);
+        for chunk in &mut chunks {
+            let word = chunk.try_into().map(u64::from_le_bytes).unwrap_or_default();
+            state = self.fold(state ^ word);
+        }
+        let mut last = [0; 8];
+        for (to, from) in last.iter_mut().zip(chunks.remainder()) {
+            *to = *from;
+        }
+        self.fold(self.fold(state ^ u64::from_le_bytes(last)) ^ self.0)
+    }
+
+    /// The hash of two ids in their order.
+    pub(super) fn pair(self, left: u32, right: u32) -> u64 {
+        self.fold(self.0 ^ (u64::from(left) << 32 | u64::from(right)))
+    }
+}
+
+/// Places of a table that is at most half full: entry numbers plus one, zero where there is none.
+#[derive(Debug, Default)]
+pub(super) struct Places(Vec<u32>);
+
+impl Places {
+    /// A table for `count` entries.
+    pub(super) fn for_entries(count: usize) -> Self {
+        Self(vec![0; count.saturating_mul(2).next_power_of_two().max(16)])
+    }
+
+    pub(super) fn is_full(&self, count: usize) -> bool {
+        count.saturating_mul(2) > self.0.len()
+    }
+
+    /// The entry that `fits` and its place, or the place where it belongs.
+    pub(super) fn find(
+        &self,
+        hash: u64,
+        fits: impl Fn(u32) -> bool,
+    ) -> Result<(u32, usize), usize> {
+        let mask = self.0.len().wrapping_sub(1);
+        let mut at = hash as usize & mask;
+        loop {
+            match self.0.get(at) {
+                None | Some(0) => return Err(at),
+                Some(&entry) if fits(entry - 1) => return Ok((entry - 1, at)),
+                Some(_) => at = (at + 1) & mask,
+            }
+        }
+    }
+
+    pub(super) fn set(&mut self, at: usize, entry: u32) {
+        if let Some(place) = self.0.get_mut(at) {
+            *place = entry + 1;
+        }
+    }
+}
+
+/// The tokens of a vocabulary.
+#[derive(Debug)]
+pub(super) struct Words {
+    texts: String,
+    /// Where the text of an entry ends; it begins where the one before ends.
+    ends: Vec<u32>,
+    /// By entry.
+    ids: Vec<u32>,
+    /// Entries in the order of their ids; empty where this is the order of the entries.
+    by_id: Vec<u32>,
+    places: Places,
+    keys: Keys,
+}
+
+fn too_long() -> FormatError {
+    FormatError::new(
+        ErrorCode::LimitExceeded,
+        "a vocabulary of more than 4 GiB of text",
+    )
+}
+
+impl Words {
+    pub(super) fn with_capacity(entries: usize) -> Self {
+        Self {
+            texts: String::new(),
+            ends: Vec::with_capacity(entries),
+            ids: Vec::with_capacity(entries),
+            by_id: Vec::new(),
+            places: Places::for_entries(entries),
+            keys: Keys::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn text_of(&self, entry: u32) -> &str {
+        let entry = entry as usize;
+        let start = match entry.checked_sub(1) {
+            Some(before) => self.ends.get(before).copied().unwrap_or_default(),
+            None => 0,
+        };
+        let end = self.ends.get(entry).copied().unwrap_or_default();
+        self.texts
+            .get(start as usize..end as usize)
+            .unwrap_or_default()
+    }
+
+    fn entry(&self, text: &str) -> Result<u32, usize> {
+        let hash = self.keys.bytes(text.as_bytes());
+        let found = self.places.find(hash, |entry| self.text_of(entry) == text);
+        found.map(|(entry, _)| entry)
+    }
+
+    /// Adds a token; one that was added before gets the new id.
+    ///
+    /// # Errors
+    /// More text than offsets can name.
+    pub(super) fn put(&mut self, text: &str, id: u32) -> Result<(), FormatError> {
+        let at = match self.entry(text) {
+            Ok(entry) => {
+                if let Some(old) = self.ids.get_mut(entry as usize) {
+                    *old = id;
+                }
+                return Ok(());
+            }
+            Err(at) => at,
+        };
+        let entry = u32::try_from(self.ids.len()).map_err(|_| too_long())?;
+        self.texts.push_str(text);
+        let end = u32::try_from(self.texts.len()).map_err(|_| too_long())?;
+        self.ends.push(end);
+        self.ids.push(id);
+        self.places.set(at, entry);
+        if self.places.is_full(self.ids.len()) {
+            self.places = Places::for_entries(self.ids.len() * 2);
+            for entry in 0..=entry {
+                let hash = self.keys.bytes(self.text_of(entry).as_bytes());
+                if let Err(at) = self.places.find(hash, |_| false) {
+                    self.places.set(at, entry);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the list and orders it by id.
+    ///
+    /// # Errors
+    /// Two tokens with one id.
+    pub(super) fn finish(&mut self) -> Result<(), FormatError> {
+        let ascending = |(a, b): (&u32, &u32)| a < b;
+        if !self.ids.iter().zip(self.ids.iter().skip(1)).all(ascending) {
+            let mut by_id: Vec<u32> = (0..self.ids.len() as u32).collect();
+            let id = |entry: u32| self.ids.get(entry as usize).copied().unwrap_or_default();
+            by_id.sort_unstable_by_key(|entry| id(*entry));
+            for (one, two) in by_id.iter().zip(by_id.iter().skip(1)) {
+                if id(*one) == id(*two) {
+                    let (first, second) = (*one.min(two), *one.max(two));
+                    return Err(FormatError::new(
+                        ErrorCode::Tokenizer,
+                        format!(
+                            "tokens `{}` and `{}` have the same id {}",
+                            super::pre_tokenizer::short(self.text_of(first)),
+                            super::pre_tokenizer::short(self.text_of(second)),
+                            id(*one)
+                        ),
+                    ));
+                }
+            }
+            self.by_id = by_id;
+        }
+        self.texts.shrink_to_fit();
+        self.ends.shrink_to_fit();
+        self.ids.shrink_to_fit();
+        Ok(())
+    }
+
+    pub(super) fn id(&self, text: &str) -> Option<u32> {
+        let entry = self.entry(text).ok()?;
+        self.ids.get(entry as usize).copied()
+    }
+
+    /// The entry that is at `place` in the order of ids.
+    fn at(&self, place: usize) -> Option<(u32, u32)> {
+        let entry = match self.by_id.is_empty() {
+            true => u32::try_from(place).ok()?,
+            false => *self.by_id.get(place)?,
+        };
+        Some((entry, *self.ids.get(entry as usize)?))
+    }
+
+    pub(super) fn text(&self, id: u32) -> Option<&str> {
+        // where ids have no gaps, the place is the id
+        if let Some((entry, found)) = self.at(id as usize)
+            && found == id
+        {
+            return Some(self.text_of(entry));
+        }
+        let (mut low, mut high) = (0, self.ids.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let (entry, found) = self.at(middle)?;
+            match found.cmp(&id) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+                std::cmp::Ordering::Equal => return Some(self.text_of(entry)),
+            }
+        }
+        None
+    }
+
+    /// Ids and texts, ids ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
+        (0..self.ids.len()).filter_map(|place| {
+            let (entry, id) = self.at(place)?;
+            Some((id, self.text_of(entry)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_and_ids_are_found_in_any_order() {
+        let mut words = Words::with_capacity(0);
+        let all: Vec<(String, u32)> = (0..5000u32)
+            .map(|i| (format!("token {i}"), i.wrapping_mul(7919) % 100_003))
+            .collect();
+        for (text, id) in &all {
+            words.put(text, *id).unwrap();
+        }
+        words.put("", 200_000).unwrap();
+        words.finish().unwrap();
+        for (text, id) in &all {
+            assert_eq!(words.id(text), Some(*id));
+            assert_eq!(words.text(*id), Some(text.as_str()));
+        }
+        assert_eq!(words.text(200_000), Some(""));
+        assert_eq!(words.id(""), Some(200_000));
+        assert_eq!(words.text(200_001), None);
+        assert_eq!(words.id("token"), None);
+        let ids: Vec<u32> = words.iter().map(|(id, _)| id).collect();
+        assert!(ids.is_sorted());
+        assert_eq!(ids.len(), all.len() + 1);
+    }
+
+    #[test]
+    fn the_last_id_of_a_text_wins_and_an_id_has_one_text() {
+        let mut words = Words::with_capacity(4);
+        words.put("a", 0).unwrap();
+        words.put("b", 1).unwrap();
+        words.put("a", 2).unwrap();
+        words.finish().unwrap();
+        assert_eq!((words.len(), words.id("a")), (2, Some(2)));
+        assert_eq!((words.text(0), words.text(2)), (None, Some("a")));
+        words.put("c", 1).unwrap();
+        let error = words.finish().unwrap_err();
+        assert!(error.message.contains("`b` and `c`"), "{error}");
+    }
+}
