@@ -61,6 +61,8 @@ gguf.GGML_QUANT_SIZES[KnowsI2S.I2_S] = (4, 1)
 def convert(family, target, out):
     cmd = [str(CONVERT), str(FIXTURES / family / "checkpoint"), "-o", str(out), "--to", target,
            "--allow-scale-rounding", "--quiet", "--json"]
+    if family == "falcon-e-prequantized":
+        cmd.append("--ternary-trained")
     r = subprocess.run(cmd, capture_output=True, text=True)
     if r.returncode != 0:
         raise SystemExit("%s -> %s: %s" % (family, target, r.stderr or r.stdout))

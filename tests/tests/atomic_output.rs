@@ -19,7 +19,7 @@ fn start(source: &str, output: &Path) -> Child {
         .arg(checkpoint(source))
         .arg("-o")
         .arg(output)
-        .args(["--quiet", "--force"])
+        .args(["--quiet", "--force", "--ternary-trained"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

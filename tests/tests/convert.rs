@@ -108,10 +108,16 @@ fn convert(args: &[&str]) -> Ran {
     }
 }
 
+/// The word for the one source that has nothing else that says it is ternary-trained.
+fn trained(source: &Path) -> Option<&'static str> {
+    (source == checkpoint("falcon-e-prequantized")).then_some("--ternary-trained")
+}
+
 /// Converts; the conversion must succeed.
 fn done(source: &Path, output: &Path, more: &[&str]) -> Ran {
     let mut args = vec![source.to_str().unwrap(), "-o", output.to_str().unwrap()];
     args.extend(more);
+    args.extend(trained(source));
     let ran = convert(&args);
     assert_eq!(ran.status, ExitStatus::Done, "{args:?}: {}", ran.json);
     assert_eq!(ran.json["status"], "converted");
@@ -123,6 +129,7 @@ fn done(source: &Path, output: &Path, more: &[&str]) -> Ran {
 fn refused(source: &Path, output: &Path, more: &[&str]) -> Ran {
     let mut args = vec![source.to_str().unwrap(), "-o", output.to_str().unwrap()];
     args.extend(more);
+    args.extend(trained(source));
     let ran = convert(&args);
     assert_eq!(ran.status, ExitStatus::CouldNot, "{args:?}: {}", ran.json);
     ran
@@ -519,7 +526,9 @@ fn a_dry_run_writes_nothing_and_promises_what_a_run_keeps() {
             let output = dir.path().join(format!("{target}{}", suffix(target)));
             let args = [checkpoint(name), output.clone()];
             let [source, out] = args.each_ref().map(|p| p.to_str().unwrap());
-            let plan = convert(&[source, "-o", out, "--to", target, "--dry-run"]);
+            let mut words = vec![source, "-o", out, "--to", target, "--dry-run"];
+            words.extend(trained(&checkpoint(name)));
+            let plan = convert(&words);
             assert_eq!(plan.status, ExitStatus::Done, "{}", plan.json);
             assert_eq!(plan.json["status"], "planned");
             assert!(!output.exists());

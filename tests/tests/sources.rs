@@ -35,7 +35,7 @@ fn fixtures() -> impl Iterator<Item = Fixture> {
 
 /// Opens a fixture; `None` for an architecture that is not supported (yet), which says so by name.
 fn open_fixture(fixture: &Fixture) -> Option<Checkpoint> {
-    match Checkpoint::open(&fixture.checkpoint, &OpenOptions::default()) {
+    match fixture.open() {
         Ok(checkpoint) => Some(checkpoint),
         Err(e) => {
             assert_eq!(e.code, ErrorCode::UnsupportedConfig, "{e}");
@@ -160,7 +160,11 @@ fn a_file_or_its_index_opens_like_its_directory() {
         for file in ["model.safetensors", "model.safetensors.index.json"] {
             let file = fixture.checkpoint.join(file);
             if file.is_file() {
-                let other = Checkpoint::open(&file, &OpenOptions::default()).unwrap();
+                let options = OpenOptions {
+                    ternary_trained: fixture.ternary_trained(),
+                    ..OpenOptions::default()
+                };
+                let other = Checkpoint::open(&file, &options).unwrap();
                 assert_eq!(other.config, checkpoint.config, "{name}");
                 assert_eq!(ternary_sha256(&other), expected, "{name}");
                 assert!(

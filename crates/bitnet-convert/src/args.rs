@@ -75,8 +75,10 @@ pub struct SourceArgs {
 
     /// Float weights are master weights of a ternary-trained model, though nothing says so
     ///
-    /// Without a mark in config.json, float weights of an ordinary architecture are refused
-    /// (not-ternary): rounding weights that were not trained for it destroys the model.
+    /// Float weights that are not trits times scales are refused (not-ternary) unless config.json
+    /// or norms in front of every linear say that the model is ternary-trained: rounding weights
+    /// that were not trained for it destroys the model. Example: the prequantized revision of
+    /// Falcon-E needs the flag.
     #[arg(long, help_heading = "Source")]
     pub ternary_trained: bool,
 }

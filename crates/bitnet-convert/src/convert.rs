@@ -30,6 +30,7 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
     let candidates = candidates(convert.to, output)?;
     let checkpoint = crate::open(source, &convert.how)?;
     say_layout(&checkpoint, console)?;
+    crate::warn_of_the_source(&checkpoint, console)?;
     let inputs = publish::inputs(&checkpoint, convert)?;
     inputs.refuse(output)?;
     // held until the output and its certificate are there
@@ -242,6 +243,7 @@ fn report(
         ternary_sha256,
         source_ternary_sha256,
         losses,
+        masters,
     } = published;
     let bytes: u64 = outputs.iter().map(|f| f.bytes).sum();
     let lossless = losses.is_empty();
@@ -264,6 +266,9 @@ fn report(
         "tensors": plan.items.len(),
         "bits_per_weight": bits,
         "losses": losses.iter().map(Loss::to_json).collect::<Value>(),
+        "quantized_masters": masters.tensors,
+        "masters_relative_change": masters.relative_change(),
+        "unknown_keys": crate::unknown_keys_json(checkpoint),
         "seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "rss_anon_peak_bytes": anon,
@@ -284,7 +289,17 @@ fn report(
     ))?;
     console.line(format_args!("  certificate     {}", certificate.display()))?;
     console.line(format_args!("  ternary_sha256  {ternary_sha256}"))?;
-    let verdict = console.verdict(lossless, if lossless { "yes" } else { "no" });
+    if let Some(change) = masters.relative_change() {
+        console.line(format_args!(
+            "  quantized       {} master tensors by the absmean rule; relative change {change:.2}",
+            masters.tensors
+        ))?;
+    }
+    let yes = match masters.tensors {
+        0 => "yes",
+        _ => "yes, of the quantized weights",
+    };
+    let verdict = console.verdict(lossless, if lossless { yes } else { "no" });
     console.line(format_args!(
         "  lossless        {verdict}{}",
         loss_summary(losses)
@@ -364,6 +379,8 @@ fn print_plan(
         "bits_per_weight": bits,
         "peak_memory_bytes": plan.peak_memory,
         "losses": plan.losses.iter().map(Loss::to_json).collect::<Value>(),
+        "quantized_masters": plan.quantized_masters(checkpoint),
+        "unknown_keys": crate::unknown_keys_json(checkpoint),
         "readers": readers::to_json(&readers),
     }))?;
     let mut table = Table::new(&["tensor", "from", "to", ">shape", ">bytes"]);
@@ -395,6 +412,12 @@ fn print_plan(
         human_bytes(plan.total_bytes()),
         human_bytes(plan.peak_memory),
     ))?;
+    let masters = plan.quantized_masters(checkpoint);
+    if masters > 0 {
+        console.line(format_args!(
+            "would quantize {masters} master tensors by the absmean rule"
+        ))?;
+    }
     if plan.losses.is_empty() {
         console.line("lossless as far as can be seen without reading the weights")?;
     } else {

@@ -7,14 +7,14 @@ mod data;
 mod unknown;
 
 use self::data::Data;
-use crate::args::InspectArgs;
+use crate::args::{InspectArgs, SourceArgs};
 use crate::plan::describe;
 use crate::readers::{self, FileFacts};
 use crate::scales;
 use bitnet_cli::{Console, Failure, Table, human_bytes};
 use bitnet_formats::{
-    Container, Gguf, Limits, MetaArray, MetaValue, TensorFile, TensorInfo, gguf_type_rivals,
-    gguf_unread_type,
+    Container, ErrorCode, Gguf, Limits, MetaArray, MetaValue, TensorFile, TensorInfo,
+    gguf_type_rivals, gguf_unread_type,
 };
 use bitnet_model::{
     ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, LinearRule, Slot,
@@ -24,7 +24,21 @@ use std::collections::BTreeMap;
 
 /// Inspects a model.
 pub fn run(args: &InspectArgs, console: &mut Console<'_>) -> Result<(), Failure> {
-    let checkpoint = match crate::open(&args.model, &args.how) {
+    let mut not_ternary = None;
+    let opened = match crate::open(&args.model, &args.how) {
+        // to look at float weights is not to quantize them
+        Err(failure) if failure.code == ErrorCode::NotTernary && !args.how.ternary_trained => {
+            let how = SourceArgs {
+                ternary_trained: true,
+                ..args.how.clone()
+            };
+            let opened = crate::open(&args.model, &how);
+            not_ternary = opened.is_ok().then(|| failure.message.clone());
+            opened.map_err(|_| failure)
+        }
+        opened => opened,
+    };
+    let checkpoint = match opened {
         Ok(checkpoint) => checkpoint,
         Err(failure) => {
             // a file that no family knows is still a file
@@ -36,8 +50,13 @@ pub fn run(args: &InspectArgs, console: &mut Console<'_>) -> Result<(), Failure>
             };
         }
     };
+    crate::warn_of_the_source(&checkpoint, console)?;
     let facts = Facts::collect(&checkpoint)?;
     let mut object = facts.to_json(&checkpoint, args.tensors);
+    if let Some(why) = &not_ternary {
+        object["not_ternary"] = json!(why);
+        console.warn(format_args!("the weights are not ternary: {why}"))?;
+    }
     let findings = match args.readers {
         true => Some(readers::judge(&FileFacts::of(&checkpoint)?)?),
         false => None,
@@ -197,6 +216,7 @@ impl Facts {
             },
             "tied_head_in_file": self.tied_head_in_file,
             "head_is_a_copy": self.head_is_a_copy,
+            "unknown_keys": crate::unknown_keys_json(checkpoint),
         });
         if tensors {
             object["tensors"] = tensors_json(file);
@@ -322,6 +342,11 @@ impl Facts {
                     "{rows} rows by the tensors, {declared} by the configuration: the tensors decide"
                 ),
             )?;
+        }
+        if !checkpoint.unknown_keys.is_empty() {
+            let keys = checkpoint.unknown_keys.iter().take(8);
+            let keys: Vec<_> = keys.map(|k| k.key.escape_debug().to_string()).collect();
+            line("unknown keys", keys.join(", "))?;
         }
         console.line("")?;
         let mut table = Table::new(&["type", ">tensors", ">elements", ">bytes"]);

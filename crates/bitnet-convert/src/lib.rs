@@ -28,6 +28,7 @@ use args::{Args, Command, SourceArgs};
 use bitnet_cli::{Console, ExitStatus, Failure};
 use bitnet_model::{Checkpoint, OpenOptions};
 use clap::CommandFactory;
+use serde_json::Value;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
@@ -84,4 +85,36 @@ fn open(path: &Path, how: &SourceArgs) -> Result<Checkpoint, Failure> {
         &options,
         against.as_ref(),
     )?)
+}
+
+/// Keys of the configuration that nothing here reads, for reports.
+fn unknown_keys_json(checkpoint: &Checkpoint) -> Value {
+    let keys = checkpoint.unknown_keys.iter();
+    keys.map(|key| Value::from(key.key.as_str())).collect()
+}
+
+/// Says what was not read of the source: unknown keys, an index without shards.
+fn warn_of_the_source(checkpoint: &Checkpoint, console: &mut Console<'_>) -> Result<(), Failure> {
+    /// Keys that are named one by one.
+    const NAMED: usize = 8;
+    for key in checkpoint.unknown_keys.iter().take(NAMED) {
+        console.warn(format_args!(
+            "the key `{}` = {} is unknown and ignored; make sure that the network does not depend on it",
+            key.key.escape_debug(),
+            key.value.escape_debug()
+        ))?;
+    }
+    let more = checkpoint.unknown_keys.len().saturating_sub(NAMED);
+    if more > 0 {
+        console.warn(format_args!(
+            "{more} more keys are unknown and ignored; --json lists them"
+        ))?;
+    }
+    if let Some(index) = &checkpoint.stale_index {
+        console.warn(format_args!(
+            "{} is ignored: none of its shards exist, and a model in one file lies beside it",
+            index.display()
+        ))?;
+    }
+    Ok(())
 }

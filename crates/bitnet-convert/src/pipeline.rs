@@ -46,6 +46,25 @@ pub struct Passed {
     pub artifacts: Vec<Artifact>,
     pub digests: Digests,
     pub losses: Vec<Loss>,
+    pub masters: QuantizedMasters,
+}
+
+/// Master weights that the absmean rule made ternary on the way.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct QuantizedMasters {
+    /// Linears.
+    pub tensors: usize,
+    /// Sum of the squares of what the rule changed.
+    change: f64,
+    /// Sum of the squares of the weights.
+    total: f64,
+}
+
+impl QuantizedMasters {
+    /// By which part of their size (root mean square) the weights were changed; `None` without any.
+    pub fn relative_change(&self) -> Option<f64> {
+        (self.total > 0.0).then(|| (self.change / self.total).sqrt())
+    }
 }
 
 /// A piece of an output tensor.
@@ -90,12 +109,14 @@ pub fn run(
             pieces,
             matrices,
             losses: Vec::new(),
+            masters: QuantizedMasters::default(),
             dense: BTreeMap::new(),
             scales: HashMap::new(),
         };
         // this thread is one of the pool's while it computes
         let converted = pool.install(|| converter.run());
         let losses = std::mem::take(&mut converter.losses);
+        let masters = converter.masters;
         let dense = std::mem::take(&mut converter.dense);
         // closes both queues
         drop(converter);
@@ -116,6 +137,7 @@ pub fn run(
             artifacts,
             digests,
             losses,
+            masters,
         })
     })
 }
@@ -277,6 +299,7 @@ struct Converter<'a> {
     pieces: SyncSender<(usize, Piece)>,
     matrices: SyncSender<Digestible>,
     losses: Vec<Loss>,
+    masters: QuantizedMasters,
     dense: BTreeMap<String, DenseRecord>,
     /// Of matrices that are written, until their own tensors are.
     scales: HashMap<Slot, Vec<f32>>,
@@ -324,6 +347,7 @@ impl Converter<'_> {
                     return self.send(index, Piece::Made(packed));
                 }
                 let source = self.matrix(slot)?;
+                self.count_master(slot)?;
                 let matrix = self.in_target_rows(slot, &source);
                 let beside = self.plan.scale_tensor(slot);
                 let plain = beside.map_or(PlainType::F32, ScaleTensor::plain);
@@ -345,6 +369,7 @@ impl Converter<'_> {
             }
             (Action::Dequantise(plain), Some(slot)) => {
                 let source = self.matrix(slot)?;
+                self.count_master(slot)?;
                 let matrix = self.in_target_rows(slot, &source);
                 let error = scales::check_float(&matrix, *plain, self.rounding)?;
                 let rounded = match error > 0.0 {
@@ -406,6 +431,16 @@ impl Converter<'_> {
     fn matrix(&self, slot: Slot) -> Result<Arc<TernaryMatrix>, FormatError> {
         self.wait_for(slot)?;
         Ok(Arc::new(self.checkpoint.ternary(slot)?))
+    }
+
+    /// Adds what quantizing changed in a linear of master weights, if it is one.
+    fn count_master(&mut self, slot: Slot) -> Result<(), FormatError> {
+        if let Some((change, total)) = self.checkpoint.absmean_change(slot)? {
+            self.masters.tensors += 1;
+            self.masters.change += change;
+            self.masters.total += total;
+        }
+        Ok(())
     }
 
     fn in_target_rows(&self, slot: Slot, matrix: &Arc<TernaryMatrix>) -> Arc<TernaryMatrix> {

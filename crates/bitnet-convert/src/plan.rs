@@ -17,7 +17,7 @@ use crate::targets::{Kind, Linears, Target};
 use bitnet_formats::{
     Encoding, FormatError, Header, Packing, PlainType, PlannedTensor, ScaleRounding,
 };
-use bitnet_model::{Checkpoint, LayerSlot, Slot, check_gpu_network};
+use bitnet_model::{Checkpoint, LayerSlot, LinearRule, Slot, check_gpu_network};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -166,6 +166,16 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Linears of master weights that the absmean rule makes ternary on the way.
+    pub fn quantized_masters(&self, checkpoint: &Checkpoint) -> usize {
+        let is_quantized = |item: &&Item| {
+            let rule = item.slot.and_then(|slot| checkpoint.linear(slot).ok());
+            matches!(item.action, Action::Pack(_) | Action::Dequantise(_))
+                && rule.is_some_and(|source| matches!(source.rule, LinearRule::Absmean))
+        };
+        self.items.iter().filter(is_quantized).count()
+    }
+
     /// Bytes of all output files.
     pub fn total_bytes(&self) -> u64 {
         let side: u64 = self

@@ -5,11 +5,13 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod directory;
 mod gguf;
 mod pytorch;
 mod safetensors;
 mod shards;
 
+pub use directory::{adapter_alone, refuse_adapter_beside, stale_index};
 pub use gguf::{
     Gguf, GgufEntry, LAYOUT_KEY as GGUF_LAYOUT_KEY, SPLIT_ID_KEY as GGUF_SPLIT_ID_KEY,
     gguf_type_rivals, gguf_unread_type,
@@ -24,7 +26,7 @@ use crate::mapped::Mapped;
 use crate::packing::Packing;
 use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
 use crate::unread::{Unread, UnreadBits};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A tensor about to be written. Tensors are written in plan order.
 #[derive(Debug, Clone)]
@@ -139,14 +141,16 @@ fn gaps(file: &TensorFile, part: usize, start: u64) -> Vec<Unread> {
 /// Opens a model: a checkpoint directory, a file of any container, an index, or any part of a split
 /// file.
 ///
-/// In a directory the first of these counts: `model.safetensors.index.json`, `model.safetensors`,
-/// the only `*.safetensors.index.json`, the only `*.safetensors`, `pytorch_model.bin.index.json`,
-/// `pytorch_model.bin`, the only `.gguf` (or the parts of one split `.gguf`), the only `.pt`. A split
-/// model and a file of its name are two models.
+/// In a directory the first of these counts: `model.safetensors` or `model.safetensors.index.json`,
+/// the only `*.safetensors.index.json`, the only `*.safetensors`, `pytorch_model.bin` or
+/// `pytorch_model.bin.index.json`, the only `.gguf` (or the parts of one split `.gguf`), the only `.pt`.
+/// Of a file and an index beside it the file counts if no shard of the index is there; else both are
+/// refused. A split model and a file of its name are two models.
 ///
 /// # Errors
 /// `unknown-container` when nothing recognises the file or the directory has no model or several;
-/// otherwise whatever is wrong with the files.
+/// `adapter` when an adapter lies beside the model or instead of it; otherwise whatever is wrong with the
+/// files.
 pub fn open(path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
     open_as(path, limits, None)
 }
@@ -162,7 +166,7 @@ pub fn open_as(
 ) -> Result<TensorFile, FormatError> {
     let found;
     let path = if path.is_dir() {
-        found = model_of_directory(path)?;
+        found = directory::model_of_directory(path, limits)?;
         &found
     } else {
         path
@@ -203,69 +207,4 @@ fn unknown(path: &Path, head: &[u8]) -> FormatError {
     } else {
         error("something else").hint("give a model file, its index, or its directory")
     }
-}
-
-/// Which file of a directory is the model.
-fn model_of_directory(directory: &Path) -> Result<PathBuf, FormatError> {
-    let failed = |e: std::io::Error| FormatError::io(directory, &e);
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        // names that are not UTF-8 are none of those looked for
-        if let Ok(name) = entry.map_err(failed)?.file_name().into_string()
-            && !name.starts_with('.')
-        {
-            names.push(name);
-        }
-    }
-    names.sort();
-    let named = |name: &str| {
-        names
-            .iter()
-            .any(|n| n == name)
-            .then(|| directory.join(name))
-    };
-    let only = |suffix: &str| {
-        let found: Vec<_> = names.iter().filter(|n| n.ends_with(suffix)).collect();
-        // the parts of one set are one model; a file of the same name, or a set of other parts, is another
-        let mut models: Vec<(_, &str)> = Vec::new();
-        for name in &found {
-            let set = Gguf::set_name(name);
-            if models.iter().all(|(known, _)| *known != set) {
-                models.push((set, name));
-            }
-        }
-        match models.as_slice() {
-            [] => Ok(None),
-            [(_, name)] => Ok(Some(directory.join(name))),
-            several => {
-                const NAMED: usize = 4;
-                let names: Vec<_> = several.iter().take(NAMED).map(|(_, name)| *name).collect();
-                let more = if several.len() > NAMED { ", ..." } else { "" };
-                let message = format!(
-                    "expected one {suffix} file, found {}: {}{more}",
-                    several.len(),
-                    names.join(", ")
-                );
-                Err(FormatError::new(ErrorCode::UnknownContainer, message)
-                    .in_file(directory)
-                    .hint("name one of the files"))
-            }
-        }
-    };
-    // other .bin files (optimizer states, arguments) lie in such directories too, so those have names
-    let found = named("model.safetensors.index.json")
-        .or_else(|| named("model.safetensors"))
-        .map_or_else(|| only(".safetensors.index.json"), |m| Ok(Some(m)))?
-        .map_or_else(|| only(".safetensors"), |m| Ok(Some(m)))?
-        .or_else(|| named("pytorch_model.bin.index.json"))
-        .or_else(|| named("pytorch_model.bin"))
-        .map_or_else(|| only(".gguf"), |m| Ok(Some(m)))?
-        .map_or_else(|| only(".pt"), |m| Ok(Some(m)))?;
-    if let Some(model) = found {
-        return Ok(model);
-    }
-    let message = "expected a model, found no .safetensors, pytorch_model.bin, .gguf or .pt file";
-    Err(FormatError::new(ErrorCode::UnknownContainer, message)
-        .in_file(directory)
-        .hint("a checkpoint directory holds model.safetensors, or model.safetensors.index.json and its shards"))
 }

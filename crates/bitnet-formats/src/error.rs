@@ -19,6 +19,8 @@ pub enum ErrorCode {
     LimitExceeded,
     /// No container recognises the file.
     UnknownContainer,
+    /// An adapter (LoRA) beside a model or instead of one.
+    Adapter,
     /// A tensor type this program cannot read.
     UnknownType,
     /// A tensor the model needs is absent.
@@ -68,6 +70,7 @@ impl ErrorCode {
             Self::Malformed => "malformed",
             Self::LimitExceeded => "limit-exceeded",
             Self::UnknownContainer => "unknown-container",
+            Self::Adapter => "adapter",
             Self::UnknownType => "unknown-type",
             Self::MissingTensor => "missing-tensor",
             Self::ExtraTensor => "extra-tensor",

@@ -24,8 +24,8 @@ pub use artifact::{
 };
 pub use container::{
     CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry, Header,
-    PlannedTensor, Pytorch, Safetensors, WritePlan, container_by_name, gguf_type_rivals,
-    gguf_unread_type, open, open_as,
+    PlannedTensor, Pytorch, Safetensors, WritePlan, adapter_alone, container_by_name,
+    gguf_type_rivals, gguf_unread_type, open, open_as, refuse_adapter_beside, stale_index,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};

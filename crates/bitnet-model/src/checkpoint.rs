@@ -24,7 +24,7 @@ pub use rotation::{ROTATION_KEYS, Rotation};
 pub use unread::WRITER_KEYS;
 
 use crate::config::Config;
-use crate::family::{Family, ScaleDirection};
+use crate::family::{Family, ScaleDirection, UnknownKey};
 use crate::slot::Slot;
 use bitnet_formats::{
     Affine, BlockType, Container, Encoding, ErrorCode, FormatError, Gguf, Limits, PackedTensor,
@@ -210,6 +210,10 @@ pub struct Checkpoint {
     pub declared_vocab_size: Option<usize>,
     /// What was done to the weights before they were made ternary, if anything.
     pub rotation: Option<Rotation>,
+    /// Keys of the configuration that nothing here reads and that are not known to be harmless.
+    pub unknown_keys: Vec<UnknownKey>,
+    /// An index beside the file that was read, if none of its shards exist.
+    pub stale_index: Option<PathBuf>,
     limits: Limits,
     sources: HashMap<Slot, Source>,
 }
@@ -239,6 +243,11 @@ impl Checkpoint {
         } = resolved.map_err(|e| e.in_file(&whole))?;
         let vocab_size = config.vocab_size;
         let rotation = Rotation::read(&file).map_err(|e| e.in_file(&whole))?;
+        let unknown_keys = match &config_json {
+            Some(json) => Family::unknown_keys(json),
+            None => family.unknown_gguf_keys(&file),
+        };
+        let stale_index = path.is_dir().then(|| bitnet_formats::stale_index(path));
         let limits = options.limits.clone();
         let path = path.to_owned();
         Ok(Self {
@@ -251,6 +260,8 @@ impl Checkpoint {
             layout: None,
             declared_vocab_size: declared_vocab_size.filter(|n| *n != vocab_size),
             rotation,
+            unknown_keys,
+            stale_index: stale_index.flatten(),
             limits,
             sources,
         })
@@ -669,6 +680,29 @@ impl Checkpoint {
         let absmean =
             |s: &Source| matches!(s, Source::Linear(l) if matches!(l.rule, LinearRule::Absmean));
         self.sources.values().any(absmean)
+    }
+
+    /// How much quantising by the absmean rule changes a linear of master weights: the sum of squares of the
+    /// changes, and that of the weights. `None` for every other linear.
+    ///
+    /// # Errors
+    /// As [`ternary`](Self::ternary).
+    pub fn absmean_change(&self, slot: Slot) -> Result<Option<(f64, f64)>, FormatError> {
+        let source = self.linear(slot)?;
+        let (LinearRule::Absmean, Encoding::Plain(plain)) = (&source.rule, source.info.encoding)
+        else {
+            return Ok(None);
+        };
+        values::absmean_change(plain, self.file.bytes(&source.info), source.cols)
+            .map(Some)
+            .map_err(|e| self.place(e, &source.info))
+    }
+
+    /// Linears that are quantised by the absmean rule on reading.
+    pub fn master_linears(&self) -> usize {
+        let absmean =
+            |s: &&Source| matches!(s, Source::Linear(l) if matches!(l.rule, LinearRule::Absmean));
+        self.sources.values().filter(absmean).count()
     }
 
     /// Every slot, in the order of the forward pass.

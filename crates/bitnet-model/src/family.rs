@@ -10,14 +10,17 @@ mod gemma3;
 mod gguf_keys;
 mod gpu_names;
 mod hf_config;
+mod known_keys;
 mod llama_b1_58;
 mod minicpm;
+mod module_patterns;
 mod names;
 mod pooling;
 mod quantization;
 mod qwen3;
 
 pub use hf_config::HfStorage;
+pub use known_keys::UnknownKey;
 pub use quantization::{Quantization, ScaleDirection};
 
 pub(crate) use gguf_keys::{
@@ -31,17 +34,21 @@ pub use pooling::{pooling_files, pooling_settings};
 pub(crate) use quantization::{affine_group, affine_says_activations};
 
 use crate::config::{Activation, ActivationQuantization, Config, Factors, RopeScaling, Yarn};
-use crate::slot::Slot;
+use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError, MetaValue, TensorFile};
 use serde_json::Value;
 
-/// What float linears are when `config.json` does not say.
+/// Most layers of a network ([`Config::checked`]).
+const MOST_LAYERS: u64 = 1024;
+
+/// How float linears are computed when `config.json` does not say. What they are, master weights or trits times
+/// scales, their values tell, or the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnmarkedFloats {
-    /// Master weights: the architecture has no other linears than ternary ones.
-    MasterWeights,
-    /// The architecture is an ordinary one, so the data has to show it.
-    AskTheData,
+    /// With quantised inputs: the architecture has no other linears than ternary ones.
+    Ternary,
+    /// Trits times scales run as they are, with inputs as they are: the architecture is an ordinary one.
+    Ordinary,
 }
 
 /// One way checkpoints name and wire the network.
@@ -61,11 +68,8 @@ pub struct Family {
     pub stores_gain_minus_one: fn(Slot) -> bool,
     /// What a stored `weight_scale` means when `config.json` does not say (`formats/packing/hf_u8.md`).
     pub unmarked_scale: ScaleDirection,
-    /// What float linears are when `config.json` does not say.
+    /// How float linears are computed when `config.json` does not say.
     pub unmarked_floats: UnmarkedFloats,
-    /// Whether a `config.json` carries the signature of a published checkpoint of unmarked master
-    /// weights; asked only when the data shows that its linears are not ternary yet.
-    pub is_known_master: fn(&Value) -> bool,
     /// `model_type` and `architectures` of a `config.json` written from nothing.
     pub hf_identity: (&'static str, &'static str),
     /// Keys of such a `config.json` that only this family has, or spells otherwise.
@@ -162,6 +166,13 @@ fn root_factors(embedding_root: bool, hidden_size: usize) -> Factors {
     }
 }
 
+/// Whether the architecture is the network without an output head.
+fn is_headless(config_json: &Value) -> bool {
+    let architectures = config_json.get("architectures").and_then(Value::as_array);
+    let has_head = |name: &Value| name.as_str().is_none_or(|n| n.ends_with("ForCausalLM"));
+    architectures.is_some_and(|list| !list.iter().all(has_head))
+}
+
 /// "such things" or "no such things".
 fn say(there: bool, what: &str) -> String {
     match there {
@@ -210,8 +221,10 @@ impl Family {
     ) -> Value {
         let quantization = match storage {
             HfStorage::MasterWeights => match original {
-                Some(original) => return original.clone(),
-                None => Quantization::Online,
+                Some(original) if !self.needs_marking(config, original) => {
+                    return original.clone();
+                }
+                _ => Quantization::Online,
             },
             HfStorage::Packed(direction) => Quantization::Offline(direction),
             HfStorage::Affine { group } => Quantization::Affine { group },
@@ -229,7 +242,15 @@ impl Family {
     /// `quantization_config`, they run an ordinary dense model.
     pub fn dequantised_has_scale(&self, config: &Config) -> bool {
         config.activation_quantization == ActivationQuantization::Int8PerToken
-            || self.unmarked_floats == UnmarkedFloats::MasterWeights
+            || self.unmarked_floats == UnmarkedFloats::Ternary
+    }
+
+    /// Whether nothing in a `config.json` would tell readers of a copy that its floats are master weights. Norms
+    /// in front of every linear tell, and transformers has no names for these.
+    fn needs_marking(&self, config: &Config, original: &Value) -> bool {
+        let quantization = self.quantization(original);
+        !config.norms.projections
+            && quantization.is_ok_and(|said| quantization::needs_marking(original, said))
     }
 
     fn check_gguf_wiring(&self, config: &Config) -> Result<(), FormatError> {
@@ -332,7 +353,41 @@ impl Family {
     /// # Errors
     /// `unknown-quantization`, naming key and value.
     pub fn quantization(&self, config_json: &Value) -> Result<Quantization, FormatError> {
-        quantization::read(config_json, self.gguf_wiring.projection_norms)
+        let read = quantization::read(config_json, self.gguf_wiring.projection_norms)?;
+        let headless = is_headless(config_json);
+        quantization::check_not_converted(config_json, read, !headless, || {
+            self.linear_modules(config_json, headless)
+        })?;
+        Ok(read)
+    }
+
+    /// Keys of a `config.json` that nothing here reads and that are not known to be harmless.
+    pub fn unknown_keys(config_json: &Value) -> Vec<UnknownKey> {
+        hf_config::unknown_keys(config_json)
+    }
+
+    /// Keys of GGUF metadata that nothing here reads and that are not known to be harmless.
+    pub fn unknown_gguf_keys(&self, file: &TensorFile) -> Vec<UnknownKey> {
+        gguf_keys::unknown_keys(file, &self.gguf_wiring)
+    }
+
+    /// The modules of the linears of all layers, as transformers names them. Models without a head are modules
+    /// of their own, and parts of one with a head where that is loaded instead: both names count then.
+    fn linear_modules(&self, config_json: &Value, headless: bool) -> Vec<String> {
+        let layers = config_json.get("num_hidden_layers").and_then(Value::as_u64);
+        let layers = layers.unwrap_or(1).clamp(1, MOST_LAYERS) as usize;
+        let mut modules = Vec::new();
+        for layer in 0..layers {
+            for linear in LayerSlot::LINEARS {
+                let tensor = (self.tensor_name)(Slot::Layer(layer, linear));
+                let module = tensor.strip_suffix(".weight").unwrap_or(&tensor).to_owned();
+                if headless && let Some(short) = module.strip_prefix("model.") {
+                    modules.push(short.to_owned());
+                }
+                modules.push(module);
+            }
+        }
+        modules
     }
 }
 

@@ -45,8 +45,8 @@ pub use config::{
 };
 pub use family::{
     FAMILIES, Family, GPU_SCALES, GgufWindows, GgufWiring, GpuPlace, HfStorage, Quantization,
-    ScaleDirection, UnmarkedFloats, check_gpu_network, family_by_name, gpu_place, pooling_files,
-    pooling_settings,
+    ScaleDirection, UnknownKey, UnmarkedFloats, check_gpu_network, family_by_name, gpu_place,
+    pooling_files, pooling_settings,
 };
 pub use forward::{HeadPasses, Logits, Model, Session};
 pub use kv_cache::{KvCache, KvType};

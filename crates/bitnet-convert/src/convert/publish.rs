@@ -7,7 +7,7 @@
 use super::certificate_path;
 use crate::args::ConvertArgs;
 use crate::certificate;
-use crate::pipeline::{self, Passed};
+use crate::pipeline::{self, Passed, QuantizedMasters};
 use crate::plan::{Loss, Plan, Request};
 use crate::side_files;
 use crate::targets::Kind;
@@ -73,6 +73,7 @@ pub(super) struct Published {
     pub(super) ternary_sha256: String,
     pub(super) source_ternary_sha256: String,
     pub(super) losses: Vec<Loss>,
+    pub(super) masters: QuantizedMasters,
 }
 
 /// Converts, then makes the output and its certificate visible.
@@ -109,6 +110,7 @@ pub(super) fn publish(
         mut artifacts,
         digests,
         losses: found,
+        masters,
     } = passed;
     sources.extend(certificate::side_digests(checkpoint)?);
     let losses: Vec<Loss> = merge(&plan.losses, found);
@@ -158,6 +160,7 @@ pub(super) fn publish(
         ternary_sha256,
         source_ternary_sha256,
         losses,
+        masters,
     })
 }
 

@@ -11,7 +11,7 @@ use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The ending of the file that says which tensor is in which shard.
 pub(super) const INDEX_SUFFIX: &str = ".index.json";
@@ -40,9 +40,7 @@ pub(super) fn read(
     if name.ends_with(INDEX_SUFFIX) {
         return read_index(container, path, limits, read_file);
     }
-    if let Some(index) = index_of_shard(name, extension).map(|index| path.with_file_name(index))
-        && index.is_file()
-    {
+    if let Some(index) = index_of(path, name, extension, limits)? {
         return read_index(container, &index, limits, read_file);
     }
     let file = Mapped::open(path)?;
@@ -55,21 +53,71 @@ pub(super) fn read(
     ))
 }
 
+/// The index that names a file, if one lies beside it.
+fn index_of(
+    path: &Path,
+    name: &str,
+    extension: &str,
+    limits: &Limits,
+) -> Result<Option<PathBuf>, FormatError> {
+    let refuse = |message: String, hint: &str| {
+        Err(FormatError::new(ErrorCode::UnknownContainer, message)
+            .in_file(path)
+            .hint(hint))
+    };
+    if let Some(index) = index_of_shard(name, extension) {
+        let beside = path.with_file_name(&index);
+        if !beside.is_file() {
+            return match shard_count(name) {
+                Some(count) if count > 1 && path.is_file() => refuse(
+                    format!("expected {index} beside this shard of {count}, found none"),
+                    "get the index too: it says which tensor is in which shard",
+                ),
+                _ => Ok(None),
+            };
+        }
+        if path.is_file() && !shard_names(&beside, limits)?.contains(name) {
+            return refuse(
+                format!("{index} does not name this shard"),
+                "get the index and the shards of one checkpoint",
+            );
+        }
+        return Ok(Some(beside));
+    }
+    let stem = match extension {
+        ".bin" => "pytorch_model",
+        _ => "model",
+    };
+    let beside = path.with_file_name(format!("{stem}{extension}{INDEX_SUFFIX}"));
+    let lists = |index: &Path| shard_names(index, limits).is_ok_and(|names| names.contains(name));
+    Ok((beside.is_file() && lists(&beside)).then_some(beside))
+}
+
+/// The number of shards of a model, by the name of one of them.
+pub(super) fn shard_count(name: &str) -> Option<usize> {
+    let stem = name.rsplit_once('.')?.0;
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let number = rest.rsplit_once('-')?.1;
+    let is_number = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+    (is_number(number) && is_number(count)).then(|| count.parse().ok())?
+}
+
 /// `model-00001-of-00003.safetensors` belongs to `model.safetensors.index.json`.
 fn index_of_shard(name: &str, extension: &str) -> Option<String> {
     let stem = name.strip_suffix(extension)?;
-    let (rest, count) = stem.rsplit_once("-of-")?;
-    let (prefix, number) = rest.rsplit_once('-')?;
-    let is_number = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
-    (is_number(number) && is_number(count)).then(|| format!("{prefix}{extension}{INDEX_SUFFIX}"))
+    shard_count(name)?;
+    let (prefix, _) = stem.rsplit_once("-of-")?.0.rsplit_once('-')?;
+    Some(format!("{prefix}{extension}{INDEX_SUFFIX}"))
 }
 
-fn read_index(
-    container: &'static str,
-    path: &Path,
-    limits: &Limits,
-    read_file: ReadFile,
-) -> Result<TensorFile, FormatError> {
+/// The files that an index names.
+pub(super) fn shard_names(path: &Path, limits: &Limits) -> Result<BTreeSet<String>, FormatError> {
+    let shard_of = parse_index(path, limits)?;
+    Ok(shard_of.into_iter().map(|(_, shard)| shard).collect())
+}
+
+/// Which tensor is in which file, as an index says.
+fn parse_index(path: &Path, limits: &Limits) -> Result<Vec<(String, String)>, FormatError> {
     let here = |e: FormatError| e.in_file(path);
     let index = Mapped::open(path)?;
     let len = index.bytes().len() as u64;
@@ -91,7 +139,17 @@ fn read_index(
         },
     )
     .map_err(|e| here(place.add_to(e, 0)))?;
+    Ok(shard_of)
+}
 
+fn read_index(
+    container: &'static str,
+    path: &Path,
+    limits: &Limits,
+    read_file: ReadFile,
+) -> Result<TensorFile, FormatError> {
+    let here = |e: FormatError| e.in_file(path);
+    let shard_of = parse_index(path, limits)?;
     for (tensor, shard) in &shard_of {
         if !is_plain_file_name(shard) {
             let message = format!("expected a file name in the same directory, found `{shard}`");
@@ -115,7 +173,7 @@ fn read_index(
     let mut found: HashMap<String, &str> = HashMap::with_capacity(shard_of.len());
     for (number, shard) in shards.into_iter().enumerate() {
         let shard_path = path.with_file_name(shard);
-        let file = Mapped::open(&shard_path).map_err(|e| e.hint("the index names this shard"))?;
+        let file = Mapped::open(&shard_path).map_err(|e| e.hint(missing_shard_hint(path)))?;
         let parsed = read_file(&file, number, limits).map_err(|e| e.in_file(&shard_path))?;
         for tensor in &parsed.tensors {
             let extra = |message: String| {
@@ -154,4 +212,16 @@ fn read_index(
         }
     }
     Ok(TensorFile::new(container, parts, metadata, tensors))
+}
+
+/// What to do about a shard that cannot be opened.
+fn missing_shard_hint(index: &Path) -> String {
+    let name = index.file_name().unwrap_or_default().to_string_lossy();
+    let single = name.strip_suffix(INDEX_SUFFIX).unwrap_or(&name);
+    match index.with_file_name(single).is_file() {
+        true => {
+            format!("{name} names this shard; if it is stale, remove it: {single} lies beside it")
+        }
+        false => format!("get this shard too: {name} names it"),
+    }
 }

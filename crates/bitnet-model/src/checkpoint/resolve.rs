@@ -215,7 +215,7 @@ fn not_ternary(file: &TensorFile, source: &LinearSource) -> FormatError {
                      rounding them to trits would change them by {figure:.2} of their size"
                 ),
             )
-            .hint("--ternary-trained if these are master weights of a BitNet-trained model"),
+            .hint("pass --ternary-trained if these are master weights of a BitNet-trained model"),
         ),
     }
 }

@@ -427,7 +427,6 @@ struct JsonReading {
     config: Config,
     /// `None` where the tensors themselves say what they are.
     quantization: Option<Quantization>,
-    is_known_master: bool,
     says_activations: bool,
     groups: Vec<Option<usize>>,
 }
@@ -474,7 +473,6 @@ impl<'a> JsonNetwork<'a> {
         Some(JsonReading {
             family: family.name,
             quantization,
-            is_known_master: (family.is_known_master)(&json),
             says_activations: family::affine_says_activations(&json),
             groups: slots.iter().map(group).collect::<Option<_>>()?,
             config,
@@ -519,6 +517,13 @@ impl<'a> JsonNetwork<'a> {
             // what has parts is asked about these
             None => Vec::new(),
         };
+        if entry.path.starts_with("auto_map") {
+            // of the names of classes only the last part is read, and another one is refused
+            return Decides {
+                key: !without,
+                value: false,
+            };
+        }
         let same = |other: &Vec<u8>| self.is_same_with(&entry.value, other);
         Decides {
             key: !without,

@@ -119,7 +119,20 @@ pub(super) fn absmean_error(
     bytes: &[u8],
     cols: usize,
 ) -> Result<f64, FormatError> {
-    fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<f64, FormatError> {
+    let (change, total) = absmean_change(plain, bytes, cols)?;
+    Ok(match total > 0.0 {
+        true => (change / total).sqrt(),
+        false => 0.0,
+    })
+}
+
+/// The sum of squares of `w - t * alpha` by the absmean rule, and that of `w`.
+pub(super) fn absmean_change(
+    plain: PlainType,
+    bytes: &[u8],
+    cols: usize,
+) -> Result<(f64, f64), FormatError> {
+    fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(f64, f64), FormatError> {
         let blocks: Vec<_> = bytes
             .par_chunks(BLOCK * E::SIZE)
             .map(block_magnitude::<E>)
@@ -144,12 +157,7 @@ pub(super) fn absmean_error(
                 })
         };
         let sums: Vec<(f64, f64)> = bytes.par_chunks(BLOCK * E::SIZE).map(piece).collect();
-        let (error, total) = sums.iter().fold((0.0, 0.0), |(e, t), s| (e + s.0, t + s.1));
-        Ok(if total > 0.0 {
-            (error / total).sqrt()
-        } else {
-            0.0
-        })
+        Ok(sums.iter().fold((0.0, 0.0), |(e, t), s| (e + s.0, t + s.1)))
     }
     with_float!(plain, run(bytes, cols))
 }

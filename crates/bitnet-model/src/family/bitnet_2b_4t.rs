@@ -25,8 +25,7 @@ pub(super) static FAMILY: Family = Family {
     tensor_name: |slot| names::hf(slot, "attn_sub_norm", "ffn_sub_norm"),
     stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Multiply,
-    unmarked_floats: UnmarkedFloats::MasterWeights,
-    is_known_master: |_| false,
+    unmarked_floats: UnmarkedFloats::Ternary,
     hf_identity: ("bitnet", "BitNetForCausalLM"),
     hf_extra_keys: |_| Vec::new(),
     // `bitnet-25` is what the first upload of the published file said, before 2025-04-22

@@ -4,6 +4,7 @@
 //! and only say what no reader's key can.
 
 use super::hf_config::linear;
+use super::known_keys::UnknownKey;
 use super::{GgufWindows, GgufWiring, names};
 use crate::config::{
     ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling, Rope,
@@ -11,7 +12,8 @@ use crate::config::{
 };
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
-    ErrorCode, FormatError, MetaArray, MetaValue, Metadata, TensorFile, TensorInfo,
+    ErrorCode, FormatError, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, MetaArray, MetaValue, Metadata,
+    TensorFile, TensorInfo,
 };
 
 pub(super) const ARCHITECTURE: &str = "general.architecture";
@@ -51,6 +53,48 @@ const NEUTRAL: &[(&str, f64)] = &[
     ("logit_scale", 1.0),
     ("residual_scale", 1.0),
     ("embedding_scale", 1.0),
+];
+
+/// Keys of an architecture that are read here, or that do not change what it computes.
+const KNOWN: &[&str] = &[
+    "attention.causal",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "pooling_type",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_log_multiplier",
+    "tensor_data_layout",
+    "use_parallel_residual",
+    "vocab_size",
+];
+/// Beginnings of keys outside the architecture's own that some known program reads or writes.
+const KNOWN_PREFIXES: &[&str] = &[
+    "general.",
+    "tokenizer.",
+    "ternary.",
+    "bitnet.",
+    "split.",
+    "prism.",
+    "quantize.",
+    "adapter.",
 ];
 
 fn show(value: Option<&MetaValue>) -> String {
@@ -176,6 +220,14 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
             return Err(keys.bad(name, &neutral.to_string()));
         }
     }
+    for (name, value) in unread(&keys, wiring) {
+        if super::known_keys::is_suspect(name) || is_of_other_networks(name) {
+            let found = show(Some(value));
+            return Err(bad_key(&keys.key(name), &found, "no such key").hint(
+                "the key is unknown here and may change the network; remove it from the file if it does not",
+            ));
+        }
+    }
     let hidden_size = keys.required_size("embedding_length")?;
     let heads = keys.required_size("attention.head_count")?;
     let head_dim = match keys.size("attention.key_length")? {
@@ -238,6 +290,68 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
         eos_token_ids: eos(&keys)?,
     }
     .checked()
+}
+
+/// Keys of the architecture that nothing here reads, and whose values do not switch them off.
+fn unread<'a>(
+    keys: &Keys<'a>,
+    wiring: &GgufWiring,
+) -> impl Iterator<Item = (&'a str, &'a MetaValue)> + use<'a> {
+    let own = format!("{}.", keys.architecture);
+    let windows = wiring.windows.is_some();
+    let entries = keys.metadata.0.iter();
+    entries.filter_map(move |(key, value)| {
+        let name = key.strip_prefix(&own)?;
+        // these begin like the keys of the architecture `bitnet`
+        let known = [GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY].contains(&key.as_str())
+            || KNOWN.contains(&name)
+            || NEUTRAL.iter().any(|(neutral, _)| *neutral == name)
+            || windows && [WINDOW, WINDOW_PATTERN, WINDOW_THETA].contains(&name);
+        let number = value.as_u64().map(|v| v as f64).or(value.as_f64());
+        let off = match value {
+            MetaValue::String(text) => text.is_empty(),
+            other => other.as_bool() == Some(false) || matches!(number, Some(0.0 | 1.0)),
+        };
+        (!known && !off).then_some((name, value))
+    })
+}
+
+/// Whether the first part of a key names something that networks of these architectures do not have.
+fn is_of_other_networks(name: &str) -> bool {
+    let first = name.split('.').next().unwrap_or_default();
+    [
+        "attention",
+        "rope",
+        "ssm",
+        "wkv",
+        "time_mix",
+        "decoder",
+        "encoder",
+    ]
+    .contains(&first)
+}
+
+/// The keys of a file that nothing here reads.
+pub(super) fn unknown_keys(file: &TensorFile, wiring: &GgufWiring) -> Vec<UnknownKey> {
+    let Ok(architecture) = architecture(file) else {
+        return Vec::new();
+    };
+    let keys = Keys {
+        metadata: &file.metadata,
+        architecture,
+    };
+    let own = format!("{architecture}.");
+    let foreign = file.metadata.0.iter().filter(|(key, _)| {
+        !key.starts_with(&own) && !KNOWN_PREFIXES.iter().any(|known| key.starts_with(known))
+    });
+    let unknown = |key: String, value: &MetaValue| UnknownKey {
+        key,
+        value: show(Some(value)),
+    };
+    unread(&keys, wiring)
+        .map(|(name, value)| unknown(keys.key(name), value))
+        .chain(foreign.map(|(key, value)| unknown(key.clone(), value)))
+        .collect()
 }
 
 /// By what embeddings, residual additions and the final hidden state are scaled. No reader agrees with another
@@ -381,10 +495,14 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, FormatError> {
         Some(factor) => factor,
         None => keys.number("rope.scale_linear")?.unwrap_or(1.0),
     };
-    match keys
-        .get("rope.scaling.type")
-        .map(|v| v.as_str().unwrap_or(""))
-    {
+    let scaling = keys.get("rope.scaling.type");
+    let scaling = scaling.map(|v| v.as_str().unwrap_or(""));
+    // readers multiply the rotated heads by it whatever the type is
+    let relative = keys.number("rope.scaling.attn_factor")?;
+    if scaling != Some("yarn") && relative.is_some_and(|factor| factor != 1.0) {
+        return Err(keys.bad("rope.scaling.attn_factor", "1"));
+    }
+    match scaling {
         Some("none") => Ok(RopeScaling::None),
         None | Some("linear") if factor >= 1.0 => Ok(linear(factor)),
         Some("yarn") if factor >= 1.0 => yarn(keys, factor).map(RopeScaling::Yarn),

@@ -8,6 +8,7 @@ mod write;
 
 pub(super) use write::{decimal, from_nothing, write};
 
+use super::known_keys::{self, UnknownKey};
 use super::quantization::{self, ScaleDirection};
 use crate::config::{
     Activation, Config, ExtraNorms, Factors, Pooling, Rope, RopeScaling, SlidingWindow, Yarn,
@@ -86,6 +87,7 @@ pub enum HfStorage {
 enum Neutral {
     Absent,
     False,
+    True,
     Zero,
     One,
 }
@@ -93,6 +95,14 @@ enum Neutral {
 /// Keys of other architectures that would change the arithmetic.
 const NEUTRAL: &[(&str, Neutral)] = &[
     ("attention_bias", Neutral::False),
+    ("is_causal", Neutral::True),
+    ("use_rope", Neutral::True),
+    ("bidirectional", Neutral::False),
+    ("pretraining_tp", Neutral::One),
+    ("rotary_pct", Neutral::One),
+    ("hidden_size_per_layer_input", Neutral::Zero),
+    ("num_kv_shared_layers", Neutral::Zero),
+    ("num_nextn_predict_layers", Neutral::Zero),
     ("mlp_bias", Neutral::False),
     ("qkv_bias", Neutral::False),
     ("use_bias", Neutral::False),
@@ -368,6 +378,7 @@ fn refuse_other_networks(keys: Keys<'_>, wiring: &Wiring) -> Result<(), FormatEr
         let (fine, expected) = match neutral {
             Neutral::Absent => (false, "nothing"),
             Neutral::False => (value == false, "false"),
+            Neutral::True => (value == true, "true"),
             Neutral::Zero => (value.as_f64() == Some(0.0), "0"),
             Neutral::One => (value.as_f64() == Some(1.0), "1"),
         };
@@ -382,10 +393,21 @@ fn refuse_other_networks(keys: Keys<'_>, wiring: &Wiring) -> Result<(), FormatEr
     };
     match keys.get("layer_types") {
         Some(layers) if !wiring.understands("layer_types") && !full(layers) => {
-            Err(keys.bad("layer_types", "\"full_attention\" everywhere"))
+            return Err(keys.bad("layer_types", "\"full_attention\" everywhere"));
         }
-        _ => Ok(()),
+        _ => {}
     }
+    known_keys::refuse(keys.object, is_compared)
+}
+
+/// Whether a key is compared with the value that is computed here, or read by some family.
+fn is_compared(key: &str) -> bool {
+    NEUTRAL.iter().any(|(known, _)| *known == key)
+}
+
+/// The keys that nothing reads and that no list of harmless ones has.
+pub(super) fn unknown_keys(config: &Value) -> Vec<UnknownKey> {
+    known_keys::unknown(config, is_compared)
 }
 
 /// MiniCPM's scales: `scale_emb`, `scale_depth / sqrt(layers)`, and the final hidden state divided by
@@ -445,7 +467,7 @@ fn sliding(
             path: "rope_parameters.sliding_attention.",
         });
     let rope_theta = match own {
-        Some(own) => match rope_scaling(own, keys)? {
+        Some(own) => match refuse_unknown_rope_keys(own).and_then(|()| rope_scaling(own, keys))? {
             RopeScaling::None => own.required_number("rope_theta")?,
             _ => return Err(own.bad("rope_type", "\"default\"")),
         },
@@ -464,6 +486,13 @@ fn activation(keys: Keys<'_>, key: &'static str) -> Result<Activation, FormatErr
     let named = |value: &Value| all.into_iter().find(|a| value == a.as_str());
     let found = keys.get(key).and_then(named);
     let found = found.ok_or_else(|| keys.bad(key, &format!("one of {}", expected())))?;
+    for other in ["hidden_act", "hidden_activation"] {
+        let said = keys.get(other);
+        if other != key && said.is_some_and(|value| named(value) != Some(found)) {
+            let expected = format!("what {key} = {} means", found.as_str());
+            return Err(keys.bad(other, &expected));
+        }
+    }
     // Falcon3-7B-1.58bit has this second spelling beside `hidden_act`
     match keys.get("activation") {
         Some(other)
@@ -519,6 +548,7 @@ fn rope(keys: Keys<'_>, wiring: &Wiring) -> Result<Rope, FormatError> {
             theta = Some(inner_theta);
         }
         let this = rope_scaling(inner, keys)?;
+        refuse_unknown_rope_keys(inner)?;
         if scaling.is_some_and(|other| other != this) {
             return Err(keys.bad(key, "what rope_scaling says"));
         }
@@ -529,6 +559,35 @@ fn rope(keys: Keys<'_>, wiring: &Wiring) -> Result<Rope, FormatError> {
         theta: theta.into(),
         scaling: scaling.unwrap_or(RopeScaling::None),
     })
+}
+
+/// Refuses keys of an object of scaling numbers that nothing here reads.
+fn refuse_unknown_rope_keys(keys: Keys<'_>) -> Result<(), FormatError> {
+    const KNOWN: [&str; 17] = [
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "factor",
+        "finetuned",
+        "full_attention",
+        "high_freq_factor",
+        "low_freq_factor",
+        "mscale",
+        "mscale_all_dim",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "rope_theta",
+        "rope_type",
+        "sliding_attention",
+        "truncate",
+        "type",
+    ];
+    for (key, value) in keys.object.as_object().into_iter().flatten() {
+        if !KNOWN.contains(&key.as_str()) && !value.is_null() && value != false {
+            return Err(keys.bad(key, "no such key"));
+        }
+    }
+    Ok(())
 }
 
 /// One object of scaling numbers; `outer` is the configuration around it.

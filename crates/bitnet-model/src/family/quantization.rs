@@ -4,12 +4,23 @@
 //! magnitude; a method, class or mode this program does not know is an error naming key and value.
 
 use super::hf_config::{decimal, show};
+use super::module_patterns::ModulePattern;
 use crate::config::{ActivationQuantization, Config};
-use crate::slot::LayerSlot;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
 
 const CONFIG: &str = "quantization_config";
+const CLASS: &str = "linear_class";
+const MODE: &str = "quantization_mode";
+/// Flags that stood for a mode of `autobitlinear` before transformers had [`CLASS`] and [`MODE`].
+const EARLY: [(&str, &str); 2] = [
+    ("offline_quantization", "offline"),
+    ("online_quantization", "online"),
+];
+/// The list of modules that stay dense; transformers ignores the second spelling for BitNet checkpoints.
+const SKIPPED: [&str; 2] = ["modules_to_not_convert", "llm_int8_skip_modules"];
+/// Steps that matching all entries of a list may take.
+const MATCH_STEPS: u64 = 20_000_000;
 /// MLX's key, and what others that leave a key of this name mean is not known.
 const AFFINE: &str = "quantization";
 /// Our own key for checkpoints of dequantised weights whose activations are not quantised.
@@ -125,31 +136,92 @@ pub(super) fn read(config: &Value, projection_norms: bool) -> Result<Quantizatio
                 .hint("this architecture has no norms in front of single projections"));
         }
     }
-    check_not_converted(section.get("modules_to_not_convert"))?;
-    let mode = match section.get("quantization_mode") {
-        None => "offline",
+    refuse_unknown_keys(section)?;
+    let early = early_mode(section)?;
+    let mode = match section.get(MODE) {
+        None => early.unwrap_or("offline"),
         Some(Value::String(mode)) if mode == "offline" || mode == "online" => mode,
-        Some(other) => {
-            return Err(unknown(
-                &key("quantization_mode"),
-                other,
-                "\"offline\" or \"online\"",
-            ));
-        }
+        Some(other) => return Err(unknown(&key(MODE), other, "\"offline\" or \"online\"")),
     };
-    match section.get("linear_class") {
+    if let Some(early) = early.filter(|early| *early != mode) {
+        let expected = format!("\"{early}\", as `{early}_quantization` says");
+        return Err(unknown(&key(MODE), &json!(mode), &expected));
+    }
+    match section.get(CLASS) {
+        // the early flags had one class
+        None if early.is_some() => Ok(autobitlinear(mode)),
         // the mode means nothing to this class: it always holds packed codes
         None => Ok(Quantization::Offline(ScaleDirection::Divide)),
-        Some(class) if class == "bitlinear" => Ok(Quantization::Offline(ScaleDirection::Divide)),
-        Some(class) if class == "autobitlinear" => Ok(match mode {
-            "online" => Quantization::Online,
-            _ => Quantization::Offline(ScaleDirection::Multiply),
-        }),
+        Some(class) if class == "bitlinear" && early.is_none() => {
+            Ok(Quantization::Offline(ScaleDirection::Divide))
+        }
+        Some(class) if class == "autobitlinear" => Ok(autobitlinear(mode)),
+        Some(other) if early.is_some() => Err(unknown(&key(CLASS), other, "\"autobitlinear\"")),
         Some(other) => Err(unknown(
-            &key("linear_class"),
+            &key(CLASS),
             other,
             "\"bitlinear\" or \"autobitlinear\"",
         )),
+    }
+}
+
+fn autobitlinear(mode: &str) -> Quantization {
+    match mode {
+        "online" => Quantization::Online,
+        _ => Quantization::Offline(ScaleDirection::Multiply),
+    }
+}
+
+/// The mode by the early flags. A flag that is false decides nothing beside the keys of today, and is not
+/// understood alone.
+fn early_mode(section: &Map<String, Value>) -> Result<Option<&'static str>, FormatError> {
+    let key = |name: &str| format!("{CONFIG}.{name}");
+    let mut mode = None;
+    for (name, means) in EARLY {
+        match section.get(name) {
+            None | Some(Value::Null | Value::Bool(false)) => {}
+            Some(Value::Bool(true)) if mode.is_none() => mode = Some(means),
+            Some(Value::Bool(true)) => {
+                return Err(unknown(&key(name), &json!(true), "one of the two modes"));
+            }
+            Some(other) => return Err(unknown(&key(name), other, "true or false")),
+        }
+    }
+    if mode.is_none() && section.get(CLASS).is_none() {
+        for (name, _) in EARLY {
+            if section.get(name) == Some(&Value::Bool(false)) {
+                return Err(unknown(&key(name), &json!(false), "true")
+                    .hint("set linear_class and quantization_mode instead of the early key"));
+            }
+        }
+    }
+    Ok(mode)
+}
+
+/// Refuses keys of the section that this program does not know: any of them may change what the linears mean.
+fn refuse_unknown_keys(section: &Map<String, Value>) -> Result<(), FormatError> {
+    const KNOWN: [&str; 6] = ["quant_method", CLASS, MODE, NORMS, NORMS_EPS, ACTIVATIONS];
+    let is_known = |name: &str| {
+        KNOWN.contains(&name)
+            || SKIPPED.contains(&name)
+            || EARLY.iter().any(|(early, _)| *early == name)
+    };
+    let is_off = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
+    };
+    match section
+        .iter()
+        .find(|(name, value)| !is_known(name) && !is_off(value))
+    {
+        None => Ok(()),
+        Some((name, value)) => Err(unknown(&format!("{CONFIG}.{name}"), value, "no such key")
+            .hint(
+                "remove the key from config.json if it does not change the meaning of the weights",
+            )),
     }
 }
 
@@ -169,6 +241,12 @@ fn affine_settings(settings: &Map<String, Value>, path: &str) -> Result<usize, F
     if of("bits").as_u64() != Some(2) {
         return Err(unknown(&key("bits"), of("bits"), "2")
             .hint("ternary weights have 2 bits; other widths cannot be converted without loss"));
+    }
+    // modules have keys of their own beside these
+    let is_known = |name: &str| ["bits", "group_size", "mode", ACTIVATIONS].contains(&name);
+    let is_module = |value: &Value| value.is_object() || value.is_boolean() || value.is_null();
+    if let Some((name, value)) = (settings.iter()).find(|(k, v)| !is_known(k) && !is_module(v)) {
+        return Err(unknown(&key(name), value, "no such key"));
     }
     let mode = of("mode");
     if !mode.is_null() && mode != "affine" {
@@ -207,36 +285,81 @@ pub(crate) fn affine_says_activations(config: &Value) -> bool {
     section.is_some_and(|section| section.get(ACTIVATIONS).is_some())
 }
 
-/// Every linear of a layer is ternary here, so the list may only name what is dense anyway.
-fn check_not_converted(list: Option<&Value>) -> Result<(), FormatError> {
-    let names = match list {
-        None | Some(Value::Null) => return Ok(()),
-        Some(Value::Array(names)) => names,
-        Some(other) => {
-            return Err(unknown(
-                "quantization_config.modules_to_not_convert",
-                other,
-                "a list",
-            ));
-        }
+/// Refuses lists of modules that stay dense, unless they name only what is dense here: every linear of a layer
+/// is ternary. `linears` are the names of their modules as transformers has them.
+pub(super) fn check_not_converted(
+    config: &Value,
+    quantization: Quantization,
+    has_head: bool,
+    linears: impl Fn() -> Vec<String>,
+) -> Result<(), FormatError> {
+    let Some(section) = section(config)? else {
+        return Ok(());
     };
-    for name in names {
-        // transformers leaves a module alone when its path begins or ends with an entry
-        let hits = name.as_str().is_none_or(|entry| {
-            LayerSlot::LINEARS.iter().any(|slot| {
-                let path = format!("model.layers.0.{}", slot.canonical());
-                path.starts_with(entry) || path.ends_with(entry)
-            })
-        });
-        if hits {
-            return Err(unknown(
-                "quantization_config.modules_to_not_convert",
-                name,
-                "modules outside the decoder layers",
+    if config.get(AFFINE) == config.get(CONFIG) {
+        return Ok(());
+    }
+    let mut steps = MATCH_STEPS;
+    for list in SKIPPED {
+        let key = format!("{CONFIG}.{list}");
+        let entries = match section.get(list) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(entries)) => entries,
+            Some(other) => {
+                return Err(unknown(&key, other, "a list of module names, or null"));
+            }
+        };
+        let linears = linears();
+        let mut names_head = false;
+        for entry in entries {
+            let Value::String(text) = entry else {
+                return Err(unknown(&key, entry, "names of modules"));
+            };
+            let refuse = |why: String| {
+                let message = format!("the entry {} {why}", show(entry));
+                FormatError::new(ErrorCode::UnknownQuantization, message).in_tensor(&key)
+            };
+            let unclear = |why: super::module_patterns::NoAnswer| {
+                refuse(why.reason()).hint("write the full names of the modules that stay dense")
+            };
+            let pattern = ModulePattern::new(text).map_err(unclear)?;
+            for module in &linears {
+                if pattern.names(module, &mut steps).map_err(unclear)? {
+                    return Err(refuse(format!(
+                        "names {module}, which stays dense then; expected modules outside the decoder \
+                         layers, whose linears are all ternary here"
+                    ))
+                    .hint("mixed models are not computed here: convert the modules, or run the model with transformers"));
+                }
+            }
+            names_head |= pattern.names("lm_head", &mut steps).map_err(unclear)?;
+        }
+        // without a list transformers leaves the head alone; with one only if the list names it
+        if list == SKIPPED[0] && quantization == Quantization::Online && has_head && !names_head {
+            let found = section.get(list).unwrap_or(&Value::Null);
+            return Err(unknown(&key, found, "a list that names lm_head, or null").hint(
+                "with this list transformers makes the output head ternary, which is not computed here: add \"lm_head\"",
             ));
         }
     }
     Ok(())
+}
+
+/// Whether a configuration spells its mode in a way that only early programs read.
+fn is_early(section: &Map<String, Value>) -> bool {
+    EARLY.iter().any(|(name, _)| section.contains_key(*name))
+}
+
+/// Whether a copy of master weights needs another `quantization_config` than the original's: one that transformers
+/// reads as master weights.
+pub(super) fn needs_marking(config: &Value, quantization: Quantization) -> bool {
+    match quantization {
+        Quantization::Unmarked => true,
+        Quantization::Online => {
+            matches!(config.get(CONFIG), Some(Value::Object(section)) if is_early(section))
+        }
+        Quantization::Offline(_) | Quantization::Affine { .. } => false,
+    }
 }
 
 /// Whether inputs of the linears are quantised, by our own key; BitNet's answer is yes.
@@ -281,6 +404,9 @@ pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization,
         _ => Map::new(),
     };
     section.insert("quant_method".to_owned(), json!("bitnet"));
+    for (early, _) in EARLY {
+        section.shift_remove(early);
+    }
     let class = match quantization {
         Quantization::Offline(ScaleDirection::Divide) => ("bitlinear", "offline"),
         Quantization::Offline(ScaleDirection::Multiply) => ("autobitlinear", "offline"),
@@ -289,9 +415,9 @@ pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization,
         }
     };
     // an absent class is `bitlinear`: published files of that kind have no key, so none is added
-    if class.0 == "autobitlinear" || section.contains_key("linear_class") {
-        section.insert("linear_class".to_owned(), json!(class.0));
-        section.insert("quantization_mode".to_owned(), json!(class.1));
+    if class.0 == "autobitlinear" || section.contains_key(CLASS) {
+        section.insert(CLASS.to_owned(), json!(class.0));
+        section.insert(MODE.to_owned(), json!(class.1));
     }
     if meant.norms.projections {
         section.insert(NORMS.to_owned(), json!(true));

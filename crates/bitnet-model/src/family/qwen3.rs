@@ -39,8 +39,7 @@ pub(super) static FAMILY: Family = Family {
     tensor_name: |slot| names::hf(slot, "o_proj.norm", "down_proj.norm"),
     stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Multiply,
-    unmarked_floats: UnmarkedFloats::AskTheData,
-    is_known_master: |_| false,
+    unmarked_floats: UnmarkedFloats::Ordinary,
     hf_identity: ("qwen3", "Qwen3ForCausalLM"),
     hf_extra_keys: |config| match config.pooling {
         Some(_) => vec![("architectures", json!([HEADLESS]))],

@@ -462,21 +462,3 @@ fn gguf_targets_refuse_what_their_readers_would_compute_differently() {
         );
     }
 }
-
-#[test]
-fn only_the_published_shape_counts_as_falcon_e_master_weights() {
-    let mut config = sample(llama());
-    config["eos_token_id"] = json!(11);
-    config["head_dim"] = json!(64);
-    assert!((llama().is_known_master)(&config));
-    for (key, value) in [
-        ("eos_token_id", json!(2)),
-        ("vocab_size", json!(131_072)),
-        ("tie_word_embeddings", json!(true)),
-        ("head_dim", Value::Null),
-    ] {
-        let mut other = config.clone();
-        other[key] = value;
-        assert!(!(llama().is_known_master)(&other), "{key}");
-    }
-}

@@ -13,6 +13,7 @@ pub(super) const EXAMINATION: Examination = Examination {
     examine: |patient, findings| {
         if let Some(checkpoint) = patient.checkpoint {
             head(patient, checkpoint, findings);
+            unread(checkpoint, findings);
         }
         if patient.file.container == Gguf.name() {
             file_type(patient, findings);
@@ -24,18 +25,6 @@ pub(super) const EXAMINATION: Examination = Examination {
 
 const ARCHITECTURE: &str = "general.architecture";
 const FILE_TYPE: &str = "general.file_type";
-
-/// Beginnings of keys that some known program reads or writes, besides the architecture's own.
-const KNOWN: [&str; 8] = [
-    "general.",
-    "tokenizer.",
-    "ternary.",
-    "bitnet.",
-    "split.",
-    "prism.",
-    "quantize.",
-    "adapter.",
-];
 
 /// A published network whose GGUF files are known to name an architecture that computes something else.
 struct Published {
@@ -100,6 +89,29 @@ fn head(patient: &Patient<'_>, checkpoint: &Checkpoint, findings: &mut Vec<Findi
     }
 }
 
+/// Keys that nothing here reads, and an index that was not read.
+fn unread(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
+    for key in &checkpoint.unknown_keys {
+        let what = format!("the key is unknown and ignored; its value is {}", key.value);
+        let remedy = "make sure that the network does not depend on it";
+        let code = "unknown-key";
+        findings.push(match checkpoint.is_gguf() {
+            true => Finding::note(code, &key.key, what, remedy),
+            false => Finding::warning(code, &key.key, what, remedy),
+        });
+    }
+    if let Some(index) = &checkpoint.stale_index {
+        let what = "none of its shards exist, and a model in one file lies beside it";
+        let place = index.display().to_string();
+        findings.push(Finding::warning(
+            "stale-index",
+            place,
+            what,
+            "remove the index",
+        ));
+    }
+}
+
 /// Whether `general.file_type` is that of the linears.
 fn file_type(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
     let packings: BTreeSet<(&str, Option<u32>)> = patient
@@ -152,13 +164,6 @@ fn keys(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
         return;
     };
     let own = format!("{architecture}.");
-    for (key, _) in &metadata.0 {
-        if !key.starts_with(&own) && !KNOWN.iter().any(|known| key.starts_with(known)) {
-            let what = "no program this one knows of reads the key";
-            let remedy = "make sure that nothing depends on it";
-            findings.push(Finding::note("unknown-key", key, what, remedy));
-        }
-    }
     let theta = format!("{own}rope.freq_base");
     if metadata.get(&theta).is_none() {
         let what = "absent: every reader takes 10000";

@@ -7,15 +7,24 @@ use crate::config::{ActivationQuantization, Config};
 use crate::family::{self, Family, ScaleDirection, UnmarkedFloats};
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
-    Encoding, ErrorCode, FormatError, Packing, TensorFile, TensorInfo, packing_by_name,
+    Encoding, ErrorCode, FormatError, MetaValue, Packing, TensorFile, TensorInfo, packing_by_name,
 };
 use std::collections::HashMap;
+use std::path::Path;
 
 /// Sums up a GGUF file, which brings everything along.
 pub(in crate::checkpoint) fn gguf(
     file: &TensorFile,
     options: &OpenOptions,
 ) -> Result<Resolved, FormatError> {
+    let kind = file
+        .metadata
+        .get("general.type")
+        .and_then(MetaValue::as_str);
+    if kind == Some("adapter") {
+        let path = file.parts.first().map_or(Path::new(""), |part| part.path());
+        return Err(bitnet_formats::adapter_alone(path, "the weights"));
+    }
     let family = family::family_of_gguf(file)?;
     let mut config = (family.gguf_config)(file)?;
     let divisors = rope_frequencies(file, &config)?;
@@ -129,7 +138,7 @@ pub(in crate::checkpoint) fn settle_activations(
     numbers: bool,
     config: &mut Config,
 ) {
-    if family.unmarked_floats == UnmarkedFloats::AskTheData
+    if family.unmarked_floats == UnmarkedFloats::Ordinary
         && !family::says_activations(file)
         && numbers
     {

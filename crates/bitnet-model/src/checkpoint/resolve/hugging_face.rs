@@ -51,6 +51,7 @@ pub(in crate::checkpoint) fn hugging_face(
         }
     };
     let json = |name: &str| parsed(name, family::parse_json);
+    refuse_adapter(file, &directory)?;
     let config_path = directory.join("config.json");
     let config_json = json("config.json")?.ok_or_else(|| {
         FormatError::new(
@@ -97,7 +98,7 @@ pub(in crate::checkpoint) fn hugging_face(
     let fused = gpu::is_fused(file);
     let is_affine = matches!(quantization, Quantization::Affine { .. });
     if is_affine
-        && family.unmarked_floats == UnmarkedFloats::AskTheData
+        && family.unmarked_floats == UnmarkedFloats::Ordinary
         && !family::affine_says_activations(&config_json)
     {
         config.activation_quantization = ActivationQuantization::None;
@@ -118,7 +119,7 @@ pub(in crate::checkpoint) fn hugging_face(
         // embedding models and some exports leave the prefix away
         let names = prefixed(&name);
         let names = [names[0].as_str(), names[1].as_str()];
-        let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
+        let info = (tensors.find(&names)).ok_or_else(|| missing_among(file, &names))?;
         let shape = config.shape(slot);
         let is_table = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
         let as_tiles = in_tiles && (slot.is_ternary() || tiles::is_entry(file, info));
@@ -184,15 +185,11 @@ pub(in crate::checkpoint) fn hugging_face(
         }
     })?;
     if !undecided.is_empty() {
-        // a norm in front of every linear is what only networks trained for ternary weights have
-        let known = (family.is_known_master)(&config_json) || config.norms.projections;
-        let dense = decide(
-            file,
-            &undecided,
-            &mut sources,
-            options.ternary_trained || known,
-        )?;
-        if dense && !config.norms.projections {
+        // norms in front of every linear are tensors that only networks trained for ternary weights have
+        let vouched = options.ternary_trained || config.norms.projections;
+        let dense = decide(file, &undecided, &mut sources, vouched)?;
+        let ordinary = family.unmarked_floats == UnmarkedFloats::Ordinary;
+        if dense && ordinary && !config.norms.projections {
             config.activation_quantization = ActivationQuantization::None;
         }
     }
@@ -204,6 +201,68 @@ pub(in crate::checkpoint) fn hugging_face(
         declared_vocab_size: Some(declared_vocab_size),
         sources,
     })
+}
+
+/// Refuses adapters: beside the weights, and instead of them.
+fn refuse_adapter(file: &TensorFile, directory: &Path) -> Result<(), FormatError> {
+    /// Parts of names that PEFT gives to tensors of adapters, and to those of a model with one inside.
+    const MARKS: [&str; 8] = [
+        ".lora_A.",
+        ".lora_B.",
+        ".lora_embedding_A",
+        ".lora_embedding_B",
+        ".lora_magnitude_vector",
+        ".base_layer.",
+        ".modules_to_save.",
+        ".original_module.",
+    ];
+    let part = file.parts.first().map_or(directory, |part| part.path());
+    let is_marked = |info: &&TensorInfo| MARKS.iter().any(|mark| info.name.contains(mark));
+    if let Some(info) = file.tensors().iter().find(is_marked) {
+        let error = bitnet_formats::adapter_alone(part, "a tensor");
+        return Err(error.in_tensor(&info.name));
+    }
+    let name = part.file_name().unwrap_or_default().to_string_lossy();
+    if name.starts_with("adapter_model.") {
+        return Err(bitnet_formats::adapter_alone(part, "the weights"));
+    }
+    // the current directory has an empty name here
+    let directory = match directory.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => directory,
+    };
+    bitnet_formats::refuse_adapter_beside(directory)
+}
+
+/// The error for a tensor that is not there; names it under the prefix of a wrapper, if it has one.
+fn missing_among(file: &TensorFile, names: &[&str]) -> FormatError {
+    /// Modules that wrappers of PyTorch and PEFT put into names.
+    const WRAPPERS: [&str; 3] = ["_orig_mod", "module", "_fsdp_wrapped_module"];
+    let error = missing(names);
+    let unwrapped = |name: &str| {
+        let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
+        parts.collect::<Vec<_>>().join(".")
+    };
+    let is_it = |info: &&TensorInfo| {
+        let found = unwrapped(&info.name);
+        names.iter().any(|name| {
+            let before = found.strip_suffix(name);
+            before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        })
+    };
+    match file.tensors().iter().find(is_it) {
+        None => error,
+        Some(info) => {
+            let message = format!("expected this tensor, found it as `{}` only", info.name);
+            let place = file.parts.get(info.part).map(|part| part.path());
+            let error = FormatError { message, ..error };
+            let error = place.map_or(error.clone(), |path| error.in_file(path));
+            error.hint(
+                "the names are those of a wrapper (torch.compile, DataParallel, PEFT): \
+                 save the model inside of it, or rename the tensors",
+            )
+        }
+    }
 }
 
 /// The rule of one linear (`formats/packing/hf_u8.md`, `formats/absmean.md`); `None` when only the data
@@ -267,10 +326,7 @@ fn hf_rule(
             return Err(missing(&[&format!("{name}weight_scale")])
                 .hint("trits without a scale are not weights; is the download complete?"));
         }
-        return Ok(match family.unmarked_floats {
-            UnmarkedFloats::MasterWeights => Some(LinearRule::Absmean),
-            UnmarkedFloats::AskTheData => None,
-        });
+        return Ok(None);
     };
     let outside = Some((scale, direction));
     if !is_packed {
