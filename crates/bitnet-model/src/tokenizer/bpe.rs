@@ -35,8 +35,9 @@ impl Merges {
             let Some(&[left, right, _]) = merges.list.get(rank as usize) else {
                 break;
             };
+            let hash = merges.keys.pair(left, right);
             match merges.place(left, right) {
-                Ok((_, at)) | Err(at) => merges.places.set(at, rank),
+                Ok((_, at)) | Err(at) => merges.places.set(at, hash, rank),
             }
         }
         merges

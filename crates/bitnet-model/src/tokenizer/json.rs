@@ -304,6 +304,8 @@ impl Model {
 pub(super) struct Resolver<'w> {
     words: &'w Words,
     whole: String,
+    /// The entry of the last result: merges are mostly in the order of what they make.
+    made: u32,
 }
 
 impl<'w> Resolver<'w> {
@@ -311,6 +313,7 @@ impl<'w> Resolver<'w> {
         Self {
             words,
             whole: String::new(),
+            made: 0,
         }
     }
 
@@ -324,15 +327,19 @@ impl<'w> Resolver<'w> {
         self.whole.clear();
         self.whole.push_str(left);
         self.whole.push_str(right);
-        let id = |text: &str| {
-            self.words.id(text).ok_or_else(|| {
+        let found = |id: Option<u32>, text: &str| {
+            id.ok_or_else(|| {
                 refuse(
                     "model.merges",
                     format!("merge {number} needs `{}`, which is no token", short(text)),
                 )
             })
         };
-        Ok([id(left)?, id(right)?, id(&self.whole)?])
+        Ok([
+            found(self.words.id(left), left)?,
+            found(self.words.id(right), right)?,
+            found(self.words.id_near(&self.whole, &mut self.made), &self.whole)?,
+        ])
     }
 }
 

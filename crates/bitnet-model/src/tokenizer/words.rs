@@ -43,6 +43,14 @@ impl Keys {
     }
 }
 
+/// Bits of a place that hold the entry; the others hold bits of its hash, which tell most other
+/// entries apart without a look at them.
+const ENTRY_BITS: u32 = 25;
+const ENTRY: u32 = (1 << ENTRY_BITS) - 1;
+
+/// Most entries of a table.
+pub(super) const MOST_ENTRIES: usize = ENTRY as usize - 1;
+
 /// Places of a table that is at most half full: entry numbers plus one, zero where there is none.
 #[derive(Debug, Default)]
 pub(super) struct Places(Vec<u32>);
@@ -65,18 +73,26 @@ impl Places {
     ) -> Result<(u32, usize), usize> {
         let mask = self.0.len().wrapping_sub(1);
         let mut at = hash as usize & mask;
+        let tag = Self::tag(hash);
         loop {
             match self.0.get(at) {
                 None | Some(0) => return Err(at),
-                Some(&entry) if fits(entry - 1) => return Ok((entry - 1, at)),
+                Some(&place) if place & !ENTRY == tag && fits((place & ENTRY) - 1) => {
+                    return Ok(((place & ENTRY) - 1, at));
+                }
                 Some(_) => at = (at + 1) & mask,
             }
         }
     }
 
-    pub(super) fn set(&mut self, at: usize, entry: u32) {
+    fn tag(hash: u64) -> u32 {
+        (hash >> 32) as u32 & !ENTRY
+    }
+
+    /// Puts an entry below [`MOST_ENTRIES`] at the place that [`Self::find`] gave for its hash.
+    pub(super) fn set(&mut self, at: usize, hash: u64, entry: u32) {
         if let Some(place) = self.0.get_mut(at) {
-            *place = entry + 1;
+            *place = ((entry + 1) & ENTRY) | Self::tag(hash);
         }
     }
 }
@@ -98,7 +114,7 @@ pub(super) struct Words {
 fn too_long() -> FormatError {
     FormatError::new(
         ErrorCode::LimitExceeded,
-        "a vocabulary of more than 4 GiB of text",
+        "a vocabulary of more than 33 million tokens or 4 GiB of text",
     )
 }
 
@@ -130,8 +146,7 @@ impl Words {
             .unwrap_or_default()
     }
 
-    fn entry(&self, text: &str) -> Result<u32, usize> {
-        let hash = self.keys.bytes(text.as_bytes());
+    fn entry(&self, hash: u64, text: &str) -> Result<u32, usize> {
         let found = self.places.find(hash, |entry| self.text_of(entry) == text);
         found.map(|(entry, _)| entry)
     }
@@ -141,7 +156,8 @@ impl Words {
     /// # Errors
     /// More text than offsets can name.
     pub(super) fn put(&mut self, text: &str, id: u32) -> Result<(), FormatError> {
-        let at = match self.entry(text) {
+        let hash = self.keys.bytes(text.as_bytes());
+        let at = match self.entry(hash, text) {
             Ok(entry) => {
                 if let Some(old) = self.ids.get_mut(entry as usize) {
                     *old = id;
@@ -150,18 +166,21 @@ impl Words {
             }
             Err(at) => at,
         };
+        if self.ids.len() >= MOST_ENTRIES {
+            return Err(too_long());
+        }
         let entry = u32::try_from(self.ids.len()).map_err(|_| too_long())?;
         self.texts.push_str(text);
         let end = u32::try_from(self.texts.len()).map_err(|_| too_long())?;
         self.ends.push(end);
         self.ids.push(id);
-        self.places.set(at, entry);
+        self.places.set(at, hash, entry);
         if self.places.is_full(self.ids.len()) {
             self.places = Places::for_entries(self.ids.len() * 2);
             for entry in 0..=entry {
                 let hash = self.keys.bytes(self.text_of(entry).as_bytes());
                 if let Err(at) = self.places.find(hash, |_| false) {
-                    self.places.set(at, entry);
+                    self.places.set(at, hash, entry);
                 }
             }
         }
@@ -201,7 +220,26 @@ impl Words {
     }
 
     pub(super) fn id(&self, text: &str) -> Option<u32> {
-        let entry = self.entry(text).ok()?;
+        let hash = self.keys.bytes(text.as_bytes());
+        let entry = self.entry(hash, text).ok()?;
+        self.ids.get(entry as usize).copied()
+    }
+
+    /// As [`Self::id`], of a text that is often the entry `near` or the one behind it; `near` becomes
+    /// the entry that was found.
+    pub(super) fn id_near(&self, text: &str, near: &mut u32) -> Option<u32> {
+        let close = [*near, near.saturating_add(1)];
+        let close = close
+            .into_iter()
+            .find(|entry| (*entry as usize) < self.ids.len() && self.text_of(*entry) == text);
+        let entry = match close {
+            Some(entry) => entry,
+            None => {
+                let hash = self.keys.bytes(text.as_bytes());
+                self.entry(hash, text).ok()?
+            }
+        };
+        *near = entry;
         self.ids.get(entry as usize).copied()
     }
 
