@@ -367,8 +367,8 @@ impl<'de> Visitor<'de> for ModelSeed<'_> {
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "vocab" => {
-                    // a token takes about 16 bytes of the file
-                    let mut words = Words::with_capacity((self.bytes / 64).min(TOKENS));
+                    // a token and its merges take 60 to 130 bytes of the file
+                    let mut words = Words::with_capacity((self.bytes / 128).min(TOKENS));
                     map.next_value_seed(Vocabulary {
                         failure: self.failure,
                         words: &mut words,
@@ -420,18 +420,16 @@ fn setting(settings: &mut Settings, key: &str, value: &Value) -> Result<(), Form
                 ));
             }
         },
-        "continuing_subword_prefix" | "end_of_word_suffix" => {
-            if !value.is_null() && value.as_str() != Some("") {
-                return Err(refuse(&place, "expected none"));
-            }
+        "continuing_subword_prefix" | "end_of_word_suffix"
+            if !value.is_null() && value.as_str() != Some("") =>
+        {
+            return Err(refuse(&place, "expected none"));
         }
-        "dropout" => {
-            if !value.is_null() && value.as_f64() != Some(0.0) {
-                return Err(refuse(
-                    &place,
-                    "is not zero; the same text would give other ids every time",
-                ));
-            }
+        "dropout" if !value.is_null() && value.as_f64() != Some(0.0) => {
+            return Err(refuse(
+                &place,
+                "is not zero; the same text would give other ids every time",
+            ));
         }
         "unk_token" => match value {
             Value::Null => settings.unk_token = None,
