@@ -249,10 +249,7 @@ fn is_off(value: &Value) -> bool {
 }
 
 /// The keys that are neither read nor harmless, in the order of the file.
-fn others<'a>(
-    config: &'a Value,
-    is_read: impl Fn(&str) -> bool,
-) -> impl Iterator<Item = (&'a str, &'a Value)> {
+fn others(config: &Value, is_read: impl Fn(&str) -> bool) -> impl Iterator<Item = (&str, &Value)> {
     let entries = config.as_object().into_iter().flatten();
     entries
         .filter(move |(key, value)| {

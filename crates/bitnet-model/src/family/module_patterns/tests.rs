@@ -5,7 +5,8 @@ use serde_json::Value;
 const TABLE: &str = include_str!("table.json");
 
 fn names(entry: &str, module: &str) -> Result<bool, NoAnswer> {
-    ModulePattern::new(entry)?.names(module, &mut u64::MAX.clone())
+    let mut steps = u64::MAX;
+    ModulePattern::new(entry)?.names(module, &mut steps)
 }
 
 #[test]
