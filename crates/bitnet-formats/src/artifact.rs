@@ -11,6 +11,7 @@ mod lock;
 mod os;
 mod owned;
 mod publish;
+mod restore;
 mod sha256_stream;
 
 pub use directory::ArtifactDirectory;

@@ -3,11 +3,11 @@
 //! Invariant: while an [`OutputLock`] lives, no other process (and no other thread) has one for the same
 //! output. A killed process holds none.
 
-use super::owned::certified_files;
-use super::{Partial, Target, partial_prefix, sha256_of, sweep};
+use super::restore::{certificate_name, restore};
+use super::{Partial, Target, partial_prefix, sweep};
 use crate::error::{ErrorCode, FormatError};
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 
@@ -19,9 +19,8 @@ pub struct OutputLock {
 }
 
 impl OutputLock {
-    /// Takes the lock, and removes what killed writers of this output left. One that was killed between the
-    /// certificate and the file that it certifies left the older file without its certificate: the older
-    /// certificate comes back.
+    /// Takes the lock, and removes what killed writers of this output left. Where one was killed while its files
+    /// became visible, the older files and their certificate come back first.
     ///
     /// # Errors
     /// `busy` when another writer has it; `usage` for a path that names no output; whatever the operating
@@ -41,7 +40,7 @@ impl OutputLock {
             _ => FormatError::io(path, &e),
         })?;
         partial.lock = Some(file);
-        restore_certificate(&target);
+        restore(&target);
         sweep(&target.parent, |name| is_temporary_of(&target.name, name));
         Ok(Self { _partial: partial })
     }
@@ -79,46 +78,6 @@ fn is_at(file: &File, place: &Path) -> bool {
 #[cfg(not(unix))]
 fn is_at(_file: &File, place: &Path) -> bool {
     place.exists()
-}
-
-/// See [`OutputLock::take`].
-fn restore_certificate(target: &Target) {
-    let name = certificate_name(&target.name);
-    let (certificate, prefix) = (target.path.with_file_name(&name), partial_prefix(&name));
-    let Ok(entries) = fs::read_dir(&target.parent) else {
-        return;
-    };
-    let names = entries.flatten().map(|entry| entry.file_name());
-    let left: Vec<_> = names
-        .filter(|n| n.as_encoded_bytes().starts_with(prefix.as_encoded_bytes()))
-        .map(|name| target.parent.join(name))
-        .filter(|path| File::open(path).is_ok_and(|file| file.try_lock().is_ok()))
-        .collect();
-    if left.is_empty() {
-        return;
-    }
-    let sha256 = File::open(&target.real).and_then(|mut file| sha256_of(&mut file));
-    let Ok(sha256) = sha256 else {
-        return;
-    };
-    let is_of_the_file = |path: &Path| {
-        let files = certified_files(path);
-        files
-            .iter()
-            .any(|f| target.name == f.name.as_str() && f.sha256 == sha256)
-    };
-    if !is_of_the_file(&certificate)
-        && let Some(older) = left.iter().find(|path| is_of_the_file(path))
-    {
-        // best effort: without it the two do not match, as verification says
-        let _ = fs::rename(older, &certificate);
-    }
-}
-
-fn certificate_name(output: &OsStr) -> OsString {
-    let mut name = output.to_owned();
-    name.push(".certificate.json");
-    name
 }
 
 /// Whether `name` is a temporary file of the output `output`, of its certificate, or of a part of it.
@@ -169,37 +128,6 @@ mod tests {
         std::fs::write(dir.path().join(".m.gguf.partial-lock"), b"").unwrap();
         OutputLock::take(&path).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn the_certificate_of_a_file_that_was_not_replaced_comes_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        let json = |sha256: &str| {
-            format!(
-                r#"{{"certificate": 1, "tool": "bitnet-convert 0.1.0",
-                    "output": {{"files": [{{"name": "m.gguf", "bytes": 3, "sha256": "{sha256}"}}]}}}}"#
-            )
-        };
-        // sha256 of `abc`
-        let old = json("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        let new = json("00");
-        for (file, left, expected) in [
-            ("abc", &old, &old),
-            // the file was replaced too
-            ("xyz", &old, &new),
-            // killed before the certificate was replaced
-            ("abc", &new, &new),
-        ] {
-            fs::write(at("m.gguf"), file).unwrap();
-            fs::write(at("m.gguf.certificate.json"), &new).unwrap();
-            fs::write(at(".m.gguf.certificate.json.partial-1-1"), left).unwrap();
-            fs::write(at(".m.gguf.partial-1-0"), "new").unwrap();
-            OutputLock::take(&at("m.gguf")).unwrap();
-            let found = fs::read_to_string(at("m.gguf.certificate.json")).unwrap();
-            assert_eq!(found, *expected, "{file}");
-            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
-        }
     }
 
     #[test]
