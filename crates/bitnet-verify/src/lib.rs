@@ -114,7 +114,7 @@ fn check_report_paths(args: &CompareArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let mut inputs = Inputs::new();
-    for path in [
+    let read = [
         &args.artifact,
         &args.against,
         &args.certificate,
@@ -123,10 +123,9 @@ fn check_report_paths(args: &CompareArgs) -> Result<(), Failure> {
         &args.prompts,
         &args.baseline,
         &args.config,
-    ] {
-        if let Some(path) = path {
-            inputs.add_model(path);
-        }
+    ];
+    for path in read.into_iter().flatten() {
+        inputs.add_model(path);
     }
     // of split models all parts
     for path in [&args.artifact, &args.against].into_iter().flatten() {
