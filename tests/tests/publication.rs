@@ -24,7 +24,8 @@ fn text(path: &Path) -> &str {
 }
 
 fn run(source: &Path, output: &Path, more: &[&str]) -> Ran {
-    let words = [&[text(source), "-o", text(output), "--json"], more].concat();
+    let how = ["-o", text(output), "--json", "--ternary-trained"];
+    let words = [&[text(source)], &how[..], more].concat();
     program::run(bitnet_convert::run, words)
 }
 
@@ -48,7 +49,7 @@ fn start(source: &str, output: &Path, more: &[&str]) -> Child {
         .arg(checkpoint(source))
         .arg("-o")
         .arg(output)
-        .args(["--quiet", "--force"])
+        .args(["--quiet", "--force", "--ternary-trained"])
         .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
