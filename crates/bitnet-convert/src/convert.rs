@@ -14,7 +14,7 @@ use bitnet_cli::{
     Console, Failure, Progress, ResourceMonitor, Table, human_bytes, human_duration, peak_rss_bytes,
 };
 use bitnet_formats::{ErrorCode, FileDigest, Inputs, OutputLock, ScaleRounding};
-use bitnet_model::{Checkpoint, LayoutReason};
+use bitnet_model::{Checkpoint, LayoutReason, TokenizerNote};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -177,6 +177,9 @@ fn attempt(
             plan.target.name, plan.target.about
         ))?;
     }
+    for note in &plan.notes {
+        console.warn(&note.message)?;
+    }
     if args.convert.dry_run {
         return print_plan(checkpoint, &plan, console);
     }
@@ -217,6 +220,11 @@ fn source_json(checkpoint: &Checkpoint, files: Option<&[FileDigest]>) -> Value {
 /// A file as reports name it.
 pub fn digest_json(file: &FileDigest) -> Value {
     json!({"path": file.path.display().to_string(), "bytes": file.bytes, "sha256": file.sha256})
+}
+
+fn notes_json(plan: &Plan) -> Value {
+    let note = |note: &TokenizerNote| json!({"code": note.code, "message": note.message});
+    plan.notes.iter().map(note).collect()
 }
 
 fn bits_per_weight(checkpoint: &Checkpoint, plan: &Plan) -> f64 {
@@ -269,6 +277,7 @@ fn report(
         "quantized_masters": masters.tensors,
         "masters_relative_change": masters.relative_change(),
         "unknown_keys": crate::unknown_keys_json(checkpoint),
+        "tokenizer_notes": notes_json(plan),
         "seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "rss_anon_peak_bytes": anon,
@@ -381,6 +390,7 @@ fn print_plan(
         "losses": plan.losses.iter().map(Loss::to_json).collect::<Value>(),
         "quantized_masters": plan.quantized_masters(checkpoint),
         "unknown_keys": crate::unknown_keys_json(checkpoint),
+        "tokenizer_notes": notes_json(plan),
         "readers": readers::to_json(&readers),
     }))?;
     let mut table = Table::new(&["tensor", "from", "to", ">shape", ">bytes"]);

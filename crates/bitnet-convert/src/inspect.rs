@@ -535,7 +535,7 @@ fn tokenizer(checkpoint: &Checkpoint) -> Result<(Option<String>, Option<u64>), F
     let Some(directory) = &checkpoint.directory else {
         return Ok((None, None));
     };
-    for name in ["tokenizer.json", "tokenizer.model"] {
+    for name in ["tokenizer.json", "tokenizer.model", "vocab.json"] {
         if directory.join(name).is_file() {
             // a tokenizer that does not load is worth knowing, but not a reason to say nothing
             let tokens = match bitnet_model::Tokenizer::from_directory(directory) {

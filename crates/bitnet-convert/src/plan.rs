@@ -17,7 +17,7 @@ use crate::targets::{Kind, Linears, Target};
 use bitnet_formats::{
     Encoding, FormatError, Header, Packing, PlainType, PlannedTensor, ScaleRounding,
 };
-use bitnet_model::{Checkpoint, LayerSlot, LinearRule, Slot, check_gpu_network};
+use bitnet_model::{Checkpoint, LayerSlot, LinearRule, Slot, TokenizerNote, check_gpu_network};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -161,6 +161,8 @@ pub struct Plan {
     pub side_files: Vec<(String, Vec<u8>)>,
     /// Known before the weights are read.
     pub losses: Vec<Loss>,
+    /// What readers of the output have to know about its tokenizer.
+    pub notes: Vec<TokenizerNote>,
     /// Most working memory at any time, estimated.
     pub peak_memory: u64,
 }
@@ -229,6 +231,7 @@ pub fn build(checkpoint: &Checkpoint, request: &Request<'_>) -> Result<Plan, For
         losses: Vec::new(),
         items: Vec::new(),
         affine: None,
+        notes: Vec::new(),
     };
     let (mut slots, mut affine) = (checkpoint.slots_in_file_order(), None);
     match request.target.linears {
@@ -251,13 +254,19 @@ pub fn build(checkpoint: &Checkpoint, request: &Request<'_>) -> Result<Plan, For
         Kind::HuggingFace => planner.hugging_face()?,
     };
     let peak_memory = planner.peak_memory(&files, &side_files);
-    let Planner { items, losses, .. } = planner;
+    let Planner {
+        items,
+        losses,
+        notes,
+        ..
+    } = planner;
     Ok(Plan {
         target: request.target,
         files,
         items,
         side_files,
         losses,
+        notes,
         peak_memory,
     })
 }
@@ -269,6 +278,7 @@ struct Planner<'a> {
     items: Vec<Item>,
     /// Group and type of the scales of an MLX output.
     affine: Option<AffineForm>,
+    notes: Vec<TokenizerNote>,
 }
 
 /// Whether a target stores the gain of a norm minus one.

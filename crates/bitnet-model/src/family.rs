@@ -35,7 +35,7 @@ pub(crate) use quantization::{affine_group, affine_says_activations};
 
 use crate::config::{Activation, ActivationQuantization, Config, Factors, RopeScaling, Yarn};
 use crate::slot::{LayerSlot, Slot};
-use bitnet_formats::{ErrorCode, FormatError, MetaValue, TensorFile};
+use bitnet_formats::{ErrorCode, FormatError, MetaValue, Metadata, TensorFile};
 use serde_json::Value;
 
 /// Most layers of a network ([`Config::checked`]).
@@ -199,6 +199,11 @@ impl Family {
             config,
             name,
         ))
+    }
+
+    /// Adds what the keys of a tokenizer in `metadata` do not say of `config`'s special tokens.
+    pub fn settle_special_tokens(&self, config: &Config, metadata: &mut Metadata) {
+        gguf_keys::settle_special_tokens(config, metadata);
     }
 
     /// Tensors that GGUF readers want besides the slots: `rope_freqs.weight` (f32) when frequencies

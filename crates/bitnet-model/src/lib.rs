@@ -54,8 +54,9 @@ pub use profile::{Part, Profile};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};
 pub use tokenizer::{
-    DecodeStream, Tokenizer, TokenizerDigest, check_tokenizer_rules, is_refused_tokenizer,
-    pre_tokenizer_names, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
-    tokenizer_files_from_gguf, tokenizer_to_gguf,
+    DecodeStream, Tokenizer, TokenizerDigest, TokenizerNote, check_tokenizer_rules,
+    has_gguf_tokenizer, is_refused_tokenizer, notes_of_directory, notes_of_gguf,
+    pre_tokenizer_names, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word, tokenizer_class_note,
+    tokenizer_files_from_gguf, tokenizer_to_gguf, tokenizer_to_gguf_with_notes,
 };
 pub use weights::{LoadOptions, TilesIn};

@@ -1,5 +1,5 @@
-//! Text to token ids and back, from `tokenizer.json`, a sentencepiece model or GGUF metadata, and
-//! from one of these forms to another.
+//! Text to token ids and back, from `tokenizer.json`, `vocab.json` with `merges.txt`, a sentencepiece
+//! model or GGUF metadata, and from one of these forms to another.
 //!
 //! Invariant: every source becomes the parts of one `tokenizer.json`. The `tokenizers` crate executes
 //! its rules over our compact model ([`bpe`]), so ids are exactly Hugging Face's. Decoding works on
@@ -10,7 +10,9 @@
 //! a whole still gives the characters that are, with one U+FFFD for each byte that is not
 //! (sentencepiece's rule), where the crate gives U+FFFD for every byte of the run.
 
+mod added;
 mod bpe;
+mod class;
 mod cut;
 mod decode;
 mod digest;
@@ -18,23 +20,31 @@ mod engine;
 mod ggml;
 mod huggingface;
 mod json;
+mod notes;
 mod pre_tokenizer;
 mod sentencepiece;
 mod side_files;
+mod special_tokens;
 mod words;
 
 use crate::chat_template::ChatTemplate;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
+use class::{Class, TOKENIZER_JSON, TOKENIZER_MODEL};
 pub use decode::DecodeStream;
 use decode::Decoding;
 pub use digest::TokenizerDigest;
-pub(crate) use digest::{template_of_directory, template_of_files, template_of_gguf};
+pub(crate) use digest::{
+    TEMPLATE_TOKENS, template_of_directory, template_of_files, template_of_gguf,
+};
 use engine::Engine;
 use ggml::{GgmlTokenizer, TokenType};
 use huggingface::Specials;
 use json::Reading;
+pub use notes::{
+    TokenizerNote, has_gguf_tokenizer, notes_of_directory, notes_of_gguf, tokenizer_class_note,
+};
 use serde_json::{Map, Value, json};
-use side_files::{END_OF_TURN, Place, SideFiles};
+use side_files::{END_OF_TURN, Place, SideFiles, without_mark};
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -44,6 +54,11 @@ const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 /// All ids that end generation, where there are several. llama.cpp knows one `eos` and one `eot`
 /// (and guesses more by their text); Ollama's converter writes this key, others ignore it.
 const EOS_IDS: &str = "tokenizer.ggml.eos_token_ids";
+/// This program's own key for the ids that `config.json` and `generation_config.json` name.
+const CONFIG_EOS_IDS: &str = "ternary.eos_token_ids";
+/// What to think of a token that has no row.
+const OTHER_MODEL: &str =
+    "the tokenizer is of another model, or config.json has the wrong vocab_size";
 /// Ids beyond the last piece of a sentencepiece model that added tokens may have.
 const MOST_ADDED: usize = 1 << 16;
 
@@ -79,6 +94,11 @@ impl Parsed {
     }
 }
 
+/// Checks and builds a `tokenizer.json`.
+fn build(bytes: &[u8]) -> Result<Parsed, FormatError> {
+    json::read(without_mark(bytes)).and_then(Parsed::new)
+}
+
 impl Tokenizer {
     /// The tokenizer of a checkpoint directory: `tokenizer.json`, else `tokenizer.model`
     /// (sentencepiece BPE), with the special tokens and the chat template of the files beside it.
@@ -94,8 +114,9 @@ impl Tokenizer {
             ..
         } = source;
         let stop = side.stop(&special);
-        let text = |name| side.text(name).unwrap_or_default().to_owned();
-        let template_tokens = (text("bos"), text("eos"));
+        let named = special_tokens::of_directory(&side, |_| true);
+        let text = |name| special_tokens::text(&named, name);
+        let template_tokens = (text("bos_token"), text("eos_token"));
         let special = (special.bos, special.eos, special.add_bos);
         Self::assemble(
             inner,
@@ -115,15 +136,12 @@ impl Tokenizer {
             return Ok(None);
         };
         let special = gguf_specials(metadata, &inner)?;
-        let text = |id: Option<u32>| id.and_then(|i| inner.id_to_token(i)).unwrap_or_default();
-        let bos = if special.add_bos {
-            text(special.bos)
-        } else {
-            String::new()
-        };
-        let template_tokens = (bos, text(special.eos));
-        let stop = gguf_stop(metadata, &special);
         let template = gguf_template(metadata);
+        let spelled = |id| inner.id_to_token(id);
+        let named = special_tokens::of_gguf(metadata, &special, template.as_deref(), spelled)?;
+        let text = |name| special_tokens::text(&named, name);
+        let template_tokens = (text("bos_token"), text("eos_token"));
+        let stop = gguf_stop(metadata, &special);
         let special = (special.bos, special.eos, special.add_bos);
         Self::assemble(inner, &value, special, stop, template, template_tokens).map(Some)
     }
@@ -183,6 +201,17 @@ impl Tokenizer {
     /// Tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.vocab_size()
+    }
+
+    /// The texts of added tokens with ids from `rows` on.
+    pub fn added_beyond(&self, rows: usize) -> Vec<String> {
+        let added = self.inner.added_tokens().into_iter();
+        let mut beyond: Vec<(u32, String)> = added
+            .filter(|(id, _)| usize::try_from(*id).is_ok_and(|id| id >= rows))
+            .map(|(id, token)| (id, token.content.clone()))
+            .collect();
+        beyond.sort_unstable();
+        beyond.into_iter().map(|(_, text)| text).collect()
     }
 
     /// The text of a token as the vocabulary spells it.
@@ -289,27 +318,62 @@ struct Source<'p> {
     side: SideFiles,
     /// Where the directory has `tokenizer.model` only.
     pieces: Option<GgmlTokenizer>,
+    /// Added tokens of `tokenizer.json` that the class of the tokenizer does not have: ids and texts.
+    lost: Vec<(u32, String)>,
 }
 
 impl<'p> Source<'p> {
     fn read(place: Place<'p>) -> Result<Option<Self>, FormatError> {
-        if let Some(bytes) = place.read("tokenizer.json")? {
-            let parsed = json::read(&bytes)
-                .and_then(Parsed::new)
-                .map_err(|e| e.in_file(&place.path("tokenizer.json")))?;
-            let side = SideFiles::read(place)?;
+        let mut side = None;
+        if let Some(bytes) = place.read(TOKENIZER_JSON)? {
+            let located = |e: FormatError| e.in_file(&place.path(TOKENIZER_JSON));
+            let bytes = match bytes.starts_with(b"\xef\xbb\xbf") {
+                true => Cow::Owned(without_mark(&bytes).to_vec()),
+                false => bytes,
+            };
+            let parsed = build(&bytes).map_err(located)?;
+            let mut side = SideFiles::read(place)?;
+            side.class = Class::of(&side, Some(&parsed.value));
+            if added::changed(&parsed.value, &side).map_err(located)? {
+                drop(parsed);
+                let whole = place.parse(TOKENIZER_JSON, &bytes)?;
+                return Self::settled(whole, side).map_err(located).map(Some);
+            }
             return Ok(Some(Self {
                 parsed,
                 bytes,
                 side,
                 pieces: None,
+                lost: Vec::new(),
             }));
         }
-        let Some(model) = place.read("tokenizer.model")? else {
+        let model = place.read(TOKENIZER_MODEL)?;
+        let of_two_files = |side: &SideFiles| {
+            model.is_none() || matches!(side.class, Class::Qwen2 | Class::Qwen35 | Class::Gpt2)
+        };
+        if model.is_some() || class::has_other_forms(place) {
+            let mut read = SideFiles::read(place)?;
+            read.class = Class::of(&read, None);
+            side = Some(read);
+        }
+        let Some(side) = side else {
             return Ok(None);
         };
-        let side = SideFiles::read(place)?;
-        let located = |e: FormatError| e.in_file(&place.path("tokenizer.model"));
+        if of_two_files(&side)
+            && let Some(mut whole) = class::from_two_files(place, &side)?
+        {
+            let located = |e: FormatError| e.in_file(&place.path(class::VOCAB_JSON));
+            added::settle(&mut whole, &side).map_err(located)?;
+            added::post_process(&mut whole, &side);
+            return Self::whole(&whole, side).map_err(located).map(Some);
+        }
+        let Some(model) = model else {
+            return Ok(None);
+        };
+        let located = |e: FormatError| e.in_file(&place.path(TOKENIZER_MODEL));
+        if let Some(refusal) = class::refuse_tiktoken(&model) {
+            return Err(located(refusal));
+        }
         let mut pieces = sentencepiece::parse(&model).map_err(located)?;
         add_tokens(&mut pieces, &side).map_err(located)?;
         let parsed = pieces.reading().and_then(Parsed::new).map_err(located)?;
@@ -318,7 +382,65 @@ impl<'p> Source<'p> {
             bytes: Cow::Borrowed(&[]),
             side,
             pieces: Some(pieces),
+            lost: Vec::new(),
         }))
+    }
+
+    /// A whole `tokenizer.json` whose added tokens other files change.
+    fn settled(mut whole: Value, side: SideFiles) -> Result<Self, FormatError> {
+        let before = added::ids_and_texts(&whole);
+        added::settle(&mut whole, &side)?;
+        let mut source = Self::whole(&whole, side)?;
+        let is_lost = |text: &str| source.parsed.inner.token_to_id(text).is_none();
+        let lost = before.into_iter().filter(|(_, text)| is_lost(text));
+        source.lost = lost.collect();
+        Ok(source)
+    }
+
+    /// Builds a `tokenizer.json` that was made here.
+    fn whole(whole: &Value, side: SideFiles) -> Result<Self, FormatError> {
+        let bytes = compact(whole)?;
+        let parsed = build(&bytes)?;
+        added::check_ids(whole, &parsed.inner)?;
+        Ok(Self {
+            parsed,
+            bytes: Cow::Owned(bytes),
+            side,
+            pieces: None,
+            lost: Vec::new(),
+        })
+    }
+
+    /// Leaves added tokens out that have no row in the embedding; gives their texts and ids.
+    fn drop_tokens_beyond(
+        &mut self,
+        rows: usize,
+        place: Place<'_>,
+    ) -> Result<Vec<(u32, String)>, FormatError> {
+        if let Some(pieces) = &mut self.pieces {
+            let dropped = pieces.drop_added_beyond(rows);
+            if !dropped.is_empty() {
+                self.parsed = pieces.reading().and_then(Parsed::new)?;
+            }
+            return Ok(dropped);
+        }
+        if added::drop_beyond(&mut self.parsed.value, rows).is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut whole = place.parse(TOKENIZER_JSON, &self.bytes)?;
+        let dropped = added::drop_beyond(&mut whole, rows);
+        self.bytes = Cow::Owned(compact(&whole)?);
+        self.parsed = build(&self.bytes)?;
+        added::check_ids(&whole, &self.parsed.inner)?;
+        Ok(dropped)
+    }
+
+    /// Ids without which no text begins or ends.
+    fn needed(&self) -> Result<Vec<u32>, FormatError> {
+        let special = self.specials()?;
+        let (before, after) = huggingface::around(&self.parsed.inner)?;
+        let named = [special.bos, special.eos].into_iter().flatten();
+        Ok(named.chain(before).chain(after).collect())
     }
 
     fn specials(&self) -> Result<Specials, FormatError> {
@@ -381,6 +503,10 @@ fn add_tokens(pieces: &mut GgmlTokenizer, side: &SideFiles) -> Result<(), Format
     Ok(())
 }
 
+fn compact(value: &Value) -> Result<Vec<u8>, FormatError> {
+    serde_json::to_vec(value).map_err(|e| refuse(e.to_string()))
+}
+
 fn pretty(value: &Value) -> Result<Vec<u8>, FormatError> {
     serde_json::to_vec_pretty(value).map_err(|e| refuse(e.to_string()))
 }
@@ -413,7 +539,8 @@ fn gguf_specials(metadata: &Metadata, inner: &Engine) -> Result<Specials, Format
         let id = metadata
             .get(&format!("tokenizer.ggml.{name}_token_id"))?
             .as_u64()?;
-        u32::try_from(id).ok()
+        // llama.cpp writes 4294967295 for none
+        u32::try_from(id).ok().filter(|id| *id != u32::MAX)
     };
     // llama.cpp's defaults for sentencepiece models
     let llama = metadata
@@ -439,7 +566,14 @@ fn gguf_stop(metadata: &Metadata, special: &Specials) -> Vec<u32> {
         stop.extend(ids.iter().take(64));
     }
     stop.extend(special.eot);
+    stop.extend(end_of_message(metadata));
     stop
+}
+
+/// The token that ends a message, which llama.cpp stops at as well.
+fn end_of_message(metadata: &Metadata) -> Option<u32> {
+    let id = metadata.get("tokenizer.ggml.eom_token_id")?.as_u64()?;
+    u32::try_from(id).ok().filter(|id| *id != u32::MAX)
 }
 
 fn gguf_template(metadata: &Metadata) -> Option<String> {
@@ -469,31 +603,79 @@ pub fn tokenizer_to_gguf(
     dir: &Path,
     vocab_size: usize,
 ) -> Result<Vec<(String, MetaValue)>, FormatError> {
-    let Some(source) = Source::read(Place::Directory(dir))? else {
-        return Ok(Vec::new());
+    tokenizer_to_gguf_with_notes(dir, vocab_size).map(|(entries, _)| entries)
+}
+
+/// As [`tokenizer_to_gguf`], with what readers of the file have to know.
+#[allow(clippy::type_complexity)]
+pub fn tokenizer_to_gguf_with_notes(
+    dir: &Path,
+    vocab_size: usize,
+) -> Result<(Vec<(String, MetaValue)>, Vec<TokenizerNote>), FormatError> {
+    let place = Place::Directory(dir);
+    let Some(mut source) = Source::read(place)? else {
+        return Ok((Vec::new(), vec![notes::no_tokenizer()]));
     };
+    let mut notes = Vec::new();
+    let needed = source.needed()?;
+    let mut dropped = source.drop_tokens_beyond(vocab_size, place)?;
+    if let Some((id, text)) = dropped.iter().find(|(id, _)| needed.contains(id)) {
+        let text = pre_tokenizer::short(text);
+        let what = format!(
+            "token `{text}` has id {id}, the model has {vocab_size} rows (vocab_size), and texts \
+             begin or end with it"
+        );
+        return Err(refuse(what)
+            .hint(OTHER_MODEL)
+            .in_file(&dir.join(TOKENIZER_JSON)));
+    }
+    let has_row = |(id, _): &(u32, String)| (*id as usize) < vocab_size;
+    let (lost, without_row) = std::mem::take(&mut source.lost)
+        .into_iter()
+        .partition(has_row);
+    dropped.extend::<Vec<_>>(without_row);
+    if !dropped.is_empty() {
+        notes.push(notes::without_row(&dropped, vocab_size));
+    }
+    notes.extend(notes::lost(&lost, &source.side.class));
+    notes.extend(source.notes());
     let special = source.specials()?;
     let Source {
         parsed: Parsed { inner, value },
         bytes,
         side,
         pieces,
+        lost: _,
     } = source;
     let (ggml, bytes) = match pieces {
         Some(pieces) => {
             let bytes = pieces.to_json()?;
             let padded = pad_pieces(pieces, vocab_size);
-            let padded = padded.map_err(|e| e.in_file(&dir.join("tokenizer.model")))?;
+            let padded = padded.map_err(|e| e.in_file(&dir.join(TOKENIZER_MODEL)))?;
             (padded, bytes)
         }
         None => {
             let ggml = huggingface::to_ggml(&value, &inner, &side, vocab_size)
-                .map_err(|e| e.in_file(&dir.join("tokenizer.json")))?;
+                .map_err(|e| e.in_file(&dir.join(TOKENIZER_JSON)))?;
             (ggml, bytes.into_owned())
         }
     };
-    drop((inner, value));
+    drop(value);
     let mut out = ggml.to_metadata();
+    let ids = Specials {
+        bos: ggml.bos,
+        eos: ggml.eos,
+        unk: ggml.unk,
+        pad: ggml.pad,
+        eot: ggml.eot,
+        add_bos: ggml.add_bos,
+        add_eos: ggml.add_eos,
+    };
+    let named = special_tokens::of_directory(&side, |text| inner.token_to_id(text).is_some());
+    let by_ids = special_tokens::of_ids(&ids, side.chat_template.as_deref(), |id| {
+        inner.id_to_token(id)
+    });
+    out.extend(special_tokens::entry(&named, &by_ids));
     let mut stop = Vec::new();
     for id in side.stop(&special) {
         if !stop.contains(&id) {
@@ -507,7 +689,7 @@ pub fn tokenizer_to_gguf(
         out.push((CHAT_TEMPLATE.into(), MetaValue::text(template)));
     }
     out.push((HUGGINGFACE_JSON.into(), MetaValue::String(bytes)));
-    Ok(out)
+    Ok((out, notes))
 }
 
 fn pad_pieces(mut pieces: GgmlTokenizer, rows: usize) -> Result<GgmlTokenizer, FormatError> {
@@ -516,7 +698,7 @@ fn pad_pieces(mut pieces: GgmlTokenizer, rows: usize) -> Result<GgmlTokenizer, F
         return Err(refuse(format!(
             "{n} tokens, the model has {rows} rows (vocab_size)"
         ))
-        .hint("the tokenizer is of another model, or config.json has the wrong vocab_size"));
+        .hint(OTHER_MODEL));
     }
     pieces
         .tokens
@@ -544,21 +726,9 @@ pub fn tokenizer_files_from_gguf(
         },
     };
     let special = gguf_specials(metadata, &inner)?;
-    let text = |id: Option<u32>| id.and_then(|i| inner.id_to_token(i));
-
-    let mut map = Map::new();
-    // a BOS that is never added is one that only config.json names: templates must not print it
-    let bos = special.bos.filter(|_| special.add_bos);
-    for (name, id) in [
-        ("bos", bos),
-        ("eos", special.eos),
-        ("unk", special.unk),
-        ("pad", special.pad),
-    ] {
-        if let Some(token) = text(id) {
-            map.insert(format!("{name}_token"), token.into());
-        }
-    }
+    let template = gguf_template(metadata);
+    let spelled = |id| inner.id_to_token(id);
+    let map = special_tokens::of_gguf(metadata, &special, template.as_deref(), spelled)?;
     let mut decoder = Map::new();
     for token in value
         .get("added_tokens")
@@ -579,16 +749,23 @@ pub fn tokenizer_files_from_gguf(
     config.insert("add_eos_token".into(), special.add_eos.into());
     config.insert("added_tokens_decoder".into(), Value::Object(decoder));
     config.extend(map.clone());
-    if let Some(template) = metadata.get(CHAT_TEMPLATE).and_then(MetaValue::as_str) {
+    if let Some(template) = template {
         config.insert("chat_template".into(), template.into());
     }
     config.insert("clean_up_tokenization_spaces".into(), false.into());
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
 
-    let mut stop: Vec<u32> = special.eos.into_iter().collect();
-    match metadata.get(EOS_IDS) {
-        Some(MetaValue::Array(MetaArray::U32(ids))) => stop.extend(ids),
-        _ => stop.extend(special.eot),
+    let mut stop: Vec<u32> = Vec::new();
+    match (metadata.get(CONFIG_EOS_IDS), metadata.get(EOS_IDS)) {
+        // the ids of the model's configuration; the tokenizer may know further ends of turns
+        (Some(MetaValue::Array(MetaArray::U32(ids))), _) => stop.extend(ids),
+        (_, Some(MetaValue::Array(MetaArray::U32(ids)))) => {
+            stop.extend(special.eos.into_iter().chain(ids.iter().copied()));
+        }
+        _ => {
+            let ends = [special.eos, special.eot, end_of_message(metadata)];
+            stop.extend(ends.into_iter().flatten());
+        }
     }
     let mut seen = Vec::new();
     stop.retain(|id| {

@@ -87,7 +87,7 @@ impl Planner<'_> {
             .or_else(|| shared().then(|| packing.name().to_owned()))
     }
 
-    fn gguf_metadata(&self) -> Result<Metadata, FormatError> {
+    fn gguf_metadata(&mut self) -> Result<Metadata, FormatError> {
         let Checkpoint {
             family,
             config,
@@ -117,10 +117,17 @@ impl Planner<'_> {
                 }
             }
         } else if let Some(directory) = &self.checkpoint.directory {
-            for (key, value) in bitnet_model::tokenizer_to_gguf(directory, config.vocab_size)? {
+            let (entries, notes) =
+                bitnet_model::tokenizer_to_gguf_with_notes(directory, config.vocab_size)?;
+            for (key, value) in entries {
                 metadata.set(key, value);
             }
+            self.notes = notes;
         }
+        if file.container == Gguf.name() {
+            self.notes = bitnet_model::notes_of_gguf(&metadata);
+        }
+        family.settle_special_tokens(config, &mut metadata);
         Ok(metadata)
     }
 
@@ -163,6 +170,12 @@ impl Planner<'_> {
         {
             bitnet_model::check_tokenizer_rules(directory)?;
         }
+        self.notes = match &self.checkpoint.directory {
+            Some(directory) if !self.checkpoint.is_gguf() => {
+                bitnet_model::notes_of_directory(directory)
+            }
+            _ => bitnet_model::notes_of_gguf(&self.checkpoint.file.metadata),
+        };
         let mut side = side_files::collect(self.checkpoint)?;
         if count > 1 {
             side.push((

@@ -6,7 +6,7 @@
 use super::json::Field;
 use crate::checkpoint::Checkpoint;
 use crate::tokenizer::{
-    TokenizerDigest, template_of_directory, template_of_files, template_of_gguf,
+    TEMPLATE_TOKENS, TokenizerDigest, template_of_directory, template_of_files, template_of_gguf,
 };
 use bitnet_formats::{FormatError, Metadata};
 use serde_json::{Map, Value, json};
@@ -71,7 +71,9 @@ impl TextDigest {
     /// The keys of a certificate.
     pub(super) fn to_json(&self) -> impl Iterator<Item = (&'static str, Value)> {
         let tokenizer = entry(&self.tokenizer, |digest| {
-            let parts = digest.parts().into_iter();
+            let is_stated =
+                |(key, part): &(&str, Value)| *key != TEMPLATE_TOKENS || !part.is_null();
+            let parts = digest.parts().into_iter().filter(is_stated);
             let parts: Map<_, _> = parts.map(|(key, part)| (key.to_owned(), part)).collect();
             Value::Object(parts)
         });
@@ -129,5 +131,13 @@ fn tokenizer_from_json(field: &Field<'_>) -> Result<TokenizerDigest, FormatError
         bos_token_id: id("bos_token_id")?,
         eos_token_id: id("eos_token_id")?,
         stop_token_ids: ids("stop_token_ids")?,
+        template_tokens: match field.value.get(TEMPLATE_TOKENS) {
+            None => None,
+            Some(_) => {
+                let printed = field.at(TEMPLATE_TOKENS)?;
+                let text = |key: &str| printed.at(key)?.text();
+                Some((text("bos_token")?, text("eos_token")?))
+            }
+        },
     })
 }

@@ -32,6 +32,13 @@ const DEFAULT_PROMPT: &str = "ternary.embedding.default_prompt_name";
 const MAX_SEQ_LENGTH: &str = "ternary.embedding.max_seq_length";
 const ACTIVATIONS: &str = "ternary.activation_quantization";
 const EOS_TOKEN_IDS: &str = "ternary.eos_token_ids";
+/// What `config.json` calls begin of text, where the tokenizer has another token; [`NO_TOKEN`] for none.
+const BOS_TOKEN_ID: &str = "ternary.bos_token_id";
+const TOKENIZER_BOS: &str = "tokenizer.ggml.bos_token_id";
+/// Keys of the tokenizer that name ends of a text, of a turn and of a message.
+const ENDS: [&str; 3] = ["eos_token_id", "eot_token_id", "eom_token_id"];
+/// How llama.cpp writes that there is no such token.
+const NO_TOKEN: u32 = u32::MAX;
 const SCALING_TYPE: &str = "ternary.rope.scaling.type";
 const SCALING_FACTOR: &str = "ternary.rope.scaling.factor";
 const SCALING_LOW: &str = "ternary.rope.scaling.low_freq_factor";
@@ -179,9 +186,11 @@ impl Keys<'_> {
         let Some(id) = self.size(name)? else {
             return Ok(None);
         };
-        u32::try_from(id)
-            .map(Some)
-            .map_err(|_| self.bad(name, "a token id"))
+        match u32::try_from(id) {
+            Ok(NO_TOKEN) => Ok(None),
+            Ok(id) => Ok(Some(id)),
+            Err(_) => Err(self.bad(name, "a token id")),
+        }
     }
 }
 
@@ -286,7 +295,7 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
             true => ActivationQuantization::Int8PerToken,
             false => wiring.activations,
         }),
-        bos_token_id: keys.token("/tokenizer.ggml.bos_token_id")?,
+        bos_token_id: bos(&keys)?,
         eos_token_ids: eos(&keys)?,
     }
     .checked()
@@ -453,6 +462,32 @@ fn activations(keys: &Keys<'_>) -> Result<Option<ActivationQuantization>, Format
     }
 }
 
+fn bos(keys: &Keys<'_>) -> Result<Option<u32>, FormatError> {
+    match keys.metadata.get(BOS_TOKEN_ID) {
+        Some(_) => keys.token(&format!("/{BOS_TOKEN_ID}")),
+        None => keys.token(&format!("/{TOKENIZER_BOS}")),
+    }
+}
+
+/// Says the begin of text of `config.json` in a key of our own, where the keys of the tokenizer say another.
+pub(super) fn settle_special_tokens(config: &Config, metadata: &mut Metadata) {
+    let said = metadata.get(TOKENIZER_BOS).and_then(MetaValue::as_u64);
+    let said = said.and_then(|id| u32::try_from(id).ok());
+    if said.filter(|id| *id != NO_TOKEN) != config.bos_token_id {
+        let id = config.bos_token_id.unwrap_or(NO_TOKEN);
+        metadata.set(BOS_TOKEN_ID, MetaValue::U32(id));
+    }
+    let is_end = |name: &str| {
+        let id = metadata.get(&format!("tokenizer.ggml.{name}"));
+        id.and_then(MetaValue::as_u64)
+            .is_some_and(|id| id != u64::from(NO_TOKEN))
+    };
+    if config.eos_token_ids.is_empty() && ENDS.into_iter().any(is_end) {
+        let none = MetaArray::U32(Vec::new());
+        metadata.set(EOS_TOKEN_IDS, MetaValue::Array(none));
+    }
+}
+
 fn eos(keys: &Keys<'_>) -> Result<Vec<u32>, FormatError> {
     if let Some(list) = keys.metadata.get(EOS_TOKEN_IDS) {
         return match list {
@@ -465,7 +500,7 @@ fn eos(keys: &Keys<'_>) -> Result<Vec<u32>, FormatError> {
         };
     }
     let mut ids = Vec::new();
-    for name in ["eos_token_id", "eot_token_id", "eom_token_id"] {
+    for name in ENDS {
         if let Some(id) = keys.token(&format!("/tokenizer.ggml.{name}"))?
             && !ids.contains(&id)
         {

@@ -11,7 +11,7 @@ use super::huggingface::{Specials, around, normalizer_word, space_prefix, typed_
 use super::side_files::{Place, SideFiles};
 use super::{
     Decoding, HUGGINGFACE_JSON, Parsed, Source, gguf_parsed, gguf_specials, gguf_stop,
-    gguf_template, pre_tokenizer, refuse, with_ends_of_turns,
+    gguf_template, pre_tokenizer, refuse, special_tokens, with_ends_of_turns,
 };
 use crate::certificate::hex;
 use bitnet_formats::{FormatError, Metadata};
@@ -21,6 +21,9 @@ use std::path::Path;
 
 /// Behind the word of a pre-tokenizer whose text is first normalised to NFC.
 const NFC: &str = " nfc";
+
+/// The optional part of a digest.
+pub(crate) const TEMPLATE_TOKENS: &str = "template_tokens";
 
 /// A tokenizer in normal form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +52,9 @@ pub struct TokenizerDigest {
     pub eos_token_id: Option<u32>,
     /// What ends generation, ascending.
     pub stop_token_ids: Vec<u32>,
+    /// What the chat template prints for `bos_token` and `eos_token`, where that is not the text of
+    /// these ids.
+    pub template_tokens: Option<(String, String)>,
 }
 
 impl TokenizerDigest {
@@ -74,7 +80,17 @@ impl TokenizerDigest {
         };
         let special = source.specials()?;
         let stop = source.side.stop(&special);
-        Self::of_parsed(source.parsed, &special, stop).map(Some)
+        let inner = &source.parsed.inner;
+        let exists = |text: &str| inner.token_to_id(text).is_some();
+        let named = special_tokens::of_directory(&source.side, exists);
+        let template = source.side.chat_template.as_deref();
+        let spelled = |id| inner.id_to_token(id);
+        let printed = special_tokens::printed(&named, &special, template, spelled);
+        let digest = Self::of_parsed(source.parsed, &special, stop)?;
+        Ok(Some(Self {
+            template_tokens: printed,
+            ..digest
+        }))
     }
 
     /// Of the tokenizer of a GGUF file; `None` if there is none.
@@ -87,7 +103,16 @@ impl TokenizerDigest {
         };
         let special = gguf_specials(metadata, &parsed.inner)?;
         let stop = gguf_stop(metadata, &special);
-        Self::of_parsed(parsed, &special, stop).map(Some)
+        let template = gguf_template(metadata);
+        let template = template.as_deref();
+        let spelled = |id| parsed.inner.id_to_token(id);
+        let named = special_tokens::of_gguf(metadata, &special, template, spelled)?;
+        let printed = special_tokens::printed(&named, &special, template, spelled);
+        let digest = Self::of_parsed(parsed, &special, stop)?;
+        Ok(Some(Self {
+            template_tokens: printed,
+            ..digest
+        }))
     }
 
     fn of_parsed(parsed: Parsed, special: &Specials, stop: Vec<u32>) -> Result<Self, FormatError> {
@@ -144,12 +169,16 @@ impl TokenizerDigest {
             bos_token_id: special.bos,
             eos_token_id: special.eos,
             stop_token_ids,
+            template_tokens: None,
         })
     }
 
-    /// Its parts under their names in a certificate.
-    pub fn parts(&self) -> [(&'static str, Value); 12] {
+    /// Its parts under their names in a certificate; null for [`Self::template_tokens`] that are absent.
+    pub fn parts(&self) -> [(&'static str, Value); 13] {
+        let printed = self.template_tokens.as_ref();
+        let printed = printed.map(|(bos, eos)| json!({"bos_token": bos, "eos_token": eos}));
         [
+            (TEMPLATE_TOKENS, json!(printed)),
             ("tokens", json!(self.tokens)),
             ("vocabulary_sha256", json!(self.vocabulary_sha256)),
             ("merges_sha256", json!(self.merges_sha256)),

@@ -345,6 +345,37 @@ impl GgmlTokenizer {
         out
     }
 
+    /// Leaves the added tokens at the end out that have no row; gives their texts and ids.
+    pub(super) fn drop_added_beyond(&mut self, rows: usize) -> Vec<(u32, String)> {
+        let beyond = self.tokens.get(rows..).unwrap_or_default();
+        let is_added = |kind: TokenType| {
+            matches!(
+                kind,
+                TokenType::Control | TokenType::UserDefined | TokenType::Unused
+            )
+        };
+        if !beyond.iter().all(|(_, kind)| is_added(*kind)) {
+            return Vec::new(); // pieces of the model itself: a tokenizer of another model
+        }
+        let dropped = beyond
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, kind))| *kind != TokenType::Unused)
+            .filter_map(|(i, (text, _))| Some((u32::try_from(rows + i).ok()?, text.clone())))
+            .collect();
+        self.tokens.truncate(rows);
+        if let Some(scores) = &mut self.scores {
+            scores.truncate(rows);
+        }
+        let within = |id: Option<u32>| id.filter(|id| (*id as usize) < rows);
+        self.bos = within(self.bos);
+        self.eos = within(self.eos);
+        self.unk = within(self.unk);
+        self.pad = within(self.pad);
+        self.eot = within(self.eot);
+        dropped
+    }
+
     fn special(&self, id: Option<u32>, what: &str) -> Result<(u32, &str), FormatError> {
         id.and_then(|i| Some((i, self.tokens.get(i as usize)?.0.as_str())))
             .ok_or_else(|| refuse(what, "is true, but the token is not named"))

@@ -10,7 +10,8 @@ use crate::report::{Findings, Report};
 use bitnet_formats::{Container, ErrorCode, FormatError, MetaArray, MetaValue, Safetensors};
 use bitnet_model::{
     ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, HF_PACKING, LinearRule,
-    Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS, tokenizer_to_gguf,
+    Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS, has_gguf_tokenizer,
+    tokenizer_to_gguf,
 };
 use serde_json::Value;
 
@@ -246,10 +247,12 @@ fn check_quantization(artifact: &Checkpoint, findings: &mut Findings) {
 }
 
 /// Files of a Hugging Face directory that a tokenizer is made of.
-const TOKENIZER_FILES: [&str; 5] = [
+const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
     "added_tokens.json",
 ];
@@ -258,6 +261,8 @@ const FURTHER_FILES: [&str; 2] = ["special_tokens_map.json", "generation_config.
 
 /// The key of a file's pre-tokenizer.
 pub(super) const PRE: &str = "tokenizer.ggml.pre";
+
+const EOT: &str = "tokenizer.ggml.eot_token_id";
 
 /// Compares tokenizers and chat templates; says what was compared, and what has a name.
 fn compare_tokenizers(
@@ -293,10 +298,12 @@ fn compare_tokenizers(
             }
         }
     }
-    // a key that only the artifact has may change how text becomes tokens
+    // a key that only the artifact has may change how text becomes tokens; no file of a Hugging Face directory names
+    // an end of turn, so there it is a guess by the token's text
+    let is_guess = |key: &str| key == EOT && !artifact.is_gguf();
     for (key, _) in found
         .iter()
-        .filter(|(key, _)| !expected.iter().any(|(k, _)| k == key))
+        .filter(|(key, _)| !is_guess(key) && !expected.iter().any(|(k, _)| k == key))
     {
         findings.different(key, "not in the source");
     }
@@ -308,20 +315,23 @@ pub(super) fn gguf_tokenizer(
     checkpoint: &Checkpoint,
 ) -> Result<Option<Vec<(String, MetaValue)>>, FormatError> {
     let pairs: Vec<(String, MetaValue)> = if checkpoint.is_gguf() {
+        if !has_gguf_tokenizer(&checkpoint.file.metadata) {
+            // single ids without a tokenizer are settings of the network, compared as such
+            return Ok(None);
+        }
+        // llama.cpp writes ids of 4294967295 for tokens that the model does not have
+        let is_none = |key: &str, value: &MetaValue| {
+            key.ends_with("_token_id") && value.as_u64() == Some(u64::from(u32::MAX))
+        };
         let pairs = checkpoint.file.metadata.0.iter();
         pairs
-            .filter(|(key, _)| key.starts_with("tokenizer."))
+            .filter(|(key, value)| key.starts_with("tokenizer.") && !is_none(key, value))
             .cloned()
             .collect()
     } else {
         let Some(dir) = &checkpoint.directory else {
             return Ok(None);
         };
-        if checkpoint.side_file("tokenizer.json")?.is_none()
-            && checkpoint.side_file("tokenizer.model")?.is_none()
-        {
-            return Ok(None);
-        }
         tokenizer_to_gguf(dir, checkpoint.config.vocab_size)?
     };
     Ok((!pairs.is_empty()).then_some(pairs))
@@ -382,6 +392,8 @@ fn compare_files(
 
 /// The meaning of a JSON side file, whoever wrote it.
 fn meaning(bytes: &[u8]) -> Result<Value, FormatError> {
+    // some editors begin UTF-8 files with a byte order mark
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut value: Value = serde_json::from_slice(bytes)
         .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))?;
     if let Value::Object(keys) = &mut value {

@@ -8,6 +8,7 @@ use crate::checks::tokenizer_of;
 use bitnet_formats::{Container, Gguf, MetaArray, MetaValue};
 use bitnet_model::{
     ChatMessage, Checkpoint, Tokenizer, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
+    tokenizer_class_note,
 };
 use std::collections::HashSet;
 
@@ -26,11 +27,12 @@ pub(super) const EXAMINATION: Examination = Examination {
             Ok(None) => findings.push(Finding::note(
                 "no-tokenizer",
                 "tokenizer",
-                "there is none: only token ids can be given to the model",
-                "put the tokenizer of the source beside it and convert again",
+                "the model has no tokenizer: it takes token ids only, and llama.cpp does not load a GGUF file without one",
+                "put tokenizer.json (or tokenizer.model, or vocab.json and merges.txt) beside the weights of the source and convert again",
             )),
             Ok(Some(tokenizer)) => words(patient, checkpoint, &tokenizer, findings),
         }
+        class(checkpoint, findings);
     },
 };
 
@@ -38,6 +40,24 @@ const PRE: &str = "tokenizer.ggml.pre";
 const EOT: &str = "tokenizer.ggml.eot_token_id";
 /// What an assistant says in the conversation that is rendered.
 const SAID: &str = "bitnet";
+
+/// Whether transformers reads the tokenizer otherwise than this program.
+fn class(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
+    let directory = checkpoint.directory.as_deref();
+    let Some(directory) = directory.filter(|_| !checkpoint.is_gguf()) else {
+        return;
+    };
+    // a file that cannot be read was reported already
+    if let Ok(Some(note)) = tokenizer_class_note(directory) {
+        let remedy = "set tokenizer_class to TokenizersBackend in tokenizer_config.json if tokenizer.json is right";
+        findings.push(Finding::note(
+            note.code,
+            "tokenizer_config.json",
+            note.message,
+            remedy,
+        ));
+    }
+}
 
 fn pre_tokenizer(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
     let metadata = &patient.file.metadata;
@@ -82,7 +102,20 @@ fn words(
     findings: &mut Vec<Finding>,
 ) {
     let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config.vocab_size);
-    if tokens > rows {
+    let beyond = tokenizer.added_beyond(rows);
+    if tokens > rows && tokens - rows <= beyond.len() {
+        let what = format!(
+            "{rows} embedding rows; added tokens without a row: {}. A text with one of them cannot be computed",
+            beyond.join(", ")
+        );
+        let remedy = "usual for text-only checkpoints of models that also read images; a GGUF file leaves these tokens out";
+        findings.push(Finding::note(
+            "token-without-row",
+            "tokenizer",
+            what,
+            remedy,
+        ));
+    } else if tokens > rows {
         let what = format!(
             "{tokens} tokens, but the embedding has {rows} rows: some texts cannot be computed"
         );
@@ -158,7 +191,16 @@ fn chat(
             return;
         }
     };
-    let stops = &checkpoint.config.eos_token_ids;
+    let mut stops = checkpoint.config.eos_token_ids.clone();
+    if patient.file.container == Gguf.name() {
+        let ends = [EOT, "tokenizer.ggml.eom_token_id"]
+            .into_iter()
+            .filter_map(|key| {
+                let id = patient.file.metadata.get(key)?.as_u64()?;
+                u32::try_from(id).ok().filter(|id| *id != u32::MAX)
+            });
+        stops.extend(ends);
+    }
     if ids.first().is_some_and(|id| stops.contains(id)) {
         return;
     }
