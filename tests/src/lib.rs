@@ -9,6 +9,7 @@ pub mod digest;
 pub mod fixtures;
 pub mod flips;
 pub mod other_runtime;
+pub mod packed_model;
 pub mod program;
 pub mod random;
 pub mod torch_archive;

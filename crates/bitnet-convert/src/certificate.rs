@@ -4,7 +4,6 @@
 //! written; no weight is read again to certify it. The layout is `formats/certificate.md`.
 
 use crate::plan::Plan;
-use crate::side_files;
 use crate::source_hash::{hex, sha256_hex};
 use crate::targets::Kind;
 use bitnet_formats::{FileDigest, FormatError, Gguf, Limits};
@@ -76,7 +75,8 @@ pub fn side_digests(checkpoint: &Checkpoint) -> Result<Vec<FileDigest>, FormatEr
         return Ok(Vec::new());
     };
     let mut digests = Vec::new();
-    for name in std::iter::once("config.json".to_owned()).chain(side_files::names(directory)?) {
+    let beside = bitnet_model::side_file_names(directory, &Limits::default())?;
+    for name in std::iter::once("config.json".to_owned()).chain(beside) {
         if let Some(bytes) = checkpoint.side_file(&name)? {
             let (path, len) = (directory.join(&name), bytes.len() as u64);
             digests.push(FileDigest {

@@ -7,6 +7,7 @@ mod publish;
 
 use self::publish::Published;
 use crate::args::{Args, ConvertArgs};
+use crate::look_ahead;
 use crate::plan::{self, Loss, Plan, Request};
 use crate::readers::{self, FileFacts};
 use crate::targets::{self, GGUF_PREFERENCE, Kind, Target};
@@ -185,6 +186,7 @@ fn attempt(
     }
     let progress = Progress::new(console);
     let threads = args.global.thread_count();
+    look_ahead::run(checkpoint, &plan, request, threads)?;
     let published = publish::publish(
         checkpoint,
         &plan,

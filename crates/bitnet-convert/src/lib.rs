@@ -10,6 +10,7 @@ mod certificate;
 mod convert;
 mod inspect;
 mod list;
+mod look_ahead;
 mod pairs;
 mod pipeline;
 mod plan;

@@ -7,6 +7,8 @@ use bitnet_formats::{ErrorCode, FormatError, PackedTensor, PlainType, ScaleRound
 use bitnet_model::{Checkpoint, LinearRule, LinearSource, ScaleDirection, Slot};
 use bitnet_ternary::{Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
+/// Trits of some rows that stand for all of a matrix.
+const PROBE_TRITS: usize = 1 << 20;
 /// Columns of a probe: a multiple of every block.
 const PROBE: usize = 256;
 
@@ -51,6 +53,42 @@ pub fn probe(checkpoint: &Checkpoint, slot: Slot, source: &LinearSource) -> Opti
         _ => return None,
     };
     matrix(scale)
+}
+
+/// Whether `check` accepts the stored scales of a packed linear, a few rows at a time, as if no trit were zero.
+/// `false` also where they cannot be read without the trits.
+pub fn all_rows(
+    checkpoint: &Checkpoint,
+    slot: Slot,
+    source: &LinearSource,
+    check: impl Fn(&TernaryMatrix) -> Result<(), FormatError>,
+) -> bool {
+    let Ok(Some(stored)) = checkpoint.packed_scales_of(slot) else {
+        return false;
+    };
+    let (rows, cols) = (source.rows, source.cols);
+    let step = (PROBE_TRITS / cols.max(1)).max(1);
+    let accepts = |first: usize| {
+        let count = step.min(rows - first);
+        // with the first row, so that rows that differ from each other meet
+        let part = |per_row: usize, all: &[f32]| {
+            let part = all.get(first * per_row..(first + count) * per_row);
+            let row = all.get(..per_row);
+            [row.unwrap_or_default(), part.unwrap_or_default()].concat()
+        };
+        let scales = match &stored {
+            Scales::PerTensor(scale) => Scales::PerTensor(*scale),
+            Scales::PerRow(scales) => Scales::PerRow(part(1, scales)),
+            Scales::PerGroup { group, scales } => Scales::PerGroup {
+                group: *group,
+                scales: part(cols / (*group).max(1), scales),
+            },
+        };
+        let count = count + 1;
+        let rows = TernaryMatrix::new(count, cols, vec![1; count * cols], scales);
+        rows.is_ok_and(|rows| check(&rows).is_ok())
+    };
+    (0..rows).step_by(step).all(accepts)
 }
 
 /// A row of ones with this scale.

@@ -4,69 +4,12 @@
 //! it says how the linears are stored, and of it only what changes.
 
 use crate::plan::is_carried;
-use bitnet_formats::{Container, FormatError, Gguf, MetaArray, MetaValue};
+use bitnet_formats::{Container, FormatError, Gguf, Limits, MetaArray, MetaValue};
 use bitnet_model::{Checkpoint, HfStorage};
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// The key transformers keeps a model's name under.
 const NAME_KEY: &str = "_name_or_path";
-
-/// Side files longer than this are not what lies beside a model's weights.
-const LONGEST: u64 = 256 << 20;
-
-/// Whether a file beside the weights belongs to the model: tokenizer, templates, generation defaults,
-/// custom code, licence. Weights in any form, indices and the files written anew do not.
-fn is_side_file(name: &str) -> bool {
-    let lower = name.to_ascii_lowercase();
-    let rewritten = lower == "config.json"
-        || lower.ends_with(".index.json")
-        || lower.ends_with("certificate.json");
-    let known = [
-        ".json",
-        ".jinja",
-        ".model",
-        ".txt",
-        ".py",
-        ".md",
-        ".tiktoken",
-    ];
-    let licence = ["license", "licence", "notice", "use_policy"];
-    !rewritten
-        && !lower.starts_with('.')
-        && (known.iter().any(|end| lower.ends_with(end))
-            || licence.iter().any(|l| lower.starts_with(l)))
-}
-
-/// Names of the files beside the weights that belong to the model, sorted.
-pub fn names(directory: &Path) -> Result<Vec<String>, FormatError> {
-    let failed = |e: std::io::Error| FormatError::io(directory, &e);
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        // a link counts as what it leads to: hub caches are made of links
-        let regular =
-            std::fs::metadata(entry.path()).is_ok_and(|m| m.is_file() && m.len() <= LONGEST);
-        if let (true, Ok(name)) = (regular, entry.file_name().into_string())
-            && is_side_file(&name)
-        {
-            names.push(name);
-        }
-    }
-    // the settings of a pipeline's stages lie in directories that it names
-    let modules = directory.join("modules.json");
-    if names.iter().any(|name| name == "modules.json") {
-        let bytes = std::fs::read(&modules).map_err(|e| FormatError::io(&modules, &e))?;
-        let settings = bitnet_model::pooling_settings(&bytes).map_err(|e| e.in_file(&modules))?;
-        names.extend(
-            settings
-                .into_iter()
-                .filter(|name| directory.join(name).is_file()),
-        );
-    }
-    names.sort();
-    Ok(names)
-}
 
 /// The side files of a Hugging Face output.
 pub fn collect(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
@@ -88,10 +31,10 @@ pub fn collect(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, Format
         return Ok(Vec::new());
     };
     let mut files = Vec::new();
-    for name in names(directory)? {
-        let path = directory.join(&name);
-        let bytes = std::fs::read(&path).map_err(|e| FormatError::io(&path, &e))?;
-        files.push((name, bytes));
+    for name in bitnet_model::side_file_names(directory, &Limits::default())? {
+        if let Some(bytes) = checkpoint.side_file(&name)? {
+            files.push((name, bytes));
+        }
     }
     Ok(files)
 }
@@ -157,35 +100,4 @@ pub fn pretty(value: &Value) -> Vec<u8> {
     let mut text = format!("{value:#}").into_bytes();
     text.push(b'\n');
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn weights_and_what_is_written_anew_are_not_side_files() {
-        for name in [
-            "tokenizer.json",
-            "tokenizer.model",
-            "chat_template.jinja",
-            "LICENSE",
-            "merges.txt",
-            "a.py",
-        ] {
-            assert!(is_side_file(name), "{name}");
-        }
-        for name in [
-            "config.json",
-            "model.safetensors",
-            "model.safetensors.index.json",
-            "pytorch_model.bin",
-            "certificate.json",
-            "x.certificate.json",
-            ".gitattributes",
-            "model.gguf",
-        ] {
-            assert!(!is_side_file(name), "{name}");
-        }
-    }
 }

@@ -124,6 +124,11 @@ impl<'f> SourceHash<'f> {
                         return None;
                     }
                 }
+                if part.check().is_err() {
+                    // the conversion asks again and says what changed
+                    self.stop();
+                    return None;
+                }
                 hasher.update(step);
                 at += step.len() as u64;
                 bar.advance(step.len() as u64);

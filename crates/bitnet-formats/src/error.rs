@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 pub enum ErrorCode {
     /// The operating system refused.
     Io,
+    /// A file changed while it was read.
+    InputChanged,
+    /// A side file of a model is a link to a file outside of the model's repository.
+    OutsideLink,
     /// The file ends before what its header promises.
     Truncated,
     /// The bytes contradict their own format.
@@ -66,6 +70,8 @@ impl ErrorCode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Io => "io",
+            Self::InputChanged => "input-changed",
+            Self::OutsideLink => "outside-link",
             Self::Truncated => "truncated",
             Self::Malformed => "malformed",
             Self::LimitExceeded => "limit-exceeded",

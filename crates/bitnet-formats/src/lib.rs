@@ -12,6 +12,8 @@ mod dense;
 mod encoding;
 mod error;
 mod evidence;
+mod input;
+mod json_value;
 mod limits;
 mod mapped;
 mod packing;
@@ -31,6 +33,8 @@ pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};
 pub use error::{ErrorCode, FormatError};
 pub use evidence::{CodeLength, DECISIVE_BITS, code_length, doubtful_code_length};
+pub use input::{Input, check_side_file, open_regular, read_file, read_side_file, read_to_limit};
+pub use json_value::parse_json_value;
 pub use limits::Limits;
 pub use mapped::Mapped;
 pub use packing::{

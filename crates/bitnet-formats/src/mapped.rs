@@ -6,17 +6,17 @@
 #![allow(unsafe_code)]
 
 use crate::error::{ErrorCode, FormatError};
+use crate::input::{Input, open_regular};
 use memmap2::{Mmap, MmapOptions};
 use std::fmt;
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A read-only mapping of a whole file; clones share it, and the last one ends it.
 #[derive(Clone)]
 pub struct Mapped {
-    path: PathBuf,
+    input: Input,
     // None for an empty file: the kernel refuses mappings of length 0
     map: Option<Arc<Mmap>>,
 }
@@ -34,19 +34,8 @@ impl Mapped {
     /// The file cannot be opened, or is not a regular file (a directory, a pipe, a device).
     pub fn open(path: &Path) -> Result<Self, FormatError> {
         let failed = |e: std::io::Error| FormatError::io(path, &e);
-        // asked before opening, because opening a pipe would wait for its writer
-        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
-        if !kind.is_file() {
-            let found = if kind.is_dir() {
-                "a directory"
-            } else {
-                "a pipe, socket or device"
-            };
-            let message = format!("expected a regular file, found {found}");
-            return Err(FormatError::new(ErrorCode::Io, message).in_file(path));
-        }
-        let file = File::open(path).map_err(failed)?;
-        let len = file.metadata().map_err(failed)?.len();
+        let (file, metadata) = open_regular(path)?;
+        let len = metadata.len();
         let map = if len == 0 {
             None
         } else {
@@ -58,20 +47,33 @@ impl Mapped {
             // file has now, and `bytes` only lends `&[u8]` for as long as the map lives. What the
             // type system cannot see is another process: we assume that nobody truncates the file
             // while it is mapped (reading past the new end would raise SIGBUS) or overwrites it in
-            // place (bytes could change between two reads). Programs that replace files by rename,
-            // as this crate does, leave the mapped file alone.
+            // place (bytes could change between two reads; `check` finds that out afterwards).
+            // Programs that replace files by rename, as this crate does, leave the mapped file alone.
             let map = unsafe { MmapOptions::new().len(len).map(&file) }.map_err(failed)?;
             Some(Arc::new(map))
         };
         Ok(Self {
-            path: path.to_owned(),
+            input: Input::opened(path, &metadata),
             map,
         })
     }
 
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.input.path()
+    }
+
+    /// Whether the file is still the one that was opened, with the content that it had.
+    ///
+    /// # Errors
+    /// `input-changed`.
+    pub fn check(&self) -> Result<(), FormatError> {
+        self.input.check()
+    }
+
+    /// The file as it was when it was opened.
+    pub(crate) fn input(&self) -> &Input {
+        &self.input
     }
 
     /// The whole file.
@@ -140,7 +142,7 @@ impl Mapped {
 impl fmt::Debug for Mapped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mapped")
-            .field("path", &self.path)
+            .field("path", &self.path())
             .field("len", &self.bytes().len())
             .finish()
     }

@@ -5,8 +5,10 @@
 //! establish this; nothing behind them checks it again.
 
 use crate::encoding::Encoding;
+use crate::error::FormatError;
+use crate::input::Input;
 use crate::mapped::Mapped;
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 /// A metadata value, GGUF's types; safetensors metadata are strings.
 #[derive(Debug, Clone, PartialEq)]
@@ -172,6 +174,26 @@ impl MetaValue {
     }
 }
 
+/// The indices of a list in the order of a key of its elements: finds repeated keys, and elements by key, without
+/// a copy of any key.
+pub(crate) fn sorted_by_key<'a, T>(list: &'a [T], key: impl Fn(&'a T) -> &'a str) -> Vec<u32> {
+    let key_of = |i: &u32| list.get(*i as usize).map(&key);
+    // lists are shorter than the limits on tensors and entries
+    let mut order: Vec<u32> = (0..u32::try_from(list.len()).unwrap_or(u32::MAX)).collect();
+    order.sort_unstable_by(|a, b| key_of(a).cmp(&key_of(b)));
+    order
+}
+
+/// The first element, in the order of the list, whose key an earlier element has.
+pub(crate) fn repeated<'a, T>(list: &'a [T], key: impl Fn(&'a T) -> &'a str) -> Option<&'a T> {
+    let key_of = |i: &u32| list.get(*i as usize).map(&key);
+    let order = sorted_by_key(list, &key);
+    let pairs = order.iter().zip(order.iter().skip(1));
+    let same = pairs.filter(|(a, b)| key_of(a) == key_of(b));
+    let first = same.map(|(a, b)| a.max(b)).min()?;
+    list.get(*first as usize)
+}
+
 /// Ordered metadata with unique keys.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metadata(pub Vec<(String, MetaValue)>);
@@ -188,6 +210,16 @@ impl Metadata {
         match self.0.iter_mut().find(|(k, _)| *k == key) {
             Some((_, v)) => *v = value,
             None => self.0.push((key, value)),
+        }
+    }
+
+    /// Appends the entries whose keys are not there, each once. Takes time in proportion to their number.
+    pub fn add_missing(&mut self, entries: impl IntoIterator<Item = (String, MetaValue)>) {
+        let mut keys: HashSet<String> = self.0.iter().map(|(key, _)| key.clone()).collect();
+        for (key, value) in entries {
+            if keys.insert(key.clone()) {
+                self.0.push((key, value));
+            }
         }
     }
 }
@@ -218,8 +250,11 @@ pub struct TensorFile {
     pub parts: Vec<Mapped>,
     /// Metadata (of the first part that carries it, for split files).
     pub metadata: Metadata,
+    /// The index that named the parts, if one did.
+    index: Option<Input>,
     tensors: Vec<TensorInfo>,
-    by_name: HashMap<String, usize>,
+    /// Indices of the tensors in the order of their names: no copy of any name.
+    by_name: Vec<u32>,
 }
 
 impl TensorFile {
@@ -230,18 +265,38 @@ impl TensorFile {
         metadata: Metadata,
         tensors: Vec<TensorInfo>,
     ) -> Self {
-        let by_name = tensors
-            .iter()
-            .enumerate()
-            .map(|(i, t)| (t.name.clone(), i))
-            .collect();
+        let by_name = sorted_by_key(&tensors, |tensor| &tensor.name);
         Self {
             container,
             parts,
             metadata,
+            index: None,
             tensors,
             by_name,
         }
+    }
+
+    /// The same, with the index that named the parts.
+    pub(crate) fn named_by(mut self, index: &Mapped) -> Self {
+        self.index = Some(index.input().clone());
+        self
+    }
+
+    /// Whether every file is still the one that was opened, with the content that it had.
+    ///
+    /// # Errors
+    /// `input-changed`.
+    pub fn check(&self) -> Result<(), FormatError> {
+        self.index.iter().try_for_each(Input::check)?;
+        self.parts.iter().try_for_each(Mapped::check)
+    }
+
+    /// As [`check`](Self::check), for the file of one tensor.
+    ///
+    /// # Errors
+    /// `input-changed`.
+    pub fn check_part_of(&self, tensor: &TensorInfo) -> Result<(), FormatError> {
+        self.parts.get(tensor.part).map_or(Ok(()), Mapped::check)
     }
 
     /// The same header without the bytes: for whoever asks what other metadata would mean.
@@ -261,7 +316,12 @@ impl TensorFile {
 
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.by_name.get(name).and_then(|&i| self.tensors.get(i))
+        let name_of = |i: &u32| self.tensors.get(*i as usize).map(|t| t.name.as_str());
+        let at = self
+            .by_name
+            .binary_search_by(|i| name_of(i).cmp(&Some(name)));
+        let index = self.by_name.get(at.ok()?)?;
+        self.tensors.get(*index as usize)
     }
 
     /// The bytes of a tensor of this file.

@@ -5,13 +5,16 @@
 
 mod consistency;
 mod json;
+mod stream;
 mod text;
 
 pub use self::consistency::Seal;
 pub use self::text::{Certified, TextDigest};
 
-use self::consistency::{SEAL, seal_of};
-use self::json::{Field, config_from_json, config_to_json, file_from_json, verdict_from_json};
+use self::consistency::{SEAL, seal_of, seal_of_pieces};
+use self::json::{
+    Field, config_from_json, config_to_json, dense_from_json, file_from_json, ternary_from_json,
+};
 use crate::checkpoint::DenseTensor;
 use crate::config::Config;
 use bitnet_formats::{Encoding, ErrorCode, FormatError};
@@ -131,17 +134,22 @@ impl TernaryHasher {
 
     /// `ternary_sha256` of everything added so far.
     pub fn finish(&self) -> String {
-        let mut whole = Sha256::new();
-        for digest in self.tensors.values() {
-            whole.update(digest.line().as_bytes());
-        }
-        hex(&whole.finalize())
+        ternary_sha256(self.tensors.values())
     }
 
     /// The digests, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorDigest> {
         self.tensors.values()
     }
+}
+
+/// `ternary_sha256` of digests that are sorted by name, each name once.
+fn ternary_sha256<'a>(sorted: impl Iterator<Item = &'a TensorDigest>) -> String {
+    let mut whole = Sha256::new();
+    for digest in sorted {
+        whole.update(digest.line().as_bytes());
+    }
+    hex(&whole.finalize())
 }
 
 /// Bytes of the codes of a row.
@@ -377,16 +385,36 @@ impl Certificate {
     /// # Errors
     /// `malformed`, naming the key.
     pub fn from_json(value: &Value) -> Result<Self, FormatError> {
-        let root = Field {
-            value,
-            path: String::new(),
+        let root = Field::root(value);
+        check_version(&root)?;
+        let ternary = root.at("ternary")?.each(ternary_from_json)?;
+        let dense = root.at("dense")?.each(dense_from_json)?;
+        Self::assemble(&root, ternary, dense, || seal_of(value))
+    }
+
+    /// Reads the text of what [`to_json`](Self::to_json) wrote. Takes memory of about three times the text.
+    ///
+    /// # Errors
+    /// `malformed`, naming the key; `limit-exceeded` for more records or values than a certificate has.
+    pub fn from_slice(text: &[u8]) -> Result<Self, FormatError> {
+        let pieces = stream::read(text)?;
+        let root = Field::root(&pieces.rest);
+        check_version(&root)?;
+        let missing = |key: &str| match root.at(key) {
+            Err(missing) => missing,
+            Ok(field) => field.bad("a list"),
         };
-        let version = root.at("certificate")?.number()?;
-        if version != CERTIFICATE_VERSION {
-            return Err(root
-                .at("certificate")?
-                .bad(&CERTIFICATE_VERSION.to_string()));
-        }
+        let ternary = pieces.ternary.ok_or_else(|| missing("ternary"))?;
+        let dense = pieces.dense.ok_or_else(|| missing("dense"))?;
+        Self::assemble(&root, ternary, dense, || seal_of_pieces(pieces.canonical))
+    }
+
+    fn assemble(
+        root: &Field<'_>,
+        ternary: Vec<TernaryRecord>,
+        dense: Vec<DenseRecord>,
+        seal: impl FnOnce() -> Result<String, FormatError>,
+    ) -> Result<Self, FormatError> {
         Ok(Self {
             tool: root.at("tool")?.text()?,
             family: root.at("family")?.text()?,
@@ -394,50 +422,29 @@ impl Certificate {
             config: config_from_json(&root.at("wiring")?)?,
             source: root.at("source")?.at("files")?.each(file_from_json)?,
             output: root.at("output")?.at("files")?.each(file_from_json)?,
-            ternary: root.at("ternary")?.each(|f| {
-                let scales = f.at("scales")?;
-                let scale_bits = match scales.at("bits")?.value {
-                    Value::Null => None,
-                    Value::String(s) if s.len() == 8 => {
-                        let bits = u32::from_str_radix(s, 16);
-                        Some(bits.map_err(|_| scales.bad("eight hex digits in `bits`"))?)
-                    }
-                    _ => return Err(scales.bad("eight hex digits in `bits`")),
-                };
-                let digest = TensorDigest {
-                    name: f.at("name")?.text()?,
-                    rows: f.at("rows")?.size()?,
-                    cols: f.at("cols")?.size()?,
-                    trits_sha256: f.at("trits_sha256")?.digest()?,
-                    scale_structure: scales.at("structure")?.text()?,
-                    scale_bits,
-                    scales_sha256: scales.at("sha256")?.digest()?,
-                };
-                Ok(TernaryRecord {
-                    digest,
-                    verdict: verdict_from_json(f)?,
-                })
-            })?,
-            dense: root.at("dense")?.each(|f| {
-                Ok(DenseRecord {
-                    name: f.at("name")?.text()?,
-                    shape: f.at("shape")?.each(|n| n.size())?,
-                    values_sha256: f.at("values_sha256")?.digest()?,
-                    verdict: verdict_from_json(f)?,
-                })
-            })?,
+            ternary,
+            dense,
             source_ternary_sha256: root.at("source_ternary_sha256")?.digest()?,
             ternary_sha256: root.at("ternary_sha256")?.digest()?,
             lossless: root.at("lossless")?.flag()?,
-            text: TextDigest::from_json(&root)?,
+            text: TextDigest::from_json(root)?,
             seal: match root.maybe(SEAL)? {
                 None => Seal::Absent,
-                Some(said) => match (said.digest()?, seal_of(value)?) {
+                Some(said) => match (said.digest()?, seal()?) {
                     (said, found) if said == found => Seal::Whole,
                     (said, found) => Seal::Broken { said, found },
                 },
             },
         })
+    }
+}
+
+/// Refuses a certificate of another version.
+fn check_version(root: &Field<'_>) -> Result<(), FormatError> {
+    let version = root.at("certificate")?;
+    match version.number()? {
+        CERTIFICATE_VERSION => Ok(()),
+        _ => Err(version.bad(&CERTIFICATE_VERSION.to_string())),
     }
 }
 

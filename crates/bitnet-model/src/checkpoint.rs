@@ -10,6 +10,7 @@ mod layout;
 mod readings;
 mod resolve;
 mod rotation;
+mod side_files;
 mod tiles;
 mod unread;
 mod values;
@@ -21,21 +22,21 @@ pub use resolve::{
     tiles_entry, tiles_shape,
 };
 pub use rotation::{ROTATION_KEYS, Rotation};
+pub use side_files::side_file_names;
 pub use unread::WRITER_KEYS;
 
 use crate::config::Config;
 use crate::family::{Family, ScaleDirection, UnknownKey};
 use crate::slot::Slot;
 use bitnet_formats::{
-    Affine, BlockType, Container, Encoding, ErrorCode, FormatError, Gguf, Limits, PackedTensor,
-    Packing, PlainType, TensorFile, TensorInfo, affine_rows, dense_to_f32,
+    Affine, BlockType, Container, Encoding, ErrorCode, FormatError, Gguf, Input, Limits,
+    PackedTensor, Packing, PlainType, TensorFile, TensorInfo, affine_rows, dense_to_f32,
+    read_side_file,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -214,6 +215,8 @@ pub struct Checkpoint {
     pub unknown_keys: Vec<UnknownKey>,
     /// An index beside the file that was read, if none of its shards exist.
     pub stale_index: Option<PathBuf>,
+    /// `config.json` and the files beside the weights, as they were before any was read.
+    side_inputs: Vec<Input>,
     limits: Limits,
     sources: HashMap<Slot, Source>,
 }
@@ -226,6 +229,7 @@ impl Checkpoint {
     /// Everything that is wrong with it, with its place.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, FormatError> {
         let layout = resolve::forced_layout(options)?;
+        let mut side_inputs = side_files::inputs(directory_of(path), &options.limits);
         let file = bitnet_formats::open_as(path, &options.limits, layout)?;
         let whole = file.parts.first().map_or(path, |p| p.path()).to_owned();
         let resolved = if file.metadata.get("general.architecture").is_some() {
@@ -241,6 +245,9 @@ impl Checkpoint {
             declared_vocab_size,
             sources,
         } = resolved.map_err(|e| e.in_file(&whole))?;
+        if directory.is_none() {
+            side_inputs.clear();
+        }
         let vocab_size = config.vocab_size;
         let rotation = Rotation::read(&file).map_err(|e| e.in_file(&whole))?;
         let unknown_keys = match &config_json {
@@ -262,9 +269,34 @@ impl Checkpoint {
             rotation,
             unknown_keys,
             stale_index: stale_index.flatten(),
+            side_inputs,
             limits,
             sources,
         })
+    }
+
+    /// Whether every file of the model (weights, index, configuration and side files) is still the one that was
+    /// opened, with the content that it had. To be asked before a result that was computed from them is
+    /// published.
+    ///
+    /// # Errors
+    /// `input-changed`.
+    pub fn check_inputs(&self) -> Result<(), FormatError> {
+        self.file.check()?;
+        self.side_inputs.iter().try_for_each(Input::check)
+    }
+
+    /// What was read from a tensor, unless its file changed meanwhile: then whatever was found is not what the
+    /// file said when it was opened.
+    fn as_opened<T>(
+        &self,
+        info: &TensorInfo,
+        read: impl FnOnce() -> Result<T, FormatError>,
+    ) -> Result<T, FormatError> {
+        self.file.check_part_of(info)?;
+        let found = read();
+        self.file.check_part_of(info)?;
+        found
     }
 
     fn source(&self, slot: Slot) -> Result<&Source, FormatError> {
@@ -306,7 +338,8 @@ impl Checkpoint {
     pub fn dense(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
         let (tensor, finite) = self.dense_source(slot)?;
         if !finite.load(Ordering::Relaxed) {
-            check_dense(&tensor).map_err(|e| self.place(e, tensor.info))?;
+            self.as_opened(tensor.info, || check_dense(&tensor))
+                .map_err(|e| self.place(e, tensor.info))?;
             finite.store(true, Ordering::Relaxed);
         }
         Ok(tensor)
@@ -431,7 +464,7 @@ impl Checkpoint {
     /// Whatever is wrong with its bytes or scales, with row and column.
     pub fn ternary(&self, slot: Slot) -> Result<TernaryMatrix, FormatError> {
         let source = self.linear(slot)?;
-        self.read_ternary(source)
+        self.as_opened(&source.info, || self.read_ternary(source))
             .map_err(|e| self.place(e, &source.info))
     }
 
@@ -759,7 +792,7 @@ impl Checkpoint {
     pub fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>, FormatError> {
         match &self.directory {
             None => Ok(None),
-            Some(directory) => read_bounded(&directory.join(name), self.limits.json_bytes),
+            Some(directory) => read_side_file(directory, name, self.limits.side_file_bytes),
         }
     }
 
@@ -857,12 +890,8 @@ pub fn has_known_family(path: &Path, file: &TensorFile) -> bool {
     if file.metadata.get("general.architecture").is_some() {
         return crate::family::family_of_gguf(file).is_ok();
     }
-    let beside = if path.is_dir() {
-        path.join("config.json")
-    } else {
-        path.with_file_name("config.json")
-    };
-    match read_bounded(&beside, Limits::default().json_bytes) {
+    let limit = Limits::default().config_bytes;
+    match read_side_file(directory_of(path), "config.json", limit) {
         Ok(None) => false,
         Ok(Some(bytes)) => crate::family::parse_json(&bytes)
             .map_or(true, |json| crate::family::family_of_config(&json).is_ok()),
@@ -870,21 +899,12 @@ pub fn has_known_family(path: &Path, file: &TensorFile) -> bool {
     }
 }
 
-/// Reads a small file; `None` when there is none.
-fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FormatError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(FormatError::io(path, &e)),
-    };
-    let mut bytes = Vec::new();
-    let read = file.take(limit.saturating_add(1)).read_to_end(&mut bytes);
-    read.map_err(|e| FormatError::io(path, &e))?;
-    if bytes.len() as u64 > limit {
-        let message = format!("expected at most {limit} bytes, found more");
-        return Err(FormatError::new(ErrorCode::LimitExceeded, message).in_file(path));
+/// The directory with the files beside the weights: `path` itself, or where it lies.
+fn directory_of(path: &Path) -> &Path {
+    match path.is_dir() {
+        true => path,
+        false => path.parent().unwrap_or(Path::new("")),
     }
-    Ok(Some(bytes))
 }
 
 /// Refuses NaN and infinity in a dense tensor.

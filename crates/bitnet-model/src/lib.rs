@@ -17,6 +17,7 @@ mod family;
 mod forward;
 mod kv_cache;
 mod profile;
+mod prompt_file;
 mod rope;
 mod sampler;
 mod slot;
@@ -36,8 +37,8 @@ pub use checkpoint::{
     Checkpoint, DenseTensor, GPU_PACKING, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason,
     LayoutSample, LinearRule, LinearSource, MLX_PACKING, OpenOptions, ROTATION_KEYS, Rotation,
     TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, TernaryRows, WRITER_KEYS, gguf_from_hf_rows,
-    gguf_row, has_known_family, hf_from_gguf_rows, hf_row, is_tiles, layout_readings, tiles_entry,
-    tiles_shape, weight_scale_bytes,
+    gguf_row, has_known_family, hf_from_gguf_rows, hf_row, is_tiles, layout_readings,
+    side_file_names, tiles_entry, tiles_shape, weight_scale_bytes,
 };
 pub use config::{
     Activation, ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling,
@@ -51,6 +52,7 @@ pub use family::{
 pub use forward::{HeadPasses, Logits, Model, Session};
 pub use kv_cache::{KvCache, KvType};
 pub use profile::{Part, Profile};
+pub use prompt_file::{PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
 pub use sampler::{Sampler, SamplerOptions};
 pub use slot::{LayerSlot, Slot};
 pub use tokenizer::{

@@ -62,6 +62,7 @@ pub fn run(
                 }
             }
         }
+        model.checkpoint().check_inputs()?;
         path.clone_from(&model.checkpoint().path);
         bytes_per_token = model.bytes_per_token();
         passes.screened += model.head_passes().screened;

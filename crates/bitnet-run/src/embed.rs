@@ -79,6 +79,7 @@ pub fn run(
         }
     }
     let embeddings_sha256: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    checkpoint.check_inputs()?;
     let output = artifact.map(Artifact::finish).transpose()?;
     if let Some(output) = &output {
         console.line(format!("{}: {} texts", output.path.display(), texts.len()))?;

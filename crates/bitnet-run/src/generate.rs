@@ -98,6 +98,7 @@ pub fn run(
             )?;
         }
     }
+    model.checkpoint().check_inputs()?;
     console.note(format!(
         "{} prompt tokens in {:.2} s, {} new in {:.2} s ({:.1} tokens/s)",
         ids.len(),

@@ -80,6 +80,7 @@ pub fn run(
         positions += ids.len();
     }
     let logits_sha256 = hex(&hash.finalize());
+    model.checkpoint().check_inputs()?;
     let output = artifact.map(Artifact::finish).transpose()?;
     if let Some(output) = &output {
         console.line(format!(

@@ -6,6 +6,7 @@
 use crate::args::Perplexity as PerplexityArgs;
 use crate::open;
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, FormatError, GlobalArgs};
+use bitnet_formats::{Limits, read_file};
 use bitnet_model::Logits;
 use serde_json::json;
 
@@ -17,7 +18,7 @@ pub fn run(
     global: &GlobalArgs,
     console: &mut Console<'_>,
 ) -> Result<ExitStatus, Failure> {
-    let bytes = std::fs::read(&args.file).map_err(|e| FormatError::io(&args.file, &e))?;
+    let bytes = read_file(&args.file, Limits::default().text_bytes)?;
     let text = String::from_utf8(bytes).map_err(|e| {
         FormatError::new(ErrorCode::Malformed, "expected UTF-8 text")
             .in_file(&args.file)
@@ -59,6 +60,7 @@ pub fn run(
             (sum / count as f64).exp()
         ))?;
     }
+    model.checkpoint().check_inputs()?;
     let n = count as f64;
     let mean = sum / n;
     // standard error of the mean, carried through exp to first order

@@ -5,31 +5,41 @@
 
 use crate::open;
 use bitnet_cli::{ErrorCode, Failure, FormatError};
-use bitnet_model::{Checkpoint, Tokenizer};
-use serde_json::Value;
-use std::io::Read;
+use bitnet_formats::{read_file, read_to_limit};
+use bitnet_model::{Checkpoint, PROMPT_FILE_BYTES, PromptEntry, Tokenizer, parse_prompt_file};
 use std::path::Path;
 
-/// A prompt file larger than this is not one.
-const MOST_BYTES: u64 = 1 << 30;
+/// Most texts of a file: each is a tensor of the output.
+const MOST_TEXTS: usize = 1 << 16;
+/// More bytes than a token stands for, as a rule. Texts that cannot fit the context are refused before the
+/// tokenizer takes many times their size of memory.
+const MOST_BYTES_PER_TOKEN: usize = 256;
+/// The longest text.
+const MOST_TEXT_BYTES: usize = 1 << 20;
 
 /// The whole of a prompt file; `-` is standard input.
 fn bounded(path: &Path) -> Result<Vec<u8>, FormatError> {
-    let mut bytes = Vec::new();
-    let read = match path == Path::new("-") {
-        true => std::io::stdin()
-            .lock()
-            .take(MOST_BYTES + 1)
-            .read_to_end(&mut bytes),
-        false => std::fs::File::open(path)
-            .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)),
-    };
-    read.map_err(|e| FormatError::io(path, &e))?;
-    if bytes.len() as u64 > MOST_BYTES {
-        let message = format!("expected a prompt file of at most {MOST_BYTES} bytes, found more");
-        return Err(FormatError::new(ErrorCode::LimitExceeded, message).in_file(path));
+    match path == Path::new("-") {
+        true => read_to_limit(std::io::stdin().lock(), PROMPT_FILE_BYTES),
+        false => read_file(path, PROMPT_FILE_BYTES),
     }
-    Ok(bytes)
+    .map_err(|e| e.in_file(path))
+}
+
+/// Refuses a text that is certainly longer than the context of the network.
+fn check_length(text: &str, checkpoint: &Checkpoint, name: &str) -> Result<(), FormatError> {
+    let tokens = checkpoint.config.max_position_embeddings;
+    let most = tokens
+        .saturating_mul(MOST_BYTES_PER_TOKEN)
+        .min(MOST_TEXT_BYTES);
+    if text.len() <= most {
+        return Ok(());
+    }
+    let found = text.len();
+    let message = format!(
+        "prompt `{name}`: expected a text of at most {most} bytes for a context of {tokens} tokens, found {found}"
+    );
+    Err(FormatError::new(ErrorCode::LimitExceeded, message))
 }
 
 /// What happens to a text before the network sees its tokens.
@@ -85,6 +95,12 @@ pub fn lines(
         let message = format!("expected UTF-8 text: {e}");
         FormatError::new(ErrorCode::Malformed, message).in_file(path)
     })?;
+    let count = text.lines().count();
+    if count > MOST_TEXTS {
+        let message = format!("expected at most {MOST_TEXTS} lines, found {count}");
+        let error = FormatError::new(ErrorCode::LimitExceeded, message).in_file(path);
+        return Err(error.hint("split the file").into());
+    }
     let lines: Vec<&str> = text.lines().collect();
     if lines.is_empty() {
         return Err(Failure::new(
@@ -104,6 +120,7 @@ pub fn encode<S: AsRef<str>>(
     let tokenizer = open::tokenizer(checkpoint)?;
     let mut prompts = Vec::with_capacity(texts.len());
     for (number, text) in texts.iter().enumerate() {
+        check_length(text.as_ref(), checkpoint, &number.to_string())?;
         let ids = settings.encode(&tokenizer, text.as_ref())?;
         if ids.is_empty() {
             let message = format!("text {number} has no tokens, and this model adds none");
@@ -128,45 +145,27 @@ pub fn read(
                 .hint("expected {\"name\": {\"text\": \"…\", \"ids\": […]}} or [[ids], …]"),
         )
     };
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
-    let entries: Vec<(String, Value)> = match value {
-        Value::Object(map) => map.into_iter().collect(),
-        Value::Array(list) => list
-            .into_iter()
-            .enumerate()
-            .map(|(i, v)| (i.to_string(), v))
-            .collect(),
-        _ => return Err(malformed("neither an object nor a list".to_owned())),
-    };
+    let entries = parse_prompt_file(&bytes).map_err(|e| e.in_file(path))?;
+    drop(bytes);
     if entries.is_empty() {
         return Err(malformed("no prompts".to_owned()));
     }
     let mut tokenizer: Option<Tokenizer> = None;
     let mut prompts = Vec::with_capacity(entries.len());
-    for (name, entry) in entries {
-        let (ids, text) = match &entry {
-            Value::Array(_) => (Some(&entry), None),
-            Value::String(text) => (None, Some(text.as_str())),
-            Value::Object(map) => (
-                map.get("ids").filter(|v| !v.is_null()),
-                map.get("text").and_then(Value::as_str),
-            ),
-            _ => (None, None),
-        };
+    for PromptEntry { name, ids, text } in entries {
         let ids = match (ids, text) {
-            (Some(Value::Array(ids)), _) => ids
-                .iter()
-                .map(|v| v.as_u64().and_then(|v| u32::try_from(v).ok()))
-                .collect::<Option<Vec<u32>>>()
-                .ok_or_else(|| malformed(format!("prompt `{name}`: ids are not token numbers")))?,
+            (Some(ids), _) => ids,
             (None, Some(text)) => {
+                check_length(&text, checkpoint, &name).map_err(|e| e.in_file(path))?;
                 let tokenizer = match &tokenizer {
                     Some(t) => t,
                     None => tokenizer.insert(open::tokenizer(checkpoint)?),
                 };
-                settings.encode(tokenizer, text)?
+                settings.encode(tokenizer, &text)?
             }
-            _ => return Err(malformed(format!("prompt `{name}`: neither ids nor text"))),
+            (None, None) => {
+                return Err(malformed(format!("prompt `{name}`: neither ids nor text")));
+            }
         };
         if ids.is_empty() {
             return Err(malformed(format!("prompt `{name}`: no tokens")));

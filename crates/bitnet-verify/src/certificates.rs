@@ -6,12 +6,9 @@
 
 use crate::checks::compare_wiring;
 use crate::claims;
-use crate::prompts::read_json;
 use crate::report::{CheckResult, Findings, Report, Status};
-use bitnet_formats::{ErrorCode, FormatError, Limits};
+use bitnet_formats::{ErrorCode, FormatError, Limits, open_regular, read_file};
 use bitnet_model::{Certificate, DenseRecord, FileRecord, TensorDigest};
-use serde_json::Value;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -23,7 +20,8 @@ const SIDES: [&str; 2] = ["the certificate", "the artifact's certificate"];
 /// # Errors
 /// A file that is none, of another version, or without a key of this one.
 pub(crate) fn read(path: &Path) -> Result<Certificate, FormatError> {
-    Certificate::from_json(&read_json(path)?).map_err(|e| e.in_file(path))
+    let text = read_file(path, Limits::default().certificate_bytes)?;
+    Certificate::from_slice(&text).map_err(|e| e.in_file(path))
 }
 
 /// The certificate in a file, if that is what is in it: a JSON object with the key `certificate`.
@@ -34,35 +32,46 @@ pub(crate) fn read_if_one(path: &Path) -> Result<Option<Certificate>, FormatErro
     if !begins_as_object(path) {
         return Ok(None);
     }
-    let value = match read_json(path) {
-        Ok(value) => value,
+    let text = read_file(path, Limits::default().certificate_bytes)?;
+    match says_certificate(&text) {
+        Ok(true) => Certificate::from_slice(&text)
+            .map(Some)
+            .map_err(|e| e.in_file(path)),
         // tensors may begin like an object; a certificate that is cut off is still one
-        Err(error) => {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            return match name.ends_with("certificate.json") {
-                true => Err(error),
-                false => Ok(None),
-            };
+        Err(error) if is_named_certificate(path) => {
+            let message = format!("expected JSON: {error}");
+            Err(FormatError::new(ErrorCode::Malformed, message).in_file(path))
         }
-    };
-    if value.get("certificate").and_then(Value::as_u64).is_none() {
-        return Ok(None);
+        Ok(false) | Err(_) => Ok(None),
     }
-    let certificate = Certificate::from_json(&value).map_err(|e| e.in_file(path))?;
-    Ok(Some(certificate))
+}
+
+/// Whether JSON is an object with the key `certificate`. Keeps nothing of it.
+fn says_certificate(text: &[u8]) -> Result<bool, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        certificate: Option<serde::de::IgnoredAny>,
+    }
+    let version: Version = serde_json::from_slice(text)?;
+    Ok(version.certificate.is_some())
+}
+
+fn is_named_certificate(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with("certificate.json")
 }
 
 fn begins_as_object(path: &Path) -> bool {
-    let is_small = |file: &File| {
-        let most = Limits::default().json_bytes;
-        file.metadata()
-            .is_ok_and(|m| m.is_file() && m.len() <= most)
+    // a longer one is read, so that it is refused by its name
+    let most = match is_named_certificate(path) {
+        true => u64::MAX,
+        false => Limits::default().certificate_bytes,
     };
     let mut head = [0; 64];
-    let read = File::open(path)
+    let read = open_regular(path)
         .ok()
-        .filter(is_small)
-        .and_then(|mut file| file.read(&mut head).ok());
+        .filter(|(_, metadata)| metadata.len() <= most)
+        .and_then(|(mut file, _)| file.read(&mut head).ok());
     let head = head.get(..read.unwrap_or(0)).unwrap_or_default();
     head.trim_ascii_start().first() == Some(&b'{')
 }

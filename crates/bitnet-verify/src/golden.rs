@@ -4,7 +4,7 @@
 //! tokens. Files other than `prompts.json` and `logits_f32.safetensors`, or `embeddings_f32.safetensors` of
 //! an embedding model, may be absent.
 
-use crate::prompts::{Prompt, read_json, read_prompts, token_ids};
+use crate::prompts::{Prompt, read_json, read_prompts_and_texts, token_ids};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Limits, PlainType, TensorFile, dense_to_f32, open,
 };
@@ -111,7 +111,7 @@ impl Golden {
     /// A file that is missing (of the two that must be there), unreadable or inconsistent.
     pub fn read(dir: &Path) -> Result<Self, FormatError> {
         let path = dir.join("prompts.json");
-        let (prompts, texts) = (read_prompts(&path)?, texts_of(&read_json(&path)?));
+        let (prompts, texts) = read_prompts_and_texts(&path)?;
         let vectors = |kind: &str| dir.join(format!("embeddings_{kind}.safetensors"));
         let none = |what: &str, path: &Path| {
             let text = format!("expected `<prompt>.{what}` for at least one prompt, found none");
@@ -194,16 +194,6 @@ fn read<T>(path: &Path, parse: fn(&Value) -> Option<T>) -> Result<T, FormatError
     parse(&read_json(path)?).ok_or_else(|| {
         FormatError::new(ErrorCode::Malformed, "not as golden.py writes it").in_file(path)
     })
-}
-
-/// `text` of every prompt that has one.
-fn texts_of(prompts: &Value) -> BTreeMap<String, String> {
-    let all = prompts.as_object().into_iter().flatten();
-    let text = |(name, v): (&String, &Value)| {
-        let text = v.get("text")?.as_str()?;
-        Some((name.clone(), text.to_owned()))
-    };
-    all.filter_map(text).collect()
 }
 
 fn parse_greedy(value: &Value) -> Option<Vec<Greedy>> {

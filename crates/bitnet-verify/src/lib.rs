@@ -270,6 +270,10 @@ fn verify(
     let pool =
         pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
     let mut report = pool.install(|| run_checks(&subject, progress));
+    // what was read of a file that changed meanwhile proves nothing
+    for input in [Some(&artifact), source.as_ref()].into_iter().flatten() {
+        input.checkpoint.check_inputs()?;
+    }
     add_baseline(&mut report, baseline.as_ref(), bounds);
     Ok(report)
 }

@@ -4,7 +4,7 @@
 //! result of a comparison. Every other bit of the weights, of the settings and of the header is compared,
 //! or has to be what it is for the file to open.
 
-use bitnet_formats::{FormatError, Unread, UnreadBits};
+use bitnet_formats::{FormatError, Limits, Unread, UnreadBits, read_file};
 use bitnet_model::{Checkpoint, LinearRule, Slot};
 use bitnet_ternary::TernaryMatrix;
 use serde_json::{Value, json};
@@ -42,8 +42,8 @@ pub(crate) fn padding(
             None => match read.entry(unread.file.clone()) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => {
-                    let io = |e: std::io::Error| FormatError::io(&unread.file, &e);
-                    entry.insert(std::fs::read(&unread.file).map_err(io)?)
+                    let limit = Limits::default().side_file_bytes;
+                    entry.insert(read_file(&unread.file, limit)?)
                 }
             },
         };

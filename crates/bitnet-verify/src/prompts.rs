@@ -3,9 +3,10 @@
 //! Invariant: every sequence is non-empty and inside the model's vocabulary and context, so what
 //! computes them need not check again.
 
-use bitnet_formats::{ErrorCode, FormatError, Limits};
-use bitnet_model::Config;
+use bitnet_formats::{ErrorCode, FormatError, Limits, parse_json_value, read_file};
+use bitnet_model::{Config, PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A named token sequence.
@@ -17,17 +18,10 @@ pub struct Prompt {
     pub ids: Vec<u32>,
 }
 
-/// Reads a JSON side file of at most [`Limits::json_bytes`].
+/// Reads a JSON file of records: a golden file, a report.
 pub(crate) fn read_json(path: &Path) -> Result<Value, FormatError> {
-    let io = |e: std::io::Error| FormatError::io(path, &e);
-    let most = Limits::default().json_bytes;
-    let found = std::fs::metadata(path).map_err(io)?.len();
-    if found > most {
-        let text = format!("expected at most {most} bytes, found {found}");
-        return Err(FormatError::new(ErrorCode::LimitExceeded, text).in_file(path));
-    }
-    let text = std::fs::read(path).map_err(io)?;
-    serde_json::from_slice(&text).map_err(|e| malformed(format!("not JSON: {e}")).in_file(path))
+    let text = read_file(path, Limits::default().text_bytes)?;
+    parse_json_value(&text).map_err(|e| e.in_file(path))
 }
 
 fn malformed(text: impl Into<String>) -> FormatError {
@@ -39,29 +33,33 @@ fn malformed(text: impl Into<String>) -> FormatError {
 /// # Errors
 /// A file that cannot be read or has another form.
 pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, FormatError> {
-    parse_prompts(&read_json(path)?).map_err(|e| e.in_file(path))
+    read_entries(path).and_then(|entries| prompts_of(entries).map_err(|e| e.in_file(path)))
 }
 
-fn parse_prompts(value: &Value) -> Result<Vec<Prompt>, FormatError> {
-    let named: Vec<(String, &Value)> = match value {
-        Value::Object(map) => map.iter().map(|(name, v)| (name.clone(), v)).collect(),
-        Value::Array(list) => list
-            .iter()
-            .enumerate()
-            .map(|(i, v)| (format!("{i}"), v))
-            .collect(),
-        _ => {
-            return Err(malformed(
-                "expected an object of prompts or a list of lists of token ids",
-            ));
-        }
+/// As [`read_prompts`], with the texts of those prompts that have one.
+pub(crate) fn read_prompts_and_texts(
+    path: &Path,
+) -> Result<(Vec<Prompt>, BTreeMap<String, String>), FormatError> {
+    let mut entries = read_entries(path)?;
+    let text = |entry: &mut PromptEntry| Some((entry.name.clone(), entry.text.take()?));
+    let texts = entries.iter_mut().filter_map(text).collect();
+    let prompts = prompts_of(entries).map_err(|e| e.in_file(path))?;
+    Ok((prompts, texts))
+}
+
+fn read_entries(path: &Path) -> Result<Vec<PromptEntry>, FormatError> {
+    let bytes = read_file(path, PROMPT_FILE_BYTES)?;
+    parse_prompt_file(&bytes).map_err(|e| e.in_file(path))
+}
+
+fn prompts_of(entries: Vec<PromptEntry>) -> Result<Vec<Prompt>, FormatError> {
+    let prompt = |PromptEntry { name, ids, .. }| match ids {
+        Some(ids) => Ok(Prompt { name, ids }),
+        None => Err(malformed("expected a list of token ids")
+            .in_tensor(&name)
+            .hint("write the ids; bitnet-verify does not tokenize text")),
     };
-    let prompt = |(name, value): (String, &Value)| {
-        let ids = value.get("ids").unwrap_or(value);
-        let ids = token_ids(ids).map_err(|e| e.in_tensor(&name))?;
-        Ok(Prompt { name, ids })
-    };
-    named.into_iter().map(prompt).collect()
+    entries.into_iter().map(prompt).collect()
 }
 
 /// A list of token ids.
@@ -132,7 +130,6 @@ pub fn built_in_prompts(config: &Config) -> Vec<Prompt> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn three_forms_are_read() {
@@ -142,20 +139,21 @@ mod tests {
                 ids: vec![1, 2],
             }]
         };
+        let read = |text: &str| prompts_of(parse_prompt_file(text.as_bytes())?);
         assert_eq!(
-            parse_prompts(&json!({"a": {"text": null, "ids": [1, 2]}})).unwrap(),
+            read(r#"{"a": {"text": null, "ids": [1, 2]}}"#).unwrap(),
             want("a")
         );
-        assert_eq!(parse_prompts(&json!({"a": [1, 2]})).unwrap(), want("a"));
-        assert_eq!(parse_prompts(&json!([[1, 2]])).unwrap(), want("0"));
+        assert_eq!(read(r#"{"a": [1, 2]}"#).unwrap(), want("a"));
+        assert_eq!(read("[[1, 2]]").unwrap(), want("0"));
         for bad in [
-            json!(3),
-            json!({"a": {"text": "x"}}),
-            json!([[1.5]]),
-            json!([[-1]]),
-            json!([[1u64 << 32]]),
+            "3",
+            r#"{"a": {"text": "x"}}"#,
+            "[[1.5]]",
+            "[[-1]]",
+            "[[4294967296]]",
         ] {
-            assert!(parse_prompts(&bad).is_err(), "{bad}");
+            assert!(read(bad).is_err(), "{bad}");
         }
     }
 }

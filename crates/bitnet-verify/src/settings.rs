@@ -4,7 +4,7 @@
 //! the file.
 
 use crate::gates::Thresholds;
-use bitnet_formats::{ErrorCode, FormatError};
+use bitnet_formats::{ErrorCode, FormatError, read_file};
 use clap::Args;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -89,13 +89,9 @@ impl Bounds {
     }
 
     fn of(path: &Path) -> Result<Self, FormatError> {
-        let io = |e: std::io::Error| FormatError::new(ErrorCode::Io, e.to_string());
-        let len = std::fs::metadata(path).map_err(io)?.len();
-        if len > MOST_BYTES {
-            let text = format!("expected at most {MOST_BYTES} bytes, found {len}");
-            return Err(FormatError::new(ErrorCode::LimitExceeded, text));
-        }
-        Self::parse(&std::fs::read_to_string(path).map_err(io)?)
+        let text = String::from_utf8(read_file(path, MOST_BYTES)?)
+            .map_err(|_| FormatError::new(ErrorCode::Malformed, "expected UTF-8 text"))?;
+        Self::parse(&text)
     }
 
     fn parse(text: &str) -> Result<Self, FormatError> {

@@ -39,7 +39,7 @@ pub(super) fn check_name(output: &Path) -> Result<(), Failure> {
 pub(super) fn inputs(checkpoint: &Checkpoint, convert: &ConvertArgs) -> Result<Inputs, Failure> {
     let mut inputs = checkpoint.inputs();
     if let Some(directory) = &checkpoint.directory {
-        for name in side_files::names(directory)? {
+        for name in bitnet_model::side_file_names(directory, &bitnet_formats::Limits::default())? {
             inputs.add(&directory.join(name));
         }
     }
@@ -104,15 +104,18 @@ pub(super) fn publish(
         .iter()
         .map(|f| create(&f.path))
         .collect::<Result<Vec<_>, _>>()?;
-    let passed = pipeline::run(checkpoint, plan, request, artifacts, threads, progress)?;
+    let passed = pipeline::run(checkpoint, plan, request, artifacts, threads, progress);
+    let side_digests = certificate::side_digests(checkpoint);
+    // if an input changed, every other error is a consequence
+    checkpoint.check_inputs()?;
     let Passed {
         mut sources,
         mut artifacts,
         digests,
         losses: found,
         masters,
-    } = passed;
-    sources.extend(certificate::side_digests(checkpoint)?);
+    } = passed?;
+    sources.extend(side_digests?);
     let losses: Vec<Loss> = merge(&plan.losses, found);
 
     if plan.target.kind == Kind::Gguf && artifacts.len() > 1 {
@@ -143,6 +146,7 @@ pub(super) fn publish(
     staged.push(artifact.stage()?);
     // the certificate first, the first part of a split file last: readers start there
     staged.reverse();
+    checkpoint.check_inputs()?;
     bitnet_formats::publish(staged)?;
     if let Some(directory) = directory {
         directory.finish()?;

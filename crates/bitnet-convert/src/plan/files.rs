@@ -111,11 +111,9 @@ impl Planner<'_> {
                 let mut others = family.gguf_architectures.iter().skip(1);
                 others.any(|a| key.strip_prefix(a).is_some_and(|k| k.starts_with('.')))
             };
-            for (key, value) in &file.metadata.0 {
-                if is_carried(key) && !stale(key) && metadata.get(key).is_none() {
-                    metadata.set(key.clone(), value.clone());
-                }
-            }
+            let carried = file.metadata.0.iter();
+            let carried = carried.filter(|(key, _)| is_carried(key) && !stale(key));
+            metadata.add_missing(carried.cloned());
         } else if let Some(directory) = &self.checkpoint.directory {
             let (entries, notes) =
                 bitnet_model::tokenizer_to_gguf_with_notes(directory, config.vocab_size)?;
@@ -220,14 +218,18 @@ impl Planner<'_> {
     fn describe_tiles(&self, part: usize, metadata: &mut Metadata) {
         metadata.set("format", MetaValue::text(TILES_FORMAT));
         metadata.set(TILES_VERSION.0, MetaValue::text(TILES_VERSION.1));
-        for item in self.items.iter().filter(|i| i.file == part) {
-            if let (Action::Pack(packing), Some(slot)) = (&item.action, item.slot)
-                && let [rows, cols] = self.checkpoint.config.shape(slot)[..]
-            {
+        let items = self.items.iter().filter(|item| item.file == part);
+        let entries = items.filter_map(|item| match (&item.action, item.slot) {
+            (Action::Pack(packing), Some(slot)) => {
+                let [rows, cols] = self.checkpoint.config.shape(slot)[..] else {
+                    return None;
+                };
                 let entry = tiles_entry(*packing, rows, cols);
-                metadata.set(&item.tensor.name, MetaValue::text(entry));
+                Some((item.tensor.name.clone(), MetaValue::text(entry)))
             }
-        }
+            _ => None,
+        });
+        metadata.add_missing(entries);
     }
 
     /// What `config.json` has to say about the linears as they are stored.

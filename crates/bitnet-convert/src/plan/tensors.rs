@@ -264,7 +264,7 @@ impl Planner<'_> {
         check: impl Fn(&bitnet_ternary::TernaryMatrix, ScaleRounding) -> Result<f64, FormatError>,
     ) -> Result<(), FormatError> {
         let Some(probe) = scales::probe(self.checkpoint, slot, source) else {
-            return Ok(());
+            return self.check_block_scales(slot, source, check);
         };
         let error = check(&probe, self.request.rounding)?;
         if error > 0.0 {
@@ -276,6 +276,26 @@ impl Planner<'_> {
             });
         }
         Ok(())
+    }
+
+    /// Checks the scales that lie between the trits of a packed linear. Those of blocks without a trit do not
+    /// count, so the trits are read too where a scale fails.
+    fn check_block_scales(
+        &self,
+        slot: Slot,
+        source: &LinearSource,
+        check: impl Fn(&bitnet_ternary::TernaryMatrix, ScaleRounding) -> Result<f64, FormatError>,
+    ) -> Result<(), FormatError> {
+        let rounding = self.request.rounding;
+        // what allowed rounding costs is found, with its error, when the weights are read
+        if rounding == ScaleRounding::Allow || !matches!(source.rule, LinearRule::Packed { .. }) {
+            return Ok(());
+        }
+        let holds = |m: &bitnet_ternary::TernaryMatrix| check(m, rounding).map(|_| ());
+        if scales::all_rows(self.checkpoint, slot, source, holds) {
+            return Ok(());
+        }
+        holds(&self.checkpoint.ternary(slot)?)
     }
 
     /// `weight_scale` beside packed codes: the source's own if it has one, else the f32 multiplier.

@@ -5,18 +5,19 @@
 
 use crate::container::Gguf;
 use crate::error::{ErrorCode, FormatError};
+use crate::input::read_file;
 use crate::limits::Limits;
-use serde_json::Value;
+use serde::Deserialize;
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The name of the certificate in an output directory.
 const CERTIFICATE: &str = "certificate.json";
 
 /// A file that a certificate lists as its output.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Certified {
     pub(super) name: String,
     pub(super) bytes: u64,
@@ -30,31 +31,22 @@ pub(super) fn certified_files(path: &Path) -> Vec<Certified> {
 }
 
 fn read_certified(path: &Path) -> Option<Vec<Certified>> {
-    let most = Limits::default().json_bytes;
-    if !fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() <= most) {
-        return None;
+    /// What is read of a certificate: nothing is kept of the tensors.
+    #[derive(Deserialize)]
+    struct Certificate {
+        #[serde(rename = "certificate")]
+        _version: u64,
+        tool: String,
+        output: Output,
     }
-    let mut bytes = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(most)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    let value: Value = serde_json::from_slice(&bytes).ok()?;
-    value.get("certificate")?.as_u64()?;
-    value
-        .get("tool")?
-        .as_str()
-        .filter(|tool| tool.starts_with("bitnet-"))?;
-    let files = value.get("output")?.get("files")?.as_array()?;
-    let file = |f: &Value| {
-        Some(Certified {
-            name: f.get("name")?.as_str()?.to_owned(),
-            bytes: f.get("bytes")?.as_u64()?,
-            sha256: f.get("sha256")?.as_str()?.to_owned(),
-        })
-    };
-    Some(files.iter().filter_map(file).collect())
+    #[derive(Deserialize)]
+    struct Output {
+        files: Vec<Certified>,
+    }
+    let bytes = read_file(path, Limits::default().certificate_bytes).ok()?;
+    let certificate: Certificate = serde_json::from_slice(&bytes).ok()?;
+    let is_ours = certificate.tool.starts_with("bitnet-");
+    is_ours.then_some(certificate.output.files)
 }
 
 /// The first entry of a directory, by name, that a conversion neither wrote nor is about to write (`planned`).

@@ -18,9 +18,10 @@ use crate::encoding::{Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
-use crate::tensor_file::{TensorFile, TensorInfo};
+use crate::tensor_file::{TensorFile, TensorInfo, repeated};
 use crate::unread::{Unread, UnreadBits};
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::path::Path;
 
 /// The key of the header that is not a tensor.
@@ -31,6 +32,8 @@ pub(super) const EXTENSION: &str = ".safetensors";
 const FORMAT: (&str, &str) = ("format", "pt");
 /// The format asks for 8; 64 is a cache line, and lets a reader use any vector load on a mapping.
 const DATA_ALIGNMENT: u64 = 64;
+/// The library takes some 500 bytes of memory per tensor; headers of more tensors and entries are checked here alone.
+const MOST_FOR_LIBRARY: usize = 1 << 14;
 
 /// The types of the format that we know; the others (F8, F4, complex) no BitNet model uses.
 const TYPES: &[PlainType] = &[
@@ -108,28 +111,35 @@ fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, Form
 
     let mut raw = RawHeader::default();
     let mut place = Place::default();
+    let data = Data {
+        part,
+        start: data_start,
+        len: data_len,
+    };
     parse_json(
         header,
         HeaderSeed {
             raw: &mut raw,
             place: &mut place,
             limits,
+            data: &data,
         },
     )
     .map_err(|e| place.add_to(e, 8))?;
-
-    let mut tensors = Vec::with_capacity(raw.tensors.len());
-    for (name, entry) in raw.tensors {
-        let (start, end) = entry.data_offsets;
-        let info = entry.check(name, part, data_start, data_len)?;
-        tensors.push((start, end, info));
+    let RawHeader {
+        metadata,
+        mut tensors,
+    } = raw;
+    if let Some(info) = repeated(&tensors, |info| &info.name) {
+        return Err(malformed("the header has this name twice").in_tensor(&info.name));
     }
     // a tensor without elements may share its offset with the next one
-    tensors.sort_by(|(s, e, a), (t, f, b)| (s, e, &a.name).cmp(&(t, f, &b.name)));
+    tensors.sort_unstable_by(|a, b| (a.offset, a.len, &a.name).cmp(&(b.offset, b.len, &b.name)));
     let mut expected = 0;
-    for (start, end, info) in &tensors {
-        if *start != expected {
-            let what = if *start < expected {
+    for info in &tensors {
+        let start = info.offset.saturating_sub(data_start);
+        if start != expected {
+            let what = if start < expected {
                 "overlaps the tensor before"
             } else {
                 "leaves a hole"
@@ -137,7 +147,7 @@ fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, Form
             let message = format!("{what}: expected its data at {expected}, found {start}");
             return Err(malformed(message).in_tensor(&info.name).at(info.offset));
         }
-        expected = *end;
+        expected = start.saturating_add(info.len);
     }
     if expected != data_len {
         let message = format!("expected {expected} bytes of tensors, found {data_len}");
@@ -147,31 +157,36 @@ fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, Form
             .hint("nothing may follow the last tensor"));
     }
     // the format's own implementation has the last word: what it refuses, its readers cannot open
-    safetensors::SafeTensors::read_metadata(file.bytes())
-        .map_err(|e| malformed(format!("the safetensors library refuses the header: {e}")).at(8))?;
-    let tensors = tensors.into_iter().map(|(_, _, info)| info).collect();
-    Ok(Parsed {
-        metadata: raw.metadata,
-        tensors,
-    })
+    if tensors.len().saturating_add(metadata.0.len()) <= MOST_FOR_LIBRARY {
+        safetensors::SafeTensors::read_metadata(file.bytes()).map_err(|e| {
+            malformed(format!("the safetensors library refuses the header: {e}")).at(8)
+        })?;
+    }
+    Ok(Parsed { metadata, tensors })
+}
+
+/// Where the tensors of a file lie.
+struct Data {
+    /// The number of the file.
+    part: usize,
+    /// Offset of the first byte behind the header.
+    start: u64,
+    /// Bytes behind the header.
+    len: u64,
 }
 
 /// A tensor as the header spells it.
 #[derive(Debug, Deserialize)]
-struct Entry {
-    dtype: String,
+struct Entry<'h> {
+    #[serde(borrow)]
+    dtype: Cow<'h, str>,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
 }
 
-impl Entry {
-    fn check(
-        self,
-        name: String,
-        part: usize,
-        data_start: u64,
-        data_len: u64,
-    ) -> Result<TensorInfo, FormatError> {
+impl Entry<'_> {
+    fn check(self, name: String, data: &Data) -> Result<TensorInfo, FormatError> {
+        let (part, data_start, data_len) = (data.part, data.start, data.len);
         let Some(plain) = TYPES
             .iter()
             .copied()
@@ -208,9 +223,12 @@ impl Entry {
             );
             return Err(malformed(message).in_tensor(&name).at(offset));
         }
-        let shape = (self.shape.iter().map(|&size| usize::try_from(size)))
-            .collect::<Result<_, _>>()
-            .map_err(|_| malformed("a size overflows this machine's address").in_tensor(&name))?;
+        let mut shape = Vec::with_capacity(self.shape.len());
+        for size in self.shape {
+            shape.push(usize::try_from(size).map_err(|_| {
+                malformed("a size overflows this machine's address").in_tensor(&name)
+            })?);
+        }
         Ok(TensorInfo {
             name,
             encoding: Encoding::Plain(plain),

@@ -4,13 +4,13 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::safetensors::json::{IndexSeed, Place, parse_json};
+use super::safetensors::json::{Index, IndexSeed, Place, parse_json};
 use crate::artifact::is_plain_file_name;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
-use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
-use std::collections::{BTreeSet, HashMap};
+use crate::tensor_file::{Metadata, TensorFile, TensorInfo, sorted_by_key};
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 /// The ending of the file that says which tensor is in which shard.
@@ -112,12 +112,12 @@ fn index_of_shard(name: &str, extension: &str) -> Option<String> {
 
 /// The files that an index names.
 pub(super) fn shard_names(path: &Path, limits: &Limits) -> Result<BTreeSet<String>, FormatError> {
-    let shard_of = parse_index(path, limits)?;
-    Ok(shard_of.into_iter().map(|(_, shard)| shard).collect())
+    let (_, listed) = parse_index(path, limits)?;
+    Ok(listed.shards.into_iter().collect())
 }
 
-/// Which tensor is in which file, as an index says.
-fn parse_index(path: &Path, limits: &Limits) -> Result<Vec<(String, String)>, FormatError> {
+/// An index, and which tensor is in which file.
+fn parse_index(path: &Path, limits: &Limits) -> Result<(Mapped, Index), FormatError> {
     let here = |e: FormatError| e.in_file(path);
     let index = Mapped::open(path)?;
     let len = index.bytes().len() as u64;
@@ -128,18 +128,18 @@ fn parse_index(path: &Path, limits: &Limits) -> Result<Vec<(String, String)>, Fo
         );
         return Err(here(FormatError::new(ErrorCode::LimitExceeded, message)));
     }
-    let mut shard_of = Vec::new();
+    let mut listed = Index::default();
     let mut place = Place::default();
     parse_json(
         index.bytes(),
         IndexSeed {
-            shard_of: &mut shard_of,
+            index: &mut listed,
             place: &mut place,
             limits,
         },
     )
     .map_err(|e| here(place.add_to(e, 0)))?;
-    Ok(shard_of)
+    Ok((index, listed))
 }
 
 fn read_index(
@@ -149,8 +149,15 @@ fn read_index(
     read_file: ReadFile,
 ) -> Result<TensorFile, FormatError> {
     let here = |e: FormatError| e.in_file(path);
-    let shard_of = parse_index(path, limits)?;
-    for (tensor, shard) in &shard_of {
+    let (index, listed) = parse_index(path, limits)?;
+    let shard_of = |number: u32| {
+        listed
+            .shards
+            .get(number as usize)
+            .map_or("", String::as_str)
+    };
+    for (tensor, number) in &listed.tensors {
+        let shard = shard_of(*number);
         if !is_plain_file_name(shard) {
             let message = format!("expected a file name in the same directory, found `{shard}`");
             let hint = "shards must lie beside their index";
@@ -161,20 +168,27 @@ fn read_index(
             ));
         }
     }
-    let shards: BTreeSet<&str> = shard_of.iter().map(|(_, shard)| shard.as_str()).collect();
-    let listed: HashMap<&str, &str> = shard_of
-        .iter()
-        .map(|(tensor, shard)| (tensor.as_str(), shard.as_str()))
-        .collect();
+    let by_name = sorted_by_key(&listed.tensors, |(tensor, _)| tensor);
+    let place_of = |name: &str| {
+        let entry = |at: u32| listed.tensors.get(at as usize);
+        let name_at = |at: &u32| entry(*at).map(|(tensor, _)| tensor.as_str());
+        let found = by_name.binary_search_by(|at| name_at(at).cmp(&Some(name)));
+        let at = *by_name.get(found.ok()?)?;
+        Some((at, entry(at)?.1))
+    };
+    let order = sorted_by_key(&listed.shards, |shard| shard);
 
-    let mut parts = Vec::with_capacity(shards.len());
+    let mut parts = Vec::with_capacity(order.len());
     let mut metadata = Metadata::default();
-    let mut tensors = Vec::with_capacity(shard_of.len());
-    let mut found: HashMap<String, &str> = HashMap::with_capacity(shard_of.len());
-    for (number, shard) in shards.into_iter().enumerate() {
+    let mut keys = HashSet::new();
+    let mut tensors: Vec<TensorInfo> = Vec::new();
+    // in which shard each tensor of the index was found
+    let mut found: Vec<Option<u32>> = vec![None; listed.tensors.len()];
+    for (part, &number) in order.iter().enumerate() {
+        let shard = shard_of(number);
         let shard_path = path.with_file_name(shard);
         let file = Mapped::open(&shard_path).map_err(|e| e.hint(missing_shard_hint(path)))?;
-        let parsed = read_file(&file, number, limits).map_err(|e| e.in_file(&shard_path))?;
+        let parsed = read_file(&file, part, limits).map_err(|e| e.in_file(&shard_path))?;
         for tensor in &parsed.tensors {
             let extra = |message: String| {
                 FormatError::new(ErrorCode::ExtraTensor, message)
@@ -182,28 +196,40 @@ fn read_index(
                     .in_tensor(&tensor.name)
                     .hint("index and shards are not from one checkpoint")
             };
-            if let Some(before) = found.insert(tensor.name.clone(), shard) {
+            let Some((at, expected)) = place_of(&tensor.name) else {
+                return Err(extra("the index does not list it".to_owned()));
+            };
+            let before = found.get_mut(at as usize).and_then(|f| f.replace(number));
+            if let Some(before) = before {
+                let before = shard_of(before);
                 return Err(extra(format!("is in `{before}` and again here")));
             }
-            match listed.get(tensor.name.as_str()) {
-                Some(expected) if *expected == shard => {}
-                Some(expected) => {
-                    return Err(extra(format!("the index expects it in `{expected}`")));
-                }
-                None => return Err(extra("the index does not list it".to_owned())),
+            if expected != number {
+                let expected = shard_of(expected);
+                return Err(extra(format!("the index expects it in `{expected}`")));
             }
         }
-        for (key, value) in parsed.metadata.0 {
-            // the shards of one checkpoint repeat each other
-            if metadata.get(&key).is_none() {
-                metadata.0.push((key, value));
+        // the shards of one checkpoint repeat each other
+        if metadata.0.is_empty() {
+            metadata = parsed.metadata;
+        } else if !parsed.metadata.0.is_empty() {
+            let known = |keys: &mut HashSet<String>, key: &str| !keys.insert(key.to_owned());
+            if keys.is_empty() {
+                keys.extend(metadata.0.iter().map(|(key, _)| key.clone()));
             }
+            let new = parsed.metadata.0.into_iter();
+            let new = new.filter(|(key, _)| !known(&mut keys, key));
+            metadata.0.extend(new);
         }
-        tensors.extend(parsed.tensors);
+        match tensors.is_empty() {
+            true => tensors = parsed.tensors,
+            false => tensors.extend(parsed.tensors),
+        }
         parts.push(file);
     }
-    for (tensor, shard) in &shard_of {
-        if !found.contains_key(tensor.as_str()) {
+    for ((tensor, number), found) in listed.tensors.iter().zip(&found) {
+        if found.is_none() {
+            let shard = shard_of(*number);
             let message = format!("the index expects it in `{shard}`, found no such tensor there");
             return Err(FormatError::new(ErrorCode::MissingTensor, message)
                 .in_file(path)
@@ -211,7 +237,7 @@ fn read_index(
                 .hint("index and shards are not from one checkpoint"));
         }
     }
-    Ok(TensorFile::new(container, parts, metadata, tensors))
+    Ok(TensorFile::new(container, parts, metadata, tensors).named_by(&index))
 }
 
 /// What to do about a shard that cannot be opened.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: whatever is absent or of another form is an error that names its path.
 
-use super::{FileRecord, Verdict};
+use super::{DenseRecord, FileRecord, TensorDigest, TernaryRecord, Verdict};
 use crate::config::{
     Activation, ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling,
     Rope, RopeScaling, SlidingWindow, Yarn,
@@ -17,6 +17,12 @@ pub(super) struct Field<'a> {
 }
 
 impl<'a> Field<'a> {
+    /// The whole certificate.
+    pub(super) fn root(value: &'a Value) -> Self {
+        let path = String::new();
+        Self { value, path }
+    }
+
     pub(super) fn at(&self, key: &str) -> Result<Field<'a>, FormatError> {
         let path = if self.path.is_empty() {
             key.to_owned()
@@ -121,7 +127,41 @@ pub(super) fn file_from_json(field: &Field<'_>) -> Result<FileRecord, FormatErro
     })
 }
 
-pub(super) fn verdict_from_json(field: &Field<'_>) -> Result<Verdict, FormatError> {
+pub(super) fn ternary_from_json(field: &Field<'_>) -> Result<TernaryRecord, FormatError> {
+    let scales = field.at("scales")?;
+    let scale_bits = match scales.at("bits")?.value {
+        Value::Null => None,
+        Value::String(s) if s.len() == 8 => {
+            let bits = u32::from_str_radix(s, 16);
+            Some(bits.map_err(|_| scales.bad("eight hex digits in `bits`"))?)
+        }
+        _ => return Err(scales.bad("eight hex digits in `bits`")),
+    };
+    let digest = TensorDigest {
+        name: field.at("name")?.text()?,
+        rows: field.at("rows")?.size()?,
+        cols: field.at("cols")?.size()?,
+        trits_sha256: field.at("trits_sha256")?.digest()?,
+        scale_structure: scales.at("structure")?.text()?,
+        scale_bits,
+        scales_sha256: scales.at("sha256")?.digest()?,
+    };
+    Ok(TernaryRecord {
+        digest,
+        verdict: verdict_from_json(field)?,
+    })
+}
+
+pub(super) fn dense_from_json(field: &Field<'_>) -> Result<DenseRecord, FormatError> {
+    Ok(DenseRecord {
+        name: field.at("name")?.text()?,
+        shape: field.at("shape")?.each(|n| n.size())?,
+        values_sha256: field.at("values_sha256")?.digest()?,
+        verdict: verdict_from_json(field)?,
+    })
+}
+
+fn verdict_from_json(field: &Field<'_>) -> Result<Verdict, FormatError> {
     let word = field.at("verdict")?;
     match word.value.as_str() {
         Some("exact") => Ok(Verdict::Exact),

@@ -173,8 +173,7 @@ pub(crate) fn parse_json(bytes: &[u8]) -> Result<Value, FormatError> {
 pub(crate) fn parse_value(bytes: &[u8]) -> Result<Value, FormatError> {
     // some editors begin UTF-8 files with a byte order mark
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    serde_json::from_slice(bytes)
-        .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))
+    bitnet_formats::parse_json_value(bytes)
 }
 
 fn names_architecture(config: &Value, architecture: &str) -> bool {

@@ -1,16 +1,14 @@
 //! The JSON files beside a tokenizer: which tokens are special, when to stop, the chat template.
 //!
-//! Invariant: a file larger than [`Limits::json_bytes`] is not read, and a key of an unexpected type
+//! Invariant: a file larger than [`Limits::side_file_bytes`] is not read, and a key of an unexpected type
 //! counts as absent (these files are written by hand and vary), except where the JSON is broken.
 
 use super::added::described;
 use super::class::Class;
 use super::huggingface::Specials;
-use bitnet_formats::{ErrorCode, FormatError, Limits};
+use bitnet_formats::{ErrorCode, FormatError, Limits, parse_json_value, read_side_file};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use tokenizers::AddedToken;
 
@@ -52,25 +50,8 @@ impl<'a> Place<'a> {
                 return Ok(file.map(|(_, bytes)| Cow::Borrowed(bytes.as_slice())));
             }
         };
-        let path = dir.join(name);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(FormatError::io(&path, &e)),
-        };
-        let limit = Limits::default().json_bytes;
-        let mut bytes = Vec::new();
-        file.take(limit.saturating_add(1))
-            .read_to_end(&mut bytes)
-            .map_err(|e| FormatError::io(&path, &e))?;
-        if bytes.len() as u64 > limit {
-            return Err(FormatError::new(
-                ErrorCode::LimitExceeded,
-                format!("larger than {limit} bytes"),
-            )
-            .in_file(&path));
-        }
-        Ok(Some(Cow::Owned(bytes)))
+        let bytes = read_side_file(dir, name, Limits::default().side_file_bytes)?;
+        Ok(bytes.map(Cow::Owned))
     }
 
     fn json(self, name: &str) -> Result<Value, FormatError> {
@@ -82,9 +63,7 @@ impl<'a> Place<'a> {
 
     /// The JSON of a file that was read.
     pub(super) fn parse(self, name: &str, bytes: &[u8]) -> Result<Value, FormatError> {
-        serde_json::from_slice(without_mark(bytes)).map_err(|e| {
-            FormatError::new(ErrorCode::Malformed, e.to_string()).in_file(&self.path(name))
-        })
+        parse_json_value(without_mark(bytes)).map_err(|e| e.in_file(&self.path(name)))
     }
 
     /// Whether there is a file of this name.

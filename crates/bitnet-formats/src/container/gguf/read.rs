@@ -5,7 +5,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::resolve::{Claim, Extent, resolve};
+use super::resolve::{Claim, Extent, is_contested, resolve};
 use super::write::VERSION;
 use super::{
     ALIGNMENT_KEY, DEFAULT_ALIGNMENT, LAYOUT_KEY, MAGIC, MAX_DIMS, MAX_KEY_BYTES, MIN_KEY_VALUE,
@@ -17,8 +17,8 @@ use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::{Packing, packing_by_name};
-use crate::tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorInfo};
-use std::collections::{BTreeMap, HashSet};
+use crate::tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorInfo, repeated};
+use std::collections::BTreeMap;
 
 /// One parsed part.
 pub(super) struct Parsed {
@@ -173,19 +173,15 @@ fn read_metadata(
     limits: &Limits,
 ) -> Result<Metadata, FormatError> {
     let mut metadata = Metadata::default();
-    let mut keys = HashSet::new();
     for _ in 0..count {
-        let at = cursor.position();
         let key = read_text(cursor, "metadata key", MAX_KEY_BYTES)?;
-        if !keys.insert(key.clone()) {
-            return Err(malformed("the metadata has this key twice")
-                .in_tensor(&key)
-                .at(at));
-        }
         let value = read_value(cursor, limits).map_err(|e| e.in_tensor(&key))?;
         metadata.0.push((key, value));
     }
-    Ok(metadata)
+    match repeated(&metadata.0, |(key, _)| key) {
+        None => Ok(metadata),
+        Some((key, _)) => Err(malformed("the metadata has this key twice").in_tensor(key)),
+    }
 }
 
 pub(super) fn read_value(
@@ -288,19 +284,17 @@ pub(super) fn read_tensor_infos(
 ) -> Result<Vec<RawInfo>, FormatError> {
     check_count(cursor, "tensors", count, limits.tensors, MIN_TENSOR_INFO)?;
     let mut infos = Vec::with_capacity(count as usize);
-    let mut names = HashSet::new();
     for _ in 0..count {
         let at = cursor.position();
         let name = read_text(cursor, "tensor name", limits.name_bytes)?;
-        if !names.insert(name.clone()) {
-            return Err(malformed("the file has this tensor twice")
-                .in_tensor(&name)
-                .at(at));
-        }
-        let info = read_tensor_info(cursor, name.clone(), at);
-        infos.push(info.map_err(|e| e.in_tensor(&name).at(at))?);
+        infos.push(read_tensor_info(cursor, name, at).map_err(|e| e.at(at))?);
     }
-    Ok(infos)
+    match repeated(&infos, |info| &info.name) {
+        None => Ok(infos),
+        Some(info) => Err(malformed("the file has this tensor twice")
+            .in_tensor(&info.name)
+            .at(info.at)),
+    }
 }
 
 fn read_tensor_info(
@@ -308,6 +302,21 @@ fn read_tensor_info(
     name: String,
     at: u64,
 ) -> Result<RawInfo, FormatError> {
+    match read_placed(cursor) {
+        Ok((shape, elements, id, offset)) => Ok(RawInfo {
+            name,
+            shape,
+            elements,
+            id,
+            offset,
+            at,
+        }),
+        Err(e) => Err(e.in_tensor(&name)),
+    }
+}
+
+/// Shape (outermost first), elements, type and offset.
+fn read_placed(cursor: &mut Cursor<'_>) -> Result<(Vec<usize>, u64, u32, u64), FormatError> {
     let dims = cursor.u32("number of dimensions")?;
     if !(1..=MAX_DIMS).contains(&dims) {
         return Err(malformed(format!(
@@ -335,14 +344,7 @@ fn read_tensor_info(
     shape.reverse();
     let id = cursor.u32("type")?;
     let offset = cursor.u64("offset")?;
-    Ok(RawInfo {
-        name,
-        shape,
-        elements,
-        id,
-        offset,
-        at,
-    })
+    Ok((shape, elements, id, offset))
 }
 
 /// What the file says about its own packing, in the words of [`packing_by_name`].
@@ -358,36 +360,33 @@ pub(super) fn recorded_layout(
     }
 }
 
-/// What the type ids mean, one encoding per tensor.
+/// What the type ids of the tensors mean.
 fn encodings(
     raw: &[RawInfo],
-    nexts: &[Option<u64>],
     data_len: u64,
     alignment: u64,
     layout: Option<&'static dyn Packing>,
-) -> Result<Vec<Encoding>, FormatError> {
+) -> Result<BTreeMap<u32, Encoding>, FormatError> {
     let mut by_id: BTreeMap<u32, Vec<Claim<'_>>> = BTreeMap::new();
+    let nexts = raw.iter().skip(1).map(Some).chain([None]);
     for (info, next) in raw.iter().zip(nexts) {
+        let claims = by_id.entry(info.id).or_default();
+        if !is_contested(info.id) {
+            continue;
+        }
         // an extent that makes no sense fits nothing; the layout is checked afterwards
         let extent = match next {
-            Some(next) => Extent::ToNext(next.saturating_sub(info.offset)),
+            Some(next) => Extent::ToNext(next.offset.saturating_sub(info.offset)),
             None => Extent::ToEnd(data_len.saturating_sub(info.offset)),
         };
-        by_id.entry(info.id).or_default().push(Claim {
+        claims.push(Claim {
             name: &info.name,
             shape: &info.shape,
             extent,
         });
     }
-    let mut meanings = BTreeMap::new();
-    for (id, claims) in by_id {
-        meanings.insert(id, resolve(id, &claims, alignment, layout)?);
-    }
-    let meaning = |info: &RawInfo| meanings.get(&info.id).copied();
-    Ok(raw
-        .iter()
-        .map(|info| meaning(info).unwrap_or(Encoding::Unknown(info.id)))
-        .collect())
+    let meaning = |(id, claims): (u32, Vec<_>)| Ok((id, resolve(id, &claims, alignment, layout)?));
+    by_id.into_iter().map(meaning).collect()
 }
 
 /// Turns infos into checked ranges of the file.
@@ -410,16 +409,14 @@ fn lay_out(
         let message = format!("expected data at {data_start}, file ends at {file_len}");
         return Err(FormatError::new(ErrorCode::Truncated, message));
     };
-    let nexts: Vec<Option<u64>> = raw
-        .iter()
-        .skip(1)
-        .map(|info| Some(info.offset))
-        .chain([None])
-        .collect();
-    let encodings = encodings(&raw, &nexts, data_len, alignment, layout)?;
+    let encodings = encodings(&raw, data_len, alignment, layout)?;
     let mut tensors = Vec::with_capacity(raw.len());
     let mut expected = 0u64;
-    for ((info, next), encoding) in raw.into_iter().zip(nexts).zip(encodings) {
+    let mut infos = raw.into_iter().peekable();
+    while let Some(info) = infos.next() {
+        let next = infos.peek().map(|info| info.offset);
+        let encoding = encodings.get(&info.id).copied();
+        let encoding = encoding.unwrap_or(Encoding::Unknown(info.id));
         let RawInfo {
             name,
             shape,

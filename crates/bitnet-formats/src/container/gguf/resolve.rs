@@ -112,6 +112,13 @@ fn claims_id(packing: &dyn Packing, id: u32) -> bool {
     packing.gguf_type() == Some(id) || packing.gguf_aliases().contains(&id)
 }
 
+/// Whether an id has several meanings, so that the tensors have to tell.
+pub(super) fn is_contested(id: u32) -> bool {
+    let packings = PACKINGS.iter().filter(|p| claims_id(**p, id)).count();
+    let foreign = FOREIGN.iter().filter(|f| f.id == id).count();
+    packings.saturating_add(foreign) > 1
+}
+
 /// What `id` means for the tensors in `claims`, all that have it. `layout`: what the user or the
 /// file's own metadata says, where it is a layout of this id.
 pub(super) fn resolve(

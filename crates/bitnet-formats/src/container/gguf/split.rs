@@ -13,8 +13,7 @@ use crate::error::FormatError;
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::Packing;
-use crate::tensor_file::{MetaValue, Metadata, TensorFile, TensorInfo};
-use std::collections::HashSet;
+use crate::tensor_file::{MetaValue, Metadata, TensorFile, TensorInfo, repeated};
 use std::path::{Path, PathBuf};
 
 /// `prefix-00001-of-00003.gguf`
@@ -99,7 +98,6 @@ pub(super) fn read_split(
     let mut parts = Vec::new();
     let mut metadata = Metadata::default();
     let mut tensors: Vec<TensorInfo> = Vec::new();
-    let mut names = HashSet::new();
     let mut total = None;
     let mut id: Option<String> = None;
     let hint =
@@ -147,24 +145,22 @@ pub(super) fn read_split(
             (None, found) => total = found,
             (Some(_), None) => {}
         }
-        for tensor in &parsed.tensors {
-            if !names.insert(tensor.name.clone()) {
-                let message = "an earlier part has this tensor too";
-                return Err(place(malformed(message).in_tensor(&tensor.name)));
-            }
-        }
-        if names.len() as u64 > limits.tensors {
-            return Err(place(limit_exceeded(
-                "tensors",
-                names.len() as u64,
-                limits.tensors,
-            )));
+        let count = tensors.len().saturating_add(parsed.tensors.len()) as u64;
+        if count > limits.tensors {
+            return Err(place(limit_exceeded("tensors", count, limits.tensors)));
         }
         if number == 0 {
             metadata = parsed.metadata;
         }
         tensors.extend(parsed.tensors);
         parts.push(file);
+    }
+    if let Some(tensor) = repeated(&tensors, |tensor| &tensor.name) {
+        let path = Gguf::split_name(&name.whole, tensor.part, name.count);
+        return Err(malformed("an earlier part has this tensor too")
+            .in_file(&path)
+            .in_tensor(&tensor.name)
+            .hint(hint));
     }
     match total {
         Some(total) if total != tensors.len() as u64 => {

@@ -1,22 +1,24 @@
 //! The JSON of headers and indices, read without trusting it.
 //!
-//! Invariant: no name or key comes twice, and no list grows past its limit.
+//! Invariant: no list grows past its limit, and no key comes twice. Whether the name of a tensor does is for the
+//! caller to find, when all are there: looking each up on the way would need a copy of every name.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::{Entry, METADATA};
+use super::{Data, Entry, METADATA};
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
-use crate::tensor_file::{MetaValue, Metadata};
+use crate::tensor_file::{MetaValue, Metadata, TensorInfo, repeated};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 
 /// The header in file order.
 #[derive(Debug, Default)]
 pub(super) struct RawHeader {
     pub(super) metadata: Metadata,
-    pub(super) tensors: Vec<(String, Entry)>,
+    /// Ranges lie inside the file and are as long as shapes and types need.
+    pub(super) tensors: Vec<TensorInfo>,
 }
 
 /// Where a JSON error happened and which code it has, because serde's errors carry text only.
@@ -24,10 +26,15 @@ pub(super) struct RawHeader {
 pub(in crate::container) struct Place {
     pub(in crate::container) name: Option<String>,
     pub(in crate::container) code: Option<ErrorCode>,
+    /// The error itself, where it is one of this crate.
+    error: Option<FormatError>,
 }
 
 impl Place {
     pub(in crate::container) fn add_to(self, error: JsonError, start: u64) -> FormatError {
+        if let Some(error) = self.error {
+            return error;
+        }
         let mut out = FormatError::new(self.code.unwrap_or(ErrorCode::Malformed), error.message);
         out.tensor = self.name;
         out.offset = error.offset.map(|offset| offset.saturating_add(start));
@@ -58,12 +65,13 @@ pub(in crate::container) fn parse_json<'de, S: DeserializeSeed<'de>>(
     })
 }
 
-/// Reads the whole header, refusing a name that comes twice (a JSON map would keep the last, other
-/// readers the first: two programs would see two models).
+/// Reads the whole header. A name that comes twice has to be refused: a JSON map would keep the last, other
+/// readers the first, and two programs would see two models.
 pub(super) struct HeaderSeed<'s> {
     pub(super) raw: &'s mut RawHeader,
     pub(super) place: &'s mut Place,
     pub(super) limits: &'s Limits,
+    pub(super) data: &'s Data,
 }
 
 impl<'de> DeserializeSeed<'de> for HeaderSeed<'_> {
@@ -82,8 +90,13 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self { raw, place, limits } = self;
-        let mut names = HashSet::new();
+        let Self {
+            raw,
+            place,
+            limits,
+            data,
+        } = self;
+        let mut has_metadata = false;
         while let Some(name) = map.next_key::<String>()? {
             place.name = Some(name.clone());
             if name.len() as u64 > limits.name_bytes {
@@ -92,23 +105,32 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
                 let message = format!("name of {found} bytes, expected at most {limit}");
                 return Err(A::Error::custom(message));
             }
-            if !names.insert(name.clone()) {
-                return Err(A::Error::custom("the header has this name twice"));
-            }
             if name == METADATA {
+                if std::mem::replace(&mut has_metadata, true) {
+                    return Err(A::Error::custom("the header has this name twice"));
+                }
                 map.next_value_seed(StringsSeed {
                     entries: limits.metadata_entries,
                     place: &mut *place,
                     take: |key, value| raw.metadata.0.push((key, MetaValue::text(value))),
                 })?;
+                if let Some((key, _)) = repeated(&raw.metadata.0, |(key, _)| key) {
+                    return Err(A::Error::custom(format!("the key `{key}` comes twice")));
+                }
             } else {
                 if raw.tensors.len() as u64 >= limits.tensors {
                     place.code = Some(ErrorCode::LimitExceeded);
                     let message = format!("more than {} tensors", limits.tensors);
                     return Err(A::Error::custom(message));
                 }
-                let entry = map.next_value::<Entry>()?;
-                raw.tensors.push((name, entry));
+                let entry = map.next_value::<Entry<'_>>()?;
+                match entry.check(name, data) {
+                    Ok(info) => raw.tensors.push(info),
+                    Err(error) => {
+                        place.error = Some(error);
+                        return Err(A::Error::custom("not a tensor of this file"));
+                    }
+                }
             }
         }
         place.name = None;
@@ -116,7 +138,7 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
     }
 }
 
-/// Reads a map of strings to strings, refusing a key that comes twice.
+/// Reads a map of strings to strings, keys that come twice included.
 struct StringsSeed<'s, F> {
     entries: u64,
     place: &'s mut Place,
@@ -139,27 +161,34 @@ impl<'de, F: FnMut(String, String)> Visitor<'de> for StringsSeed<'_, F> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        let mut keys = HashSet::new();
+        let mut count = 0u64;
         while let Some(key) = map.next_key::<String>()? {
-            if keys.len() as u64 >= self.entries {
+            if count >= self.entries {
                 self.place.code = Some(ErrorCode::LimitExceeded);
                 return Err(A::Error::custom(format!(
                     "more than {} entries",
                     self.entries
                 )));
             }
-            if !keys.insert(key.clone()) {
-                return Err(A::Error::custom(format!("the key `{key}` comes twice")));
-            }
+            count = count.saturating_add(1);
             (self.take)(key, map.next_value()?);
         }
         Ok(())
     }
 }
 
+/// Which tensor is in which shard.
+#[derive(Debug, Default)]
+pub(in crate::container) struct Index {
+    /// Each shard once.
+    pub(in crate::container) shards: Vec<String>,
+    /// Names of tensors, each once, and where in `shards` theirs is.
+    pub(in crate::container) tensors: Vec<(String, u32)>,
+}
+
 /// An index file: `weight_map` counts, the rest (`metadata.total_size`) is ignored.
 pub(in crate::container) struct IndexSeed<'s> {
-    pub(in crate::container) shard_of: &'s mut Vec<(String, String)>,
+    pub(in crate::container) index: &'s mut Index,
     pub(in crate::container) place: &'s mut Place,
     pub(in crate::container) limits: &'s Limits,
 }
@@ -181,10 +210,11 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let Self {
-            shard_of,
+            index,
             place,
             limits,
         } = self;
+        let mut numbers: HashMap<String, u32> = HashMap::new();
         let mut seen = false;
         while let Some(key) = map.next_key::<String>()? {
             if key != "weight_map" {
@@ -197,8 +227,23 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
             map.next_value_seed(StringsSeed {
                 entries: limits.tensors,
                 place: &mut *place,
-                take: |tensor, shard| shard_of.push((tensor, shard)),
+                take: |tensor, shard: String| {
+                    let Index { shards, tensors } = &mut *index;
+                    let number = match numbers.get(&shard) {
+                        Some(number) => *number,
+                        None => {
+                            let number = shards.len() as u32;
+                            shards.push(shard.clone());
+                            numbers.insert(shard, number);
+                            number
+                        }
+                    };
+                    tensors.push((tensor, number));
+                },
             })?;
+            if let Some((tensor, _)) = repeated(&index.tensors, |(tensor, _)| tensor) {
+                return Err(A::Error::custom(format!("the key `{tensor}` comes twice")));
+            }
         }
         if seen {
             Ok(())

@@ -3,12 +3,13 @@
 
 use super::{Resolved, Tensors, affine, error, gpu, look, missing, not_ternary, tiles};
 use crate::checkpoint::values::Evidence;
-use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source, read_bounded};
+use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source, directory_of};
 use crate::config::ActivationQuantization;
 use crate::family::{self, Family, Quantization, UnmarkedFloats};
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, PlainType, TensorFile, TensorInfo, packing_by_name,
+    read_side_file,
 };
 use serde_json::Value;
 use std::collections::HashMap;
@@ -38,17 +39,16 @@ pub(in crate::checkpoint) fn hugging_face(
     file: &TensorFile,
     options: &OpenOptions,
 ) -> Result<Resolved, FormatError> {
-    let directory = if path.is_dir() {
-        path.to_owned()
-    } else {
-        path.parent().map(Path::to_owned).unwrap_or_default()
-    };
-    let parsed = |name: &str, parse: fn(&[u8]) -> Result<Value, FormatError>| {
-        let path = directory.join(name);
-        match read_bounded(&path, options.limits.json_bytes)? {
-            None => Ok(None),
-            Some(bytes) => parse(&bytes).map(Some).map_err(|e| e.in_file(&path)),
-        }
+    let directory = directory_of(path).to_owned();
+    let parsed = |name: &str, parse: fn(&[u8]) -> Result<Value, FormatError>| match read_side_file(
+        &directory,
+        name,
+        options.limits.config_bytes,
+    )? {
+        None => Ok(None),
+        Some(bytes) => parse(&bytes)
+            .map(Some)
+            .map_err(|e| e.in_file(&directory.join(name))),
     };
     let json = |name: &str| parsed(name, family::parse_json);
     refuse_adapter(file, &directory)?;

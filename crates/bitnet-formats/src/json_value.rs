@@ -1,0 +1,71 @@
+//! JSON of strangers as a value in memory.
+//!
+//! Invariant: a value is parsed only if it takes less memory than about three times its text and 10 MB. Text of
+//! small values (`[{},{},…`) would take fifty times its own size.
+
+use crate::error::{ErrorCode, FormatError};
+use serde_json::Value;
+
+/// Values that any text may have: each takes about 150 bytes with its share of the object it is in.
+const FREE_VALUES: usize = 1 << 16;
+/// Bytes of text for each further value.
+const BYTES_PER_VALUE: usize = 64;
+
+/// Parses JSON into a value; of repeated keys the last wins.
+///
+/// # Errors
+/// `malformed`; `limit-exceeded` for text of more values than its length warrants.
+pub fn parse_json_value(text: &[u8]) -> Result<Value, FormatError> {
+    let most = FREE_VALUES.saturating_add(text.len() / BYTES_PER_VALUE);
+    let found = count_values(text);
+    if found > most {
+        let len = text.len();
+        let message =
+            format!("expected at most {most} values in {len} bytes of JSON, found {found}");
+        return Err(FormatError::new(ErrorCode::LimitExceeded, message));
+    }
+    serde_json::from_slice(text)
+        .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))
+}
+
+/// At least the number of values in a text, if it is JSON: each but the first follows a bracket or a comma.
+fn count_values(text: &[u8]) -> usize {
+    let (mut count, mut in_string, mut escaped) = (1usize, false, false);
+    for byte in text {
+        match (in_string, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_string = !in_string,
+            (false, b'[' | b'{' | b',') => count = count.saturating_add(1),
+            _ => {}
+        }
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_outside_of_strings() {
+        assert_eq!(count_values(b"7"), 1);
+        assert_eq!(count_values(br#"{"a": [1, 2], "b": "x,[{\"y,,,"}"#), 5);
+        assert_eq!(count_values(br#""a\\","#), 2);
+    }
+
+    #[test]
+    fn many_small_values_are_refused_and_large_text_is_not() {
+        let small = format!("[{}0]", "0,".repeat(500_000));
+        let error = parse_json_value(small.as_bytes()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::LimitExceeded);
+        assert!(error.message.contains("at most 81161 values"), "{error}");
+        let long = format!("[\"{}\"]", ",".repeat(1_000_000));
+        assert!(parse_json_value(long.as_bytes()).is_ok());
+        let few = format!("[{}0]", "0,".repeat(60_000));
+        assert!(parse_json_value(few.as_bytes()).is_ok());
+        let error = parse_json_value(b"[1,").unwrap_err();
+        assert_eq!(error.code, ErrorCode::Malformed);
+        assert!(error.message.starts_with("expected JSON: "), "{error}");
+    }
+}
