@@ -58,7 +58,7 @@ class Transformers:
 
     name = "transformers"
 
-    def __init__(self, path, _tokens):
+    def __init__(self, path, _tokens, headless=False):
         os.environ.update(TORCHDYNAMO_DISABLE="1", HF_HUB_OFFLINE="1")
         self.torch = torch = need("torch", "torch")
         transformers = need("transformers", "transformers")
@@ -66,9 +66,13 @@ class Transformers:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(1)
-        config = json.loads((Path(path) / "config.json").read_text())
-        dtype = torch.bfloat16 if config["model_type"] == "bitnet" else torch.float32
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation="eager")
+        path, more = Path(path), {}
+        if path.suffix == ".gguf":
+            path, more = path.parent, {"gguf_file": path.name}
+        config = {} if more else json.loads((path / "config.json").read_text())
+        dtype = torch.bfloat16 if config.get("model_type") == "bitnet" else torch.float32
+        auto = transformers.AutoModel if headless else transformers.AutoModelForCausalLM
+        model = auto.from_pretrained(str(path), dtype=dtype, attn_implementation="eager", **more)
         for t in [*model.parameters(), *model.buffers()]:
             if t.is_floating_point():
                 t.data = t.data.float()

@@ -100,7 +100,7 @@ fn every_command_runs() {
         let command = line.split('#').next().unwrap().trim();
         match command {
             "" => continue,
-            "scripts/check" | "scripts/cross-load" => {
+            "scripts/check" | "scripts/readers-check" => {
                 use std::os::unix::fs::PermissionsExt;
                 let mode = std::fs::metadata(root().join(command))
                     .unwrap()

@@ -62,8 +62,8 @@ pub enum Action {
 /// What stands in a tensor of scales.
 #[derive(Debug, Clone)]
 pub enum ScaleTensor {
-    /// The multipliers of a linear as it has them, f32.
-    Multipliers,
+    /// The multipliers of a linear as it has them, in a type that holds them.
+    Multipliers(PlainType),
     /// MLX's: one for so many columns, in a type; the biases are these with the sign turned.
     Affine {
         group: usize,
@@ -78,8 +78,7 @@ impl ScaleTensor {
     /// The type that rounds the multipliers, if it does.
     pub fn plain(&self) -> PlainType {
         match self {
-            Self::Multipliers => PlainType::F32,
-            Self::Affine { plain, .. } => *plain,
+            Self::Multipliers(plain) | Self::Affine { plain, .. } => *plain,
             Self::Fused(_) => PlainType::Bf16,
         }
     }
@@ -93,7 +92,7 @@ impl ScaleTensor {
     pub fn group(&self) -> Option<usize> {
         match self {
             Self::Affine { group, .. } => Some(*group),
-            Self::Multipliers | Self::Fused(_) => None,
+            Self::Multipliers(_) | Self::Fused(_) => None,
         }
     }
 }

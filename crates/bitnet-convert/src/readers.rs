@@ -1,37 +1,19 @@
 //! Which programs can load a file, and which load it and compute something else (`formats/readers.md`).
 //!
-//! Invariant: what is known of other programs is data in `formats/readers.json`; here is only how facts of
-//! a file meet the rules of that table.
+//! Invariant: what is known of other programs is data in `formats/readers.json`; here is only how the facts
+//! of a file meet the rules of that table.
 
-use crate::plan::{Action, Plan, describe};
-use crate::targets::Kind;
+mod facts;
+
+pub use self::facts::{FileFacts, architecture};
+
+use self::facts::FACTS;
 use bitnet_cli::Table;
-use bitnet_formats::{Container, ErrorCode, FormatError, Gguf, MetaValue, PlainType};
-use bitnet_model::{
-    ActivationQuantization, Checkpoint, LayoutReason, ROTATION_KEYS, ScaleDirection, Slot,
-};
+use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
 
 /// The table.
 const TABLE: &str = include_str!("../../../formats/readers.json");
-
-/// Names of facts that rules may ask for.
-const FACTS: [&str; 13] = [
-    "container",
-    "architecture",
-    "linears",
-    "columns",
-    "rows",
-    "head",
-    "hidden_act",
-    "activations",
-    "scale_direction",
-    "projection_norms",
-    "pre_tokenizer",
-    "rotated",
-    "layout",
-];
 
 /// What a program does with a file, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,160 +53,6 @@ impl Verdict {
     fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|v| v.as_str() == name)
     }
-}
-
-/// What the rules may ask about a file: by name of the fact its values.
-#[derive(Debug, Default)]
-pub struct FileFacts(BTreeMap<&'static str, BTreeSet<String>>);
-
-impl FileFacts {
-    /// Of a file as it is.
-    ///
-    /// # Errors
-    /// A linear without a source.
-    pub fn of(checkpoint: &Checkpoint) -> Result<Self, FormatError> {
-        let mut facts = Self::default();
-        let file = &checkpoint.file;
-        facts.add("container", file.container);
-        facts.add("architecture", architecture(checkpoint));
-        facts.network(checkpoint);
-        for slot in checkpoint.slots().into_iter().filter(|s| s.is_ternary()) {
-            facts.add("linears", describe(checkpoint.linear(slot)?));
-        }
-        if let Some(direction) = checkpoint.scale_direction() {
-            facts.direction(direction);
-        }
-        let text = |key: &str| file.metadata.get(key).and_then(MetaValue::as_str);
-        if text("tokenizer.ggml.model") == Some("gpt2") {
-            let pre = text("tokenizer.ggml.pre").unwrap_or("missing");
-            facts.add("pre_tokenizer", pre);
-        }
-        let rotated = file
-            .metadata
-            .0
-            .iter()
-            .any(|(k, _)| k.starts_with(ROTATION_KEYS));
-        facts.add("rotated", if rotated { "yes" } else { "no" });
-        let assumed = |e: &bitnet_model::LayoutEvidence| e.reason == LayoutReason::Assumed;
-        if checkpoint.layout.as_ref().is_some_and(assumed) {
-            facts.add("layout", "undecided");
-        }
-        Ok(facts)
-    }
-
-    /// Of the output of a plan.
-    pub fn of_plan(checkpoint: &Checkpoint, plan: &Plan) -> Self {
-        let mut facts = Self::default();
-        facts.add("container", plan.target.container());
-        facts.add(
-            "architecture",
-            match plan.target.kind {
-                Kind::Gguf => checkpoint.family.gguf_architectures[0].to_owned(),
-                Kind::HuggingFace => hf_architecture(checkpoint),
-            },
-        );
-        facts.network(checkpoint);
-        for item in plan
-            .items
-            .iter()
-            .filter(|i| i.slot.is_some_and(Slot::is_ternary))
-        {
-            match &item.action {
-                Action::Pack(packing) | Action::CopyPacked(packing) => {
-                    facts.add("linears", packing.name())
-                }
-                Action::Dequantise(plain) => {
-                    facts.add("linears", format!("{} ternary", plain_name(*plain)));
-                }
-                Action::CopyMaster => facts.add("linears", format!("{} master", item.to)),
-                Action::Copy | Action::Recode(_) => facts.add("linears", item.to.clone()),
-                Action::Ready(_) | Action::Scale(_) => {}
-            }
-        }
-        if plan.target.kind == Kind::HuggingFace {
-            facts.direction(
-                checkpoint
-                    .scale_direction()
-                    .unwrap_or(ScaleDirection::Multiply),
-            );
-        }
-        facts
-    }
-
-    /// What container and packing do not change.
-    fn network(&mut self, checkpoint: &Checkpoint) {
-        let config = &checkpoint.config;
-        let shapes: Vec<_> = checkpoint
-            .slots()
-            .into_iter()
-            .filter(|slot| slot.is_ternary())
-            .map(|slot| config.shape(slot))
-            .collect();
-        self.add_multiples("rows", shapes.iter().filter_map(|s| s.first().copied()));
-        self.add_multiples("columns", shapes.iter().filter_map(|s| s.last().copied()));
-        let tied = config.tie_word_embeddings;
-        self.add("head", if tied { "tied" } else { "own" });
-        self.add("hidden_act", config.hidden_act.as_str());
-        let activations = match config.activation_quantization {
-            ActivationQuantization::Int8PerToken => "int8 per token",
-            ActivationQuantization::None => "not quantised",
-        };
-        self.add("activations", activations);
-        let norms = config.norms.projections;
-        self.add("projection_norms", if norms { "yes" } else { "no" });
-    }
-
-    fn direction(&mut self, direction: ScaleDirection) {
-        let name = match direction {
-            ScaleDirection::Multiply => "multiply",
-            ScaleDirection::Divide => "divide",
-        };
-        self.add("scale_direction", name);
-    }
-
-    /// Adds a value of a fact.
-    fn add(&mut self, fact: &'static str, value: impl Into<String>) {
-        self.0.entry(fact).or_default().insert(value.into());
-    }
-
-    /// Adds `multiple of N` for the N that the rules know and that divide every size.
-    fn add_multiples(&mut self, fact: &'static str, sizes: impl Iterator<Item = usize>) {
-        let sizes: BTreeSet<usize> = sizes.collect();
-        for n in [256, 128, 64, 4] {
-            if sizes.iter().all(|size| size.is_multiple_of(n)) {
-                self.add(fact, format!("multiple of {n}"));
-            }
-        }
-    }
-
-    fn has_one_of(&self, fact: &str, values: &[String]) -> bool {
-        self.0
-            .get(fact)
-            .is_some_and(|own| values.iter().any(|v| own.contains(v)))
-    }
-}
-
-/// The type as tensors of that type are named.
-fn plain_name(plain: PlainType) -> String {
-    plain.safetensors_name().to_ascii_lowercase()
-}
-
-/// `general.architecture`, or the first of `architectures`.
-pub fn architecture(checkpoint: &Checkpoint) -> String {
-    if checkpoint.file.container != Gguf.name() {
-        return hf_architecture(checkpoint);
-    }
-    let named = checkpoint.file.metadata.get("general.architecture");
-    named
-        .and_then(MetaValue::as_str)
-        .unwrap_or_default()
-        .to_owned()
-}
-
-fn hf_architecture(checkpoint: &Checkpoint) -> String {
-    let named = checkpoint.config_json.as_ref();
-    let named = named.and_then(|c| c.get("architectures")?.get(0)?.as_str());
-    named.unwrap_or(checkpoint.family.hf_identity.1).to_owned()
 }
 
 /// A fact and the values asked for.
@@ -378,7 +206,7 @@ mod tests {
     fn facts(of: &[(&'static str, &str)]) -> FileFacts {
         let mut facts = FileFacts::default();
         for (fact, value) in of {
-            facts.add(fact, *value);
+            facts.set(fact, value);
         }
         facts
     }
@@ -421,7 +249,7 @@ mod tests {
         assert_eq!(verdict(&findings, "bitnet.cpp-2024"), Verdict::Loads);
         assert_eq!(verdict(&findings, "bitnet.cpp-2026"), Verdict::Depends);
         assert_eq!(verdict(&findings, "llama.cpp"), Verdict::Refuses);
-        assert_eq!(verdict(&findings, "ik_llama.cpp"), Verdict::Loads);
+        assert_eq!(verdict(&findings, "ik_llama.cpp"), Verdict::Differs);
         assert_eq!(verdict(&findings, "transformers"), Verdict::Refuses);
         assert_eq!(verdict(&findings, "mlx-lm"), Verdict::Refuses);
         assert_eq!(verdict(&findings, "bitnet-run"), Verdict::Loads);
@@ -447,16 +275,62 @@ mod tests {
 
     #[test]
     fn a_packed_checkpoint_that_divides() {
-        let file = facts(&[
+        let llama = [
             ("container", "safetensors"),
             ("architecture", "LlamaForCausalLM"),
             ("linears", "hf_u8"),
             ("rows", "multiple of 4"),
             ("scale_direction", "divide"),
-        ]);
-        let findings = judge(&file).unwrap();
+            ("activations", "int8 per token"),
+            ("quantization_config", "bitlinear"),
+            ("dense_modules", "lm_head named"),
+        ];
+        let findings = judge(&facts(&llama)).unwrap();
         assert_eq!(verdict(&findings, "transformers"), Verdict::Loads);
         assert_eq!(verdict(&findings, "mlx-lm"), Verdict::Differs);
         assert_eq!(verdict(&findings, "llama.cpp"), Verdict::Refuses);
+        for (fact, value) in [
+            ("dense_modules", "null"),
+            ("scale_type", "other"),
+            ("sub_norms", "yes"),
+            ("projection_norms", "yes"),
+        ] {
+            let mut changed: Vec<_> = llama.into_iter().filter(|(f, _)| *f != fact).collect();
+            changed.push((fact, value));
+            let findings = judge(&facts(&changed)).unwrap();
+            assert_eq!(verdict(&findings, "mlx-lm"), Verdict::Refuses, "{fact}");
+        }
+    }
+
+    #[test]
+    fn narrow_ternary_types_of_ik_llama() {
+        let file = |columns| {
+            facts(&[
+                ("container", "gguf"),
+                ("architecture", "llama"),
+                ("linears", "iq2_bn"),
+                ("columns", columns),
+                ("activations", "not quantised"),
+            ])
+        };
+        let narrow = judge(&file("multiple of 256")).unwrap();
+        assert_eq!(verdict(&narrow, "ik_llama.cpp"), Verdict::Refuses);
+        let wide = judge(&file("at least 512")).unwrap();
+        assert_eq!(verdict(&wide, "ik_llama.cpp"), Verdict::Loads);
+    }
+
+    #[test]
+    fn rotated_files_are_noise_in_programs_that_do_not_rotate() {
+        let file = facts(&[
+            ("container", "gguf"),
+            ("architecture", "llama"),
+            ("linears", "f16 ternary"),
+            ("activations", "not quantised"),
+            ("rotated", "yes"),
+        ]);
+        let findings = judge(&file).unwrap();
+        for program in ["llama.cpp", "ik_llama.cpp", "transformers"] {
+            assert_eq!(verdict(&findings, program), Verdict::Differs, "{program}");
+        }
     }
 }

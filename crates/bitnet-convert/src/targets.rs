@@ -119,7 +119,7 @@ pub static TARGETS: &[Target] = &[
         name: "gguf-i2_s",
         kind: Kind::Gguf,
         linears: Linears::Packed("i2_s"),
-        about: "2 bits and one f32 scale per tensor; bitnet.cpp, ik_llama.cpp",
+        about: "2 bits and one f32 scale per tensor; bitnet.cpp",
     },
     Target {
         name: "gguf-tq2_0",
@@ -137,7 +137,7 @@ pub static TARGETS: &[Target] = &[
         name: "gguf-iq2_bn",
         kind: Kind::Gguf,
         linears: Linears::Packed("iq2_bn"),
-        about: "2 bits and one f32 scale per row; ik_llama.cpp",
+        about: "2 bits and one f32 scale per row; ik_llama.cpp, from 512 columns",
     },
     Target {
         name: "gguf-iq2_bn_r4",
@@ -149,7 +149,7 @@ pub static TARGETS: &[Target] = &[
         name: "gguf-iq1_bn",
         kind: Kind::Gguf,
         linears: Linears::Packed("iq1_bn"),
-        about: "1.63 bits, f16 scale per row; ik_llama.cpp",
+        about: "1.63 bits, f16 scale per row; ik_llama.cpp, from 512 columns",
     },
     Target {
         name: "gguf-q2_0",

@@ -245,7 +245,7 @@ pub fn scale_bytes(form: &ScaleTensor, scales: &[&[f32]]) -> Vec<u8> {
         bytes
     };
     match form {
-        ScaleTensor::Multipliers => write(PlainType::F32, &mut numbers.into_iter()),
+        ScaleTensor::Multipliers(plain) => write(*plain, &mut numbers.into_iter()),
         ScaleTensor::Affine { plain, biases, .. } => {
             let sign = if *biases { -1.0 } else { 1.0 };
             write(*plain, &mut numbers.map(|n| sign * n))

@@ -249,7 +249,7 @@ impl Planner<'_> {
                 len: dense_len(Encoding::Plain(PlainType::F32), scales.iter().product(), 1)?,
                 shape: scales,
             },
-            action: Action::Scale(ScaleTensor::Multipliers),
+            action: Action::Scale(ScaleTensor::Multipliers(PlainType::F32)),
             file: 0,
             offset: 0,
         });
@@ -318,23 +318,47 @@ impl Planner<'_> {
                 file: 0,
                 offset: 0,
             },
-            _ => Item {
-                slot: Some(slot),
-                source_name: source.info.name.clone(),
-                from: "scale".to_owned(),
-                to: "f32".to_owned(),
-                tensor: PlannedTensor {
-                    name,
-                    encoding: Encoding::Plain(PlainType::F32),
-                    shape: vec![1],
-                    len: 4,
-                },
-                action: Action::Scale(ScaleTensor::Multipliers),
-                file: 0,
-                offset: 0,
-            },
+            _ => {
+                let plain = self.scale_type(slot, source);
+                let encoding = Encoding::Plain(plain);
+                Item {
+                    slot: Some(slot),
+                    source_name: source.info.name.clone(),
+                    from: "scale".to_owned(),
+                    to: encoding.name(),
+                    tensor: PlannedTensor {
+                        name,
+                        encoding,
+                        shape: vec![1],
+                        len: plain.size() as u64,
+                    },
+                    action: Action::Scale(ScaleTensor::Multipliers(plain)),
+                    file: 0,
+                    offset: 0,
+                }
+            }
         };
         self.items.push(item);
+    }
+
+    /// The type of a `weight_scale` that is written anew: that of the embeddings where it holds the multiplier exactly,
+    /// because mlx-lm refuses scales of another type than the activations. f32 otherwise.
+    fn scale_type(&self, slot: Slot, source: &LinearSource) -> PlainType {
+        let embeddings = self.checkpoint.tensor_range(Slot::TokenEmbeddings);
+        let plain = match embeddings.map(|info| info.encoding) {
+            Some(Encoding::Plain(plain @ (PlainType::Bf16 | PlainType::F16))) => plain,
+            _ => return PlainType::F32,
+        };
+        let is_exact = match &source.rule {
+            // the multiplier is the magnitude of weights of this type
+            LinearRule::Dequantised { .. } => source.info.encoding == Encoding::Plain(plain),
+            _ => scales::probe(self.checkpoint, slot, source).is_some_and(|probe| {
+                let scales = probe.normal_scales();
+                let mut scales = scales.as_slice().iter();
+                scales.all(|scale| scales::is_exact(*scale, plain))
+            }),
+        };
+        if is_exact { plain } else { PlainType::F32 }
     }
 
     /// The direction of the source's `weight_scale` tensors, if every linear has one of the same:

@@ -419,6 +419,9 @@ pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization,
         section.insert(CLASS.to_owned(), json!(class.0));
         section.insert(MODE.to_owned(), json!(class.1));
     }
+    if let Quantization::Offline(_) = quantization {
+        name_dense_modules(&mut section, meant.tie_word_embeddings);
+    }
     if meant.norms.projections {
         section.insert(NORMS.to_owned(), json!(true));
         section.insert(NORMS_EPS.to_owned(), decimal(meant.rms_norm_eps));
@@ -428,4 +431,20 @@ pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization,
         ActivationQuantization::None => _ = section.insert(ACTIVATIONS.to_owned(), json!("none")),
     }
     config.insert(CONFIG.to_owned(), Value::Object(section));
+}
+
+/// Writes down which modules are dense, if the section does not: transformers finds the output head by itself, mlx-lm
+/// takes an absent list for an empty one and a null list for an error.
+fn name_dense_modules(section: &mut Map<String, Value>, tied: bool) {
+    if section
+        .get(SKIPPED[0])
+        .is_some_and(|list| !list.is_null())
+    {
+        return;
+    }
+    if tied {
+        section.shift_remove(SKIPPED[0]);
+    } else {
+        section.insert(SKIPPED[0].to_owned(), json!(["lm_head"]));
+    }
 }

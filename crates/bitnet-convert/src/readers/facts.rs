@@ -1,0 +1,310 @@
+//! What the rules of `formats/readers.json` may ask about a file.
+//!
+//! Invariant: a plan and the file that it becomes have the same facts.
+
+use crate::plan::{Action, Item, Plan, describe};
+use crate::targets::Kind;
+use bitnet_formats::{Container, Encoding, FormatError, Gguf, MetaValue, PlainType};
+use bitnet_model::{
+    ActivationQuantization, Checkpoint, Config, LayoutReason, ROTATION_KEYS, RopeScaling,
+    ScaleDirection, Slot, Yarn,
+};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Names of facts that rules may ask for.
+pub const FACTS: [&str; 22] = [
+    "container",
+    "architecture",
+    "linears",
+    "columns",
+    "rows",
+    "head",
+    "hidden_act",
+    "activations",
+    "scale_direction",
+    "projection_norms",
+    "pre_tokenizer",
+    "rotated",
+    "layout",
+    "embeddings",
+    "scale_type",
+    "quantization_config",
+    "dense_modules",
+    "remote_code",
+    "sub_norms",
+    "head_dim",
+    "rope",
+    "attention_factor",
+];
+
+/// What the rules may ask about a file: by name of the fact its values.
+#[derive(Debug, Default)]
+pub struct FileFacts(BTreeMap<&'static str, BTreeSet<String>>);
+
+impl FileFacts {
+    /// Of a file as it is.
+    ///
+    /// # Errors
+    /// A linear without a source.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, FormatError> {
+        let mut facts = Self::default();
+        let file = &checkpoint.file;
+        facts.add("container", file.container);
+        facts.add("architecture", architecture(checkpoint));
+        facts.network(checkpoint);
+        for slot in checkpoint.slots().into_iter().filter(|s| s.is_ternary()) {
+            facts.linear(&describe(checkpoint.linear(slot)?));
+        }
+        if let Some(info) = checkpoint.tensor_range(Slot::TokenEmbeddings) {
+            facts.add("embeddings", info.encoding.name());
+        }
+        let tensors = file.tensors().iter();
+        facts.scale_types(tensors.map(|info| (info.name.as_str(), info.encoding)));
+        if file.container != Gguf.name() {
+            facts.config_json(checkpoint.config_json.as_ref());
+        }
+        if let Some(direction) = checkpoint.scale_direction() {
+            facts.direction(direction);
+        }
+        let text = |key: &str| file.metadata.get(key).and_then(MetaValue::as_str);
+        if text("tokenizer.ggml.model") == Some("gpt2") {
+            let pre = text("tokenizer.ggml.pre").unwrap_or("missing");
+            facts.add("pre_tokenizer", pre);
+        }
+        let rotated = file
+            .metadata
+            .0
+            .iter()
+            .any(|(k, _)| k.starts_with(ROTATION_KEYS));
+        facts.add("rotated", if rotated { "yes" } else { "no" });
+        let assumed = |e: &bitnet_model::LayoutEvidence| e.reason == LayoutReason::Assumed;
+        if checkpoint.layout.as_ref().is_some_and(assumed) {
+            facts.add("layout", "undecided");
+        }
+        Ok(facts)
+    }
+
+    /// Of the output of a plan.
+    pub fn of_plan(checkpoint: &Checkpoint, plan: &Plan) -> Self {
+        let mut facts = Self::default();
+        facts.add("container", plan.target.container());
+        facts.add(
+            "architecture",
+            match plan.target.kind {
+                Kind::Gguf => checkpoint.family.gguf_architectures[0].to_owned(),
+                Kind::HuggingFace => hf_architecture(checkpoint),
+            },
+        );
+        facts.network(checkpoint);
+        for item in plan
+            .items
+            .iter()
+            .filter(|i| i.slot.is_some_and(Slot::is_ternary))
+        {
+            match &item.action {
+                Action::Pack(packing) | Action::CopyPacked(packing) => {
+                    facts.linear(packing.name());
+                }
+                Action::Dequantise(plain) => {
+                    facts.add("linears", format!("{} ternary", plain_name(*plain)));
+                }
+                Action::CopyMaster => facts.add("linears", format!("{} master", item.to)),
+                Action::Copy | Action::Recode(_) => facts.add("linears", item.to.clone()),
+                Action::Ready(_) | Action::Scale(_) => {}
+            }
+        }
+        let is_table = |item: &&Item| item.slot == Some(Slot::TokenEmbeddings);
+        if let Some(item) = plan.items.iter().find(is_table) {
+            facts.add("embeddings", item.tensor.encoding.name());
+        }
+        let tensors = plan.items.iter().map(|item| &item.tensor);
+        facts.scale_types(tensors.map(|t| (t.name.as_str(), t.encoding)));
+        if plan.target.kind == Kind::HuggingFace {
+            let config = plan
+                .side_files
+                .iter()
+                .find(|(name, _)| name == "config.json");
+            let config = config.and_then(|(_, text)| serde_json::from_slice(text).ok());
+            facts.config_json(config.as_ref());
+            facts.direction(
+                checkpoint
+                    .scale_direction()
+                    .unwrap_or(ScaleDirection::Multiply),
+            );
+        }
+        facts
+    }
+
+    /// What container and packing do not change.
+    fn network(&mut self, checkpoint: &Checkpoint) {
+        let config = &checkpoint.config;
+        let shapes: Vec<_> = checkpoint
+            .slots()
+            .into_iter()
+            .filter(|slot| slot.is_ternary())
+            .map(|slot| config.shape(slot))
+            .collect();
+        self.add_multiples("rows", shapes.iter().filter_map(|s| s.first().copied()));
+        self.add_multiples("columns", shapes.iter().filter_map(|s| s.last().copied()));
+        let tied = config.tie_word_embeddings;
+        self.add("head", if tied { "tied" } else { "own" });
+        self.add("hidden_act", config.hidden_act.as_str());
+        let activations = match config.activation_quantization {
+            ActivationQuantization::Int8PerToken => "int8 per token",
+            ActivationQuantization::None => "not quantised",
+        };
+        self.add("activations", activations);
+        let norms = config.norms.projections;
+        self.add("projection_norms", if norms { "yes" } else { "no" });
+        let sub_norms = config.attn_sub_norm && !norms;
+        self.add("sub_norms", if sub_norms { "yes" } else { "no" });
+        self.head_and_rope(config);
+    }
+
+    /// The width of a head and the rotary embedding.
+    fn head_and_rope(&mut self, config: &Config) {
+        self.add("head_dim", config.head_dim.to_string());
+        if config.head_dim * config.num_attention_heads == config.hidden_size {
+            self.add("head_dim", "hidden / heads");
+        }
+        let name = match config.rope.scaling {
+            RopeScaling::None => "default",
+            RopeScaling::Linear { .. } => "linear",
+            RopeScaling::Llama3 { .. } => "llama3",
+            RopeScaling::Yarn(_) => "yarn",
+        };
+        self.add("rope", name);
+        if let RopeScaling::Yarn(yarn) = &config.rope.scaling {
+            let usual = is_usual(yarn);
+            self.add("attention_factor", if usual { "of yarn" } else { "own" });
+        }
+    }
+
+    /// How a linear is stored; the name of a packing stands for every set of its parameters.
+    fn linear(&mut self, name: &str) {
+        self.add("linears", name);
+        for tiled in ["tl1", "tl2"] {
+            if name.strip_prefix(tiled).is_some_and(|p| p.starts_with('-')) {
+                self.add("linears", tiled);
+            }
+        }
+    }
+
+    /// The types of scales that lie beside packed linears.
+    fn scale_types<'a>(&mut self, tensors: impl Iterator<Item = (&'a str, Encoding)>) {
+        let embeddings = self.0.get("embeddings").cloned().unwrap_or_default();
+        for (_, encoding) in tensors.filter(|(name, _)| name.ends_with(".weight_scale")) {
+            let same = embeddings.contains(&encoding.name());
+            self.add("scale_type", encoding.name());
+            self.add("scale_type", if same { "as embeddings" } else { "other" });
+        }
+    }
+
+    /// What `config.json` says to programs that choose their modules by it.
+    fn config_json(&mut self, config: Option<&Value>) {
+        let Some(config) = config else {
+            return;
+        };
+        let has_code = config.get("auto_map").is_some_and(|map| {
+            ["AutoModel", "AutoModelForCausalLM"]
+                .iter()
+                .any(|class| map.get(*class).is_some())
+        });
+        self.add("remote_code", if has_code { "yes" } else { "no" });
+        let section = match config.get("quantization_config") {
+            None | Some(Value::Null) => return self.add("quantization_config", "absent"),
+            Some(section) => section,
+        };
+        let text = |key: &str| section.get(key).and_then(Value::as_str);
+        let name = match (
+            text("quant_method"),
+            text("linear_class"),
+            text("quantization_mode"),
+        ) {
+            (Some("bitnet"), Some("autobitlinear"), Some("online")) => "autobitlinear online",
+            (Some("bitnet"), Some("autobitlinear"), _) => "autobitlinear",
+            (Some("bitnet"), None | Some("bitlinear"), _) => "bitlinear",
+            _ => "other",
+        };
+        self.add("quantization_config", name);
+        let named = match section.get("modules_to_not_convert") {
+            Some(Value::Null) => "null",
+            Some(Value::Array(list)) if list.iter().any(|m| m == "lm_head") => "lm_head named",
+            _ => "lm_head not named",
+        };
+        self.add("dense_modules", named);
+    }
+
+    fn direction(&mut self, direction: ScaleDirection) {
+        let name = match direction {
+            ScaleDirection::Multiply => "multiply",
+            ScaleDirection::Divide => "divide",
+        };
+        self.add("scale_direction", name);
+    }
+
+    /// Adds a value of a fact.
+    fn add(&mut self, fact: &'static str, value: impl Into<String>) {
+        self.0.entry(fact).or_default().insert(value.into());
+    }
+
+    /// Adds `multiple of N` for the N that the rules know and that divide every size.
+    fn add_multiples(&mut self, fact: &'static str, sizes: impl Iterator<Item = usize>) {
+        let sizes: BTreeSet<usize> = sizes.collect();
+        for n in [256, 128, 64, 16, 4] {
+            if sizes.iter().all(|size| size.is_multiple_of(n)) {
+                self.add(fact, format!("multiple of {n}"));
+            }
+        }
+        if sizes.iter().all(|size| *size >= 512) {
+            self.add(fact, "at least 512");
+        }
+    }
+
+    /// Adds a value, for tests of the rules.
+    #[cfg(test)]
+    pub(super) fn set(&mut self, fact: &'static str, value: &str) {
+        self.add(fact, value);
+    }
+
+    /// Whether a fact has one of the values.
+    pub(super) fn has_one_of(&self, fact: &str, values: &[String]) -> bool {
+        self.0
+            .get(fact)
+            .is_some_and(|own| values.iter().any(|v| own.contains(v)))
+    }
+}
+
+/// Whether the factor on cosines and sines is the one of YaRN's paper, which programs compute that know no other.
+fn is_usual(yarn: &Yarn) -> bool {
+    let paper = if yarn.factor <= 1.0 {
+        1.0
+    } else {
+        0.1 * yarn.factor.ln() + 1.0
+    };
+    (yarn.attention_factor - paper).abs() <= 1e-5 * paper
+}
+
+/// The type as tensors of that type are named.
+fn plain_name(plain: PlainType) -> String {
+    plain.safetensors_name().to_ascii_lowercase()
+}
+
+/// `general.architecture`, or the first of `architectures`.
+pub fn architecture(checkpoint: &Checkpoint) -> String {
+    if checkpoint.file.container != Gguf.name() {
+        return hf_architecture(checkpoint);
+    }
+    let named = checkpoint.file.metadata.get("general.architecture");
+    named
+        .and_then(MetaValue::as_str)
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn hf_architecture(checkpoint: &Checkpoint) -> String {
+    let named = checkpoint.config_json.as_ref();
+    let named = named.and_then(|c| c.get("architectures")?.get(0)?.as_str());
+    named.unwrap_or(checkpoint.family.hf_identity.1).to_owned()
+}
