@@ -54,7 +54,7 @@ class LlamaCpp:
 
 
 class Transformers:
-    """Hugging Face transformers, computing in f32. BitNet 2B4T loads in bf16 only, and is widened behind that."""
+    """Hugging Face transformers, computing in f32. BitNet 2B4T loads in its own type, bf16 as published, and is widened behind that."""
 
     name = "transformers"
 
@@ -70,7 +70,9 @@ class Transformers:
         if path.suffix == ".gguf":
             path, more = path.parent, {"gguf_file": path.name}
         config = {} if more else json.loads((path / "config.json").read_text())
-        dtype = torch.bfloat16 if config.get("model_type") == "bitnet" else torch.float32
+        dtype = torch.float32
+        if config.get("model_type") == "bitnet":
+            dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16")
         auto = transformers.AutoModel if headless else transformers.AutoModelForCausalLM
         model = auto.from_pretrained(str(path), dtype=dtype, attn_implementation="eager", **more)
         for t in [*model.parameters(), *model.buffers()]:

@@ -227,7 +227,7 @@ impl Family {
         let quantization = match storage {
             HfStorage::MasterWeights => match original {
                 Some(original) if !self.needs_marking(config, original) => {
-                    return original.clone();
+                    return hf_config::with_old_rope_keys(original.clone());
                 }
                 _ => Quantization::Online,
             },
@@ -239,7 +239,8 @@ impl Family {
             HfStorage::Dequantised => Quantization::Unmarked,
         };
         let from_nothing = || hf_config::from_nothing(self, config);
-        hf_config::write(config, original, from_nothing, quantization)
+        let written = hf_config::write(config, original, from_nothing, quantization);
+        hf_config::with_old_rope_keys(written)
     }
 
     /// Whether a linear stored as `trit * scale` numbers needs a `weight_scale` of 1 beside it: with

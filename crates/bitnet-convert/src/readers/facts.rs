@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names of facts that rules may ask for.
-pub const FACTS: [&str; 22] = [
+pub const FACTS: [&str; 23] = [
     "container",
     "architecture",
     "linears",
@@ -36,6 +36,7 @@ pub const FACTS: [&str; 22] = [
     "head_dim",
     "rope",
     "attention_factor",
+    "rope_keys",
 ];
 
 /// What the rules may ask about a file: by name of the fact its values.
@@ -212,6 +213,22 @@ impl FileFacts {
                 .any(|class| map.get(*class).is_some())
         });
         self.add("remote_code", if has_code { "yes" } else { "no" });
+        let is_absent = |key: &str| config.get(key).is_none_or(Value::is_null);
+        let parameters = config.get("rope_parameters");
+        let inner = |key: &str| parameters.and_then(|p| p.get(key));
+        let kind = inner("rope_type").and_then(Value::as_str);
+        let is_scaled = kind.is_some_and(|kind| kind != "default");
+        let hides_theta = is_absent("rope_theta") && inner("rope_theta").is_some();
+        let hides_scaling = is_absent("rope_scaling") && is_scaled;
+        let hidden = hides_theta || hides_scaling;
+        self.add(
+            "rope_keys",
+            if hidden {
+                "rope_parameters only"
+            } else {
+                "rope_theta"
+            },
+        );
         let section = match config.get("quantization_config") {
             None | Some(Value::Null) => return self.add("quantization_config", "absent"),
             Some(section) => section,

@@ -506,6 +506,31 @@ fn activation(keys: Keys<'_>, key: &'static str) -> Result<Activation, FormatErr
     }
 }
 
+/// The configuration with transformers 4's `rope_theta` and `rope_scaling` beside a `rope_parameters` of transformers 5:
+/// mlx-lm takes its own default where they are absent, transformers 5 reads both and finds the same.
+pub(super) fn with_old_rope_keys(mut config: Value) -> Value {
+    let parameters = config.get("rope_parameters").and_then(Value::as_object);
+    let Some((theta, mut scaling)) = parameters.and_then(|p| {
+        let theta = p.get("rope_theta").filter(|theta| theta.is_number())?;
+        Some((theta.clone(), p.clone()))
+    }) else {
+        return config;
+    };
+    scaling.shift_remove("rope_theta");
+    let is_scaled = scaling
+        .get("rope_type")
+        .is_some_and(|kind| kind != "default");
+    if let Some(keys) = config.as_object_mut() {
+        if keys.get("rope_theta").is_none_or(Value::is_null) {
+            keys.insert("rope_theta".to_owned(), theta);
+        }
+        if is_scaled && keys.get("rope_scaling").is_none_or(Value::is_null) {
+            keys.insert("rope_scaling".to_owned(), Value::Object(scaling));
+        }
+    }
+    config
+}
+
 /// `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
 fn rope(keys: Keys<'_>, wiring: &Wiring) -> Result<Rope, FormatError> {
     let mut theta = keys.number("rope_theta")?;

@@ -436,10 +436,7 @@ pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization,
 /// Writes down which modules are dense, if the section does not: transformers finds the output head by itself, mlx-lm
 /// takes an absent list for an empty one and a null list for an error.
 fn name_dense_modules(section: &mut Map<String, Value>, tied: bool) {
-    if section
-        .get(SKIPPED[0])
-        .is_some_and(|list| !list.is_null())
-    {
+    if section.get(SKIPPED[0]).is_some_and(|list| !list.is_null()) {
         return;
     }
     if tied {

@@ -218,6 +218,12 @@ fn both_spellings_of_rope_say_the_same() {
     new["rope_parameters"] = llama3;
     new["rope_parameters"]["rope_theta"] = json!(500000.0);
     assert_eq!((llama().config)(&new).unwrap(), old);
+    // a copy has the old keys as well, for readers that know no others
+    let copy = llama().hf_config_json(&old, Some(&new), HfStorage::MasterWeights);
+    assert_eq!(copy["rope_theta"], json!(500000.0));
+    assert_eq!(copy["rope_scaling"]["factor"], json!(32.0));
+    assert_eq!(copy["rope_parameters"], new["rope_parameters"]);
+    assert_eq!((llama().config)(&copy).unwrap(), old);
     assert!(matches!(
         old.rope.scaling,
         RopeScaling::Llama3 { factor: 32.0, .. }
