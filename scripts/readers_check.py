@@ -145,7 +145,7 @@ def describe(case, prompts, output):
         return
     report = json.loads(out)
     case.predicted = {r["program"]: r["verdict"] for r in report["readers"]}
-    case.int8 = report["network"]["activation_quantization"] != "none"
+    case.int8 = report["wiring"]["activation_quantization"] == "int8 per token"
     if case.twin:
         return
     embedding = case.fixture.embedding
