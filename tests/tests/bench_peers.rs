@@ -78,6 +78,23 @@ fn a_peer_and_ours_take_turns_and_ratios_are_of_one_round() {
         .map(|r| (r["test"].as_str().unwrap(), r["threads"].as_u64().unwrap()))
         .collect();
     assert_eq!(names, [("pp8", 1), ("pp8", 2), ("tg4", 1), ("tg4", 2)]);
+    // all logits, as the peer computes them, stand beside candidates
+    let heads: Vec<_> = rows.iter().map(|r| r["head"].as_str().unwrap()).collect();
+    assert_eq!(heads, ["full", "full", "auto", "auto"]);
+    for row in rows {
+        let full = &row["head_full"];
+        assert_eq!(full.is_object(), row["head"] == "auto", "{row}");
+        if full.is_object() {
+            let number = |of: &Value| of["rounds"][0].as_f64().unwrap();
+            let ratio = number(&full["ratio"]) * 20.25 / number(&full["ours"]);
+            assert!((ratio - 1.0).abs() < 1e-12, "{ratio}");
+        }
+    }
+    assert!(result["ours"]["features"].is_array(), "{result}");
+    assert!(
+        result["ours"]["tokenizer"]["vocab_size"].is_u64(),
+        "{result}"
+    );
     for row in rows {
         let peer = if row["test"] == "pp8" { 50.5 } else { 20.25 };
         assert_eq!(row["peer"]["median"], peer);

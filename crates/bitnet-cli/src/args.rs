@@ -33,7 +33,7 @@ pub struct GlobalArgs {
     /// Worker threads [default: all available cores], for example --threads 2
     ///
     /// Results are the same bytes for every number of threads.
-    #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads, help_heading = "General")]
+    #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads, allow_hyphen_values = true, help_heading = "General")]
     pub threads: Option<NonZeroUsize>,
 
     /// Say nothing but errors and the result
@@ -66,7 +66,11 @@ impl GlobalArgs {
     }
 }
 
-fn threads(text: &str) -> Result<NonZeroUsize, String> {
+/// A number of threads, for clap's `value_parser`.
+///
+/// # Errors
+/// One line saying what was expected.
+pub fn threads(text: &str) -> Result<NonZeroUsize, String> {
     let expected = || format!("expected a number from 1 to {MOST_THREADS}");
     let n: NonZeroUsize = text.parse().map_err(|_| expected())?;
     if n.get() > MOST_THREADS {
@@ -85,17 +89,43 @@ pub fn parse<P: Parser>(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Result<P, ExitStatus> {
+    parse_with(args, out, err, |_, _| None)
+}
+
+/// As [`parse`]; `explain` is given the words behind the program's name and, of a command line that clap does not take,
+/// clap's error, and may know better what is wrong.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_with<P: Parser>(
+    args: impl Iterator<Item = OsString>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+    explain: impl Fn(&[OsString], Option<&clap::Error>) -> Option<Failure>,
+) -> Result<P, ExitStatus> {
     let args: Vec<OsString> = args.collect();
-    let error = match P::try_parse_from(&args) {
-        Ok(parsed) => return Ok(parsed),
-        Err(error) => error,
+    let words = args.get(1..).unwrap_or_default();
+    let (error, explained) = match P::try_parse_from(&args) {
+        Ok(parsed) => match explain(words, None) {
+            None => return Ok(parsed),
+            Some(failure) => (None, Some(failure)),
+        },
+        Err(error) => {
+            let explained = explain(words, Some(&error));
+            (Some(error), explained)
+        }
     };
     // the command line did not parse, so these two are looked for by hand
     let flags = || args.iter().skip(1).take_while(|a| *a != "--");
     let json = flags().any(|a| a == "--json");
     let color = color_flag(flags());
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+    match error {
+        Some(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            ) =>
+        {
             let text = error.render();
             let written = if console::colored(color, Stream::Out) {
                 write!(out, "{}", text.ansi())
@@ -108,8 +138,12 @@ pub fn parse<P: Parser>(
                 _ => ExitStatus::Done,
             })
         }
-        _ => {
-            let failure = usage_failure(&error.render().to_string());
+        error => {
+            let of_clap = || {
+                let rendered = error.map(|e| e.render().to_string());
+                usage_failure(&rendered.unwrap_or_default())
+            };
+            let failure = explained.unwrap_or_else(of_clap);
             let global = GlobalArgs {
                 json,
                 color,
@@ -139,6 +173,18 @@ fn color_flag<'a>(args: impl Iterator<Item = &'a OsString>) -> ColorWhen {
     found
 }
 
+/// "a similar argument exists: '--embeddings'" as a question; other tips as they are.
+fn tip_in_our_words(tip: &str) -> String {
+    let similar = tip
+        .strip_prefix("a similar ")
+        .or_else(|| tip.strip_prefix("some similar "))
+        .and_then(|tip| tip.split_once(": "));
+    match similar {
+        Some((_, names)) => format!("did you mean {}?", names.replace('\'', "")),
+        None => tip.to_owned(),
+    }
+}
+
 /// clap's several lines in our one line and hints.
 fn usage_failure(rendered: &str) -> Failure {
     let mut message = String::new();
@@ -146,7 +192,7 @@ fn usage_failure(rendered: &str) -> Failure {
     for line in rendered.lines() {
         let text = line.trim();
         if let Some(tip) = text.strip_prefix("tip: ") {
-            hints.push(tip.to_owned());
+            hints.push(tip_in_our_words(tip));
         } else if let Some(usage) = text.strip_prefix("Usage: ") {
             hints.push(format!("usage: {usage}"));
         } else if text.starts_with("For more information") {

@@ -52,9 +52,12 @@ mod main_entry;
 mod progress;
 mod resources;
 mod size;
+mod suggest;
 mod table;
+mod values;
+mod words;
 
-pub use args::{ColorWhen, GlobalArgs, parse};
+pub use args::{ColorWhen, GlobalArgs, parse, parse_with, threads};
 pub use console::Console;
 pub use exit_status::ExitStatus;
 pub use failure::Failure;
@@ -63,6 +66,9 @@ pub use main_entry::{interrupted, main};
 pub use progress::{Bar, Progress};
 pub use resources::{ResourceMonitor, peak_rss_bytes, resident_bytes};
 pub use size::{human_bytes, human_duration, parse_size};
+pub use suggest::{did_you_mean, nearest};
 pub use table::Table;
+pub use values::{number, whole, whole_from};
+pub use words::{is_flag, is_told_by_clap, positionals, subcommands};
 
 pub use bitnet_formats::{ErrorCode, FormatError};

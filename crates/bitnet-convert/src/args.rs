@@ -3,11 +3,12 @@
 //! Invariant: nothing is decided here that `--help` does not say.
 
 use crate::targets::{self, Target};
-use bitnet_cli::{GlobalArgs, Shell, parse_size};
+use bitnet_cli::{Failure, GlobalArgs, Shell, parse_size};
 use bitnet_formats::{BlockType, Encoding, PlainType};
 use clap::builder::PossibleValue;
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -136,7 +137,7 @@ pub struct ConvertArgs {
     ///
     /// GGUF: OUT-00001-of-0000N.gguf. Hugging Face: model-00001-of-0000N.safetensors with an index;
     /// the default there is 5GB. A larger tensor has a file of its own.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_hyphen_values = true)]
     pub split_max_size: Option<u64>,
 
     #[command(flatten)]
@@ -167,7 +168,45 @@ pub struct InspectArgs {
 fn target(name: &str) -> Result<&'static Target, String> {
     targets::by_name(name).ok_or_else(|| {
         let names: Vec<_> = targets::TARGETS.iter().map(|t| t.name).collect();
-        format!("expected one of {}", names.join(", "))
+        let meant = bitnet_cli::did_you_mean(name, names.iter().copied());
+        // a tip becomes a hint
+        let tip = meant.unwrap_or_else(|| {
+            "run `bitnet-convert list` to see what each target holds".to_owned()
+        });
+        format!("expected one of {}\n\n  tip: {tip}", names.join(", "))
+    })
+}
+
+/// What is wrong with a command line, where that is more than clap says.
+pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failure> {
+    let error = error?;
+    if bitnet_cli::is_told_by_clap(error) {
+        return None;
+    }
+    let command = Args::command();
+    let commands = bitnet_cli::subcommands(&command);
+    let positionals = bitnet_cli::positionals(&command, words);
+    let (first, rest) = positionals.split_first()?;
+    if commands.contains(&first.as_str()) {
+        return None;
+    }
+    if !Path::new(first).exists()
+        && let Some(meant) = bitnet_cli::did_you_mean(first, commands)
+    {
+        let failure = Failure::usage(format!("unknown command `{first}`"));
+        return Some(failure.hint(meant));
+    }
+    let (second, more) = rest.split_first()?;
+    let has_output = words.iter().any(|word| {
+        let word = word.to_string_lossy();
+        word == "--output" || word.starts_with("--output=") || word.starts_with("-o")
+    });
+    let failure = Failure::usage(format!("unexpected argument `{second}` behind the source"));
+    Some(match has_output || !more.is_empty() {
+        true => failure.hint("convert one source at a time: bitnet-convert SRC -o OUT"),
+        false => failure.hint(format!(
+            "give the output with -o: bitnet-convert {first} -o {second}"
+        )),
     })
 }
 

@@ -14,7 +14,7 @@ use crate::scales;
 use bitnet_cli::{Console, Failure, Table, human_bytes};
 use bitnet_formats::{
     Container, ErrorCode, Gguf, Limits, MetaArray, MetaValue, TensorFile, TensorInfo,
-    gguf_type_rivals, gguf_unread_type,
+    gguf_type_rivals,
 };
 use bitnet_model::{
     ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, LinearRule, Slot,
@@ -385,7 +385,7 @@ impl Collision {
 fn encodings_of(file: &TensorFile) -> BTreeMap<String, Group> {
     let mut encodings: BTreeMap<String, Group> = BTreeMap::new();
     for info in file.tensors() {
-        let group = encodings.entry(type_name(info)).or_default();
+        let group = encodings.entry(info.encoding.name()).or_default();
         group.tensors += 1;
         group.elements += info.shape.iter().product::<usize>() as u64;
         group.bytes += info.len;
@@ -413,7 +413,7 @@ fn tensors_json(file: &TensorFile) -> Value {
     let tensor = |info: &TensorInfo| {
         json!({
             "name": info.name,
-            "encoding": type_name(info),
+            "encoding": info.encoding.name(),
             "shape": info.shape,
             "part": info.part,
             "offset": info.offset,
@@ -430,7 +430,7 @@ fn print_tensors(file: &TensorFile, console: &mut Console<'_>) -> Result<(), Fai
         let shape: Vec<_> = info.shape.iter().map(usize::to_string).collect();
         table.row([
             info.name.clone(),
-            type_name(info),
+            info.encoding.name(),
             shape.join(" x "),
             info.part.to_string(),
             info.offset.to_string(),
@@ -440,11 +440,6 @@ fn print_tensors(file: &TensorFile, console: &mut Console<'_>) -> Result<(), Fai
     console.line(table)
 }
 
-/// What a tensor's type is called, also where it is not read.
-fn type_name(info: &TensorInfo) -> String {
-    gguf_unread_type(info).map_or_else(|| info.encoding.name(), str::to_owned)
-}
-
 /// Types that share an id with one in the file, and that its tensors rule out; `left` is what they do not.
 fn collisions_of(file: &TensorFile, left: &[&str]) -> Vec<Collision> {
     if file.container != Gguf.name() {
@@ -452,7 +447,7 @@ fn collisions_of(file: &TensorFile, left: &[&str]) -> Vec<Collision> {
     }
     let mut found: Vec<Collision> = Vec::new();
     for info in file.tensors() {
-        let taken = type_name(info);
+        let taken = info.encoding.name();
         if found.iter().any(|c| c.taken == taken) {
             continue;
         }

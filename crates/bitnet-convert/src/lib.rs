@@ -40,7 +40,7 @@ pub fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> ExitStatus {
-    let args: Args = match bitnet_cli::parse(args, out, err) {
+    let args: Args = match bitnet_cli::parse_with(args, out, err, args::explain) {
         Ok(args) => args,
         Err(status) => return status,
     };

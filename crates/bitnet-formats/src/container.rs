@@ -14,7 +14,7 @@ mod shards;
 pub use directory::{adapter_alone, refuse_adapter_beside, stale_index};
 pub use gguf::{
     Gguf, GgufEntry, LAYOUT_KEY as GGUF_LAYOUT_KEY, SPLIT_ID_KEY as GGUF_SPLIT_ID_KEY,
-    gguf_type_rivals, gguf_unread_type,
+    gguf_type_rivals,
 };
 pub use pytorch::{Frames, Pytorch};
 pub use safetensors::Safetensors;
@@ -24,6 +24,7 @@ use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::Packing;
+use crate::strange::HEAD;
 use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
 use crate::unread::{Unread, UnreadBits};
 use std::path::Path;
@@ -164,6 +165,9 @@ pub fn open_as(
     limits: &Limits,
     layout: Option<&'static dyn Packing>,
 ) -> Result<TensorFile, FormatError> {
+    if matches!(path.try_exists(), Ok(false)) {
+        return Err(crate::absent::no_model(path));
+    }
     let found;
     let path = if path.is_dir() {
         found = directory::model_of_directory(path, limits)?;
@@ -182,8 +186,7 @@ pub fn open_as(
         };
     }
     let file = Mapped::open(path)?;
-    // long enough for every container to recognise itself
-    let head = file.bytes().get(..16).unwrap_or(file.bytes());
+    let head = file.bytes().get(..HEAD).unwrap_or(file.bytes());
     match CONTAINERS.iter().find(|c| c.recognises(head)) {
         Some(container) => container.read_as(path, limits, layout),
         None => Err(unknown(path, head)),
@@ -192,19 +195,5 @@ pub fn open_as(
 
 fn unknown(path: &Path, head: &[u8]) -> FormatError {
     let names: Vec<_> = CONTAINERS.iter().map(|c| c.name()).collect();
-    let names = names.join(", ");
-    let error = |found: &str| {
-        let message = format!("expected one of {names}, found {found}");
-        FormatError::new(ErrorCode::UnknownContainer, message).in_file(path)
-    };
-    if head.is_empty() {
-        error("an empty file")
-    } else if head.starts_with(&[0x80, 2]) {
-        error("a bare pickle, as PyTorch wrote before 1.6")
-            .hint("save it again: torch.save(torch.load(FILE, weights_only=True), NEW)")
-    } else if head.starts_with(b"version https:/") {
-        error("a Git LFS pointer").hint("fetch the file itself: git lfs pull")
-    } else {
-        error("something else").hint("give a model file, its index, or its directory")
-    }
+    crate::strange::unknown_container(path, head, &names.join(", "))
 }

@@ -71,7 +71,7 @@ fn block_of(encoding: Encoding) -> Option<(usize, usize)> {
         Encoding::Plain(plain) => Some((1, plain.size())),
         Encoding::Block(BlockType::Q8_0) => Some((Q8_0_BLOCK, Q8_0_BYTES)),
         Encoding::Block(BlockType::Q6_K) => Some((Q6_K_BLOCK, Q6_K_BYTES)),
-        Encoding::Ternary(_) | Encoding::Unknown(_) => None,
+        Encoding::Ternary(_) | Encoding::Foreign(_) | Encoding::Unknown(_) => None,
     }
 }
 
@@ -79,7 +79,7 @@ fn is_dense(encoding: Encoding) -> bool {
     match encoding {
         Encoding::Plain(plain) => plain.is_float_weight(),
         Encoding::Block(_) => true,
-        Encoding::Ternary(_) | Encoding::Unknown(_) => false,
+        Encoding::Ternary(_) | Encoding::Foreign(_) | Encoding::Unknown(_) => false,
     }
 }
 

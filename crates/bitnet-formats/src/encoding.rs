@@ -1,9 +1,10 @@
 //! How the elements of one tensor are stored.
 //!
-//! Invariant: whatever a container says about a type ends as one of four kinds here: plain
-//! numbers, a dense block quantisation (embeddings and heads only), a ternary packing, or a type we
-//! do not know and therefore refuse to interpret.
+//! Invariant: whatever a container says about a type ends as one of five kinds here: plain
+//! numbers, a dense block quantisation (embeddings and heads only), a ternary packing, a type that is
+//! known by name and size only, or a type id that is not known. The last two are never interpreted.
 
+use crate::foreign::{ForeignType, foreign_type_by_name};
 use crate::packing::{Packing, packing_by_name};
 
 /// Plain numbers, little-endian.
@@ -96,6 +97,8 @@ pub enum Encoding {
     Block(BlockType),
     /// Ternary weights in one of [`crate::PACKINGS`].
     Ternary(&'static dyn Packing),
+    /// A GGUF type that is known and not read: `q4_k`.
+    Foreign(&'static ForeignType),
     /// A GGUF type id we do not know; its length is the distance to the next tensor.
     Unknown(u32),
 }
@@ -108,6 +111,7 @@ impl Encoding {
             Self::Block(BlockType::Q8_0) => "q8_0".to_owned(),
             Self::Block(BlockType::Q6_K) => "q6_k".to_owned(),
             Self::Ternary(p) => p.name().to_owned(),
+            Self::Foreign(foreign) => foreign.name.to_owned(),
             Self::Unknown(id) => format!("type-{id}"),
         }
     }
@@ -124,6 +128,7 @@ impl Encoding {
             .map(Self::Plain)
             .find(|e| e.name() == name)
             .or_else(|| packing_by_name(name).map(Self::Ternary))
+            .or_else(|| foreign_type_by_name(name).map(Self::Foreign))
     }
 }
 
@@ -133,6 +138,7 @@ impl PartialEq for Encoding {
             (Self::Plain(a), Self::Plain(b)) => a == b,
             (Self::Block(a), Self::Block(b)) => a == b,
             (Self::Ternary(a), Self::Ternary(b)) => a.name() == b.name(),
+            (Self::Foreign(a), Self::Foreign(b)) => a == b,
             (Self::Unknown(a), Self::Unknown(b)) => a == b,
             _ => false,
         }
@@ -142,6 +148,7 @@ impl PartialEq for Encoding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::foreign::FOREIGN_TYPES;
     use crate::packing::PACKINGS;
 
     #[test]
@@ -151,7 +158,8 @@ mod tests {
             .into_iter()
             .map(Encoding::Block);
         let ternary = PACKINGS.iter().copied().map(Encoding::Ternary);
-        for e in plain.chain(block).chain(ternary) {
+        let foreign = FOREIGN_TYPES.iter().map(Encoding::Foreign);
+        for e in plain.chain(block).chain(ternary).chain(foreign) {
             assert_eq!(Encoding::from_name(&e.name()), Some(e));
         }
         assert_eq!(Encoding::from_name("type-99"), None);

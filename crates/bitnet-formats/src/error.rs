@@ -132,7 +132,15 @@ impl FormatError {
 
     /// Wraps an operating-system error.
     pub fn io(path: &Path, error: &std::io::Error) -> Self {
-        Self::new(ErrorCode::Io, error.to_string()).in_file(path)
+        use std::io::ErrorKind;
+        let message = match error.kind() {
+            ErrorKind::NotFound => crate::absent::missing(path),
+            ErrorKind::IsADirectory => "expected a file, found a directory".to_owned(),
+            ErrorKind::NotADirectory => "a part of the path is a file, not a directory".to_owned(),
+            ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            _ => error.to_string(),
+        };
+        Self::new(ErrorCode::Io, message).in_file(path)
     }
 
     /// Adds the file, unless an inner place is known already.

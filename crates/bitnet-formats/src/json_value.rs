@@ -11,10 +11,10 @@ const FREE_VALUES: usize = 1 << 16;
 /// Bytes of text for each further value.
 const BYTES_PER_VALUE: usize = 64;
 
-/// Parses JSON into a value; of repeated keys the last wins.
+/// Parses JSON into a value; of repeated keys the last wins, and a byte order mark in front is ignored.
 ///
 /// # Errors
-/// `malformed`; `limit-exceeded` for text of more values than its length warrants.
+/// `malformed`, with what was found if it is not JSON at all; `limit-exceeded` for text of more values than its length warrants.
 pub fn parse_json_value(text: &[u8]) -> Result<Value, FormatError> {
     let most = FREE_VALUES.saturating_add(text.len() / BYTES_PER_VALUE);
     let found = count_values(text);
@@ -24,8 +24,7 @@ pub fn parse_json_value(text: &[u8]) -> Result<Value, FormatError> {
             format!("expected at most {most} values in {len} bytes of JSON, found {found}");
         return Err(FormatError::new(ErrorCode::LimitExceeded, message));
     }
-    serde_json::from_slice(text)
-        .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))
+    crate::strange::parse_json_text(text)
 }
 
 /// At least the number of values in a text, if it is JSON: each but the first follows a bracket or a comma.

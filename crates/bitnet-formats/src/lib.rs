@@ -5,6 +5,7 @@
 //! Containers (how named tensors lie in a file) and packings (how trits lie in bytes) are separate
 //! axes: after parsing, every container is the same plain [`TensorFile`].
 
+mod absent;
 mod artifact;
 mod bytes;
 mod container;
@@ -12,11 +13,13 @@ mod dense;
 mod encoding;
 mod error;
 mod evidence;
+mod foreign;
 mod input;
 mod json_value;
 mod limits;
 mod mapped;
 mod packing;
+mod strange;
 mod tensor_file;
 mod unread;
 
@@ -27,12 +30,13 @@ pub use artifact::{
 pub use container::{
     CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry, Header,
     PlannedTensor, Pytorch, Safetensors, WritePlan, adapter_alone, container_by_name,
-    gguf_type_rivals, gguf_unread_type, open, open_as, refuse_adapter_beside, stale_index,
+    gguf_type_rivals, open, open_as, refuse_adapter_beside, stale_index,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};
 pub use error::{ErrorCode, FormatError};
 pub use evidence::{CodeLength, DECISIVE_BITS, code_length, doubtful_code_length};
+pub use foreign::{FOREIGN_TYPES, ForeignType, foreign_type_by_name};
 pub use input::{Input, check_side_file, open_regular, read_file, read_side_file, read_to_limit};
 pub use json_value::parse_json_value;
 pub use limits::Limits;
@@ -41,5 +45,6 @@ pub use packing::{
     Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, UnitRows, affine_rows, affine_scales,
     layouts_like, name_with_parameters, packing_by_name, same_layout_id, ternary_of_affine,
 };
+pub use strange::without_byte_order_mark;
 pub use tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorFile, TensorInfo};
 pub use unread::{JsonEntry, JsonScalar, Unread, UnreadBits, json_entries};

@@ -627,6 +627,7 @@ fn dense_rows_are_canonical_dots_at_any_alignment() {
 fn names_are_unique_and_unknown_ones_are_errors() {
     for (i, kernel) in KERNELS.iter().enumerate() {
         assert!(KERNELS[..i].iter().all(|k| k.name != kernel.name));
+        assert_eq!((kernel.missing)().is_empty(), (kernel.is_available)());
         match Backend::by_name(kernel.name) {
             Ok(backend) => {
                 assert!((kernel.is_available)());
@@ -635,7 +636,14 @@ fn names_are_unique_and_unknown_ones_are_errors() {
             Err(error) => {
                 assert!(!(kernel.is_available)());
                 let (name, requires) = (kernel.name, kernel.requires);
-                assert_eq!(error, KernelError::Unavailable { name, requires });
+                assert_eq!(
+                    error,
+                    KernelError::Unavailable {
+                        name,
+                        requires,
+                        missing: (kernel.missing)()
+                    }
+                );
             }
         }
     }
@@ -651,11 +659,12 @@ fn names_are_unique_and_unknown_ones_are_errors() {
     );
     let error = KernelError::Unavailable {
         name: "abacus",
-        requires: "beads",
+        requires: "beads, wire",
+        missing: vec!["beads"],
     };
     assert_eq!(
         error.to_string(),
-        "kernel `abacus` needs beads, which this cpu lacks"
+        "kernel `abacus` needs beads, wire; this machine lacks beads"
     );
 }
 

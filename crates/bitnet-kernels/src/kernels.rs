@@ -2,6 +2,22 @@
 //!
 //! Invariant: a [`Backend`] is made in [`Backend::of`] only, which asks the CPU first.
 
+/// The features of this list that the machine lacks, by the names that people use.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! lacking {
+    (x86: $($feature:tt = $name:literal),+ $(,)?) => {
+        lacking!(is_x86_feature_detected: $($feature = $name),+)
+    };
+    (aarch64: $($feature:tt = $name:literal),+ $(,)?) => {
+        lacking!(is_aarch64_feature_detected: $($feature = $name),+)
+    };
+    ($detected:ident: $($feature:tt = $name:literal),+) => {{
+        let all: Vec<(bool, &'static str)> = vec![$((std::arch::$detected!($feature), $name)),+];
+        let missing = all.into_iter().filter(|(is_there, _)| !is_there);
+        missing.map(|(_, name)| name).collect::<Vec<&'static str>>()
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod amx_int8;
 #[cfg(target_arch = "x86_64")]
@@ -77,6 +93,8 @@ pub struct Kernel {
     pub requires: &'static str,
     /// Whether this CPU has it.
     pub is_available: fn() -> bool,
+    /// What of that this machine lacks, by name; empty where the kernel runs.
+    pub missing: fn() -> Vec<&'static str>,
     pub(crate) ternary: TernaryOps,
     /// For matrices with group scales, if their groups do not fit the blocks of `ternary`. Its panels
     /// are as wide.
@@ -257,6 +275,8 @@ pub enum KernelError {
         name: &'static str,
         /// What it requires.
         requires: &'static str,
+        /// What of that this machine lacks.
+        missing: Vec<&'static str>,
     },
 }
 
@@ -266,8 +286,16 @@ impl fmt::Display for KernelError {
             Self::Unknown { name, known } => {
                 write!(f, "unknown kernel `{name}`, known are {}", known.join(", "))
             }
-            Self::Unavailable { name, requires } => {
-                write!(f, "kernel `{name}` needs {requires}, which this cpu lacks")
+            Self::Unavailable {
+                name,
+                requires,
+                missing,
+            } => {
+                let missing = missing.join(", ");
+                write!(
+                    f,
+                    "kernel `{name}` needs {requires}; this machine lacks {missing}"
+                )
             }
         }
     }
@@ -302,6 +330,7 @@ impl Backend {
         Self::of(kernel).ok_or(KernelError::Unavailable {
             name: kernel.name,
             requires: kernel.requires,
+            missing: (kernel.missing)(),
         })
     }
 

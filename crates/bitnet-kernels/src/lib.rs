@@ -37,6 +37,7 @@ mod activations;
 mod attention;
 #[cfg(test)]
 mod conformance;
+mod cpu;
 mod dense;
 mod float_ops;
 mod kernels;
@@ -51,6 +52,7 @@ mod token_attention;
 pub use activations::ActivationBatch;
 pub use attention::AttentionScratch;
 pub use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
+pub use cpu::{cpu_features, cpu_model};
 pub use dense::DenseType;
 pub use kernels::{Backend, KERNELS, Kernel, KernelError};
 pub use lines::{AlignedBytes, SharedBytes};

@@ -232,7 +232,7 @@ impl Checkpoint {
         let mut side_inputs = side_files::inputs(directory_of(path), &options.limits);
         let file = bitnet_formats::open_as(path, &options.limits, layout)?;
         let whole = file.parts.first().map_or(path, |p| p.path()).to_owned();
-        let resolved = if file.metadata.get("general.architecture").is_some() {
+        let resolved = if brings_everything(&file) {
             resolve::gguf(&file, options)
         } else {
             resolve::hugging_face(path, &file, options)
@@ -887,7 +887,7 @@ fn unpack(
 /// Whether a family takes the network of a file, by its metadata or the `config.json` beside it. A configuration
 /// that cannot be read at all counts as known: what is wrong with it is for whoever opens it to say.
 pub fn has_known_family(path: &Path, file: &TensorFile) -> bool {
-    if file.metadata.get("general.architecture").is_some() {
+    if brings_everything(file) {
         return crate::family::family_of_gguf(file).is_ok();
     }
     let limit = Limits::default().config_bytes;
@@ -897,6 +897,11 @@ pub fn has_known_family(path: &Path, file: &TensorFile) -> bool {
             .map_or(true, |json| crate::family::family_of_config(&json).is_ok()),
         Err(_) => true,
     }
+}
+
+/// Whether a file is read by its own metadata, and not by a `config.json` beside it.
+fn brings_everything(file: &TensorFile) -> bool {
+    file.container == Gguf.name() || file.metadata.get("general.architecture").is_some()
 }
 
 /// The directory with the files beside the weights: `path` itself, or where it lies.
@@ -919,7 +924,7 @@ fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
         Encoding::Plain(plain) => return values::check_finite(plain, tensor.bytes, cols),
         Encoding::Block(BlockType::Q8_0) => (34, 0),
         Encoding::Block(BlockType::Q6_K) => (210, 208),
-        Encoding::Ternary(_) | Encoding::Unknown(_) => return Ok(()),
+        Encoding::Ternary(_) | Encoding::Foreign(_) | Encoding::Unknown(_) => return Ok(()),
     };
     let bad = tensor
         .bytes

@@ -244,6 +244,11 @@ impl Model {
         self.ternary_bytes() + head
     }
 
+    /// As [`bytes_per_token`](Self::bytes_per_token), of a token whose logits are all computed.
+    pub fn full_bytes_per_token(&self) -> usize {
+        self.ternary_bytes() + self.weights.output_head.byte_len()
+    }
+
     /// The memory that a generated token reads: ternary matrices, a ternary head or the copy that screens a
     /// dense one, once there is one. What the bytes mean is the kernel's own; how fast they can be read is a limit of it.
     pub fn packed_bytes(&self) -> Vec<&[u8]> {

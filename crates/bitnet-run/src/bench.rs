@@ -2,19 +2,21 @@
 //!
 //! Invariant: no bare numbers. Every row stands beside limits measured in the same run, with the same
 //! threads, between its own repetitions: how fast memory is read, which bounds generating, and how fast
-//! the kernel's multiply instruction runs, which bounds prompts. A profile is a run of its own.
+//! the kernel's multiply instruction runs, which bounds prompts. A profile is a run of its own. The report names the CPU, its
+//! instruction sets, how generated tokens found the likeliest logits, and the tokenizer, which is loaded once for its cost.
 
 mod workload;
 
-use crate::args::{Bench as BenchArgs, ComputeArgs, ModelArgs};
+use crate::args::{Bench as BenchArgs, ComputeArgs, HeadArg, ModelArgs};
 use crate::open;
 use bitnet_cli::{
     Console, ErrorCode, ExitStatus, Failure, GlobalArgs, Table, human_bytes, peak_rss_bytes,
     resident_bytes,
 };
 use bitnet_kernels::{Backend, MemoryProbe};
-use bitnet_model::{HeadPasses, Model};
+use bitnet_model::{Checkpoint, HeadPasses, Model};
 use serde_json::{Value, json};
+use std::time::Instant;
 use workload::{Context, Kind, Test};
 
 /// Bytes from which on a model's own memory is what the probe reads: fewer may stay in a cache, and then say
@@ -34,14 +36,42 @@ pub fn run(
     } else {
         args.thread_counts.iter().map(|t| t.get()).collect()
     };
-    let prompts = args.prompt.iter().map(|&n| (Kind::Prompt, n));
-    let generated = args.new_tokens.iter().map(|&n| (Kind::Generate, n));
-    let tests: Vec<(Kind, usize)> = prompts.chain(generated).filter(|&(_, n)| n > 0).collect();
+    // the full product first: from the first filtered head on, there is a copy of the head in memory
+    let mut heads = args.head.clone();
+    heads.sort_by_key(|head| *head != HeadArg::Full);
+    heads.dedup();
+    let prompts = args
+        .prompt
+        .iter()
+        .map(|&n| (Kind::Prompt, HeadArg::Full, n));
+    let generated = heads.iter().flat_map(|&head| {
+        let lengths = args.new_tokens.iter();
+        lengths.map(move |&n| (Kind::Generate, head, n))
+    });
+    let tests: Vec<_> = prompts
+        .chain(generated)
+        .filter(|&(_, _, n)| n > 0)
+        .collect();
+    if tests.is_empty() {
+        return Err(
+            Failure::usage("expected at least one length above 0, found none").hint(
+                "give prompt lengths with -p, generated lengths with -n, for example -p 512 -n 128",
+            ),
+        );
+    }
+    let tokenizer =
+        TokenizerCost::measure(&open::checkpoint(&args.model.model, &args.model.compute)?);
+    let (cpu, features) = (bitnet_kernels::cpu_model(), bitnet_kernels::cpu_features());
+    let cpu_name = cpu.as_deref().unwrap_or("unknown CPU");
+    console.note(format!("cpu: {cpu_name}; {}", features.join(", ")))?;
+    if let Some(cost) = &tokenizer {
+        console.note(cost.to_string())?;
+    }
     let mut rows: Vec<Row> = Vec::new();
     let mut parts = Table::new(&["test", ">threads", "kernel", "part", ">ms/token", ">share"]);
     let mut passes = HeadPasses::default();
     let mut path = args.model.model.clone();
-    let mut bytes_per_token = 0;
+    let (mut bytes_per_token, mut vocab_size) = (0, 0);
     for kernel in kernels(&args.model)? {
         let compute = ComputeArgs {
             kernel: Some(kernel.name().to_owned()),
@@ -55,8 +85,13 @@ pub fn run(
             // one for all: it is read once, and its keys and values are memory. Prompts come first, on all
             // threads: from the first generated texts on there is the screen of the head beside them
             let mut context = Context::new(&model, depth);
-            for &(kind, n) in &tests {
-                let test = Test { kind, n, depth };
+            for &(kind, head, n) in &tests {
+                let test = Test {
+                    kind,
+                    head,
+                    n,
+                    depth,
+                };
                 for &threads in &threads {
                     rows.push(measure(test, threads, &mut context, args, &mut parts)?);
                 }
@@ -65,6 +100,7 @@ pub fn run(
         model.checkpoint().check_inputs()?;
         path.clone_from(&model.checkpoint().path);
         bytes_per_token = model.bytes_per_token();
+        vocab_size = model.config().vocab_size;
         passes.screened += model.head_passes().screened;
         passes.full += model.head_passes().full;
     }
@@ -74,7 +110,7 @@ pub fn run(
         console.line(&parts)?;
     }
     console.note(format!(
-        "head: {} tokens screened, {} by the full product",
+        "head auto: {} tokens by candidates, {} by the full product",
         passes.screened, passes.full
     ))?;
     let resident = rows.iter().filter_map(|row| row.resident).max();
@@ -89,6 +125,10 @@ pub fn run(
     console.json(&json!({
         "status": "measured",
         "model": path,
+        "cpu": cpu,
+        "features": features,
+        "vocab_size": vocab_size,
+        "tokenizer": tokenizer.as_ref().map(TokenizerCost::json),
         "bytes_per_token": bytes_per_token,
         "read_bandwidth_gb_s": rows.last().map(|row| row.bandwidth.median),
         "peak_resident_bytes": peak_resident,
@@ -178,7 +218,13 @@ fn measure(
         bandwidth: Spread::of(bandwidths),
         peak: (!peaks.is_empty()).then(|| Spread::of(peaks)),
         macs: model.ternary_weights() as f64,
-        bytes: test.bytes_per_token(model.bytes_per_token(), position_bytes),
+        bytes: test.bytes_per_token(
+            match test.head {
+                HeadArg::Auto => model.bytes_per_token(),
+                HeadArg::Full => model.full_bytes_per_token(),
+            },
+            position_bytes,
+        ),
         resident,
         profile,
     })
@@ -188,6 +234,55 @@ fn measure(
 fn own_probe(model: &Model) -> Option<MemoryProbe<'static>> {
     let bytes: usize = model.packed_bytes().iter().map(|part| part.len()).sum();
     (bytes < LEAST_PROBED).then(|| MemoryProbe::new(PROBE_BYTES))
+}
+
+/// What loading the model's tokenizer costs: beside a model of a test's size, most of a start.
+struct TokenizerCost {
+    vocab_size: usize,
+    seconds: f64,
+    resident: Option<u64>, // bytes by which the process grew
+}
+
+impl TokenizerCost {
+    /// Loads it once; `None` for a model without one.
+    fn measure(checkpoint: &Checkpoint) -> Option<Self> {
+        let before = resident_bytes();
+        let started = Instant::now();
+        let tokenizer = open::tokenizer(checkpoint).ok()?;
+        let seconds = started.elapsed().as_secs_f64();
+        let grown = before.zip(resident_bytes());
+        Some(Self {
+            vocab_size: tokenizer.vocab_size(),
+            seconds,
+            resident: grown.map(|(before, after)| after.saturating_sub(before)),
+        })
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "vocab_size": self.vocab_size,
+            "load_seconds": self.seconds,
+            "resident_bytes": self.resident,
+        })
+    }
+}
+
+impl std::fmt::Display for TokenizerCost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            vocab_size,
+            seconds,
+            resident,
+        } = self;
+        write!(
+            f,
+            "tokenizer: {vocab_size} tokens, loaded in {seconds:.3} s"
+        )?;
+        match resident {
+            Some(bytes) => write!(f, ", {} of memory", human_bytes(*bytes)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What some repetitions gave.
@@ -241,7 +336,7 @@ impl Row {
         self.peak.map(|peak| self.gmac_s() / peak.median)
     }
 
-    fn cells(&self) -> [String; 12] {
+    fn cells(&self) -> [String; 13] {
         let prompt = self.bytes.is_none();
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let share = |share: f64| format!("{:.0} %", share * 100.0);
@@ -249,6 +344,7 @@ impl Row {
             self.test.name(),
             self.threads.to_string(),
             self.kernel.name().to_owned(),
+            self.test.head.to_string(),
             format!("{:.2}", self.speed.median),
             format!("{:.2}", self.speed.min),
             format!("{:.2}", self.speed.max),
@@ -268,6 +364,7 @@ impl Row {
             "depth": self.test.depth,
             "threads": self.threads,
             "kernel": self.kernel.name(),
+            "head": self.test.head.as_str(),
             "tokens_per_s": self.speed.median,
             "median": self.speed.median,
             "min": self.speed.min,
@@ -291,8 +388,8 @@ impl Row {
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new(&[
-        "test", ">threads", "kernel", ">tok/s", ">min", ">max", ">GB/s", ">probe", ">share",
-        ">GMAC/s", ">peak", ">share",
+        "test", ">threads", "kernel", "head", ">tok/s", ">min", ">max", ">GB/s", ">probe",
+        ">share", ">GMAC/s", ">peak", ">share",
     ]);
     for row in rows {
         table.row(row.cells());

@@ -6,10 +6,9 @@
 
 use crate::args::Generate;
 use crate::generate::{Generation, stop_tokens};
-use crate::open;
+use crate::{open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure};
 use bitnet_model::{ChatMessage, ChatTemplate, Model, Sampler, Tokenizer};
-use std::io::BufRead;
 
 fn template(tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
     tokenizer.chat()?.ok_or_else(|| {
@@ -59,8 +58,8 @@ pub fn interactive(
     let mut messages: Vec<ChatMessage> = args.system.iter().map(ChatMessage::system).collect();
     let mut fed: Vec<u32> = Vec::new(); // what the session has seen
     console.note("one message per line; end with Ctrl-D")?;
-    for line in std::io::stdin().lock().lines() {
-        let line = line?;
+    let mut input = std::io::stdin().lock();
+    while let Some(line) = prompts::line(&mut input)? {
         if line.trim().is_empty() {
             continue;
         }

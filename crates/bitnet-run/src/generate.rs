@@ -4,7 +4,7 @@
 //! text, generation ends at a stop token of the model or after `-n` tokens.
 
 use crate::args::Generate;
-use crate::{chat, open};
+use crate::{chat, open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
 use bitnet_model::{Logits, Model, Sampler, SamplerOptions, Session, Tokenizer};
 use serde_json::json;
@@ -20,12 +20,16 @@ pub fn run(
     };
     if args.chat && args.prompt.is_none() {
         if console.is_json() {
-            return Err(Failure::usage("--json needs a prompt").hint("-p TEXT"));
+            return Err(Failure::usage("--json needs a prompt").hint("give one: -p TEXT"));
         }
     } else if args.prompt.is_none() && args.tokens.is_none() {
-        return Err(Failure::usage("nothing to continue").hint("-p TEXT, --tokens 1,2,3 or --chat"));
+        return Err(Failure::usage("no prompt given").hint(
+            "give a text with -p TEXT, token ids with --tokens 1,2,3, or start a chat with --chat",
+        ));
     }
     let sampler = sampler(args)?;
+    // a prompt that cannot be read is refused before the model is
+    let prompt = args.prompt.as_deref().map(prompts::text).transpose()?;
     let pool = open::pool(global.thread_count())?;
     let started = Instant::now();
     let model = pool.install(|| open::predictor(path, &args.compute))?;
@@ -40,7 +44,7 @@ pub fn run(
     } else {
         Some(open::tokenizer(model.checkpoint())?)
     };
-    let ids = match (&args.tokens, &args.prompt, &tokenizer) {
+    let ids = match (&args.tokens, &prompt, &tokenizer) {
         (Some(ids), _, _) => ids.clone(),
         (None, Some(text), Some(tokenizer)) if args.chat => {
             chat::first_turn(tokenizer, args.system.as_deref(), text)?
@@ -53,7 +57,7 @@ pub fn run(
             ErrorCode::Tokenizer,
             "the prompt has no tokens, and this model has no token to begin with",
         )
-        .hint("-p with some text"));
+        .hint("give a text that is not empty: -p TEXT"));
     }
     let mut generation = Generation {
         model: &model,

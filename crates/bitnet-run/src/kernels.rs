@@ -15,7 +15,10 @@ pub fn run(console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
         let reason = match (available, kernel.requires) {
             (true, "" | "nothing") => "runs everywhere".to_owned(),
             (true, requires) => format!("this CPU has {requires}"),
-            (false, requires) => format!("skipped: needs {requires}, which this CPU lacks"),
+            (false, requires) => format!(
+                "skipped: needs {requires}; this machine lacks {}",
+                (kernel.missing)().join(", ")
+            ),
         };
         let yes = |b: bool| if b { "yes" } else { "no" }.to_owned();
         table.row([

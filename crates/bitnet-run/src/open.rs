@@ -5,15 +5,22 @@
 use crate::args::{ComputeArgs, KvTypeArg};
 use bitnet_cli::{Console, ErrorCode, Failure, GlobalArgs};
 use bitnet_formats::FormatError;
-use bitnet_kernels::Backend;
+use bitnet_kernels::{Backend, KernelError};
 use bitnet_model::{Checkpoint, KvType, LoadOptions, Model, OpenOptions, TilesIn, Tokenizer};
 use std::path::Path;
 
 /// The kernel of a name.
 pub fn kernel(name: &str) -> Result<Backend, Failure> {
     Backend::by_name(name).map_err(|e| {
-        Failure::new(ErrorCode::Kernel, e.to_string())
-            .hint("`bitnet-run kernels` lists what runs here")
+        let failure = Failure::new(ErrorCode::Kernel, e.to_string());
+        let meant = match &e {
+            KernelError::Unknown { name, known } => {
+                bitnet_cli::did_you_mean(name, known.iter().copied())
+            }
+            KernelError::Unavailable { .. } => None,
+        };
+        let failure = meant.into_iter().fold(failure, Failure::hint);
+        failure.hint("run `bitnet-run kernels` to see which kernels run here")
     })
 }
 

@@ -4,8 +4,8 @@
 //! window but its first is predicted from those before it, once. Sums are f64.
 
 use crate::args::Perplexity as PerplexityArgs;
-use crate::open;
-use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, FormatError, GlobalArgs};
+use crate::{open, prompts};
+use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs};
 use bitnet_formats::{Limits, read_file};
 use bitnet_model::Logits;
 use serde_json::json;
@@ -19,11 +19,7 @@ pub fn run(
     console: &mut Console<'_>,
 ) -> Result<ExitStatus, Failure> {
     let bytes = read_file(&args.file, Limits::default().text_bytes)?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        FormatError::new(ErrorCode::Malformed, "expected UTF-8 text")
-            .in_file(&args.file)
-            .at(e.utf8_error().valid_up_to() as u64)
-    })?;
+    let text = prompts::utf8(bytes, &args.file)?;
     let pool = open::pool(global.thread_count())?;
     let model = pool.install(|| open::predictor(&args.model.model, &args.model.compute))?;
     open::announce(console, &model, global)?;

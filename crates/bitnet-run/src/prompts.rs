@@ -7,6 +7,7 @@ use crate::open;
 use bitnet_cli::{ErrorCode, Failure, FormatError};
 use bitnet_formats::{read_file, read_to_limit};
 use bitnet_model::{Checkpoint, PROMPT_FILE_BYTES, PromptEntry, Tokenizer, parse_prompt_file};
+use std::io::{BufRead, Read};
 use std::path::Path;
 
 /// Most texts of a file: each is a tensor of the output.
@@ -16,6 +17,71 @@ const MOST_TEXTS: usize = 1 << 16;
 const MOST_BYTES_PER_TOKEN: usize = 256;
 /// The longest text.
 const MOST_TEXT_BYTES: usize = 1 << 20;
+
+/// A prompt on standard input that is longer than this is none.
+const MOST_PROMPT_BYTES: u64 = 64 << 20;
+
+/// The text that `-p` gives; `-` is standard input, without a line break at its end.
+pub fn text(given: &str) -> Result<String, Failure> {
+    if given != "-" {
+        return Ok(given.to_owned());
+    }
+    let place = Path::new("standard input");
+    let mut bytes = Vec::new();
+    let mut input = std::io::stdin().lock().take(MOST_PROMPT_BYTES + 1);
+    input
+        .read_to_end(&mut bytes)
+        .map_err(|e| FormatError::io(place, &e))?;
+    if bytes.len() as u64 > MOST_PROMPT_BYTES {
+        let message = format!("expected a prompt of at most {MOST_PROMPT_BYTES} bytes, found more");
+        let error = FormatError::new(ErrorCode::LimitExceeded, message);
+        return Err(error.in_file(place).into());
+    }
+    let mut text = utf8(bytes, place)?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
+}
+
+/// The next line of standard input, without its end; `None` behind the last one.
+pub fn line(input: &mut impl BufRead) -> Result<Option<String>, FormatError> {
+    let place = Path::new("standard input");
+    let mut line = Vec::new();
+    let read = input
+        .take(MOST_PROMPT_BYTES + 1)
+        .read_until(b'\n', &mut line)
+        .map_err(|e| FormatError::io(place, &e))?;
+    if read as u64 > MOST_PROMPT_BYTES {
+        let message = format!("expected a line of at most {MOST_PROMPT_BYTES} bytes, found more");
+        return Err(FormatError::new(ErrorCode::LimitExceeded, message).in_file(place));
+    }
+    if read == 0 {
+        return Ok(None);
+    }
+    for end in [b'\n', b'\r'] {
+        if line.last() == Some(&end) {
+            line.pop();
+        }
+    }
+    utf8(line, place).map(Some)
+}
+
+/// Bytes as text.
+pub fn utf8(bytes: Vec<u8>, place: &Path) -> Result<String, FormatError> {
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let byte = e.as_bytes().get(at).copied().unwrap_or(0);
+        let message = format!("expected UTF-8 text, found the byte 0x{byte:02x}");
+        FormatError::new(ErrorCode::Malformed, message)
+            .in_file(place)
+            .at(at as u64)
+            .hint("save the text as UTF-8")
+    })
+}
 
 /// The whole of a prompt file; `-` is standard input.
 fn bounded(path: &Path) -> Result<Vec<u8>, FormatError> {
@@ -91,10 +157,7 @@ pub fn lines(
     settings: TextSettings<'_>,
 ) -> Result<Vec<(String, Vec<u32>)>, Failure> {
     let bytes = bounded(path)?;
-    let text = std::str::from_utf8(&bytes).map_err(|e| {
-        let message = format!("expected UTF-8 text: {e}");
-        FormatError::new(ErrorCode::Malformed, message).in_file(path)
-    })?;
+    let text = utf8(bytes, path)?;
     let count = text.lines().count();
     if count > MOST_TEXTS {
         let message = format!("expected at most {MOST_TEXTS} lines, found {count}");

@@ -4,8 +4,9 @@
 //! `formats/report.md`.
 
 use crate::settings::Bounds;
-use bitnet_cli::GlobalArgs;
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use bitnet_cli::{Failure, GlobalArgs};
+use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Does this artifact say, and compute, what its source does?
@@ -50,6 +51,13 @@ pub struct DoctorArgs {
     /// The model, for example ./model-i2_s.gguf
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
+
+    /// Check the model against FILE [default: the certificate beside the model, if any]
+    ///
+    /// A file alone does not show that a weight was changed; its certificate does. Example: --certificate
+    /// model.gguf.certificate.json
+    #[arg(long, value_name = "FILE")]
+    pub certificate: Option<PathBuf>,
 
     /// Write a corrected copy, for example --fix -o fixed.gguf
     ///
@@ -196,6 +204,34 @@ pub struct CompareArgs {
     pub(crate) thresholds: Bounds,
 }
 
+/// What is wrong with a command line, where that is more than clap says.
+pub(crate) fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failure> {
+    let error = error?;
+    if bitnet_cli::is_told_by_clap(error) {
+        return None;
+    }
+    let command = Args::command();
+    let commands = bitnet_cli::subcommands(&command);
+    let positionals = bitnet_cli::positionals(&command, words);
+    let (first, rest) = positionals.split_first()?;
+    if commands.contains(&first.as_str()) {
+        return None;
+    }
+    if !Path::new(first).exists()
+        && let Some(meant) = bitnet_cli::did_you_mean(first, commands)
+    {
+        let failure = Failure::usage(format!("unknown command `{first}`"));
+        return Some(failure.hint(meant));
+    }
+    let second = rest.first()?;
+    let failure = Failure::usage(format!(
+        "unexpected argument `{second}` behind the artifact"
+    ));
+    Some(failure.hint(format!(
+        "give what the artifact is compared with: bitnet-verify {first} --against {second}, or --certificate FILE"
+    )))
+}
+
 impl CompareArgs {
     /// The model in question; the command line does not parse without it.
     pub(crate) fn artifact(&self) -> &Path {
@@ -208,7 +244,6 @@ mod tests {
     use super::*;
     use crate::baseline::SLACK;
     use crate::gates::Thresholds;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_consistent() {

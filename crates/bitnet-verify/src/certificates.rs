@@ -89,6 +89,16 @@ pub(crate) fn compare(expected: &Certificate, found: &Certificate) -> Report {
         files(expected, found),
     ];
     report.checks.extend(checks);
+    let unlike = &mut report.unlike;
+    claims::note_sizes(&expected.config, &found.config, unlike);
+    let (e, f) = (linears_of(expected), linears_of(found));
+    for (_, e, f) in claims::pairs(e, f, SIDES, &mut Findings::default()) {
+        unlike.linear(usize::from(claims::trits(e, f).is_some()), 1);
+    }
+    let (e, f) = (dense_of(expected), dense_of(found));
+    for (_, e, f) in claims::pairs(e, f, SIDES, &mut Findings::default()) {
+        unlike.dense(usize::from(e.values_sha256 != f.values_sha256), 1);
+    }
     report
 }
 

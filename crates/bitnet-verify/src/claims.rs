@@ -6,6 +6,7 @@
 
 use crate::checks::sizes;
 use crate::report::Findings;
+use crate::unlike::Unlike;
 use bitnet_model::{Certified, Config, TensorDigest, TextDigest};
 use std::collections::BTreeMap;
 
@@ -13,6 +14,13 @@ use std::collections::BTreeMap;
 pub(crate) fn compare_sizes(expected: &Config, found: &Config, findings: &mut Findings) {
     for ((key, expected), (_, found)) in sizes(expected).into_iter().zip(sizes(found)) {
         findings.expect(key, expected, found);
+    }
+}
+
+/// Notes the sizes that differ.
+pub(crate) fn note_sizes(expected: &Config, found: &Config, unlike: &mut Unlike) {
+    for ((key, expected), (_, found)) in sizes(expected).into_iter().zip(sizes(found)) {
+        unlike.size(key, expected, found);
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Divergence {
     /// Positions with a logit that is off by more than [`REACHED`].
     reached: usize,
     max_abs: f64,
+    /// Logits that are not the same bits.
+    other_bits: usize,
     squared_error: f64,
     /// Largest margin between the reference's two best tokens where ours chose another.
     flipped_margin: f64,
@@ -60,6 +62,7 @@ impl Divergence {
             let (p, q) = (log_softmax(reference), log_softmax(found));
             let (mut kl, mut worst) = (0.0, 0.0f64);
             for ((r, f), (p, q)) in reference.iter().zip(found).zip(p.iter().zip(&q)) {
+                self.other_bits += usize::from(r.to_bits() != f.to_bits());
                 let (r, f) = (f64::from(*r), f64::from(*f));
                 let error = (r - f).abs();
                 worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
@@ -92,6 +95,11 @@ impl Divergence {
     /// Positions compared.
     pub fn positions(&self) -> usize {
         self.kl.len()
+    }
+
+    /// Whether logits were compared and all of them are the same bits.
+    pub fn is_bit_identical(&self) -> bool {
+        self.other_bits == 0 && self.logits > 0
     }
 
     /// Largest absolute difference of two logits.

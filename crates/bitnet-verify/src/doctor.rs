@@ -1,14 +1,20 @@
 //! `bitnet-verify doctor MODEL`: what is wrong with a model that has no source to be compared with.
 //!
+//! A file whose network these programs do not compute (a block quantization of ordinary weights, another architecture, a
+//! vocabulary without weights) is not called damaged for that: only what contradicts itself is.
+//!
 //! Invariant: a finding has a code, a severity, a sentence and a remedy, and comes from the file alone. Nothing is
 //! mended but by `--fix`, into another file. An examination is a file in `doctor/` and a row of [`EXAMINATIONS`].
 
+mod certificate;
+mod contents;
 mod forward;
 mod headers;
 mod repair;
 mod tokenizer;
 mod weights;
 
+use certificate::CertificateStatus;
 pub use repair::Repair;
 
 use crate::args::DoctorArgs;
@@ -17,7 +23,7 @@ use bitnet_formats::{ErrorCode, FormatError, TensorFile};
 use bitnet_model::{Checkpoint, OpenOptions};
 use serde_json::{Value, json};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,7 +117,18 @@ impl Finding {
 
     /// A tensor, key or file that cannot be read.
     fn unreadable(place: impl Into<String>, error: &FormatError) -> Self {
-        let again = "get the file again from where it came from, or make it again";
+        let is_damage = matches!(
+            error.code,
+            ErrorCode::Truncated
+                | ErrorCode::Malformed
+                | ErrorCode::BadCode
+                | ErrorCode::NonFinite
+                | ErrorCode::UnknownContainer
+        );
+        let again = match is_damage {
+            true => "get the file again from where it came from, or make it again",
+            false => "compare with the source, or convert again",
+        };
         let remedy = error.hint.clone().unwrap_or_else(|| again.to_owned());
         let code = error.code.as_str();
         Self::error(code, place, error.to_string(), remedy)
@@ -144,6 +161,8 @@ pub struct Patient<'a> {
     pub checkpoint: Option<&'a Checkpoint>,
     /// Whether the model may be run.
     pub run: bool,
+    /// The certificate to check it against, where one was named.
+    pub certificate: Option<&'a Path>,
 }
 
 /// One examination.
@@ -160,6 +179,7 @@ pub static EXAMINATIONS: &[Examination] = &[
     headers::EXAMINATION,
     tokenizer::EXAMINATION,
     weights::EXAMINATION,
+    certificate::EXAMINATION,
     forward::EXAMINATION,
 ];
 
@@ -192,6 +212,13 @@ pub(crate) fn run(
         progress.clear();
         fixed = Some((output, repairs, written));
     }
+    let examined = match &fixed {
+        Some((output, _, _)) => output.as_path(),
+        None => args.model.as_path(),
+    };
+    let named = args.certificate.clone().filter(|_| fixed.is_none());
+    let certificate = named.or_else(|| certificate::beside(examined));
+    let certificate = certificate.map(|path| (path, certificate::take_status(&mut findings)));
     let worst = findings.iter().map(|f| f.severity).max();
     let sound = worst
         .is_none_or(|worst| worst < Severity::Error && (!args.strict || worst < Severity::Warning));
@@ -203,6 +230,13 @@ pub(crate) fn run(
         "notes": count(Severity::Note),
         "findings": findings.iter().map(Finding::to_json).collect::<Value>(),
     });
+    object["verdict"] = verdict(&findings, sound, certificate.as_ref()).into();
+    object["certificate"] = match &certificate {
+        Some((path, status)) => {
+            json!({"path": path.display().to_string(), "status": status.as_str()})
+        }
+        None => Value::Null,
+    };
     if let Some((output, repairs, digest)) = &fixed {
         object["fixed"] = json!({
             "path": output.display().to_string(),
@@ -239,18 +273,45 @@ pub(crate) fn run(
         };
         console.line(format_args!("        {remedy}{by}"))?;
     }
-    let verdict = if sound { "sound" } else { "unsound" };
+    let word = if sound { "sound" } else { "unsound" };
     console.line(format_args!(
-        "{verdict}: {} errors, {} warnings, {} notes",
+        "{word}: {} errors, {} warnings, {} notes",
         count(Severity::Error),
         count(Severity::Warning),
         count(Severity::Note)
     ))?;
+    console.line(verdict(&findings, sound, certificate.as_ref()))?;
     Ok(if sound {
         ExitStatus::Done
     } else {
         ExitStatus::Different
     })
+}
+
+/// What the findings come to, in a sentence.
+fn verdict(
+    findings: &[Finding],
+    sound: bool,
+    certificate: Option<&(PathBuf, CertificateStatus)>,
+) -> String {
+    if !sound {
+        return "problems found".to_owned();
+    }
+    let found = match findings.iter().map(|f| f.severity).max() {
+        Some(Severity::Warning) => "no damage found, see the warnings",
+        _ => "no problems found",
+    };
+    match certificate {
+        Some((path, CertificateStatus::Same)) => format!(
+            "{found}; settings, trits, scales and dense values are those of {}",
+            path.display()
+        ),
+        Some((path, _)) => format!(
+            "{found}; {} was not checked, because the file is not opened as a model",
+            path.display()
+        ),
+        None => format!("{found}; changed weights need --against or --certificate"),
+    }
 }
 
 /// Everything found about the model at `path`, worst first.
@@ -274,7 +335,7 @@ fn examine(path: &Path, args: &DoctorArgs, progress: &Progress) -> Result<Vec<Fi
     let mut findings = Vec::new();
     let checkpoint = Checkpoint::open_with_evidence(path, &options, None);
     if let Err(error) = &checkpoint {
-        findings.push(Finding::unreadable(path.display().to_string(), error));
+        contents::judge(path, &file, error, &mut findings);
     }
     // a tokenizer that may harm the reader is no finding about the model
     if let Ok(checkpoint) = &checkpoint
@@ -288,6 +349,7 @@ fn examine(path: &Path, args: &DoctorArgs, progress: &Progress) -> Result<Vec<Fi
         file: &file,
         checkpoint: checkpoint.as_ref().ok(),
         run: !args.no_run,
+        certificate: args.certificate.as_deref(),
     };
     let bar = progress.steps("examinations", EXAMINATIONS.len() as u64);
     for examination in EXAMINATIONS {

@@ -26,6 +26,7 @@ mod page;
 mod prompts;
 mod report;
 mod settings;
+mod unlike;
 
 pub use args::Args;
 
@@ -44,10 +45,11 @@ pub use report::{
     CheckResult, ComparedLogits, Difference, Findings, LinearFigures, Report, Status,
 };
 pub use settings::Bounds;
+pub use unlike::Unlike;
 
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
 use bitnet_formats::{Artifact, ErrorCode, FormatError, Inputs, Limits};
-use bitnet_kernels::Backend;
+use bitnet_kernels::{Backend, KernelError};
 use bitnet_model::{Certificate, OpenOptions};
 use serde_json::Value;
 use std::ffi::OsString;
@@ -61,7 +63,7 @@ pub fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> ExitStatus {
-    let args: Args = match bitnet_cli::parse(args, out, err) {
+    let args: Args = match bitnet_cli::parse_with(args, out, err, args::explain) {
         Ok(args) => args,
         Err(status) => return status,
     };
@@ -325,12 +327,18 @@ fn kernels(name: Option<&str>) -> Result<Vec<Backend>, Failure> {
             Ok(backend) => Ok(vec![backend]),
             Err(error) => {
                 let names: Vec<&str> = Backend::available().map(|b| b.name()).collect();
-                Err(
-                    Failure::new(ErrorCode::Kernel, error.to_string()).hint(format!(
-                        "this machine runs {}, or `all` of them",
-                        names.join(", ")
-                    )),
-                )
+                let failure = Failure::new(ErrorCode::Kernel, error.to_string());
+                let meant = match &error {
+                    KernelError::Unknown { known, .. } => {
+                        bitnet_cli::did_you_mean(name, known.iter().copied())
+                    }
+                    KernelError::Unavailable { .. } => None,
+                };
+                let failure = meant.into_iter().fold(failure, Failure::hint);
+                Err(failure.hint(format!(
+                    "name a kernel of this machine ({}), or `all` of them",
+                    names.join(", ")
+                )))
             }
         },
     }

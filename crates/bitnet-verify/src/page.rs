@@ -234,6 +234,7 @@ mod tests {
         );
         Report {
             padding: Vec::new(),
+            unlike: crate::unlike::Unlike::default(),
             checks: vec![
                 Findings::default().into_result("structure", "2 tensors".to_owned()),
                 findings.into_result("trits", "all".to_owned()),

@@ -8,6 +8,7 @@ use crate::divergence::Divergence;
 use crate::faults::Fault;
 use crate::gates::Violation;
 use crate::padding::Padding;
+use crate::unlike::Unlike;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
 use std::fmt;
@@ -211,9 +212,17 @@ pub struct Report {
     pub linears: Vec<LinearFigures>,
     /// Bits of the artifact that no reader uses.
     pub padding: Vec<Padding>,
+    /// How much of the two sides differs.
+    pub unlike: Unlike,
 }
 
 impl Report {
+    /// Why the two sides look like different models, if they differ and do.
+    pub fn different_models(&self) -> Option<String> {
+        let reason = self.unlike.reason();
+        reason.filter(|_| self.status() == Status::Different)
+    }
+
     /// Adds a fault to those found.
     pub fn fault(&mut self, fault: Fault) {
         fault.join(&mut self.faults);
@@ -233,8 +242,17 @@ impl Report {
 
     /// The `--json` object.
     pub fn to_json(&self) -> Value {
-        let checks: Vec<Value> = self.checks.iter().map(CheckResult::to_json).collect();
+        let different_models = self.different_models();
+        let most = match different_models {
+            Some(_) => PRINTED,
+            None => KEPT,
+        };
+        let checks = self.checks.iter().map(|check| check.to_json(most));
+        let checks: Vec<Value> = checks.collect();
         let mut report = json!({"status": self.status().as_str(), "checks": checks});
+        if let Some(reason) = different_models {
+            report["different_models"] = reason.into();
+        }
         if !self.faults.is_empty() {
             report["faults"] = self.faults.iter().map(Fault::to_json).collect();
         }
@@ -266,6 +284,21 @@ impl Report {
     /// Those of `out`.
     pub fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}: {}", self.status(), self.verdict())?;
+        if let Some(reason) = self.different_models() {
+            writeln!(out, "  these look like different models: {reason}")?;
+            let hint = "give the model that the artifact was made from; --json lists what differs";
+            writeln!(out, "  hint: {hint}")?;
+            for check in &self.checks {
+                let CheckResult {
+                    name,
+                    status,
+                    detail,
+                    ..
+                } = check;
+                writeln!(out, "  {name:<14} {status:<9}  {detail}")?;
+            }
+            return Ok(());
+        }
         for fault in &self.faults {
             writeln!(out, "  fault: {}", fault.sentence())?;
             writeln!(out, "  hint: {}", fault.kind.row().hint)?;
@@ -296,7 +329,16 @@ impl Report {
                 writeln!(out, "    and {more} more, listed by --json")?;
             }
         }
-        if let Some(logits) = &self.logits {
+        if let Some(logits) = &self.logits
+            && logits.divergence.is_bit_identical()
+        {
+            writeln!(
+                out,
+                "  logits, against the {}: bit-identical at {} positions",
+                logits.reference,
+                logits.divergence.positions()
+            )?;
+        } else if let Some(logits) = &self.logits {
             writeln!(out, "  logits, against the {}:", logits.reference)?;
             for (name, figure) in logits.divergence.statistics() {
                 writeln!(out, "    {name:<30}: {figure}")?;
@@ -333,13 +375,14 @@ impl Report {
 }
 
 impl CheckResult {
-    fn to_json(&self) -> Value {
+    fn to_json(&self, most: usize) -> Value {
         let mut check =
             json!({"name": self.name, "status": self.status.as_str(), "detail": self.detail});
         if !self.differences.is_empty() {
             let list = self
                 .differences
                 .iter()
+                .take(most)
                 .map(|d| json!({"place": d.place, "what": d.what}));
             check["differences"] = list.collect();
         }

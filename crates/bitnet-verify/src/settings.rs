@@ -21,39 +21,39 @@ const MOST_BYTES: u64 = 1 << 20;
 #[serde(deny_unknown_fields)]
 pub struct Bounds {
     /// Relative error of a linear from its recorded input [default: 1e-6]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub max_linear_error: Option<f64>,
 
     /// Relative error that more than half of the layers stay below [default: 2e-6]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub typical_layer_error: Option<f64>,
 
     /// Relative error that every layer stays below [default: 2e-2]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub max_layer_error: Option<f64>,
 
     /// 1 - cosine of the angle between a text's vector and the golden one [default: 1e-3]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub max_embedding_distance: Option<f64>,
 
     /// Mean KL divergence from the golden logits [default: 2e-3]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub max_kl: Option<f64>,
 
     /// Share of positions with the golden most likely token [default: 0.96]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub min_top1: Option<f64>,
 
     /// Golden logit margin below which another most likely token is no error [default: 0.3]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub flip_margin: Option<f64>,
 
     /// Shift of the mean negative log likelihood of the golden stream [default: 0.02]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub max_nll_shift: Option<f64>,
 
     /// How much worse, relatively, a figure may be than in --baseline [default: 0.05]
-    #[arg(long, value_name = "X", value_parser = bound, hide_short_help = true)]
+    #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub baseline_slack: Option<f64>,
 }
 

@@ -10,9 +10,9 @@ use super::{
 use crate::args::InspectArgs;
 use bitnet_cli::{Console, Failure, Table};
 use bitnet_formats::{
-    Affine, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, MetaValue, PackedTensor, Packing,
-    PlainType, TensorFile, TensorInfo, dense_to_f32, layouts_like, packing_by_name,
-    ternary_of_affine,
+    Affine, Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, MetaArray,
+    MetaValue, PackedTensor, Packing, PlainType, TensorFile, TensorInfo, dense_to_f32,
+    layouts_like, packing_by_name, ternary_of_affine,
 };
 use bitnet_model::{
     GPU_PACKING, GPU_SCALES, HF_PACKING, LayoutSample, MLX_PACKING, layout_readings,
@@ -66,6 +66,8 @@ pub(super) fn run(
         .get("general.architecture")
         .and_then(MetaValue::as_str);
     let bytes: u64 = file.parts.iter().map(|p| p.bytes().len() as u64).sum();
+    let is_vocabulary = file.container == Gguf.name() && file.tensors().is_empty();
+    let vocabulary = vocabulary(file);
     let mut object = json!({
         "status": "inspected",
         "path": args.model.display().to_string(),
@@ -81,6 +83,9 @@ pub(super) fn run(
         "encodings": encodings.iter().map(|(name, g)| g.to_json(name)).collect::<Value>(),
         "bytes": bytes,
     });
+    if let Some((model, tokens)) = &vocabulary {
+        object["tokenizer"] = json!({"model": model, "tokens": tokens});
+    }
     if args.tensors {
         object["tensors"] = tensors_json(file);
     }
@@ -91,7 +96,19 @@ pub(super) fn run(
     console.line(console.bold(&args.model.display().to_string()))?;
     let mut line = |key: &str, value: String| console.line(format_args!("  {key:<15} {value}"));
     line("container", container(file, bytes))?;
-    line("family", format!("unknown: {}", reason.message))?;
+    if let Some(architecture) = architecture {
+        line("architecture", architecture.to_owned())?;
+    }
+    match is_vocabulary {
+        true => line(
+            "family",
+            "none: the file holds a vocabulary and no weights".to_owned(),
+        )?,
+        false => line("family", format!("unknown: {}", reason.message))?,
+    }
+    if let Some((model, tokens)) = &vocabulary {
+        line("tokenizer", format!("{model}, {tokens} tokens"))?;
+    }
     for (name, n) in &linears {
         line("ternary", format!("{n} x {name}"))?;
     }
@@ -144,10 +161,27 @@ pub(super) fn run(
     Ok(())
 }
 
+/// The kind of the tokenizer in a GGUF file, and how many tokens it has.
+fn vocabulary(file: &TensorFile) -> Option<(String, usize)> {
+    let model = file.metadata.get("tokenizer.ggml.model")?.as_str()?;
+    match file.metadata.get("tokenizer.ggml.tokens")? {
+        MetaValue::Array(MetaArray::String(tokens)) => Some((model.to_owned(), tokens.len())),
+        _ => None,
+    }
+}
+
 /// Whether a failure to open says that no family takes the network, or that a tensor of it has a type that is not
 /// read, and not that something is wrong.
 pub(super) fn is_about_the_family(path: &Path, failure: &Failure, file: &TensorFile) -> bool {
     match failure.code {
+        // nothing is wrong with a vocabulary alone, or with weights that are quantized in another way
+        _ if file.container == Gguf.name() && file.tensors().is_empty() => true,
+        ErrorCode::NotTernary => {
+            let is_block = |info: &TensorInfo| {
+                matches!(info.encoding, Encoding::Foreign(_) | Encoding::Block(_))
+            };
+            file.tensors().iter().any(is_block)
+        }
         ErrorCode::UnknownType => true,
         ErrorCode::UnsupportedConfig => !bitnet_model::has_known_family(path, file),
         _ => false,

@@ -7,13 +7,14 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod joined;
 mod read;
 mod resolve;
 mod split;
 mod unread;
 mod write;
 
-pub use self::resolve::{gguf_type_rivals, gguf_unread_type};
+pub use self::resolve::gguf_type_rivals;
 pub use self::unread::GgufEntry;
 
 use self::read::read_part;
@@ -94,14 +95,20 @@ impl Container for Gguf {
         match (name, count) {
             (Some(name), _) if name.count > 1 => read_split(&name, limits, layout),
             (_, Some(count)) if count > 1 => {
-                let example =
-                    Self::split_name(path, 0, usize::try_from(count).unwrap_or(usize::MAX));
-                let message = format!("is one of {count} parts, but not named as one");
+                let no = split_key(&parsed.metadata, "split.no").map_err(|e| e.in_file(path))?;
+                let own = no.and_then(|no| usize::try_from(no).ok()).unwrap_or(0);
+                let count = usize::try_from(count).unwrap_or(usize::MAX);
+                let message = format!(
+                    "is part {} of {count} of a split model, but not named as one",
+                    own.saturating_add(1)
+                );
                 Err(FormatError::new(ErrorCode::Malformed, message)
                     .in_file(path)
                     .hint(format!(
-                        "parts are found by their names: {}",
-                        example.display()
+                        "name the {count} parts {} to {} and put them into one directory; this one is {}",
+                        Self::split_name(path, 0, count).display(),
+                        Self::split_name(path, count.saturating_sub(1), count).display(),
+                        Self::split_name(path, own, count).display()
                     )))
             }
             _ => Ok(TensorFile::new(
@@ -270,6 +277,16 @@ fn dense_len(encoding: Encoding, shape: &[usize]) -> Result<u64, FormatError> {
 fn stored_len(encoding: Encoding, shape: &[usize]) -> Result<Option<u64>, FormatError> {
     match encoding {
         Encoding::Unknown(_) => Ok(None),
+        Encoding::Foreign(foreign) => match foreign.stored_len(shape) {
+            None if foreign.has_size() => {
+                let message = format!(
+                    "expected rows of whole blocks of {}, found shape {shape:?}",
+                    foreign.block
+                );
+                Err(malformed(message))
+            }
+            len => Ok(len),
+        },
         Encoding::Ternary(packing) => {
             let (rows, cols) = matrix(shape)?;
             packing.stored_len(rows, cols).map(Some)

@@ -36,6 +36,12 @@ pub(super) const KERNEL: Kernel = Kernel {
             && is_x86_feature_detected!("gfni")
             && *GRANTED.get_or_init(|| has_amx() && is_granted())
     },
+    missing: || {
+        let mut missing = (avx512_vbmi::KERNEL.missing)();
+        missing.extend(lacking!(x86: "gfni" = "GFNI"));
+        missing.extend(missing_amx());
+        missing
+    },
     ternary: TernaryOps {
         dots: |tile, x, tokens, scratch, dots, sink| {
             // SAFETY: the caller's: the CPU has what this kernel requires.
@@ -85,27 +91,60 @@ const fn with_panels(ops: TernaryOps) -> TernaryOps {
     }
 }
 
-/// Whether the CPU has AMX int8 with eight tiles of 16 rows and 64 bytes, and the system keeps their state.
-fn has_amx() -> bool {
+/// What CPU and system lack for AMX int8 with eight tiles of 16 rows and 64 bytes, the permission aside.
+fn lacking_amx() -> Vec<&'static str> {
     const OSXSAVE: u32 = 1 << 27;
-    const AMX_TILE_AND_INT8: u32 = 3 << 24;
+    const AMX_TILE: u32 = 1 << 24;
+    const AMX_INT8: u32 = 1 << 25;
     const TILE_STATE: u64 = 3 << 17;
     let leaves = __cpuid(0).eax;
-    if leaves < 0x1d || __cpuid(1).ecx & OSXSAVE == 0 {
-        return false;
+    let features = match leaves >= 7 {
+        true => __cpuid_count(7, 0).edx,
+        false => 0,
+    };
+    let mut missing = Vec::new();
+    for (bit, name) in [(AMX_TILE, "AMX-TILE"), (AMX_INT8, "AMX-INT8")] {
+        if features & bit == 0 {
+            missing.push(name);
+        }
+    }
+    if !missing.is_empty() {
+        return missing;
     }
     // palette 1: bytes of a row in the upper half of ebx's lower, names in its upper; rows in ecx
-    let palette = __cpuid_count(0x1d, 1);
-    let (row, names, rows) = (
-        palette.ebx & 0xffff,
-        palette.ebx >> 16,
-        palette.ecx & 0xffff,
-    );
+    let is_palette = leaves >= 0x1d && {
+        let palette = __cpuid_count(0x1d, 1);
+        let (row, names, rows) = (
+            palette.ebx & 0xffff,
+            palette.ebx >> 16,
+            palette.ecx & 0xffff,
+        );
+        (row, names, rows) == (LINE as u32, 8, TOKENS as u32)
+    };
+    if !is_palette {
+        missing.push("AMX tiles of 16 rows and 64 bytes");
+    }
     // SAFETY: OSXSAVE says that the system has enabled this instruction for programs.
-    let enabled = unsafe { _xgetbv(0) };
-    __cpuid_count(7, 0).edx & AMX_TILE_AND_INT8 == AMX_TILE_AND_INT8
-        && enabled & TILE_STATE == TILE_STATE
-        && (row, names, rows) == (LINE as u32, 8, TOKENS as u32)
+    let is_enabled =
+        __cpuid(1).ecx & OSXSAVE != 0 && unsafe { _xgetbv(0) } & TILE_STATE == TILE_STATE;
+    if !is_enabled {
+        missing.push("AMX tile state enabled by the operating system");
+    }
+    missing
+}
+
+/// Whether the CPU has them, and the system keeps their state.
+fn has_amx() -> bool {
+    lacking_amx().is_empty()
+}
+
+/// As [`lacking_amx`], and whether the process may use tiles.
+fn missing_amx() -> Vec<&'static str> {
+    let missing = lacking_amx();
+    match missing.is_empty() && !is_granted() {
+        true => vec!["permission of the operating system to use AMX tiles (Linux 5.16 or newer)"],
+        false => missing,
+    }
 }
 
 /// Asks for the permission to use tiles, which is the process's for good.

@@ -23,6 +23,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "avx2",
     requires: "AVX2, FMA",
     is_available: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+    missing: || lacking!(x86: "avx2" = "AVX2", "fma" = "FMA"),
     ternary: TERNARY,
     grouped: None,
     float: FloatOps {

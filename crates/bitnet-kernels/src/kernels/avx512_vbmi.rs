@@ -33,6 +33,10 @@ pub(super) const KERNEL: Kernel = Kernel {
             && is_x86_feature_detected!("avx512vbmi")
             && is_x86_feature_detected!("avx512vnni")
     },
+    missing: || {
+        lacking!(x86: "avx512f" = "AVX-512 F", "avx512bw" = "AVX-512 BW", "avx512vbmi" = "AVX-512 VBMI",
+            "avx512vnni" = "AVX-512 VNNI")
+    },
     ternary: TERNARY,
     grouped: Some(avx512_vnni::TERNARY),
     float: avx512_vnni::FLOAT,

@@ -30,6 +30,7 @@ pub(super) const KERNEL: Kernel = Kernel {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vnni")
     },
+    missing: || lacking!(x86: "avx512f" = "AVX-512 F", "avx512bw" = "AVX-512 BW", "avx512vnni" = "AVX-512 VNNI"),
     ternary: TERNARY,
     grouped: None,
     float: FLOAT,

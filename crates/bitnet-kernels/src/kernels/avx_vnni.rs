@@ -22,6 +22,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "avx_vnni",
     requires: "AVX2, FMA, AVX-VNNI",
     is_available: || (avx2::KERNEL.is_available)() && is_x86_feature_detected!("avxvnni"),
+    missing: || lacking!(x86: "avx2" = "AVX2", "fma" = "FMA", "avxvnni" = "AVX-VNNI"),
     ternary: TernaryOps {
         dots,
         many_tokens: Some(MANY_TOKENS),

@@ -25,6 +25,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "neon",
     requires: "NEON",
     is_available: || is_aarch64_feature_detected!("neon"),
+    missing: || lacking!(aarch64: "neon" = "NEON"),
     ternary: TERNARY,
     grouped: None,
     float: neon_float::FLOAT,

@@ -29,6 +29,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     is_available: || {
         is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod")
     },
+    missing: || lacking!(aarch64: "neon" = "NEON", "dotprod" = "DotProd"),
     ternary: TernaryOps {
         panel: Panel::of(PANEL),
         dots,

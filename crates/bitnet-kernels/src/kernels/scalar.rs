@@ -13,6 +13,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: "scalar",
     requires: "nothing",
     is_available: || true,
+    missing: Vec::new,
     ternary: TernaryOps {
         layout: "rows-8bit",
         tile_rows: 1,

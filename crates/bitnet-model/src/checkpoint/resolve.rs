@@ -85,7 +85,8 @@ impl<'a> Tensors<'a> {
             Encoding::Plain(plain) if plain.is_float_weight() => {}
             Encoding::Block(_) if !vector => {}
             Encoding::Unknown(id) => {
-                let message = format!("expected floats, found the unknown type {id}");
+                let message =
+                    format!("expected f32, f16, bf16, q8_0 or q6_k, found the unknown type {id}");
                 return Err(error(ErrorCode::UnknownType, info, message));
             }
             other => {

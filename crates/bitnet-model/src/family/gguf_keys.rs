@@ -124,6 +124,14 @@ fn show(value: Option<&MetaValue>) -> String {
 /// `general.architecture`.
 pub(super) fn architecture(file: &TensorFile) -> Result<&str, FormatError> {
     let value = file.metadata.get(ARCHITECTURE);
+    if value.is_none() {
+        let message =
+            "the key is missing: it names the network, and the file cannot be read without it";
+        let error = FormatError::new(ErrorCode::UnsupportedConfig, message);
+        return Err(error.in_tensor(ARCHITECTURE).hint(
+            "write the file again with a converter that knows the model, or get another copy",
+        ));
+    }
     let text = value.and_then(MetaValue::as_str);
     text.ok_or_else(|| bad_key(ARCHITECTURE, &show(value), "a string"))
 }

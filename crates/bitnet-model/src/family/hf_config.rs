@@ -171,8 +171,6 @@ pub(crate) fn parse_json(bytes: &[u8]) -> Result<Value, FormatError> {
 
 /// As [`parse_json`], whatever the JSON is.
 pub(crate) fn parse_value(bytes: &[u8]) -> Result<Value, FormatError> {
-    // some editors begin UTF-8 files with a byte order mark
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     bitnet_formats::parse_json_value(bytes)
 }
 

@@ -49,6 +49,7 @@ pub(super) fn exceeded(key: &str, what: impl Into<String>) -> FormatError {
 /// JSON that is none, a model other than BPE, lists or rules beyond the limits.
 pub(super) fn read(bytes: &[u8]) -> Result<Reading, FormatError> {
     let failure = Failure::default();
+    let bytes = bitnet_formats::without_byte_order_mark(bytes);
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let file = File {
         failure: &failure,

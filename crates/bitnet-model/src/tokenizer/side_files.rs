@@ -63,7 +63,7 @@ impl<'a> Place<'a> {
 
     /// The JSON of a file that was read.
     pub(super) fn parse(self, name: &str, bytes: &[u8]) -> Result<Value, FormatError> {
-        parse_json_value(without_mark(bytes)).map_err(|e| e.in_file(&self.path(name)))
+        parse_json_value(bytes).map_err(|e| e.in_file(&self.path(name)))
     }
 
     /// Whether there is a file of this name.

@@ -3,6 +3,7 @@
 //! Invariant: the clock runs only while tokens of the test are computed; tokens before them are read
 //! outside of it.
 
+use crate::args::HeadArg;
 use bitnet_cli::{Failure, Table};
 use bitnet_model::{Logits, Model, Part, Profile, Sampler, Session};
 use serde_json::{Value, json};
@@ -21,6 +22,8 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy)]
 pub struct Test {
     pub kind: Kind,
+    /// How the likeliest token is found; prompts compute all logits of their last token.
+    pub head: HeadArg,
     pub n: usize,
     pub depth: usize,
 }
@@ -113,9 +116,19 @@ impl Test {
                 let last = model.config().vocab_size as u32 - 1;
                 let mut token = model.config().bos_token_id.unwrap_or(0).min(last);
                 for _ in 0..self.n {
-                    let top = model.forward_top_k(session, &[token], 1)?;
-                    let sampled = profiled.then(Instant::now);
-                    token = sampler.sample_top(&top);
+                    let sampled;
+                    token = match self.head {
+                        HeadArg::Auto => {
+                            let top = model.forward_top_k(session, &[token], 1)?;
+                            sampled = profiled.then(Instant::now);
+                            sampler.sample_top(&top)
+                        }
+                        HeadArg::Full => {
+                            let logits = model.forward(session, &[token], Logits::Last)?;
+                            sampled = profiled.then(Instant::now);
+                            sampler.sample(&logits)
+                        }
+                    };
                     sampling += sampled.map_or(0.0, |at| at.elapsed().as_secs_f64());
                 }
             }
@@ -173,7 +186,13 @@ mod tests {
 
     #[test]
     fn keys_and_values_are_counted() {
-        let test = |kind, depth| Test { kind, n: 4, depth };
+        let head = HeadArg::Auto;
+        let test = |kind, depth| Test {
+            kind,
+            head,
+            n: 4,
+            depth,
+        };
         let bytes = |test: Test| test.bytes_per_token(1000, 10);
         // positions read: 1, 2, 3, 4; written: 1 each
         let expected = 1000.0 + 10.0 * (1.0 + 2.0 + 3.0 + 4.0) / 4.0 + 10.0;

@@ -39,8 +39,11 @@ impl Running for Dense {
         {
             tensors += 1;
             match compare(source, artifact, slot) {
-                Ok((compared, text)) => {
+                Ok((compared, differing, text)) => {
                     values += compared;
+                    if compared > 0 {
+                        report.unlike.dense(differing, compared);
+                    }
                     if let Some(text) = text {
                         let kind = match slot {
                             Slot::OutputHead => Kind::OutputHead,
@@ -63,15 +66,16 @@ impl Running for Dense {
 /// How many values of a block differ, and the first: index, expected, found.
 type Block = (usize, Option<(usize, f32, f32)>);
 
-/// Values compared, and where the first difference is.
+/// Values compared, how many of them differ, and where the first difference is.
 fn compare(
     source: &Checkpoint,
     artifact: &Checkpoint,
     slot: Slot,
-) -> Result<(usize, Option<String>), FormatError> {
+) -> Result<(usize, usize, Option<String>), FormatError> {
     let (s, a) = (source.dense(slot)?, artifact.dense(slot)?);
     if s.shape != a.shape {
         return Ok((
+            0,
             0,
             Some(format!("expected shape {:?}, found {:?}", s.shape, a.shape)),
         ));
@@ -117,7 +121,7 @@ fn compare(
             rows * width
         )
     });
-    Ok((rows * width, text))
+    Ok((rows * width, count, text))
 }
 
 /// The bytes of some rows; rows are whole blocks of every encoding.

@@ -9,6 +9,7 @@ use super::{Check, Pair, Running, Subject};
 use crate::claims;
 use crate::faults::{Fault, Kind, of_digest, of_scales};
 use crate::report::{Findings, Report};
+use crate::unlike::Unlike;
 use bitnet_formats::{FormatError, Mapped, Sha256Stream};
 use bitnet_model::{
     Certificate, Certified, Checkpoint, FileRecord, Slot, TernaryHasher, TextDigest, dense_sha256,
@@ -154,9 +155,10 @@ impl Digests {
         let checkpoint = &subject.artifact.checkpoint;
         let configs = (&certificate.config, &checkpoint.config);
         claims::compare_sizes(configs.0, configs.1, &mut self.findings);
+        claims::note_sizes(configs.0, configs.1, &mut report.unlike);
         compare_wiring(CHECK.name, configs, &mut self.findings, report);
-        self.linears(certificate);
-        self.dense(certificate, checkpoint);
+        self.linears(certificate, &mut report.unlike);
+        self.dense(certificate, checkpoint, &mut report.unlike);
         let text = self.text(certificate, checkpoint);
         let files = self.files(&certificate.output, checkpoint);
         let mut compared = format!(
@@ -180,7 +182,7 @@ impl Digests {
         compared
     }
 
-    fn linears(&mut self, certificate: &Certificate) {
+    fn linears(&mut self, certificate: &Certificate, unlike: &mut Unlike) {
         let expected = certificate.ternary.iter().map(|record| &record.digest);
         let (expected, found) = (
             claims::named(expected),
@@ -198,13 +200,14 @@ impl Digests {
                 claims::trits(expected, found),
                 claims::scales(expected, found),
             ];
+            unlike.linear(usize::from(differences[0].is_some()), 1);
             for what in differences.into_iter().flatten() {
                 self.findings.different(name, what);
             }
         }
     }
 
-    fn dense(&mut self, certificate: &Certificate, checkpoint: &Checkpoint) {
+    fn dense(&mut self, certificate: &Certificate, checkpoint: &Checkpoint, unlike: &mut Unlike) {
         let mut slots = checkpoint.slots();
         slots.retain(|slot| !checkpoint.is_ternary(*slot));
         let found: Vec<_> = slots.iter().map(|slot| (slot.to_string(), *slot)).collect();
@@ -224,7 +227,10 @@ impl Digests {
                     let what = format!("expected shape {:?}, found {shape:?}", expected.shape);
                     self.findings.different(name, what);
                 }
-                Ok((_, found)) => self.findings.expect(name, &expected.values_sha256, &found),
+                Ok((_, found)) => {
+                    unlike.dense(usize::from(expected.values_sha256 != found), 1);
+                    self.findings.expect(name, &expected.values_sha256, &found);
+                }
             }
         }
     }

@@ -7,7 +7,7 @@
 use super::{Check, Running, Subject};
 use crate::faults::{Fault, Kind};
 use crate::report::{Findings, Report};
-use bitnet_formats::{Container, ErrorCode, FormatError, MetaArray, MetaValue, Safetensors};
+use bitnet_formats::{Container, FormatError, MetaArray, MetaValue, Safetensors};
 use bitnet_model::{
     ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, HF_PACKING, LinearRule,
     Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS, has_gguf_tokenizer,
@@ -392,10 +392,7 @@ fn compare_files(
 
 /// The meaning of a JSON side file, whoever wrote it.
 fn meaning(bytes: &[u8]) -> Result<Value, FormatError> {
-    // some editors begin UTF-8 files with a byte order mark
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut value: Value = serde_json::from_slice(bytes)
-        .map_err(|e| FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}")))?;
+    let mut value = bitnet_formats::parse_json_value(bytes)?;
     if let Value::Object(keys) = &mut value {
         keys.retain(|key, _| !WRITER_KEYS.contains(&key.as_str()));
     }

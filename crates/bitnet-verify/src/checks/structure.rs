@@ -41,6 +41,7 @@ impl Running for Structure {
         let mut findings = Findings::default();
         findings.expect("family", source.family.name, artifact.family.name);
         for ((key, s), (_, a)) in sizes(s).into_iter().zip(sizes(a)) {
+            report.unlike.size(key, s, a);
             findings.expect(key, s, a);
         }
         let (expected, found) = (source.slots(), artifact.slots());

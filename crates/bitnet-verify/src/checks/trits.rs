@@ -24,6 +24,8 @@ struct Trits {
     faults: Vec<Fault>,
     tensors: usize,
     trits: usize,
+    /// Trits that differ and trits, of each linear that was compared.
+    compared: Vec<(usize, usize)>,
 }
 
 impl Running for Trits {
@@ -57,10 +59,12 @@ impl Running for Trits {
             return;
         }
         if source.trits() == artifact.trits() {
+            self.compared.push((0, source.trits().len()));
             return;
         }
         let pairs = || source.trits().iter().zip(artifact.trits());
         let count = pairs().filter(|(s, a)| s != a).count();
+        self.compared.push((count, source.trits().len()));
         if let Some((i, (s, a))) = pairs().enumerate().find(|(_, (s, a))| s != a) {
             let (row, column) = (i / source.cols(), i % source.cols());
             let text = format!(
@@ -76,6 +80,9 @@ impl Running for Trits {
     }
 
     fn finish(self: Box<Self>, _: &Subject<'_>, report: &mut Report) {
+        for (differing, trits) in &self.compared {
+            report.unlike.linear(*differing, *trits);
+        }
         self.faults
             .into_iter()
             .for_each(|fault| report.fault(fault));

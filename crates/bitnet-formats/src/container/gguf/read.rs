@@ -24,6 +24,9 @@ use std::collections::BTreeMap;
 pub(super) struct Parsed {
     pub(super) metadata: Metadata,
     pub(super) tensors: Vec<TensorInfo>,
+    /// Where the last tensor ends, padding not included.
+    pub(super) end: u64,
+    pub(super) alignment: u64,
 }
 
 /// A tensor info as the file spells it.
@@ -46,7 +49,19 @@ pub(super) fn read_part(
     limits: &Limits,
     layout: Option<&'static dyn Packing>,
 ) -> Result<Parsed, FormatError> {
-    let mut cursor = Cursor::new(file.bytes());
+    let parsed = read_bytes(file.bytes(), part, limits, layout)?;
+    super::joined::refuse(file, &parsed, limits)?;
+    Ok(parsed)
+}
+
+/// The file that begins with these bytes; what stands behind its last tensor is not looked at.
+pub(super) fn read_bytes(
+    bytes: &[u8],
+    part: usize,
+    limits: &Limits,
+    layout: Option<&'static dyn Packing>,
+) -> Result<Parsed, FormatError> {
+    let mut cursor = Cursor::new(bytes);
     if cursor.array::<4>("magic")? != MAGIC {
         return Err(malformed("expected the magic `GGUF`").at(0));
     }
@@ -87,10 +102,18 @@ pub(super) fn read_part(
         part,
         cursor.position(),
         alignment,
-        file.bytes().len() as u64,
+        bytes.len() as u64,
         layout,
     )?;
-    Ok(Parsed { metadata, tensors })
+    let end = tensors.last().map_or(cursor.position(), |last| {
+        last.offset.saturating_add(last.len)
+    });
+    Ok(Parsed {
+        metadata,
+        tensors,
+        end,
+        alignment,
+    })
 }
 
 fn check_version(version: u32) -> Result<(), FormatError> {
@@ -463,6 +486,11 @@ fn lay_out(
             .ok_or_else(|| truncated(len))?;
         expected = match (encoding, next) {
             // any aligned place will do, its length is what lies between
+            (Encoding::Foreign(foreign), Some(next))
+                if !foreign.has_size() && next.checked_rem(alignment) == Some(0) =>
+            {
+                next
+            }
             (Encoding::Unknown(_), Some(next)) if next.checked_rem(alignment) == Some(0) => next,
             // the last tensor need not be padded
             _ => end

@@ -9,36 +9,9 @@
 use super::{encoding_of, stored_len};
 use crate::encoding::Encoding;
 use crate::error::{ErrorCode, FormatError};
+use crate::foreign::{ForeignType, foreign_types};
 use crate::packing::{PACKINGS, Packing};
 use crate::tensor_file::TensorInfo;
-
-/// A block type that we do not read but must not take for one that we do.
-struct Foreign {
-    id: u32,
-    name: &'static str,
-    /// Elements per block; rows are whole blocks.
-    block: usize,
-    /// Bytes per block.
-    bytes: u64,
-}
-
-/// Most bytes that an alignment puts behind a tensor of a type that is not read.
-const MAX_PADDING: u64 = 4096;
-
-static FOREIGN: [Foreign; 2] = [
-    Foreign {
-        id: 39,
-        name: "mxfp4",
-        block: 32,
-        bytes: 17,
-    },
-    Foreign {
-        id: 42,
-        name: "stq1_0",
-        block: 256,
-        bytes: 42,
-    },
-];
 
 /// One tensor of the id in question.
 pub(super) struct Claim<'a> {
@@ -58,7 +31,7 @@ pub(super) enum Extent {
 #[derive(Clone, Copy)]
 enum Candidate {
     Packing(&'static dyn Packing),
-    Foreign(&'static Foreign),
+    Foreign(&'static ForeignType),
 }
 
 impl Candidate {
@@ -73,23 +46,14 @@ impl Candidate {
     fn len(&self, shape: &[usize]) -> Option<u64> {
         match self {
             Self::Packing(p) => stored_len(Encoding::Ternary(*p), shape).ok().flatten(),
-            Self::Foreign(f) => {
-                let (cols, outer) = shape.split_last()?;
-                let blocks = cols
-                    .checked_div(f.block)
-                    .filter(|_| cols.is_multiple_of(f.block))?;
-                let blocks = outer
-                    .iter()
-                    .try_fold(blocks, |n, &size| n.checked_mul(size))?;
-                f.bytes.checked_mul(blocks as u64)
-            }
+            Self::Foreign(f) => f.stored_len(shape),
         }
     }
 
     fn encoding(&self) -> Encoding {
         match self {
             Self::Packing(p) => Encoding::Ternary(*p),
-            Self::Foreign(f) => Encoding::Unknown(f.id),
+            Self::Foreign(f) => Encoding::Foreign(f),
         }
     }
 
@@ -131,10 +95,9 @@ pub(super) fn resolve(
         return Ok(Encoding::Ternary(layout));
     }
     let packings = PACKINGS.iter().filter(|p| claims_id(**p, id));
-    let foreign = FOREIGN.iter().filter(|f| f.id == id);
     let all: Vec<Candidate> = packings
         .map(|p| Candidate::Packing(*p))
-        .chain(foreign.map(Candidate::Foreign))
+        .chain(foreign_types(id).map(Candidate::Foreign))
         .collect();
     // no extent tells a sibling of the same length: the first is taken, until somebody looks at the data
     let differ = |a: &Candidate, b: &Candidate| {
@@ -143,8 +106,12 @@ pub(super) fn resolve(
     };
     let hidden = |a: &&Candidate| all.iter().any(|b| a.is_sibling_of(b) && !differ(a, b));
     let mut left: Vec<Candidate> = all.iter().filter(|a| !hidden(a)).copied().collect();
-    if left.len() <= 1 {
-        return Ok(encoding_of(id));
+    match left.as_slice() {
+        [] => return Ok(encoding_of(id)),
+        // a size that does not fit is damage, unless the id may be another program's
+        [Candidate::Foreign(f)] if !f.is_shared => return Ok(Encoding::Foreign(f)),
+        [Candidate::Packing(_)] => return Ok(encoding_of(id)),
+        _ => {}
     }
     let padded = |len: u64| len.checked_next_multiple_of(alignment);
     let with_elements = |c: &&Claim<'_>| !c.shape.contains(&0);
@@ -174,21 +141,6 @@ pub(super) fn resolve(
     }
 }
 
-/// The name of a tensor's type that is known but not read: by its id, and its length.
-pub fn gguf_unread_type(info: &TensorInfo) -> Option<&'static str> {
-    let Encoding::Unknown(id) = info.encoding else {
-        return None;
-    };
-    // its length is the distance to the next tensor, or to the end
-    let fits = |f: &&'static Foreign| {
-        let len = Candidate::Foreign(f).len(&info.shape);
-        let padding = len.and_then(|len| info.len.checked_sub(len));
-        padding.is_some_and(|padding| padding < MAX_PADDING)
-    };
-    let found = FOREIGN.iter().filter(|f| f.id == id).find(fits);
-    found.map(|f| f.name)
-}
-
 /// The type id of a tensor's type that other types have, too, and the names of those.
 pub fn gguf_type_rivals(info: &TensorInfo) -> Option<(u32, Vec<&'static str>)> {
     let (own, ids, taken) = match info.encoding {
@@ -197,13 +149,14 @@ pub fn gguf_type_rivals(info: &TensorInfo) -> Option<(u32, Vec<&'static str>)> {
             let ids = std::iter::once(own).chain(taken.gguf_aliases().iter().copied());
             (own, ids.collect(), Some(taken.name()))
         }
-        Encoding::Unknown(id) => (id, vec![id], gguf_unread_type(info)),
+        Encoding::Foreign(taken) => (taken.id, vec![taken.id], Some(taken.name)),
+        Encoding::Unknown(id) => (id, vec![id], None),
         _ => return None,
     };
     let packings = PACKINGS
         .iter()
         .filter(|p| ids.iter().any(|id| claims_id(**p, *id)));
-    let foreign = FOREIGN.iter().filter(|f| ids.contains(&f.id));
+    let foreign = ids.iter().flat_map(|id| foreign_types(*id));
     let names = packings.map(|p| p.name()).chain(foreign.map(|f| f.name));
     let others: Vec<&'static str> = names.filter(|name| Some(*name) != taken).collect();
     (!others.is_empty()).then_some((own, others))
@@ -248,13 +201,17 @@ mod tests {
         let output: &[usize] = &[248_320, 5120];
         assert_eq!(next(42, output, 357_580_800), "q2_0");
         assert_eq!(next(42, output, 337_715_200), "q2_0-g128");
-        assert_eq!(next(42, &[2560, 2560], 2560 * 10 * 42), "type-42");
+        assert_eq!(next(42, &[2560, 2560], 2560 * 10 * 42), "stq1_0");
         for id in [39, 42] {
             let tl2 = packing_by_name("tl2").expect("a packing");
             let bytes = tl2.packed_len(2560, 2560).expect("a shape of tl2");
             assert_eq!(next(id, &[2560, 2560], bytes), "tl2");
         }
-        assert_eq!(next(39, &[2560, 2560], 2560 * 80 * 17), "type-39");
+        assert_eq!(next(39, &[2560, 2560], 2560 * 80 * 17), "mxfp4");
+        // one meaning here, and a size that does not fit is for the length to say; other programs have others
+        assert_eq!(next(12, &[4, 256], 7), "q4_k");
+        assert_eq!(next(40, &[4, 64], 160), "nvfp4");
+        assert_eq!(next(40, &[4, 64], 64), "type-40");
         // what is in no table stays unknown; what is alone is not asked about
         assert_eq!(next(77, &[2560, 2560], 1), "type-77");
         assert_eq!(next(142, &[2560, 2560], 1), "pq2_0");

@@ -50,7 +50,7 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
         let plain = match tensor.encoding {
             Encoding::Plain(plain) => plain,
             Encoding::Ternary(_) => PlainType::U8,
-            Encoding::Block(_) | Encoding::Unknown(_) => {
+            Encoding::Block(_) | Encoding::Foreign(_) | Encoding::Unknown(_) => {
                 let message = format!("safetensors has no type {}", tensor.encoding.name());
                 return Err(fail(ErrorCode::TargetCannotHold, message));
             }

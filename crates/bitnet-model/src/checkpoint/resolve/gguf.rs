@@ -27,6 +27,7 @@ pub(in crate::checkpoint) fn gguf(
     }
     let family = family::family_of_gguf(file)?;
     let mut config = (family.gguf_config)(file)?;
+    refuse_other_quantizations(file, family, &config)?;
     let divisors = rope_frequencies(file, &config)?;
     if let Some((_, divisors)) = &divisors {
         family::infer_rope_scaling(&mut config, divisors);
@@ -128,6 +129,30 @@ fn rope_frequencies<'a>(
     }
     let divisors = values::small_values(plain, file.bytes(info))?;
     Ok(Some((&info.name, divisors)))
+}
+
+/// Refuses a network whose linears are stored in block quantizations of ordinary weights, before any of its tensors is
+/// judged by itself: its embeddings may be in such a type as well.
+fn refuse_other_quantizations(
+    file: &TensorFile,
+    family: &Family,
+    config: &Config,
+) -> Result<(), FormatError> {
+    for slot in config.slots().into_iter().filter(|slot| slot.is_ternary()) {
+        let Some(info) = file.tensor(&(family.gguf_tensor_name)(slot)) else {
+            continue;
+        };
+        if matches!(info.encoding, Encoding::Foreign(_) | Encoding::Block(_)) {
+            let message = format!(
+                "expected a ternary type or floats, found {}, a block quantization of ordinary weights",
+                info.encoding.name()
+            );
+            return Err(error(ErrorCode::NotTernary, info, message).hint(
+                "run the file with llama.cpp; these programs read ternary models (`bitnet-convert list`)",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// As for Hugging Face checkpoints: numbers that nothing marks run as they are. `numbers`: whether there is

@@ -53,13 +53,7 @@ pub(in crate::checkpoint) fn hugging_face(
     let json = |name: &str| parsed(name, family::parse_json);
     refuse_adapter(file, &directory)?;
     let config_path = directory.join("config.json");
-    let config_json = json("config.json")?.ok_or_else(|| {
-        FormatError::new(
-            ErrorCode::UnsupportedConfig,
-            "expected a config.json beside the weights, found none",
-        )
-        .in_file(&directory)
-    })?;
+    let config_json = json("config.json")?.ok_or_else(|| no_config(path, file, &directory))?;
     let in_config = |e: FormatError| e.in_file(&config_path);
     let family = family::family_of_config(&config_json).map_err(in_config)?;
     let mut config = (family.config)(&config_json).map_err(in_config)?;
@@ -262,6 +256,26 @@ fn missing_among(file: &TensorFile, names: &[&str]) -> FormatError {
                  save the model inside of it, or rename the tensors",
             )
         }
+    }
+}
+
+/// The error for weights without a `config.json`.
+fn no_config(path: &Path, file: &TensorFile, directory: &Path) -> FormatError {
+    let container = file.container;
+    let place = match directory.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => directory,
+    };
+    let error =
+        |message: String| FormatError::new(ErrorCode::UnsupportedConfig, message).in_file(place);
+    match path.extension() {
+        Some(extension) if extension == "gguf" => error(format!(
+            "expected a config.json beside the weights, found none: `{}` holds {container}, though its name ends in .gguf",
+            path.display()
+        ))
+        .hint("rename the file, and put it beside its config.json"),
+        _ => error("expected a config.json beside the weights, found none".to_owned())
+            .hint("put the config.json of the model into the directory, or give the directory that has it"),
     }
 }
 

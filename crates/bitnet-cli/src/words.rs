@@ -1,0 +1,103 @@
+//! Which words of a command line are neither flags nor their values.
+//!
+//! Invariant: follows the definition of the command line; only used to say what is wrong with one.
+
+use clap::Command;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::ffi::OsString;
+
+/// The words of a command line that belong to no flag, up to a subcommand.
+pub fn positionals(command: &Command, words: &[OsString]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut words = words.iter().map(|word| word.to_string_lossy());
+    while let Some(word) = words.next() {
+        if word == "--" {
+            found.extend(words.map(|word| word.into_owned()));
+            break;
+        }
+        let is_flag = word.len() > 1 && word.starts_with('-');
+        if !is_flag {
+            found.push(word.into_owned());
+            continue;
+        }
+        if takes_value(command, &word) {
+            words.next();
+        }
+    }
+    found
+}
+
+/// Whether the word behind this flag is its value.
+fn takes_value(command: &Command, word: &str) -> bool {
+    if word.contains('=') {
+        return false;
+    }
+    let arg = match word.strip_prefix("--") {
+        Some(long) => command.get_arguments().find(|a| a.get_long() == Some(long)),
+        None => {
+            // `-n5` has its value with it
+            let mut letters = word.chars().skip(1);
+            let (letter, more) = (letters.next(), letters.next());
+            let named = command.get_arguments().find(|a| a.get_short() == letter);
+            named.filter(|_| more.is_none())
+        }
+    };
+    arg.is_some_and(|arg| arg.get_action().takes_values())
+}
+
+/// Whether this word is a flag of the command.
+pub fn is_flag(command: &Command, word: &str) -> bool {
+    command.get_arguments().any(|arg| {
+        let long = arg.get_long().map(|long| format!("--{long}"));
+        let short = arg.get_short().map(|short| format!("-{short}"));
+        long.as_deref() == Some(word) || short.as_deref() == Some(word)
+    })
+}
+
+/// Whether clap's error already says all there is: help, a version, or a flag that is not known.
+pub fn is_told_by_clap(error: &clap::Error) -> bool {
+    let invalid = error.get(ContextKind::InvalidArg);
+    let is_unknown_flag =
+        matches!(invalid, Some(ContextValue::String(arg)) if arg.starts_with('-'));
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => true,
+        ErrorKind::UnknownArgument => is_unknown_flag,
+        _ => false,
+    }
+}
+
+/// The subcommands that people may use.
+pub fn subcommands(command: &Command) -> Vec<&str> {
+    let all = command.get_subcommands().filter(|c| !c.is_hide_set());
+    all.map(Command::get_name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct T {
+        _model: String,
+        #[arg(short, long)]
+        prompt: Option<String>,
+        #[arg(long)]
+        greedy: bool,
+    }
+
+    #[test]
+    fn values_of_flags_are_no_positionals() {
+        use clap::CommandFactory;
+        let command = T::command();
+        let of = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            positionals(&command, &words)
+        };
+        assert_eq!(of(&["m", "-p", "a", "--greedy", "b"]), ["m", "b"]);
+        assert_eq!(of(&["--prompt=a", "m", "-pa", "-"]), ["m", "-"]);
+        assert_eq!(of(&["m", "--", "-p", "b"]), ["m", "-p", "b"]);
+        assert!(is_flag(&command, "-p") && is_flag(&command, "--greedy"));
+        assert!(!is_flag(&command, "- item") && !is_flag(&command, "--item"));
+    }
+}

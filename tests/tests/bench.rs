@@ -1,0 +1,95 @@
+//! `bitnet-run bench` says what it measured: the CPU, how tokens were found, and the tokenizer.
+
+use bitnet_cli::ExitStatus;
+use bitnet_tests::fixtures::repository;
+use bitnet_tests::program::{Ran, run};
+
+fn bench(more: &[&str]) -> Ran {
+    let demo = repository().join("tests/fixtures/demo/checkpoint");
+    let mut words = vec![
+        "bench",
+        demo.to_str().unwrap(),
+        "-p",
+        "4",
+        "-n",
+        "3",
+        "-r",
+        "1",
+        "-t",
+        "1",
+    ];
+    words.extend(more);
+    let ran = run(bitnet_run::run, words);
+    assert_eq!(ran.status, ExitStatus::Done, "{}", ran.stderr);
+    ran
+}
+
+#[test]
+fn every_row_says_how_the_head_was_computed() {
+    for (how, expected) in [
+        ("auto", vec![("pp4", "full"), ("tg3", "auto")]),
+        ("full", vec![("pp4", "full"), ("tg3", "full")]),
+        (
+            "auto,full",
+            vec![("pp4", "full"), ("tg3", "full"), ("tg3", "auto")],
+        ),
+    ] {
+        let report = bench(&["--head", how, "--json"]).json();
+        let rows = report["rows"].as_array().unwrap();
+        let text = |row: &serde_json::Value, key: &str| row[key].as_str().unwrap().to_owned();
+        let found: Vec<_> = rows
+            .iter()
+            .map(|row| (text(row, "test"), text(row, "head")))
+            .collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(t, h)| (t.to_string(), h.to_string()))
+            .collect();
+        assert_eq!(found, expected, "{how}");
+        // the full product never goes by candidates
+        let screened = report["head"]["screened"].as_u64().unwrap();
+        assert_eq!(screened == 0, how == "full", "{how}: {report}");
+    }
+    let report = bench(&["--head", "auto,full", "--json"]).json();
+    let bytes = |head: &str| {
+        let rows = report["rows"].as_array().unwrap();
+        let row = rows
+            .iter()
+            .find(|r| r["test"] == "tg3" && r["head"] == head)
+            .unwrap();
+        row["bytes_per_token"].as_f64().unwrap()
+    };
+    // the demo's head: 576 rows of 256 bf16 against one byte and a little for each
+    assert!(bytes("full") > bytes("auto"), "{report}");
+}
+
+#[test]
+fn the_machine_and_the_tokenizer_are_named() {
+    let report = bench(&["--json"]).json();
+    let features = report["features"].as_array().unwrap();
+    #[cfg(target_arch = "x86_64")]
+    assert_eq!(
+        features.iter().any(|f| f == "AVX2"),
+        std::arch::is_x86_feature_detected!("avx2")
+    );
+    let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    match report["cpu"].as_str() {
+        Some(cpu) => assert!(model.contains(cpu), "{cpu}"),
+        None => assert!(!model.contains("model name"), "{report}"),
+    }
+    assert_eq!(report["vocab_size"], 576);
+    assert_eq!(report["tokenizer"]["vocab_size"], 576);
+    assert!(report["tokenizer"]["load_seconds"].as_f64().unwrap() > 0.0);
+    let people = bench(&[]);
+    assert!(people.stderr.contains("cpu: "), "{}", people.stderr);
+    assert!(
+        people.stderr.contains("tokenizer: 576 tokens, loaded in"),
+        "{}",
+        people.stderr
+    );
+    assert!(
+        features
+            .iter()
+            .all(|f| people.stderr.contains(f.as_str().unwrap()))
+    );
+}
