@@ -20,7 +20,7 @@ pub use pytorch::{Frames, Pytorch};
 pub use safetensors::Safetensors;
 
 use crate::encoding::Encoding;
-use crate::error::{ErrorCode, FormatError};
+use crate::error::FormatError;
 use crate::limits::Limits;
 use crate::mapped::Mapped;
 use crate::packing::Packing;

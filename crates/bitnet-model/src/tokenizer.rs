@@ -28,6 +28,7 @@ mod special_tokens;
 mod words;
 
 use crate::chat_template::ChatTemplate;
+use bitnet_formats::without_byte_order_mark;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
 use class::{Class, TOKENIZER_JSON, TOKENIZER_MODEL};
 pub use decode::DecodeStream;
@@ -44,7 +45,7 @@ pub use notes::{
     TokenizerNote, has_gguf_tokenizer, notes_of_directory, notes_of_gguf, tokenizer_class_note,
 };
 use serde_json::{Map, Value, json};
-use side_files::{END_OF_TURN, Place, SideFiles, without_mark};
+use side_files::{END_OF_TURN, Place, SideFiles};
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -96,7 +97,7 @@ impl Parsed {
 
 /// Checks and builds a `tokenizer.json`.
 fn build(bytes: &[u8]) -> Result<Parsed, FormatError> {
-    json::read(without_mark(bytes)).and_then(Parsed::new)
+    json::read(without_byte_order_mark(bytes)).and_then(Parsed::new)
 }
 
 impl Tokenizer {
@@ -328,7 +329,7 @@ impl<'p> Source<'p> {
         if let Some(bytes) = place.read(TOKENIZER_JSON)? {
             let located = |e: FormatError| e.in_file(&place.path(TOKENIZER_JSON));
             let bytes = match bytes.starts_with(b"\xef\xbb\xbf") {
-                true => Cow::Owned(without_mark(&bytes).to_vec()),
+                true => Cow::Owned(without_byte_order_mark(&bytes).to_vec()),
                 false => bytes,
             };
             let parsed = build(&bytes).map_err(located)?;

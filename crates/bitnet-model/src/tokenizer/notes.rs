@@ -164,7 +164,7 @@ pub fn tokenizer_class_note(dir: &Path) -> Result<Option<TokenizerNote>, FormatE
     let Some(bytes) = place.read(TOKENIZER_JSON)? else {
         return Ok(None);
     };
-    let value = super::json::read(super::without_mark(&bytes))?.rules;
+    let value = super::json::read(bitnet_formats::without_byte_order_mark(&bytes))?.rules;
     let mut side = SideFiles::read(place)?;
     side.class = class::Class::of(&side, Some(&value));
     let message = side.class.departs(&value, &side);

@@ -18,11 +18,6 @@ pub(super) const END_OF_TURN: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_
 /// The special tokens that every tokenizer of transformers may name, in its order.
 pub(super) const NAMES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
-/// Bytes without the byte order mark that some editors begin UTF-8 files with.
-pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
-    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
-}
-
 /// Where the files of a tokenizer are.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Place<'a> {

@@ -79,7 +79,7 @@ fn claims_id(packing: &dyn Packing, id: u32) -> bool {
 /// Whether an id has several meanings, so that the tensors have to tell.
 pub(super) fn is_contested(id: u32) -> bool {
     let packings = PACKINGS.iter().filter(|p| claims_id(**p, id)).count();
-    let foreign = FOREIGN.iter().filter(|f| f.id == id).count();
+    let foreign = foreign_types(id).count();
     packings.saturating_add(foreign) > 1
 }
 
