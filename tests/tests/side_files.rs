@@ -63,7 +63,7 @@ fn a_side_file_that_links_outside_is_refused() {
     ] {
         for (target, out) in [("gguf-i2_s", "out.gguf"), ("hf-packed", "out")] {
             let model = dir.path().join(format!("{name}-{target}"));
-            copy_of("falcon-e-prequantized", &model);
+            copy_of("bitnet-2b4t-packed", &model);
             let _ = std::fs::remove_file(model.join(name));
             symlink(&secret, model.join(name)).unwrap();
             let out = dir.path().join(out);

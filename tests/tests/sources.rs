@@ -19,8 +19,10 @@ use bitnet_ternary::{Scales, TernaryMatrix};
 use bitnet_tests::digest::{hex, sha256};
 use bitnet_tests::fixtures::{self, Fixture, read_json};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use tempfile::TempDir;
 
 fn trits_sha256(matrix: &TernaryMatrix) -> String {
     let bytes: Vec<u8> = matrix.trits().iter().map(|&t| t as u8).collect();
@@ -562,10 +564,15 @@ impl Draft {
     }
 
     fn open_with(&self, options: &OpenOptions) -> Result<Checkpoint, FormatError> {
+        thread_local! {
+            static SCRATCH: RefCell<Vec<TempDir>> = const { RefCell::new(Vec::new()) };
+        }
         let scratch = tempfile::tempdir().unwrap();
-        self.write(scratch.path());
-        // the mapping outlives the directory entry
-        Checkpoint::open(scratch.path(), options)
+        let path = scratch.path().to_owned();
+        // until the test ends: a file that is removed while it is read has changed
+        SCRATCH.with_borrow_mut(|all| all.push(scratch));
+        self.write(&path);
+        Checkpoint::open(&path, options)
     }
 
     fn open(&self) -> Result<Checkpoint, FormatError> {

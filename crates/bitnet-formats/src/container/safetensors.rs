@@ -131,7 +131,9 @@ fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, Form
         mut tensors,
     } = raw;
     if let Some(info) = repeated(&tensors, |info| &info.name) {
-        return Err(malformed("the header has this name twice").in_tensor(&info.name));
+        return Err(malformed("the header has this name twice")
+            .in_tensor(&info.name)
+            .at(8));
     }
     // a tensor without elements may share its offset with the next one
     tensors.sort_unstable_by(|a, b| (a.offset, a.len, &a.name).cmp(&(b.offset, b.len, &b.name)));

@@ -29,18 +29,24 @@ pub(super) struct Parsed {
     pub(super) alignment: u64,
 }
 
-/// A tensor info as the file spells it.
-pub(super) struct RawInfo {
-    name: String,
-    /// Outermost first.
-    shape: Vec<usize>,
-    elements: u64,
+/// A tensor info as the file spells it. One [`TensorInfo`] from reading to layout, so that headers of very many
+/// tensors are held once: `encoding` is the type as the file numbers it, `offset` counts from the start of the data
+/// section, and `len` is the place of the info itself.
+pub(super) struct RawInfo(TensorInfo);
+
+impl RawInfo {
     /// The type as the file numbers it.
-    id: u32,
-    /// From the start of the data section.
-    offset: u64,
+    fn id(&self) -> u32 {
+        match self.0.encoding {
+            Encoding::Unknown(id) => id,
+            _ => 0,
+        }
+    }
+
     /// Where the info itself is.
-    at: u64,
+    fn at(&self) -> u64 {
+        self.0.len
+    }
 }
 
 pub(super) fn read_part(
@@ -312,11 +318,11 @@ pub(super) fn read_tensor_infos(
         let name = read_text(cursor, "tensor name", limits.name_bytes)?;
         infos.push(read_tensor_info(cursor, name, at).map_err(|e| e.at(at))?);
     }
-    match repeated(&infos, |info| &info.name) {
+    match repeated(&infos, |info: &RawInfo| &info.0.name) {
         None => Ok(infos),
         Some(info) => Err(malformed("the file has this tensor twice")
-            .in_tensor(&info.name)
-            .at(info.at)),
+            .in_tensor(&info.0.name)
+            .at(info.at())),
     }
 }
 
@@ -326,20 +332,20 @@ fn read_tensor_info(
     at: u64,
 ) -> Result<RawInfo, FormatError> {
     match read_placed(cursor) {
-        Ok((shape, elements, id, offset)) => Ok(RawInfo {
+        Ok((shape, id, offset)) => Ok(RawInfo(TensorInfo {
             name,
+            encoding: Encoding::Unknown(id),
             shape,
-            elements,
-            id,
+            part: 0,
             offset,
-            at,
-        }),
+            len: at,
+        })),
         Err(e) => Err(e.in_tensor(&name)),
     }
 }
 
-/// Shape (outermost first), elements, type and offset.
-fn read_placed(cursor: &mut Cursor<'_>) -> Result<(Vec<usize>, u64, u32, u64), FormatError> {
+/// Shape (outermost first), type and offset.
+fn read_placed(cursor: &mut Cursor<'_>) -> Result<(Vec<usize>, u32, u64), FormatError> {
     let dims = cursor.u32("number of dimensions")?;
     if !(1..=MAX_DIMS).contains(&dims) {
         return Err(malformed(format!(
@@ -367,7 +373,7 @@ fn read_placed(cursor: &mut Cursor<'_>) -> Result<(Vec<usize>, u64, u32, u64), F
     shape.reverse();
     let id = cursor.u32("type")?;
     let offset = cursor.u64("offset")?;
-    Ok((shape, elements, id, offset))
+    Ok((shape, id, offset))
 }
 
 /// What the file says about its own packing, in the words of [`packing_by_name`].
@@ -393,18 +399,18 @@ fn encodings(
     let mut by_id: BTreeMap<u32, Vec<Claim<'_>>> = BTreeMap::new();
     let nexts = raw.iter().skip(1).map(Some).chain([None]);
     for (info, next) in raw.iter().zip(nexts) {
-        let claims = by_id.entry(info.id).or_default();
-        if !is_contested(info.id) {
+        let claims = by_id.entry(info.id()).or_default();
+        if !is_contested(info.id()) {
             continue;
         }
         // an extent that makes no sense fits nothing; the layout is checked afterwards
         let extent = match next {
-            Some(next) => Extent::ToNext(next.offset.saturating_sub(info.offset)),
-            None => Extent::ToEnd(data_len.saturating_sub(info.offset)),
+            Some(next) => Extent::ToNext(next.0.offset.saturating_sub(info.0.offset)),
+            None => Extent::ToEnd(data_len.saturating_sub(info.0.offset)),
         };
         claims.push(Claim {
-            name: &info.name,
-            shape: &info.shape,
+            name: &info.0.name,
+            shape: &info.0.shape,
             extent,
         });
     }
@@ -433,22 +439,21 @@ fn lay_out(
         return Err(FormatError::new(ErrorCode::Truncated, message));
     };
     let encodings = encodings(&raw, data_len, alignment, layout)?;
-    let mut tensors = Vec::with_capacity(raw.len());
+    let mut raw = raw;
+    let mut nexts: Vec<Option<u64>> = raw.iter().skip(1).map(|next| Some(next.0.offset)).collect();
+    nexts.push(None);
     let mut expected = 0u64;
-    let mut infos = raw.into_iter().peekable();
-    while let Some(info) = infos.next() {
-        let next = infos.peek().map(|info| info.offset);
-        let encoding = encodings.get(&info.id).copied();
-        let encoding = encoding.unwrap_or(Encoding::Unknown(info.id));
-        let RawInfo {
-            name,
-            shape,
-            elements,
-            offset,
-            at,
-            ..
-        } = info;
-        let place = |e: FormatError| e.in_tensor(&name).at(at);
+    for (info, next) in raw.iter_mut().zip(nexts) {
+        let encoding = encodings.get(&info.id()).copied();
+        let encoding = encoding.unwrap_or(Encoding::Unknown(info.id()));
+        let at = info.at();
+        let info = &mut info.0;
+        let (name, shape, offset) = (&info.name, &info.shape, info.offset);
+        // below 2^63, as was checked when it was read
+        let elements = shape
+            .iter()
+            .fold(1u64, |n, &size| n.saturating_mul(size as u64));
+        let place = |e: FormatError| e.in_tensor(name).at(at);
         if offset != expected {
             let what = match offset.checked_rem(alignment) {
                 Some(0) if offset < expected => "overlaps the tensor before",
@@ -465,7 +470,7 @@ fn lay_out(
             let message = format!("needs {len} bytes at {absolute}, file ends at {file_len}");
             place(FormatError::new(ErrorCode::Truncated, message))
         };
-        let len = match stored_len(encoding, &shape).map_err(place)? {
+        let len = match stored_len(encoding, shape).map_err(place)? {
             Some(len) => len,
             None => {
                 let until = next.unwrap_or(data_len);
@@ -497,14 +502,7 @@ fn lay_out(
                 .checked_next_multiple_of(alignment)
                 .ok_or_else(|| truncated(len))?,
         };
-        tensors.push(TensorInfo {
-            name,
-            encoding,
-            shape,
-            part,
-            offset: absolute,
-            len,
-        });
+        (info.encoding, info.part, info.offset, info.len) = (encoding, part, absolute, len);
     }
-    Ok(tensors)
+    Ok(raw.into_iter().map(|info| info.0).collect())
 }
