@@ -10,7 +10,7 @@ use bitnet_model::Certificate;
 use bitnet_tests::digest::sha256;
 use bitnet_tests::fixtures::checkpoint;
 use bitnet_tests::program;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -356,7 +356,17 @@ fn a_packed_checkpoint_becomes_itself() {
             );
             if file == "config.json" {
                 let json = |bytes: &[u8]| -> Value { serde_json::from_slice(bytes).unwrap() };
-                assert_eq!(json(&old), json(&new), "{name}");
+                let (mut old, new) = (json(&old), json(&new));
+                // the one change: mlx-lm stops at a list that is null, and transformers reads both alike
+                if old["quantization_config"]["modules_to_not_convert"].is_null() {
+                    let tied = old["tie_word_embeddings"] == true;
+                    let section = old["quantization_config"].as_object_mut().unwrap();
+                    section.remove("modules_to_not_convert");
+                    if !tied {
+                        section.insert("modules_to_not_convert".into(), json!(["lm_head"]));
+                    }
+                }
+                assert_eq!(old, new, "{name}");
             } else {
                 assert!(old == new, "{name}: {file}");
             }
