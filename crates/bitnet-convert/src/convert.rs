@@ -54,6 +54,11 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
             &monitor,
             console,
         );
+        // if an input changed, also while the plan was made, every other error is a consequence
+        let attempt = attempt.map_err(|e| match checkpoint.check_inputs() {
+            Err(changed) => changed.into(),
+            Ok(()) => e,
+        });
         match attempt {
             // what one target cannot hold, the next one may
             Err(e) if n + 1 < candidates.len() && is_refusal(&e) => {

@@ -208,13 +208,15 @@ pub fn check_side_file(directory: &Path, name: &str) -> Result<bool, FormatError
         use std::io::ErrorKind::{NotADirectory, NotFound};
         matches!(e.kind(), NotFound | NotADirectory)
     };
-    match std::fs::symlink_metadata(&path) {
-        Ok(_) => {}
+    let is_link = match std::fs::symlink_metadata(&path) {
+        Ok(metadata) => metadata.is_symlink(),
         Err(e) if is_absent(&e) => return Ok(false),
         Err(e) => return Err(failed(e)),
-    }
+    };
     let real = match std::fs::canonicalize(&path) {
         Ok(real) => real,
+        // removed meanwhile
+        Err(e) if !is_link => return Err(failed(e)),
         Err(e) => {
             let message = format!("expected a file, found a link that leads nowhere: {e}");
             let hint = "download the file that the link stands for, or remove the link";
