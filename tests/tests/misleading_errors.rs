@@ -304,12 +304,12 @@ fn the_missing_part_of_a_path_is_named() {
     refused(
         program,
         "perplexity DEMO DEMO",
-        &["expected a file, found a directory"],
+        &["expected a regular file, found a directory"],
     );
     refused(
         bitnet_verify::run,
         "DEMO --prompts DEMO",
-        &["expected a file, found a directory"],
+        &["expected a regular file, found a directory"],
     );
 }
 

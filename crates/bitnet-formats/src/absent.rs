@@ -28,7 +28,10 @@ pub(crate) fn missing(path: &Path) -> String {
     match parent {
         Some(parent) if !parent.exists() => {
             // the first directory that is not there
-            let first = parent.ancestors().take_while(|p| !p.exists()).last();
+            let first = parent
+                .ancestors()
+                .take_while(|p| !p.as_os_str().is_empty() && !p.exists())
+                .last();
             let first = first
                 .filter(|p| !p.as_os_str().is_empty())
                 .unwrap_or(parent);

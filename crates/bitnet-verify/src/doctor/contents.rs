@@ -48,7 +48,7 @@ pub(super) fn judge(
     match error.code {
         ErrorCode::NotTernary => {
             let remedy = error.hint.clone().unwrap_or_else(|| NOT_OURS.to_owned());
-            findings.push(Finding::warning(
+            findings.push(Finding::error(
                 "not-ternary",
                 place,
                 error.to_string(),
