@@ -19,7 +19,7 @@ use bitnet_formats::{
 use bitnet_model::Checkpoint;
 use std::path::{Path, PathBuf};
 
-/// Refuses a name that is none, and one that readers would take for a part of a split file.
+/// Refuses an output name that names no file (`-`, `.`, an empty name) or that readers would take for a part of a split file.
 pub(super) fn check_name(output: &Path) -> Result<(), Failure> {
     check_output_name(output)?;
     let Some((whole, count)) = Gguf::split_of(output) else {

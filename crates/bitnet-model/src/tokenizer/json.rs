@@ -46,7 +46,7 @@ pub(super) fn exceeded(key: &str, what: impl Into<String>) -> FormatError {
 /// Reads a `tokenizer.json`.
 ///
 /// # Errors
-/// JSON that is none, a model other than BPE, lists or rules beyond the limits.
+/// Text that is not JSON, a model other than BPE, and lists or rules beyond the limits.
 pub(super) fn read(bytes: &[u8]) -> Result<Reading, FormatError> {
     let failure = Failure::default();
     let bytes = bitnet_formats::without_byte_order_mark(bytes);
@@ -252,7 +252,7 @@ impl<'de> Visitor<'de> for Bounded<'_, '_> {
     }
 }
 
-/// The `model` of a file as far as it has been read.
+/// The keys of `model` that have been read so far.
 #[derive(Default)]
 struct Model {
     words: Option<Words>,
