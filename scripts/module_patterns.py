@@ -2,7 +2,7 @@
 """Write the table of entries of `modules_to_not_convert` and the modules they name.
 
 The answers are those of transformers' own should_convert_module (pip install transformers==5.24.0; no torch).
-Usage: scripts/module_patterns.py crates/bitnet-model/src/family/module_patterns/table.json
+Usage: scripts/module_patterns.py crates/bitnet-checkpoint/src/family/module_patterns/table.json
 """
 import importlib.util
 import json

@@ -3,7 +3,8 @@
 //! Invariant: fixtures lie in `tests/fixtures/<family>/{checkpoint,golden}`, or in the folder that
 //! `BITNET_FIXTURES` names, in the same layout; vectors in `formats/vectors`, or in `BITNET_VECTORS`.
 
-use bitnet_model::{Checkpoint, FormatError, OpenOptions};
+use bitnet_checkpoint::{Checkpoint, OpenOptions};
+use bitnet_formats::FormatError;
 use bitnet_verify::Golden;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

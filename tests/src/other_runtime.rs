@@ -4,7 +4,7 @@
 //! plain loops, sums in `f64`, values rounded to `f32` between operators. Written from
 //! `formats/numerics.md` and the table of `LayerSlot`; networks with neither sliding windows nor extra norms.
 
-use bitnet_model::{Activation, Checkpoint, Config, LayerSlot, Slot};
+use bitnet_checkpoint::{Activation, Checkpoint, Config, LayerSlot, Slot};
 use bitnet_ternary::{TernaryMatrix, f16_to_f32, f32_to_f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -108,7 +108,7 @@ impl<'a> OtherRuntime<'a> {
         };
         let is_qk = matches!(role, LayerSlot::QProj | LayerSlot::KProj);
         if self.wrong == Wrong::PairedRows && is_qk {
-            matrix = bitnet_model::gguf_from_hf_rows(&matrix, self.config.head_dim);
+            matrix = bitnet_checkpoint::gguf_from_hf_rows(&matrix, self.config.head_dim);
         }
         if self.wrong == Wrong::SwappedBlocks(layer, role) {
             let (rows, cols) = (matrix.rows(), matrix.cols());

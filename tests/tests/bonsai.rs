@@ -3,13 +3,14 @@
 //! The GGUF files were written by `scripts/bonsai_fixtures.py` from codes, in the layouts of the published files:
 //! negative scales, codes turned round, a stale vocabulary size.
 
+use bitnet_checkpoint::{
+    ActivationQuantization, Checkpoint, OpenOptions, RopeScaling, Slot, TernaryHasher,
+};
+use bitnet_formats::ErrorCode;
 use bitnet_formats::{
     Container, Gguf, Limits, MetaArray, MetaValue, PlannedTensor, Strings, TensorFile, WritePlan,
 };
-use bitnet_model::{
-    ActivationQuantization, Checkpoint, ErrorCode, LoadOptions, Logits, Model, OpenOptions,
-    RopeScaling, Slot, TernaryHasher, TilesIn,
-};
+use bitnet_model::{LoadOptions, Logits, Model, TilesIn};
 use bitnet_tests::fixtures::repository;
 use bitnet_tests::program::{self, Ran};
 use std::path::{Path, PathBuf};

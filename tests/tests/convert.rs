@@ -3,10 +3,10 @@
 //! Invariant: `ternary_sha256` is the model's, not the file's: every lossless target of a fixture
 //! prints the same, whatever way it took there.
 
+use bitnet_checkpoint::Certificate;
 use bitnet_cli::ExitStatus;
 use bitnet_convert::TARGETS;
 use bitnet_formats::Limits;
-use bitnet_model::Certificate;
 use bitnet_tests::digest::sha256;
 use bitnet_tests::fixtures::checkpoint;
 use bitnet_tests::program;

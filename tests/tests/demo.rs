@@ -8,13 +8,12 @@
 
 #![allow(clippy::print_stdout)]
 
+use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_kernels::{Backend, KERNELS};
-use bitnet_model::{
-    ChatMessage, ChatTemplate, Checkpoint, LoadOptions, Logits, Model, OpenOptions, Sampler,
-    Tokenizer,
-};
+use bitnet_model::{LoadOptions, Logits, Model, Sampler};
 use bitnet_tests::fixtures::repository;
 use bitnet_tests::program;
+use bitnet_text::{ChatMessage, ChatTemplate, Tokenizer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

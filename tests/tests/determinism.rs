@@ -4,8 +4,9 @@
 
 #![allow(clippy::print_stdout)]
 
+use bitnet_formats::ErrorCode;
 use bitnet_kernels::{Backend, KERNELS};
-use bitnet_model::{ErrorCode, KvType, LoadOptions, Logits, Model, Session};
+use bitnet_model::{KvType, LoadOptions, Logits, Model, Session};
 use bitnet_tests::digest;
 use bitnet_tests::fixtures::{Fixture, fixtures};
 use bitnet_verify::Golden;

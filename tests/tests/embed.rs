@@ -1,11 +1,11 @@
 //! Embedding models: `bitnet-run embed` against transformers, on every kernel, from every container, and
 //! what such a model refuses to do.
 
+use bitnet_checkpoint::{Checkpoint, OpenOptions, Pooling};
 use bitnet_cli::ExitStatus;
 use bitnet_convert::TARGETS;
 use bitnet_formats::{Limits, PACKINGS, Packing};
 use bitnet_kernels::Backend;
-use bitnet_model::{Checkpoint, OpenOptions, Pooling};
 use bitnet_tests::fixtures::{Fixture, checkpoint, fixture, fixtures, read_json};
 use bitnet_tests::program::{self, Ran};
 use std::path::Path;

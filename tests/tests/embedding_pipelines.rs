@@ -163,7 +163,7 @@ fn long_texts_are_cut_between_their_special_tokens() {
     assert_eq!(json["tokens"], 4);
     assert_eq!(json["max_seq_length"], 4);
     // the first three tokens of the text, and the token that the tokenizer adds behind it
-    let tokenizer = bitnet_model::Tokenizer::from_directory(plain.path())
+    let tokenizer = bitnet_text::Tokenizer::from_directory(plain.path())
         .unwrap()
         .unwrap();
     let mut ids = tokenizer

@@ -6,8 +6,8 @@
 
 #![allow(clippy::print_stdout)]
 
+use bitnet_checkpoint::{Checkpoint, LayerSlot, OpenOptions};
 use bitnet_cli::ExitStatus;
-use bitnet_model::{Checkpoint, LayerSlot, OpenOptions};
 use bitnet_tests::fixtures::{Fixture, fixture, fixtures_are_foreign, read_json, repository};
 use bitnet_tests::other_runtime::{OtherRuntime, Wrong};
 use bitnet_tests::program::run;
@@ -462,7 +462,9 @@ fn faults_of_a_file_are_named() {
     let paired = edited(&master, &dir("paired"), |tensors| {
         for (name, (_, shape, bytes)) in tensors.iter_mut() {
             if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") {
-                *bytes = rows_of(bytes, shape[0], &|row| bitnet_model::hf_row(row, head_dim));
+                *bytes = rows_of(bytes, shape[0], &|row| {
+                    bitnet_checkpoint::hf_row(row, head_dim)
+                });
             }
         }
     });

@@ -5,10 +5,10 @@
 
 #![allow(clippy::print_stdout)]
 
+use bitnet_checkpoint::OpenOptions;
 use bitnet_cli::{ExitStatus, Progress};
 use bitnet_formats::{Container, Encoding, Gguf, Limits, Pytorch};
 use bitnet_kernels::Backend;
-use bitnet_model::OpenOptions;
 use bitnet_tests::fixtures::{Fixture, fixture, fixtures_are_foreign};
 use bitnet_tests::flips::flip;
 use bitnet_tests::program::run;

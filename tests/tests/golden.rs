@@ -5,7 +5,9 @@
 
 #![allow(clippy::print_stdout)]
 
-use bitnet_model::{Checkpoint, ErrorCode, FormatError, LoadOptions, Logits, Model};
+use bitnet_checkpoint::Checkpoint;
+use bitnet_formats::{ErrorCode, FormatError};
+use bitnet_model::{LoadOptions, Logits, Model};
 use bitnet_ternary::Scales;
 use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign, fixtures_dir};
 use bitnet_verify::gates::{self, Report, Thresholds};

@@ -4,8 +4,9 @@
 //! Invariant: opening such a file and reading every linear never panics and allocates in proportion to the file,
 //! and what is refused is said with its file and a code.
 
+use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_cli::ExitStatus;
-use bitnet_model::{Checkpoint, FormatError, OpenOptions};
+use bitnet_formats::FormatError;
 use bitnet_tests::counting::{Counting, asked};
 use bitnet_tests::fixtures::{checkpoint, read_json};
 use bitnet_tests::program;

@@ -8,9 +8,9 @@
 #[path = "inspect_vectors/matrices.rs"]
 mod matrices;
 
+use bitnet_checkpoint::{LayoutSample, layout_readings};
 use bitnet_cli::ExitStatus;
 use bitnet_formats::{PackedTensor, Packing, layouts_like, packing_by_name};
-use bitnet_model::{LayoutSample, layout_readings};
 use bitnet_ternary::TernaryMatrix;
 use bitnet_tests::fixtures::repository;
 use bitnet_tests::program;

@@ -3,8 +3,10 @@
 //! Invariant: the golden test holds the arithmetic; here is that no container changes a number of it. No published
 //! file was seen, so nothing says that one would be read.
 
+use bitnet_checkpoint::{Checkpoint, Factors, OpenOptions};
 use bitnet_cli::ExitStatus;
-use bitnet_model::{Checkpoint, Factors, FormatError, LoadOptions, Logits, Model, OpenOptions};
+use bitnet_formats::FormatError;
+use bitnet_model::{LoadOptions, Logits, Model};
 use bitnet_tests::fixtures::{fixture, read_json};
 use bitnet_tests::program;
 use serde_json::{Value, json};

@@ -3,9 +3,9 @@
 //! Invariant: the bytes are those that `formats/packing/mlx_2bit.md` and `ms_gpu_int2.md` describe, unpacked here
 //! by their formulas and not by the library; settings that mean something else are refused by name.
 
+use bitnet_checkpoint::{Checkpoint, OpenOptions, Slot};
 use bitnet_cli::ExitStatus;
 use bitnet_formats::{Limits, TensorFile, TensorInfo, open};
-use bitnet_model::{Checkpoint, OpenOptions, Slot};
 use bitnet_ternary::{bf16_to_f32, f32_to_f16};
 use bitnet_tests::fixtures::{checkpoint, read_json};
 use bitnet_tests::program::{self, Ran};

@@ -5,7 +5,8 @@
 
 #![allow(clippy::print_stdout)]
 
-use bitnet_model::{Checkpoint, ErrorCode};
+use bitnet_checkpoint::Checkpoint;
+use bitnet_formats::ErrorCode;
 use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign};
 use bitnet_verify::Oracle;
 use bitnet_verify::gates::{Report, Thresholds, measure};

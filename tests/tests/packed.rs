@@ -1,10 +1,12 @@
 //! The `packed` profile (`formats/packed.md`): mapped or laid out anew, the same answer; hostile files are
 //! refused, each with its reason.
 
+use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_cli::ExitStatus;
+use bitnet_formats::FormatError;
 use bitnet_formats::{ErrorCode, Limits};
 use bitnet_kernels::Backend;
-use bitnet_model::{Checkpoint, FormatError, LoadOptions, Logits, Model, OpenOptions, TilesIn};
+use bitnet_model::{LoadOptions, Logits, Model, TilesIn};
 use bitnet_tests::fixtures::checkpoint;
 use bitnet_tests::program;
 use serde_json::Value;

@@ -128,7 +128,7 @@ fn damaged_certificates_do_not_fit() {
         let may = may_be_absent.contains(&pointer.as_str());
         assert_eq!(fits, may, "without {pointer}");
         // our reader holds the same keys for necessary
-        let read = bitnet_model::Certificate::from_json(&without(&whole, pointer));
+        let read = bitnet_checkpoint::Certificate::from_json(&without(&whole, pointer));
         assert_eq!(read.is_ok(), may, "without {pointer}");
     }
     let long = "0".repeat(65);

@@ -1,9 +1,9 @@
 //! The screened head: the largest logits of the full product, to the bit, on every kernel.
 
+use bitnet_checkpoint::{Checkpoint, OpenOptions};
+use bitnet_formats::ErrorCode;
 use bitnet_kernels::Backend;
-use bitnet_model::{
-    Checkpoint, ErrorCode, LoadOptions, Logits, Model, OpenOptions, Sampler, SamplerOptions,
-};
+use bitnet_model::{LoadOptions, Logits, Model, Sampler, SamplerOptions};
 use safetensors::SafeTensors;
 use std::path::Path;
 

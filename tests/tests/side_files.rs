@@ -5,9 +5,9 @@
 
 #![cfg(unix)]
 
+use bitnet_checkpoint::side_file_names;
 use bitnet_cli::ExitStatus;
 use bitnet_formats::{ErrorCode, Limits};
-use bitnet_model::side_file_names;
 use bitnet_tests::fixtures::checkpoint;
 use bitnet_tests::packed_model;
 use bitnet_tests::program::{Program, Ran, run};

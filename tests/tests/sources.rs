@@ -6,15 +6,15 @@
 
 #![allow(clippy::print_stdout)] // the table is the report: `--test sources -- --nocapture`
 
+use bitnet_checkpoint::{
+    ActivationQuantization, Checkpoint, HfStorage, LinearRule, OpenOptions, ScaleDirection, Slot,
+    TensorDigest, TernaryHasher, dense_sha256, gguf_from_hf_rows, weight_scale_bytes,
+};
 use bitnet_formats::{
     Container, Encoding, Gguf, MetaValue, Metadata, PackedTensor, PlainType, PlannedTensor,
     Safetensors, ScaleRounding, WritePlan, packing_by_name,
 };
-use bitnet_model::{
-    ActivationQuantization, Checkpoint, ErrorCode, FormatError, HfStorage, LinearRule, OpenOptions,
-    ScaleDirection, Slot, TensorDigest, TernaryHasher, dense_sha256, gguf_from_hf_rows,
-    weight_scale_bytes,
-};
+use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use bitnet_tests::digest::{hex, sha256};
 use bitnet_tests::fixtures::{self, Fixture, read_json};

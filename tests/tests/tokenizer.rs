@@ -4,11 +4,11 @@
 //! Reads `tests/fixtures`, or the folder that `BITNET_FIXTURES` names.
 
 use bitnet_formats::{ErrorCode, MetaArray, MetaValue, Metadata};
-use bitnet_model::{
-    ChatMessage, ChatTemplate, Tokenizer, tokenizer_files_from_gguf, tokenizer_to_gguf,
-};
 use bitnet_tests::fixtures::{Fixture, fixture, fixtures, fixtures_are_foreign, read_json as json};
 use bitnet_tests::random::Random;
+use bitnet_text::{
+    ChatMessage, ChatTemplate, Tokenizer, tokenizer_files_from_gguf, tokenizer_to_gguf,
+};
 use serde_json::Value;
 use std::path::Path;
 

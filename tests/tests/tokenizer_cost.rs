@@ -4,10 +4,10 @@
 //! compared with the library as well.
 
 use bitnet_cli::ExitStatus;
-use bitnet_model::{Tokenizer, is_refused_tokenizer};
 use bitnet_tests::fixtures::repository;
 use bitnet_tests::program::{Program, run};
 use bitnet_tests::random::Random;
+use bitnet_text::{Tokenizer, is_refused_tokenizer};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

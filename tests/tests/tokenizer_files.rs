@@ -5,9 +5,9 @@
 
 use bitnet_cli::ExitStatus;
 use bitnet_formats::{ErrorCode, FormatError, Metadata};
-use bitnet_model::{Tokenizer, tokenizer_to_gguf};
 use bitnet_tests::fixtures::checkpoint;
 use bitnet_tests::program::{Ran, run};
+use bitnet_text::{Tokenizer, tokenizer_to_gguf};
 use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::TempDir;

@@ -5,9 +5,9 @@
 //! otherwise. `model` reads every packed linear of the checkpoint that `BITNET_TRANSCODE` names, straight from
 //! the page cache, without digests and without writing.
 
+use bitnet_checkpoint::{Checkpoint, OpenOptions, TernaryRows, code_row_len};
 use bitnet_convert::transcode;
 use bitnet_formats::{PACKINGS, PackedTensor, Packing, packing_by_name};
-use bitnet_model::{Checkpoint, OpenOptions, TernaryRows, code_row_len};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use divan::Bencher;
 use divan::counter::BytesCount;

@@ -4,13 +4,14 @@
 //! written; no weight is read again to certify it. The layout is `formats/certificate.md`.
 
 use crate::plan::Plan;
-use crate::source_hash::{hex, sha256_hex};
+use crate::source_hash::sha256_hex;
 use crate::targets::Kind;
-use bitnet_formats::{FileDigest, FormatError, Gguf, Limits};
-use bitnet_model::{
+use bitnet_checkpoint::{
     Certificate, Checkpoint, DenseRecord, FileRecord, Seal, TernaryHasher, TernaryRecord,
     TextDigest, Verdict,
 };
+use bitnet_formats::hex;
+use bitnet_formats::{FileDigest, FormatError, Gguf, Limits};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -75,7 +76,7 @@ pub fn side_digests(checkpoint: &Checkpoint) -> Result<Vec<FileDigest>, FormatEr
         return Ok(Vec::new());
     };
     let mut digests = Vec::new();
-    let beside = bitnet_model::side_file_names(directory, &Limits::default())?;
+    let beside = bitnet_checkpoint::side_file_names(directory, &Limits::default())?;
     for name in std::iter::once("config.json".to_owned()).chain(beside) {
         if let Some(bytes) = checkpoint.side_file(&name)? {
             let (path, len) = (directory.join(&name), bytes.len() as u64);

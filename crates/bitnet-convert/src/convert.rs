@@ -11,11 +11,12 @@ use crate::look_ahead;
 use crate::plan::{self, Loss, Plan, Request};
 use crate::readers::{self, FileFacts};
 use crate::targets::{self, GGUF_PREFERENCE, Kind, Target};
+use bitnet_checkpoint::{Checkpoint, LayoutReason};
 use bitnet_cli::{
     Console, Failure, Progress, ResourceMonitor, Table, human_bytes, human_duration, peak_rss_bytes,
 };
 use bitnet_formats::{ErrorCode, FileDigest, Inputs, OutputLock, ScaleRounding};
-use bitnet_model::{Checkpoint, LayoutReason, TokenizerNote};
+use bitnet_text::TokenizerNote;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

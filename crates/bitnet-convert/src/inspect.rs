@@ -11,13 +11,13 @@ use crate::args::{InspectArgs, SourceArgs};
 use crate::plan::describe;
 use crate::readers::{self, FileFacts};
 use crate::scales;
+use bitnet_checkpoint::{
+    ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, LinearRule, Slot,
+};
 use bitnet_cli::{Console, Failure, Table, human_bytes};
 use bitnet_formats::{
     Container, ErrorCode, Gguf, Limits, MetaArray, MetaValue, TensorFile, TensorInfo,
     gguf_type_rivals,
-};
-use bitnet_model::{
-    ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, LinearRule, Slot,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -142,8 +142,8 @@ impl Facts {
             encodings,
             linears,
             scale_direction: checkpoint.scale_direction().map(|d| match d {
-                bitnet_model::ScaleDirection::Multiply => "multiply",
-                bitnet_model::ScaleDirection::Divide => "divide",
+                bitnet_checkpoint::ScaleDirection::Multiply => "multiply",
+                bitnet_checkpoint::ScaleDirection::Divide => "divide",
             }),
             scale_structure: one_scale.then_some("tensor"),
             parameters,
@@ -533,9 +533,9 @@ fn tokenizer(checkpoint: &Checkpoint) -> Result<(Option<String>, Option<u64>), F
     for name in ["tokenizer.json", "tokenizer.model", "vocab.json"] {
         if directory.join(name).is_file() {
             // a tokenizer that does not load is worth knowing, but not a reason to say nothing
-            let tokens = match bitnet_model::Tokenizer::from_directory(directory) {
+            let tokens = match bitnet_text::Tokenizer::from_directory(directory) {
                 Ok(Some(tokenizer)) => Some(tokenizer.vocab_size() as u64),
-                Err(error) if bitnet_model::is_refused_tokenizer(&error) => {
+                Err(error) if bitnet_text::is_refused_tokenizer(&error) => {
                     return Err(error.into());
                 }
                 _ => None,

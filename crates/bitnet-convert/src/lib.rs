@@ -26,8 +26,8 @@ pub use targets::{Kind, Linears, TARGETS, Target};
 pub use transcode::{PackedRows, transcode};
 
 use args::{Args, Command, SourceArgs};
+use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_cli::{Console, ExitStatus, Failure};
-use bitnet_model::{Checkpoint, OpenOptions};
 use clap::CommandFactory;
 use serde_json::Value;
 use std::ffi::OsString;

@@ -4,9 +4,9 @@
 
 use crate::pairs::{LEGEND, Pair, Source, pairs};
 use crate::targets::TARGETS;
+use bitnet_checkpoint::FAMILIES;
 use bitnet_cli::{Console, Failure, Table};
 use bitnet_formats::CONTAINERS;
-use bitnet_model::FAMILIES;
 use serde_json::{Value, json};
 
 /// Lists them.

@@ -6,8 +6,8 @@
 use crate::pipeline::minus_ones;
 use crate::plan::{Action, Item, Plan, Request, ScaleTensor};
 use crate::scales;
+use bitnet_checkpoint::{Checkpoint, LinearRule, Slot};
 use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, ScaleRounding, encode_dense};
-use bitnet_model::{Checkpoint, LinearRule, Slot};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
 

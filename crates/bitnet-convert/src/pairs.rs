@@ -6,8 +6,8 @@
 use crate::plan::affine_form_of;
 use crate::scales;
 use crate::targets::{Linears, TARGETS, Target};
+use bitnet_checkpoint::{GPU_PACKING, HF_PACKING, MLX_PACKING, is_tiles};
 use bitnet_formats::{FormatError, PACKINGS, Packing, PlainType, ScaleRounding, affine_scales};
-use bitnet_model::{GPU_PACKING, HF_PACKING, MLX_PACKING, is_tiles};
 use bitnet_ternary::{GROUP_SIZES, Scales, TernaryMatrix};
 use serde_json::{Value, json};
 

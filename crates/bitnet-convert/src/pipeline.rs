@@ -17,14 +17,14 @@ use crate::plan::{
 use crate::scales;
 use crate::source_hash::SourceHash;
 use crate::transcode::transcode;
+use bitnet_checkpoint::{
+    Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, code_row_len, dense_sha256,
+    gguf_from_hf_rows, hf_from_gguf_rows,
+};
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::{
     Artifact, Encoding, ErrorCode, Exactness, FileDigest, FormatError, Frames, PackedTensor,
     Packing, PlainType, ScaleRounding, dense_to_f32, encode_dense,
-};
-use bitnet_model::{
-    Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, code_row_len, dense_sha256,
-    gguf_from_hf_rows, hf_from_gguf_rows,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;

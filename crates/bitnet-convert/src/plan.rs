@@ -14,10 +14,11 @@ pub use self::files::is_carried;
 pub use self::tensors::describe;
 use crate::args::Embeddings;
 use crate::targets::{Kind, Linears, Target};
+use bitnet_checkpoint::{Checkpoint, LayerSlot, LinearRule, Slot, check_gpu_network};
 use bitnet_formats::{
     Encoding, FormatError, Header, Packing, PlainType, PlannedTensor, ScaleRounding,
 };
-use bitnet_model::{Checkpoint, LayerSlot, LinearRule, Slot, TokenizerNote, check_gpu_network};
+use bitnet_text::TokenizerNote;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 

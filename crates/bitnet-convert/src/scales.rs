@@ -3,8 +3,8 @@
 //! Invariant: a float target holds `trit * scale` exactly if and only if it holds every scale that
 //! multiplies a non-zero trit.
 
+use bitnet_checkpoint::{Checkpoint, LinearRule, LinearSource, ScaleDirection, Slot};
 use bitnet_formats::{ErrorCode, FormatError, PackedTensor, PlainType, ScaleRounding};
-use bitnet_model::{Checkpoint, LinearRule, LinearSource, ScaleDirection, Slot};
 use bitnet_ternary::{Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// Trits of some rows that stand for all of a matrix.

@@ -4,8 +4,8 @@
 //! it says how the linears are stored, and of it only what changes.
 
 use crate::plan::is_carried;
+use bitnet_checkpoint::{Checkpoint, HfStorage};
 use bitnet_formats::{Container, FormatError, Gguf, Limits, MetaArray, MetaValue};
-use bitnet_model::{Checkpoint, HfStorage};
 use serde_json::{Value, json};
 
 /// The key transformers keeps a model's name under.
@@ -14,8 +14,8 @@ const NAME_KEY: &str = "_name_or_path";
 /// The side files of a Hugging Face output.
 pub fn collect(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
     if checkpoint.file.container == Gguf.name() {
-        let mut files = bitnet_model::tokenizer_files_from_gguf(&checkpoint.file.metadata)?;
-        let pooling = bitnet_model::pooling_files(&checkpoint.config);
+        let mut files = bitnet_text::tokenizer_files_from_gguf(&checkpoint.file.metadata)?;
+        let pooling = bitnet_checkpoint::pooling_files(&checkpoint.config);
         if !pooling.is_empty() {
             // an embedding model generates nothing: stop tokens of its tokenizer are none of the model's
             files.retain(|(name, _)| name != "generation_config.json");
@@ -31,7 +31,7 @@ pub fn collect(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, Format
         return Ok(Vec::new());
     };
     let mut files = Vec::new();
-    for name in bitnet_model::side_file_names(directory, &Limits::default())? {
+    for name in bitnet_checkpoint::side_file_names(directory, &Limits::default())? {
         if let Some(bytes) = checkpoint.side_file(&name)? {
             files.push((name, bytes));
         }

@@ -5,9 +5,8 @@
 //! of the conversion than [`LEAD`], so that they still are.
 
 use bitnet_cli::{Bar, Progress};
-use bitnet_formats::{FileDigest, TensorFile, TensorInfo};
+use bitnet_formats::{FileDigest, TensorFile, TensorInfo, hex};
 use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Bytes hashed between two looks at the others.
@@ -145,14 +144,6 @@ impl<'f> SourceHash<'f> {
         }
         Some(digests)
     }
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut out, b| {
-        let _ = write!(out, "{b:02x}");
-        out
-    })
 }
 
 /// SHA-256 of a small file in memory.

@@ -4,8 +4,8 @@
 //! cache of the core that unpacked them: no thread ever holds more than [`BAND`] of them, whatever the
 //! matrix, and every byte of the source is read while its neighbours are there, once.
 
+use bitnet_checkpoint::{TernaryRows, code_row_len, trit_codes};
 use bitnet_formats::{ErrorCode, FormatError, PackedTensor, Packing, ScaleRounding, UnitRows};
-use bitnet_model::{TernaryRows, code_row_len, trit_codes};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
 

@@ -8,8 +8,9 @@
 
 #![allow(clippy::print_stdout)]
 
+use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_kernels::Backend;
-use bitnet_model::{Checkpoint, LoadOptions, Model, OpenOptions};
+use bitnet_model::{LoadOptions, Model};
 use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;

@@ -288,10 +288,10 @@ impl Task<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{
+    use crate::kv_cache::{KvCache, KvType};
+    use bitnet_checkpoint::{
         Activation, ActivationQuantization, Config, Rope, RopeScaling, SlidingWindow,
     };
-    use crate::kv_cache::{KvCache, KvType};
 
     fn config() -> Config {
         Config {

@@ -4,9 +4,9 @@
 //! that reads it (q, k and v; gate and up), and every value in it is finite. How the tokens lie in
 //! parts and the rows in pieces changes no bit (`formats/numerics.md`).
 
-use crate::config::ActivationQuantization;
-use crate::slot::Slot;
 use crate::threads;
+use bitnet_checkpoint::ActivationQuantization;
+use bitnet_checkpoint::Slot;
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::{ActivationBatch, Backend, Output, PackedMatrix};
 

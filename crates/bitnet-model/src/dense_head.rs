@@ -5,9 +5,9 @@
 //! reads no row: a NaN or an infinity is found, and named, in the row that is used or in the logit that
 //! it makes.
 
-use crate::checkpoint::{Checkpoint, DenseTensor};
-use crate::slot::Slot;
 use crate::threads;
+use bitnet_checkpoint::Slot;
+use bitnet_checkpoint::{Checkpoint, DenseTensor};
 use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo, dense_to_f32};
 use bitnet_kernels::{Backend, DenseType, Output, ScreenBounds, ScreenQuery, ScreenRows};
 use std::cmp::Reverse;

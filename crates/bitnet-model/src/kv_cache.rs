@@ -5,7 +5,7 @@
 //! (`formats/numerics.md`). Memory grows with the positions used, a block at a time, and nothing is
 //! ever moved.
 
-use crate::config::Config;
+use bitnet_checkpoint::Config;
 use bitnet_kernels::{AlignedBytes, Backend, DenseType};
 use std::ops::Range;
 

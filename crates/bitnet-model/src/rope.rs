@@ -4,7 +4,7 @@
 //! are f32 as in transformers; sine and cosine are those of that f32 angle, taken in f64 by the
 //! `libm` crate and rounded once, so no platform's libm is in the answer (`formats/numerics.md`).
 
-use crate::config::{Rope, RopeScaling, Yarn};
+use bitnet_checkpoint::{Rope, RopeScaling, Yarn};
 use std::f64::consts::PI;
 
 /// Cosines and sines of the positions used so far.

@@ -5,11 +5,11 @@
 //! same bits, because tables of numbers that are trits times scales count as ternary, too.
 
 use crate::bit_linear::LinearInput;
-use crate::checkpoint::Checkpoint;
-use crate::config::ActivationQuantization;
 use crate::dense_head::{DenseMatrix, Screen};
-use crate::slot::Slot;
 use crate::weights::{LoadOptions, linear};
+use bitnet_checkpoint::ActivationQuantization;
+use bitnet_checkpoint::Checkpoint;
+use bitnet_checkpoint::Slot;
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::{Backend, PackedMatrix};
 use std::sync::Arc;

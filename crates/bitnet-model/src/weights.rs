@@ -5,10 +5,14 @@
 //! stay in the mapped file ([`DenseMatrix`]). Every shape was checked against the configuration when
 //! the checkpoint was opened; what the forward pass relies on is checked here once more.
 
-use crate::checkpoint::Checkpoint;
+mod tiles;
+
+pub use tiles::best_backend;
+
 use crate::kv_cache::KvType;
-use crate::slot::{LayerSlot, Slot};
 use crate::vocabulary::Vocabulary;
+use bitnet_checkpoint::Checkpoint;
+use bitnet_checkpoint::{LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::{Backend, PackedMatrix};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
@@ -265,13 +269,15 @@ fn mapped(
     };
     let (rows, cols) = tiles.shape();
     check_shape(slot, &[rows, cols], &checkpoint.config.shape(slot))?;
-    match (tiles.are_for(options.backend), options.tiles) {
-        (true, TilesIn::File | TilesIn::FileOrMemory) => tiles.map(options.backend).map(Some),
-        (true, TilesIn::Memory) => Ok(Some(tiles.map(options.backend)?.resident())),
+    match (tiles::are_for(&tiles, options.backend), options.tiles) {
+        (true, TilesIn::File | TilesIn::FileOrMemory) => {
+            tiles::map(&tiles, options.backend).map(Some)
+        }
+        (true, TilesIn::Memory) => Ok(Some(tiles::map(&tiles, options.backend)?.resident())),
         (false, TilesIn::FileOrMemory | TilesIn::Memory) => Ok(None),
         (false, TilesIn::File) => {
             let readers: Vec<_> = Backend::available()
-                .filter(|b| tiles.are_for(*b))
+                .filter(|b| tiles::are_for(&tiles, *b))
                 .map(|b| format!("--kernel {}", b.name()))
                 .collect();
             let hint = match readers.is_empty() {

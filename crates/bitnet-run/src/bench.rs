@@ -9,12 +9,13 @@ mod workload;
 
 use crate::args::{Bench as BenchArgs, ComputeArgs, HeadArg, ModelArgs};
 use crate::open;
+use bitnet_checkpoint::Checkpoint;
 use bitnet_cli::{
     Console, ErrorCode, ExitStatus, Failure, GlobalArgs, Table, human_bytes, peak_rss_bytes,
     resident_bytes,
 };
 use bitnet_kernels::{Backend, MemoryProbe};
-use bitnet_model::{Checkpoint, HeadPasses, Model};
+use bitnet_model::{HeadPasses, Model};
 use serde_json::{Value, json};
 use std::time::Instant;
 use workload::{Context, Kind, Test};

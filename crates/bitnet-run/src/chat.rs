@@ -8,7 +8,8 @@ use crate::args::Generate;
 use crate::generate::{Generation, stop_tokens};
 use crate::{open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure};
-use bitnet_model::{ChatMessage, ChatTemplate, Model, Sampler, Tokenizer};
+use bitnet_model::{Model, Sampler};
+use bitnet_text::{ChatMessage, ChatTemplate, Tokenizer};
 
 fn template(tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
     tokenizer.chat()?.ok_or_else(|| {

@@ -6,11 +6,12 @@
 use crate::args::{Embed, PoolingArg};
 use crate::prompts::TextSettings;
 use crate::{open, prompts};
+use bitnet_checkpoint::{EmbeddingSettings, Pooling};
 use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs};
 use bitnet_formats::{
     Artifact, Container, Encoding, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan,
 };
-use bitnet_model::{EmbeddingSettings, Model, Pooling};
+use bitnet_model::Model;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -78,7 +79,7 @@ pub fn run(
             None => console.line(Value::Array(numbers(&vector)))?,
         }
     }
-    let embeddings_sha256: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    let embeddings_sha256 = bitnet_formats::hex(&hash.finalize());
     checkpoint.check_inputs()?;
     let output = artifact.map(Artifact::finish).transpose()?;
     if let Some(output) = &output {

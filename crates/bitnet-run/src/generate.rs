@@ -6,7 +6,8 @@
 use crate::args::Generate;
 use crate::{chat, open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
-use bitnet_model::{Logits, Model, Sampler, SamplerOptions, Session, Tokenizer};
+use bitnet_model::{Logits, Model, Sampler, SamplerOptions, Session};
+use bitnet_text::Tokenizer;
 use serde_json::json;
 use std::time::Instant;
 

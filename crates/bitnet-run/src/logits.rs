@@ -8,7 +8,7 @@ use crate::prompts::TextSettings;
 use crate::{open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
 use bitnet_formats::{
-    Artifact, Container, Encoding, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan,
+    Artifact, Container, Encoding, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan, hex,
 };
 use bitnet_model::{Logits, Model};
 use serde_json::json;
@@ -111,8 +111,4 @@ fn prompt_logits(model: &Model, ids: &[u32], batch: Option<usize>) -> Result<Vec
         all.extend(model.forward(&mut session, part, Logits::All)?);
     }
     Ok(all)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

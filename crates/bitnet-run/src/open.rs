@@ -3,10 +3,12 @@
 //! Invariant: a kernel that was named is the kernel that runs, or an error.
 
 use crate::args::{ComputeArgs, KvTypeArg};
+use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_cli::{Console, ErrorCode, Failure, GlobalArgs};
 use bitnet_formats::FormatError;
 use bitnet_kernels::{Backend, KernelError};
-use bitnet_model::{Checkpoint, KvType, LoadOptions, Model, OpenOptions, TilesIn, Tokenizer};
+use bitnet_model::{KvType, LoadOptions, Model, TilesIn};
+use bitnet_text::Tokenizer;
 use std::path::Path;
 
 /// The kernel of a name.
@@ -30,7 +32,7 @@ pub fn backend(compute: &ComputeArgs, checkpoint: &Checkpoint) -> Result<Backend
     match &compute.kernel {
         Some(name) => kernel(name),
         None if compute.repack => Ok(Backend::best()),
-        None => Ok(checkpoint.best_backend()),
+        None => Ok(bitnet_model::best_backend(checkpoint)),
     }
 }
 

@@ -4,9 +4,10 @@
 //! gives ids needs no tokenizer.
 
 use crate::open;
+use bitnet_checkpoint::Checkpoint;
 use bitnet_cli::{ErrorCode, Failure, FormatError};
 use bitnet_formats::{read_file, read_to_limit};
-use bitnet_model::{Checkpoint, PROMPT_FILE_BYTES, PromptEntry, Tokenizer, parse_prompt_file};
+use bitnet_text::{PROMPT_FILE_BYTES, PromptEntry, Tokenizer, parse_prompt_file};
 use std::io::{BufRead, Read};
 use std::path::Path;
 

@@ -7,8 +7,8 @@
 use crate::checks::compare_wiring;
 use crate::claims;
 use crate::report::{CheckResult, Findings, Report, Status};
+use bitnet_checkpoint::{Certificate, DenseRecord, FileRecord, TensorDigest};
 use bitnet_formats::{ErrorCode, FormatError, Limits, open_regular, read_file};
-use bitnet_model::{Certificate, DenseRecord, FileRecord, TensorDigest};
 use std::io::Read;
 use std::path::Path;
 

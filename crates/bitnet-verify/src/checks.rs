@@ -26,10 +26,10 @@ use crate::other_runtime::OtherRuntime;
 use crate::padding::{padding, silent_scales};
 use crate::prompts::Prompt;
 use crate::report::{CheckResult, LinearFigures, Report};
+use bitnet_checkpoint::{Certificate, Checkpoint, OpenOptions, Slot};
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
-use bitnet_model::{Certificate, Checkpoint, OpenOptions, Slot};
 use bitnet_ternary::TernaryMatrix;
 use std::path::{Path, PathBuf};
 

@@ -7,7 +7,7 @@
 use crate::checks::sizes;
 use crate::report::Findings;
 use crate::unlike::Unlike;
-use bitnet_model::{Certified, Config, TensorDigest, TextDigest};
+use bitnet_checkpoint::{Certified, Config, TensorDigest, TextDigest};
 use std::collections::BTreeMap;
 
 /// Sizes of a network.

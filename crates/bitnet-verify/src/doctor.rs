@@ -18,9 +18,9 @@ use certificate::CertificateStatus;
 pub use repair::Repair;
 
 use crate::args::DoctorArgs;
+use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
 use bitnet_formats::{ErrorCode, FormatError, TensorFile};
-use bitnet_model::{Checkpoint, OpenOptions};
 use serde_json::{Value, json};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -340,7 +340,7 @@ fn examine(path: &Path, args: &DoctorArgs, progress: &Progress) -> Result<Vec<Fi
     // a tokenizer that may harm the reader is no finding about the model
     if let Ok(checkpoint) = &checkpoint
         && let Err(error) = crate::checks::tokenizer_of(checkpoint)
-        && bitnet_model::is_refused_tokenizer(&error)
+        && bitnet_text::is_refused_tokenizer(&error)
     {
         return Err(error.into());
     }

@@ -9,7 +9,7 @@ mod weights;
 pub(crate) use weights::permuted;
 pub use weights::{of_digest, of_scales, of_trits};
 
-use bitnet_model::{LayerSlot, Slot};
+use bitnet_checkpoint::{LayerSlot, Slot};
 use serde_json::{Value, json};
 
 /// The name of a fault.

@@ -19,8 +19,8 @@ pub use end_to_end::{EndToEnd, GreedyMiss, Nll, WrongLength, end_to_end, nll};
 pub use teacher_forced::{LayerErrors, layers, linear_violations, linears};
 
 use crate::golden::Golden;
+use bitnet_checkpoint::Slot;
 use bitnet_formats::FormatError;
-use bitnet_model::Slot;
 use std::fmt;
 
 /// Bounds of the gates; the defaults are those of `formats/numerics.md`.

@@ -5,10 +5,10 @@
 //! an embedding model, may be absent.
 
 use crate::prompts::{Prompt, read_json, read_prompts_and_texts, token_ids};
+use bitnet_checkpoint::{Checkpoint, Slot};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Limits, PlainType, TensorFile, dense_to_f32, open,
 };
-use bitnet_model::{Checkpoint, Slot};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -47,10 +47,10 @@ pub use report::{
 pub use settings::Bounds;
 pub use unlike::Unlike;
 
+use bitnet_checkpoint::{Certificate, OpenOptions};
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
 use bitnet_formats::{Artifact, ErrorCode, FormatError, Inputs, Limits};
 use bitnet_kernels::{Backend, KernelError};
-use bitnet_model::{Certificate, OpenOptions};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::Write;

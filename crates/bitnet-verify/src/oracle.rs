@@ -19,8 +19,8 @@ mod rope;
 pub use deviation::{Deviation, Rounding, RowOrder, ScaleAs};
 pub use layer::{Layer, Operator, Replayed};
 
+use bitnet_checkpoint::{Checkpoint, Config, DenseTensor, Slot};
 use bitnet_formats::{ErrorCode, FormatError, dense_to_f32};
-use bitnet_model::{Checkpoint, Config, DenseTensor, Slot};
 use bitnet_ternary::TernaryMatrix;
 use candle_core::{Device, Tensor};
 use deviation::Reading;

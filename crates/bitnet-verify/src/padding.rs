@@ -4,8 +4,8 @@
 //! result of a comparison. Every other bit of the weights, of the settings and of the header is compared,
 //! or has to be what it is for the file to open.
 
+use bitnet_checkpoint::{Checkpoint, LinearRule, Slot};
 use bitnet_formats::{FormatError, Limits, Unread, UnreadBits, read_file};
-use bitnet_model::{Checkpoint, LinearRule, Slot};
 use bitnet_ternary::TernaryMatrix;
 use serde_json::{Value, json};
 use std::collections::HashMap;

@@ -3,8 +3,9 @@
 //! Invariant: every sequence is non-empty and inside the model's vocabulary and context, so what
 //! computes them need not check again.
 
+use bitnet_checkpoint::Config;
 use bitnet_formats::{ErrorCode, FormatError, Limits, parse_json_value, read_file};
-use bitnet_model::{Config, PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
+use bitnet_text::{PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -11,12 +11,12 @@ use crate::pipeline::{self, Passed, QuantizedMasters};
 use crate::plan::{Loss, Plan, Request};
 use crate::side_files;
 use crate::targets::Kind;
+use bitnet_checkpoint::Checkpoint;
 use bitnet_cli::{Failure, Progress};
 use bitnet_formats::{
     Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, Gguf, Inputs, OlderFile,
     check_output_name,
 };
-use bitnet_model::Checkpoint;
 use std::path::{Path, PathBuf};
 
 /// Refuses an output name that names no file (`-`, `.`, an empty name) or that readers would take for a part of a split file.
@@ -39,7 +39,9 @@ pub(super) fn check_name(output: &Path) -> Result<(), Failure> {
 pub(super) fn inputs(checkpoint: &Checkpoint, convert: &ConvertArgs) -> Result<Inputs, Failure> {
     let mut inputs = checkpoint.inputs();
     if let Some(directory) = &checkpoint.directory {
-        for name in bitnet_model::side_file_names(directory, &bitnet_formats::Limits::default())? {
+        for name in
+            bitnet_checkpoint::side_file_names(directory, &bitnet_formats::Limits::default())?
+        {
             inputs.add(&directory.join(name));
         }
     }

@@ -4,8 +4,8 @@
 //! what is said of them says how many they were. A linear that cannot be read is a finding, not a failure:
 //! inspecting is for files that may be broken.
 
+use bitnet_checkpoint::{Checkpoint, ROTATION_KEYS, Slot, scale_normal_form};
 use bitnet_formats::{MetaValue, Metadata};
-use bitnet_model::{Checkpoint, ROTATION_KEYS, Slot, scale_normal_form};
 use bitnet_ternary::Scales;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;

@@ -8,14 +8,14 @@ use super::{
     tensors_json,
 };
 use crate::args::InspectArgs;
+use bitnet_checkpoint::{
+    GPU_PACKING, GPU_SCALES, HF_PACKING, LayoutSample, MLX_PACKING, layout_readings,
+};
 use bitnet_cli::{Console, Failure, Table};
 use bitnet_formats::{
     Affine, Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, MetaArray,
     MetaValue, PackedTensor, Packing, PlainType, TensorFile, TensorInfo, dense_to_f32,
     layouts_like, packing_by_name, ternary_of_affine,
-};
-use bitnet_model::{
-    GPU_PACKING, GPU_SCALES, HF_PACKING, LayoutSample, MLX_PACKING, layout_readings,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use serde_json::{Value, json};
@@ -183,7 +183,7 @@ pub(super) fn is_about_the_family(path: &Path, failure: &Failure, file: &TensorF
             file.tensors().iter().any(is_block)
         }
         ErrorCode::UnknownType => true,
-        ErrorCode::UnsupportedConfig => !bitnet_model::has_known_family(path, file),
+        ErrorCode::UnsupportedConfig => !bitnet_checkpoint::has_known_family(path, file),
         _ => false,
     }
 }

@@ -6,11 +6,11 @@
 use super::tensors::{describe, scale_name, unknown_target};
 use super::{Action, Item, OutputFile, Planner, ScaleTensor};
 use crate::scales;
+use bitnet_checkpoint::{Checkpoint, GPU_SCALES, LinearSource, Slot, gpu_place};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Metadata, PlainType, PlannedTensor, Pytorch, ScaleRounding,
     dense_len,
 };
-use bitnet_model::{Checkpoint, GPU_SCALES, LinearSource, Slot, gpu_place};
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// The file that the GPU program opens.

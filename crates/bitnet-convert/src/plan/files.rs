@@ -7,14 +7,14 @@ use super::tensors::scale_name;
 use super::{Action, BASE_MEMORY, HF_SHARD, Item, OutputFile, PIECE, Planner};
 use crate::side_files;
 use crate::targets::{Kind, Linears};
+use bitnet_checkpoint::{
+    Checkpoint, HfStorage, ROTATION_KEYS, ScaleDirection, Slot, TILES_ALIGNMENT, TILES_FORMAT,
+    TILES_VERSION, tiles_entry,
+};
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf,
     MetaValue, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan, name_with_parameters,
     same_layout_id,
-};
-use bitnet_model::{
-    Checkpoint, HfStorage, ROTATION_KEYS, ScaleDirection, Slot, TILES_ALIGNMENT, TILES_FORMAT,
-    TILES_VERSION, tiles_entry,
 };
 use serde_json::{Map, json};
 use std::path::PathBuf;
@@ -116,14 +116,14 @@ impl Planner<'_> {
             metadata.add_missing(carried.cloned());
         } else if let Some(directory) = &self.checkpoint.directory {
             let (entries, notes) =
-                bitnet_model::tokenizer_to_gguf_with_notes(directory, config.vocab_size)?;
+                bitnet_text::tokenizer_to_gguf_with_notes(directory, config.vocab_size)?;
             for (key, value) in entries {
                 metadata.set(key, value);
             }
             self.notes = notes;
         }
         if file.container == Gguf.name() {
-            self.notes = bitnet_model::notes_of_gguf(&metadata);
+            self.notes = bitnet_text::notes_of_gguf(&metadata);
         }
         family.settle_special_tokens(config, &mut metadata);
         Ok(metadata)
@@ -166,13 +166,13 @@ impl Planner<'_> {
         if let Some(directory) = &self.checkpoint.directory
             && self.checkpoint.file.container != Gguf.name()
         {
-            bitnet_model::check_tokenizer_rules(directory)?;
+            bitnet_text::check_tokenizer_rules(directory)?;
         }
         self.notes = match &self.checkpoint.directory {
             Some(directory) if !self.checkpoint.is_gguf() => {
-                bitnet_model::notes_of_directory(directory)
+                bitnet_text::notes_of_directory(directory)
             }
-            _ => bitnet_model::notes_of_gguf(&self.checkpoint.file.metadata),
+            _ => bitnet_text::notes_of_gguf(&self.checkpoint.file.metadata),
         };
         let mut side = side_files::collect(self.checkpoint)?;
         if count > 1 {

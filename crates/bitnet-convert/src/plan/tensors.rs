@@ -9,11 +9,11 @@ use super::{
 use crate::args::Embeddings;
 use crate::scales;
 use crate::targets::{Kind, Linears};
+use bitnet_checkpoint::{
+    LinearRule, LinearSource, MLX_PACKING, ScaleDirection, Slot, gpu_place, tiles_shape,
+};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Packing, PlainType, PlannedTensor, ScaleRounding, dense_len,
-};
-use bitnet_model::{
-    LinearRule, LinearSource, MLX_PACKING, ScaleDirection, Slot, gpu_place, tiles_shape,
 };
 
 impl Planner<'_> {

@@ -4,11 +4,11 @@
 
 use crate::plan::{Action, Item, Plan, describe};
 use crate::targets::Kind;
-use bitnet_formats::{Container, Encoding, FormatError, Gguf, MetaValue, PlainType};
-use bitnet_model::{
+use bitnet_checkpoint::{
     ActivationQuantization, Checkpoint, Config, LayoutReason, ROTATION_KEYS, RopeScaling,
     ScaleDirection, Slot, Yarn,
 };
+use bitnet_formats::{Container, Encoding, FormatError, Gguf, MetaValue, PlainType};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -79,7 +79,7 @@ impl FileFacts {
             .iter()
             .any(|(k, _)| k.starts_with(ROTATION_KEYS));
         facts.add("rotated", if rotated { "yes" } else { "no" });
-        let assumed = |e: &bitnet_model::LayoutEvidence| e.reason == LayoutReason::Assumed;
+        let assumed = |e: &bitnet_checkpoint::LayoutEvidence| e.reason == LayoutReason::Assumed;
         if checkpoint.layout.as_ref().is_some_and(assumed) {
             facts.add("layout", "undecided");
         }

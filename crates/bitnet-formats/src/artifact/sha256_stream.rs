@@ -4,7 +4,6 @@
 //! `HASH_BUFFERS * HASH_BUFFER` bytes wait to be hashed.
 
 use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -126,12 +125,6 @@ impl Sha256Stream {
             }
         };
         sha.update(&self.buffer);
-        Ok(sha
-            .finalize()
-            .iter()
-            .fold(String::with_capacity(64), |mut hex, byte| {
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            }))
+        Ok(crate::hex(&sha.finalize()))
     }
 }

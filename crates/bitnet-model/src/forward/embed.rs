@@ -3,7 +3,7 @@
 //! Invariant: as for logits, a vector follows from the tokens and the model alone (`formats/numerics.md`).
 
 use super::{BATCH_TOKENS, Buffers, Logits, Model};
-use crate::config::Pooling;
+use bitnet_checkpoint::Pooling;
 use bitnet_formats::{ErrorCode, FormatError};
 
 impl Model {

@@ -4,7 +4,7 @@
 
 use super::{BATCH_TOKENS, Model};
 use crate::bit_linear::LinearInput;
-use crate::slot::Slot;
+use bitnet_checkpoint::Slot;
 use bitnet_formats::{ErrorCode, FormatError};
 
 impl Model {

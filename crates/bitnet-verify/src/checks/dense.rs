@@ -6,8 +6,8 @@
 use super::{Check, Running, Subject};
 use crate::faults::{Fault, Kind};
 use crate::report::{Findings, Report};
+use bitnet_checkpoint::{Checkpoint, DenseTensor, Slot};
 use bitnet_formats::FormatError;
-use bitnet_model::{Checkpoint, DenseTensor, Slot};
 use rayon::prelude::*;
 
 /// Elements widened at a time.

@@ -10,11 +10,11 @@ use crate::claims;
 use crate::faults::{Fault, Kind, of_digest, of_scales};
 use crate::report::{Findings, Report};
 use crate::unlike::Unlike;
-use bitnet_formats::{FormatError, Mapped, Sha256Stream};
-use bitnet_model::{
+use bitnet_checkpoint::{
     Certificate, Certified, Checkpoint, FileRecord, Slot, TernaryHasher, TextDigest, dense_sha256,
     trit_sha256,
 };
+use bitnet_formats::{FormatError, Mapped, Sha256Stream};
 use bitnet_ternary::TernaryMatrix;
 use std::path::Path;
 

@@ -8,8 +8,8 @@
 use super::dense::BLOCK;
 use super::{Check, Running, Subject};
 use crate::report::{Findings, Report};
+use bitnet_checkpoint::{Checkpoint, LinearRule, LinearSource, Slot};
 use bitnet_formats::{FormatError, PackedTensor, Packing, dense_to_f32};
-use bitnet_model::{Checkpoint, LinearRule, LinearSource, Slot};
 use bitnet_ternary::Scales;
 use rayon::prelude::*;
 

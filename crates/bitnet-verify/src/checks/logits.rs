@@ -9,9 +9,10 @@ use crate::divergence::{Divergence, relative_error};
 use crate::gates::{Answer, LayerErrors};
 use crate::oracle::Oracle;
 use crate::report::{CheckResult, ComparedLogits, Findings, Report};
+use bitnet_checkpoint::{Pooling, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
-use bitnet_model::{LoadOptions, Logits, Model, Pooling, Slot, TilesIn};
+use bitnet_model::{LoadOptions, Logits, Model, TilesIn};
 use sha2::{Digest, Sha256};
 
 pub(super) const CHECK: Check = Check {
@@ -194,11 +195,7 @@ fn sha256(logits: &[Vec<f32>]) -> String {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         hasher.update(&bytes);
     }
-    hasher
-        .finalize()
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    bitnet_formats::hex(&hasher.finalize())
 }
 
 /// The runtime against other people's arithmetic.

@@ -7,12 +7,12 @@
 use super::{Check, Running, Subject};
 use crate::faults::{Fault, Kind};
 use crate::report::{Findings, Report};
-use bitnet_formats::{Container, FormatError, MetaArray, MetaValue, Safetensors};
-use bitnet_model::{
+use bitnet_checkpoint::{
     ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, HF_PACKING, LinearRule,
-    Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS, has_gguf_tokenizer,
-    tokenizer_to_gguf,
+    Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS,
 };
+use bitnet_formats::{Container, FormatError, MetaArray, MetaValue, Safetensors};
+use bitnet_text::{has_gguf_tokenizer, tokenizer_to_gguf};
 use serde_json::Value;
 
 pub(super) const CHECK: Check = Check {

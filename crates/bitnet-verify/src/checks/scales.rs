@@ -6,7 +6,7 @@
 use super::{Check, Pair, Running, Subject};
 use crate::faults::{Fault, of_scales};
 use crate::report::{Findings, Report};
-use bitnet_model::scale_normal_form;
+use bitnet_checkpoint::scale_normal_form;
 use bitnet_ternary::Scales;
 
 pub(super) const CHECK: Check = Check {

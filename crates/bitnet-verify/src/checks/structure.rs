@@ -5,7 +5,7 @@
 
 use super::{Check, Running, Subject};
 use crate::report::{Findings, Report};
-use bitnet_model::Config;
+use bitnet_checkpoint::Config;
 
 pub(super) const CHECK: Check = Check {
     name: "structure",

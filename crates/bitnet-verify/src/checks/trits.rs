@@ -5,7 +5,7 @@
 use super::{Check, Pair, Running, Subject};
 use crate::faults::{Fault, of_trits};
 use crate::report::{Findings, Report};
-use bitnet_model::{LayerSlot, Slot};
+use bitnet_checkpoint::{LayerSlot, Slot};
 
 pub(super) const CHECK: Check = Check {
     name: "trits",

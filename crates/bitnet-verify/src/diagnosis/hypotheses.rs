@@ -5,7 +5,7 @@
 
 use crate::faults::{Fault, Kind, permuted};
 use crate::oracle::{Deviation, Rounding, RowOrder, ScaleAs};
-use bitnet_model::{Activation, ActivationQuantization, Config, LayerSlot, RopeScaling, Slot};
+use bitnet_checkpoint::{Activation, ActivationQuantization, Config, LayerSlot, RopeScaling, Slot};
 
 /// A way in which the record may have been computed.
 #[derive(Debug, Clone, PartialEq)]

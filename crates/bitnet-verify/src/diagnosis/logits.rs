@@ -9,8 +9,8 @@ use crate::divergence::relative_error;
 use crate::faults::{Fault, Kind};
 use crate::golden::Recorded;
 use crate::oracle::Oracle;
+use bitnet_checkpoint::{Checkpoint, Slot};
 use bitnet_formats::FormatError;
-use bitnet_model::{Checkpoint, Slot};
 
 /// Most tokens that are computed for each hypothesis, but for one prompt that may be longer.
 const TOKENS: usize = 48;

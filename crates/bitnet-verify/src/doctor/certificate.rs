@@ -6,9 +6,9 @@ use super::{Examination, Finding, Patient};
 use crate::certificates;
 use crate::checks::{Input, Subject, run};
 use crate::gates::Thresholds;
+use bitnet_checkpoint::OpenOptions;
 use bitnet_cli::Progress;
 use bitnet_formats::FormatError;
-use bitnet_model::OpenOptions;
 use std::path::{Path, PathBuf};
 
 /// The code of a certificate that the model fits; taken out again by [`take_status`], since nothing is wrong.

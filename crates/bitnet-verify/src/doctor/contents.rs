@@ -58,7 +58,7 @@ pub(super) fn judge(
         // said above, for each
         ErrorCode::UnknownType => {}
         ErrorCode::UnsupportedConfig
-            if architecture.is_some() && !bitnet_model::has_known_family(path, file) =>
+            if architecture.is_some() && !bitnet_checkpoint::has_known_family(path, file) =>
         {
             let what = format!("a network{named}, which these programs do not compute");
             findings.push(Finding::warning(

@@ -5,9 +5,10 @@
 
 use super::{Examination, Finding, Patient, Severity};
 use crate::prompts::built_in_prompts;
+use bitnet_checkpoint::{Checkpoint, LinearRule, OpenOptions, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
-use bitnet_model::{Checkpoint, LinearRule, LoadOptions, Model, OpenOptions, Slot, TilesIn};
+use bitnet_model::{LoadOptions, Model, TilesIn};
 
 pub(super) const EXAMINATION: Examination = Examination {
     name: "forward",

@@ -3,8 +3,8 @@
 //! Invariant: no weight is read.
 
 use super::{Examination, Finding, Patient, Repair};
+use bitnet_checkpoint::{Activation, Checkpoint, Config, Slot};
 use bitnet_formats::{Container, Encoding, Gguf, MetaValue};
-use bitnet_model::{Activation, Checkpoint, Config, Slot};
 use std::collections::BTreeSet;
 
 pub(super) const EXAMINATION: Examination = Examination {

@@ -5,9 +5,10 @@
 
 use super::{Examination, Finding, Patient, Repair};
 use crate::checks::tokenizer_of;
+use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::{Container, Gguf, MetaArray, MetaValue};
-use bitnet_model::{
-    ChatMessage, Checkpoint, Tokenizer, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
+use bitnet_text::{
+    ChatMessage, Tokenizer, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
     tokenizer_class_note,
 };
 use std::collections::HashSet;

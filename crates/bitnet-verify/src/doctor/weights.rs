@@ -4,8 +4,8 @@
 
 use super::{Examination, Finding, Patient, Severity};
 use crate::checks::dense::{BLOCK, row_bytes, widen};
+use bitnet_checkpoint::{Checkpoint, DenseTensor, Slot};
 use bitnet_formats::FormatError;
-use bitnet_model::{Checkpoint, DenseTensor, Slot};
 use bitnet_ternary::TernaryMatrix;
 
 pub(super) const EXAMINATION: Examination = Examination {

@@ -5,7 +5,7 @@
 
 use crate::faults::{Kind, of_digest, of_scales};
 use crate::golden::{TernaryTruth, TrueScales};
-use bitnet_model::TensorDigest;
+use bitnet_checkpoint::TensorDigest;
 use bitnet_ternary::TernaryMatrix;
 use sha2::{Digest, Sha256};
 
@@ -94,8 +94,7 @@ pub fn name_codes(
 /// sha256 of codes as `ternary.json` has it: one byte each, row-major.
 pub fn codes_sha256(trits: &[i8]) -> String {
     let codes: Vec<u8> = trits.iter().map(|&t| t as u8).collect();
-    let digest = Sha256::digest(&codes);
-    digest.iter().map(|b| format!("{b:02x}")).collect()
+    bitnet_formats::hex(&Sha256::digest(&codes))
 }
 
 /// Compares one scale.

@@ -3,8 +3,8 @@
 use super::{Answer, Thresholds, Violation};
 use crate::divergence::relative_error;
 use crate::golden::{Golden, Recorded};
+use bitnet_checkpoint::{LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
-use bitnet_model::{LayerSlot, Slot};
 
 /// Gate 2, measured: the relative error of each linear of layer 0 whose input was recorded.
 ///

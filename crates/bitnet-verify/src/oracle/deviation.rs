@@ -3,7 +3,7 @@
 //! Invariant: a deviation changes the reading of a network, never the network: weights, sizes and tokens stay
 //! those of the checkpoint, so what explains a record names a difference of arithmetic or of wiring.
 
-use bitnet_model::{
+use bitnet_checkpoint::{
     Activation, ActivationQuantization, Config, LayerSlot, Rope, RopeScaling, gguf_row, hf_row,
 };
 use bitnet_ternary::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};

@@ -9,8 +9,8 @@ use super::rope::{rotary_tables, rotate, rotate_neighbours};
 use super::{candle, gain, matrix, values};
 use crate::divergence::relative_error;
 use crate::golden::Recorded;
+use bitnet_checkpoint::{Activation, Checkpoint, Config, LayerSlot, Rope, RopeScaling, Slot};
 use bitnet_formats::FormatError;
-use bitnet_model::{Activation, Checkpoint, Config, LayerSlot, Rope, RopeScaling, Slot};
 use candle_core::{D, DType, Device, Tensor};
 
 /// One step of a layer's forward pass.

@@ -5,8 +5,8 @@
 
 use super::deviation::{Reading, Rounding, ScaleAs};
 use super::{candle, matrix, values};
+use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
-use bitnet_model::{Checkpoint, LayerSlot, Slot};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use candle_core::{D, DType, Device, Result, Tensor};
 use std::ops::Range;

@@ -3,7 +3,7 @@
 //! Invariant: frequencies and angles are those of transformers' `modeling_rope_utils.py`, sines and cosines in
 //! `f64`.
 
-use bitnet_model::{Rope, RopeScaling};
+use bitnet_checkpoint::{Rope, RopeScaling};
 use candle_core::{D, Device, Result, Tensor};
 use std::f64::consts::PI;
 

@@ -8,8 +8,9 @@ use super::super::metadata::{PRE, gguf_tokenizer};
 use crate::faults::{Fault, Kind};
 use crate::golden::Golden;
 use crate::report::{CheckResult, Findings, Report};
+use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::{FormatError, MetaValue, Metadata};
-use bitnet_model::{Checkpoint, Tokenizer, pre_tokenizer_names};
+use bitnet_text::{Tokenizer, pre_tokenizer_names};
 
 const NAME: &str = "golden-tokens";
 

@@ -5,13 +5,13 @@
 
 use super::{Checkpoint, LinearRule, LinearSource, Source, packed};
 use crate::slot::Slot;
-use bitnet_formats::{FormatError, PackedTensor, Packing, TensorInfo};
-use bitnet_kernels::{Backend, MapError, PackedMatrix};
+use bitnet_formats::{ErrorCode, FormatError, Mapped, PackedTensor, Packing, TensorInfo};
 use bitnet_ternary::Scales;
-use std::sync::Arc;
+use std::ops::Range;
 
 /// A linear as tiles of a mapped file.
-pub(crate) struct Tiles<'a> {
+#[derive(Debug)]
+pub struct Tiles<'a> {
     checkpoint: &'a Checkpoint,
     source: &'a LinearSource,
     packing: &'static dyn Packing,
@@ -23,7 +23,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Whatever is wrong with its scales.
-    pub(crate) fn tiles(&self, slot: Slot) -> Result<Option<Tiles<'_>>, FormatError> {
+    pub fn tiles(&self, slot: Slot) -> Result<Option<Tiles<'_>>, FormatError> {
         let source = self.linear(slot)?;
         let LinearRule::Tiles { packing, scales } = &source.rule else {
             return Ok(None);
@@ -42,7 +42,7 @@ impl Checkpoint {
     /// Asks the system to keep tiles in huge pages, without which a token takes up to an eighth longer: it
     /// touches every page once. From the start of the file on, because a huge page lies at a multiple of
     /// its size there, and tiles come first.
-    pub(crate) fn prefer_huge_tiles(&self) {
+    pub fn prefer_huge_tiles(&self) {
         for (number, part) in self.file.parts.iter().enumerate() {
             let ends = self.sources.values().filter_map(|source| match source {
                 Source::Linear(LinearSource {
@@ -74,22 +74,17 @@ impl Checkpoint {
         packing.scales(&checked).map_err(|e| self.place(e, info))
     }
 
-    /// The fastest kernel here that reads all linears where they lie; the fastest of all if none does,
-    /// or if none of them are tiles.
-    pub fn best_backend(&self) -> Backend {
-        let reads = |backend: &Backend| {
-            self.sources.values().all(|source| match source {
-                Source::Linear(LinearSource {
-                    rule: LinearRule::Tiles { packing, scales },
-                    cols,
-                    ..
-                }) => backend.layout(&with_structure(scales, *cols, Vec::new())) == packing.name(),
-                _ => true,
-            })
-        };
-        Backend::available()
-            .find(reads)
-            .unwrap_or_else(Backend::best)
+    /// The layout of each linear that is stored as tiles, beside scales of the structure that it has
+    /// (their values are absent).
+    pub fn tile_layouts(&self) -> impl Iterator<Item = (&'static str, Scales)> + '_ {
+        self.sources.values().filter_map(|source| match source {
+            Source::Linear(LinearSource {
+                rule: LinearRule::Tiles { packing, scales },
+                cols,
+                ..
+            }) => Some((packing.name(), with_structure(scales, *cols, Vec::new()))),
+            _ => None,
+        })
     }
 }
 
@@ -116,34 +111,23 @@ impl Tiles<'_> {
         (self.source.rows, self.source.cols)
     }
 
-    /// Whether this is the layout that a kernel reads.
-    pub fn are_for(&self, backend: Backend) -> bool {
-        backend.layout(&self.scales) == self.layout()
+    /// The scales, as they are stored.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
     }
 
-    /// The matrix, where it lies in the file. Reads all of it, to refuse bytes that stand for no trits.
-    ///
-    /// # Errors
-    /// `bad-code` with row and column; whatever else keeps it from being mapped.
-    pub fn map(&self, backend: Backend) -> Result<PackedMatrix, FormatError> {
+    /// The file that holds the tiles, and where they lie in it.
+    pub fn place(&self) -> Option<(Mapped, Range<usize>)> {
         let info = &self.source.info;
-        let mapped = match self.checkpoint.file.parts.get(info.part) {
-            None => Err(MapError::Length {
-                expected: info.len as usize,
-                found: 0,
-            }),
-            Some(part) => {
-                let range = info.offset as usize..info.offset.saturating_add(info.len) as usize;
-                let file = Arc::new(part.clone());
-                PackedMatrix::mapped(backend, self.shape(), self.scales.clone(), file, range)
-            }
-        };
-        mapped.map_err(|error| self.explain(&error))
+        let part = self.checkpoint.file.parts.get(info.part)?;
+        let range = info.offset as usize..info.offset.saturating_add(info.len) as usize;
+        Some((part.clone(), range))
     }
 
-    /// What the packing says of the same bytes: it names row and column.
+    /// Why a kernel refused the bytes: the packing names row and column; `otherwise` is said if the
+    /// packing finds nothing wrong with them.
     #[cold]
-    fn explain(&self, error: &MapError) -> FormatError {
+    pub fn explain(&self, otherwise: &str) -> FormatError {
         let (rows, cols) = self.shape();
         let bytes = self.checkpoint.file.bytes(&self.source.info);
         let tensor = PackedTensor {
@@ -152,7 +136,7 @@ impl Tiles<'_> {
         };
         let error = match self.packing.unpack(&tensor) {
             Err(named) => named,
-            Ok(_) => FormatError::new(bitnet_formats::ErrorCode::Malformed, error.to_string()),
+            Ok(_) => FormatError::new(ErrorCode::Malformed, otherwise),
         };
         self.checkpoint.place(error, &self.source.info)
     }

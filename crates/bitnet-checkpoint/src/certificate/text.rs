@@ -5,10 +5,10 @@
 
 use super::json::Field;
 use crate::checkpoint::Checkpoint;
-use crate::tokenizer::{
+use bitnet_formats::{FormatError, Metadata};
+use bitnet_text::{
     TEMPLATE_TOKENS, TokenizerDigest, template_of_directory, template_of_files, template_of_gguf,
 };
-use bitnet_formats::{FormatError, Metadata};
 use serde_json::{Map, Value, json};
 
 /// What a certificate says of something that a model may have.

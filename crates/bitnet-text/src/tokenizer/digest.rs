@@ -13,7 +13,7 @@ use super::{
     Decoding, HUGGINGFACE_JSON, Parsed, Source, gguf_parsed, gguf_specials, gguf_stop,
     gguf_template, pre_tokenizer, refuse, special_tokens, with_ends_of_turns,
 };
-use crate::certificate::hex;
+use bitnet_formats::hex;
 use bitnet_formats::{FormatError, Metadata};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -23,7 +23,7 @@ use std::path::Path;
 const NFC: &str = " nfc";
 
 /// The optional part of a digest.
-pub(crate) const TEMPLATE_TOKENS: &str = "template_tokens";
+pub const TEMPLATE_TOKENS: &str = "template_tokens";
 
 /// A tokenizer in normal form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,21 +262,19 @@ impl TokenizerDigest {
 ///
 /// # Errors
 /// Side files that cannot be read.
-pub(crate) fn template_of_directory(dir: &Path) -> Result<Option<String>, FormatError> {
+pub fn template_of_directory(dir: &Path) -> Result<Option<String>, FormatError> {
     let side = SideFiles::read(Place::Directory(dir))?;
     Ok(side.chat_template.as_deref().map(template_sha256))
 }
 
 /// As [`template_of_directory`], of files that are about to be written.
-pub(crate) fn template_of_files(
-    files: &[(String, Vec<u8>)],
-) -> Result<Option<String>, FormatError> {
+pub fn template_of_files(files: &[(String, Vec<u8>)]) -> Result<Option<String>, FormatError> {
     let side = SideFiles::read(Place::Written(files))?;
     Ok(side.chat_template.as_deref().map(template_sha256))
 }
 
 /// As [`template_of_directory`], of a GGUF file.
-pub(crate) fn template_of_gguf(metadata: &Metadata) -> Option<String> {
+pub fn template_of_gguf(metadata: &Metadata) -> Option<String> {
     gguf_template(metadata).as_deref().map(template_sha256)
 }
 

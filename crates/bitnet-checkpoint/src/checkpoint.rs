@@ -23,6 +23,7 @@ pub use resolve::{
 };
 pub use rotation::{ROTATION_KEYS, Rotation};
 pub use side_files::side_file_names;
+pub use tiles::Tiles;
 pub use unread::WRITER_KEYS;
 
 use crate::config::Config;
@@ -358,7 +359,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`dense`](Self::dense), but for `non-finite`.
-    pub(crate) fn dense_unread(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
+    pub fn dense_unread(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
         self.dense_source(slot).map(|(tensor, _)| tensor)
     }
 
@@ -391,12 +392,12 @@ impl Checkpoint {
 
     /// Tells the system that the bytes of a slot are not needed again soon, so that the pages of the
     /// mapped file stop counting as this process's memory. They stay readable.
-    pub(crate) fn release(&self, slot: Slot) {
+    pub fn release(&self, slot: Slot) {
         self.release_part(slot, 0..u64::MAX);
     }
 
     /// As [`release`](Self::release), for some of the slot's bytes.
-    pub(crate) fn release_part(&self, slot: Slot, bytes: Range<u64>) {
+    pub fn release_part(&self, slot: Slot, bytes: Range<u64>) {
         if let Some(info) = self.tensor_range(slot)
             && let Some(part) = self.file.parts.get(info.part)
         {

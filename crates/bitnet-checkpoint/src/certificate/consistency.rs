@@ -2,7 +2,8 @@
 //!
 //! Invariant: nothing is taken on trust that can be computed from the rest of the certificate.
 
-use super::{Certificate, Verdict, hex, ternary_sha256};
+use super::{Certificate, Verdict, ternary_sha256};
+use bitnet_formats::hex;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -34,9 +34,7 @@ use class::{Class, TOKENIZER_JSON, TOKENIZER_MODEL};
 pub use decode::DecodeStream;
 use decode::Decoding;
 pub use digest::TokenizerDigest;
-pub(crate) use digest::{
-    TEMPLATE_TOKENS, template_of_directory, template_of_files, template_of_gguf,
-};
+pub use digest::{TEMPLATE_TOKENS, template_of_directory, template_of_files, template_of_gguf};
 use engine::Engine;
 use ggml::{GgmlTokenizer, TokenType};
 use huggingface::Specials;

@@ -17,7 +17,7 @@ use self::json::{
 };
 use crate::checkpoint::DenseTensor;
 use crate::config::Config;
-use bitnet_formats::{Encoding, ErrorCode, FormatError};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, hex};
 use bitnet_ternary::{Scales, TernaryMatrix, encode_quads};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -29,16 +29,6 @@ pub const CERTIFICATE_VERSION: u64 = 1;
 
 /// Values per block of a dense tensor's digest; part of the format.
 const DENSE_BLOCK: usize = 1 << 20;
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |d: u8| char::from(DIGITS[usize::from(d & 15)]);
-    bytes
-        .iter()
-        .flat_map(|b| [digit(b >> 4), digit(*b)])
-        .collect()
-}
 
 /// Digest of one ternary matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
