@@ -9,16 +9,13 @@ use bitnet_formats::{
     MetaValue, Metadata, PlainType, PlannedTensor, Safetensors, TensorFile, WritePlan, open,
     open_as, packing_by_name,
 };
-use bitnet_tests::counting::{Counting, asked};
+use bitnet_tests::counting::asked;
 use bitnet_tests::fixtures::{read_json, vectors_dir};
 use bitnet_tests::flips::open_flipped;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 // ---- measuring ----
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// Opens and asserts that the cost was in proportion to the file.
 fn open_measured(path: &Path, len: usize) -> Result<TensorFile, FormatError> {

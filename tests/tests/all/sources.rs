@@ -4,7 +4,7 @@
 //! (`vectors/gguf-files`), never this program's; every refusal is tested by its stable code and by the
 //! place that its message names.
 
-#![allow(clippy::print_stdout)] // the table is the report: `--test sources -- --nocapture`
+#![allow(clippy::print_stdout)] // the table is the report: `--test all sources -- --nocapture`
 
 use bitnet_checkpoint::{
     ActivationQuantization, Checkpoint, HfStorage, LinearRule, OpenOptions, ScaleDirection, Slot,

@@ -7,16 +7,13 @@
 use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_cli::ExitStatus;
 use bitnet_formats::FormatError;
-use bitnet_tests::counting::{Counting, asked};
+use bitnet_tests::counting::asked;
 use bitnet_tests::fixtures::{checkpoint, read_json};
 use bitnet_tests::program;
 use bitnet_tests::random::Random;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// A model in one of the formats, and which of its files holds the weights.
 struct Model {

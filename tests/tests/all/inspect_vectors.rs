@@ -1,7 +1,7 @@
 //! `inspect` over whole files of every layout, and over files in which only evidence tells the layout.
 //!
 //! Invariant: a verdict is right or said to be open, with what is true among its candidates; never wrong.
-//! Both tables are printed: `--test inspect_vectors -- --nocapture`.
+//! Both tables are printed: `--test all inspect_vectors -- --nocapture`.
 
 #![allow(clippy::print_stdout)] // the tables are the report
 

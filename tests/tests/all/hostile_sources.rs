@@ -5,16 +5,13 @@
 //! number written in it.
 
 use bitnet_formats::{ErrorCode, FormatError, Limits, TensorFile, open};
-use bitnet_tests::counting::{Counting, asked};
+use bitnet_tests::counting::asked;
 use bitnet_tests::fixtures::repository;
 use bitnet_tests::flips::open_flipped;
 use bitnet_tests::torch_archive::{Pickle, Saved, archive_of, pickle_of, zip_of};
 use tempfile::TempDir;
 
 // ---- measuring ----
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 struct Bench(TempDir);
 

@@ -1,0 +1,58 @@
+//! The whole-program and whole-format tests, in one executable that links once.
+//!
+//! Invariant: tests share the process, so none of them changes what belongs to the process (working
+//! directory, environment, limits). What a thread allocates is counted for the hostile files.
+
+use bitnet_tests::counting::Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+mod atomic_output;
+mod bench;
+mod bench_peers;
+mod bonsai;
+mod bounded_reading;
+mod candidates;
+mod certificates;
+mod changing_inputs;
+mod configuration;
+mod convert;
+mod demo;
+mod determinism;
+mod doctor;
+mod embed;
+mod embedding_pipelines;
+mod faults;
+mod flips;
+mod force;
+mod hostile_containers;
+mod hostile_formats;
+mod hostile_sources;
+mod inspect_vectors;
+mod layout;
+mod minicpm;
+mod misleading_errors;
+mod mlx_and_gpu;
+mod oracle;
+mod ordinary_files;
+mod other_runtime;
+mod packed;
+mod pairs;
+mod publication;
+mod pytorch;
+mod readers;
+mod readme;
+mod rope_frequencies;
+mod run;
+mod schemas;
+mod screen;
+mod side_files;
+mod sources;
+mod special_tokens;
+mod streaming;
+mod tokenizer;
+mod tokenizer_cost;
+mod tokenizer_files;
+mod verify;
+mod verify_reports;
