@@ -86,7 +86,7 @@ impl Yarn {
     pub const BETA_SLOW: f64 = 1.0;
 
     /// `0.1 mscale ln(factor) + 1`, the paper's attention factor for `mscale = 1`, in f64.
-    pub(crate) fn attention_factor_of(factor: f64, mscale: f64) -> f64 {
+    pub fn attention_factor_of(factor: f64, mscale: f64) -> f64 {
         if factor <= 1.0 {
             return 1.0;
         }
