@@ -242,8 +242,8 @@ impl CompareArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::baseline::SLACK;
-    use crate::gates::Thresholds;
+    use crate::checks::gates::Thresholds;
+    use crate::report::baseline::SLACK;
 
     #[test]
     fn the_definition_is_consistent() {

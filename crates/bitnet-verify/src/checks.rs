@@ -4,27 +4,32 @@
 //! checks look at it, and each is read and unpacked once. A check never stops another: what one
 //! cannot do becomes its own `error`.
 
+pub(crate) mod certificates;
+pub(crate) mod claims;
 pub(crate) mod dense;
 mod digest;
 mod encoding;
+pub mod gates;
 mod golden;
 mod kernels;
 mod logits;
 mod metadata;
 mod other_runtime;
+pub(crate) mod padding;
 mod scales;
 mod structure;
 mod trits;
+pub(crate) mod unlike;
 
 pub(crate) use golden::tokenizer_of;
 pub(crate) use metadata::compare_wiring;
 pub(crate) use structure::sizes;
 
-use crate::gates::Thresholds;
-use crate::golden::Golden;
-use crate::other_runtime::OtherRuntime;
-use crate::padding::{padding, silent_scales};
-use crate::prompts::Prompt;
+use crate::checks::gates::Thresholds;
+use crate::checks::padding::{padding, silent_scales};
+use crate::reference::golden::Golden;
+use crate::reference::other_runtime::OtherRuntime;
+use crate::reference::prompts::Prompt;
 use crate::report::{CheckResult, LinearFigures, Report};
 use bitnet_checkpoint::{Certificate, Checkpoint, OpenOptions, Slot};
 use bitnet_cli::{Bar, Progress};

@@ -8,49 +8,38 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod baseline;
-mod certificates;
 mod checks;
-mod claims;
-pub mod diagnosis;
-mod divergence;
-pub mod doctor;
-pub mod faults;
-pub mod gates;
-pub mod golden;
-mod junit;
-mod oracle;
-mod other_runtime;
-mod padding;
-mod page;
-mod prompts;
+mod diagnose;
+mod reference;
 mod report;
 mod settings;
-mod unlike;
 
 pub use args::Args;
-
-use args::{Command, CompareArgs};
-pub use checks::{CHECKS, Check, Input, Subject, run as run_checks};
-pub use divergence::{Divergence, relative_error};
+pub use checks::padding::Padding;
+pub use checks::unlike::Unlike;
+pub use checks::{CHECKS, Check, Input, Subject, gates, run as run_checks};
+pub use diagnose::{doctor, fault as faults};
 pub use gates::Thresholds;
 pub use golden::Golden;
-pub use oracle::{
+pub use reference::divergence::{Divergence, relative_error};
+pub use reference::golden;
+pub use reference::oracle::{
     Deviation, Layer, Operator, Oracle, Replayed, Rounding, RowOrder, ScaleAs, Trace,
 };
-pub use other_runtime::OtherRuntime;
-pub use padding::Padding;
-pub use prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};
+pub use reference::other_runtime::OtherRuntime;
+pub use reference::prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};
 pub use report::{
     CheckResult, ComparedLogits, Difference, Findings, LinearFigures, Report, Status,
 };
 pub use settings::Bounds;
-pub use unlike::Unlike;
 
+use args::{Command, CompareArgs};
 use bitnet_checkpoint::{Certificate, OpenOptions};
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
 use bitnet_formats::{Artifact, ErrorCode, FormatError, Inputs, Limits};
 use bitnet_kernels::{Backend, KernelError};
+use checks::certificates;
+use report::{baseline, html as page, junit};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::Write;
@@ -307,7 +296,7 @@ fn compare_certificates(
 /// What an earlier run reported, if there is one to compare with.
 fn read_baseline(args: &CompareArgs) -> Result<Option<Value>, FormatError> {
     let path = args.baseline.as_deref();
-    path.map(prompts::read_json).transpose()
+    path.map(reference::prompts::read_json).transpose()
 }
 
 fn add_baseline(report: &mut Report, before: Option<&Value>, bounds: &Bounds) {

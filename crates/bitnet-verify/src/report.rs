@@ -4,11 +4,15 @@
 //! otherwise one check that could not be done makes it `error`; a skipped check says why and never
 //! counts as passed.
 
-use crate::divergence::Divergence;
-use crate::faults::Fault;
-use crate::gates::Violation;
-use crate::padding::Padding;
-use crate::unlike::Unlike;
+pub(crate) mod baseline;
+pub(crate) mod html;
+pub(crate) mod junit;
+
+use crate::checks::gates::Violation;
+use crate::checks::padding::Padding;
+use crate::checks::unlike::Unlike;
+use crate::diagnose::fault::Fault;
+use crate::reference::divergence::Divergence;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
 use std::fmt;

@@ -4,7 +4,7 @@
 //! another type as long as no value changes. Blocks of rows stream.
 
 use super::{Check, Running, Subject};
-use crate::faults::{Fault, Kind};
+use crate::diagnose::fault::{Fault, Kind};
 use crate::report::{Findings, Report};
 use bitnet_checkpoint::{Checkpoint, DenseTensor, Slot};
 use bitnet_formats::FormatError;

@@ -6,10 +6,10 @@
 use super::metadata::compare_wiring;
 use super::trits::rotated;
 use super::{Check, Pair, Running, Subject};
-use crate::claims;
-use crate::faults::{Fault, Kind, of_digest, of_scales};
+use crate::checks::claims;
+use crate::checks::unlike::Unlike;
+use crate::diagnose::fault::{Fault, Kind, of_digest, of_scales};
 use crate::report::{Findings, Report};
-use crate::unlike::Unlike;
 use bitnet_checkpoint::{
     Certificate, Certified, Checkpoint, FileRecord, Slot, TernaryHasher, TextDigest, dense_sha256,
     trit_sha256,

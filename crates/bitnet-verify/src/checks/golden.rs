@@ -10,10 +10,11 @@ pub(crate) use tokens::tokenizer_of;
 
 use super::logits::Runtime;
 use super::{Check, Running, Subject};
-use crate::diagnosis::{self, Diagnosis};
-use crate::faults::{Fault, Kind};
-use crate::gates::{self, Violation};
-use crate::golden::{Golden, Recorded};
+use crate::checks::gates::{self, Violation};
+use crate::diagnose::fault::{Fault, Kind};
+use crate::diagnose::logits::of_logits;
+use crate::diagnose::trace::{self, Diagnosis};
+use crate::reference::golden::{Golden, Recorded};
 use crate::report::{CheckResult, ComparedLogits, Findings, Report, Status};
 use bitnet_formats::FormatError;
 
@@ -55,12 +56,12 @@ impl Running for Gates {
 /// Every operator and layer of the trace from its recorded input, by the oracle.
 fn trace(subject: &Subject<'_>, golden: &Golden, report: &mut Report) -> Diagnosis {
     let mut diagnosis = Diagnosis::default();
-    gate(report, diagnosis::TRACE, |findings, _| {
+    gate(report, trace::TRACE, |findings, _| {
         if golden.trace.is_empty() {
             return Ok(None);
         }
         let checkpoint = &subject.artifact.checkpoint;
-        diagnosis = diagnosis::of_trace(checkpoint, golden, subject.thresholds)?;
+        diagnosis = trace::of_trace(checkpoint, golden, subject.thresholds)?;
         for departure in &diagnosis.departures {
             findings.different(&departure.place, &departure.what);
         }
@@ -136,7 +137,7 @@ pub(super) fn explain_logits(
         sequences.extend(recorded.map(|recorded| (&prompt.ids[..], recorded)));
     }
     let checkpoint = &subject.artifact.checkpoint;
-    match diagnosis::of_logits(checkpoint, check, &sequences) {
+    match of_logits(checkpoint, check, &sequences) {
         Ok(fault) => report.fault(fault),
         Err(error) => report.checks.push(CheckResult::error("diagnosis", &error)),
     }

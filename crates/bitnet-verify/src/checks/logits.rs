@@ -5,9 +5,9 @@
 //! does not hide, or excuse, what comes after it; the end-to-end figures are reported.
 
 use super::{Check, Input, Running, Subject};
-use crate::divergence::{Divergence, relative_error};
-use crate::gates::{Answer, LayerErrors};
-use crate::oracle::Oracle;
+use crate::checks::gates::{Answer, LayerErrors};
+use crate::reference::divergence::{Divergence, relative_error};
+use crate::reference::oracle::Oracle;
 use crate::report::{CheckResult, ComparedLogits, Findings, Report};
 use bitnet_checkpoint::{Pooling, Slot};
 use bitnet_formats::FormatError;

@@ -5,7 +5,7 @@
 //! function that writes them.
 
 use super::{Check, Running, Subject};
-use crate::faults::{Fault, Kind};
+use crate::diagnose::fault::{Fault, Kind};
 use crate::report::{Findings, Report};
 use bitnet_checkpoint::{
     ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, HF_PACKING, LinearRule,

@@ -7,9 +7,9 @@
 use super::golden::explain_logits;
 use super::logits::Runtime;
 use super::{Check, Running, Subject};
-use crate::divergence::Divergence;
-use crate::gates::{self, Thresholds};
-use crate::other_runtime::OtherRuntime;
+use crate::checks::gates::{self, Thresholds};
+use crate::reference::divergence::Divergence;
+use crate::reference::other_runtime::OtherRuntime;
 use crate::report::{CheckResult, ComparedLogits, Findings, Report, Status};
 use bitnet_formats::FormatError;
 

@@ -4,7 +4,7 @@
 //! a scale that multiplies no non-zero trit does not vote.
 
 use super::{Check, Pair, Running, Subject};
-use crate::faults::{Fault, of_scales};
+use crate::diagnose::fault::{Fault, of_scales};
 use crate::report::{Findings, Report};
 use bitnet_checkpoint::scale_normal_form;
 use bitnet_ternary::Scales;

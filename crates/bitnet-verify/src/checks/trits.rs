@@ -3,7 +3,7 @@
 //! Invariant: exact; there is no tolerance here.
 
 use super::{Check, Pair, Running, Subject};
-use crate::faults::{Fault, of_trits};
+use crate::diagnose::fault::{Fault, of_trits};
 use crate::report::{Findings, Report};
 use bitnet_checkpoint::{LayerSlot, Slot};
 

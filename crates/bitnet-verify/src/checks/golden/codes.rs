@@ -2,9 +2,9 @@
 
 use super::super::Subject;
 use super::super::trits::rotated;
-use crate::faults::Fault;
-use crate::gates::{check_codes, name_codes};
-use crate::golden::Golden;
+use crate::checks::gates::{check_codes, name_codes};
+use crate::diagnose::fault::Fault;
+use crate::reference::golden::Golden;
 use crate::report::{CheckResult, Findings, Report};
 
 const NAME: &str = "golden-codes";

@@ -5,8 +5,8 @@
 
 use super::super::Subject;
 use super::super::metadata::{PRE, gguf_tokenizer};
-use crate::faults::{Fault, Kind};
-use crate::golden::Golden;
+use crate::diagnose::fault::{Fault, Kind};
+use crate::reference::golden::Golden;
 use crate::report::{CheckResult, Findings, Report};
 use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::{FormatError, MetaValue, Metadata};

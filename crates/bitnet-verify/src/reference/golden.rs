@@ -4,7 +4,7 @@
 //! tokens. Files other than `prompts.json` and `logits_f32.safetensors`, or `embeddings_f32.safetensors` of
 //! an embedding model, may be absent.
 
-use crate::prompts::{Prompt, read_json, read_prompts_and_texts, token_ids};
+use crate::reference::prompts::{Prompt, read_json, read_prompts_and_texts, token_ids};
 use bitnet_checkpoint::{Checkpoint, Slot};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Limits, PlainType, TensorFile, dense_to_f32, open,

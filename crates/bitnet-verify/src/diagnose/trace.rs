@@ -4,21 +4,15 @@
 //! begins and nowhere behind it. A name is given only if that one change takes the error down to the noise of
 //! arithmetic; several that do are all named.
 
-mod hypotheses;
-mod logits;
-mod swap;
-
-pub use hypotheses::{Hypothesis, hypotheses};
-pub use logits::of_logits;
-
-use crate::divergence::relative_error;
-use crate::faults::{Fault, Kind, of_scales};
-use crate::gates::Thresholds;
-use crate::golden::{Golden, Recorded};
-use crate::oracle::{Layer, Operator, Oracle, Replayed};
+use super::hypotheses::{Hypothesis, begins_at, closest, hypotheses};
+use super::swap;
+use crate::checks::gates::Thresholds;
+use crate::diagnose::fault::{Fault, Kind, of_scales};
+use crate::reference::divergence::relative_error;
+use crate::reference::golden::{Golden, Recorded};
+use crate::reference::oracle::{Layer, Operator, Oracle, Replayed};
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
 use bitnet_formats::FormatError;
-use hypotheses::{begins_at, closest};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 

@@ -4,8 +4,8 @@
 //! tokens come from the file or from the prompts beside it, never from a guess. Nothing is allocated that
 //! the file is not long enough to hold.
 
-use crate::golden::{Golden, read_matrices};
-use crate::prompts::{Prompt, read_prompts};
+use crate::reference::golden::{Golden, read_matrices};
+use crate::reference::prompts::{Prompt, read_prompts};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Limits, MetaValue, PlainType, TensorFile, TensorInfo, open,
 };

@@ -5,8 +5,8 @@
 //! is said to be not certified.
 
 use crate::checks::sizes;
+use crate::checks::unlike::Unlike;
 use crate::report::Findings;
-use crate::unlike::Unlike;
 use bitnet_checkpoint::{Certified, Config, TensorDigest, TextDigest};
 use std::collections::BTreeMap;
 

@@ -5,10 +5,10 @@
 //! positions of a right program too.
 
 use super::hypotheses::{Hypothesis, begins_at, closest, hypotheses};
-use crate::divergence::relative_error;
-use crate::faults::{Fault, Kind};
-use crate::golden::Recorded;
-use crate::oracle::Oracle;
+use crate::diagnose::fault::{Fault, Kind};
+use crate::reference::divergence::relative_error;
+use crate::reference::golden::Recorded;
+use crate::reference::oracle::Oracle;
 use bitnet_checkpoint::{Checkpoint, Slot};
 use bitnet_formats::FormatError;
 

@@ -5,15 +5,15 @@
 
 mod plot;
 
-use crate::gates::Thresholds;
-use crate::junit::escape;
+use crate::checks::gates::Thresholds;
+use crate::report::junit::escape;
 use crate::report::{CheckResult, Report, Status};
 use std::fmt::Write;
 
 /// Most differences of one check that a page lists.
 const LISTED: usize = 40;
 
-const STYLE: &str = include_str!("page/style.css");
+const STYLE: &str = include_str!("html/style.css");
 
 /// What was compared with what: name and value, `artifact` first.
 pub type Subjects = [(&'static str, String)];
@@ -217,8 +217,8 @@ fn cell(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::divergence::Divergence;
-    use crate::faults::{Fault, Kind};
+    use crate::diagnose::fault::{Fault, Kind};
+    use crate::reference::divergence::Divergence;
     use crate::report::{ComparedLogits, Findings, LinearFigures};
 
     fn report() -> Report {
@@ -234,7 +234,7 @@ mod tests {
         );
         Report {
             padding: Vec::new(),
-            unlike: crate::unlike::Unlike::default(),
+            unlike: crate::checks::unlike::Unlike::default(),
             checks: vec![
                 Findings::default().into_result("structure", "2 tensors".to_owned()),
                 findings.into_result("trits", "all".to_owned()),

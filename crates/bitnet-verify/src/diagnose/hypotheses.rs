@@ -3,8 +3,8 @@
 //! Invariant: one row of the table for each deviation the oracle can take; a row that would change nothing on this
 //! network is not in it.
 
-use crate::faults::{Fault, Kind, permuted};
-use crate::oracle::{Deviation, Rounding, RowOrder, ScaleAs};
+use crate::diagnose::fault::{Fault, Kind, permuted};
+use crate::reference::oracle::{Deviation, Rounding, RowOrder, ScaleAs};
 use bitnet_checkpoint::{Activation, ActivationQuantization, Config, LayerSlot, RopeScaling, Slot};
 
 /// A way in which the record may have been computed.

@@ -1,8 +1,8 @@
 //! Gates 2 and 3: one linear, and one layer, from its recorded input.
 
 use super::{Answer, Thresholds, Violation};
-use crate::divergence::relative_error;
-use crate::golden::{Golden, Recorded};
+use crate::reference::divergence::relative_error;
+use crate::reference::golden::{Golden, Recorded};
 use bitnet_checkpoint::{LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
 

@@ -1,8 +1,8 @@
 //! Gates 4 and 5: the logits of whole sequences, and the likelihood of a longer text.
 
 use super::{Answer, Thresholds, Violation};
-use crate::divergence::{Divergence, log_softmax, top1};
-use crate::golden::{Golden, Greedy};
+use crate::reference::divergence::{Divergence, log_softmax, top1};
+use crate::reference::golden::{Golden, Greedy};
 use bitnet_formats::FormatError;
 
 /// Gate 4, measured.

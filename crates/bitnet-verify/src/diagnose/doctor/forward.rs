@@ -4,7 +4,7 @@
 //! figures it rests on.
 
 use super::{Examination, Finding, Patient, Severity};
-use crate::prompts::built_in_prompts;
+use crate::reference::prompts::built_in_prompts;
 use bitnet_checkpoint::{Checkpoint, LinearRule, OpenOptions, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;

@@ -4,8 +4,8 @@
 //! that only files could show is called compared. Bytes of files differ between containers of one model and
 //! are told, not judged.
 
+use crate::checks::claims;
 use crate::checks::compare_wiring;
-use crate::claims;
 use crate::report::{CheckResult, Findings, Report, Status};
 use bitnet_checkpoint::{Certificate, DenseRecord, FileRecord, TensorDigest};
 use bitnet_formats::{ErrorCode, FormatError, Limits, open_regular, read_file};

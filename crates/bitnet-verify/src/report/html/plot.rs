@@ -3,9 +3,9 @@
 //! Invariant: a picture is as wide for one value as for ten thousand, and a value that is not finite is drawn at
 //! the upper edge, never left out.
 
-use crate::gates::Thresholds;
-use crate::junit::escape;
+use crate::checks::gates::Thresholds;
 use crate::report::LinearFigures;
+use crate::report::junit::escape;
 use std::fmt::Write;
 
 const WIDTH: f64 = 900.0;

@@ -3,7 +3,7 @@
 //! Invariant: a name is given only if the change it stands for makes the one exactly the other, at every place.
 
 use super::Kind;
-use crate::oracle::{RowOrder, ScaleAs};
+use crate::reference::oracle::{RowOrder, ScaleAs};
 use bitnet_ternary::TernaryMatrix;
 
 /// How far the product of a scale and its inverse is from 1, where both were stored in 16 bits.

@@ -3,9 +3,9 @@
 //! Invariant: a file alone does not show that a weight was changed; what is said here rests on the hashes of a certificate.
 
 use super::{Examination, Finding, Patient};
-use crate::certificates;
+use crate::checks::certificates;
+use crate::checks::gates::Thresholds;
 use crate::checks::{Input, Subject, run};
-use crate::gates::Thresholds;
 use bitnet_checkpoint::OpenOptions;
 use bitnet_cli::Progress;
 use bitnet_formats::FormatError;

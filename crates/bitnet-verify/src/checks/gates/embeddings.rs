@@ -1,7 +1,7 @@
 //! Gate 4 of embedding models: the vectors of whole texts.
 
 use super::{Answer, Thresholds, Violation};
-use crate::golden::Golden;
+use crate::reference::golden::Golden;
 use bitnet_formats::FormatError;
 use std::collections::BTreeMap;
 

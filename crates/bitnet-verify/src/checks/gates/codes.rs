@@ -3,8 +3,8 @@
 //! Invariant: codes are equal, a stored scale is equal to the bit; only the mean of master weights may
 //! be off, because the order of that sum is free.
 
-use crate::faults::{Kind, of_digest, of_scales};
-use crate::golden::{TernaryTruth, TrueScales};
+use crate::diagnose::fault::{Kind, of_digest, of_scales};
+use crate::reference::golden::{TernaryTruth, TrueScales};
 use bitnet_checkpoint::TensorDigest;
 use bitnet_ternary::TernaryMatrix;
 use sha2::{Digest, Sha256};

@@ -18,7 +18,7 @@ pub use embeddings::{Distance, Embeddings, embeddings};
 pub use end_to_end::{EndToEnd, GreedyMiss, Nll, WrongLength, end_to_end, nll};
 pub use teacher_forced::{LayerErrors, layers, linear_violations, linears};
 
-use crate::golden::Golden;
+use crate::reference::golden::Golden;
 use bitnet_checkpoint::Slot;
 use bitnet_formats::FormatError;
 use std::fmt;
