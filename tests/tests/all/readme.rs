@@ -1,5 +1,7 @@
-//! README.md tells the truth: its support table is what the program prints, its tables name what is
-//! there, and every command in it runs.
+//! README.md and the pages that it links to tell the truth.
+//!
+//! Invariant: the tables of `formats/support.md` are what the programs print, every link has its file,
+//! every command of README.md runs, and the chart shows the measurement beside it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,12 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
+fn page(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap()
+}
+
 fn readme() -> String {
-    std::fs::read_to_string(root().join("README.md")).unwrap()
+    page("README.md")
 }
 
 /// The contents of all fenced blocks with this language tag.
@@ -37,41 +43,101 @@ fn convert_list() -> String {
 fn the_support_table_is_what_the_program_prints() {
     let printed = convert_list();
     assert!(
-        blocks(&readme(), "text")
+        blocks(&page("formats/support.md"), "text")
             .iter()
             .any(|b| b.trim_end() == printed.trim_end()),
-        "README.md has no ```text block equal to `bitnet-convert list`, which prints:\n{printed}"
+        "formats/support.md has no ```text block equal to `bitnet-convert list`, which prints:\n{printed}"
     );
+    let text = readme();
+    for line in printed.lines().skip(1).take_while(|line| !line.is_empty()) {
+        let target = line.split_whitespace().next().unwrap();
+        assert!(
+            text.contains(&format!("`{target}`")),
+            "README.md does not name the target {target}"
+        );
+    }
+    assert!(text.lines().count() < 150, "README.md is short");
+}
+
+#[test]
+fn the_chart_shows_the_measurement() {
+    let output = Command::new("python3")
+        .args(["scripts/speed_chart.py", "--check"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Markdown files that people read first, and every page of `formats/`.
+fn pages() -> Vec<PathBuf> {
+    let mut pages: Vec<PathBuf> = ["README.md", "crates/README.md", ".github/CONTRIBUTING.md"]
+        .map(PathBuf::from)
+        .into();
+    let mut folders = vec![PathBuf::from("formats")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(root().join(&folder)).unwrap() {
+            let name = folder.join(entry.unwrap().file_name());
+            if root().join(&name).is_dir() {
+                folders.push(name);
+            } else if name.extension().is_some_and(|e| e == "md") {
+                pages.push(name);
+            }
+        }
+    }
+    pages
 }
 
 #[test]
 fn every_crate_has_its_row_and_every_link_its_file() {
     let text = readme();
     for entry in std::fs::read_dir(root().join("crates")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
         assert!(
-            text.contains(&format!("`{name}`")),
+            !entry.path().is_dir() || text.contains(&format!("`{name}`")),
             "README.md does not name crate {name}"
         );
     }
-    for link in text
-        .split("](")
-        .skip(1)
-        .map(|rest| rest.split(')').next().unwrap())
-    {
+    let crates = page("crates/README.md");
+    for entry in std::fs::read_dir(root().join("crates")).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
         assert!(
-            link.starts_with("http") || root().join(link).exists(),
-            "README.md links to {link}"
+            !entry.path().is_dir() || crates.contains(&format!("`{name}`")),
+            "crates/README.md does not name crate {name}"
         );
     }
+    let mut links = 0;
+    for path in pages() {
+        let text = std::fs::read_to_string(root().join(&path)).unwrap();
+        for link in text
+            .split("](")
+            .skip(1)
+            .map(|rest| rest.split([')', '#']).next().unwrap())
+        {
+            links += 1;
+            let file = path.parent().unwrap_or(Path::new("")).join(link);
+            assert!(
+                link.starts_with("http") || root().join(file).exists(),
+                "{} links to {link}",
+                path.display()
+            );
+        }
+    }
+    assert!(links > 50, "only {links} links were found");
 }
 
 #[test]
 fn every_kernel_of_this_machine_has_its_row() {
-    let text = readme();
+    let text = page("formats/support.md");
     for kernel in bitnet_kernels::KERNELS {
         let row = format!("| `{}` | {} |", kernel.name, kernel.requires);
-        assert!(text.contains(&row), "README.md has no row {row}");
+        assert!(text.contains(&row), "formats/support.md has no row {row}");
     }
 }
 
