@@ -19,6 +19,7 @@ use bitnet_formats::{
     Container, ErrorCode, Gguf, Limits, MetaArray, MetaValue, TensorFile, TensorInfo,
     gguf_type_rivals,
 };
+use bitnet_text::ChatTemplates;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -96,6 +97,8 @@ struct Facts {
     ternary_bits: f64,
     tokenizer: Option<String>,
     tokens: Option<u64>,
+    /// Names of the chat templates, or why they are refused.
+    chat_templates: Result<Vec<String>, String>,
     /// An `lm_head` in a file whose configuration ties it to the embeddings.
     tied_head_in_file: bool,
     /// An output head of its own that is the embeddings once more.
@@ -152,6 +155,7 @@ impl Facts {
             ternary_bits: ternary_bytes as f64 * 8.0 / ternary_parameters.max(1) as f64,
             tokenizer,
             tokens,
+            chat_templates: chat_templates(checkpoint),
             tied_head_in_file: checkpoint.config.tie_word_embeddings
                 && (file.tensor(&head).is_some() || file.tensor(&gguf_head).is_some()),
             head_is_a_copy: data::head_is_a_copy(checkpoint),
@@ -213,6 +217,10 @@ impl Facts {
                 "model": self.tokenizer,
                 "tokens": self.tokens,
                 "fits_embeddings": self.tokens.map(|n| n <= config.vocab_size as u64),
+                "chat_templates": match &self.chat_templates {
+                    Ok(names) => json!(names),
+                    Err(why) => json!({"refused": why}),
+                },
             },
             "tied_head_in_file": self.tied_head_in_file,
             "head_is_a_copy": self.head_is_a_copy,
@@ -334,6 +342,11 @@ impl Facts {
             "tokenizer",
             format!("{tokenizer}{tokens}, {} embedding rows", config.vocab_size),
         )?;
+        match &self.chat_templates {
+            Ok(names) if names.is_empty() => {}
+            Ok(names) => line("chat templates", names.join(", "))?,
+            Err(why) => line("chat templates", format!("refused: {why}"))?,
+        }
         if let Some(declared) = checkpoint.declared_vocab_size {
             let rows = config.vocab_size;
             line(
@@ -508,6 +521,17 @@ fn activations(quantization: ActivationQuantization) -> &'static str {
         ActivationQuantization::Int8PerToken => "int8 per token",
         ActivationQuantization::None => "not quantised",
     }
+}
+
+/// The names of the chat templates.
+fn chat_templates(checkpoint: &Checkpoint) -> Result<Vec<String>, String> {
+    let templates = match &checkpoint.directory {
+        Some(directory) if !checkpoint.is_gguf() => ChatTemplates::of_directory(directory),
+        _ => ChatTemplates::of_gguf(&checkpoint.file.metadata),
+    };
+    let names =
+        |templates: ChatTemplates| templates.names().into_iter().map(str::to_owned).collect();
+    templates.map(names).map_err(|error| error.to_string())
 }
 
 /// The kind of tokenizer and how many tokens it has.

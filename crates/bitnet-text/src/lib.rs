@@ -13,9 +13,9 @@ mod tokenizer;
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use prompt_file::{PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
 pub use tokenizer::{
-    DecodeStream, TEMPLATE_TOKENS, Tokenizer, TokenizerDigest, TokenizerNote,
-    check_tokenizer_rules, has_gguf_tokenizer, is_refused_tokenizer, notes_of_directory,
-    notes_of_gguf, pre_tokenizer_names, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
-    template_of_directory, template_of_files, template_of_gguf, tokenizer_class_note,
+    ChatTemplates, DecodeStream, TEMPLATE_TOKENS, TemplateHashes, Tokenizer, TokenizerDigest,
+    TokenizerNote, additional_template_files, check_tokenizer_rules, has_gguf_tokenizer,
+    is_refused_tokenizer, normal_template_names, notes_of_directory, notes_of_gguf,
+    pre_tokenizer_names, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word, tokenizer_class_note,
     tokenizer_files_from_gguf, tokenizer_to_gguf, tokenizer_to_gguf_with_notes,
 };

@@ -25,6 +25,7 @@ mod pre_tokenizer;
 mod sentencepiece;
 mod side_files;
 mod special_tokens;
+mod templates;
 mod words;
 
 use crate::chat_template::ChatTemplate;
@@ -33,8 +34,7 @@ use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
 use class::{Class, TOKENIZER_JSON, TOKENIZER_MODEL};
 pub use decode::DecodeStream;
 use decode::Decoding;
-pub use digest::TokenizerDigest;
-pub use digest::{TEMPLATE_TOKENS, template_of_directory, template_of_files, template_of_gguf};
+pub use digest::{TEMPLATE_TOKENS, TemplateHashes, TokenizerDigest};
 use engine::Engine;
 use ggml::{GgmlTokenizer, TokenType};
 use huggingface::Specials;
@@ -46,10 +46,10 @@ use serde_json::{Map, Value, json};
 use side_files::{END_OF_TURN, Place, SideFiles};
 use std::borrow::Cow;
 use std::path::Path;
+pub use templates::{ChatTemplates, additional_template_files, normal_template_names};
 
 /// The whole `tokenizer.json`, as GGUF carries it (a key of the GGUF specification).
 const HUGGINGFACE_JSON: &str = "tokenizer.huggingface.json";
-const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 /// All ids that end generation, where there are several. llama.cpp knows one `eos` and one `eot`
 /// (and guesses more by their text); Ollama's converter writes this key, others ignore it.
 const EOS_IDS: &str = "tokenizer.ggml.eos_token_ids";
@@ -70,7 +70,7 @@ pub struct Tokenizer {
     eos: Option<u32>,
     adds_bos: bool,
     stop: Vec<u32>,
-    chat_template: Option<String>,
+    templates: ChatTemplates,
     /// What a template may print as `bos_token` and `eos_token`.
     template_tokens: (String, String),
 }
@@ -122,7 +122,7 @@ impl Tokenizer {
             &value,
             special,
             stop,
-            side.chat_template,
+            side.templates,
             template_tokens,
         )
         .map(Some)
@@ -135,14 +135,16 @@ impl Tokenizer {
             return Ok(None);
         };
         let special = gguf_specials(metadata, &inner)?;
-        let template = gguf_template(metadata);
+        let templates = ChatTemplates::of_gguf(metadata)?;
         let spelled = |id| inner.id_to_token(id);
-        let named = special_tokens::of_gguf(metadata, &special, template.as_deref(), spelled)?;
+        let printing = templates.text();
+        let named = special_tokens::of_gguf(metadata, &special, printing.as_deref(), spelled)?;
+        drop(printing);
         let text = |name| special_tokens::text(&named, name);
         let template_tokens = (text("bos_token"), text("eos_token"));
         let stop = gguf_stop(metadata, &special);
         let special = (special.bos, special.eos, special.add_bos);
-        Self::assemble(inner, &value, special, stop, template, template_tokens).map(Some)
+        Self::assemble(inner, &value, special, stop, templates, template_tokens).map(Some)
     }
 
     fn assemble(
@@ -150,7 +152,7 @@ impl Tokenizer {
         value: &Value,
         (bos, eos, adds_bos): (Option<u32>, Option<u32>, bool),
         stop: Vec<u32>,
-        chat_template: Option<String>,
+        templates: ChatTemplates,
         template_tokens: (String, String),
     ) -> Result<Self, FormatError> {
         let stop = with_ends_of_turns(&inner, stop);
@@ -162,7 +164,7 @@ impl Tokenizer {
             eos,
             adds_bos,
             stop,
-            chat_template,
+            templates,
             template_tokens,
         })
     }
@@ -246,15 +248,24 @@ impl Tokenizer {
 
     /// The source of the chat template.
     pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
+        self.templates.default_template()
+    }
+
+    /// The sources of all chat templates.
+    pub fn chat_templates(&self) -> &ChatTemplates {
+        &self.templates
     }
 
     /// The chat template, ready to render with this tokenizer's own special tokens.
+    ///
+    /// # Errors
+    /// A template that does not compile; templates of which none is the default.
     pub fn chat(&self) -> Result<Option<ChatTemplate>, FormatError> {
         let (bos, eos) = &self.template_tokens;
-        self.chat_template()
-            .map(|source| ChatTemplate::new(source, bos, eos))
-            .transpose()
+        match self.chat_template() {
+            Some(source) => ChatTemplate::new(source, bos, eos).map(Some),
+            None => self.templates.refuse_without_default().map(|()| None),
+        }
     }
 }
 
@@ -575,11 +586,6 @@ fn end_of_message(metadata: &Metadata) -> Option<u32> {
     u32::try_from(id).ok().filter(|id| *id != u32::MAX)
 }
 
-fn gguf_template(metadata: &Metadata) -> Option<String> {
-    let template = metadata.get(CHAT_TEMPLATE).and_then(MetaValue::as_str);
-    template.map(str::to_owned)
-}
-
 /// All ids that end generation, each once, in this order: those named, then ends of turns.
 fn with_ends_of_turns(inner: &Engine, named: Vec<u32>) -> Vec<u32> {
     let turns = END_OF_TURN.iter().filter_map(|t| inner.token_to_id(t));
@@ -593,7 +599,7 @@ fn with_ends_of_turns(inner: &Engine, named: Vec<u32>) -> Vec<u32> {
 }
 
 /// The `tokenizer.*` metadata of a checkpoint directory, for GGUF output with `vocab_size` rows:
-/// `tokenizer.ggml.*` for every reader, the chat template, and the whole `tokenizer.json`.
+/// `tokenizer.ggml.*` for every reader, the chat templates, and the whole `tokenizer.json`.
 /// Empty if the directory has no tokenizer.
 ///
 /// A tokenizer that `tokenizer.ggml.*` cannot express is refused, because readers other than this
@@ -671,7 +677,7 @@ pub fn tokenizer_to_gguf_with_notes(
         add_eos: ggml.add_eos,
     };
     let named = special_tokens::of_directory(&side, |text| inner.token_to_id(text).is_some());
-    let by_ids = special_tokens::of_ids(&ids, side.chat_template.as_deref(), |id| {
+    let by_ids = special_tokens::of_ids(&ids, side.templates.text().as_deref(), |id| {
         inner.id_to_token(id)
     });
     out.extend(special_tokens::entry(&named, &by_ids));
@@ -684,9 +690,7 @@ pub fn tokenizer_to_gguf_with_notes(
     if stop.len() > 1 {
         out.push((EOS_IDS.into(), MetaValue::Array(MetaArray::U32(stop))));
     }
-    if let Some(template) = side.chat_template {
-        out.push((CHAT_TEMPLATE.into(), MetaValue::text(template)));
-    }
+    out.extend(side.templates.to_gguf());
     out.push((HUGGINGFACE_JSON.into(), MetaValue::String(bytes)));
     Ok((out, notes))
 }
@@ -709,8 +713,8 @@ fn pad_pieces(mut pieces: GgmlTokenizer, rows: usize) -> Result<GgmlTokenizer, F
 }
 
 /// The tokenizer side files of GGUF metadata, for Hugging Face output: name and bytes of
-/// `tokenizer.json`, `tokenizer_config.json` (with the chat template), `special_tokens_map.json` and
-/// `generation_config.json`. Empty if the file has no tokenizer.
+/// `tokenizer.json`, `tokenizer_config.json` (with the chat template), `special_tokens_map.json`,
+/// `generation_config.json` and the files of several chat templates. Empty if the file has no tokenizer.
 pub fn tokenizer_files_from_gguf(
     metadata: &Metadata,
 ) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
@@ -725,9 +729,9 @@ pub fn tokenizer_files_from_gguf(
         },
     };
     let special = gguf_specials(metadata, &inner)?;
-    let template = gguf_template(metadata);
+    let templates = ChatTemplates::of_gguf(metadata)?;
     let spelled = |id| inner.id_to_token(id);
-    let map = special_tokens::of_gguf(metadata, &special, template.as_deref(), spelled)?;
+    let map = special_tokens::of_gguf(metadata, &special, templates.text().as_deref(), spelled)?;
     let mut decoder = Map::new();
     for token in value
         .get("added_tokens")
@@ -748,7 +752,7 @@ pub fn tokenizer_files_from_gguf(
     config.insert("add_eos_token".into(), special.add_eos.into());
     config.insert("added_tokens_decoder".into(), Value::Object(decoder));
     config.extend(map.clone());
-    if let Some(template) = template {
+    if let Some(template) = templates.to_key() {
         config.insert("chat_template".into(), template.into());
     }
     config.insert("clean_up_tokenization_spaces".into(), false.into());
@@ -785,7 +789,7 @@ pub fn tokenizer_files_from_gguf(
     if let Some(id) = special.pad {
         generation.insert("pad_token_id".into(), id.into());
     }
-    Ok(vec![
+    let mut files = vec![
         ("tokenizer.json".into(), bytes),
         (
             "tokenizer_config.json".into(),
@@ -799,5 +803,7 @@ pub fn tokenizer_files_from_gguf(
             "generation_config.json".into(),
             pretty(&Value::Object(generation))?,
         ),
-    ])
+    ];
+    files.extend(templates.to_files());
+    Ok(files)
 }

@@ -34,6 +34,7 @@ mod layout;
 mod minicpm;
 mod misleading_errors;
 mod mlx_and_gpu;
+mod named_templates;
 mod oracle;
 mod ordinary_files;
 mod other_runtime;

@@ -190,6 +190,7 @@ fn a_certificate_reads_back_as_written() {
         text: TextDigest {
             tokenizer: Certified::Refused("a `Unigram`".to_owned()),
             chat_template_sha256: Certified::Said(Some(hex(&[3; 32]))),
+            additional_chat_templates: [("tool_use".to_owned(), hex(&[4; 32]))].into(),
         },
         seal: Seal::Whole,
     };

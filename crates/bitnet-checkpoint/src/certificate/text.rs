@@ -6,10 +6,9 @@
 use super::json::Field;
 use crate::checkpoint::Checkpoint;
 use bitnet_formats::{FormatError, Metadata};
-use bitnet_text::{
-    TEMPLATE_TOKENS, TokenizerDigest, template_of_directory, template_of_files, template_of_gguf,
-};
+use bitnet_text::{ChatTemplates, TEMPLATE_TOKENS, TokenizerDigest};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// What a certificate says of something that a model may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,33 +37,54 @@ pub struct TextDigest {
     pub tokenizer: Certified<TokenizerDigest>,
     /// sha256 of the chat template's bytes.
     pub chat_template_sha256: Certified<String>,
+    /// The same of the chat templates that have names; a certificate that says nothing of the chat template
+    /// says nothing of these.
+    pub additional_chat_templates: BTreeMap<String, String>,
 }
+
+/// The key of [`TextDigest::additional_chat_templates`].
+const ADDITIONAL: &str = "additional_chat_templates";
 
 impl TextDigest {
     /// Of an open model.
     pub fn of_checkpoint(checkpoint: &Checkpoint) -> Self {
         match &checkpoint.directory {
-            Some(directory) if !checkpoint.is_gguf() => Self {
-                tokenizer: Certified::of(TokenizerDigest::of_directory(directory)),
-                chat_template_sha256: Certified::of(template_of_directory(directory)),
-            },
+            Some(directory) if !checkpoint.is_gguf() => Self::new(
+                TokenizerDigest::of_directory(directory),
+                ChatTemplates::of_directory(directory),
+            ),
             _ => Self::of_gguf(&checkpoint.file.metadata),
         }
     }
 
     /// Of the metadata of a GGUF file.
     pub fn of_gguf(metadata: &Metadata) -> Self {
-        Self {
-            tokenizer: Certified::of(TokenizerDigest::of_gguf(metadata)),
-            chat_template_sha256: Certified::Said(template_of_gguf(metadata)),
-        }
+        Self::new(
+            TokenizerDigest::of_gguf(metadata),
+            ChatTemplates::of_gguf(metadata),
+        )
     }
 
     /// Of the files beside weights that are about to be written: name and bytes.
     pub fn of_files(files: &[(String, Vec<u8>)]) -> Self {
+        Self::new(
+            TokenizerDigest::of_files(files),
+            ChatTemplates::of_files(files),
+        )
+    }
+
+    fn new(
+        tokenizer: Result<Option<TokenizerDigest>, FormatError>,
+        templates: Result<ChatTemplates, FormatError>,
+    ) -> Self {
+        let (default, additional) = match templates.map(|templates| templates.hashes()) {
+            Ok((default, additional)) => (Ok(default), additional),
+            Err(error) => (Err(error), BTreeMap::new()),
+        };
         Self {
-            tokenizer: Certified::of(TokenizerDigest::of_files(files)),
-            chat_template_sha256: Certified::of(template_of_files(files)),
+            tokenizer: Certified::of(tokenizer),
+            chat_template_sha256: Certified::of(default),
+            additional_chat_templates: additional,
         }
     }
 
@@ -78,15 +98,22 @@ impl TextDigest {
             Value::Object(parts)
         });
         let template = entry(&self.chat_template_sha256, |sha256| json!(sha256));
-        [("tokenizer", tokenizer), ("chat_template_sha256", template)]
-            .into_iter()
-            .filter_map(|(key, value)| Some((key, value?)))
+        let additional = &self.additional_chat_templates;
+        let additional = (!additional.is_empty()).then(|| json!(additional));
+        [
+            ("tokenizer", tokenizer),
+            ("chat_template_sha256", template),
+            (ADDITIONAL, additional),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)))
     }
 
     pub(super) fn from_json(root: &Field<'_>) -> Result<Self, FormatError> {
         Ok(Self {
             tokenizer: certified(root, "tokenizer", tokenizer_from_json)?,
             chat_template_sha256: certified(root, "chat_template_sha256", |f| f.digest())?,
+            additional_chat_templates: additional_from_json(root)?,
         })
     }
 }
@@ -112,6 +139,20 @@ fn certified<T>(
         }
         Some(_) => read(&root.at(key)?).map(|found| Certified::Said(Some(found))),
     }
+}
+
+fn additional_from_json(root: &Field<'_>) -> Result<BTreeMap<String, String>, FormatError> {
+    if root.value.get(ADDITIONAL).is_none() {
+        return Ok(BTreeMap::new());
+    }
+    let field = root.at(ADDITIONAL)?;
+    let Some(entries) = field.value.as_object() else {
+        return Err(field.bad("an object of names and hashes"));
+    };
+    let entries = entries.keys();
+    entries
+        .map(|name| Ok((name.clone(), field.at(name)?.digest()?)))
+        .collect()
 }
 
 fn tokenizer_from_json(field: &Field<'_>) -> Result<TokenizerDigest, FormatError> {

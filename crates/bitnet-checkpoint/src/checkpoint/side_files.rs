@@ -5,6 +5,7 @@
 
 use crate::family::pooling_settings;
 use bitnet_formats::{ErrorCode, FormatError, Input, Limits, check_side_file, read_side_file};
+use bitnet_text::additional_template_files;
 use std::path::Path;
 
 /// The list of the stages of an embedding pipeline.
@@ -74,12 +75,14 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Names of the files beside the weights that belong to the model, sorted. The settings of the stages of a
-/// pipeline are in directories that `modules.json` names.
+/// pipeline are in directories that `modules.json` names, further chat templates in a directory of their own.
 ///
 /// # Errors
-/// `io`, `outside-link` and `limit-exceeded` for what is called like a side file and cannot be one.
+/// `io`, `outside-link` and `limit-exceeded` for what is called like a side file and cannot be one;
+/// `chat-template` for a template whose name cannot be kept.
 pub fn side_file_names(directory: &Path, limits: &Limits) -> Result<Vec<String>, FormatError> {
     let mut names = candidates(directory)?;
+    names.extend(additional_template_files(directory)?);
     for name in &names {
         check_side_file(directory, name)?;
         let path = directory.join(name);
@@ -114,6 +117,7 @@ pub fn side_file_names(directory: &Path, limits: &Limits) -> Result<Vec<String>,
 /// is left out: reading it is an error of its own.
 pub(super) fn inputs(directory: &Path, limits: &Limits) -> Vec<Input> {
     let mut names = candidates(directory).unwrap_or_default();
+    names.extend(additional_template_files(directory).unwrap_or_default());
     names.push("config.json".to_owned());
     if let Ok(Some(bytes)) = read_side_file(directory, MODULES, limits.config_bytes) {
         names.extend(pooling_settings(&bytes).unwrap_or_default());

@@ -8,15 +8,17 @@
 use super::bpe::Bpe;
 use super::ggml::{GgmlTokenizer, Model, TokenType, padding};
 use super::huggingface::{Specials, around, normalizer_word, space_prefix, typed_tokens};
-use super::side_files::{Place, SideFiles};
+use super::side_files::Place;
+use super::templates::ChatTemplates;
 use super::{
     Decoding, HUGGINGFACE_JSON, Parsed, Source, gguf_parsed, gguf_specials, gguf_stop,
-    gguf_template, pre_tokenizer, refuse, special_tokens, with_ends_of_turns,
+    pre_tokenizer, refuse, special_tokens, with_ends_of_turns,
 };
 use bitnet_formats::hex;
 use bitnet_formats::{FormatError, Metadata};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Behind the word of a pre-tokenizer whose text is first normalised to NFC.
@@ -83,9 +85,10 @@ impl TokenizerDigest {
         let inner = &source.parsed.inner;
         let exists = |text: &str| inner.token_to_id(text).is_some();
         let named = special_tokens::of_directory(&source.side, exists);
-        let template = source.side.chat_template.as_deref();
+        let template = source.side.templates.text();
         let spelled = |id| inner.id_to_token(id);
-        let printed = special_tokens::printed(&named, &special, template, spelled);
+        let printed = special_tokens::printed(&named, &special, template.as_deref(), spelled);
+        drop(template);
         let digest = Self::of_parsed(source.parsed, &special, stop)?;
         Ok(Some(Self {
             template_tokens: printed,
@@ -103,7 +106,8 @@ impl TokenizerDigest {
         };
         let special = gguf_specials(metadata, &parsed.inner)?;
         let stop = gguf_stop(metadata, &special);
-        let template = gguf_template(metadata);
+        let templates = ChatTemplates::of_gguf(metadata)?;
+        let template = templates.text();
         let template = template.as_deref();
         let spelled = |id| parsed.inner.id_to_token(id);
         let named = special_tokens::of_gguf(metadata, &special, template, spelled)?;
@@ -258,24 +262,28 @@ impl TokenizerDigest {
     }
 }
 
-/// sha256 of the chat template of a checkpoint directory; `None` if there is none.
-///
-/// # Errors
-/// Side files that cannot be read.
-pub fn template_of_directory(dir: &Path) -> Result<Option<String>, FormatError> {
-    let side = SideFiles::read(Place::Directory(dir))?;
-    Ok(side.chat_template.as_deref().map(template_sha256))
-}
+/// sha256 of the bytes of chat templates: of the default one, and of the further ones by name.
+pub type TemplateHashes = (Option<String>, BTreeMap<String, String>);
 
-/// As [`template_of_directory`], of files that are about to be written.
-pub fn template_of_files(files: &[(String, Vec<u8>)]) -> Result<Option<String>, FormatError> {
-    let side = SideFiles::read(Place::Written(files))?;
-    Ok(side.chat_template.as_deref().map(template_sha256))
-}
+impl ChatTemplates {
+    /// Of the templates in files that are about to be written.
+    ///
+    /// # Errors
+    /// As [`Self::of_directory`].
+    pub fn of_files(files: &[(String, Vec<u8>)]) -> Result<Self, FormatError> {
+        let place = Place::Written(files);
+        Self::of_place(place, &place.json("tokenizer_config.json")?)
+    }
 
-/// As [`template_of_directory`], of a GGUF file.
-pub fn template_of_gguf(metadata: &Metadata) -> Option<String> {
-    gguf_template(metadata).as_deref().map(template_sha256)
+    /// What a certificate says of the templates.
+    pub fn hashes(&self) -> TemplateHashes {
+        let named = self.named().iter();
+        let named = named.map(|(name, text)| (name.clone(), template_sha256(text)));
+        (
+            self.default_template().map(template_sha256),
+            named.collect(),
+        )
+    }
 }
 
 fn template_sha256(template: &str) -> String {

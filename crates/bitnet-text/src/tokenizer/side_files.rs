@@ -1,12 +1,14 @@
 //! The JSON files beside a tokenizer: which tokens are special, when to stop, the chat template.
 //!
 //! Invariant: a file larger than [`Limits::side_file_bytes`] is not read, and a key of an unexpected type
-//! counts as absent (these files are written by hand and vary), except where the JSON is broken.
+//! counts as absent (these files are written by hand and vary), except where the JSON is broken and under
+//! `chat_template`.
 
 use super::added::described;
 use super::class::Class;
 use super::huggingface::Specials;
-use bitnet_formats::{ErrorCode, FormatError, Limits, parse_json_value, read_side_file};
+use super::templates::ChatTemplates;
+use bitnet_formats::{FormatError, Limits, parse_json_value, read_side_file};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -49,7 +51,8 @@ impl<'a> Place<'a> {
         Ok(bytes.map(Cow::Owned))
     }
 
-    fn json(self, name: &str) -> Result<Value, FormatError> {
+    /// The JSON of a file; null if it is absent.
+    pub(super) fn json(self, name: &str) -> Result<Value, FormatError> {
         let Some(bytes) = self.read(name)? else {
             return Ok(Value::Null);
         };
@@ -59,6 +62,34 @@ impl<'a> Place<'a> {
     /// The JSON of a file that was read.
     pub(super) fn parse(self, name: &str, bytes: &[u8]) -> Result<Value, FormatError> {
         parse_json_value(bytes).map_err(|e| e.in_file(&self.path(name)))
+    }
+
+    /// Names of files in a directory below that end so.
+    pub(super) fn names_in(self, folder: &str, end: &str) -> Result<Vec<String>, FormatError> {
+        let dir = match self {
+            Self::Directory(dir) => dir.join(folder),
+            Self::Written(files) => {
+                let below = files.iter().filter_map(|(name, _)| {
+                    let name = name.strip_prefix(folder)?.strip_prefix('/')?;
+                    (name.ends_with(end) && !name.contains('/')).then(|| name.to_owned())
+                });
+                return Ok(below.collect());
+            }
+        };
+        // as transformers, which asks for a directory first
+        if !dir.is_dir() {
+            return Ok(Vec::new());
+        }
+        let failed = |e: std::io::Error| FormatError::io(&dir, &e);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(end) && !entry.path().is_dir() {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// Whether there is a file of this name.
@@ -80,24 +111,14 @@ pub(super) struct SideFiles {
     added: Value,
     /// What transformers builds; settled when the tokenizer is known.
     pub(super) class: Class,
-    pub(super) chat_template: Option<String>,
+    pub(super) templates: ChatTemplates,
 }
 
 impl SideFiles {
     /// Reads what there is.
     pub(super) fn read(place: Place<'_>) -> Result<Self, FormatError> {
         let tokenizer = place.json("tokenizer_config.json")?;
-        // transformers prefers the file of its own over the key
-        let chat_template = match place.read("chat_template.jinja")? {
-            Some(bytes) => Some(String::from_utf8(bytes.into_owned()).map_err(|_| {
-                FormatError::new(ErrorCode::ChatTemplate, "not UTF-8")
-                    .in_file(&place.path("chat_template.jinja"))
-            })?),
-            None => match template(&tokenizer) {
-                Some(template) => Some(template),
-                None => template(&place.json("chat_template.json")?),
-            },
-        };
+        let templates = ChatTemplates::of_place(place, &tokenizer)?;
         Ok(Self {
             config: place.json("config.json")?,
             generation: place.json("generation_config.json")?,
@@ -105,7 +126,7 @@ impl SideFiles {
             added: place.json("added_tokens.json")?,
             tokenizer,
             class: Class::default(),
-            chat_template,
+            templates,
         })
     }
 
@@ -306,23 +327,4 @@ fn special(mut token: AddedToken) -> AddedToken {
 
 fn number(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|v| u32::try_from(v).ok())
-}
-
-/// A template under `chat_template`: a text, or a list of named ones of which `default` is meant.
-fn template(file: &Value) -> Option<String> {
-    match file.get("chat_template")? {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(list) => {
-            let named =
-                |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
-            let only = (list.len() == 1).then(|| list.first()).flatten();
-            list.iter()
-                .find(named)
-                .or(only)?
-                .get("template")?
-                .as_str()
-                .map(str::to_owned)
-        }
-        _ => None,
-    }
 }

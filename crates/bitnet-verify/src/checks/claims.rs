@@ -8,7 +8,7 @@ use crate::checks::sizes;
 use crate::checks::unlike::Unlike;
 use crate::report::Findings;
 use bitnet_checkpoint::{Certified, Config, TensorDigest, TextDigest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Sizes of a network.
 pub(crate) fn compare_sizes(expected: &Config, found: &Config, findings: &mut Findings) {
@@ -105,7 +105,34 @@ pub(crate) fn compare_text(
         findings,
         |expected, found, findings| findings.expect("chat_template_sha256", expected, found),
     );
+    if let (Certified::Said(_), Certified::Said(_)) =
+        (&expected.chat_template_sha256, &found.chat_template_sha256)
+    {
+        compare_named(
+            &expected.additional_chat_templates,
+            &found.additional_chat_templates,
+            findings,
+        );
+    }
     format!("tokenizer {tokenizer}, chat template {template}")
+}
+
+/// Chat templates that have names, whole or as their hashes.
+pub(crate) fn compare_named(
+    expected: &BTreeMap<String, String>,
+    found: &BTreeMap<String, String>,
+    findings: &mut Findings,
+) {
+    let names: BTreeSet<&String> = expected.keys().chain(found.keys()).collect();
+    for name in names {
+        let place = format!("additional_chat_templates.{name}");
+        match (expected.get(name), found.get(name)) {
+            (Some(expected), Some(found)) if expected == found => {}
+            (Some(_), Some(_)) => findings.different(place, "another template"),
+            (Some(_), None) => findings.different(place, "expected one, found none"),
+            (None, _) => findings.different(place, "expected none, found one"),
+        }
+    }
 }
 
 /// One of the two; says what was compared.

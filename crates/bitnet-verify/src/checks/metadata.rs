@@ -4,6 +4,7 @@
 //! by file; where one side is GGUF, both tokenizers are brought into GGUF's terms by the one
 //! function that writes them.
 
+use super::claims;
 use super::{Check, Running, Subject};
 use crate::diagnose::fault::{Fault, Kind};
 use crate::report::{Findings, Report};
@@ -12,7 +13,7 @@ use bitnet_checkpoint::{
     Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS,
 };
 use bitnet_formats::{Container, FormatError, MetaArray, MetaValue, Safetensors};
-use bitnet_text::{has_gguf_tokenizer, tokenizer_to_gguf};
+use bitnet_text::{ChatTemplates, has_gguf_tokenizer, normal_template_names, tokenizer_to_gguf};
 use serde_json::Value;
 
 pub(super) const CHECK: Check = Check {
@@ -314,7 +315,7 @@ fn compare_tokenizers(
 pub(super) fn gguf_tokenizer(
     checkpoint: &Checkpoint,
 ) -> Result<Option<Vec<(String, MetaValue)>>, FormatError> {
-    let pairs: Vec<(String, MetaValue)> = if checkpoint.is_gguf() {
+    let mut pairs: Vec<(String, MetaValue)> = if checkpoint.is_gguf() {
         if !has_gguf_tokenizer(&checkpoint.file.metadata) {
             // single ids without a tokenizer are settings of the network, compared as such
             return Ok(None);
@@ -334,7 +335,26 @@ pub(super) fn gguf_tokenizer(
         };
         tokenizer_to_gguf(dir, checkpoint.config.vocab_size)?
     };
+    normal_template_names(&mut pairs);
     Ok((!pairs.is_empty()).then_some(pairs))
+}
+
+/// Compares the chat templates of two directories, whichever of their files has them.
+fn compare_templates(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Findings) {
+    let templates = |checkpoint: &Checkpoint| match &checkpoint.directory {
+        Some(directory) => ChatTemplates::of_directory(directory),
+        None => Ok(ChatTemplates::default()),
+    };
+    let (expected, found) = match (templates(source), templates(artifact)) {
+        (Ok(expected), Ok(found)) => (expected, found),
+        (Err(error), _) | (_, Err(error)) => {
+            return findings.unreadable("chat_template", &error);
+        }
+    };
+    if expected.default_template() != found.default_template() {
+        findings.different("chat_template", "another template");
+    }
+    claims::compare_named(expected.named(), found.named(), findings);
 }
 
 fn compare_files(
@@ -343,6 +363,7 @@ fn compare_files(
     findings: &mut Findings,
 ) -> Result<(String, Option<Fault>), FormatError> {
     let (mut compared, mut fault) = (Vec::new(), None);
+    compare_templates(source, artifact, findings);
     let files = TOKENIZER_FILES.into_iter().chain(FURTHER_FILES);
     for name in files {
         let Some(expected) = source.side_file(name)? else {

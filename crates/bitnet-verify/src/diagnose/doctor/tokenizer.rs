@@ -162,6 +162,10 @@ fn chat(
     tokenizer: &Tokenizer,
     findings: &mut Vec<Finding>,
 ) {
+    if tokenizer.chat_template().is_none() {
+        // whoever chats names a template
+        return;
+    }
     let template = match tokenizer.chat() {
         Ok(Some(template)) => template,
         Ok(None) => return,
