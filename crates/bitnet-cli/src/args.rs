@@ -30,17 +30,17 @@ pub enum ColorWhen {
 /// Flags that every program has; flatten them into the program's own.
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalArgs {
-    /// Worker threads [default: all available cores], for example --threads 2
+    /// Use N worker threads [default: all available cores], for example --threads 2
     ///
-    /// Results are the same bytes for every number of threads.
+    /// The number of threads never changes a result.
     #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads, allow_hyphen_values = true, help_heading = "General")]
     pub threads: Option<NonZeroUsize>,
 
-    /// Say nothing but errors and the result
+    /// Print only errors and the result
     #[arg(long, short = 'q', global = true, help_heading = "General")]
     pub quiet: bool,
 
-    /// Colours; NO_COLOR is honoured, for example --color never
+    /// Color the output: auto, always or never; NO_COLOR is honored
     #[arg(
         long,
         global = true,
@@ -53,7 +53,7 @@ pub struct GlobalArgs {
 
     /// Print exactly one JSON object on stdout, also on failure
     ///
-    /// Its keys are listed in formats/report.md. Progress and notes are not printed.
+    /// formats/report.md lists the keys. Progress and notes are not printed.
     #[arg(long, global = true, help_heading = "General")]
     pub json: bool,
 }

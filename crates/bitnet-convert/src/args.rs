@@ -17,7 +17,7 @@ Examples:
   bitnet-convert inspect model.gguf
   bitnet-convert list";
 
-/// Converts BitNet b1.58 checkpoints between containers and packings, one tensor at a time
+/// Convert a ternary checkpoint to a packed format, or one packed format to another
 #[derive(Debug, Parser)]
 #[command(
     name = "bitnet-convert",
@@ -38,14 +38,14 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Says what a model file holds
+    /// Show what a model file holds and which programs read it
     Inspect(InspectArgs),
-    /// Lists targets, sources and families
+    /// List targets, sources, exact pairs and model families
     List,
-    /// Prints a completion script, for example: bitnet-convert completions bash
+    /// Print a completion script, for example: bitnet-convert completions bash
     #[command(hide = true)]
     Completions { shell: Shell },
-    /// Prints the man page (roff)
+    /// Print the man page (roff)
     #[command(hide = true)]
     Man,
 }
@@ -53,19 +53,19 @@ pub enum Command {
 /// Flags that say how a source is to be read; `inspect` has them as well.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub struct SourceArgs {
-    /// I2_S layout of a GGUF source whose type id does not say it: --layout i2_s-arm64
+    /// Set the I2_S layout of a GGUF source, for example --layout i2_s-arm64
     ///
-    /// Three layouts share one GGUF type id and nothing in a file tells them apart: i2_s (blocks of
-    /// 128; every published file), i2_s-arm64, i2_s-rows4. Without this flag the data decide where they
-    /// can (`inspect` shows the evidence); where they cannot, i2_s is assumed, with a warning. Types of
-    /// one id but different lengths (q2_0-g128, tl2) are told apart by the distances between tensors.
+    /// Three layouts share one GGUF type id: i2_s (blocks of 128, used by every published file), i2_s-arm64 and
+    /// i2_s-rows4. Without this flag the program decides by the weights (`inspect` shows the evidence). If the weights
+    /// do not decide, the program assumes i2_s and prints a warning. Layouts of other ids (q2_0-g128, tl2) are recognized
+    /// by the sizes of their tensors.
     #[arg(long, value_name = "NAME", help_heading = "Source")]
     pub layout: Option<String>,
 
-    /// Another copy of the same model, to tell the layout by its trits: --against ./bitnet-2b-4t
+    /// Find the layout with another copy of the model, for example --against ./bitnet-2b-4t
     ///
-    /// Decides between layouts of one type id: the one under which every trit is that of the copy. An
-    /// error when none is.
+    /// The program takes the layout with which every trit equals the trit of the copy. If no layout matches, it
+    /// stops with an error.
     #[arg(
         long,
         value_name = "MODEL",
@@ -74,19 +74,18 @@ pub struct SourceArgs {
     )]
     pub against: Option<PathBuf>,
 
-    /// Float weights are master weights of a ternary-trained model, though nothing says so
+    /// Confirm that float weights are master weights of a ternary-trained model
     ///
-    /// Float weights that are not trits times scales are refused (not-ternary) unless config.json
-    /// or norms in front of every linear say that the model is ternary-trained: rounding weights
-    /// that were not trained for it destroys the model. Example: the prequantized revision of
-    /// Falcon-E needs the flag.
+    /// Rounding weights that were not trained for it destroys a model. Therefore float weights are refused (not-ternary),
+    /// except if they are trits times scales already, or if config.json or a norm in front of every linear shows that the
+    /// model was trained ternary. Example: the prequantized revision of Falcon-E needs this flag.
     #[arg(long, help_heading = "Source")]
     pub ternary_trained: bool,
 }
 
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ConvertArgs {
-    /// A checkpoint directory, a .safetensors, .bin or .pt file or its index, a .gguf file (or a part of one)
+    /// Checkpoint directory, or .safetensors, .bin, .pt, index or .gguf file (any part of a split file)
     #[arg(required = true, value_name = "SRC")]
     pub source: Option<PathBuf>,
 
@@ -94,29 +93,29 @@ pub struct ConvertArgs {
     #[arg(short, long, required = true, value_name = "OUT")]
     pub output: Option<PathBuf>,
 
-    /// Container and packing, for example --to gguf-tq2_0; `list` explains them
+    /// Choose the target format, for example --to gguf-tq2_0; `list` shows all
     ///
-    /// Without it the output decides: `.gguf` takes the first of i2_s, tq2_0, tq1_0, f32 that holds
-    /// the source without loss, a directory takes hf-packed. stderr says which.
+    /// Without this option the name of the output decides. For `.gguf` the program takes the first of i2_s, tq2_0, tq1_0
+    /// and f32 that holds the source exactly, for a directory hf-packed. It prints the choice to stderr.
     #[arg(long, value_name = "TARGET", value_parser = target, hide_possible_values = true)]
     pub to: Option<&'static Target>,
 
-    /// Print the plan and write nothing: tensors, types, bytes, memory, losses
+    /// Print the plan (tensors, types, bytes, memory, losses) and write nothing
     #[arg(long)]
     pub dry_run: bool,
 
     /// Replace an output that exists
     ///
-    /// Replaces the file that -o names and the parts of an earlier output of this name, or a directory that
-    /// holds only files this program wrote or is about to write. A directory with other files is refused, and
-    /// so is every output that is, or holds, an input of the same run. Example: --force
+    /// Replaces the file that -o names, and the parts of an earlier output with this name, or a directory that
+    /// holds only files that this program wrote or is about to write. A directory with other files is refused. An
+    /// output that is or contains an input of the same run is refused, too. Example: --force
     #[arg(long)]
     pub force: bool,
 
     /// Store embeddings and output head as keep|f32|f16|bf16|q8_0|q6_k [default: keep]
     ///
-    /// `keep` changes no value. q8_0 and q6_k (GGUF only) and narrower floats do where they cannot
-    /// hold one; the report then says lossless: false and by how much. Example: --embeddings q6_k
+    /// `keep` changes no value. The other types round values that they cannot hold; the report then says
+    /// lossless: false and how much changed. q8_0 and q6_k exist in GGUF only. Example: --embeddings q6_k
     #[arg(
         long,
         value_name = "TYPE",
@@ -126,17 +125,17 @@ pub struct ConvertArgs {
     )]
     pub embeddings: Embeddings,
 
-    /// Round scales that the target cannot hold exactly, and say by how much
+    /// Round scales that the target cannot hold exactly, and report how much they change
     ///
-    /// TQ1_0 and TQ2_0 hold f16 scales; quantised master weights have f32 scales. Without this flag
+    /// For example, TQ1_0 and TQ2_0 hold f16 scales, and quantized master weights have f32 scales. Without this flag
     /// such a conversion is refused (scale-rounding).
     #[arg(long)]
     pub allow_scale_rounding: bool,
 
-    /// Split the output into files of at most SIZE of tensors, for example 2GB
+    /// Split the output into files with at most SIZE of tensors, for example 2GB
     ///
-    /// GGUF: OUT-00001-of-0000N.gguf. Hugging Face: model-00001-of-0000N.safetensors with an index;
-    /// the default there is 5GB. A larger tensor has a file of its own.
+    /// GGUF files are named OUT-00001-of-0000N.gguf. Hugging Face files are named model-00001-of-0000N.safetensors and
+    /// have an index; their default is 5GB. A tensor that is larger than SIZE gets its own file.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_hyphen_values = true)]
     pub split_max_size: Option<u64>,
 
@@ -146,7 +145,7 @@ pub struct ConvertArgs {
 
 #[derive(Debug, Clone, ClapArgs)]
 pub struct InspectArgs {
-    /// A checkpoint directory, a .safetensors, .bin or .pt file or its index, a .gguf file (or a part of one)
+    /// Checkpoint directory, or .safetensors, .bin, .pt, index or .gguf file (any part of a split file)
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
 
@@ -154,10 +153,10 @@ pub struct InspectArgs {
     #[arg(long)]
     pub tensors: bool,
 
-    /// Which programs can load the file, and which will load it and compute something else
+    /// Show which programs can load the file and which compute something else with it
     ///
-    /// Each with the reason and the page of formats/ that says so; `--dry-run --json` says the same of
-    /// an output that is only planned.
+    /// Each line has the reason and the page of formats/ with the facts. `--dry-run --json` of a conversion shows the same
+    /// for the planned output.
     #[arg(long)]
     pub readers: bool,
 

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-/// Runs ternary language models on a CPU: the same bits on every kernel and thread count
+/// Run a ternary language model on the CPU, with the same bits on every kernel
 #[derive(Debug, Parser)]
 #[command(
     name = "bitnet-run",
@@ -27,15 +27,15 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Write the logits of every position of every prompt
+    /// Compute the logits of every position of every prompt
     Logits(Logits),
-    /// Turn texts into vectors of length 1, for embedding models
+    /// Compute embeddings (vectors of length 1) of texts
     Embed(Embed),
     /// Measure how well the model predicts a text
     Perplexity(Perplexity),
-    /// Measure speed beside this machine's read bandwidth
+    /// Measure speed and the read bandwidth of this machine
     Bench(Bench),
-    /// List the kernels of this build, which run here and which is chosen
+    /// List the kernels, which of them run here, and the default
     Kernels,
 }
 
@@ -51,12 +51,12 @@ pub struct ModelArgs {
 /// How to read a model and compute with it.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ComputeArgs {
-    /// Force one kernel [default: the fastest here], for example --kernel scalar
+    /// Compute with this kernel [default: the fastest], for example --kernel scalar
     ///
-    /// `bench` also takes several, avx2,scalar, or all: those that run here, without the scalar definition.
+    /// `bench` also takes a list (avx2,scalar) or all: every kernel that runs here, except scalar.
     #[arg(long, value_name = "NAME", help_heading = "Computation")]
     pub kernel: Option<String>,
-    /// Type of the KV cache, for example --kv-type f16
+    /// Set the type of the KV cache, for example --kv-type f16
     #[arg(
         long,
         value_name = "TYPE",
@@ -64,21 +64,19 @@ pub struct ComputeArgs {
         help_heading = "Computation"
     )]
     pub kv_type: KvTypeArg,
-    /// Byte layout of ternary tensors that the file cannot tell, for example --layout i2_s-arm64
+    /// Set the byte layout of I2_S tensors, for example --layout i2_s-arm64
     #[arg(long, value_name = "NAME", help_heading = "Computation")]
     pub layout: Option<String>,
-    /// Lay a `packed` model out in memory for any kernel instead of reading it where it lies in the file
+    /// Copy a `packed` model to memory, repacked for the kernel
     ///
-    /// Tiles that the kernel reads as they are stay in the mapped file, shared by all processes that run
-    /// it. With this flag they are copied, and tiles of another layout, otherwise refused, are packed
-    /// again. Example: --repack --kernel scalar
+    /// Without this flag, the kernel reads the weights of a `packed` model directly from the mapped file, which all
+    /// processes share, and a layout of another kernel is refused. Example: --repack --kernel scalar
     #[arg(long, help_heading = "Computation")]
     pub repack: bool,
-    /// Take unmarked float weights as master weights of a ternary-trained model
+    /// Confirm that float weights are master weights of a ternary-trained model
     ///
-    /// A checkpoint whose configuration does not say that it was trained with ternary weights is
-    /// refused, because rounding ordinary weights to ternary destroys them. This flag is your word
-    /// that it was.
+    /// Rounding weights that were not trained for it destroys a model. Therefore a float checkpoint is refused if nothing
+    /// shows that it was trained ternary.
     #[arg(long, help_heading = "Computation")]
     pub ternary_trained: bool,
 }
@@ -96,10 +94,10 @@ pub struct Generate {
     /// Checkpoint directory, .safetensors, .index.json or .gguf, for example ./model.gguf
     #[arg(required = true)]
     pub model: Option<PathBuf>,
-    /// Text to continue; - reads standard input, for example -p "Hello world"
+    /// Continue TEXT, or standard input with -p -, for example -p "Hello world"
     ///
-    /// Of standard input at most 64 MiB of UTF-8 are read, and one line break at its end is dropped. A text may begin with a
-    /// dash, -p "- item"; a text that is a flag of this program is given as -p=--greedy.
+    /// Standard input may have up to 64 MiB of UTF-8 text; one line break at its end is removed. TEXT may begin with a dash:
+    /// -p "- item". If TEXT is a flag of this program, write -p=--greedy.
     #[arg(
         short,
         long,
@@ -108,7 +106,7 @@ pub struct Generate {
         allow_hyphen_values = true
     )]
     pub prompt: Option<String>,
-    /// Token ids to continue; no tokenizer involved, no stop token, for example --tokens 1,2,3
+    /// Continue these token ids, without tokenizer and stop tokens, for example --tokens 1,2,3
     #[arg(
         long,
         value_name = "IDS",
@@ -117,7 +115,7 @@ pub struct Generate {
         allow_hyphen_values = true
     )]
     pub tokens: Option<Vec<u32>>,
-    /// New tokens at most, for example -n 64
+    /// Generate at most N tokens, for example -n 64
     #[arg(
         short = 'n',
         long = "max-new-tokens",
@@ -127,10 +125,10 @@ pub struct Generate {
         allow_hyphen_values = true
     )]
     pub max_new_tokens: usize,
-    /// Talk: the prompt is a user's message in the model's chat template; without -p, asks for messages
+    /// Apply the chat template to the prompt; without -p, start an interactive chat
     #[arg(long, conflicts_with = "tokens")]
     pub chat: bool,
-    /// System message for --chat, for example --system "Answer briefly."
+    /// Set the system message of --chat, for example --system "Answer briefly."
     #[arg(
         long,
         value_name = "TEXT",
@@ -138,19 +136,19 @@ pub struct Generate {
         allow_hyphen_values = true
     )]
     pub system: Option<String>,
-    /// Print text as it is made
+    /// Print the text while it is generated
     #[arg(long)]
     pub stream: bool,
-    /// Go on after a stop token
+    /// Do not stop at stop tokens
     #[arg(long)]
     pub ignore_eos: bool,
-    /// Context length in tokens [default: what prompt and -n need], for example --ctx 4096
+    /// Set the context length in tokens [default: prompt plus -n], for example --ctx 4096
     #[arg(long, value_name = "N", value_parser = count, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
-    /// Always the most likely token (the default unless a sampling flag is given)
+    /// Always take the most likely token (the default without sampling flags)
     #[arg(long, conflicts_with_all = ["temp", "top_k", "top_p", "min_p", "seed"], help_heading = "Sampling")]
     pub greedy: bool,
-    /// Temperature from 0 (the most likely token) on, for example --temp 0.8
+    /// Set the temperature; 0 takes the most likely token; for example --temp 0.8
     #[arg(
         long,
         value_name = "T",
@@ -159,7 +157,7 @@ pub struct Generate {
         help_heading = "Sampling"
     )]
     pub temp: Option<f32>,
-    /// Keep the K most likely tokens, 0 for all, for example --top-k 40
+    /// Sample from the K most likely tokens; 0 means all; for example --top-k 40
     #[arg(
         long,
         value_name = "K",
@@ -168,7 +166,7 @@ pub struct Generate {
         help_heading = "Sampling"
     )]
     pub top_k: Option<usize>,
-    /// Keep the most likely tokens that make up P, from 0 to 1, for example --top-p 0.95
+    /// Sample from the most likely tokens with total probability P (0 to 1), for example --top-p 0.95
     #[arg(
         long,
         value_name = "P",
@@ -177,7 +175,7 @@ pub struct Generate {
         help_heading = "Sampling"
     )]
     pub top_p: Option<f32>,
-    /// Keep tokens at least P times as likely as the best, from 0 to 1, for example --min-p 0.05
+    /// Sample from tokens at least P times (0 to 1) as likely as the best, for example --min-p 0.05
     #[arg(
         long,
         value_name = "P",
@@ -186,7 +184,7 @@ pub struct Generate {
         help_heading = "Sampling"
     )]
     pub min_p: Option<f32>,
-    /// Seed of the sampler [default: 0], for example --seed 42
+    /// Set the seed of the sampler [default: 0], for example --seed 42
     #[arg(
         long,
         value_name = "S",
@@ -203,16 +201,16 @@ pub struct Generate {
 pub struct Logits {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// JSON: {name: {"text": …, "ids": […]}} or [[ids], …], for example --prompts prompts.json
+    /// Read prompts from JSON, {name: {"text": …, "ids": […]}} or [[ids], …]
     #[arg(long, value_name = "FILE")]
     pub prompts: PathBuf,
-    /// Safetensors file to write, `<name>.logits` (tokens, vocabulary) f32, for example -o logits.safetensors
+    /// Write tensors `<name>.logits`, f32 (tokens, vocabulary), for example -o logits.safetensors
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Replace the output if it exists; never a file that the run reads
     #[arg(long)]
     pub force: bool,
-    /// Tokens given to the model at once [default: its own batch]; changes no bit, for example --batch 1
+    /// Compute N tokens at once; this changes no bit of the result; for example --batch 1
     #[arg(long, value_name = "N", value_parser = some, allow_hyphen_values = true)]
     pub batch: Option<NonZeroUsize>,
 }
@@ -224,31 +222,31 @@ pub struct Embed {
     /// Texts, for example "Hello world" "Good evening"
     #[arg(value_name = "TEXT")]
     pub texts: Vec<String>,
-    /// A text on every line, UTF-8; - reads standard input, for example --file lines.txt
+    /// Read one text per line, UTF-8; - reads standard input; for example --file lines.txt
     #[arg(long, value_name = "FILE", conflicts_with = "texts")]
     pub file: Option<PathBuf>,
-    /// JSON: {name: {"text": …, "ids": […]}} or [[ids], …], for example --prompts prompts.json
+    /// Read texts from JSON, {name: {"text": …, "ids": […]}} or [[ids], …]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["texts", "file"])]
     pub prompts: Option<PathBuf>,
-    /// Safetensors file to write, `<name>.embedding` (width) f32, for example -o vectors.safetensors
+    /// Write tensors `<name>.embedding`, f32 (width), for example -o vectors.safetensors
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Replace the output if it exists; never a file that the run reads
     #[arg(long)]
     pub force: bool,
-    /// How hidden states become one vector [default: the model's own, else last], for example --pooling mean
+    /// Set the pooling [default: that of the model, otherwise last], for example --pooling mean
     ///
-    /// mean: of all tokens; cls: that of the first; last: that of the last. An embedding model was trained
-    /// for one of them and says which.
+    /// mean: the mean of all tokens; cls: the first token; last: the last token. An embedding model was trained for one of
+    /// these and names it.
     #[arg(long, value_name = "HOW")]
     pub pooling: Option<PoolingArg>,
-    /// Use the model's prompt of this name, for example --prompt-name query
+    /// Use the prompt with this name, for example --prompt-name query
     ///
-    /// The prompt is the text that the model wants before every input. Without this option the model's own
-    /// default prompt is used, if it has one.
+    /// An embedding model may want a text (its prompt) in front of every input. Without this option the default prompt of
+    /// the model is used, if any.
     #[arg(long, value_name = "NAME", conflicts_with = "prompt_text")]
     pub prompt_name: Option<String>,
-    /// Put this text before every input instead, for example --prompt-text "query: " or --prompt-text ""
+    /// Put this text in front of every input, for example --prompt-text "query: " or --prompt-text ""
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt_text: Option<String>,
 }
@@ -267,9 +265,9 @@ pub enum PoolingArg {
 pub struct Perplexity {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Text to predict, UTF-8, for example wiki.test.raw
+    /// Text file to predict, UTF-8, for example wiki.test.raw
     pub file: PathBuf,
-    /// Tokens per window [default: 512, or the model's maximum], for example --ctx 512
+    /// Set the tokens per window [default: 512, or the maximum of the model], for example --ctx 512
     #[arg(long, value_name = "N", value_parser = count, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
 }
@@ -277,9 +275,9 @@ pub struct Perplexity {
 /// How `bench` finds the likeliest logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum HeadArg {
-    /// By candidates where the model has them, as generation does
+    /// With the candidate filter, as generation does
     Auto,
-    /// All logits
+    /// Compute all logits
     Full,
 }
 
@@ -303,26 +301,26 @@ impl std::fmt::Display for HeadArg {
 pub struct Bench {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Prompt lengths to measure, for example -p 128,512
+    /// Measure prompts of these lengths, for example -p 128,512
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [512], value_parser = any_count, allow_hyphen_values = true)]
     pub prompt: Vec<usize>,
-    /// Generated lengths to measure, for example -n 128
+    /// Measure the generation of these numbers of tokens, for example -n 128
     #[arg(short = 'n', long = "new-tokens", value_name = "N", value_delimiter = ',', default_values_t = [128], value_parser = any_count, allow_hyphen_values = true)]
     pub new_tokens: Vec<usize>,
-    /// Tokens already in the context of a test, for example -d 0,1024,4096
+    /// Start each test with these numbers of tokens in the context, for example -d 0,1024,4096
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [0], value_parser = any_count, allow_hyphen_values = true)]
     pub depth: Vec<usize>,
-    /// How generated tokens find the likeliest logits: auto, full or both, for example --head auto,full
+    /// Choose how the most likely token is found: auto, full or both, for example --head auto,full
     ///
-    /// auto is what generation does: an 8-bit copy of the output head rules most rows out, and the logits of the rest are
-    /// computed exactly; the tokens are those of the full product. full computes every logit, as most other programs do.
-    /// Prompts compute one full row of logits either way.
+    /// auto is how generation works: an 8-bit copy of the output head excludes most tokens, and the logits of the remaining
+    /// tokens are computed exactly, so that the result is always that of the full product. full computes every logit,
+    /// as most other programs do. A prompt always computes one full row of logits.
     #[arg(long, value_name = "HOW", value_delimiter = ',', default_values_t = [HeadArg::Auto])]
     pub head: Vec<HeadArg>,
-    /// Also show where the time goes, for the model and for every row
+    /// Show the time of each part of the model
     #[arg(long)]
     pub profile: bool,
-    /// Thread counts to measure [default: --threads], for example -t 1,2
+    /// Measure with these thread counts [default: --threads], for example -t 1,2
     #[arg(
         short = 't',
         long = "thread-counts",
@@ -332,7 +330,7 @@ pub struct Bench {
         allow_hyphen_values = true
     )]
     pub thread_counts: Vec<NonZeroUsize>,
-    /// Measurements per row, of which the median counts, for example -r 9
+    /// Repeat each measurement R times and report the median, for example -r 9
     #[arg(short, long, value_name = "R", default_value = "5", value_parser = some, allow_hyphen_values = true)]
     pub repetitions: NonZeroUsize,
 }

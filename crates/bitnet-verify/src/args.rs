@@ -9,16 +9,16 @@ use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Does this artifact say, and compute, what its source does?
+/// Prove that a converted model has the weights and the results of its source
 ///
 /// A model is a Hugging Face checkpoint directory, a .safetensors file or its index, or a .gguf
-/// file (any part of a split one). Exit status: 0 the same, 1 a difference was found, 2 it could
-/// not be compared.
+/// file (any part of a split file). Exit status: 0 the same, 1 a difference was found, 2 could not
+/// compare.
 #[derive(Debug, Parser)]
 #[command(
     name = "bitnet-verify",
     version,
-    about = "Does this artifact say, and compute, what its source does?",
+    about = "Prove that a converted model has the weights and the results of its source",
     subcommand_negates_reqs = true,
     override_usage = "bitnet-verify ARTIFACT --against SRC [--junit FILE]\n       \
                       bitnet-verify ARTIFACT --certificate FILE\n       \
@@ -41,7 +41,7 @@ pub struct Args {
 /// What is done instead of a comparison.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Says what is wrong with a model that has no source to compare with
+    /// Find faults in a model without a source
     Doctor(DoctorArgs),
 }
 
@@ -54,19 +54,19 @@ pub struct DoctorArgs {
 
     /// Check the model against FILE [default: the certificate beside the model, if any]
     ///
-    /// A file alone does not show that a weight was changed; its certificate does. Example: --certificate
+    /// Only a certificate or a source shows that a weight was changed. Example: --certificate
     /// model.gguf.certificate.json
     #[arg(long, value_name = "FILE")]
     pub certificate: Option<PathBuf>,
 
     /// Write a corrected copy, for example --fix -o fixed.gguf
     ///
-    /// Of GGUF files: what is repairable without the source (file type, pre-tokenizer of a published
-    /// vocabulary, architecture, heads that nothing needs). Weights are copied byte for byte.
+    /// Repairs metadata of GGUF files: the file type, the pre-tokenizer of a published vocabulary, the architecture, and
+    /// output heads that the model does not use. Weights are copied byte for byte.
     #[arg(long, requires = "output")]
     pub fix: bool,
 
-    /// Where --fix writes
+    /// Write the copy of --fix to OUT
     #[arg(short, long, value_name = "OUT", requires = "fix")]
     pub output: Option<PathBuf>,
 
@@ -74,19 +74,19 @@ pub struct DoctorArgs {
     #[arg(long)]
     pub force: bool,
 
-    /// Warnings fail as well
+    /// Exit with 1 also for warnings
     #[arg(long)]
     pub strict: bool,
 
-    /// Do not run the model: files are read, nothing is computed
+    /// Read the files only, do not run the model
     #[arg(long)]
     pub no_run: bool,
 
-    /// Layout of I2_S tensors, for example --layout i2_s-arm64
+    /// Set the layout of I2_S tensors, for example --layout i2_s-arm64
     #[arg(long, value_name = "NAME")]
     pub layout: Option<String>,
 
-    /// MODEL is master weights of a ternary-trained model
+    /// Confirm that float weights are master weights of a ternary-trained model
     #[arg(long)]
     pub ternary_trained: bool,
 }
@@ -94,59 +94,60 @@ pub struct DoctorArgs {
 /// A comparison.
 #[derive(Debug, ClapArgs)]
 pub struct CompareArgs {
-    /// The model in question, for example ./model-i2_s.gguf
+    /// The model to verify, for example ./model-i2_s.gguf
     #[arg(value_name = "ARTIFACT", required = true)]
     pub artifact: Option<PathBuf>,
 
-    /// Compare with what it was made from, for example --against ./checkpoint
+    /// Compare with the source of the model, for example --against ./checkpoint
     ///
-    /// Compares sizes and tensors, the settings that change results (activation, norms, rope,
-    /// tokenizer, special tokens, chat template), every trit, every scale bit and every dense
-    /// value, and names the first divergence of each tensor: row, column, expected, found.
+    /// Compares the tensors and their sizes, the settings that change results (activation function, norms, rope, tokenizer,
+    /// special tokens, chat template), every trit, every bit of every scale and every dense value. Reports the first
+    /// difference of each tensor: row, column, expected, found.
     #[arg(long, value_name = "SRC")]
     pub against: Option<PathBuf>,
 
     /// Compare with a certificate, for example --certificate model.gguf.certificate.json
     ///
-    /// Any lossless container of the certified model passes; if the certificate names the
-    /// artifact's own files, their hashes are compared as well.
+    /// Every lossless conversion of the certified model passes. If the certificate lists the files of the artifact, their
+    /// hashes are compared, too.
     #[arg(long, value_name = "FILE")]
     pub certificate: Option<PathBuf>,
 
     /// Run the model: against --golden, --against, or the built-in oracle
     ///
-    /// Without --golden the runtime is compared with an independent dense implementation: each
-    /// layer from the runtime's own hidden state (reported first), then end to end. With --against
-    /// the logits of both files must be the same bits.
+    /// Without --golden, an independent dense implementation (the oracle) computes the same logits: first each layer from
+    /// the hidden state of the runtime, then the whole model. With --against, the logits of both models must be equal bit
+    /// for bit.
     #[arg(long)]
     pub logits: bool,
 
     /// Apply the five gates to recorded outputs of transformers, for example --golden ./golden
     ///
-    /// Reads prompts.json and logits_f32.safetensors, and where they exist logits_bf16.safetensors,
-    /// greedy.json, perplexity.json, ternary.json and trace_short_f32.safetensors. What departs is named
-    /// (rope-theta, permuted-rows, pre-tokenizer, ...) with the layer and tensor where it begins. Implies
-    /// --logits.
+    /// Reads prompts.json and logits_f32.safetensors, and if present logits_bf16.safetensors, greedy.json,
+    /// perplexity.json, ternary.json and trace_short_f32.safetensors. A difference is reported by its cause
+    /// (rope-theta, permuted-rows, pre-tokenizer, ...) with the layer and tensor where it begins. Implies --logits.
     #[arg(long, value_name = "DIR")]
     pub golden: Option<PathBuf>,
 
     /// Compare with the logits of another runtime, for example --logits-from logits.safetensors
     ///
-    /// `<prompt>.logits` and `<prompt>.ids`, as scripts/other_logits.py writes them for llama-cpp-python and
-    /// transformers; without the ids, those of --prompts or of a prompts.json beside FILE.
+    /// FILE has the tensors `<prompt>.logits` and `<prompt>.ids`. scripts/other_logits.py writes them for llama-cpp-python
+    /// and transformers. If the ids are absent, --prompts or a prompts.json beside FILE must have them.
     #[arg(long, value_name = "FILE")]
     pub logits_from: Option<PathBuf>,
 
-    /// Token sequences to compute, for example --prompts prompts.json
+    /// Compute the token sequences of FILE, a JSON file
     ///
-    /// {"name": {"ids": [1, 2, 3]}} or [[1, 2, 3]]. Default: a few sequences over the vocabulary.
-    /// Implies --logits.
+    /// The file holds {"name": {"ids": [1, 2, 3]}} or [[1, 2, 3]]. Default: a few sequences of tokens from the whole
+    /// vocabulary. Implies --logits.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
 
-    /// Which kernel computes, or all of them [default: the fastest], for example --kernel scalar
+    /// Compute with this kernel, or with all [default: the fastest]
     ///
-    /// With all, the logits of every kernel of this machine must be the same bits.
+    /// Example: --kernel scalar
+    ///
+    /// With all, the logits of all kernels of this machine must be equal bit for bit.
     #[arg(long, value_name = "NAME|all")]
     pub kernel: Option<String>,
 
@@ -154,7 +155,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
 
-    /// Write the report as one self-contained HTML page, for example --html report.html
+    /// Write the report as one HTML page, for example --html report.html
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 
@@ -166,26 +167,28 @@ pub struct CompareArgs {
     #[arg(long, hide_short_help = true)]
     pub force: bool,
 
-    /// Fail where this run is worse than an earlier one, for example --baseline report.json
+    /// Fail if this run is worse than an earlier run
     ///
-    /// FILE is what `bitnet-verify --json` printed then. Worse: a check that was `same` and is not, or a
-    /// figure of logits or layers that grew by more than --baseline-slack.
+    /// Example: --baseline report.json
+    ///
+    /// FILE is the output of `bitnet-verify --json` of the earlier run. A run is worse if a check was `same` and is not
+    /// any more, or if a figure of logits or layers grew by more than --baseline-slack.
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
 
-    /// Read thresholds from FILE [default: bitnet-verify.toml in the current directory, if there]
+    /// Read thresholds from FILE [default: bitnet-verify.toml in the current directory, if any]
     ///
-    /// A table [thresholds] with the flags below as keys, for example max_kl = 2e-3. Flags are stronger.
+    /// FILE has a table [thresholds] with the flags below as keys, for example max_kl = 2e-3. Flags override it.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub config: Option<PathBuf>,
 
-    /// Layout of I2_S tensors in SRC (in ARTIFACT without --against), for example --layout i2_s-arm64
+    /// Set the layout of I2_S tensors in SRC (in ARTIFACT without --against), for example --layout i2_s-arm64
     ///
-    /// GGUF does not say which of its layouts a file uses; the default is i2_s.
+    /// A GGUF file does not name its I2_S layout. The default is i2_s.
     #[arg(long, value_name = "NAME", help_heading = "How models are read")]
     pub layout: Option<String>,
 
-    /// Layout of I2_S tensors in ARTIFACT, for example --artifact-layout i2_s-arm64
+    /// Set the layout of I2_S tensors in ARTIFACT, for example --artifact-layout i2_s-arm64
     #[arg(
         long,
         value_name = "NAME",
@@ -194,9 +197,9 @@ pub struct CompareArgs {
     )]
     pub artifact_layout: Option<String>,
 
-    /// SRC (ARTIFACT without --against) is master weights of a ternary-trained model
+    /// Confirm that SRC (ARTIFACT without --against) has master weights of a ternary-trained model
     ///
-    /// For float checkpoints whose configuration does not say so.
+    /// Needed for float checkpoints whose configuration does not say so.
     #[arg(long, help_heading = "How models are read")]
     pub ternary_trained: bool,
 
