@@ -11,7 +11,9 @@ mod certificate;
 mod checkpoint;
 mod config;
 mod family;
+mod row_order;
 mod slot;
+mod storage;
 
 pub use certificate::{
     CERTIFICATE_VERSION, Certificate, Certified, DenseRecord, FileRecord, Seal, TensorDigest,
@@ -19,11 +21,9 @@ pub use certificate::{
     scale_normal_form, trit_codes, trit_sha256,
 };
 pub use checkpoint::{
-    Checkpoint, DenseTensor, GPU_PACKING, HF_PACKING, LayoutEvidence, LayoutReading, LayoutReason,
-    LayoutSample, LinearRule, LinearSource, MLX_PACKING, OpenOptions, ROTATION_KEYS, Rotation,
-    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, TernaryRows, Tiles, WRITER_KEYS,
-    gguf_from_hf_rows, gguf_row, has_known_family, hf_from_gguf_rows, hf_row, is_tiles,
-    layout_readings, side_file_names, tiles_entry, tiles_shape, weight_scale_bytes,
+    Checkpoint, DenseTensor, LayoutEvidence, LayoutReading, LayoutReason, LayoutSample,
+    OpenOptions, ROTATION_KEYS, Rotation, TernaryRows, Tiles, WRITER_KEYS, has_known_family,
+    layout_readings, side_file_names,
 };
 pub use config::{
     Activation, ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling,
@@ -34,4 +34,10 @@ pub use family::{
     ScaleDirection, UnknownKey, UnmarkedFloats, check_gpu_network, family_by_name, gpu_place,
     pooling_files, pooling_settings,
 };
+pub use row_order::{gguf_from_hf_rows, gguf_row, hf_from_gguf_rows, hf_row};
 pub use slot::{LayerSlot, Slot};
+pub use storage::{
+    GPU_PACKING, HF_PACKING, LinearSource, MLX_PACKING, STORAGES, Storage, TILES_ALIGNMENT,
+    TILES_FORMAT, TILES_VERSION, is_tiles, storage_by_name, tiles_entry, tiles_shape,
+    weight_scale_bytes,
+};

@@ -8,12 +8,9 @@ mod unknown;
 
 use self::data::Data;
 use crate::args::{InspectArgs, SourceArgs};
-use crate::plan::describe;
 use crate::readers::{self, FileFacts};
 use crate::scales;
-use bitnet_checkpoint::{
-    ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, LinearRule, Slot,
-};
+use bitnet_checkpoint::{ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, Slot};
 use bitnet_cli::{Console, Failure, Table, human_bytes};
 use bitnet_formats::{
     Container, ErrorCode, Gguf, Limits, MetaArray, MetaValue, TensorFile, TensorInfo,
@@ -128,12 +125,11 @@ impl Facts {
             parameters += elements;
             if checkpoint.is_ternary(slot) {
                 let source = checkpoint.linear(slot)?;
-                *linears.entry(describe(source)).or_insert(0) += 1;
+                *linears.entry(source.describe()).or_insert(0) += 1;
                 ternary_bytes += source.info.len;
-                ternary_bytes += source.rule.scale_tensor().map_or(0, |info| info.len);
+                ternary_bytes += source.scale_tensor().map_or(0, |info| info.len);
                 ternary_parameters += elements;
-                one_scale &= matches!(source.rule, LinearRule::Absmean)
-                    || scales::probe(checkpoint, slot, source).is_some();
+                one_scale &= source.is_master() || scales::probe(checkpoint, slot).is_some();
             }
         }
         let head = (checkpoint.family.tensor_name)(Slot::OutputHead);

@@ -6,7 +6,7 @@
 use crate::pipeline::minus_ones;
 use crate::plan::{Action, Item, Plan, Request, ScaleTensor};
 use crate::scales;
-use bitnet_checkpoint::{Checkpoint, LinearRule, Slot};
+use bitnet_checkpoint::{Checkpoint, Slot};
 use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, ScaleRounding, encode_dense};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
@@ -83,11 +83,7 @@ impl Look<'_> {
     /// Whether only its values tell the scales of a linear: the plan has judged all others.
     fn is_unknown(&self, slot: Slot) -> bool {
         self.checkpoint.linear(slot).is_ok_and(|source| {
-            let packed = matches!(
-                source.rule,
-                LinearRule::Packed { .. } | LinearRule::Tiles { .. }
-            );
-            !packed && scales::probe(self.checkpoint, slot, source).is_none()
+            source.packing.is_none() && scales::probe(self.checkpoint, slot).is_none()
         })
     }
 
@@ -97,9 +93,9 @@ impl Look<'_> {
             return false;
         };
         // master weights have one scale; numbers may have one for each group
-        let scales = match source.rule {
-            LinearRule::Absmean => Scales::PerTensor(0.1),
-            _ => Scales::PerGroup {
+        let scales = match source.is_master() {
+            true => Scales::PerTensor(0.1),
+            false => Scales::PerGroup {
                 group: 32,
                 scales: vec![0.1, 0.7],
             },

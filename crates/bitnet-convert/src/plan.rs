@@ -11,10 +11,9 @@ mod tensors;
 use self::beside::AffineForm;
 pub use self::beside::{affine_form_of, scale_bytes, scales_of};
 pub use self::files::is_carried;
-pub use self::tensors::describe;
 use crate::args::Embeddings;
 use crate::targets::{Kind, Linears, Target};
-use bitnet_checkpoint::{Checkpoint, LayerSlot, LinearRule, Slot, check_gpu_network};
+use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot, check_gpu_network};
 use bitnet_formats::{
     Encoding, FormatError, Header, Packing, PlainType, PlannedTensor, ScaleRounding,
 };
@@ -173,7 +172,7 @@ impl Plan {
         let is_quantized = |item: &&Item| {
             let rule = item.slot.and_then(|slot| checkpoint.linear(slot).ok());
             matches!(item.action, Action::Pack(_) | Action::Dequantise(_))
-                && rule.is_some_and(|source| matches!(source.rule, LinearRule::Absmean))
+                && rule.is_some_and(|source| source.is_master())
         };
         self.items.iter().filter(is_quantized).count()
     }

@@ -3,8 +3,8 @@
 //! Invariant: a float target holds `trit * scale` exactly if and only if it holds every scale that
 //! multiplies a non-zero trit.
 
-use bitnet_checkpoint::{Checkpoint, LinearRule, LinearSource, ScaleDirection, Slot};
-use bitnet_formats::{ErrorCode, FormatError, PackedTensor, PlainType, ScaleRounding};
+use bitnet_checkpoint::{Checkpoint, LinearSource, Slot};
+use bitnet_formats::{ErrorCode, FormatError, PlainType, ScaleRounding};
 use bitnet_ternary::{Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// Trits of some rows that stand for all of a matrix.
@@ -14,45 +14,8 @@ const PROBE: usize = 256;
 
 /// A row of ones with the scale of a linear, if that is one number that can be read without reading
 /// the weights. Anything wrong with it is found again, with its place, when the weights are read.
-pub fn probe(checkpoint: &Checkpoint, slot: Slot, source: &LinearSource) -> Option<TernaryMatrix> {
-    let scale = match &source.rule {
-        LinearRule::Tiles { scales, .. } => match *checkpoint.file.bytes(scales) {
-            [a, b, c, d] if scales.shape == [1] => f32::from_le_bytes([a, b, c, d]),
-            _ => return None,
-        },
-        LinearRule::Packed {
-            outside: Some(_), ..
-        }
-        | LinearRule::PackedValues {
-            outside: Some(_), ..
-        } => match checkpoint.stored_scale(slot).ok()?? {
-            (value, ScaleDirection::Multiply) => value,
-            (value, ScaleDirection::Divide) => 1.0 / value,
-        },
-        LinearRule::Packed {
-            packing,
-            outside: None,
-        } => {
-            // a packing with a trailer keeps its scale there; block scales lie all over the tensor
-            let any = matrix(1.0)?;
-            if packing.trailer(&any).is_empty() {
-                return None;
-            }
-            let bytes = checkpoint.file.bytes(&source.info);
-            let tensor = PackedTensor {
-                bytes,
-                rows: source.rows,
-                cols: source.cols,
-                outside: None,
-            };
-            match packing.scales(&tensor).ok()? {
-                Scales::PerTensor(scale) => scale,
-                _ => return None,
-            }
-        }
-        _ => return None,
-    };
-    matrix(scale)
+pub fn probe(checkpoint: &Checkpoint, slot: Slot) -> Option<TernaryMatrix> {
+    matrix(checkpoint.one_scale(slot)?)
 }
 
 /// Whether `check` accepts the stored scales of a packed linear, a few rows at a time, as if no trit were zero.
@@ -128,10 +91,10 @@ pub fn known(
     slot: Slot,
     source: &LinearSource,
 ) -> Result<Option<TernaryMatrix>, FormatError> {
-    if matches!(source.rule, LinearRule::Absmean) {
+    if source.is_master() {
         return Ok(None);
     }
-    if let Some(probe) = probe(checkpoint, slot, source) {
+    if let Some(probe) = probe(checkpoint, slot) {
         return Ok(Some(probe));
     }
     let matrix = checkpoint.ternary(slot)?;

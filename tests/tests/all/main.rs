@@ -51,6 +51,7 @@ mod screen;
 mod side_files;
 mod sources;
 mod special_tokens;
+mod storage;
 mod streaming;
 mod tokenizer;
 mod tokenizer_cost;

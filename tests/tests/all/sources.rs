@@ -7,8 +7,8 @@
 #![allow(clippy::print_stdout)] // the table is the report: `--test all sources -- --nocapture`
 
 use bitnet_checkpoint::{
-    ActivationQuantization, Checkpoint, HfStorage, LinearRule, OpenOptions, ScaleDirection, Slot,
-    TensorDigest, TernaryHasher, dense_sha256, gguf_from_hf_rows, weight_scale_bytes,
+    ActivationQuantization, Checkpoint, HfStorage, OpenOptions, ScaleDirection, Slot, TensorDigest,
+    TernaryHasher, dense_sha256, gguf_from_hf_rows, weight_scale_bytes,
 };
 use bitnet_formats::{
     Container, Encoding, Gguf, MetaValue, Metadata, PackedTensor, PlainType, PlannedTensor,
@@ -117,9 +117,9 @@ fn trits_and_scales_are_those_of_transformers() {
             let distance = alpha
                 .to_bits()
                 .abs_diff(u32::from_str_radix(bits, 16).unwrap());
-            let allowed = match checkpoint.linear(slot).unwrap().rule {
-                LinearRule::Absmean => 4,
-                _ => 0,
+            let allowed = match checkpoint.linear(slot).unwrap().is_master() {
+                true => 4,
+                false => 0,
             };
             assert!(
                 distance <= allowed,

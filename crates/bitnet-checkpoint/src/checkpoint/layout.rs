@@ -5,7 +5,7 @@
 //! whoever reads a [`LayoutEvidence`] learns which.
 
 use super::readings::{LayoutReading, LayoutSample, layout_readings};
-use super::{Checkpoint, LinearRule, OpenOptions};
+use super::{Checkpoint, OpenOptions};
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError, GGUF_LAYOUT_KEY, Packing, layouts_like};
 use std::path::Path;
@@ -119,12 +119,7 @@ impl Checkpoint {
     fn packed_linears(&self) -> impl Iterator<Item = (Slot, (usize, usize), &'static dyn Packing)> {
         self.slots().into_iter().filter_map(|slot| {
             let source = self.linear(slot).ok()?;
-            match source.rule {
-                LinearRule::Packed { packing, .. } => {
-                    Some((slot, (source.rows, source.cols), packing))
-                }
-                _ => None,
-            }
+            Some((slot, (source.rows, source.cols), source.packing?))
         })
     }
 

@@ -3,9 +3,12 @@
 //! Invariant: scales of tiles are computed with as they are stored, whether the tiles are mapped or
 //! packed again, so that every kernel gives the same bits whatever a file says.
 
-use super::{Checkpoint, LinearRule, LinearSource, Source, packed};
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::Checkpoint;
 use crate::slot::Slot;
-use bitnet_formats::{ErrorCode, FormatError, Mapped, PackedTensor, Packing, TensorInfo};
+use crate::storage::{LinearSource, packed};
+use bitnet_formats::{ErrorCode, FormatError, Mapped, PackedTensor, Packing};
 use bitnet_ternary::Scales;
 use std::ops::Range;
 
@@ -25,16 +28,16 @@ impl Checkpoint {
     /// Whatever is wrong with its scales.
     pub fn tiles(&self, slot: Slot) -> Result<Option<Tiles<'_>>, FormatError> {
         let source = self.linear(slot)?;
-        let LinearRule::Tiles { packing, scales } = &source.rule else {
+        let (Some(packing), true) = (source.packing, source.is_mapped()) else {
             return Ok(None);
         };
-        let scales = self
-            .tile_scales(scales, *packing, source.rows, source.cols)
-            .map_err(|e| self.place(e, &source.info))?;
+        let Some(scales) = self.packed_scales_of(slot)? else {
+            return Ok(None);
+        };
         Ok(Some(Tiles {
             checkpoint: self,
             source,
-            packing: *packing,
+            packing,
             scales,
         }))
     }
@@ -44,59 +47,20 @@ impl Checkpoint {
     /// its size there, and tiles come first.
     pub fn prefer_huge_tiles(&self) {
         for (number, part) in self.file.parts.iter().enumerate() {
-            let ends = self.sources.values().filter_map(|source| match source {
-                Source::Linear(LinearSource {
-                    rule: LinearRule::Tiles { .. },
-                    info,
-                    ..
-                }) if info.part == number => Some(info.offset.saturating_add(info.len)),
-                _ => None,
-            });
+            let here = |linear: &&LinearSource| linear.is_mapped() && linear.info.part == number;
+            let end = |linear: &LinearSource| linear.info.offset.saturating_add(linear.info.len);
+            let ends = self.linears().filter(here).map(end);
             part.prefer_huge_pages(0..ends.max().unwrap_or(0));
         }
-    }
-
-    /// The scales of tiles: `[1]`, `[rows, 1]` or `[rows, groups]`, as resolving checked.
-    pub(super) fn tile_scales(
-        &self,
-        info: &TensorInfo,
-        packing: &dyn Packing,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Scales, FormatError> {
-        let bytes = self.file.bytes(info).as_chunks::<4>().0;
-        let values: Vec<f32> = bytes.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        let scales = with_structure(info, cols, values);
-        let checked = PackedTensor {
-            outside: Some(&scales),
-            ..packed(&[], rows, cols)
-        };
-        packing.scales(&checked).map_err(|e| self.place(e, info))
     }
 
     /// The layout of each linear that is stored as tiles, beside scales of the structure that it has
     /// (their values are absent).
     pub fn tile_layouts(&self) -> impl Iterator<Item = (&'static str, Scales)> + '_ {
-        self.sources.values().filter_map(|source| match source {
-            Source::Linear(LinearSource {
-                rule: LinearRule::Tiles { packing, scales },
-                cols,
-                ..
-            }) => Some((packing.name(), with_structure(scales, *cols, Vec::new()))),
-            _ => None,
+        self.linears().filter_map(|linear| {
+            let structure = linear.storage.mapped_structure(linear)?;
+            Some((linear.packing?.name(), structure))
         })
-    }
-}
-
-/// Scales of the structure that the shape of their tensor says.
-fn with_structure(info: &TensorInfo, cols: usize, scales: Vec<f32>) -> Scales {
-    match info.shape[..] {
-        [1] => Scales::PerTensor(scales.first().copied().unwrap_or(0.0)),
-        [_, 1] => Scales::PerRow(scales),
-        _ => Scales::PerGroup {
-            group: cols / info.shape.last().map_or(1, |n| (*n).max(1)),
-            scales,
-        },
     }
 }
 

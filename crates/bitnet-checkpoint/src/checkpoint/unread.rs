@@ -4,11 +4,12 @@
 //! read it: a setting that may be absent, or another, without the network becoming another one decides
 //! nothing. What belongs to the bytes alone (gaps, tails, spellings) the container and the packing say.
 
-use super::resolve::{GPU_PACKING, affine_module, settle_activations};
-use super::{Checkpoint, LinearRule, LinearSource, Source, values};
+use super::resolve::settle_activations;
+use super::{Checkpoint, Source};
 use crate::config::Config;
 use crate::family::{self, Quantization};
 use crate::slot::Slot;
+use crate::storage::{affine_module, values};
 use bitnet_formats::{
     Container, Encoding, FormatError, GGUF_LAYOUT_KEY, Gguf, GgufEntry, JsonEntry, JsonScalar,
     MetaArray, MetaValue, PlainType, TensorFile, TensorInfo, Unread, UnreadBits, container_by_name,
@@ -51,13 +52,6 @@ impl Checkpoint {
         Ok(all)
     }
 
-    fn linears(&self) -> impl Iterator<Item = &LinearSource> {
-        self.sources.values().filter_map(|source| match source {
-            Source::Linear(source) => Some(source),
-            Source::Dense { .. } => None,
-        })
-    }
-
     /// Names bits in the file of one of its tensors.
     pub fn unread_at(
         &self,
@@ -78,36 +72,13 @@ impl Checkpoint {
 
     fn unread_of_tensors(&self, all: &mut Vec<Unread>) -> Result<(), FormatError> {
         for source in self.linears() {
-            let info = &source.info;
-            let range = info.offset..info.offset + info.len;
-            let plain = match info.encoding {
-                Encoding::Plain(plain) if plain.is_float_weight() => Some(plain),
-                _ => None,
-            };
-            match (&source.rule, plain) {
-                (LinearRule::Packed { packing, .. }, _) => {
-                    let tail = range.end.saturating_sub(packing.unread_tail() as u64)..range.end;
-                    if !tail.is_empty() {
-                        let why = "behind the scale, written as zeros and never read";
-                        all.push(self.unread_at(info, tail, UnreadBits::All, why));
-                    }
-                }
-                (LinearRule::Dequantised { .. } | LinearRule::PackedValues { .. }, Some(plain)) => {
-                    let bits = UnreadBits::SignsOfZeros { size: plain.size() };
-                    all.push(self.unread_at(info, range, bits, "sign of a zero weight"));
-                }
-                _ => {}
+            if let Some((range, bits, why)) = source.storage.unread(source) {
+                all.push(self.unread_at(&source.info, range, bits, why));
             }
         }
         let used: Vec<&TensorInfo> = self
             .linears()
-            .flat_map(|source| {
-                let biases = match &source.rule {
-                    LinearRule::Affine { biases, .. } => Some(&**biases),
-                    _ => None,
-                };
-                source.rule.scale_tensor().into_iter().chain(biases)
-            })
+            .flat_map(|source| &source.beside)
             .chain(self.sources.values().map(Source::info))
             .collect();
         for info in self.file.tensors() {
@@ -206,13 +177,8 @@ impl Checkpoint {
             }
             if *name == "config.json" {
                 let generation = texts.iter().find(|t| t.1 == "generation_config.json");
-                let by_themselves = |source: &LinearSource| match &source.rule {
-                    LinearRule::Tiles { .. } => true,
-                    LinearRule::Packed { packing, .. } => packing.name() == GPU_PACKING,
-                    _ => false,
-                };
                 let generation = generation.and_then(|t| family::parse_json(&t.2).ok());
-                let tensors_say_it = self.linears().all(by_themselves);
+                let tensors_say_it = self.linears().all(|linear| linear.storage.marks_itself());
                 let network = JsonNetwork::of(text, generation, tensors_say_it);
                 for entry in &entries {
                     network.unread(entry).name_json(path, entry, all);

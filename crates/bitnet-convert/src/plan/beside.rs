@@ -3,7 +3,7 @@
 //! Invariant: the form is chosen before the first weight is written: a group that every linear can be cut into,
 //! and of the types that hold 16 bits the first that holds every scale that can be known.
 
-use super::tensors::{describe, scale_name, unknown_target};
+use super::tensors::{scale_name, unknown_target};
 use super::{Action, Item, OutputFile, Planner, ScaleTensor};
 use crate::scales;
 use bitnet_checkpoint::{Checkpoint, GPU_SCALES, LinearSource, Slot, gpu_place};
@@ -127,7 +127,7 @@ impl Planner<'_> {
         self.check_scale(slot, source, |m, r| scales::check_float(m, plain, r))?;
         self.push(
             slot,
-            describe(source),
+            source.describe(),
             Encoding::Plain(PlainType::U32),
             len,
             vec![rows, cols / PER_WORD],
@@ -167,7 +167,7 @@ impl Planner<'_> {
         })?;
         self.push(
             slot,
-            describe(source),
+            source.describe(),
             Encoding::Plain(PlainType::I8),
             len,
             vec![rows, cols / 4],

@@ -9,9 +9,7 @@ use super::{
 use crate::args::Embeddings;
 use crate::scales;
 use crate::targets::{Kind, Linears};
-use bitnet_checkpoint::{
-    LinearRule, LinearSource, MLX_PACKING, ScaleDirection, Slot, gpu_place, tiles_shape,
-};
+use bitnet_checkpoint::{LinearSource, ScaleDirection, Slot, gpu_place, tiles_shape};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Packing, PlainType, PlannedTensor, ScaleRounding, dense_len,
 };
@@ -77,7 +75,7 @@ impl Planner<'_> {
     fn linear(&mut self, slot: Slot) -> Result<(), FormatError> {
         let source = self.checkpoint.linear(slot)?;
         let (rows, cols) = (source.rows, source.cols);
-        let from = describe(source);
+        let from = source.describe();
         match self.request.target.linears {
             Linears::Packed(_) => {
                 let packing = self
@@ -100,7 +98,7 @@ impl Planner<'_> {
             Linears::Tiles(_) => self.tiles(slot, source)?,
             Linears::Affine(_) => self.affine(slot, source)?,
             Linears::Fused(_) => self.fused(slot, source)?,
-            Linears::Master(_) if matches!(source.rule, LinearRule::Absmean) => {
+            Linears::Master(_) if source.is_master() => {
                 let info = &source.info;
                 let (encoding, len) = (info.encoding, info.len);
                 self.push(
@@ -138,21 +136,16 @@ impl Planner<'_> {
     ) -> Result<(), FormatError> {
         let (rows, cols) = (source.rows, source.cols);
         let len = packing.packed_len(rows, cols)?;
-        let as_they_are = match &source.rule {
-            LinearRule::Packed {
-                packing: stored,
-                outside: None,
-            } => {
-                let stored_as = stored.same_bytes_as().unwrap_or(stored.name());
-                // scales that lie in blocks: nothing behind the last that only one file has
-                stored_as == packing.name()
-                    && self.request.target.table_packing().is_some()
-                    && source.permuted_head_dim
-                        == permuted_head_dim(self.checkpoint, self.request.target, slot)
-                    && source.info.len == len
-            }
-            _ => false,
-        };
+        let stored = source.packing.filter(|_| source.beside.is_empty());
+        let as_they_are = stored.is_some_and(|stored| {
+            let stored_as = stored.same_bytes_as().unwrap_or(stored.name());
+            // scales that lie in blocks: nothing behind the last that only one file has
+            stored_as == packing.name()
+                && self.request.target.table_packing().is_some()
+                && source.permuted_head_dim
+                    == permuted_head_dim(self.checkpoint, self.request.target, slot)
+                && source.info.len == len
+        });
         let action = match as_they_are {
             true => Action::CopyPacked(packing),
             false => Action::Pack(packing),
@@ -160,7 +153,7 @@ impl Planner<'_> {
         let encoding = Encoding::Ternary(packing);
         self.push(
             slot,
-            describe(source),
+            source.describe(),
             encoding,
             len,
             vec![rows, cols],
@@ -189,7 +182,7 @@ impl Planner<'_> {
             Embeddings::As(to) => match to.encoding() {
                 Encoding::Plain(plain) => plain,
                 block => {
-                    let stored = describe(source);
+                    let stored = source.describe();
                     let message = format!("{} would round what {stored} holds", block.name());
                     return Err(FormatError::new(ErrorCode::TargetCannotHold, message)
                         .hint("--embeddings keep changes no value; f16, bf16 or f32 where they hold the scales"));
@@ -199,7 +192,7 @@ impl Planner<'_> {
         self.check_scale(slot, source, |m, r| scales::check_float(m, plain, r))?;
         let encoding = Encoding::Plain(plain);
         let len = dense_len(encoding, rows.saturating_mul(cols), cols)?;
-        let (from, shape) = (describe(source), vec![rows, cols]);
+        let (from, shape) = (source.describe(), vec![rows, cols]);
         self.push(slot, from, encoding, len, shape, Action::Dequantise(plain));
         Ok(())
     }
@@ -232,7 +225,7 @@ impl Planner<'_> {
         let packing = packing.ok_or_else(|| unknown_target(self.request))?;
         self.push(
             slot,
-            describe(source),
+            source.describe(),
             Encoding::Plain(PlainType::U8),
             packing.packed_len(rows, cols)?,
             tiles_shape(packing, rows, cols)?,
@@ -263,7 +256,7 @@ impl Planner<'_> {
         source: &LinearSource,
         check: impl Fn(&bitnet_ternary::TernaryMatrix, ScaleRounding) -> Result<f64, FormatError>,
     ) -> Result<(), FormatError> {
-        let Some(probe) = scales::probe(self.checkpoint, slot, source) else {
+        let Some(probe) = scales::probe(self.checkpoint, slot) else {
             return self.check_block_scales(slot, source, check);
         };
         let error = check(&probe, self.request.rounding)?;
@@ -288,7 +281,7 @@ impl Planner<'_> {
     ) -> Result<(), FormatError> {
         let rounding = self.request.rounding;
         // what allowed rounding costs is found, with its error, when the weights are read
-        if rounding == ScaleRounding::Allow || !matches!(source.rule, LinearRule::Packed { .. }) {
+        if rounding == ScaleRounding::Allow || source.packing.is_none() {
             return Ok(());
         }
         let holds = |m: &bitnet_ternary::TernaryMatrix| check(m, rounding).map(|_| ());
@@ -302,7 +295,7 @@ impl Planner<'_> {
     fn scale_beside(&mut self, slot: Slot, source: &LinearSource) {
         let weight = self.target_name(slot);
         let name = scale_name(&weight);
-        let item = match (outside_scale(source), self.kept_direction()) {
+        let item = match (source.weight_scale(), self.kept_direction()) {
             (Some((info, _)), Some(_)) => Item {
                 slot: Some(slot),
                 source_name: info.name.clone(),
@@ -349,10 +342,10 @@ impl Planner<'_> {
             Some(Encoding::Plain(plain @ (PlainType::Bf16 | PlainType::F16))) => plain,
             _ => return PlainType::F32,
         };
-        let is_exact = match &source.rule {
+        let is_exact = match source.storage.value_type(source) {
             // the multiplier is the magnitude of weights of this type
-            LinearRule::Dequantised { .. } => source.info.encoding == Encoding::Plain(plain),
-            _ => scales::probe(self.checkpoint, slot, source).is_some_and(|probe| {
+            Some(encoding) => encoding == Encoding::Plain(plain),
+            None => scales::probe(self.checkpoint, slot).is_some_and(|probe| {
                 let scales = probe.normal_scales();
                 let mut scales = scales.as_slice().iter();
                 scales.all(|scale| scales::is_exact(*scale, plain))
@@ -369,7 +362,13 @@ impl Planner<'_> {
             .slots()
             .into_iter()
             .filter(|s| s.is_ternary())
-            .map(|s| outside_scale(self.checkpoint.linear(s).ok()?).map(|(_, d)| d));
+            .map(|s| {
+                self.checkpoint
+                    .linear(s)
+                    .ok()?
+                    .weight_scale()
+                    .map(|(_, d)| d)
+            });
         let first = directions.next()??;
         directions.all(|d| d == Some(first)).then_some(first)
     }
@@ -437,34 +436,6 @@ pub(super) fn unknown_target(request: &Request<'_>) -> FormatError {
         ErrorCode::Usage,
         format!("no packing for target {}", request.target.name),
     )
-}
-
-fn outside_scale(source: &LinearSource) -> Option<(&bitnet_formats::TensorInfo, ScaleDirection)> {
-    match &source.rule {
-        LinearRule::Packed {
-            outside: Some((info, direction)),
-            ..
-        }
-        | LinearRule::PackedValues {
-            outside: Some((info, direction)),
-            ..
-        } => Some((info, *direction)),
-        _ => None,
-    }
-}
-
-/// The storage of a linear, for people.
-pub fn describe(source: &LinearSource) -> String {
-    let stored = source.info.encoding.name();
-    match &source.rule {
-        LinearRule::Packed { packing, .. } | LinearRule::Tiles { packing, .. } => {
-            packing.name().to_owned()
-        }
-        LinearRule::Affine { .. } => MLX_PACKING.to_owned(),
-        LinearRule::PackedValues { packing, .. } => format!("{} as {stored}", packing.name()),
-        LinearRule::Dequantised { .. } => format!("{stored} ternary"),
-        LinearRule::Absmean => format!("{stored} master"),
-    }
 }
 
 /// Whether every value of one type is a value of the other.

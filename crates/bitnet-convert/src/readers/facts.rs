@@ -2,7 +2,7 @@
 //!
 //! Invariant: a plan and the file that it becomes have the same facts.
 
-use crate::plan::{Action, Item, Plan, describe};
+use crate::plan::{Action, Item, Plan};
 use crate::targets::Kind;
 use bitnet_checkpoint::{
     ActivationQuantization, Checkpoint, Config, LayoutReason, ROTATION_KEYS, RopeScaling,
@@ -55,7 +55,7 @@ impl FileFacts {
         facts.add("architecture", architecture(checkpoint));
         facts.network(checkpoint);
         for slot in checkpoint.slots().into_iter().filter(|s| s.is_ternary()) {
-            facts.linear(&describe(checkpoint.linear(slot)?));
+            facts.linear(&checkpoint.linear(slot)?.describe());
         }
         if let Some(info) = checkpoint.tensor_range(Slot::TokenEmbeddings) {
             facts.add("embeddings", info.encoding.name());

@@ -8,7 +8,7 @@
 use super::dense::BLOCK;
 use super::{Check, Running, Subject};
 use crate::report::{Findings, Report};
-use bitnet_checkpoint::{Checkpoint, LinearRule, LinearSource, Slot};
+use bitnet_checkpoint::{Checkpoint, LinearSource, Slot};
 use bitnet_formats::{FormatError, PackedTensor, Packing, dense_to_f32};
 use bitnet_ternary::Scales;
 use rayon::prelude::*;
@@ -67,17 +67,19 @@ type Compared = Option<(usize, Option<String>)>;
 fn compare(subject: &Subject<'_>, slot: Slot) -> Result<Compared, FormatError> {
     let artifact = &subject.artifact.checkpoint;
     let linear = artifact.linear(slot)?;
-    match (&linear.rule, subject.source) {
-        (LinearRule::Packed { packing, .. } | LinearRule::Tiles { packing, .. }, source) => {
+    match (linear.packing, subject.source) {
+        (Some(packing), source) => {
             let bytes = artifact.file.bytes(&linear.info);
             // copied bytes are the source's own, whoever encoded them
             let original = source.and_then(|s| s.checkpoint.tensor_range(slot).zip(Some(s)));
             if original.is_some_and(|(info, s)| s.checkpoint.file.bytes(info) == bytes) {
                 return Ok(Some((bytes.len(), None)));
             }
-            repack(*packing, bytes, linear)
+            repack(packing, bytes, linear)
         }
-        (LinearRule::Absmean, Some(source)) => master_weights(artifact, &source.checkpoint, slot),
+        (None, Some(source)) if linear.is_master() => {
+            master_weights(artifact, &source.checkpoint, slot)
+        }
         _ => Ok(None),
     }
 }
@@ -89,7 +91,7 @@ fn master_weights(
     slot: Slot,
 ) -> Result<Compared, FormatError> {
     let (a, s) = (artifact.linear(slot)?, source.linear(slot)?);
-    if !matches!(s.rule, LinearRule::Absmean) || (a.rows, a.cols) != (s.rows, s.cols) {
+    if !s.is_master() || (a.rows, a.cols) != (s.rows, s.cols) {
         return Ok(None);
     }
     let (found, expected) = (artifact.file.bytes(&a.info), source.file.bytes(&s.info));

@@ -9,8 +9,8 @@ use super::{Check, Running, Subject};
 use crate::diagnose::fault::{Fault, Kind};
 use crate::report::{Findings, Report};
 use bitnet_checkpoint::{
-    ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, HF_PACKING, LinearRule,
-    Pooling, Quantization, RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS,
+    ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, Pooling, Quantization,
+    RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS,
 };
 use bitnet_formats::{Container, FormatError, MetaArray, MetaValue, Safetensors};
 use bitnet_text::{ChatTemplates, has_gguf_tokenizer, normal_template_names, tokenizer_to_gguf};
@@ -234,8 +234,8 @@ fn check_quantization(artifact: &Checkpoint, findings: &mut Findings) {
     let said = artifact.config_json.as_ref();
     let said = said.map(|json| artifact.family.quantization(json));
     let is_packed = |slot: Slot| {
-        let linear = artifact.linear(slot).map(|linear| &linear.rule);
-        matches!(linear, Ok(LinearRule::Packed { packing, .. }) if packing.name() == HF_PACKING)
+        let linear = artifact.linear(slot);
+        linear.is_ok_and(|linear| linear.storage.needs_quantization_config())
     };
     if let Some(Ok(Quantization::Unmarked)) = said
         && artifact.slots().into_iter().any(is_packed)

@@ -4,7 +4,7 @@
 //! result of a comparison. Every other bit of the weights, of the settings and of the header is compared,
 //! or has to be what it is for the file to open.
 
-use bitnet_checkpoint::{Checkpoint, LinearRule, Slot};
+use bitnet_checkpoint::{Checkpoint, LinearSource, Slot};
 use bitnet_formats::{FormatError, Limits, Unread, UnreadBits, read_file};
 use bitnet_ternary::TernaryMatrix;
 use serde_json::{Value, json};
@@ -64,10 +64,9 @@ pub(crate) fn silent_scales(
     let Ok(linear) = checkpoint.linear(slot) else {
         return Vec::new();
     };
-    let info = match (&linear.rule, linear.rule.scale_tensor()) {
-        // a scale and a bias have to agree even where they multiply nothing
-        (LinearRule::Affine { .. }, _) | (_, None) => return Vec::new(),
-        (_, Some(info)) => info,
+    let checked = linear.storage.checks_silent_scales();
+    let Some(info) = linear.scale_tensor().filter(|_| !checked) else {
+        return Vec::new();
     };
     let count = info.shape.iter().product::<usize>().max(1);
     let size = info.len / count as u64;
@@ -89,7 +88,7 @@ pub(crate) fn silent_scales(
 fn uncompared_masters(artifact: &Checkpoint, source: Option<&Checkpoint>) -> Vec<Unread> {
     let is_master = |checkpoint: &Checkpoint, slot| {
         let linear = checkpoint.linear(slot);
-        linear.is_ok_and(|linear| matches!(linear.rule, LinearRule::Absmean))
+        linear.is_ok_and(LinearSource::is_master)
     };
     let alone = |slot: &Slot| {
         is_master(artifact, *slot) && !source.is_some_and(|source| is_master(source, *slot))

@@ -1,13 +1,18 @@
-//! GGUF files: slots, sizes and rules from the file alone.
+//! GGUF files: slots, sizes and storages from the file alone.
+//!
+//! Invariant: nothing beside the file is read.
 
-use super::{Resolved, Tensors, error, look, missing, not_ternary};
-use crate::checkpoint::values::{self, Evidence};
-use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source};
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::{Resolved, dense};
+use crate::checkpoint::{OpenOptions, Source};
 use crate::config::{ActivationQuantization, Config};
-use crate::family::{self, Family, ScaleDirection, UnmarkedFloats};
+use crate::family::{self, Family, UnmarkedFloats};
 use crate::slot::{LayerSlot, Slot};
+use crate::storage::tensors::{Tensors, error, missing};
+use crate::storage::{Asked, Found, Marks, Rows, unmarked, values};
 use bitnet_formats::{
-    Encoding, ErrorCode, FormatError, MetaValue, Packing, TensorFile, TensorInfo, packing_by_name,
+    Encoding, ErrorCode, FormatError, MetaValue, Packing, TensorFile, packing_by_name,
 };
 use std::collections::HashMap;
 use std::path::Path;
@@ -32,7 +37,13 @@ pub(in crate::checkpoint) fn gguf(
     if let Some((_, divisors)) = &divisors {
         family::infer_rope_scaling(&mut config, divisors);
     }
-    let layout = forced_layout(options)?;
+    let marks = Marks {
+        file,
+        family,
+        said: None,
+        layout: forced_layout(options)?,
+    };
+    let rows = Rows::of(&marks)?;
     let mut tensors = Tensors::new(file);
     let mut sources = HashMap::new();
     for slot in config.slots() {
@@ -40,45 +51,41 @@ pub(in crate::checkpoint) fn gguf(
         let names = [name.as_str()];
         let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
         let is_table = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
-        let is_ternary = slot.is_ternary()
-            || is_table
-                && (matches!(info.encoding, Encoding::Ternary(_))
-                    || tensors.is_ternary_table(info, &config.shape(slot))?);
-        if !is_ternary {
-            tensors.dense(&names, slot, &config, false, &mut sources)?;
-            continue;
-        }
-        let scale_name = name
-            .strip_suffix("weight")
-            .map(|stem| format!("{stem}scale"));
-        let scale = tensors.scale(&scale_name.unwrap_or_default())?;
-        let outside = scale.map(|scale| (scale, ScaleDirection::Multiply));
-        let shape = config.shape(slot);
-        let (rows, cols) = (shape[0], shape[1]);
-        if info.shape != shape {
-            let message = format!("expected shape {shape:?}, found {:?}", info.shape);
-            return Err(error(ErrorCode::WrongShape, info, message));
-        }
-        let rule = gguf_rule(info, rows, cols, outside, layout)?;
-        let rotary = matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj));
-        let permuted_head_dim = (rotary && family.permutes_qk).then_some(config.head_dim);
-        let mut source = LinearSource {
-            info: info.clone(),
-            rows,
-            cols,
-            rule,
-            permuted_head_dim,
-        };
-        if slot.is_ternary()
-            && matches!(source.rule, LinearRule::Dequantised { .. })
-            && look(file, &source)? == Evidence::Master
-        {
-            if !options.ternary_trained {
-                return Err(not_ternary(file, &source));
+        let found = match config.shape(slot)[..] {
+            [rows_of, cols] if slot.is_ternary() || is_table => {
+                let rotary = matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj));
+                let asked = Asked {
+                    slot,
+                    config: &config,
+                    rows: rows_of,
+                    cols,
+                    info,
+                    permuted_head_dim: (rotary && family.permutes_qk).then_some(config.head_dim),
+                    marks: &marks,
+                };
+                let found = rows.recognize(&asked, &mut tensors)?;
+                if found.is_none() && slot.is_ternary() {
+                    return Err(unrecognized(&asked, &mut tensors));
+                }
+                found
             }
-            source.rule = LinearRule::Absmean;
+            _ => None,
+        };
+        let Some(Found {
+            mut linear,
+            is_unmarked,
+        }) = found
+        else {
+            dense(&mut tensors, &names, slot, &config, false, &mut sources)?;
+            continue;
+        };
+        if is_unmarked && unmarked::shows_master(file, &linear)? {
+            if !options.ternary_trained {
+                return Err(unmarked::not_ternary(file, &linear));
+            }
+            unmarked::take_as_master(&mut linear);
         }
-        sources.insert(slot, Source::Linear(source));
+        sources.insert(slot, Source::Linear(linear));
     }
     let numbers = sources.values().all(Source::is_numbers);
     settle_activations(file, family, numbers, &mut config);
@@ -186,40 +193,22 @@ pub(in crate::checkpoint) fn forced_layout(
     }
 }
 
-fn gguf_rule(
-    info: &TensorInfo,
-    rows: usize,
-    cols: usize,
-    outside: Option<(TensorInfo, ScaleDirection)>,
-    layout: Option<&'static dyn Packing>,
-) -> Result<LinearRule, FormatError> {
+/// The error for a linear that no row recognizes.
+fn unrecognized(asked: &Asked<'_>, tensors: &mut Tensors<'_>) -> FormatError {
+    let info = asked.info;
+    let shape = [asked.rows, asked.cols];
+    let wrong = asked.scale(tensors).err();
+    if let Some(error) = wrong.or_else(|| tensors.check_shape(info, &shape).err()) {
+        return error;
+    }
     match info.encoding {
-        Encoding::Ternary(packing) => {
-            let sibling = layout.filter(|l| l.gguf_type() == packing.gguf_type());
-            let packing = sibling.unwrap_or(packing);
-            let expected = packing
-                .stored_len(rows, cols)
-                .map_err(|e| e.in_tensor(&info.name))?;
-            if info.len != expected {
-                let message = format!(
-                    "expected {expected} bytes of {}, found {}",
-                    packing.name(),
-                    info.len
-                );
-                return Err(error(ErrorCode::WrongShape, info, message));
-            }
-            Ok(LinearRule::Packed { packing, outside })
-        }
-        Encoding::Plain(plain) if plain.is_float_weight() => {
-            Ok(LinearRule::Dequantised { outside })
-        }
         Encoding::Unknown(id) => {
             let message = format!("expected a ternary type or floats, found the unknown type {id}");
-            Err(error(ErrorCode::UnknownType, info, message))
+            error(ErrorCode::UnknownType, info, message)
         }
         other => {
             let message = format!("expected a ternary type or floats, found {}", other.name());
-            Err(error(ErrorCode::WrongType, info, message))
+            error(ErrorCode::WrongType, info, message)
         }
     }
 }

@@ -1,22 +1,21 @@
-//! Hugging Face checkpoints: the slots from tensor names, the rules from `config.json`, and where
+//! Hugging Face checkpoints: the slots from tensor names, their storage from `config.json`, and where
 //! that says nothing from the values.
+//!
+//! Invariant: what `config.json` says about the linears holds for all of them, or opening fails.
 
-use super::{Resolved, Tensors, affine, error, gpu, look, missing, not_ternary, tiles};
-use crate::checkpoint::values::Evidence;
-use crate::checkpoint::{LinearRule, LinearSource, OpenOptions, Source, directory_of};
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::{Resolved, dense};
+use crate::checkpoint::{OpenOptions, Source, directory_of};
 use crate::config::ActivationQuantization;
 use crate::family::{self, Family, Quantization, UnmarkedFloats};
 use crate::slot::{LayerSlot, Slot};
-use bitnet_formats::{
-    Encoding, ErrorCode, FormatError, PlainType, TensorFile, TensorInfo, packing_by_name,
-    read_side_file,
-};
+use crate::storage::tensors::{Tensors, error, missing};
+use crate::storage::{self, Asked, Found, Marks, Rows, Said, unmarked};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, TensorFile, TensorInfo, read_side_file};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
-
-/// The packing of transformers' U8 tensors.
-pub const HF_PACKING: &str = "hf_u8";
 
 /// Rows by which the embeddings may differ from `vocab_size`: one of them counts padding, up to a multiple of
 /// some hundreds. Beyond, they are not of the same model.
@@ -88,8 +87,17 @@ pub(in crate::checkpoint) fn hugging_face(
         config.vocab_size = rows;
     }
 
-    let in_tiles = tiles::is_profile(file)?;
-    let fused = gpu::is_fused(file);
+    let marks = Marks {
+        file,
+        family,
+        said: Some(Said {
+            config: &config_json,
+            path: &config_path,
+            quantization,
+        }),
+        layout: None,
+    };
+    let rows = Rows::of(&marks)?;
     let is_affine = matches!(quantization, Quantization::Affine { .. });
     if is_affine
         && family.unmarked_floats == UnmarkedFloats::Ordinary
@@ -97,76 +105,59 @@ pub(in crate::checkpoint) fn hugging_face(
     {
         config.activation_quantization = ActivationQuantization::None;
     }
+    let name_of = |slot| -> Result<String, FormatError> {
+        let own = rows.name_of(slot)?;
+        Ok(own.unwrap_or_else(|| (family.tensor_name)(slot)))
+    };
     let mut tensors = Tensors::new(file);
     let mut sources = HashMap::new();
     let mut undecided = Vec::new();
     for slot in config.slots() {
-        if fused && slot.is_ternary() {
-            let source = gpu::linear(&mut tensors, slot, &config)?;
-            sources.insert(slot, Source::Linear(source));
-            continue;
-        }
-        let name = match fused {
-            true => gpu::name(slot)?,
-            false => (family.tensor_name)(slot),
-        };
         // embedding models and some exports leave the prefix away
-        let names = prefixed(&name);
-        let names = [names[0].as_str(), names[1].as_str()];
+        let [long, short] = prefixed(&name_of(slot)?);
+        let names = [long.as_str(), short.as_str()];
         let info = (tensors.find(&names)).ok_or_else(|| missing_among(file, &names))?;
-        let shape = config.shape(slot);
         let is_table = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
-        let as_tiles = in_tiles && (slot.is_ternary() || tiles::is_entry(file, info));
-        let as_affine = is_affine && (slot.is_ternary() || affine::is_quantised(file, info));
-        let by_values =
-            is_table && !as_tiles && !as_affine && tensors.is_ternary_table(info, &shape)?;
-        if !(slot.is_ternary() || is_table && (as_tiles || as_affine || by_values)) {
-            if is_affine {
-                affine::refuse_quantised(file, info).map_err(in_config)?;
+        let found = match config.shape(slot)[..] {
+            [rows_of, cols] if slot.is_ternary() || is_table => {
+                let asked = Asked {
+                    slot,
+                    config: &config,
+                    rows: rows_of,
+                    cols,
+                    info,
+                    permuted_head_dim: None,
+                    marks: &marks,
+                };
+                let found = rows.recognize(&asked, &mut tensors)?;
+                if found.is_none() && slot.is_ternary() {
+                    return Err(unrecognized(&asked, &mut tensors));
+                }
+                found
             }
-            let plus_one = (family.stores_gain_minus_one)(slot);
-            tensors.dense(&names, slot, &config, plus_one, &mut sources)?;
-            continue;
+            _ => None,
+        };
+        match found {
+            Some(Found {
+                linear,
+                is_unmarked,
+            }) => {
+                undecided.extend(is_unmarked.then_some(slot));
+                sources.insert(slot, Source::Linear(linear));
+            }
+            None => {
+                if is_affine && !is_table {
+                    storage::refuse_quantized(file, info).map_err(in_config)?;
+                }
+                let plus_one = (family.stores_gain_minus_one)(slot);
+                dense(&mut tensors, &names, slot, &config, plus_one, &mut sources)?;
+            }
         }
-        let (rows, cols) = (shape[0], shape[1]);
-        let affine = match as_affine {
-            true => family::affine_group(&config_json, affine::module(&info.name)),
-            false => Ok(None),
-        };
-        let rule = if as_tiles {
-            tiles::rule(&mut tensors, info, rows, cols)?
-        } else if let Some(group) = affine.map_err(in_config)? {
-            affine::rule(&mut tensors, info, rows, cols, group)?
-        } else if by_values {
-            LinearRule::Dequantised { outside: None }
-        } else {
-            let scale_name = info
-                .name
-                .strip_suffix("weight")
-                .map(|stem| format!("{stem}weight_scale"));
-            let scale = tensors.scale(&scale_name.unwrap_or_default())?;
-            let rule = hf_rule(family, quantization, info, rows, cols, scale)?;
-            rule.unwrap_or_else(|| {
-                undecided.push(slot);
-                LinearRule::Absmean
-            })
-        };
-        let source = LinearSource {
-            info: info.clone(),
-            rows,
-            cols,
-            rule,
-            permuted_head_dim: None,
-        };
-        sources.insert(slot, Source::Linear(source));
     }
     let embedding = sources
         .get(&Slot::TokenEmbeddings)
         .map(|s| s.info().clone());
-    let head_name = match fused {
-        true => gpu::name(Slot::OutputHead)?,
-        false => (family.tensor_name)(Slot::OutputHead),
-    };
+    let head_name = name_of(Slot::OutputHead)?;
     tensors.finish(|info| {
         if info.name.ends_with(".rotary_emb.inv_freq") {
             return Ok(true); // buffers that old transformers versions saved; made from the configuration
@@ -279,84 +270,18 @@ fn no_config(path: &Path, file: &TensorFile, directory: &Path) -> FormatError {
     }
 }
 
-/// The rule of one linear (`formats/packing/hf_u8.md`, `formats/absmean.md`); `None` when only the data
-/// can tell.
-fn hf_rule(
-    family: &Family,
-    quantization: Quantization,
-    info: &TensorInfo,
-    rows: usize,
-    cols: usize,
-    scale: Option<TensorInfo>,
-) -> Result<Option<LinearRule>, FormatError> {
-    let Encoding::Plain(plain) = info.encoding else {
-        let message = format!("expected plain numbers, found {}", info.encoding.name());
-        return Err(error(ErrorCode::WrongType, info, message));
-    };
-    let (full, packed) = ([rows, cols], [rows.div_ceil(4), cols]);
-    let is_full = info.shape == full;
-    // a matrix of one row has the same shape either way: whole numbers are codes, floats are trits
-    let is_packed = info.shape == packed && !(is_full && plain.is_float_weight());
-    let wrong_shape = |expected: String| {
-        let message = format!("expected shape {expected}, found {:?}", info.shape);
-        Err(error(ErrorCode::WrongShape, info, message))
-    };
-    if quantization == Quantization::Online {
-        // the configuration says master weights, and readers quantise whatever numbers stand here
-        if !plain.is_float_weight() {
-            let found = info.encoding.name();
-            let message = format!(
-                "expected f32, f16 or bf16 master weights (online quantization), found {found}"
-            );
-            return Err(error(ErrorCode::WrongType, info, message));
-        }
-        if !is_full {
-            return wrong_shape(format!("{full:?}"));
-        }
-        if let Some(scale) = scale {
-            let message =
-                "expected no scale beside master weights (online quantization), found one";
-            return Err(error(ErrorCode::ExtraTensor, &scale, message.to_owned()));
-        }
-        return Ok(Some(LinearRule::Absmean));
+/// The error for a linear that no row recognizes.
+fn unrecognized(asked: &Asked<'_>, tensors: &mut Tensors<'_>) -> FormatError {
+    if let Err(error) = asked.scale(tensors) {
+        return error;
     }
-    if plain == PlainType::U8 && !is_packed {
-        return wrong_shape(format!("{packed:?} ({rows} rows packed by four)"));
-    }
-    if !is_full && (!is_packed || scale.is_none() && plain.is_float_weight()) {
-        return wrong_shape(format!("{full:?} (or {packed:?} packed)"));
-    }
-    let direction = match quantization {
-        Quantization::Offline(direction) => direction,
-        // a module that MLX left alone is as good as unmarked
-        Quantization::Unmarked | Quantization::Online | Quantization::Affine { .. } => {
-            family.unmarked_scale
+    match asked.info.encoding {
+        Encoding::Plain(_) => storage::neither_shape(asked),
+        other => {
+            let message = format!("expected plain numbers, found {}", other.name());
+            error(ErrorCode::WrongType, asked.info, message)
         }
-    };
-    let marked = matches!(quantization, Quantization::Offline(_));
-    let Some(scale) = scale else {
-        if is_packed || !plain.is_float_weight() || marked {
-            let name = info.name.strip_suffix("weight").unwrap_or(&info.name);
-            return Err(missing(&[&format!("{name}weight_scale")])
-                .hint("trits without a scale are not weights; is the download complete?"));
-        }
-        return Ok(None);
-    };
-    let outside = Some((scale, direction));
-    if !is_packed {
-        return Ok(Some(LinearRule::Dequantised { outside }));
     }
-    let packing = packing_by_name(HF_PACKING).ok_or_else(|| {
-        error(
-            ErrorCode::WrongType,
-            info,
-            format!("no packing `{HF_PACKING}`"),
-        )
-    })?;
-    Ok(Some(match plain {
-        PlainType::U8 => LinearRule::Packed { packing, outside },
-        _ => LinearRule::PackedValues { packing, outside },
-    }))
 }
 
 /// Decides what unmarked float linears are, from their data. `true`: every one holds `trit * scale`
@@ -370,22 +295,22 @@ fn decide(
     let mut proof = None;
     for slot in undecided {
         if let Some(Source::Linear(source)) = sources.get(slot)
-            && look(file, source)? == Evidence::Master
+            && unmarked::shows_master(file, source)?
         {
             proof = Some(source);
             break;
         }
     }
     match proof {
-        Some(_) if vouched => Ok(false),
-        Some(source) => Err(not_ternary(file, source)),
-        None => {
+        None => Ok(true),
+        Some(source) if !vouched => Err(unmarked::not_ternary(file, source)),
+        Some(_) => {
             for slot in undecided {
                 if let Some(Source::Linear(source)) = sources.get_mut(slot) {
-                    source.rule = LinearRule::Dequantised { outside: None };
+                    unmarked::take_as_master(source);
                 }
             }
-            Ok(true)
+            Ok(false)
         }
     }
 }

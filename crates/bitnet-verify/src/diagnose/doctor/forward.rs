@@ -5,7 +5,7 @@
 
 use super::{Examination, Finding, Patient, Severity};
 use crate::reference::prompts::built_in_prompts;
-use bitnet_checkpoint::{Checkpoint, LinearRule, OpenOptions, Slot};
+use bitnet_checkpoint::{Checkpoint, LinearSource, OpenOptions, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
 use bitnet_model::{LoadOptions, Model, TilesIn};
@@ -48,7 +48,7 @@ const CLEARLY_LESS: f64 = 10.0;
 fn gains(checkpoint: &Checkpoint) -> Option<(f64, f64)> {
     let mut gains = Vec::new();
     for slot in checkpoint.sampled_linears() {
-        let rule = checkpoint.linear(slot).map(|l| &l.rule);
+        let is_master = checkpoint.linear(slot).is_ok_and(LinearSource::is_master);
         let Ok(matrix) = checkpoint.ternary(slot) else {
             continue;
         };
@@ -58,7 +58,7 @@ fn gains(checkpoint: &Checkpoint) -> Option<(f64, f64)> {
         let nonzero = matrix.trits().iter().filter(|t| **t != 0).count() as f64;
         let width = (nonzero / matrix.rows().max(1) as f64).sqrt();
         // scales of master weights are computed here, not stored
-        if scale > 0.0 && width > 0.0 && !matches!(rule, Ok(LinearRule::Absmean)) {
+        if scale > 0.0 && width > 0.0 && !is_master {
             gains.push((scale * width, width / scale));
         }
     }

@@ -1,10 +1,13 @@
-//! Numbers to trits: master weights, dequantised weights, codes stored in wider types.
+//! Numbers to trits: master weights, dequantized weights, codes stored in wider types.
 //!
 //! Invariant: every function reads its bytes in parallel over fixed pieces on the current rayon pool,
 //! and its result does not depend on how many threads there are. Nothing is allocated beyond the
 //! result and a few words per piece.
 
-use bitnet_formats::{ErrorCode, FormatError, PlainType};
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::contract::UnreadPart;
+use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo, UnreadBits};
 use bitnet_ternary::{
     BLOCK, Bf16, F16, F32, FloatElement, GROUP_SIZES, Scales, absmean_scale, block_magnitude,
     ternarize,
@@ -31,14 +34,34 @@ fn not_float(found: PlainType) -> FormatError {
     )
 }
 
+/// Bytes of so many elements.
+fn span<E: FloatElement>(elements: usize) -> usize {
+    elements.saturating_mul(E::SIZE)
+}
+
+/// Elements in so many bytes.
+fn count<E: FloatElement>(bytes: &[u8]) -> usize {
+    bytes.len().checked_div(E::SIZE).unwrap_or(0)
+}
+
+/// The bytes from an element on.
+fn from_element<E: FloatElement>(bytes: &[u8], element: usize) -> &[u8] {
+    bytes.get(span::<E>(element)..).unwrap_or(&[])
+}
+
+/// Row and column of an element.
+fn place(index: usize, cols: usize) -> (usize, usize) {
+    let (row, col) = (index.checked_div(cols), index.checked_rem(cols));
+    (row.unwrap_or(index), col.unwrap_or(0))
+}
+
 fn non_finite(index: usize, cols: usize) -> FormatError {
     let message = match cols {
         0 | 1 => format!("element {index}: expected a finite number, found NaN or infinity"),
-        _ => format!(
-            "row {}, column {}: expected a finite number, found NaN or infinity",
-            index / cols,
-            index % cols
-        ),
+        _ => {
+            let (row, col) = place(index, cols);
+            format!("row {row}, column {col}: expected a finite number, found NaN or infinity")
+        }
     };
     FormatError::new(ErrorCode::NonFinite, message)
 }
@@ -51,10 +74,10 @@ fn first_non_finite<E: FloatElement>(bytes: &[u8]) -> usize {
 }
 
 /// Refuses NaN and infinity; `cols` shapes the message.
-pub(super) fn check_finite(plain: PlainType, bytes: &[u8], cols: usize) -> Result<(), FormatError> {
+pub(crate) fn check_finite(plain: PlainType, bytes: &[u8], cols: usize) -> Result<(), FormatError> {
     fn check<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(), FormatError> {
         let fine = bytes
-            .par_chunks(BLOCK * E::SIZE)
+            .par_chunks(span::<E>(BLOCK))
             .all(|block| E::max_magnitude(block) < E::INFINITY);
         if fine {
             Ok(())
@@ -65,8 +88,20 @@ pub(super) fn check_finite(plain: PlainType, bytes: &[u8], cols: usize) -> Resul
     with_float!(plain, check(bytes, cols))
 }
 
+/// The signs of zeros among float weights, which mean nothing.
+pub(super) fn signs_of_zeros(info: &TensorInfo) -> Option<UnreadPart> {
+    let Encoding::Plain(plain) = info.encoding else {
+        return None;
+    };
+    let range = info.offset..info.offset.saturating_add(info.len);
+    let bits = UnreadBits::SignsOfZeros { size: plain.size() };
+    plain
+        .is_float_weight()
+        .then_some((range, bits, "sign of a zero weight"))
+}
+
 /// The numbers of a small float tensor.
-pub(super) fn small_values(plain: PlainType, bytes: &[u8]) -> Result<Vec<f32>, FormatError> {
+pub(crate) fn small_values(plain: PlainType, bytes: &[u8]) -> Result<Vec<f32>, FormatError> {
     fn values<E: FloatElement>(bytes: &[u8]) -> Result<Vec<f32>, FormatError> {
         Ok(bytes.chunks_exact(E::SIZE).map(value::<E>).collect())
     }
@@ -83,14 +118,14 @@ fn value<E: FloatElement>(bytes: &[u8]) -> f32 {
 }
 
 /// The absmean rule over a whole tensor (`formats/absmean.md`).
-pub(super) fn absmean(
+pub(crate) fn absmean(
     plain: PlainType,
     bytes: &[u8],
     cols: usize,
 ) -> Result<(Vec<i8>, Scales), FormatError> {
     fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(Vec<i8>, Scales), FormatError> {
         let blocks: Vec<_> = bytes
-            .par_chunks(BLOCK * E::SIZE)
+            .par_chunks(span::<E>(BLOCK))
             .map(block_magnitude::<E>)
             .collect();
         // blocks in order, whatever order they were summed in
@@ -100,13 +135,13 @@ pub(super) fn absmean(
         if max >= E::INFINITY {
             return Err(non_finite(first_non_finite::<E>(bytes), cols));
         }
-        let count = bytes.len() / E::SIZE;
+        let count = count::<E>(bytes);
         let rule = absmean_scale(sum, count);
         let threshold = rule.threshold::<E>();
         let mut trits = vec![0; count];
         let pieces = trits
             .par_chunks_mut(BLOCK)
-            .zip(bytes.par_chunks(BLOCK * E::SIZE));
+            .zip(bytes.par_chunks(span::<E>(BLOCK)));
         pieces.for_each(|(out, block)| ternarize::<E>(block, threshold, out));
         Ok((trits, Scales::PerTensor(rule.scale)))
     }
@@ -114,7 +149,7 @@ pub(super) fn absmean(
 }
 
 /// How badly the absmean rule rounds a tensor: root mean square of `w - t * alpha` over that of `w`.
-pub(super) fn absmean_error(
+pub(crate) fn absmean_error(
     plain: PlainType,
     bytes: &[u8],
     cols: usize,
@@ -127,20 +162,20 @@ pub(super) fn absmean_error(
 }
 
 /// The sum of squares of `w - t * alpha` by the absmean rule, and that of `w`.
-pub(super) fn absmean_change(
+pub(crate) fn absmean_change(
     plain: PlainType,
     bytes: &[u8],
     cols: usize,
 ) -> Result<(f64, f64), FormatError> {
     fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(f64, f64), FormatError> {
         let blocks: Vec<_> = bytes
-            .par_chunks(BLOCK * E::SIZE)
+            .par_chunks(span::<E>(BLOCK))
             .map(block_magnitude::<E>)
             .collect();
         if blocks.iter().any(|b| b.max >= E::INFINITY) {
             return Err(non_finite(first_non_finite::<E>(bytes), cols));
         }
-        let rule = absmean_scale(blocks.iter().map(|b| b.sum).sum(), bytes.len() / E::SIZE);
+        let rule = absmean_scale(blocks.iter().map(|b| b.sum).sum(), count::<E>(bytes));
         let threshold = rule.threshold::<E>();
         let piece = |block: &[u8]| {
             block
@@ -156,7 +191,7 @@ pub(super) fn absmean_change(
                     (error + (w - rounded).powi(2), total + w * w)
                 })
         };
-        let sums: Vec<(f64, f64)> = bytes.par_chunks(BLOCK * E::SIZE).map(piece).collect();
+        let sums: Vec<(f64, f64)> = bytes.par_chunks(span::<E>(BLOCK)).map(piece).collect();
         Ok(sums.iter().fold((0.0, 0.0), |(e, t), s| (e + s.0, t + s.1)))
     }
     with_float!(plain, run(bytes, cols))
@@ -164,7 +199,7 @@ pub(super) fn absmean_change(
 
 /// The smallest run of a row that shares a scale in any structure there is.
 fn unit(cols: usize) -> usize {
-    let group = GROUP_SIZES[0];
+    let [group, ..] = GROUP_SIZES;
     if cols.is_multiple_of(group) {
         group
     } else {
@@ -174,7 +209,7 @@ fn unit(cols: usize) -> usize {
 
 /// What a glance at float weights shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Evidence {
+pub(crate) enum Evidence {
     /// Nothing but zeros so far.
     Zeros,
     /// One magnitude (and 0) per row or group so far.
@@ -186,7 +221,7 @@ pub(super) enum Evidence {
 /// Looks at the beginning of a tensor. A million elements of one magnitude per group are no accident,
 /// and whoever reads the tensor checks the rest; master weights show themselves in the first group
 /// that is not all zero.
-pub(super) fn evidence(
+pub(crate) fn evidence(
     plain: PlainType,
     bytes: &[u8],
     cols: usize,
@@ -195,10 +230,10 @@ pub(super) fn evidence(
     fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<Evidence, FormatError> {
         let unit = unit(cols);
         let mut found = Evidence::Zeros;
-        for (i, group) in bytes.chunks(unit * E::SIZE).enumerate() {
+        for (i, group) in bytes.chunks(span::<E>(unit)).enumerate() {
             match magnitude_of::<E>(group) {
                 Ok(0) => {}
-                Ok(_) if i * unit >= ENOUGH => return Ok(Evidence::Ternary),
+                Ok(_) if i.saturating_mul(unit) >= ENOUGH => return Ok(Evidence::Ternary),
                 Ok(_) => found = Evidence::Ternary,
                 Err(_) => return Ok(Evidence::Master),
             }
@@ -210,14 +245,14 @@ pub(super) fn evidence(
 
 /// Whether all of a tensor is one magnitude (and 0) per row or group, and not all of it zero. Reads to the
 /// end only what is ternary so far.
-pub(super) fn is_ternary(plain: PlainType, bytes: &[u8], cols: usize) -> Result<bool, FormatError> {
+pub(crate) fn is_ternary(plain: PlainType, bytes: &[u8], cols: usize) -> Result<bool, FormatError> {
     fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<bool, FormatError> {
         /// Units that a thread looks at before it asks whether another found an end.
         const UNITS: usize = 1 << 10;
-        let unit = unit(cols) * E::SIZE;
+        let unit = span::<E>(unit(cols));
         let is_fine = |unit: &[u8]| magnitude_of::<E>(unit).is_ok_and(|m| m < E::INFINITY);
         Ok(bytes
-            .par_chunks(unit * UNITS)
+            .par_chunks(unit.saturating_mul(UNITS))
             .all(|units| units.chunks(unit).all(is_fine)))
     }
     let shown = evidence(plain, bytes, cols)? == Evidence::Ternary;
@@ -241,13 +276,13 @@ fn magnitude_of<E: FloatElement>(bytes: &[u8]) -> Result<u32, usize> {
 
 /// Trits and scales of values that already are `trit * scale`: one magnitude per tensor, else per row,
 /// else per group, the largest that fits. A run of zeros has scale 0.
-pub(super) fn dequantised(
+pub(crate) fn dequantized(
     plain: PlainType,
     bytes: &[u8],
     cols: usize,
 ) -> Result<(Vec<i8>, Scales), FormatError> {
     fn run<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(Vec<i8>, Scales), FormatError> {
-        let mut trits = vec![0i8; bytes.len() / E::SIZE];
+        let mut trits = vec![0i8; count::<E>(bytes)];
         // the common case first: one magnitude in the whole tensor
         let first = bytes
             .chunks_exact(E::SIZE)
@@ -256,7 +291,7 @@ pub(super) fn dequantised(
             .unwrap_or(0);
         let same = trits
             .par_chunks_mut(BLOCK)
-            .zip(bytes.par_chunks(BLOCK * E::SIZE))
+            .zip(bytes.par_chunks(span::<E>(BLOCK)))
             .map(|(out, block)| {
                 ternarize::<E>(block, 1, out);
                 let others = block.chunks_exact(E::SIZE).fold(0u32, |acc, b| {
@@ -271,22 +306,21 @@ pub(super) fn dequantised(
         } else {
             let unit = unit(cols);
             let pieces: Vec<Result<u32, usize>> = bytes
-                .par_chunks(unit * E::SIZE)
+                .par_chunks(span::<E>(unit))
                 .map(magnitude_of::<E>)
                 .collect();
             let mut found = Vec::with_capacity(pieces.len());
             for (i, piece) in pieces.into_iter().enumerate() {
-                let at = i * unit;
+                let at = i.saturating_mul(unit);
+                let rest = from_element::<E>(bytes, at);
                 match piece {
                     Ok(m) if m < E::INFINITY => found.push(m),
-                    Err(j) if value::<E>(&bytes[(at + j) * E::SIZE..]).is_finite() => {
-                        return Err(second_magnitude::<E>(&bytes[at * E::SIZE..], at, j, cols));
+                    Err(j) if value::<E>(from_element::<E>(rest, j)).is_finite() => {
+                        return Err(second_magnitude::<E>(rest, at, j, cols));
                     }
                     _ => {
-                        return Err(non_finite(
-                            at + first_non_finite::<E>(&bytes[at * E::SIZE..]),
-                            cols,
-                        ));
+                        let first = at.saturating_add(first_non_finite::<E>(rest));
+                        return Err(non_finite(first, cols));
                     }
                 }
             }
@@ -308,13 +342,12 @@ fn second_magnitude<E: FloatElement>(
         .map(E::magnitude)
         .find(|&m| m != 0)
         .unwrap_or(0);
-    let (index, found) = (at + j, value::<E>(&group[j * E::SIZE..]));
+    let (row, col) = place(at.saturating_add(j), cols);
+    let found = value::<E>(from_element::<E>(group, j));
     FormatError::new(
         ErrorCode::NotTernary,
         format!(
-            "row {}, column {}: expected 0 or {} like the rest of its group, found {found}",
-            index / cols.max(1),
-            index % cols.max(1),
+            "row {row}, column {col}: expected 0 or {} like the rest of its group, found {found}",
             E::widen(first),
         ),
     )
@@ -327,13 +360,16 @@ fn structure(units: &[u32], unit: usize, cols: usize, widen: fn(u32) -> f32) -> 
         let first = voters.next().copied().unwrap_or(0);
         voters.all(|&m| m == first).then_some(widen(first))
     };
-    let collect = |len: usize| units.chunks(len).map(agree).collect::<Option<Vec<f32>>>();
-    if let Some(scales) = collect(cols.max(1) / unit) {
+    let collect = |columns: usize| {
+        let len = columns.checked_div(unit).unwrap_or(1).max(1);
+        units.chunks(len).map(agree).collect::<Option<Vec<f32>>>()
+    };
+    if let Some(scales) = collect(cols) {
         return Scales::PerRow(scales);
     }
     let fits = |group: &&usize| cols.is_multiple_of(**group);
     for &group in GROUP_SIZES.iter().rev().filter(fits) {
-        if let Some(scales) = collect(group / unit) {
+        if let Some(scales) = collect(group) {
             return Scales::PerGroup { group, scales };
         }
     }
@@ -345,32 +381,30 @@ fn structure(units: &[u32], unit: usize, cols: usize, widen: fn(u32) -> f32) -> 
 }
 
 /// Whole numbers or floats that each hold one trit, by value.
-pub(super) fn trits_by_value(
+pub(crate) fn trits_by_value(
     plain: PlainType,
     bytes: &[u8],
     cols: usize,
 ) -> Result<Vec<i8>, FormatError> {
-    let mut trits = vec![0; bytes.len() / plain.size()];
+    let mut trits = vec![0; bytes.chunks_exact(plain.size()).len()];
     let fine = |out: &mut i8, v: i64| {
         *out = v as i8;
         (-1..=1).contains(&v)
     };
     match integers(plain, bytes, &mut trits, fine) {
         None => Ok(trits),
-        Some((i, found)) => Err(FormatError::new(
-            ErrorCode::Malformed,
-            format!(
-                "row {}, column {}: expected a trit (-1, 0, +1), found {found}",
-                i / cols.max(1),
-                i % cols.max(1)
-            ),
-        )),
+        Some((i, found)) => {
+            let (row, col) = place(i, cols);
+            let message =
+                format!("row {row}, column {col}: expected a trit (-1, 0, +1), found {found}");
+            Err(FormatError::new(ErrorCode::Malformed, message))
+        }
     }
 }
 
 /// Packed bytes of which each is stored as a number of another type, by value. An i8 is the byte
 /// itself: half of all codes look negative there.
-pub(super) fn bytes_by_value(
+pub(crate) fn bytes_by_value(
     plain: PlainType,
     bytes: &[u8],
     cols: usize,
@@ -378,21 +412,20 @@ pub(super) fn bytes_by_value(
     if plain.size() == 1 {
         return Ok(bytes.to_vec());
     }
-    let mut out = vec![0; bytes.len() / plain.size()];
+    let mut out = vec![0; bytes.chunks_exact(plain.size()).len()];
     let fine = |out: &mut u8, v: i64| {
         *out = v as u8;
         (0..=255).contains(&v)
     };
     match integers(plain, bytes, &mut out, fine) {
         None => Ok(out),
-        Some((i, found)) => Err(FormatError::new(
-            ErrorCode::Malformed,
-            format!(
-                "packed row {}, column {}: expected a byte (0 to 255), found {found}",
-                i / cols.max(1),
-                i % cols.max(1)
-            ),
-        )),
+        Some((i, found)) => {
+            let (row, col) = place(i, cols);
+            let message = format!(
+                "packed row {row}, column {col}: expected a byte (0 to 255), found {found}"
+            );
+            Err(FormatError::new(ErrorCode::Malformed, message))
+        }
     }
 }
 
@@ -406,7 +439,7 @@ fn integers<T: Send>(
 ) -> Option<(usize, f64)> {
     let size = plain.size();
     out.par_chunks_mut(BLOCK)
-        .zip(bytes.par_chunks(BLOCK * size))
+        .zip(bytes.par_chunks(BLOCK.saturating_mul(size)))
         .enumerate()
         .find_map_first(|(piece, (out, bytes))| {
             let bad = out
@@ -418,7 +451,11 @@ fn integers<T: Send>(
                     let whole = v == v.trunc() && v.abs() < 65_536.0;
                     !(whole && put(out, v as i64))
                 });
-            bad.map(|i| (piece * BLOCK + i, number(plain, &bytes[i * size..])))
+            bad.map(|i| {
+                let found = bytes.get(i.saturating_mul(size)..).unwrap_or(&[]);
+                let index = piece.saturating_mul(BLOCK).saturating_add(i);
+                (index, number(plain, found))
+            })
         })
 }
 
@@ -444,7 +481,7 @@ fn number(plain: PlainType, b: &[u8]) -> f64 {
         PlainType::I16 => i16::from_le_bytes(take(b)).into(),
         PlainType::U16 => u16::from_le_bytes(take(b)).into(),
         PlainType::I8 => i8::from_le_bytes(take(b)).into(),
-        PlainType::U8 | PlainType::Bool => b[0].into(),
+        PlainType::U8 | PlainType::Bool => u8::from_le_bytes(take(b)).into(),
     }
 }
 

@@ -1,3 +1,5 @@
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
 use super::*;
 
 fn f32s(values: &[f32]) -> Vec<u8> {
@@ -8,14 +10,14 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 fn scale_structures_are_found_coarsest_first() {
     let mut w = vec![0f32; 2 * 64];
     (w[0], w[40], w[64], w[127]) = (0.5, -0.5, 0.5, -0.0);
-    let (trits, scales) = dequantised(PlainType::F32, &f32s(&w), 64).unwrap();
+    let (trits, scales) = dequantized(PlainType::F32, &f32s(&w), 64).unwrap();
     assert_eq!(scales, Scales::PerTensor(0.5));
     assert_eq!((trits[0], trits[40], trits[64], trits[127]), (1, -1, 1, 0));
     w[64] = 0.25;
-    let (_, scales) = dequantised(PlainType::F32, &f32s(&w), 64).unwrap();
+    let (_, scales) = dequantized(PlainType::F32, &f32s(&w), 64).unwrap();
     assert_eq!(scales, Scales::PerRow(vec![0.5, 0.25]));
     w[40] = -0.125;
-    let (_, scales) = dequantised(PlainType::F32, &f32s(&w), 64).unwrap();
+    let (_, scales) = dequantized(PlainType::F32, &f32s(&w), 64).unwrap();
     let want = Scales::PerGroup {
         group: 32,
         scales: vec![0.5, 0.125, 0.25, 0.0],
@@ -26,7 +28,7 @@ fn scale_structures_are_found_coarsest_first() {
         Ok(Evidence::Ternary)
     );
     w[41] = 0.25;
-    let error = dequantised(PlainType::F32, &f32s(&w), 64).unwrap_err();
+    let error = dequantized(PlainType::F32, &f32s(&w), 64).unwrap_err();
     assert_eq!(error.code, ErrorCode::NotTernary);
     assert!(
         error
@@ -40,14 +42,14 @@ fn scale_structures_are_found_coarsest_first() {
     );
     w[41] = f32::NAN;
     assert_eq!(
-        dequantised(PlainType::F32, &f32s(&w), 64).unwrap_err().code,
+        dequantized(PlainType::F32, &f32s(&w), 64).unwrap_err().code,
         ErrorCode::NonFinite
     );
 }
 
 #[test]
 fn an_all_zero_tensor_has_scale_zero() {
-    let (_, scales) = dequantised(PlainType::F32, &f32s(&[0.0; 64]), 64).unwrap();
+    let (_, scales) = dequantized(PlainType::F32, &f32s(&[0.0; 64]), 64).unwrap();
     assert_eq!(scales, Scales::PerTensor(0.0));
     assert_eq!(
         evidence(PlainType::F32, &f32s(&[0.0; 64]), 64),

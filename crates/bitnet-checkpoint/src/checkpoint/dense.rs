@@ -1,0 +1,129 @@
+//! Dense tensors: norms, embeddings, output heads.
+//!
+//! Invariant: a tensor that [`Checkpoint::dense`] gave has finite values only.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::{Checkpoint, Source};
+use crate::slot::Slot;
+use crate::storage::values;
+use bitnet_formats::{BlockType, Encoding, ErrorCode, FormatError, TensorInfo, dense_to_f32};
+use rayon::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A dense tensor as it lies in the file, every value finite.
+#[derive(Debug, Clone, Copy)]
+pub struct DenseTensor<'a> {
+    /// How its elements are stored.
+    pub encoding: Encoding,
+    /// Sizes, outermost first.
+    pub shape: &'a [usize],
+    /// The bytes.
+    pub bytes: &'a [u8],
+    /// Whether the values are 1 plus the numbers stored: gains of some norms (`formats/numerics.md`).
+    pub plus_one: bool,
+    /// Name, place and length in the file.
+    pub info: &'a TensorInfo,
+}
+
+impl DenseTensor<'_> {
+    /// The values of some of its bytes, whole rows or all.
+    ///
+    /// # Errors
+    /// A type that is not dense; a length that does not fit.
+    pub fn widen(&self, bytes: &[u8], out: &mut [f32]) -> Result<(), FormatError> {
+        dense_to_f32(self.encoding, bytes, out).map_err(|e| e.in_tensor(&self.info.name))?;
+        if self.plus_one {
+            out.iter_mut().for_each(|value| *value += 1.0);
+        }
+        Ok(())
+    }
+}
+
+impl Checkpoint {
+    /// A dense tensor. The first call for a slot reads it all, to refuse NaN and infinity.
+    ///
+    /// # Errors
+    /// `missing-tensor` for a slot this network does not have, `wrong-type` for a linear,
+    /// `non-finite` with the element.
+    pub fn dense(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
+        let (tensor, finite) = self.dense_source(slot)?;
+        if !finite.load(Ordering::Relaxed) {
+            self.as_opened(tensor.info, || check_dense(&tensor))
+                .map_err(|e| self.place(e, tensor.info))?;
+            finite.store(true, Ordering::Relaxed);
+        }
+        Ok(tensor)
+    }
+
+    /// Whether the values of a dense tensor are 1 plus the numbers stored.
+    pub fn dense_plus_one(&self, slot: Slot) -> bool {
+        matches!(
+            self.sources.get(&slot),
+            Some(Source::Dense { plus_one: true, .. })
+        )
+    }
+
+    /// A dense tensor without a look at its values: for readers that check the rows they use, and
+    /// must not wait for the others.
+    ///
+    /// # Errors
+    /// As [`dense`](Self::dense), but for `non-finite`.
+    pub fn dense_unread(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
+        self.dense_source(slot).map(|(tensor, _)| tensor)
+    }
+
+    fn dense_source(&self, slot: Slot) -> Result<(DenseTensor<'_>, &AtomicBool), FormatError> {
+        let (info, plus_one, finite) = match self.source(slot)? {
+            Source::Dense {
+                info,
+                plus_one,
+                finite,
+            } => (info, *plus_one, finite),
+            Source::Linear(source) => {
+                return Err(self.place(
+                    FormatError::new(
+                        ErrorCode::WrongType,
+                        "expected a dense tensor, found a linear",
+                    ),
+                    &source.info,
+                ));
+            }
+        };
+        let tensor = DenseTensor {
+            encoding: info.encoding,
+            shape: &info.shape,
+            bytes: self.file.bytes(info),
+            plus_one,
+            info,
+        };
+        Ok((tensor, finite))
+    }
+}
+
+/// Refuses NaN and infinity in a dense tensor.
+fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
+    let cols = if tensor.shape.len() > 1 {
+        tensor.shape.last().copied().unwrap_or(0)
+    } else {
+        0
+    };
+    // the only floats of a block are its f16 scale; everything it multiplies is a small integer
+    let (block, upper) = match tensor.encoding {
+        Encoding::Plain(plain) => return values::check_finite(plain, tensor.bytes, cols),
+        Encoding::Block(BlockType::Q8_0) => (34, 1),
+        Encoding::Block(BlockType::Q6_K) => (210, 209),
+        Encoding::Ternary(_) | Encoding::Foreign(_) | Encoding::Unknown(_) => return Ok(()),
+    };
+    let bad = tensor
+        .bytes
+        .par_chunks_exact(block)
+        .position_first(|b| b.get(upper).is_some_and(|byte| byte & 0x7c == 0x7c));
+    match bad {
+        None => Ok(()),
+        Some(i) => Err(FormatError::new(
+            ErrorCode::NonFinite,
+            format!("block {i}: expected a finite scale, found NaN or infinity"),
+        )),
+    }
+}

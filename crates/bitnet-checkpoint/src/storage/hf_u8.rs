@@ -1,0 +1,122 @@
+//! transformers' packed checkpoints: u8 tensors of four trits a byte, and a `weight_scale`
+//! (`formats/packing/hf_u8.md`).
+//!
+//! Invariant: trits without a scale beside them are not weights.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::codes;
+use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
+use super::tensors::{Tensors, error, missing};
+use crate::family::{Quantization, ScaleDirection};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo};
+use bitnet_ternary::Scales;
+
+/// The packing of transformers' U8 tensors.
+pub const HF_PACKING: &str = "hf_u8";
+
+/// The shape of packed rows.
+pub(super) fn packed_shape(asked: &Asked<'_>) -> [usize; 2] {
+    [asked.rows.div_ceil(4), asked.cols]
+}
+
+/// What a scale of this checkpoint means.
+pub(super) fn direction(asked: &Asked<'_>) -> ScaleDirection {
+    match asked.quantization() {
+        Some(Quantization::Offline(direction)) => direction,
+        // a module that MLX left alone is as good as unmarked
+        _ => asked.marks.family.unmarked_scale,
+    }
+}
+
+/// The error for trits without a scale.
+pub(super) fn missing_scale(asked: &Asked<'_>) -> FormatError {
+    let name = &asked.info.name;
+    let stem = name.strip_suffix("weight").unwrap_or(name);
+    missing(&[&format!("{stem}weight_scale")])
+        .hint("trits without a scale are not weights; is the download complete?")
+}
+
+/// The error for a tensor that is neither whole nor packed.
+pub(crate) fn neither_shape(asked: &Asked<'_>) -> FormatError {
+    let (full, packed) = ([asked.rows, asked.cols], packed_shape(asked));
+    wrong_shape(asked, format!("{full:?} (or {packed:?} packed)"))
+}
+
+pub(super) fn wrong_shape(asked: &Asked<'_>, expected: String) -> FormatError {
+    let message = format!("expected shape {expected}, found {:?}", asked.info.shape);
+    error(ErrorCode::WrongShape, asked.info, message)
+}
+
+/// The row.
+#[derive(Debug)]
+pub struct HfU8;
+
+impl Storage for HfU8 {
+    fn name(&self) -> &'static str {
+        HF_PACKING
+    }
+
+    fn page(&self) -> &'static str {
+        "packing/hf_u8.md"
+    }
+
+    fn applies(&self, marks: &Marks<'_>) -> Result<bool, FormatError> {
+        Ok(marks.said.is_some())
+    }
+
+    fn recognize(
+        &self,
+        asked: &Asked<'_>,
+        tensors: &mut Tensors<'_>,
+    ) -> Result<Option<Found>, FormatError> {
+        if !asked.slot.is_ternary() || asked.info.encoding != Encoding::Plain(PlainType::U8) {
+            return Ok(None);
+        }
+        let scale = asked.scale(tensors)?;
+        let shape = packed_shape(asked);
+        if asked.info.shape != shape {
+            let rows = asked.rows;
+            let expected = format!("{shape:?} ({rows} rows packed by four)");
+            return Err(wrong_shape(asked, expected));
+        }
+        let Some(scale) = scale else {
+            return Err(missing_scale(asked));
+        };
+        let packing = codes::registered(HF_PACKING).map_err(|e| e.in_tensor(&asked.info.name))?;
+        let linear = LinearSource {
+            packing: Some(packing),
+            beside: vec![scale],
+            direction: Some(direction(asked)),
+            ..asked.linear(&Self)
+        };
+        Ok(Some(linear.into()))
+    }
+
+    fn describe(&self, linear: &LinearSource) -> String {
+        codes::describe(linear)
+    }
+
+    fn read(&self, stored: &Stored<'_>) -> Result<(Vec<i8>, Scales), FormatError> {
+        codes::read(stored)
+    }
+
+    fn scales(&self, stored: &Stored<'_>) -> Result<Option<Scales>, FormatError> {
+        codes::scales(stored)
+    }
+
+    fn one_scale(&self, stored: &Stored<'_>) -> Option<f32> {
+        codes::one_scale(stored)
+    }
+
+    fn weight_scale<'a>(
+        &self,
+        linear: &'a LinearSource,
+    ) -> Option<(&'a TensorInfo, ScaleDirection)> {
+        linear.outside()
+    }
+
+    fn needs_quantization_config(&self) -> bool {
+        true
+    }
+}

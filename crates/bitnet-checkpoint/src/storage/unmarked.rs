@@ -1,0 +1,57 @@
+//! Floats that nothing marks: trits times scales, or master weights.
+//!
+//! Invariant: evidence in the values decides, and master weights are read as such only if somebody vouches that
+//! the model was trained for it.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::contract::{LinearSource, Stored};
+use super::master::Master;
+use super::values::{self, Evidence};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, TensorFile};
+
+/// Whether the values show that these are master weights.
+///
+/// # Errors
+/// Values of another type than floats.
+pub(crate) fn shows_master(file: &TensorFile, linear: &LinearSource) -> Result<bool, FormatError> {
+    let stored = Stored { file, linear };
+    let Encoding::Plain(plain) = linear.info.encoding else {
+        return Ok(false);
+    };
+    values::evidence(plain, stored.bytes(), linear.cols)
+        .map(|found| found == Evidence::Master)
+        .map_err(|e| e.in_tensor(&linear.info.name))
+}
+
+/// Reads a linear as master weights from now on.
+pub(crate) fn take_as_master(linear: &mut LinearSource) {
+    linear.storage = &Master;
+    linear.beside.clear();
+    linear.direction = None;
+}
+
+/// The error for weights that are not ternary and that nobody vouches for.
+pub(crate) fn not_ternary(file: &TensorFile, linear: &LinearSource) -> FormatError {
+    let stored = Stored { file, linear };
+    let place = |e: FormatError| stored.place(e, &linear.info);
+    let Encoding::Plain(plain) = linear.info.encoding else {
+        return place(FormatError::new(
+            ErrorCode::NotTernary,
+            "expected ternary weights",
+        ));
+    };
+    match values::absmean_error(plain, stored.bytes(), linear.cols) {
+        Err(e) => place(e),
+        Ok(figure) => place(
+            FormatError::new(
+                ErrorCode::NotTernary,
+                format!(
+                    "expected one magnitude per tensor, row or group, found ordinary weights; \
+                     rounding them to trits would change them by {figure:.2} of their size"
+                ),
+            )
+            .hint("pass --ternary-trained if these are master weights of a BitNet-trained model"),
+        ),
+    }
+}
