@@ -30,6 +30,7 @@ impl OutputLock {
         let mut name = target.partial_prefix();
         name.push("lock");
         let place = target.parent.join(name);
+        refuse_other(&place)?;
         let made = Partial::create(|| lock(&place).map(|file| (place.clone(), file)));
         let (mut partial, file) = made.map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => {
@@ -37,7 +38,7 @@ impl OutputLock {
                     .in_file(path)
                     .hint("wait until it ends, or name another output")
             }
-            _ => FormatError::io(path, &e),
+            _ => FormatError::io(&place, &e),
         })?;
         partial.lock = Some(file);
         restore(&target);
@@ -46,15 +47,36 @@ impl OutputLock {
     }
 }
 
+/// Refuses a lock file that is a link, which would make a file where it leads, or no regular file.
+fn refuse_other(place: &Path) -> Result<(), FormatError> {
+    let found = match std::fs::symlink_metadata(place) {
+        Ok(metadata) if metadata.is_file() => return Ok(()),
+        // what else is wrong with the place is said when the file is made
+        Err(_) => return Ok(()),
+        Ok(metadata) if metadata.is_symlink() => "a link",
+        Ok(metadata) if metadata.is_dir() => "a directory",
+        Ok(_) => "a pipe, socket or device",
+    };
+    let message = format!("expected a lock file or none, found {found}");
+    Err(FormatError::new(ErrorCode::Io, message)
+        .in_file(place)
+        .hint("remove it, or name another output"))
+}
+
 /// Opens and locks the file; `WouldBlock` when another has the lock.
 fn lock(place: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::OFlags;
+        use std::os::unix::fs::OpenOptionsExt;
+        // what took the place in between neither leads elsewhere nor makes this wait
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        options.custom_flags(flags.bits().cast_signed());
+    }
     loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(place)?;
+        let file = options.open(place)?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
             // a file system without locks: its users have to take care themselves
@@ -128,6 +150,38 @@ mod tests {
         std::fs::write(dir.path().join(".m.gguf.partial-lock"), b"").unwrap();
         OutputLock::take(&path).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_file_that_is_something_else_is_refused_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, place) = (
+            dir.path().join("m.gguf"),
+            dir.path().join(".m.gguf.partial-lock"),
+        );
+        let refused = |found: &str| {
+            let error = OutputLock::take(&path).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Io, "{error}");
+            assert_eq!(error.file.as_deref(), Some(place.as_path()));
+            assert!(error.message.ends_with(found), "{error}");
+            assert!(std::fs::symlink_metadata(&place).is_ok());
+        };
+        let elsewhere = dir.path().join("elsewhere");
+        std::os::unix::fs::symlink(&elsewhere, &place).unwrap();
+        refused("found a link");
+        assert!(!elsewhere.exists());
+        // a link to a file, whose owner waits for nobody
+        std::fs::write(&elsewhere, "kept").unwrap();
+        refused("found a link");
+        assert_eq!(std::fs::read(&elsewhere).unwrap(), b"kept");
+        std::fs::remove_file(&place).unwrap();
+        std::fs::create_dir(&place).unwrap();
+        refused("found a directory");
+        std::fs::remove_dir(&place).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&place).status();
+        assert!(made.unwrap().success());
+        refused("found a pipe, socket or device");
     }
 
     #[test]
