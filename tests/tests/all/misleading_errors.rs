@@ -370,7 +370,9 @@ fn copied(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
     }
 }
 
@@ -432,6 +434,57 @@ fn a_byte_order_mark_is_nothing_to_every_program() {
     );
     assert_eq!(ran.status, ExitStatus::Done, "{}", ran.stdout);
     assert_eq!(of(&out, &["-p", "hello"]), of(&plain, &["-p", "hello"]));
+}
+
+#[test]
+fn a_byte_order_mark_is_nothing_in_an_index_and_a_pipeline() {
+    let mark = |path: &Path| {
+        let bytes = std::fs::read(path).unwrap();
+        std::fs::write(path, [&b"\xef\xbb\xbf"[..], &bytes].concat()).unwrap();
+    };
+    let dir = tempfile::tempdir().unwrap();
+    for (fixture, name) in [
+        ("falcon3-1.58", "model.safetensors.index.json"),
+        ("bitnet-embedding-0.6b", "modules.json"),
+    ] {
+        let plain = bitnet_tests::fixtures::checkpoint(fixture);
+        let marked = dir.path().join(fixture);
+        copied(&plain, &marked);
+        for below in ["1_Pooling"].iter().filter(|d| plain.join(d).is_dir()) {
+            copied(&plain.join(below), &marked.join(below));
+        }
+        mark(&marked.join(name));
+        let of = |model: &Path| {
+            let words = ["inspect", model.to_str().unwrap(), "--json"];
+            let ran = run(bitnet_convert::run, words);
+            assert_eq!(ran.status, ExitStatus::Done, "{fixture}: {}", ran.stdout);
+            let mut json = ran.json();
+            for key in ["path", "files"] {
+                json.as_object_mut().unwrap().remove(key).unwrap();
+            }
+            json
+        };
+        assert_eq!(of(&marked), of(&plain), "{fixture}");
+        if name.ends_with(".index.json") {
+            let ran = run(
+                bitnet_convert::run,
+                ["inspect", marked.join(name).to_str().unwrap(), "--json"],
+            );
+            assert_eq!(ran.status, ExitStatus::Done, "{}", ran.stdout);
+        }
+        let out = dir.path().join(format!("{fixture}.gguf"));
+        let words = [marked.to_str().unwrap(), "-o", out.to_str().unwrap()];
+        let ran = run(bitnet_convert::run, words);
+        assert_eq!(ran.status, ExitStatus::Done, "{fixture}: {}", ran.stderr);
+        let words = [
+            out.to_str().unwrap(),
+            "--against",
+            marked.to_str().unwrap(),
+            "--json",
+        ];
+        let ran = run(bitnet_verify::run, words);
+        assert_eq!(ran.status, ExitStatus::Done, "{fixture}: {}", ran.stdout);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::artifact::is_plain_file_name;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
+use crate::strange::without_byte_order_mark;
 use crate::tensor_file::{Metadata, TensorFile, TensorInfo, sorted_by_key};
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -130,15 +131,17 @@ fn parse_index(path: &Path, limits: &Limits) -> Result<(Mapped, Index), FormatEr
     }
     let mut listed = Index::default();
     let mut place = Place::default();
+    let text = without_byte_order_mark(index.bytes());
+    let mark = len.saturating_sub(text.len() as u64);
     parse_json(
-        index.bytes(),
+        text,
         IndexSeed {
             index: &mut listed,
             place: &mut place,
             limits,
         },
     )
-    .map_err(|e| here(place.add_to(e, 0)))?;
+    .map_err(|e| here(place.add_to(e, mark)))?;
     Ok((index, listed))
 }
 
