@@ -245,7 +245,7 @@ impl CompareArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::gates::Thresholds;
+    use crate::reference::thresholds::Thresholds;
     use crate::report::baseline::SLACK;
 
     #[test]

@@ -4,11 +4,11 @@
 //! checks look at it, and each is read and unpacked once. A check never stops another: what one
 //! cannot do becomes its own `error`.
 
-pub(crate) mod certificates;
-pub(crate) mod claims;
-pub(crate) mod dense;
+mod check;
+mod dense;
 mod digest;
 mod encoding;
+mod files;
 pub mod gates;
 mod golden;
 mod kernels;
@@ -16,37 +16,23 @@ mod logits;
 mod metadata;
 mod other_runtime;
 pub(crate) mod padding;
+pub(crate) mod report;
 mod scales;
+pub(crate) mod side;
 mod structure;
 mod trits;
 pub(crate) mod unlike;
 
-pub(crate) use golden::tokenizer_of;
-pub(crate) use metadata::compare_wiring;
-pub(crate) use structure::sizes;
+pub use check::{Check, Subject};
 
-use crate::checks::gates::Thresholds;
-use crate::checks::padding::{padding, silent_scales};
-use crate::reference::golden::Golden;
-use crate::reference::other_runtime::OtherRuntime;
-use crate::reference::prompts::Prompt;
-use crate::report::{CheckResult, LinearFigures, Report};
-use bitnet_checkpoint::{Certificate, Checkpoint, OpenOptions, Slot};
+use crate::verdict::Verdict;
+use bitnet_checkpoint::Slot;
 use bitnet_cli::{Bar, Progress};
-use bitnet_formats::FormatError;
-use bitnet_kernels::Backend;
 use bitnet_ternary::TernaryMatrix;
-use std::path::{Path, PathBuf};
-
-/// One check.
-pub struct Check {
-    /// Its name: also its file and its row in the report.
-    pub name: &'static str,
-    /// What it compares, for `--help`.
-    pub what: &'static str,
-    /// Starts it, unless the request does not call for it.
-    start: fn(&Subject<'_>) -> Option<Box<dyn Running>>,
-}
+use check::Pair;
+use padding::{padding, silent_scales};
+use report::{LinearFigures, Report};
+use side::Side;
 
 /// Every check, in the order of the report. Adding one is a file, a `mod` line and a row.
 pub static CHECKS: &[Check] = &[
@@ -57,92 +43,12 @@ pub static CHECKS: &[Check] = &[
     encoding::CHECK,
     dense::CHECK,
     digest::CHECK,
+    files::CHECK,
     kernels::CHECK,
     golden::CHECK,
     other_runtime::CHECK,
     logits::CHECK,
 ];
-
-/// A check at work.
-trait Running {
-    /// Whether it looks at the unpacked matrices.
-    fn wants_ternary(&self) -> bool {
-        false
-    }
-    /// Looks at one linear of both sides.
-    fn ternary(&mut self, _pair: &Pair<'_>, _subject: &Subject<'_>) {}
-    /// Does the rest and reports.
-    fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report);
-}
-
-/// One linear, unpacked on both sides.
-struct Pair<'a> {
-    slot: Slot,
-    artifact: &'a Result<TernaryMatrix, FormatError>,
-    source: Option<&'a Result<TernaryMatrix, FormatError>>,
-}
-
-impl Pair<'_> {
-    /// Source and artifact, if both could be read.
-    fn both(&self) -> Option<(&TernaryMatrix, &TernaryMatrix)> {
-        Some((self.source?.as_ref().ok()?, self.artifact.as_ref().ok()?))
-    }
-}
-
-/// An open model and how it was opened.
-#[derive(Debug)]
-pub struct Input {
-    path: PathBuf,
-    options: OpenOptions,
-    /// The open files.
-    pub checkpoint: Checkpoint,
-}
-
-impl Input {
-    /// Opens a model.
-    ///
-    /// # Errors
-    /// Everything that is wrong with it.
-    pub fn open(path: &Path, options: OpenOptions) -> Result<Self, FormatError> {
-        let checkpoint = Checkpoint::open(path, &options)?;
-        Ok(Self {
-            path: path.to_owned(),
-            options,
-            checkpoint,
-        })
-    }
-
-    /// Opens it once more, for a model that wants its own.
-    fn reopen(&self) -> Result<Checkpoint, FormatError> {
-        Checkpoint::open(&self.path, &self.options)
-    }
-}
-
-/// What is verified, and against what.
-pub struct Subject<'a> {
-    /// The model in question.
-    pub artifact: &'a Input,
-    /// What it was made from.
-    pub source: Option<&'a Input>,
-    /// What the converter wrote about it.
-    pub certificate: Option<&'a Certificate>,
-    /// Whether the runtime is to be run.
-    pub logits: bool,
-    /// What transformers computed.
-    pub golden: Option<&'a Golden>,
-    /// What another runtime computed; its prompts fit the artifact.
-    pub other: Option<&'a OtherRuntime>,
-    /// Sequences to compute; they fit the artifact.
-    pub prompts: &'a [Prompt],
-    /// Kernels to run, the first one leads.
-    pub kernels: &'a [Backend],
-    /// Bounds.
-    pub thresholds: &'a Thresholds,
-    /// Whether the report is to say what every linear holds.
-    pub figures: bool,
-    /// Whether the report is to name the bits that no reader uses.
-    pub padding: bool,
-}
 
 /// Runs every check that the subject calls for.
 pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
@@ -152,16 +58,19 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
         .iter()
         .filter_map(|check| (check.start)(subject))
         .collect();
-    if subject.figures || running.iter().any(|check| check.wants_ternary()) {
-        let slots: Vec<Slot> = subject.artifact.checkpoint.slots_in_file_order();
-        let is_ternary = |slot: &Slot| subject.artifact.checkpoint.is_ternary(*slot);
-        let slots: Vec<Slot> = slots.into_iter().filter(is_ternary).collect();
+    let artifact = subject.artifact.model();
+    let source = subject.source.and_then(Side::model);
+    let wanted = subject.figures || running.iter().any(|check| check.wants_ternary());
+    if let Some(artifact) = artifact.filter(|_| wanted) {
+        let checkpoint = &artifact.checkpoint;
+        let mut slots: Vec<Slot> = checkpoint.slots_in_file_order();
+        slots.retain(|slot| checkpoint.is_ternary(*slot));
         let bar: Bar = progress.steps("tensors", slots.len() as u64);
         for slot in slots {
             bar.name(slot.to_string());
             let (artifact, source) = rayon::join(
-                || subject.artifact.checkpoint.ternary(slot),
-                || subject.source.map(|source| source.checkpoint.ternary(slot)),
+                || checkpoint.ternary(slot),
+                || source.map(|source| source.checkpoint.ternary(slot)),
             );
             let pair = Pair {
                 slot,
@@ -169,7 +78,7 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
                 source: source.as_ref(),
             };
             if let (true, Ok(matrix)) = (subject.padding, &artifact) {
-                silent.extend(silent_scales(&subject.artifact.checkpoint, slot, matrix));
+                silent.extend(silent_scales(checkpoint, slot, matrix));
             }
             if let (true, Ok(matrix)) = (subject.figures, &artifact) {
                 report.linears.push(figures(slot, matrix));
@@ -184,11 +93,11 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
     for check in running {
         check.finish(subject, &mut report);
     }
-    if subject.padding {
-        let source = subject.source.map(|source| &source.checkpoint);
-        match padding(&subject.artifact.checkpoint, source, silent) {
+    if let Some(artifact) = artifact.filter(|_| subject.padding) {
+        let source = source.map(|source| &source.checkpoint);
+        match padding(&artifact.checkpoint, source, silent) {
             Ok(padding) => report.padding = padding,
-            Err(error) => report.checks.push(CheckResult::error("padding", &error)),
+            Err(error) => report.checks.push(Verdict::error("padding", &error)),
         }
     }
     report

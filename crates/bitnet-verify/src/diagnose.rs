@@ -6,5 +6,6 @@ pub mod doctor;
 pub mod fault;
 pub(crate) mod hypotheses;
 pub(crate) mod logits;
+pub(crate) mod naming;
 mod swap;
 pub(crate) mod trace;

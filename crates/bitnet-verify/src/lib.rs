@@ -8,38 +8,41 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod blocks;
 mod checks;
 mod diagnose;
 mod reference;
 mod report;
 mod settings;
+mod tokenizer;
+mod verdict;
 
 pub use args::Args;
 pub use checks::padding::Padding;
+pub use checks::report::{ComparedLogits, LinearFigures, Report};
+pub use checks::side::{Input, Side};
 pub use checks::unlike::Unlike;
-pub use checks::{CHECKS, Check, Input, Subject, gates, run as run_checks};
-pub use diagnose::{doctor, fault as faults};
-pub use gates::Thresholds;
-pub use golden::Golden;
+pub use checks::{CHECKS, Check, Subject, gates, run as run_checks};
+pub use diagnose::doctor;
+pub use diagnose::fault::{FAULTS, Fault, FaultName};
 pub use reference::divergence::{Divergence, relative_error};
-pub use reference::golden;
+pub use reference::golden::{self, Golden};
 pub use reference::oracle::{
     Deviation, Layer, Operator, Oracle, Replayed, Rounding, RowOrder, ScaleAs, Trace,
 };
 pub use reference::other_runtime::OtherRuntime;
 pub use reference::prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};
-pub use report::{
-    CheckResult, ComparedLogits, Difference, Findings, LinearFigures, Report, Status,
-};
+pub use reference::thresholds::Thresholds;
 pub use settings::Bounds;
+pub use verdict::{Difference, Findings, Status, Verdict};
 
 use args::{Command, CompareArgs};
 use bitnet_checkpoint::{Certificate, OpenOptions};
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
 use bitnet_formats::{Artifact, ErrorCode, FormatError, Inputs, Limits};
 use bitnet_kernels::{Backend, KernelError};
-use checks::certificates;
-use report::{baseline, html as page, junit};
+use reference::{certificate, prompts::read_json};
+use report::{baseline, html, json, junit, markdown, text};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::Write;
@@ -59,7 +62,9 @@ pub fn run(
     let mut console = Console::new(&args.global, out, err);
     let threads = args.global.thread_count();
     let result = match &args.command {
-        Some(Command::Doctor(doctor)) => doctor::run(doctor, &mut console, threads),
+        Some(Command::Doctor(doctor)) => {
+            doctor::run(doctor, &mut console, threads, &compare_with_certificate)
+        }
         None => work(&args.compare, threads, &mut console),
     };
     console.finish(result)
@@ -82,10 +87,8 @@ fn work(
     progress.clear();
     write_reports(args, &bounds, &report, started.elapsed())?;
     let report = report?;
-    let mut text = Vec::new();
-    report.write_text(&mut text)?;
-    console.line(String::from_utf8_lossy(&text).trim_end())?;
-    let mut object = report.to_json();
+    console.line(text::of(&report).trim_end())?;
+    let mut object = json::of(&report);
     if let Some(file) = &file {
         object["thresholds"] = file.display().to_string().into();
     }
@@ -142,8 +145,7 @@ fn write_reports(
     report: &Result<Report, Failure>,
     took: Duration,
 ) -> Result<(), Failure> {
-    let cannot =
-        |e: &Failure| CheckResult::error("open", &FormatError::new(e.code, e.message.clone()));
+    let cannot = |e: &Failure| Verdict::error("open", &FormatError::new(e.code, e.message.clone()));
     let broken = |e| Report {
         checks: vec![cannot(e)],
         ..Report::default()
@@ -151,7 +153,7 @@ fn write_reports(
     let report = &report.as_ref().map_or_else(broken, Report::clone);
     if let Some(path) = &args.junit {
         let artifact = args.artifact().display().to_string();
-        let text = junit::to_junit(report, &artifact, took.as_secs_f64());
+        let text = junit::of(report, &artifact, took)?;
         write_new(path, args.force, &text)?;
     }
     let mut subjects = vec![("artifact", args.artifact().display().to_string())];
@@ -168,11 +170,11 @@ fn write_reports(
     }
     subjects.push(("seconds", format!("{:.1}", took.as_secs_f64())));
     if let Some(path) = &args.html {
-        let text = page::to_html(report, &subjects, &bounds.thresholds());
+        let text = html::of(report, &subjects, &bounds.thresholds());
         write_new(path, args.force, &text)?;
     }
     if let Some(path) = &args.markdown {
-        write_new(path, args.force, &page::to_markdown(report, &subjects))?;
+        write_new(path, args.force, &markdown::of(report, &subjects))?;
     }
     Ok(())
 }
@@ -194,7 +196,7 @@ fn verify(
         return Err(Failure::usage("nothing to compare with")
             .hint("give --against SRC, --certificate FILE, --logits-from FILE, or --logits to run the model against the oracle"));
     }
-    if let Some(found) = certificates::read_if_one(args.artifact())? {
+    if let Some(found) = certificate::read_if_one(args.artifact())? {
         return compare_certificates(args, bounds, &found);
     }
     let options = |layout: Option<&String>, ternary_trained| OpenOptions {
@@ -218,7 +220,7 @@ fn verify(
     let certificate = args
         .certificate
         .as_deref()
-        .map(certificates::read)
+        .map(certificate::read)
         .transpose()?;
     let golden = args.golden.as_deref().map(Golden::read).transpose()?;
     let config = &artifact.checkpoint.config;
@@ -245,8 +247,8 @@ fn verify(
     let baseline = read_baseline(args)?;
     let thresholds = bounds.thresholds();
     let subject = Subject {
-        artifact: &artifact,
-        source: source.as_ref(),
+        artifact: Side::Model(&artifact),
+        source: source.as_ref().map(Side::Model),
         certificate: certificate.as_ref(),
         logits,
         golden: golden.as_ref(),
@@ -282,21 +284,57 @@ fn compare_certificates(
     ];
     let hint = "give --certificate FILE alone to compare two certificates";
     if let Some((_, what)) = needs_model.into_iter().find(|(asked, _)| *asked) {
-        return Err(Failure::from(certificates::refuse(what)).hint(hint));
+        return Err(Failure::from(refuse_certificate(what)).hint(hint));
     }
     let Some(path) = &args.certificate else {
-        return Err(Failure::from(certificates::refuse("compare")).hint(hint));
+        return Err(Failure::from(refuse_certificate("compare")).hint(hint));
     };
     let baseline = read_baseline(args)?;
-    let mut report = certificates::compare(&certificates::read(path)?, found);
+    let expected = certificate::read(path)?;
+    let mut report = run_checks(
+        &Subject {
+            source: Some(Side::Certificate(&expected)),
+            ..Subject::alone(Side::Certificate(found), &bounds.thresholds())
+        },
+        &Progress::hidden(),
+    );
     add_baseline(&mut report, baseline.as_ref(), bounds);
     Ok(report)
+}
+
+/// What has to be asked differently when the artifact is a certificate.
+fn refuse_certificate(what: &str) -> FormatError {
+    FormatError::new(
+        ErrorCode::Usage,
+        format!("ARTIFACT is a certificate: there is no model to {what}"),
+    )
+}
+
+/// Compares a model with a certificate, for the doctor.
+fn compare_with_certificate(
+    path: &Path,
+    options: OpenOptions,
+    certificate: &Certificate,
+) -> Result<doctor::Compared, FormatError> {
+    let artifact = Input::open(path, options)?;
+    let thresholds = Thresholds::default();
+    let subject = Subject {
+        certificate: Some(certificate),
+        ..Subject::alone(Side::Model(&artifact), &thresholds)
+    };
+    let report = run_checks(&subject, &Progress::hidden());
+    let other_model = report.different_models();
+    let differences = report.checks.into_iter().flat_map(|c| c.differences);
+    Ok(doctor::Compared {
+        other_model,
+        differences: differences.collect(),
+    })
 }
 
 /// What an earlier run reported, if there is one to compare with.
 fn read_baseline(args: &CompareArgs) -> Result<Option<Value>, FormatError> {
     let path = args.baseline.as_deref();
-    path.map(reference::prompts::read_json).transpose()
+    path.map(read_json).transpose()
 }
 
 fn add_baseline(report: &mut Report, before: Option<&Value>, bounds: &Bounds) {

@@ -3,7 +3,7 @@
 //! Invariant: a key that is not known is an error, never ignored, and a flag of the command line is stronger than
 //! the file.
 
-use crate::checks::gates::Thresholds;
+use crate::reference::thresholds::Thresholds;
 use bitnet_formats::{ErrorCode, FormatError, read_file};
 use clap::Args;
 use serde::Deserialize;

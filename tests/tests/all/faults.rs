@@ -655,7 +655,7 @@ fn swap_blocks(path: &Path, tensor: &str, one: usize, other: usize) {
 #[test]
 fn every_name_is_on_the_page() {
     let page = fs::read_to_string(repository().join("formats/report.md")).unwrap();
-    for row in &bitnet_verify::faults::KINDS {
+    for row in &bitnet_verify::FAULTS {
         let line = format!("| `{}` | {} |", row.name, row.sentence);
         assert!(page.contains(&line), "formats/report.md lacks {line}");
     }

@@ -13,7 +13,7 @@ use bitnet_tests::fixtures::{Fixture, fixture, fixtures_are_foreign};
 use bitnet_tests::flips::flip;
 use bitnet_tests::program::run;
 use bitnet_tests::random::Random;
-use bitnet_verify::{Input, Report, Status, Subject, Thresholds, run_checks};
+use bitnet_verify::{Input, Report, Side, Status, Subject, Thresholds, run_checks};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -96,18 +96,12 @@ fn compare(artifact: &Path, source: &Input, padding: bool) -> (Status, Option<Re
     let Ok(artifact) = Input::open(artifact, OpenOptions::default()) else {
         return (Status::Error, None);
     };
+    let thresholds = Thresholds::default();
     let subject = Subject {
-        artifact: &artifact,
-        source: Some(source),
-        certificate: None,
-        logits: false,
-        golden: None,
-        other: None,
-        prompts: &[],
+        source: Some(Side::Model(source)),
         kernels: &[Backend::best()],
-        thresholds: &Thresholds::default(),
-        figures: false,
         padding,
+        ..Subject::alone(Side::Model(&artifact), &thresholds)
     };
     let report = run_checks(&subject, &Progress::hidden());
     (report.status(), Some(report))
@@ -287,7 +281,7 @@ fn flip_all(
                     "{kind} {}, byte {at}, bit {bit}: {status}, {} ({})",
                     file.display(),
                     if named { "named" } else { "not named" },
-                    report.map_or(String::new(), |r| r.verdict())
+                    report.map_or(String::new(), |r| r.sentence())
                 )),
             }
         }

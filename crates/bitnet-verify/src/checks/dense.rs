@@ -3,15 +3,16 @@
 //! Invariant: compared as the bits of the values widened to `f32`, so a container may store them in
 //! another type as long as no value changes. Blocks of rows stream.
 
-use super::{Check, Running, Subject};
-use crate::diagnose::fault::{Fault, Kind};
-use crate::report::{Findings, Report};
-use bitnet_checkpoint::{Checkpoint, DenseTensor, Slot};
+use super::check::{Check, Running, Subject};
+use super::report::Report;
+use super::side::{self, Paired, Side};
+use super::unlike::Unlike;
+use crate::blocks::{block_rows, row_bytes, widen};
+use crate::diagnose::fault::{Fault, FaultName};
+use crate::verdict::{Difference, Findings};
+use bitnet_checkpoint::{Checkpoint, Slot};
 use bitnet_formats::FormatError;
 use rayon::prelude::*;
-
-/// Elements widened at a time.
-pub(crate) const BLOCK: usize = 1 << 20;
 
 pub(super) const CHECK: Check = Check {
     name: "dense",
@@ -28,9 +29,16 @@ struct Dense;
 
 impl Running for Dense {
     fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
-        let Some(source) = subject.source else { return };
-        let (source, artifact) = (&source.checkpoint, &subject.artifact.checkpoint);
         let mut findings = Findings::default();
+        let Some((source, artifact)) = subject.models() else {
+            let Some(sides) = subject.sides() else { return };
+            let (tensors, _) = by_hash(sides, &mut findings, &mut report.unlike);
+            let compared = format!("hashes of {tensors} tensors");
+            report
+                .checks
+                .push(findings.into_verdict(CHECK.name, compared));
+            return;
+        };
         let (mut tensors, mut values) = (0, 0);
         for slot in artifact
             .slots()
@@ -46,8 +54,8 @@ impl Running for Dense {
                     }
                     if let Some(text) = text {
                         let kind = match slot {
-                            Slot::OutputHead => Kind::OutputHead,
-                            _ => Kind::ChangedValues,
+                            Slot::OutputHead => FaultName::OutputHead,
+                            _ => FaultName::ChangedValues,
                         };
                         report.fault(Fault::at(kind, CHECK.name, slot, text.clone()));
                         findings.different(slot.to_string(), text);
@@ -59,7 +67,7 @@ impl Running for Dense {
         let compared = format!("{values} values of {tensors} tensors");
         report
             .checks
-            .push(findings.into_result(CHECK.name, compared));
+            .push(findings.into_verdict(CHECK.name, compared));
     }
 }
 
@@ -82,7 +90,7 @@ fn compare(
     }
     let width = s.shape.last().copied().unwrap_or(1).max(1);
     let rows = s.shape.iter().product::<usize>() / width;
-    let step = (BLOCK / width).max(1);
+    let step = block_rows(width);
     let starts: Vec<usize> = (0..rows).step_by(step).collect();
     let blocks = starts.par_iter().map(|&start| {
         let end = rows.min(start + step);
@@ -124,27 +132,27 @@ fn compare(
     Ok((rows * width, count, text))
 }
 
-/// The bytes of some rows; rows are whole blocks of every encoding.
-pub(crate) fn row_bytes<'a>(
-    tensor: &DenseTensor<'a>,
-    rows: usize,
-    start: usize,
-    end: usize,
-) -> &'a [u8] {
-    let row = tensor.bytes.len() / rows.max(1);
-    tensor.bytes.get(start * row..end * row).unwrap_or(&[])
-}
-
-/// The values of these bytes of a tensor.
-///
-/// # Errors
-/// Bytes that are not as many values.
-pub(crate) fn widen(
-    tensor: &DenseTensor<'_>,
-    bytes: &[u8],
-    values: usize,
-) -> Result<Vec<f32>, FormatError> {
-    let mut out = vec![0.0; values];
-    tensor.widen(bytes, &mut out)?;
-    Ok(out)
+/// Compares what hashes say of the dense tensors that both sides have; how many, and which only one side has: those
+/// are the business of `structure`, where it looks.
+pub(super) fn by_hash(
+    sides: (Side<'_>, Side<'_>),
+    findings: &mut Findings,
+    unlike: &mut Unlike,
+) -> (usize, Vec<Difference>) {
+    let Paired { both, alone } = side::pairs(sides, Side::dense);
+    let tensors = both.len();
+    for (name, expected, found) in both {
+        match (expected, found) {
+            (Err(error), _) | (_, Err(error)) => findings.unreadable(name, &error),
+            (Ok(e), Ok(f)) if e.shape != f.shape => {
+                let what = format!("expected shape {:?}, found {:?}", e.shape, f.shape);
+                findings.different(name, what);
+            }
+            (Ok(e), Ok(f)) => {
+                unlike.dense(usize::from(e.sha256 != f.sha256), 1);
+                findings.expect(&name, &e.sha256, &f.sha256);
+            }
+        }
+    }
+    (tensors, alone)
 }

@@ -3,23 +3,23 @@
 //! Invariant: the hashes depend on the network alone, so any lossless container of the certified
 //! model passes; whole files are compared only where the certificate names a file of the artifact.
 
-use super::metadata::compare_wiring;
+use super::check::{Check, Pair, Running, Subject};
+use super::metadata::{compare_text, compare_wiring};
+use super::report::Report;
+use super::side::{Input, Paired, Side, pair_lists};
+use super::structure::compare_sizes;
 use super::trits::rotated;
-use super::{Check, Pair, Running, Subject};
-use crate::checks::claims;
-use crate::checks::unlike::Unlike;
-use crate::diagnose::fault::{Fault, Kind, of_digest, of_scales};
-use crate::report::{Findings, Report};
+use super::unlike::Unlike;
+use super::{dense, scales, trits};
+use crate::diagnose::fault::{Fault, FaultName};
+use crate::diagnose::naming::{of_digest, of_scales};
+use crate::verdict::{Findings, Verdict};
 use bitnet_checkpoint::{
-    Certificate, Certified, Checkpoint, FileRecord, Slot, TernaryHasher, TextDigest, dense_sha256,
-    trit_sha256,
+    Certificate, Certified, Checkpoint, FileRecord, Slot, TernaryHasher, TextDigest, trit_sha256,
 };
 use bitnet_formats::{FormatError, Mapped, Sha256Stream};
 use bitnet_ternary::TernaryMatrix;
 use std::path::Path;
-
-/// What the sides are called in a report.
-const SIDES: [&str; 2] = ["the certificate", "the artifact"];
 
 pub(super) const CHECK: Check = Check {
     name: "digest",
@@ -73,6 +73,10 @@ impl Running for Digests {
     }
 
     fn finish(mut self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
+        if let Some((expected, found)) = subject.certificates() {
+            report.checks.push(of_certificates(expected, found));
+            return;
+        }
         std::mem::take(&mut self.faults)
             .into_iter()
             .for_each(|fault| report.fault(fault));
@@ -82,18 +86,33 @@ impl Running for Digests {
                 .expect("ternary_sha256 (source)", &self.source.finish(), &found);
         }
         let mut compared = format!("ternary_sha256 {found}");
-        if let Some(certificate) = subject.certificate {
+        if let (Some(certificate), Some(artifact)) = (subject.certificate, subject.artifact.model())
+        {
             if !self.incomplete {
                 let place = "ternary_sha256 (certificate)";
                 let expected = &certificate.ternary_sha256;
                 self.findings.expect(place, expected, &found);
             }
-            compared.push_str(&self.certificate(certificate, subject, report));
+            compared.push_str(&self.certificate(certificate, artifact, subject, report));
         }
         report
             .checks
-            .push(self.findings.into_result(CHECK.name, compared));
+            .push(self.findings.into_verdict(CHECK.name, compared));
     }
+}
+
+/// What two certificates say of the whole, and whether each agrees with itself.
+fn of_certificates(expected: &Certificate, found: &Certificate) -> Verdict {
+    let mut findings = Findings::default();
+    let (e, f) = (&expected.ternary_sha256, &found.ternary_sha256);
+    findings.expect("ternary_sha256", e, f);
+    let sides = ["the certificate", "the artifact's certificate"];
+    for (certificate, side) in [expected, found].into_iter().zip(sides) {
+        for (place, what) in certificate.contradictions() {
+            findings.different(format!("{place} ({side})"), what);
+        }
+    }
+    findings.into_verdict(CHECK.name, format!("ternary_sha256 {f}"))
 }
 
 impl Digests {
@@ -119,7 +138,7 @@ impl Digests {
             let is_right = |m: &TernaryMatrix| trit_sha256(m) == expected.trits_sha256;
             let changed = || {
                 (
-                    Kind::ChangedTrits,
+                    FaultName::ChangedTrits,
                     "expected trits of another hash".to_owned(),
                 )
             };
@@ -130,7 +149,7 @@ impl Digests {
             let pair = bits.map(|(e, f)| (f32::from_bits(e), f32::from_bits(f)));
             let changed = || {
                 (
-                    Kind::ChangedScale,
+                    FaultName::ChangedScale,
                     "expected scales of another hash".to_owned(),
                 )
             };
@@ -146,19 +165,20 @@ impl Digests {
     fn certificate(
         &mut self,
         certificate: &Certificate,
+        artifact: &Input,
         subject: &Subject<'_>,
         report: &mut Report,
     ) -> String {
         for (place, what) in certificate.contradictions() {
             self.findings.different(place, what);
         }
-        let checkpoint = &subject.artifact.checkpoint;
-        let configs = (&certificate.config, &checkpoint.config);
-        claims::compare_sizes(configs.0, configs.1, &mut self.findings);
-        claims::note_sizes(configs.0, configs.1, &mut report.unlike);
-        compare_wiring(CHECK.name, configs, &mut self.findings, report);
-        self.linears(certificate, &mut report.unlike);
-        self.dense(certificate, checkpoint, &mut report.unlike);
+        let checkpoint = &artifact.checkpoint;
+        let sides = (Side::Certificate(certificate), subject.artifact);
+        compare_sizes(sides, &mut self.findings, &mut report.unlike);
+        compare_wiring(CHECK.name, sides, &mut self.findings, report);
+        self.linears(sides, &mut report.unlike);
+        let (_, alone) = dense::by_hash(sides, &mut self.findings, &mut report.unlike);
+        self.findings.extend(alone);
         let text = self.text(certificate, checkpoint);
         let files = self.files(&certificate.output, checkpoint);
         let mut compared = format!(
@@ -168,7 +188,7 @@ impl Digests {
             certificate.dense.len(),
             certificate.output.len()
         );
-        if let Some(source) = subject.source {
+        if let Some(source) = subject.source.and_then(Side::model) {
             let expected = &certificate.source_ternary_sha256;
             if !self.incomplete {
                 let found = self.source.finish();
@@ -182,55 +202,26 @@ impl Digests {
         compared
     }
 
-    fn linears(&mut self, certificate: &Certificate, unlike: &mut Unlike) {
-        let expected = certificate.ternary.iter().map(|record| &record.digest);
-        let (expected, found) = (
-            claims::named(expected),
-            claims::named(self.artifact.tensors()),
-        );
-        let mut unpaired = Findings::default();
-        let findings = match self.incomplete {
-            // what could not be read is reported already
-            true => &mut unpaired,
-            false => &mut self.findings,
-        };
-        let pairs = claims::pairs(expected, found, SIDES, findings);
-        for (name, expected, found) in pairs {
+    /// Linears by the hashes that the pass over them has made.
+    fn linears(&mut self, sides: (Side<'_>, Side<'_>), unlike: &mut Unlike) {
+        let found = self.artifact.tensors().cloned();
+        let found = found.map(|digest| (digest.name.clone(), Ok(digest)));
+        let Paired { both, alone } = pair_lists(sides, sides.0.linears(), found.collect());
+        // what could not be read is reported already
+        if !self.incomplete {
+            self.findings.extend(alone);
+        }
+        for (name, expected, found) in both {
+            let (Ok(expected), Ok(found)) = (expected, found) else {
+                continue;
+            };
             let differences = [
-                claims::trits(expected, found),
-                claims::scales(expected, found),
+                trits::differ_by_hash(&expected, &found),
+                scales::differ_by_hash(&expected, &found),
             ];
             unlike.linear(usize::from(differences[0].is_some()), 1);
             for what in differences.into_iter().flatten() {
-                self.findings.different(name, what);
-            }
-        }
-    }
-
-    fn dense(&mut self, certificate: &Certificate, checkpoint: &Checkpoint, unlike: &mut Unlike) {
-        let mut slots = checkpoint.slots();
-        slots.retain(|slot| !checkpoint.is_ternary(*slot));
-        let found: Vec<_> = slots.iter().map(|slot| (slot.to_string(), *slot)).collect();
-        let expected = certificate.dense.iter();
-        let expected = expected.map(|record| (record.name.as_str(), Err(record)));
-        let found = found.iter().map(|(name, slot)| (name.as_str(), Ok(*slot)));
-        for pair in claims::pairs(expected, found, SIDES, &mut self.findings) {
-            let (name, Err(expected), Ok(slot)) = pair else {
-                continue;
-            };
-            match checkpoint
-                .dense(slot)
-                .and_then(|tensor| Ok((tensor.shape, dense_sha256(&tensor)?)))
-            {
-                Err(error) => self.findings.unreadable(name, &error),
-                Ok((shape, _)) if shape != expected.shape => {
-                    let what = format!("expected shape {:?}, found {shape:?}", expected.shape);
-                    self.findings.different(name, what);
-                }
-                Ok((_, found)) => {
-                    unlike.dense(usize::from(expected.values_sha256 != found), 1);
-                    self.findings.expect(name, &expected.values_sha256, &found);
-                }
+                self.findings.different(&name, what);
             }
         }
     }
@@ -241,7 +232,7 @@ impl Digests {
             return "tokenizer not certified".to_owned();
         }
         let found = TextDigest::of_checkpoint(checkpoint);
-        let compared = claims::compare_text(&certificate.text, &found, &mut self.findings);
+        let compared = compare_text(&certificate.text, &found, &mut self.findings);
         if let (Certified::Said(Some(digest)), true) = (&found.tokenizer, checkpoint.is_gguf()) {
             match digest.contradicted_by_gguf_keys(&checkpoint.file.metadata) {
                 Err(error) => self.findings.unreadable("tokenizer.ggml", &error),

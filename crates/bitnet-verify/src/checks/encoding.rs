@@ -5,9 +5,10 @@
 //! (the bytes behind the scale of I2_S, alignment) is not looked at. Where both sides hold master
 //! weights, these are compared themselves: two of them may round to the same trits.
 
-use super::dense::BLOCK;
-use super::{Check, Running, Subject};
-use crate::report::{Findings, Report};
+use super::check::{Check, Running, Subject};
+use super::report::Report;
+use crate::blocks::block_rows;
+use crate::verdict::Findings;
 use bitnet_checkpoint::{Checkpoint, LinearSource, Slot};
 use bitnet_formats::{FormatError, PackedTensor, Packing, dense_to_f32};
 use bitnet_ternary::Scales;
@@ -17,10 +18,8 @@ pub(super) const CHECK: Check = Check {
     name: "encoding",
     what: "packed bytes are those an encoder writes; master weights are equal",
     start: |subject| {
-        subject
-            .source
-            .is_some()
-            .then(|| Box::new(Encoding) as Box<dyn Running>)
+        let models = subject.models();
+        models.map(|_| Box::new(Encoding) as Box<dyn Running>)
     },
 };
 
@@ -28,14 +27,17 @@ struct Encoding;
 
 impl Running for Encoding {
     fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
+        let Some((source, artifact)) = subject.models() else {
+            return;
+        };
         let mut findings = Findings::default();
         let (mut tensors, mut bytes) = (0, 0);
-        let mut slots = subject.artifact.checkpoint.slots_in_file_order();
-        slots.retain(|slot| subject.artifact.checkpoint.is_ternary(*slot));
+        let mut slots = artifact.slots_in_file_order();
+        slots.retain(|slot| artifact.is_ternary(*slot));
         let results: Vec<_> = slots
             .par_iter()
             .with_max_len(1)
-            .map(|slot| compare(subject, *slot))
+            .map(|slot| compare(source, artifact, *slot))
             .collect();
         for (slot, result) in slots.into_iter().zip(results) {
             match result {
@@ -56,7 +58,7 @@ impl Running for Encoding {
         };
         report
             .checks
-            .push(findings.into_result(CHECK.name, compared));
+            .push(findings.into_verdict(CHECK.name, compared));
     }
 }
 
@@ -64,23 +66,24 @@ impl Running for Encoding {
 /// only the values can be compared.
 type Compared = Option<(usize, Option<String>)>;
 
-fn compare(subject: &Subject<'_>, slot: Slot) -> Result<Compared, FormatError> {
-    let artifact = &subject.artifact.checkpoint;
+fn compare(
+    source: &Checkpoint,
+    artifact: &Checkpoint,
+    slot: Slot,
+) -> Result<Compared, FormatError> {
     let linear = artifact.linear(slot)?;
-    match (linear.packing, subject.source) {
-        (Some(packing), source) => {
+    match linear.packing {
+        Some(packing) => {
             let bytes = artifact.file.bytes(&linear.info);
             // copied bytes are the source's own, whoever encoded them
-            let original = source.and_then(|s| s.checkpoint.tensor_range(slot).zip(Some(s)));
-            if original.is_some_and(|(info, s)| s.checkpoint.file.bytes(info) == bytes) {
+            let original = source.tensor_range(slot);
+            if original.is_some_and(|info| source.file.bytes(info) == bytes) {
                 return Ok(Some((bytes.len(), None)));
             }
             repack(packing, bytes, linear)
         }
-        (None, Some(source)) if linear.is_master() => {
-            master_weights(artifact, &source.checkpoint, slot)
-        }
-        _ => Ok(None),
+        None if linear.is_master() => master_weights(artifact, source, slot),
+        None => Ok(None),
     }
 }
 
@@ -118,7 +121,7 @@ fn first_other_value(
     (s, expected): (&LinearSource, &[u8]),
 ) -> Result<Option<usize>, FormatError> {
     let rows = a.rows.max(1);
-    let step = (BLOCK / a.cols.max(1)).max(1);
+    let step = block_rows(a.cols);
     for start in (0..a.rows).step_by(step) {
         let end = a.rows.min(start + step);
         let widened = |source: &LinearSource, bytes: &[u8]| {

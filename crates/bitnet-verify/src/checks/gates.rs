@@ -8,88 +8,24 @@
 //! drift apart by about 1 % of the hidden state. Elementwise tolerances on logits therefore appear
 //! nowhere; what can be held tightly is one linear or one layer from a recorded input.
 
+mod answer;
 mod codes;
 mod embeddings;
 mod end_to_end;
 mod teacher_forced;
 
-pub use codes::{check_codes, codes_sha256, name_codes};
+pub use answer::Answer;
+pub use codes::{check_codes, name_codes};
 pub use embeddings::{Distance, Embeddings, embeddings};
 pub use end_to_end::{EndToEnd, GreedyMiss, Nll, WrongLength, end_to_end, nll};
 pub use teacher_forced::{LayerErrors, layers, linear_violations, linears};
 
 use crate::reference::golden::Golden;
+pub use crate::reference::thresholds::Thresholds;
+use crate::verdict::Difference;
 use bitnet_checkpoint::Slot;
 use bitnet_formats::FormatError;
 use std::fmt;
-
-/// Bounds of the gates; the defaults are those of `formats/numerics.md`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Thresholds {
-    /// Gate 2: relative error of a linear from its recorded input.
-    pub linear_error: f64,
-    /// Gate 3: relative error that most tokens stay below, each behind each layer.
-    pub typical_layer_error: f64,
-    /// Gate 3: relative error that every layer stays below.
-    pub layer_error: f64,
-    /// Gate 4 of embedding models: largest 1 - cosine of a vector. Flipped activations, nothing else, take
-    /// correct implementations apart: by up to 2e-4 on the fixtures. With it no element of a vector of
-    /// length 1 is off by more than `sqrt(2 * bound)`.
-    pub embedding_distance: f64,
-    /// Gate 4: mean divergence, nats.
-    pub kl_mean: f64,
-    /// Gate 4: share of positions with the same most likely token.
-    pub top1: f64,
-    /// Gate 4: reference margin below which another most likely token is no error.
-    pub flip_margin: f64,
-    /// Gate 5: shift of the mean negative log likelihood.
-    pub nll_shift: f64,
-}
-
-impl Default for Thresholds {
-    fn default() -> Self {
-        Self {
-            linear_error: 1e-6,
-            typical_layer_error: 2e-6,
-            layer_error: 2e-2,
-            embedding_distance: 1e-3,
-            kl_mean: 2e-3,
-            top1: 0.96,
-            flip_margin: 0.3,
-            nll_shift: 0.02,
-        }
-    }
-}
-
-/// What an implementation answers.
-pub type Answer = Result<Vec<f32>, FormatError>;
-
-/// A gate that does not hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
-    /// Its number in `formats/numerics.md`.
-    pub gate: u8,
-    /// Tensor, layer or prompt.
-    pub place: String,
-    /// What was expected and found there.
-    pub what: String,
-}
-
-impl Violation {
-    fn new(gate: u8, place: impl Into<String>, what: impl Into<String>) -> Self {
-        Self {
-            gate,
-            place: place.into(),
-            what: what.into(),
-        }
-    }
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gate {}: `{}`: {}", self.gate, self.place, self.what)
-    }
-}
 
 /// Gates 2 to 5 of one implementation on one model, measured.
 #[derive(Debug, Clone)]
@@ -127,7 +63,7 @@ pub fn measure(
 
 impl Report {
     /// Every gate that does not hold; the record's absence is no violation.
-    pub fn violations(&self, bounds: &Thresholds) -> Vec<Violation> {
+    pub fn violations(&self, bounds: &Thresholds) -> Vec<Difference> {
         let mut all = linear_violations(&self.linears, bounds);
         all.extend(self.layers.violations(bounds));
         all.extend(self.end_to_end.violations(bounds));

@@ -6,16 +6,17 @@
 mod codes;
 mod tokens;
 
-pub(crate) use tokens::tokenizer_of;
-
+use super::check::{Check, Running, Subject};
 use super::logits::Runtime;
-use super::{Check, Running, Subject};
-use crate::checks::gates::{self, Violation};
-use crate::diagnose::fault::{Fault, Kind};
+use super::report::{ComparedLogits, Report};
+use crate::checks::gates;
+use crate::diagnose::fault::{Fault, FaultName};
 use crate::diagnose::logits::of_logits;
 use crate::diagnose::trace::{self, Diagnosis};
 use crate::reference::golden::{Golden, Recorded};
-use crate::report::{CheckResult, ComparedLogits, Findings, Report, Status};
+use crate::verdict::Difference;
+use crate::verdict::{Findings, Status, Verdict};
+use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::FormatError;
 
 pub(super) const CHECK: Check = Check {
@@ -36,35 +37,41 @@ impl Running for Gates {
         let (Some(golden), Some(&backend)) = (subject.golden, subject.kernels.first()) else {
             return;
         };
-        let weights = codes::compare(subject, golden, report);
-        tokens::compare(subject, golden, report);
-        let traced = trace(subject, golden, report);
+        let Some(artifact) = subject.artifact.model() else {
+            return;
+        };
+        let checkpoint = &artifact.checkpoint;
+        let weights = codes::compare(subject, checkpoint, golden, report);
+        tokens::compare(checkpoint, golden, report);
+        let traced = trace(subject, checkpoint, golden, report);
         let departs = !traced.departures.is_empty();
         explain(weights, traced.faults, report);
-        match Runtime::load(subject.artifact, backend) {
+        match Runtime::load(artifact, backend) {
             Ok(runtime) => {
                 let violations = forward(subject, golden, &runtime, report);
                 if report.faults.is_empty() && !departs {
-                    unexplained(subject, golden, &violations, report);
+                    unexplained(checkpoint, golden, &violations, report);
                 }
             }
-            Err(error) => report.checks.push(CheckResult::error(LOGITS, &error)),
+            Err(error) => report.checks.push(Verdict::error(LOGITS, &error)),
         }
     }
 }
 
 /// Every operator and layer of the trace from its recorded input, by the oracle.
-fn trace(subject: &Subject<'_>, golden: &Golden, report: &mut Report) -> Diagnosis {
+fn trace(
+    subject: &Subject<'_>,
+    checkpoint: &Checkpoint,
+    golden: &Golden,
+    report: &mut Report,
+) -> Diagnosis {
     let mut diagnosis = Diagnosis::default();
     gate(report, trace::TRACE, |findings, _| {
         if golden.trace.is_empty() {
             return Ok(None);
         }
-        let checkpoint = &subject.artifact.checkpoint;
         diagnosis = trace::of_trace(checkpoint, golden, subject.thresholds)?;
-        for departure in &diagnosis.departures {
-            findings.different(&departure.place, &departure.what);
-        }
+        findings.extend(diagnosis.departures.iter().cloned());
         Ok(Some(format!(
             "{} places, largest relative error {:.1e}",
             diagnosis.compared, diagnosis.worst
@@ -77,15 +84,15 @@ fn trace(subject: &Subject<'_>, golden: &Golden, report: &mut Report) -> Diagnos
 fn explain(weights: Vec<Fault>, traced: Vec<Fault>, report: &mut Report) {
     let is_bare = |f: &Fault| {
         matches!(
-            f.kind,
-            Kind::MovedTrits | Kind::ChangedTrits | Kind::ChangedScale
+            f.name,
+            FaultName::MovedTrits | FaultName::ChangedTrits | FaultName::ChangedScale
         )
     };
     let is_at = |one: &Fault, other: &Fault| {
         // a whole layer departs where one of its tensors does
         one.tensor == other.tensor || other.tensor.starts_with(&format!("{}.", one.tensor))
     };
-    let named = |f: &&Fault| f.kind != Kind::Unexplained;
+    let named = |f: &&Fault| f.name != FaultName::Unexplained;
     for fault in &weights {
         let better = traced
             .iter()
@@ -96,7 +103,8 @@ fn explain(weights: Vec<Fault>, traced: Vec<Fault>, report: &mut Report) {
         }
     }
     for fault in traced {
-        let known = fault.kind == Kind::Unexplained && weights.iter().any(|w| is_at(&fault, w));
+        let known =
+            fault.name == FaultName::Unexplained && weights.iter().any(|w| is_at(&fault, w));
         if !known {
             report.fault(fault);
         }
@@ -105,28 +113,28 @@ fn explain(weights: Vec<Fault>, traced: Vec<Fault>, report: &mut Report) {
 
 /// What neither weights nor trace show: the runtime itself, or, without a trace, what the logits alone tell.
 fn unexplained(
-    subject: &Subject<'_>,
+    checkpoint: &Checkpoint,
     golden: &Golden,
-    violations: &[Violation],
+    violations: &[Difference],
     report: &mut Report,
 ) {
-    let failed = |c: &CheckResult| c.name == LOGITS && c.status == Status::Different;
+    let failed = |c: &Verdict| c.name == LOGITS && c.status == Status::Different;
     if let (Some(first), false) = (violations.first(), golden.trace.is_empty()) {
         let what = first.what.clone();
         report.fault(Fault::of_key(
-            Kind::Runtime,
+            FaultName::Runtime,
             "golden-layers",
             &first.place,
             what,
         ));
     } else if report.checks.iter().any(failed) {
-        explain_logits(subject, golden, LOGITS, report);
+        explain_logits(checkpoint, golden, LOGITS, report);
     }
 }
 
 /// Names what the logits alone tell of why they are others than recorded.
 pub(super) fn explain_logits(
-    subject: &Subject<'_>,
+    checkpoint: &Checkpoint,
     golden: &Golden,
     check: &'static str,
     report: &mut Report,
@@ -136,10 +144,9 @@ pub(super) fn explain_logits(
         let recorded = golden.logits.get(&prompt.name);
         sequences.extend(recorded.map(|recorded| (&prompt.ids[..], recorded)));
     }
-    let checkpoint = &subject.artifact.checkpoint;
     match of_logits(checkpoint, check, &sequences) {
         Ok(fault) => report.fault(fault),
-        Err(error) => report.checks.push(CheckResult::error("diagnosis", &error)),
+        Err(error) => report.checks.push(Verdict::error("diagnosis", &error)),
     }
 }
 
@@ -152,7 +159,7 @@ fn forward(
     golden: &Golden,
     runtime: &Runtime,
     report: &mut Report,
-) -> Vec<Violation> {
+) -> Vec<Difference> {
     let bounds = subject.thresholds;
     let mut forced = Vec::new();
 
@@ -160,7 +167,7 @@ fn forward(
         let errors = gates::linears(golden, |slot, x, n| runtime.linear(slot, x, n))?;
         let violations = gates::linear_violations(&errors, bounds);
         forced.extend(violations.iter().cloned());
-        findings.violations(violations);
+        findings.extend(violations);
         let worst = errors.iter().map(|(_, e)| *e).fold(0.0, f64::max);
         Ok((!errors.is_empty()).then(|| {
             format!(
@@ -173,7 +180,7 @@ fn forward(
         let errors = gates::layers(golden, |layer, x, n| runtime.layer(layer, x, n))?;
         let violations = errors.violations(bounds);
         forced.extend(violations.iter().cloned());
-        findings.violations(violations);
+        findings.extend(violations);
         if errors.layers.is_empty() {
             return Ok(None);
         }
@@ -187,7 +194,7 @@ fn forward(
     });
     gate(report, "golden-embeddings", |findings, _| {
         let measured = gates::embeddings(golden, |tokens| runtime.embed(tokens))?;
-        findings.violations(measured.violations(bounds));
+        findings.extend(measured.violations(bounds));
         Ok((!measured.ours.is_empty()).then(|| measured.summary()))
     });
     gate(report, LOGITS, |findings, report| {
@@ -195,7 +202,7 @@ fn forward(
             return Ok(None);
         }
         let measured = gates::end_to_end(golden, bounds, |tokens| runtime.logits(tokens))?;
-        findings.violations(measured.violations(bounds));
+        findings.extend(measured.violations(bounds));
         report.logits = Some(ComparedLogits {
             reference: "golden",
             divergence: measured.ours.clone(),
@@ -212,7 +219,7 @@ fn forward(
     });
     gate(report, "golden-nll", |findings, _| {
         let nll = gates::nll(golden, |tokens| runtime.logits(tokens))?;
-        findings.violations(nll.and_then(|nll| nll.violation(bounds)));
+        findings.extend(nll.and_then(|nll| nll.violation(bounds)));
         Ok(nll.map(|n| format!("mean nll {:.4}, reference {:.4}", n.found, n.expected)))
     });
     forced
@@ -226,9 +233,9 @@ fn gate(
 ) {
     let mut findings = Findings::default();
     let result = match run(&mut findings, report) {
-        Ok(Some(compared)) => findings.into_result(name, compared),
-        Ok(None) => CheckResult::skipped(name, "not recorded"),
-        Err(error) => CheckResult::error(name, &error),
+        Ok(Some(compared)) => findings.into_verdict(name, compared),
+        Ok(None) => Verdict::skipped(name, "not recorded"),
+        Err(error) => Verdict::error(name, &error),
     };
     report.checks.push(result);
 }

@@ -3,8 +3,9 @@
 //! Invariant: compared with a plain loop over trits and activations, with `==`; the scaled products
 //! of a batch are compared with the scalar kernel's, bit for bit.
 
-use super::{Check, Pair, Running, Subject};
-use crate::report::{CheckResult, Findings, Report};
+use super::check::{Check, Pair, Running, Subject};
+use super::report::Report;
+use crate::verdict::{Findings, Verdict};
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::{ActivationBatch, Backend, Output};
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -96,7 +97,7 @@ impl Running for Kernels {
         if self.tensors == 0 && self.findings.is_empty() {
             report
                 .checks
-                .push(CheckResult::skipped(CHECK.name, "no linears"));
+                .push(Verdict::skipped(CHECK.name, "no linears"));
             return;
         }
         let compared = format!(
@@ -106,7 +107,7 @@ impl Running for Kernels {
         );
         report
             .checks
-            .push(self.findings.into_result(CHECK.name, compared));
+            .push(self.findings.into_verdict(CHECK.name, compared));
     }
 }
 

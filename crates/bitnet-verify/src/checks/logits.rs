@@ -4,12 +4,14 @@
 //! oracle each layer is judged from the runtime's own hidden state, so that one flipped activation
 //! does not hide, or excuse, what comes after it; the end-to-end figures are reported.
 
-use super::{Check, Input, Running, Subject};
+use super::check::{Check, Running, Subject};
+use super::report::{ComparedLogits, Report};
+use super::side::{Input, Side};
 use crate::checks::gates::{Answer, LayerErrors};
 use crate::reference::divergence::{Divergence, relative_error};
 use crate::reference::oracle::Oracle;
-use crate::report::{CheckResult, ComparedLogits, Findings, Report};
-use bitnet_checkpoint::{Pooling, Slot};
+use crate::verdict::{Findings, Verdict};
+use bitnet_checkpoint::{Checkpoint, Pooling, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
 use bitnet_model::{LoadOptions, Logits, Model, TilesIn};
@@ -74,19 +76,22 @@ impl Running for Compared {
         let Some((&first, others)) = subject.kernels.split_first() else {
             return;
         };
+        let Some(artifact) = subject.artifact.model() else {
+            return;
+        };
         let run = |input: &Input, backend| {
             let runtime = Runtime::load(input, backend)?;
             let logits = subject.prompts.iter().map(|p| runtime.logits(&p.ids));
             Ok((logits.collect::<Result<Vec<_>, FormatError>>()?, runtime))
         };
-        let (logits, runtime) = match run(subject.artifact, first) {
+        let (logits, runtime) = match run(artifact, first) {
             Ok(loaded) => loaded,
             Err(error) => {
-                report.checks.push(CheckResult::error(CHECK.name, &error));
+                report.checks.push(Verdict::error(CHECK.name, &error));
                 return;
             }
         };
-        if let Some(source) = subject.source {
+        if let Some(source) = subject.source.and_then(Side::model) {
             let other = run(source, first).map(|(logits, _)| logits);
             let check = against_source(subject, other, &logits, &mut report.logits);
             report.checks.push(check);
@@ -94,7 +99,7 @@ impl Running for Compared {
         if !others.is_empty() {
             let mut findings = Findings::default();
             for &backend in others {
-                match run(subject.artifact, backend) {
+                match run(artifact, backend) {
                     Ok((found, _)) => {
                         identical(subject, backend.name(), &logits, &found, &mut findings)
                     }
@@ -109,10 +114,10 @@ impl Running for Compared {
             );
             report
                 .checks
-                .push(findings.into_result("logits-kernels", compared));
+                .push(findings.into_verdict("logits-kernels", compared));
         }
         if subject.golden.is_none() {
-            against_oracle(subject, &runtime, &logits, report);
+            against_oracle(subject, artifact, &runtime, &logits, report);
         }
     }
 }
@@ -124,11 +129,11 @@ fn against_source(
     expected: Result<Vec<Vec<f32>>, FormatError>,
     found: &[Vec<f32>],
     figures: &mut Option<ComparedLogits>,
-) -> CheckResult {
+) -> Verdict {
     const NAME: &str = "logits-source";
     let expected = match expected {
         Ok(expected) => expected,
-        Err(error) => return CheckResult::error(NAME, &error),
+        Err(error) => return Verdict::error(NAME, &error),
     };
     let mut findings = Findings::default();
     identical(subject, "artifact", &expected, found, &mut findings);
@@ -141,7 +146,7 @@ fn against_source(
         reference: "source",
         divergence,
     });
-    findings.into_result(NAME, compared)
+    findings.into_verdict(NAME, compared)
 }
 
 fn divergence(subject: &Subject<'_>, expected: &[Vec<f32>], found: &[Vec<f32>]) -> Divergence {
@@ -201,14 +206,21 @@ fn sha256(logits: &[Vec<f32>]) -> String {
 /// The runtime against other people's arithmetic.
 fn against_oracle(
     subject: &Subject<'_>,
+    artifact: &Input,
     runtime: &Runtime,
     logits: &[Vec<f32>],
     report: &mut Report,
 ) {
     const NAME: &str = "logits-oracle";
     let mut findings = Findings::default();
-    match compare_oracle(subject, runtime, logits, &mut findings) {
-        Err(error) => report.checks.push(CheckResult::error(NAME, &error)),
+    match compare_oracle(
+        subject,
+        &artifact.checkpoint,
+        runtime,
+        logits,
+        &mut findings,
+    ) {
+        Err(error) => report.checks.push(Verdict::error(NAME, &error)),
         Ok((errors, divergence)) => {
             let compared = format!(
                 "{} layers, largest relative error {:.1e}; end to end {}",
@@ -222,7 +234,7 @@ fn against_oracle(
             });
             let from = "from the runtime's hidden state, against the oracle";
             report.layers.get_or_insert((from, errors.layers));
-            report.checks.push(findings.into_result(NAME, compared));
+            report.checks.push(findings.into_verdict(NAME, compared));
         }
     }
 }
@@ -230,11 +242,12 @@ fn against_oracle(
 /// Errors of each layer, and the end-to-end divergence.
 fn compare_oracle(
     subject: &Subject<'_>,
+    checkpoint: &Checkpoint,
     runtime: &Runtime,
     logits: &[Vec<f32>],
     findings: &mut Findings,
 ) -> Result<(LayerErrors, Divergence), FormatError> {
-    let oracle = Oracle::new(&subject.artifact.checkpoint);
+    let oracle = Oracle::new(checkpoint);
     let config = runtime.0.config();
     let mut traces = Vec::with_capacity(subject.prompts.len());
     for prompt in subject.prompts {
@@ -256,7 +269,7 @@ fn compare_oracle(
         let prompts = outputs.iter().map(Vec::as_slice).zip(found);
         errors.push(config.hidden_size, prompts);
     }
-    findings.violations(errors.violations(subject.thresholds));
+    findings.extend(errors.violations(subject.thresholds));
     let normed: Vec<&[f32]> = traces
         .iter()
         .filter_map(|t| t.last().map(Vec::as_slice))

@@ -4,17 +4,23 @@
 //! by file; where one side is GGUF, both tokenizers are brought into GGUF's terms by the one
 //! function that writes them.
 
-use super::claims;
-use super::{Check, Running, Subject};
-use crate::diagnose::fault::{Fault, Kind};
-use crate::report::{Findings, Report};
+mod text;
+mod tokenizers;
+
+pub(super) use text::compare_text;
+pub(super) use tokenizers::{PRE, gguf_tokenizer};
+
+use super::check::{Check, Running, Subject};
+use super::report::Report;
+use super::side::Side;
+use crate::diagnose::fault::Fault;
+use crate::verdict::Findings;
 use bitnet_checkpoint::{
     ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, Pooling, Quantization,
-    RopeScaling, Slot, TILES_FORMAT, WRITER_KEYS,
+    RopeScaling, Slot, TILES_FORMAT,
 };
-use bitnet_formats::{Container, FormatError, MetaArray, MetaValue, Safetensors};
-use bitnet_text::{ChatTemplates, has_gguf_tokenizer, normal_template_names, tokenizer_to_gguf};
-use serde_json::Value;
+use bitnet_formats::{Container, MetaValue, Safetensors};
+use tokenizers::compare_tokenizers;
 
 pub(super) const CHECK: Check = Check {
     name: "metadata",
@@ -31,53 +37,70 @@ struct Metadata;
 
 impl Running for Metadata {
     fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
-        let Some(source) = subject.source else { return };
-        let (source, artifact) = (&source.checkpoint, &subject.artifact.checkpoint);
+        let Some((expected, found)) = subject.sides() else {
+            return;
+        };
         let mut findings = Findings::default();
-        let settings = wiring(&source.config).len();
-        compare_wiring(
-            CHECK.name,
-            (&source.config, &artifact.config),
-            &mut findings,
-            report,
-        );
-        // an absent size is the one of the tensors; one that is there some readers believe
-        if let Some(declared) = artifact.declared_vocab_size
-            && source.declared_vocab_size != Some(declared)
-        {
-            let rows = artifact.config.vocab_size;
-            findings.different(
-                "vocab_size",
-                format!("expected {rows}, the rows of the embeddings, found {declared}"),
-            );
-        }
-        check_format(artifact, &mut findings);
-        check_quantization(artifact, &mut findings);
-        let tokenizer = match compare_tokenizers(source, artifact, &mut findings) {
-            Ok((text, fault)) => {
-                fault.into_iter().for_each(|fault| report.fault(fault));
-                text
+        compare_wiring(CHECK.name, (expected, found), &mut findings, report);
+        let compared = match (expected, found) {
+            (Side::Model(source), Side::Model(artifact)) => {
+                let (source, artifact) = (&source.checkpoint, &artifact.checkpoint);
+                compare_models(source, artifact, &mut findings, report)
             }
-            Err(error) => {
-                findings.unreadable("tokenizer", &error);
-                String::new()
+            _ => {
+                let (expected, found) = (expected.text(), found.text());
+                let text = compare_text(&expected, &found, &mut findings);
+                format!("wiring, {text}")
             }
         };
-        let compared = format!("{settings} settings, {tokenizer}");
         report
             .checks
-            .push(findings.into_result(CHECK.name, compared));
+            .push(findings.into_verdict(CHECK.name, compared));
     }
 }
 
+/// What only models show: the tokenizer key by key or file by file, and whether readers take what the artifact says.
+fn compare_models(
+    source: &Checkpoint,
+    artifact: &Checkpoint,
+    findings: &mut Findings,
+    report: &mut Report,
+) -> String {
+    // an absent size is the one of the tensors; one that is there some readers believe
+    if let Some(declared) = artifact.declared_vocab_size
+        && source.declared_vocab_size != Some(declared)
+    {
+        let rows = artifact.config.vocab_size;
+        findings.different(
+            "vocab_size",
+            format!("expected {rows}, the rows of the embeddings, found {declared}"),
+        );
+    }
+    check_format(artifact, findings);
+    check_quantization(artifact, findings);
+    let tokenizer = match compare_tokenizers(source, artifact, findings) {
+        Ok((text, fault)) => {
+            fault.into_iter().for_each(|fault| report.fault(fault));
+            text
+        }
+        Err(error) => {
+            findings.unreadable("tokenizer", &error);
+            String::new()
+        }
+    };
+    let settings = wiring(&source.config).len();
+    format!("{settings} settings, {tokenizer}")
+}
+
 /// Compares every setting that changes a result.
-pub(crate) fn compare_wiring(
+pub(super) fn compare_wiring(
     check: &'static str,
-    (expected, found): (&Config, &Config),
+    (expected, found): (Side<'_>, Side<'_>),
     findings: &mut Findings,
     report: &mut Report,
 ) {
-    for ((key, expected), (_, found)) in wiring(expected).into_iter().zip(wiring(found)) {
+    let (expected, found) = (wiring(expected.config()), wiring(found.config()));
+    for ((key, expected), (_, found)) in expected.into_iter().zip(found) {
         findings.expect(key, &expected, &found);
         if expected != found {
             report.fault(Fault::of_setting(check, key, &expected, &found));
@@ -86,7 +109,7 @@ pub(crate) fn compare_wiring(
 }
 
 /// Every setting that changes a result, as text.
-pub(super) fn wiring(config: &Config) -> Vec<(&'static str, String)> {
+fn wiring(config: &Config) -> Vec<(&'static str, String)> {
     // destructured, so that a new field cannot be forgotten here; sizes are the business of `structure`
     let Config {
         hidden_size: _,
@@ -245,240 +268,4 @@ fn check_quantization(artifact: &Checkpoint, findings: &mut Findings) {
             "expected in config.json beside packed weights, not there",
         );
     }
-}
-
-/// Files of a Hugging Face directory that a tokenizer is made of.
-const TOKENIZER_FILES: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "added_tokens.json",
-];
-/// Files that say in part what others say: compared where both sides have them.
-const FURTHER_FILES: [&str; 2] = ["special_tokens_map.json", "generation_config.json"];
-
-/// The key of a file's pre-tokenizer.
-pub(super) const PRE: &str = "tokenizer.ggml.pre";
-
-const EOT: &str = "tokenizer.ggml.eot_token_id";
-
-/// Compares tokenizers and chat templates; says what was compared, and what has a name.
-fn compare_tokenizers(
-    source: &Checkpoint,
-    artifact: &Checkpoint,
-    findings: &mut Findings,
-) -> Result<(String, Option<Fault>), FormatError> {
-    if !source.is_gguf() && !artifact.is_gguf() {
-        return compare_files(source, artifact, findings);
-    }
-    let (expected, found) = (gguf_tokenizer(source)?, gguf_tokenizer(artifact)?);
-    if expected.is_none() && found.is_none() {
-        return Ok(("the source has no tokenizer".to_owned(), None));
-    }
-    let (expected, found) = (expected.unwrap_or_default(), found.unwrap_or_default());
-    let (mut compared, mut fault) = (0, None);
-    for (key, expected) in &expected {
-        compared += 1;
-        match found.iter().find(|(k, _)| k == key) {
-            None => findings.different(key, "expected in the artifact, not there"),
-            Some((_, found)) if found == expected => {}
-            Some((_, found)) => {
-                let text = first_divergence(expected, found);
-                if key == PRE {
-                    fault = Some(Fault::of_key(
-                        Kind::PreTokenizer,
-                        CHECK.name,
-                        PRE,
-                        text.clone(),
-                    ));
-                }
-                findings.different(key, text);
-            }
-        }
-    }
-    // a key that only the artifact has may change how text becomes tokens; no file of a Hugging Face directory names
-    // an end of turn, so there it is a guess by the token's text
-    let is_guess = |key: &str| key == EOT && !artifact.is_gguf();
-    for (key, _) in found
-        .iter()
-        .filter(|(key, _)| !is_guess(key) && !expected.iter().any(|(k, _)| k == key))
-    {
-        findings.different(key, "not in the source");
-    }
-    Ok((format!("{compared} tokenizer keys"), fault))
-}
-
-/// The tokenizer in GGUF's terms; `None` if there is none.
-pub(super) fn gguf_tokenizer(
-    checkpoint: &Checkpoint,
-) -> Result<Option<Vec<(String, MetaValue)>>, FormatError> {
-    let mut pairs: Vec<(String, MetaValue)> = if checkpoint.is_gguf() {
-        if !has_gguf_tokenizer(&checkpoint.file.metadata) {
-            // single ids without a tokenizer are settings of the network, compared as such
-            return Ok(None);
-        }
-        // llama.cpp writes ids of 4294967295 for tokens that the model does not have
-        let is_none = |key: &str, value: &MetaValue| {
-            key.ends_with("_token_id") && value.as_u64() == Some(u64::from(u32::MAX))
-        };
-        let pairs = checkpoint.file.metadata.0.iter();
-        pairs
-            .filter(|(key, value)| key.starts_with("tokenizer.") && !is_none(key, value))
-            .cloned()
-            .collect()
-    } else {
-        let Some(dir) = &checkpoint.directory else {
-            return Ok(None);
-        };
-        tokenizer_to_gguf(dir, checkpoint.config.vocab_size)?
-    };
-    normal_template_names(&mut pairs);
-    Ok((!pairs.is_empty()).then_some(pairs))
-}
-
-/// Compares the chat templates of two directories, whichever of their files has them.
-fn compare_templates(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Findings) {
-    let templates = |checkpoint: &Checkpoint| match &checkpoint.directory {
-        Some(directory) => ChatTemplates::of_directory(directory),
-        None => Ok(ChatTemplates::default()),
-    };
-    let (expected, found) = match (templates(source), templates(artifact)) {
-        (Ok(expected), Ok(found)) => (expected, found),
-        (Err(error), _) | (_, Err(error)) => {
-            return findings.unreadable("chat_template", &error);
-        }
-    };
-    if expected.default_template() != found.default_template() {
-        findings.different("chat_template", "another template");
-    }
-    claims::compare_named(expected.named(), found.named(), findings);
-}
-
-fn compare_files(
-    source: &Checkpoint,
-    artifact: &Checkpoint,
-    findings: &mut Findings,
-) -> Result<(String, Option<Fault>), FormatError> {
-    let (mut compared, mut fault) = (Vec::new(), None);
-    compare_templates(source, artifact, findings);
-    let files = TOKENIZER_FILES.into_iter().chain(FURTHER_FILES);
-    for name in files {
-        let Some(expected) = source.side_file(name)? else {
-            continue;
-        };
-        let found = artifact.side_file(name)?;
-        if found.is_none() && FURTHER_FILES.contains(&name) {
-            continue;
-        }
-        compared.push(name);
-        match found {
-            None => findings.different(name, "expected in the artifact, not there"),
-            Some(found) if found == expected => {}
-            Some(found) => {
-                // the same JSON written another way is the same tokenizer
-                let (e, f) = match (meaning(&expected), meaning(&found)) {
-                    (Ok(_), Err(error)) => {
-                        findings.unreadable(name, &error);
-                        continue;
-                    }
-                    (e, f) => (e.ok(), f.ok()),
-                };
-                if e.is_none() || e != f {
-                    let cut = |value: Option<Value>| Some(value?.get("pre_tokenizer")?.clone());
-                    let (e, f) = (cut(e), cut(f));
-                    if let (Some(e), Some(f)) = (&e, &f)
-                        && e != f
-                    {
-                        let what = format!("expected {}, found {}", short(e), short(f));
-                        fault = Some(Fault::of_key(Kind::PreTokenizer, CHECK.name, name, what));
-                    }
-                    let at = expected
-                        .iter()
-                        .zip(&found)
-                        .take_while(|(e, f)| e == f)
-                        .count();
-                    findings.different(name, format!("differs from byte {at} on"));
-                }
-            }
-        }
-    }
-    if compared.is_empty() {
-        return Ok(("the source has no tokenizer".to_owned(), None));
-    }
-    Ok((compared.join(", "), fault))
-}
-
-/// The meaning of a JSON side file, whoever wrote it.
-fn meaning(bytes: &[u8]) -> Result<Value, FormatError> {
-    let mut value = bitnet_formats::parse_json_value(bytes)?;
-    if let Value::Object(keys) = &mut value {
-        keys.retain(|key, _| !WRITER_KEYS.contains(&key.as_str()));
-    }
-    Ok(value)
-}
-
-/// Where and how two metadata values differ.
-fn first_divergence(expected: &MetaValue, found: &MetaValue) -> String {
-    let (MetaValue::Array(e), MetaValue::Array(f)) = (expected, found) else {
-        return format!("expected {}, found {}", show(expected), show(found));
-    };
-    let (e, f) = (elements(e), elements(f));
-    if e.len() != f.len() {
-        return format!("expected {} elements, found {}", e.len(), f.len());
-    }
-    let differ = e.iter().zip(&f).filter(|(e, f)| e != f).count();
-    match e.iter().zip(&f).position(|(e, f)| e != f) {
-        Some(at) => format!(
-            "element {at}: expected {}, found {}; {differ} of {} differ",
-            e[at],
-            f[at],
-            e.len()
-        ),
-        None => "expected elements of another type".to_owned(),
-    }
-}
-
-fn elements(array: &MetaArray) -> Vec<String> {
-    fn list<T: std::fmt::Debug>(values: &[T]) -> Vec<String> {
-        values.iter().map(|v| format!("{v:?}")).collect()
-    }
-    match array {
-        MetaArray::U8(v) => list(v),
-        MetaArray::I8(v) => list(v),
-        MetaArray::U16(v) => list(v),
-        MetaArray::I16(v) => list(v),
-        MetaArray::U32(v) => list(v),
-        MetaArray::I32(v) => list(v),
-        MetaArray::U64(v) => list(v),
-        MetaArray::I64(v) => list(v),
-        MetaArray::F32(v) => list(v),
-        MetaArray::F64(v) => list(v),
-        MetaArray::Bool(v) => list(v),
-        MetaArray::String(v) => v.iter().map(text).collect(),
-    }
-}
-
-fn show(value: &MetaValue) -> String {
-    match value {
-        MetaValue::String(s) => text(s),
-        MetaValue::Array(a) => format!("{} elements", elements(a).len()),
-        other => format!("{other:?}"),
-    }
-}
-
-/// JSON for one line of a report.
-fn short(value: &Value) -> String {
-    text(value.to_string().as_bytes())
-}
-
-/// A string for one line of a report.
-fn text(bytes: &[u8]) -> String {
-    const MOST: usize = 60;
-    let text = String::from_utf8_lossy(bytes);
-    let cut: String = text.chars().take(MOST).collect();
-    let dots = if cut.len() < text.len() { "…" } else { "" };
-    format!("{cut:?}{dots}")
 }

@@ -4,13 +4,16 @@
 //! (`formats/numerics.md`): no implementation of this network is closer to another than that. Where they do not
 //! hold, the one deviation that gives the other's logits is named.
 
+use super::check::{Check, Running, Subject};
 use super::golden::explain_logits;
 use super::logits::Runtime;
-use super::{Check, Running, Subject};
-use crate::checks::gates::{self, Thresholds};
+use super::report::{ComparedLogits, Report};
+use super::side::Input;
+use crate::checks::gates;
 use crate::reference::divergence::Divergence;
 use crate::reference::other_runtime::OtherRuntime;
-use crate::report::{CheckResult, ComparedLogits, Findings, Report, Status};
+use crate::reference::thresholds::Thresholds;
+use crate::verdict::{Findings, Status, Verdict};
 use bitnet_formats::FormatError;
 
 pub(super) const CHECK: Check = Check {
@@ -28,29 +31,32 @@ struct Compared;
 
 impl Running for Compared {
     fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
-        let Some(other) = subject.other else { return };
+        let (Some(other), Some(artifact)) = (subject.other, subject.artifact.model()) else {
+            return;
+        };
         let mut findings = Findings::default();
-        let result = match compare(subject, other, &mut findings) {
+        let result = match compare(subject, artifact, other, &mut findings) {
             Ok(divergence) => {
                 let compared = format!("{}: {}", other.name, divergence.summary());
                 report.logits = Some(ComparedLogits {
                     reference: "other runtime",
                     divergence,
                 });
-                findings.into_result(CHECK.name, compared)
+                findings.into_verdict(CHECK.name, compared)
             }
-            Err(error) => CheckResult::error(CHECK.name, &error),
+            Err(error) => Verdict::error(CHECK.name, &error),
         };
         let differs = result.status == Status::Different;
         report.checks.push(result);
         if differs {
-            explain_logits(subject, &other.recorded, CHECK.name, report);
+            explain_logits(&artifact.checkpoint, &other.recorded, CHECK.name, report);
         }
     }
 }
 
 fn compare(
     subject: &Subject<'_>,
+    artifact: &Input,
     other: &OtherRuntime,
     findings: &mut Findings,
 ) -> Result<Divergence, FormatError> {
@@ -58,9 +64,9 @@ fn compare(
     let Some(&backend) = subject.kernels.first() else {
         return Ok(Divergence::default());
     };
-    let runtime = Runtime::load(subject.artifact, backend)?;
+    let runtime = Runtime::load(artifact, backend)?;
     let measured = gates::end_to_end(&other.recorded, bounds, |tokens| runtime.logits(tokens))?;
-    findings.violations(measured.violations(bounds));
+    findings.extend(measured.violations(bounds));
     likelihood(&measured.ours, bounds, findings);
     Ok(measured.ours)
 }

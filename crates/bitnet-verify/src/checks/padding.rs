@@ -7,7 +7,6 @@
 use bitnet_checkpoint::{Checkpoint, LinearSource, Slot};
 use bitnet_formats::{FormatError, Limits, Unread, UnreadBits, read_file};
 use bitnet_ternary::TernaryMatrix;
-use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
@@ -101,22 +100,4 @@ fn uncompared_masters(artifact: &Checkpoint, source: Option<&Checkpoint>) -> Vec
         Some(artifact.unread_at(info, range, UnreadBits::All, why))
     });
     named.collect()
-}
-
-impl Padding {
-    /// One element of `padding` in the report.
-    pub(crate) fn to_json(&self) -> Value {
-        let Unread {
-            file,
-            range,
-            place,
-            why,
-            ..
-        } = &self.unread;
-        let name = file.file_name().unwrap_or(file.as_os_str());
-        json!({
-            "file": name.to_string_lossy(), "place": place, "start": range.start, "end": range.end,
-            "bits": self.bits, "why": why,
-        })
-    }
 }

@@ -3,10 +3,13 @@
 //! Invariant: compared in normal form (`formats/certificate.md`): repeated scales count as one, and
 //! a scale that multiplies no non-zero trit does not vote.
 
-use super::{Check, Pair, Running, Subject};
-use crate::diagnose::fault::{Fault, of_scales};
-use crate::report::{Findings, Report};
-use bitnet_checkpoint::scale_normal_form;
+use super::check::{Check, Pair, Running, Subject};
+use super::report::Report;
+use super::trits::by_hash;
+use crate::diagnose::fault::Fault;
+use crate::diagnose::naming::of_scales;
+use crate::verdict::Findings;
+use bitnet_checkpoint::{TensorDigest, scale_normal_form};
 use bitnet_ternary::Scales;
 
 pub(super) const CHECK: Check = Check {
@@ -56,15 +59,37 @@ impl Running for Compared {
         }
     }
 
-    fn finish(self: Box<Self>, _: &Subject<'_>, report: &mut Report) {
+    fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
+        if let Some(sides) = subject.sides().filter(|_| subject.models().is_none()) {
+            let verdict = by_hash(CHECK.name, sides, differ_by_hash, |_| ());
+            report.checks.push(verdict);
+            return;
+        }
         self.faults
             .into_iter()
             .for_each(|fault| report.fault(fault));
         let compared = format!("{} scales of {} linears", self.scales, self.tensors);
         report
             .checks
-            .push(self.findings.into_result(CHECK.name, compared));
+            .push(self.findings.into_verdict(CHECK.name, compared));
     }
+}
+
+/// How the scales of two linears differ.
+pub(super) fn differ_by_hash(expected: &TensorDigest, found: &TensorDigest) -> Option<String> {
+    let says = |d: &TensorDigest| match d.scale_bits {
+        Some(bits) => format!("one scale {:e} (0x{bits:08x})", f32::from_bits(bits)),
+        None => format!(
+            "scales per {} of sha256 {}",
+            d.scale_structure, d.scales_sha256
+        ),
+    };
+    let key = |d: &TensorDigest| {
+        let (structure, sha256) = (d.scale_structure.clone(), d.scales_sha256.clone());
+        (structure, sha256, d.scale_bits)
+    };
+    (key(expected) != key(found))
+        .then(|| format!("expected {}, found {}", says(expected), says(found)))
 }
 
 /// Expected and found of every place that either says something of: scales that multiply no trit do not take part.

@@ -1,10 +1,13 @@
 //! Whether both are the same network: sizes, and which tensors of which shape.
 //!
-//! Invariant: compares what an open checkpoint promises; opening has already held every tensor of
+//! Invariant: compares what an open checkpoint or a certificate promises; opening has already held every tensor of
 //! the file against the configuration.
 
-use super::{Check, Running, Subject};
-use crate::report::{Findings, Report};
+use super::check::{Check, Running, Subject};
+use super::report::Report;
+use super::side::{self, Side};
+use super::unlike::Unlike;
+use crate::verdict::Findings;
 use bitnet_checkpoint::Config;
 
 pub(super) const CHECK: Check = Check {
@@ -21,7 +24,7 @@ pub(super) const CHECK: Check = Check {
 struct Structure;
 
 /// Every size of a network; what else it is made of is the business of `metadata`.
-pub(crate) fn sizes(config: &Config) -> [(&'static str, usize); 7] {
+fn sizes(config: &Config) -> [(&'static str, usize); 7] {
     [
         ("hidden_size", config.hidden_size),
         ("intermediate_size", config.intermediate_size),
@@ -33,35 +36,38 @@ pub(crate) fn sizes(config: &Config) -> [(&'static str, usize); 7] {
     ]
 }
 
+/// Sizes of two networks.
+pub(super) fn compare_sizes(
+    (expected, found): (Side<'_>, Side<'_>),
+    findings: &mut Findings,
+    unlike: &mut Unlike,
+) {
+    let found = sizes(found.config());
+    for ((key, expected), (_, found)) in sizes(expected.config()).into_iter().zip(found) {
+        unlike.size(key, expected, found);
+        findings.expect(key, expected, found);
+    }
+}
+
 impl Running for Structure {
     fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
-        let Some(source) = subject.source else { return };
-        let (source, artifact) = (&source.checkpoint, &subject.artifact.checkpoint);
-        let (s, a) = (&source.config, &artifact.config);
+        let Some((expected, found)) = subject.sides() else {
+            return;
+        };
         let mut findings = Findings::default();
-        findings.expect("family", source.family.name, artifact.family.name);
-        for ((key, s), (_, a)) in sizes(s).into_iter().zip(sizes(a)) {
-            report.unlike.size(key, s, a);
-            findings.expect(key, s, a);
-        }
-        let (expected, found) = (source.slots(), artifact.slots());
-        for slot in &expected {
-            let (s, a) = (s.shape(*slot), a.shape(*slot));
-            if !found.contains(slot) {
-                findings.different(slot.to_string(), "expected in the artifact, not there");
-            } else if s != a {
-                findings.different(
-                    slot.to_string(),
-                    format!("expected shape {s:?}, found {a:?}"),
-                );
+        findings.expect("family", expected.family(), found.family());
+        compare_sizes((expected, found), &mut findings, &mut report.unlike);
+        let paired = side::pairs((expected, found), Side::shapes);
+        findings.extend(paired.alone);
+        for (name, e, f) in paired.both {
+            if e != f {
+                findings.different(name, format!("expected shape {e:?}, found {f:?}"));
             }
         }
-        for slot in found.iter().filter(|slot| !expected.contains(slot)) {
-            findings.different(slot.to_string(), "not in the source");
-        }
-        let compared = format!("{}, {} tensors", source.family.name, expected.len());
+        let tensors = expected.shapes().len();
+        let compared = format!("{}, {tensors} tensors", expected.family());
         report
             .checks
-            .push(findings.into_result(CHECK.name, compared));
+            .push(findings.into_verdict(CHECK.name, compared));
     }
 }

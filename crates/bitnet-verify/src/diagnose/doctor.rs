@@ -8,171 +8,26 @@
 
 mod certificate;
 mod contents;
+mod finding;
 mod forward;
 mod headers;
 mod repair;
 mod tokenizer;
 mod weights;
 
-use certificate::CertificateStatus;
+pub use finding::{Compared, Examination, Finding, Patient, Severity};
 pub use repair::Repair;
 
+use certificate::CertificateStatus;
+use finding::Compare;
+
 use crate::args::DoctorArgs;
+use crate::tokenizer::tokenizer_of;
 use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
-use bitnet_formats::{ErrorCode, FormatError, TensorFile};
+use bitnet_formats::ErrorCode;
 use serde_json::{Value, json};
-use std::fmt;
 use std::path::{Path, PathBuf};
-
-/// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Worth knowing; nothing is wrong.
-    Note,
-    /// Some programs will stumble, or something looks unlike any trained model.
-    Warning,
-    /// The model cannot be read, cannot stop, or computes something else than it was trained for.
-    Error,
-}
-
-impl Severity {
-    /// As reports spell it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Note => "note",
-            Self::Warning => "warning",
-            Self::Error => "error",
-        }
-    }
-}
-
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// One thing that was found.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Finding {
-    /// A stable word (`formats/report.md`).
-    pub code: &'static str,
-    /// How bad it is.
-    pub severity: Severity,
-    /// Tensor, key or file.
-    pub place: String,
-    /// What was found, a sentence.
-    pub what: String,
-    /// What to do.
-    pub remedy: String,
-    /// What `--fix` does about it.
-    pub repair: Option<Repair>,
-}
-
-impl Finding {
-    fn new(
-        code: &'static str,
-        severity: Severity,
-        place: impl Into<String>,
-        what: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self {
-            code,
-            severity,
-            place: place.into(),
-            what: what.into(),
-            remedy: remedy.into(),
-            repair: None,
-        }
-    }
-
-    fn error(
-        code: &'static str,
-        place: impl Into<String>,
-        what: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self::new(code, Severity::Error, place, what, remedy)
-    }
-
-    fn warning(
-        code: &'static str,
-        place: impl Into<String>,
-        what: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self::new(code, Severity::Warning, place, what, remedy)
-    }
-
-    fn note(
-        code: &'static str,
-        place: impl Into<String>,
-        what: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self::new(code, Severity::Note, place, what, remedy)
-    }
-
-    /// A tensor, key or file that cannot be read.
-    fn unreadable(place: impl Into<String>, error: &FormatError) -> Self {
-        let is_damage = matches!(
-            error.code,
-            ErrorCode::Truncated
-                | ErrorCode::Malformed
-                | ErrorCode::BadCode
-                | ErrorCode::NonFinite
-                | ErrorCode::UnknownContainer
-        );
-        let again = match is_damage {
-            true => "get the file again from where it came from, or make it again",
-            false => "compare with the source, or convert again",
-        };
-        let remedy = error.hint.clone().unwrap_or_else(|| again.to_owned());
-        let code = error.code.as_str();
-        Self::error(code, place, error.to_string(), remedy)
-    }
-
-    fn mended_by(mut self, repair: Repair) -> Self {
-        self.repair = Some(repair);
-        self
-    }
-
-    fn to_json(&self) -> Value {
-        json!({
-            "code": self.code,
-            "severity": self.severity.as_str(),
-            "place": self.place,
-            "what": self.what,
-            "remedy": self.remedy,
-            "repairable": self.repair.is_some(),
-        })
-    }
-}
-
-/// Who is examined.
-pub struct Patient<'a> {
-    /// As given.
-    pub path: &'a Path,
-    /// The files, whatever they hold.
-    pub file: &'a TensorFile,
-    /// The model in them, if it is one.
-    pub checkpoint: Option<&'a Checkpoint>,
-    /// Whether the model may be run.
-    pub run: bool,
-    /// The certificate to check it against, where one was named.
-    pub certificate: Option<&'a Path>,
-}
-
-/// One examination.
-pub struct Examination {
-    /// Its name: also its file.
-    pub name: &'static str,
-    /// What it looks at.
-    pub what: &'static str,
-    examine: fn(&Patient<'_>, &mut Vec<Finding>),
-}
 
 /// Every examination. Adding one is a file, a `mod` line and a row.
 pub static EXAMINATIONS: &[Examination] = &[
@@ -188,6 +43,7 @@ pub(crate) fn run(
     args: &DoctorArgs,
     console: &mut Console<'_>,
     threads: usize,
+    compare: &Compare,
 ) -> Result<ExitStatus, Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool =
@@ -196,7 +52,7 @@ pub(crate) fn run(
         repair::refuse_to_replace(&args.model, output, args.force)?;
     }
     let progress = Progress::new(console);
-    let examined = pool.install(|| examine(&args.model, args, &progress));
+    let examined = pool.install(|| examine(&args.model, args, compare, &progress));
     progress.clear();
     let mut findings = examined?;
     let mut fixed = None;
@@ -208,7 +64,7 @@ pub(crate) fn run(
         let written = repair::write(&args.model, &repairs, output, args.force)?;
         // what is left is what the copy still has
         let progress = Progress::new(console);
-        findings = pool.install(|| examine(output, args, &progress))?;
+        findings = pool.install(|| examine(output, args, compare, &progress))?;
         progress.clear();
         fixed = Some((output, repairs, written));
     }
@@ -315,7 +171,12 @@ fn verdict(
 }
 
 /// Everything found about the model at `path`, worst first.
-fn examine(path: &Path, args: &DoctorArgs, progress: &Progress) -> Result<Vec<Finding>, Failure> {
+fn examine(
+    path: &Path,
+    args: &DoctorArgs,
+    compare: &Compare,
+    progress: &Progress,
+) -> Result<Vec<Finding>, Failure> {
     let options = OpenOptions {
         layout: args.layout.clone(),
         ternary_trained: args.ternary_trained,
@@ -339,7 +200,7 @@ fn examine(path: &Path, args: &DoctorArgs, progress: &Progress) -> Result<Vec<Fi
     }
     // a tokenizer that may harm the reader is no finding about the model
     if let Ok(checkpoint) = &checkpoint
-        && let Err(error) = crate::checks::tokenizer_of(checkpoint)
+        && let Err(error) = tokenizer_of(checkpoint)
         && bitnet_text::is_refused_tokenizer(&error)
     {
         return Err(error.into());
@@ -350,6 +211,7 @@ fn examine(path: &Path, args: &DoctorArgs, progress: &Progress) -> Result<Vec<Fi
         checkpoint: checkpoint.as_ref().ok(),
         run: !args.no_run,
         certificate: args.certificate.as_deref(),
+        compare,
     };
     let bar = progress.steps("examinations", EXAMINATIONS.len() as u64);
     for examination in EXAMINATIONS {

@@ -4,17 +4,11 @@
 //! computation that, with this one thing changed, gives what was recorded. What has no such evidence is
 //! `unexplained` or `changed`, and says where it begins.
 
-mod weights;
-
-pub(crate) use weights::permuted;
-pub use weights::{of_digest, of_scales, of_trits};
-
 use bitnet_checkpoint::{LayerSlot, Slot};
-use serde_json::{Value, json};
 
 /// The name of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FaultName {
     /// another activation function in the MLP (SiLU in place of ReLU²)
     ActivationFunction,
     /// `attn_sub_norm` or `ffn_sub_norm` is on one side only
@@ -71,11 +65,11 @@ pub enum Kind {
     Unexplained,
 }
 
-/// What reports say of a kind.
+/// What reports say of a fault.
 #[derive(Debug)]
 pub struct Row {
-    /// The kind.
-    pub kind: Kind,
+    /// The fault.
+    pub fault: FaultName,
     /// Its word in reports.
     pub name: &'static str,
     /// What is wrong, for `formats/report.md`.
@@ -84,9 +78,14 @@ pub struct Row {
     pub hint: &'static str,
 }
 
-const fn row(kind: Kind, name: &'static str, sentence: &'static str, hint: &'static str) -> Row {
+const fn row(
+    kind: FaultName,
+    name: &'static str,
+    sentence: &'static str,
+    hint: &'static str,
+) -> Row {
     Row {
-        kind,
+        fault: kind,
         name,
         sentence,
         hint,
@@ -98,175 +97,180 @@ const RUNTIME: &str =
     "if the file has the source's settings, the program that computed the record is wrong";
 const WEIGHTS: &str = "convert again from the source and compare with --against";
 
-/// Every kind, in the order of their declaration, which is also that of `formats/report.md`.
-pub static KINDS: [Row; 27] = [
+/// Every fault that has a name, in the order of their declaration, which is also that of `formats/report.md`.
+pub static FAULTS: [Row; 27] = [
     row(
-        Kind::ActivationFunction,
+        FaultName::ActivationFunction,
         "activation-function",
         "another activation function in the MLP (SiLU in place of ReLU²)",
         WIRING,
     ),
     row(
-        Kind::MissingSubNorm,
+        FaultName::MissingSubNorm,
         "missing-sub-norm",
         "`attn_sub_norm` or `ffn_sub_norm` is on one side only",
         WIRING,
     ),
     row(
-        Kind::MissingNorm,
+        FaultName::MissingNorm,
         "missing-norm",
         "another norm is left out",
         WIRING,
     ),
     row(
-        Kind::NormEps,
+        FaultName::NormEps,
         "norm-eps",
         "another epsilon in the norms",
         WIRING,
     ),
     row(
-        Kind::RopeTheta,
+        FaultName::RopeTheta,
         "rope-theta",
         "another base of the rotary frequencies",
         WIRING,
     ),
     row(
-        Kind::RopeScaling,
+        FaultName::RopeScaling,
         "rope-scaling",
         "rotary frequencies scaled on one side only, or otherwise",
         WIRING,
     ),
     row(
-        Kind::RopePairs,
+        FaultName::RopePairs,
         "rope-pairs",
         "neighbours are rotated together in place of halves",
         RUNTIME,
     ),
     row(
-        Kind::PermutedRows,
+        FaultName::PermutedRows,
         "permuted-rows",
         "rows of q or k in GGUF's paired order where the checkpoint's is expected, or the reverse",
         "rows are paired for architecture `llama` in GGUF only: permute once, and undo it once",
     ),
     row(
-        Kind::InverseScale,
+        FaultName::InverseScale,
         "inverse-scale",
         "a scale is used as its inverse",
         "weight_scale multiplies for linear_class `autobitlinear` and divides for `bitlinear`",
     ),
     row(
-        Kind::F16Scale,
+        FaultName::F16Scale,
         "f16-scale",
         "a scale is rounded to f16",
         "take a packing with f32 scales: `bitnet-convert list`",
     ),
     row(
-        Kind::Bf16Scale,
+        FaultName::Bf16Scale,
         "bf16-scale",
         "a scale is rounded to bf16",
         "take a packing with f32 scales: `bitnet-convert list`",
     ),
     row(
-        Kind::ChangedScale,
+        FaultName::ChangedScale,
         "changed-scale",
         "a scale is another one",
         WEIGHTS,
     ),
     row(
-        Kind::SwappedTrits,
+        FaultName::SwappedTrits,
         "swapped-trits",
         "two blocks of trits have changed places",
         WEIGHTS,
     ),
     row(
-        Kind::NegatedTrits,
+        FaultName::NegatedTrits,
         "negated-trits",
         "every trit has the other sign",
         WEIGHTS,
     ),
     row(
-        Kind::MovedTrits,
+        FaultName::MovedTrits,
         "moved-trits",
         "as many trits of each kind, in other places",
         WEIGHTS,
     ),
-    row(Kind::ChangedTrits, "changed-trits", "other trits", WEIGHTS),
     row(
-        Kind::ChangedValues,
+        FaultName::ChangedTrits,
+        "changed-trits",
+        "other trits",
+        WEIGHTS,
+    ),
+    row(
+        FaultName::ChangedValues,
         "changed-values",
         "other values in a norm or in the embeddings",
         WEIGHTS,
     ),
     row(
-        Kind::OutputHead,
+        FaultName::OutputHead,
         "output-head",
         "another output head: tied where it has its own, or a head that is not the embeddings",
         "a tied model has no head of its own: leave output.weight away, or give the source's",
     ),
     row(
-        Kind::TokenOffset,
+        FaultName::TokenOffset,
         "token-offset",
         "tokens or positions are off by one",
         "give the ids of prompts.json as they are, BOS included, and take the logits of every position",
     ),
     row(
-        Kind::LeadingToken,
+        FaultName::LeadingToken,
         "leading-token",
         "the token in front of a text is missing, added or another one",
         "compare tokenizer.ggml.add_bos_token and the post-processor of tokenizer.json",
     ),
     row(
-        Kind::PreTokenizer,
+        FaultName::PreTokenizer,
         "pre-tokenizer",
         "text is cut into words in another way",
         "set tokenizer.ggml.pre to the word named",
     ),
     row(
-        Kind::Tokenizer,
+        FaultName::Tokenizer,
         "tokenizer",
         "text becomes other tokens, and no known pre-tokenizer explains it",
         "take the tokenizer files of the source",
     ),
     row(
-        Kind::ActivationRounding,
+        FaultName::ActivationRounding,
         "activation-rounding",
         "activations become integers in another way (halves upwards in place of to even)",
         RUNTIME,
     ),
     row(
-        Kind::ActivationQuantization,
+        FaultName::ActivationQuantization,
         "activation-quantization",
         "activations are quantised on one side only",
         WIRING,
     ),
     row(
-        Kind::Setting,
+        FaultName::Setting,
         "setting",
         "another setting that changes results",
         WIRING,
     ),
     row(
-        Kind::Runtime,
+        FaultName::Runtime,
         "runtime",
         "the oracle computes what was recorded from this file, this program's runtime does not",
         "a defect of this program: report it, with --kernel scalar for comparison",
     ),
     row(
-        Kind::Unexplained,
+        FaultName::Unexplained,
         "unexplained",
         "none of these explains it; layer and tensor say where it begins",
         "compare the operator named with that of the recording program",
     ),
 ];
 
-impl Kind {
+impl FaultName {
     /// Its row.
     pub fn row(self) -> &'static Row {
-        &KINDS[self as usize]
+        &FAULTS[self as usize]
     }
 
     /// Its word in reports.
-    pub fn name(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         self.row().name
     }
 }
@@ -275,7 +279,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
     /// Its name and remedy.
-    pub kind: Kind,
+    pub name: FaultName,
     /// The row of the report that found it.
     pub check: &'static str,
     /// The place in the network where it begins, if it is one tensor's; slots are in the order of the forward pass.
@@ -297,7 +301,7 @@ const LISTED: usize = 1000;
 
 impl Fault {
     /// A fault that begins at a tensor.
-    pub fn at(kind: Kind, check: &'static str, slot: Slot, what: impl Into<String>) -> Self {
+    pub fn at(kind: FaultName, check: &'static str, slot: Slot, what: impl Into<String>) -> Self {
         let layer = match slot {
             Slot::Layer(layer, _) => Some(layer),
             _ => None,
@@ -310,9 +314,14 @@ impl Fault {
     }
 
     /// A fault of what is no tensor.
-    pub fn of_key(kind: Kind, check: &'static str, key: &str, what: impl Into<String>) -> Self {
+    pub fn of_key(
+        kind: FaultName,
+        check: &'static str,
+        key: &str,
+        what: impl Into<String>,
+    ) -> Self {
         Self {
-            kind,
+            name: kind,
             check,
             slot: None,
             layer: None,
@@ -328,18 +337,18 @@ impl Fault {
         use LayerSlot::{AttnSubNorm, FfnSubNorm, GateProj, InputNorm, QNorm, QProj};
         let first = |role| Slot::Layer(0, role);
         let (kind, slot) = match key {
-            "hidden_act" => (Kind::ActivationFunction, first(GateProj)),
-            "rms_norm_eps" => (Kind::NormEps, first(InputNorm)),
-            "rope_theta" => (Kind::RopeTheta, first(QProj)),
-            "rope_scaling" => (Kind::RopeScaling, first(QProj)),
-            "attn_sub_norm" => (Kind::MissingSubNorm, first(AttnSubNorm)),
-            "ffn_sub_norm" => (Kind::MissingSubNorm, first(FfnSubNorm)),
-            "head_norms" => (Kind::MissingNorm, first(QNorm)),
-            "activation_quantization" => (Kind::ActivationQuantization, first(QProj)),
-            "tie_word_embeddings" => (Kind::OutputHead, Slot::OutputHead),
+            "hidden_act" => (FaultName::ActivationFunction, first(GateProj)),
+            "rms_norm_eps" => (FaultName::NormEps, first(InputNorm)),
+            "rope_theta" => (FaultName::RopeTheta, first(QProj)),
+            "rope_scaling" => (FaultName::RopeScaling, first(QProj)),
+            "attn_sub_norm" => (FaultName::MissingSubNorm, first(AttnSubNorm)),
+            "ffn_sub_norm" => (FaultName::MissingSubNorm, first(FfnSubNorm)),
+            "head_norms" => (FaultName::MissingNorm, first(QNorm)),
+            "activation_quantization" => (FaultName::ActivationQuantization, first(QProj)),
+            "tie_word_embeddings" => (FaultName::OutputHead, Slot::OutputHead),
             _ => {
                 let what = format!("expected {expected}, found {found}");
-                return Self::of_key(Kind::Setting, check, key, what);
+                return Self::of_key(FaultName::Setting, check, key, what);
             }
         };
         Self::at(
@@ -352,7 +361,7 @@ impl Fault {
 
     /// Adds a fault to those found: one that has a name already joins it, and the earliest place is where it begins.
     pub fn join(self, found: &mut Vec<Self>) {
-        let Some(same) = found.iter_mut().find(|f| f.kind == self.kind) else {
+        let Some(same) = found.iter_mut().find(|f| f.name == self.name) else {
             found.push(self);
             return;
         };
@@ -372,8 +381,8 @@ impl Fault {
     /// One line for people.
     pub fn sentence(&self) -> String {
         let mut text = match self.layer {
-            Some(layer) => format!("{} in layer {layer}, `{}`", self.kind.name(), self.tensor),
-            None => format!("{} at `{}`", self.kind.name(), self.tensor),
+            Some(layer) => format!("{} in layer {layer}, `{}`", self.name.as_str(), self.tensor),
+            None => format!("{} at `{}`", self.name.as_str(), self.tensor),
         };
         if self.tensors.len() > 1 {
             text.push_str(&format!(" and {} more", self.tensors.len() - 1));
@@ -387,19 +396,6 @@ impl Fault {
         }
         text
     }
-
-    pub(crate) fn to_json(&self) -> Value {
-        json!({
-            "name": self.kind.name(),
-            "check": self.check,
-            "layer": self.layer,
-            "tensor": self.tensor,
-            "what": self.what,
-            "hint": self.kind.row().hint,
-            "equally": self.equally,
-            "tensors": self.tensors,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -408,10 +404,10 @@ mod tests {
 
     #[test]
     fn rows_stand_where_their_kinds_are_declared() {
-        for (i, row) in KINDS.iter().enumerate() {
-            assert_eq!(row.kind as usize, i, "{}", row.name);
+        for (i, row) in FAULTS.iter().enumerate() {
+            assert_eq!(row.fault as usize, i, "{}", row.name);
             assert!(
-                KINDS[..i].iter().all(|r| r.name != row.name),
+                FAULTS[..i].iter().all(|r| r.name != row.name),
                 "{}",
                 row.name
             );
@@ -422,7 +418,12 @@ mod tests {
     fn a_fault_of_many_tensors_is_told_once_where_it_begins() {
         let at = |layer| {
             let slot = Slot::Layer(layer, LayerSlot::QProj);
-            Fault::at(Kind::InverseScale, "scales", slot, format!("in {layer}"))
+            Fault::at(
+                FaultName::InverseScale,
+                "scales",
+                slot,
+                format!("in {layer}"),
+            )
         };
         let mut found = Vec::new();
         for layer in [2, 0, 1, 0] {

@@ -3,7 +3,8 @@
 //! Invariant: one row of the table for each deviation the oracle can take; a row that would change nothing on this
 //! network is not in it.
 
-use crate::diagnose::fault::{Fault, Kind, permuted};
+use crate::diagnose::fault::{Fault, FaultName};
+use crate::diagnose::naming::permuted;
 use crate::reference::oracle::{Deviation, Rounding, RowOrder, ScaleAs};
 use bitnet_checkpoint::{Activation, ActivationQuantization, Config, LayerSlot, RopeScaling, Slot};
 
@@ -11,7 +12,7 @@ use bitnet_checkpoint::{Activation, ActivationQuantization, Config, LayerSlot, R
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hypothesis {
     /// Its name.
-    pub kind: Kind,
+    pub name: FaultName,
     /// What was expected (recorded) and found (in this model).
     pub says: String,
     /// What the oracle does otherwise.
@@ -61,7 +62,7 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
     let mut all = Vec::new();
     let mut row = |kind, says: String, deviation| {
         all.push(Hypothesis {
-            kind,
+            name: kind,
             says,
             deviation,
         });
@@ -71,7 +72,7 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
         if activation != found {
             let says = format!("expected {}, found {}", activation.as_str(), found.as_str());
             row(
-                Kind::ActivationFunction,
+                FaultName::ActivationFunction,
                 says,
                 Deviation::Activation(activation),
             );
@@ -81,29 +82,53 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
     for (there, kind, slot) in [
         (
             config.attn_sub_norm,
-            Kind::MissingSubNorm,
+            FaultName::MissingSubNorm,
             LayerSlot::AttnSubNorm,
         ),
         (
             config.ffn_sub_norm,
-            Kind::MissingSubNorm,
+            FaultName::MissingSubNorm,
             LayerSlot::FfnSubNorm,
         ),
-        (true, Kind::MissingNorm, LayerSlot::InputNorm),
-        (true, Kind::MissingNorm, LayerSlot::PostAttentionNorm),
-        (norms.heads, Kind::MissingNorm, LayerSlot::QNorm),
-        (norms.heads, Kind::MissingNorm, LayerSlot::KNorm),
-        (norms.projections, Kind::MissingNorm, LayerSlot::QProjNorm),
-        (norms.projections, Kind::MissingNorm, LayerSlot::KProjNorm),
-        (norms.projections, Kind::MissingNorm, LayerSlot::VProjNorm),
+        (true, FaultName::MissingNorm, LayerSlot::InputNorm),
+        (true, FaultName::MissingNorm, LayerSlot::PostAttentionNorm),
+        (norms.heads, FaultName::MissingNorm, LayerSlot::QNorm),
+        (norms.heads, FaultName::MissingNorm, LayerSlot::KNorm),
         (
             norms.projections,
-            Kind::MissingNorm,
+            FaultName::MissingNorm,
+            LayerSlot::QProjNorm,
+        ),
+        (
+            norms.projections,
+            FaultName::MissingNorm,
+            LayerSlot::KProjNorm,
+        ),
+        (
+            norms.projections,
+            FaultName::MissingNorm,
+            LayerSlot::VProjNorm,
+        ),
+        (
+            norms.projections,
+            FaultName::MissingNorm,
             LayerSlot::GateProjNorm,
         ),
-        (norms.projections, Kind::MissingNorm, LayerSlot::UpProjNorm),
-        (norms.branches, Kind::MissingNorm, LayerSlot::AttnBranchNorm),
-        (norms.branches, Kind::MissingNorm, LayerSlot::FfnBranchNorm),
+        (
+            norms.projections,
+            FaultName::MissingNorm,
+            LayerSlot::UpProjNorm,
+        ),
+        (
+            norms.branches,
+            FaultName::MissingNorm,
+            LayerSlot::AttnBranchNorm,
+        ),
+        (
+            norms.branches,
+            FaultName::MissingNorm,
+            LayerSlot::FfnBranchNorm,
+        ),
     ] {
         if there {
             let says = format!("expected no {}, found one", slot.canonical());
@@ -113,18 +138,18 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
     for epsilon in EPSILONS {
         if epsilon != config.rms_norm_eps {
             let says = format!("expected {epsilon:e}, found {:e}", config.rms_norm_eps);
-            row(Kind::NormEps, says, Deviation::Epsilon(epsilon));
+            row(FaultName::NormEps, says, Deviation::Epsilon(epsilon));
         }
     }
     for theta in THETAS {
         if theta != config.rope.theta {
             let says = format!("expected {theta}, found {}", config.rope.theta);
-            row(Kind::RopeTheta, says, Deviation::Theta(theta));
+            row(FaultName::RopeTheta, says, Deviation::Theta(theta));
         }
     }
     if config.rope.scaling != RopeScaling::None {
         let says = "expected frequencies that are not scaled, found scaled ones".to_owned();
-        row(Kind::RopeScaling, says, Deviation::NoRopeScaling);
+        row(FaultName::RopeScaling, says, Deviation::NoRopeScaling);
     }
     for which in [Some(LayerSlot::QProj), Some(LayerSlot::KProj), None] {
         for (order, seen_from_the_record) in [
@@ -132,19 +157,25 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
             (RowOrder::FromGguf, RowOrder::Gguf),
         ] {
             let says = permuted(seen_from_the_record);
-            row(Kind::PermutedRows, says, Deviation::Rows(which, order));
+            row(FaultName::PermutedRows, says, Deviation::Rows(which, order));
         }
     }
     let says = "expected neighbours rotated together, found halves".to_owned();
-    row(Kind::RopePairs, says, Deviation::NeighbouringPairs);
+    row(FaultName::RopePairs, says, Deviation::NeighbouringPairs);
     for scale in ScaleAs::ALL {
         let (kind, says) = match scale {
             ScaleAs::Inverse => (
-                Kind::InverseScale,
+                FaultName::InverseScale,
                 "expected the inverse of the scale found",
             ),
-            ScaleAs::F16 => (Kind::F16Scale, "expected the scale found, rounded to f16"),
-            ScaleAs::Bf16 => (Kind::Bf16Scale, "expected the scale found, rounded to bf16"),
+            ScaleAs::F16 => (
+                FaultName::F16Scale,
+                "expected the scale found, rounded to f16",
+            ),
+            ScaleAs::Bf16 => (
+                FaultName::Bf16Scale,
+                "expected the scale found, rounded to bf16",
+            ),
         };
         for which in [None].into_iter().chain(LayerSlot::LINEARS.map(Some)) {
             row(kind, says.to_owned(), Deviation::Scale(which, scale));
@@ -165,8 +196,8 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
     ] {
         let between = quantised && rounding != Rounding::None;
         let kind = match between {
-            true => Kind::ActivationRounding,
-            false => Kind::ActivationQuantization,
+            true => FaultName::ActivationRounding,
+            false => FaultName::ActivationQuantization,
         };
         if rounding != found && (quantised || rounding == Rounding::HalfEven) {
             let says = format!("expected {}, found {}", rounding.as_str(), found.as_str());
@@ -197,15 +228,15 @@ impl Hypothesis {
         let mut says: Vec<&str> = Vec::new();
         let mut equally: Vec<&'static str> = Vec::new();
         for other in named {
-            if other.kind == first.kind && !says.contains(&other.says.as_str()) {
+            if other.name == first.name && !says.contains(&other.says.as_str()) {
                 says.push(&other.says);
             }
-            let name = other.kind.name();
-            if other.kind != first.kind && !equally.contains(&name) {
+            let name = other.name.as_str();
+            if other.name != first.name && !equally.contains(&name) {
                 equally.push(name);
             }
         }
-        let mut fault = Fault::at(first.kind, check, slot, says.join("; or "));
+        let mut fault = Fault::at(first.name, check, slot, says.join("; or "));
         fault.equally = equally;
         Some(fault)
     }
@@ -221,25 +252,25 @@ mod tests {
             let says = String::new();
             let deviation = Deviation::NeighbouringPairs;
             let hypothesis = Hypothesis {
-                kind,
+                name: kind,
                 says,
                 deviation,
             };
             (error, hypothesis)
         };
-        let kinds = |tried| -> Vec<Kind> {
+        let kinds = |tried| -> Vec<FaultName> {
             let named = closest(2.13e-6, 3.0, tried);
-            named.into_iter().map(|h| h.kind).collect()
+            named.into_iter().map(|h| h.name).collect()
         };
-        let nudge = || named(Kind::NormEps, 1.99e-6);
+        let nudge = || named(FaultName::NormEps, 1.99e-6);
         assert_eq!(kinds(vec![nudge()]), []);
-        let right = || named(Kind::PermutedRows, 2e-7);
-        assert_eq!(kinds(vec![nudge(), right()]), [Kind::PermutedRows]);
+        let right = || named(FaultName::PermutedRows, 2e-7);
+        assert_eq!(kinds(vec![nudge(), right()]), [FaultName::PermutedRows]);
         // within rounding the one is no closer than the other
-        let exact = || named(Kind::RopePairs, 0.0);
+        let exact = || named(FaultName::RopePairs, 0.0);
         assert_eq!(
             kinds(vec![right(), exact()]),
-            [Kind::PermutedRows, Kind::RopePairs]
+            [FaultName::PermutedRows, FaultName::RopePairs]
         );
     }
 }

@@ -5,7 +5,7 @@
 //! positions of a right program too.
 
 use super::hypotheses::{Hypothesis, begins_at, closest, hypotheses};
-use crate::diagnose::fault::{Fault, Kind};
+use crate::diagnose::fault::{Fault, FaultName};
 use crate::reference::divergence::relative_error;
 use crate::reference::golden::Recorded;
 use crate::reference::oracle::Oracle;
@@ -66,7 +66,12 @@ pub fn of_logits(
         let error = of(&ours, shift);
         if explains(error, without) && error < best {
             let what = format!("what is expected at a position is found at {text}");
-            return Ok(Fault::at(Kind::TokenOffset, check, Slot::OutputHead, what));
+            return Ok(Fault::at(
+                FaultName::TokenOffset,
+                check,
+                Slot::OutputHead,
+                what,
+            ));
         }
     }
     tried.retain(|(error, _)| *error <= CLOSE);
@@ -79,7 +84,7 @@ pub fn of_logits(
         let what = format!(
             "relative error {without:.2e} at the median position; a trace would say in which layer it begins"
         );
-        Fault::of_key(Kind::Unexplained, check, "logits", what)
+        Fault::of_key(FaultName::Unexplained, check, "logits", what)
     }))
 }
 

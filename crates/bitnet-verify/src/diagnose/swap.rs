@@ -3,8 +3,7 @@
 //! Invariant: the sums of a linear with int8 activations are integers, so a candidate fits exactly or not at all, at
 //! every token; where the hash of the codes is known, it has the last word.
 
-use crate::checks::gates::codes_sha256;
-use crate::reference::golden::{Recorded, TernaryTruth};
+use crate::reference::golden::{Recorded, TernaryTruth, codes_sha256};
 use bitnet_ternary::{Scales, TernaryMatrix, quantize_row};
 
 /// Most rows that may differ.

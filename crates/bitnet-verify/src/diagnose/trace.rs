@@ -6,11 +6,13 @@
 
 use super::hypotheses::{Hypothesis, begins_at, closest, hypotheses};
 use super::swap;
-use crate::checks::gates::Thresholds;
-use crate::diagnose::fault::{Fault, Kind, of_scales};
+use crate::diagnose::fault::{Fault, FaultName};
+use crate::diagnose::naming::of_scales;
 use crate::reference::divergence::relative_error;
 use crate::reference::golden::{Golden, Recorded};
 use crate::reference::oracle::{Layer, Operator, Oracle, Replayed};
+use crate::reference::thresholds::Thresholds;
+use crate::verdict::Difference;
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
 use bitnet_formats::FormatError;
 use rayon::prelude::*;
@@ -29,17 +31,8 @@ const EDGE_ERROR: f64 = 1e-5;
 /// recorded, and nothing is asked below the bound of 1e-6.
 const BETTER: f64 = 3.0;
 
-/// A place of the trace that is further from the record than arithmetic takes it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Departure {
-    /// Tensor or layer.
-    pub place: String,
-    /// Expected and found.
-    pub what: String,
-}
-
 /// A place that departs, and why, where the cause is its own.
-type Found = (Departure, Option<Fault>);
+type Found = (Difference, Option<Fault>);
 
 /// What a trace says.
 #[derive(Debug, Clone, Default)]
@@ -49,7 +42,7 @@ pub struct Diagnosis {
     /// The largest error of an operator from its recorded input.
     pub worst: f64,
     /// Places that depart, in the order of the forward pass.
-    pub departures: Vec<Departure>,
+    pub departures: Vec<Difference>,
     /// Why, one for each departure that has a cause of its own.
     pub faults: Vec<Fault>,
 }
@@ -220,10 +213,7 @@ impl<'a> Patient<'a> {
     }
 
     fn departs(&mut self, place: impl Into<String>, what: impl Into<String>) {
-        self.found.departures.push(Departure {
-            place: place.into(),
-            what: what.into(),
-        });
+        self.found.departures.push(Difference::new(place, what));
     }
 
     /// Notes an error at a tensor outside the layers; whether it is above the bound.
@@ -263,15 +253,15 @@ impl<'a> Patient<'a> {
         let previous = other(ids.iter().map(|id| id.wrapping_sub(1)).collect())?;
         let shift = shifted(&expected.values, &found, expected.cols, EDGE_ERROR);
         let (kind, what) = if let Some(text) = shift {
-            (Kind::TokenOffset, format!("embeddings: {text}"))
+            (FaultName::TokenOffset, format!("embeddings: {text}"))
         } else if fits(&next) {
             (
-                Kind::TokenOffset,
+                FaultName::TokenOffset,
                 "the embedding expected is that of the next id".to_owned(),
             )
         } else if fits(&previous) {
             (
-                Kind::TokenOffset,
+                FaultName::TokenOffset,
                 "the embedding expected is that of the id before".to_owned(),
             )
         } else {
@@ -283,7 +273,7 @@ impl<'a> Patient<'a> {
                 differ.count(),
                 rows().count()
             );
-            (Kind::ChangedValues, what)
+            (FaultName::ChangedValues, what)
         };
         self.found.faults.push(Fault::at(kind, TRACE, slot, what));
         Ok(())
@@ -302,7 +292,7 @@ impl<'a> Patient<'a> {
             let slot = Slot::Layer(0, norm);
             let what = format!("expected {}, found none", norm.canonical());
             self.departs(slot.to_string(), what.clone());
-            let fault = Fault::at(Kind::MissingSubNorm, TRACE, slot, what);
+            let fault = Fault::at(FaultName::MissingSubNorm, TRACE, slot, what);
             self.found.faults.push(fault);
         }
     }
@@ -386,14 +376,12 @@ impl<'a> Patient<'a> {
             Operator::Norm(_) | Operator::Linear(_) => self.bounds.linear_error,
             _ => self.bounds.typical_layer_error,
         };
-        let departure = Departure {
-            place: slot.to_string(),
-            what: format!(
-                "{}: relative error {:.2e}, expected at most {bound:.0e}",
-                step(operator),
-                replayed.error
-            ),
-        };
+        let what = format!(
+            "{}: relative error {:.2e}, expected at most {bound:.0e}",
+            step(operator),
+            replayed.error
+        );
+        let departure = Difference::new(slot.to_string(), what);
         if let Some(fault) = Hypothesis::fault(&named, TRACE, slot) {
             return Ok(Some((departure, Some(fault))));
         }
@@ -422,7 +410,7 @@ impl<'a> Patient<'a> {
                 step(operator),
                 replayed.error
             );
-            (Kind::Unexplained, what)
+            (FaultName::Unexplained, what)
         });
         Ok(Some((departure, Some(Fault::at(kind, TRACE, slot, what)))))
     }
@@ -433,7 +421,7 @@ impl<'a> Patient<'a> {
         slot: Slot,
         expected: &Recorded,
         replayed: &Replayed,
-    ) -> Result<Option<(Kind, String)>, FormatError> {
+    ) -> Result<Option<(FaultName, String)>, FormatError> {
         let (e, f) = (&expected.values, &replayed.output);
         if e.len() != f.len() {
             return Ok(None);
@@ -461,7 +449,7 @@ impl<'a> Patient<'a> {
         let truth = self.golden.truth_of(self.checkpoint, slot);
         let swapped = input.and_then(|x| swap::find(&matrix, x, expected, truth));
         if swapped.is_some() {
-            return Ok(swapped.map(|what| (Kind::SwappedTrits, what)));
+            return Ok(swapped.map(|what| (FaultName::SwappedTrits, what)));
         }
         let rows = expected.cols.max(1);
         let mut differing = BTreeSet::new();
@@ -477,7 +465,7 @@ impl<'a> Patient<'a> {
             "{} of {rows} rows depart, the first is row {first}",
             differing.len()
         );
-        Ok(Some((Kind::Unexplained, what)))
+        Ok(Some((FaultName::Unexplained, what)))
     }
 
     /// A layer of which only input and output were recorded. A departure that nothing explains counts only
@@ -490,10 +478,8 @@ impl<'a> Patient<'a> {
     ) -> Option<Found> {
         let place = format!("model.layers.{index}");
         let (median, error) = (replayed.median_error, replayed.error);
-        let departure = Departure {
-            place: place.clone(),
-            what: format!("relative error {error:.2e}, of the median token {median:.2e}"),
-        };
+        let what = format!("relative error {error:.2e}, of the median token {median:.2e}");
+        let departure = Difference::new(&place, what);
         if let Some(first) = named.first() {
             let slot = Slot::Layer(index, begins_at(first.deviation));
             return Some((departure, Hypothesis::fault(&named, TRACE, slot)));
@@ -502,7 +488,7 @@ impl<'a> Patient<'a> {
             return None;
         }
         // what is wired otherwise is so in every layer, and two such things at once no hypothesis explains
-        let known = |f: &Fault| f.kind != Kind::Unexplained && f.layer < Some(index);
+        let known = |f: &Fault| f.name != FaultName::Unexplained && f.layer < Some(index);
         if self
             .found
             .faults
@@ -511,7 +497,12 @@ impl<'a> Patient<'a> {
         {
             return Some((departure, None));
         }
-        let mut fault = Fault::of_key(Kind::Unexplained, TRACE, &place, departure.what.clone());
+        let mut fault = Fault::of_key(
+            FaultName::Unexplained,
+            TRACE,
+            &place,
+            departure.what.clone(),
+        );
         fault.layer = Some(index);
         Some((departure, Some(fault)))
     }
@@ -541,7 +532,7 @@ impl<'a> Patient<'a> {
             let named = closest(without, BETTER, within);
             let fault = Hypothesis::fault(&named, TRACE, slot);
             let what = format!("norm departs: relative error {without:.2e}");
-            let unexplained = || Fault::at(Kind::Unexplained, TRACE, slot, what);
+            let unexplained = || Fault::at(FaultName::Unexplained, TRACE, slot, what);
             self.found.faults.push(fault.unwrap_or_else(unexplained));
         }
         Ok(())
@@ -569,7 +560,7 @@ impl<'a> Patient<'a> {
         }
         let shift = shifted(&expected.values, &found, expected.cols, EDGE_ERROR);
         let (kind, what) = if let Some(text) = shift {
-            (Kind::TokenOffset, format!("logits: {text}"))
+            (FaultName::TokenOffset, format!("logits: {text}"))
         } else {
             let tied = match config.tie_word_embeddings {
                 true => None,
@@ -587,7 +578,7 @@ impl<'a> Patient<'a> {
                     "the final state is as recorded, its logits are not: expected another head"
                 }
             };
-            (Kind::OutputHead, what.to_owned())
+            (FaultName::OutputHead, what.to_owned())
         };
         self.found.faults.push(Fault::at(kind, TRACE, slot, what));
         Ok(())

@@ -3,12 +3,9 @@
 //! Invariant: the first operand is the reference. Everything is accumulated in `f64`, position by
 //! position, and a logit that is not finite makes the figures infinite, never small.
 
-mod statistics;
+mod spread;
 
-pub use statistics::Spread;
-
-use crate::report::number;
-use serde_json::{Value, json};
+pub use spread::Spread;
 
 /// Most likely tokens whose set is compared.
 const TOP: usize = 5;
@@ -198,25 +195,26 @@ impl Divergence {
         )
     }
 
-    /// The `logits` object of the report.
-    pub fn to_json(&self, reference: &str) -> Value {
-        let (kl_max, prompt, position) = self.kl_max();
-        let mut object = json!({
-            "reference": reference,
-            "positions": self.positions(),
-            "max_abs": number(self.max_abs()),
-            "rms": number(self.rms()),
-            "max_abs_in_logit_deviations": number(self.max_in_deviations()),
-            "kl_mean": number(self.kl_mean()),
-            "kl_p999": number(self.kl_p999()),
-            "kl_max": number(kl_max),
-            "kl_max_at": {"prompt": prompt, "position": position},
-            "top1_agreement": self.top1_agreement(),
-            "top5_agreement": self.top5_agreement(),
-            "largest_flipped_margin": number(self.flipped_margin()),
-        });
-        self.add_statistics(&mut object);
-        object
+    /// Mean of `ln(PPL(found) / PPL(reference))` and its standard error.
+    pub fn ln_perplexity_ratio(&self) -> (f64, f64) {
+        let spread = Spread::new(self.nll.iter().map(|(r, f)| f - r).collect());
+        (spread.mean(), spread.standard_error())
+    }
+
+    /// Correlation of the two negative log likelihoods; 1 where one of them does not vary.
+    pub fn nll_correlation(&self) -> f64 {
+        let (mean_r, mean_f) = (self.nll_spread(false).mean(), self.nll_spread(true).mean());
+        let (mut rr, mut ff, mut rf) = (0.0, 0.0, 0.0);
+        for (r, f) in &self.nll {
+            rr += (r - mean_r).powi(2);
+            ff += (f - mean_f).powi(2);
+            rf += (r - mean_r) * (f - mean_f);
+        }
+        if rr * ff > 0.0 {
+            rf / (rr * ff).sqrt()
+        } else {
+            1.0
+        }
     }
 
     /// One line for people.
@@ -348,5 +346,23 @@ mod tests {
         assert_eq!(relative_error(&[1.0], &[f32::NAN]), f64::INFINITY);
         assert_eq!(relative_error(&[0.0], &[0.0]), 0.0);
         assert_eq!(relative_error(&[0.0], &[1.0]), f64::INFINITY);
+    }
+
+    #[test]
+    fn probabilities_move_as_far_as_the_logits_say() {
+        let mut d = Divergence::default();
+        // token 1 follows: 1/2 in the reference, 3/4 in what was found
+        let found = [0.0, 3.0f32.ln()];
+        d.add(
+            "p",
+            Some(&[0, 1]),
+            2,
+            &[0.0, 0.0, 0.0, 0.0],
+            &[found, found].concat(),
+        );
+        let p = d.delta_p();
+        assert!((p.mean() - 0.25).abs() < 1e-7 && (p.rms() - 0.25).abs() < 1e-7);
+        let (ratio, _) = d.ln_perplexity_ratio();
+        assert!((ratio - (2.0f64 / 3.0).ln()).abs() < 1e-6);
     }
 }

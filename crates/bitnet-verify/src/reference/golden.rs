@@ -10,6 +10,7 @@ use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Limits, PlainType, TensorFile, dense_to_f32, open,
 };
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -188,6 +189,12 @@ impl Golden {
             .find(|p| p.name == prompt)
             .map(|p| p.ids.as_slice())
     }
+}
+
+/// sha256 of codes as `ternary.json` has it: one byte each, row-major.
+pub fn codes_sha256(trits: &[i8]) -> String {
+    let codes: Vec<u8> = trits.iter().map(|&t| t as u8).collect();
+    bitnet_formats::hex(&Sha256::digest(&codes))
 }
 
 fn read<T>(path: &Path, parse: fn(&Value) -> Option<T>) -> Result<T, FormatError> {

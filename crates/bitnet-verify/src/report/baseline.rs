@@ -3,7 +3,9 @@
 //! Invariant: compared are two `--json` reports, nothing else, so a baseline is a file that a project commits. The
 //! runtime is deterministic: equal programs and files have equal figures, and the slack is for intended changes.
 
-use crate::report::{CheckResult, Findings, Report};
+use super::json;
+use crate::checks::report::Report;
+use crate::verdict::{Findings, Verdict};
 use serde_json::Value;
 
 /// Figures of the `logits` object, and whether more is worse.
@@ -25,8 +27,8 @@ pub const SLACK: f64 = 0.05;
 const NOISE: f64 = 1e-6;
 
 /// The `baseline` row of the report.
-pub fn compare(now: &Report, before: &Value, slack: f64) -> CheckResult {
-    let found = now.to_json();
+pub fn compare(now: &Report, before: &Value, slack: f64) -> Verdict {
+    let found = json::of(now);
     let mut findings = Findings::default();
     let name_of = |check: &Value| check["name"].as_str().unwrap_or_default().to_owned();
     let checks = |report: &'_ Value| report["checks"].as_array().cloned().unwrap_or_default();
@@ -88,7 +90,7 @@ pub fn compare(now: &Report, before: &Value, slack: f64) -> CheckResult {
             "expected a report of `bitnet-verify --json`, found no check in it",
         );
     }
-    findings.into_result(
+    findings.into_verdict(
         "baseline",
         format!("{compared} checks and figures of the baseline"),
     )
@@ -105,7 +107,7 @@ fn number(value: &Value) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Status;
+    use crate::verdict::Status;
 
     fn report(layers: &[f64], same: bool) -> Report {
         let mut findings = Findings::default();
@@ -113,7 +115,7 @@ mod tests {
             findings.different("q_proj", "x");
         }
         Report {
-            checks: vec![findings.into_result("trits", "all".to_owned())],
+            checks: vec![findings.into_verdict("trits", "all".to_owned())],
             layers: Some(("here", layers.to_vec())),
             ..Report::default()
         }
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn worse_is_found_and_better_is_not() {
-        let before = report(&[1e-3, 2e-3], true).to_json();
+        let before = json::of(&report(&[1e-3, 2e-3], true));
         let status = |now: Report| compare(&now, &before, SLACK).status;
         assert_eq!(status(report(&[1e-3, 2e-3], true)), Status::Same);
         assert_eq!(status(report(&[1e-4, 2.05e-3], true)), Status::Same);

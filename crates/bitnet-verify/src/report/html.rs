@@ -1,232 +1,177 @@
-//! The report as one HTML page that a person reads in a minute, and as Markdown for a model card.
+//! The report as one HTML page that a person reads in a minute.
 //!
 //! Invariant: a page stands alone: no script, no request to anywhere. It is well-formed XML as well, every
-//! text from a file escaped, and says nothing that the `--json` report does not.
+//! text from a file is escaped, and the page says nothing that the `--json` report does not.
 
 mod plot;
 
-use crate::checks::gates::Thresholds;
-use crate::report::junit::escape;
-use crate::report::{CheckResult, Report, Status};
-use std::fmt::Write;
-
-/// Most differences of one check that a page lists.
-const LISTED: usize = 40;
+use super::statistics::statistics;
+use super::{LISTED, Subjects, headline, printable};
+use crate::checks::report::Report;
+use crate::diagnose::fault::Fault;
+use crate::reference::thresholds::Thresholds;
+use crate::verdict::{Difference, Verdict};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 const STYLE: &str = include_str!("html/style.css");
 
-/// What was compared with what: name and value, `artifact` first.
-pub type Subjects = [(&'static str, String)];
+/// Elements without content, closed as XML wants it.
+const META: &str = "<meta charset=\"utf-8\"/>\
+    <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>";
 
-/// The verdict in one word for people.
-fn headline(status: Status) -> &'static str {
-    match status {
-        Status::Same => "Same",
-        Status::Different => "Different",
-        Status::Skipped | Status::Error => "Could not compare",
-    }
-}
-
-/// The HTML page.
-pub fn to_html(report: &Report, subjects: &Subjects, thresholds: &Thresholds) -> String {
+/// The whole page.
+pub(crate) fn of(report: &Report, subjects: &Subjects, thresholds: &Thresholds) -> String {
     let status = report.status();
     let artifact = subjects.first().map_or("", |(_, value)| value.as_str());
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\" xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n\
-         <meta charset=\"utf-8\"/>\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-         <title>{}: {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n",
-        headline(status),
-        escape(artifact)
-    );
-    let _ = write!(
-        page,
-        "<header id=\"verdict\" class=\"{status}\">\n<p>bitnet-verify {}</p>\n<h1>{}</h1>\n<p>{}</p>\n</header>\n",
-        env!("CARGO_PKG_VERSION"),
-        headline(status),
-        escape(&report.verdict())
-    );
-    page.push_str("<section id=\"subject\">\n<h2>What was compared</h2>\n<dl>\n");
-    for (name, value) in subjects {
-        let _ = writeln!(page, "<dt>{name}</dt><dd>{}</dd>", escape(value));
-    }
-    page.push_str("</dl>\n</section>\n");
-    faults(&mut page, report);
-    checks(&mut page, report);
-    differences(&mut page, report);
-    if let Some((from, errors)) = &report.layers {
-        let _ = write!(
-            page,
-            "<section id=\"layers\">\n<h2>Error of each layer</h2>\n<p>Relative, {}. Dashed: the bound of most tokens; \
-             red: the bound of all.</p>\n{}</section>\n",
-            escape(from),
-            plot::layers(errors, thresholds)
-        );
-    }
-    if let Some(logits) = &report.logits {
-        let _ = write!(
-            page,
-            "<section id=\"logits\">\n<h2>Logits against the {}</h2>\n<table>\n",
-            logits.reference
-        );
-        for (name, figure) in logits.divergence.statistics() {
-            let _ = writeln!(
-                page,
-                "<tr><th>{}</th><td>{}</td></tr>",
-                escape(&name),
-                escape(&figure)
-            );
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" xmlns="http://www.w3.org/1999/xhtml" {
+            head {
+                (PreEscaped(META))
+                title { (headline(status)) ": " (printable(artifact)) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header #verdict class=(status) {
+                    p { "bitnet-verify " (env!("CARGO_PKG_VERSION")) }
+                    h1 { (headline(status)) }
+                    p { (printable(&report.sentence())) }
+                }
+                section #subject {
+                    h2 { "What was compared" }
+                    dl {
+                        @for (name, value) in subjects {
+                            dt { (name) } dd { (printable(value)) }
+                        }
+                    }
+                }
+                @if !report.faults.is_empty() { (faults(&report.faults)) }
+                (checks(&report.checks))
+                (differences(&report.checks))
+                (figures(report, thresholds))
+            }
         }
-        page.push_str("</table>\n</section>\n");
-    }
-    if !report.linears.is_empty() {
-        let _ = write!(
-            page,
-            "<section id=\"trits\">\n<h2>Trits of {n} linears</h2>\n<p>Shares of -1 (blue, below), 0 (grey) and +1 \
-             (orange, above), in the order of the file.</p>\n{}</section>\n<section id=\"scales\">\n<h2>Scales</h2>\n<p>Smallest to largest of each linear, \
-             with the median.</p>\n{}</section>\n",
-            plot::trits(&report.linears),
-            plot::scales(&report.linears),
-            n = report.linears.len()
-        );
-    }
-    page.push_str("</body>\n</html>\n");
-    page
+    };
+    page.into_string()
 }
 
-fn faults(page: &mut String, report: &Report) {
-    if report.faults.is_empty() {
-        return;
+fn faults(faults: &[Fault]) -> Markup {
+    html! {
+        section #faults {
+            h2 { "Faults with a name" }
+            dl {
+                @for fault in faults {
+                    dt { (fault.name.as_str()) }
+                    dd {
+                        (printable(&fault.sentence()))
+                        small { (fault.name.row().hint) }
+                    }
+                }
+            }
+        }
     }
-    page.push_str("<section id=\"faults\">\n<h2>Faults with a name</h2>\n<dl>\n");
-    for fault in &report.faults {
-        let _ = writeln!(
-            page,
-            "<dt>{}</dt><dd>{}<br/><small>{}</small></dd>",
-            fault.kind.name(),
-            escape(&fault.sentence()),
-            escape(fault.kind.row().hint)
-        );
-    }
-    page.push_str("</dl>\n</section>\n");
 }
 
-fn checks(page: &mut String, report: &Report) {
-    page.push_str(
-        "<section id=\"checks\">\n<h2>Checks</h2>\n<table>\n\
-         <tr><th>check</th><th>result</th><th>what</th></tr>\n",
-    );
-    for check in &report.checks {
-        let _ = writeln!(
-            page,
-            "<tr><th>{}</th><td class=\"{status}\">{status}</td><td>{}</td></tr>",
-            escape(check.name),
-            escape(&check.detail),
-            status = check.status
-        );
+fn checks(checks: &[Verdict]) -> Markup {
+    html! {
+        section #checks {
+            h2 { "Checks" }
+            table {
+                tr { th { "check" } th { "result" } th { "what" } }
+                @for check in checks {
+                    tr {
+                        th { (check.name) }
+                        td class=(check.status) { (check.status) }
+                        td { (printable(&check.detail)) }
+                    }
+                }
+            }
+        }
     }
-    page.push_str("</table>\n</section>\n");
 }
 
-fn differences(page: &mut String, report: &Report) {
-    let with: Vec<&CheckResult> = report
-        .checks
+fn differences(checks: &[Verdict]) -> Markup {
+    let with: Vec<&Verdict> = checks
         .iter()
         .filter(|c| !c.differences.is_empty())
         .collect();
-    if with.is_empty() {
-        return;
-    }
-    page.push_str("<section id=\"differences\">\n<h2>Where it differs</h2>\n");
-    for check in with {
-        let _ = writeln!(page, "<h3>{}</h3>\n<ul>", escape(check.name));
-        for d in check.differences.iter().take(LISTED) {
-            let _ = writeln!(
-                page,
-                "<li><code>{}</code> {}</li>",
-                escape(&d.place),
-                escape(&d.what)
-            );
+    html! {
+        @if !with.is_empty() {
+            section #differences {
+                h2 { "Where it differs" }
+                @for check in with {
+                    h3 { (check.name) }
+                    ul {
+                        @for Difference { place, what, .. } in check.differences.iter().take(LISTED) {
+                            li { code { (printable(place)) } " " (printable(what)) }
+                        }
+                    }
+                    @if let Some(more @ 1..) = check.differences.len().checked_sub(LISTED) {
+                        p { "and " (more) " more, listed by --json" }
+                    }
+                }
+            }
         }
-        page.push_str("</ul>\n");
-        if let Some(more @ 1..) = check.differences.len().checked_sub(LISTED) {
-            let _ = writeln!(page, "<p>and {more} more, listed by --json</p>");
-        }
     }
-    page.push_str("</section>\n");
 }
 
-/// The report in Markdown.
-pub fn to_markdown(report: &Report, subjects: &Subjects) -> String {
-    let mut text = format!(
-        "## {}: {}\n\n",
-        headline(report.status()),
-        cell(&report.verdict())
-    );
-    for (name, value) in subjects {
-        let _ = writeln!(text, "- {name}: `{}`", cell(&value.replace('`', "'")));
-    }
-    for fault in &report.faults {
-        let _ = writeln!(
-            text,
-            "- fault: {}",
-            cell(&fault.sentence().replace('`', "'"))
-        );
-    }
-    text.push_str("\n| check | result | what |\n|---|---|---|\n");
-    for check in &report.checks {
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} |",
-            check.name,
-            check.status,
-            cell(&check.detail)
-        );
-    }
-    for check in report.checks.iter().filter(|c| !c.differences.is_empty()) {
-        let _ = writeln!(text, "\n{}:\n", check.name);
-        for d in check.differences.iter().take(LISTED) {
-            let place = d.place.replace('`', "'");
-            let _ = writeln!(text, "- `{}`: {}", cell(&place), cell(&d.what));
+/// Errors of layers, statistics of logits, trits and scales: as far as they were measured.
+fn figures(report: &Report, thresholds: &Thresholds) -> Markup {
+    html! {
+        @if let Some((from, errors)) = &report.layers {
+            section #layers {
+                h2 { "Error of each layer" }
+                p {
+                    "Relative, " (from) ". Dashed: the bound of most tokens; red: the bound of all."
+                }
+                (plot::layers(errors, thresholds))
+            }
+        }
+        @if let Some(logits) = &report.logits {
+            section #logits {
+                h2 { "Logits against the " (logits.reference) }
+                table {
+                    @for (name, figure) in statistics(&logits.divergence) {
+                        tr { th { (name) } td { (printable(&figure)) } }
+                    }
+                }
+            }
+        }
+        @if !report.linears.is_empty() {
+            section #trits {
+                h2 { "Trits of " (report.linears.len()) " linears" }
+                p {
+                    "Shares of -1 (blue, below), 0 (grey) and +1 (orange, above), in the order of the file."
+                }
+                (plot::trits(&report.linears))
+            }
+            section #scales {
+                h2 { "Scales" }
+                p { "Smallest to largest of each linear, with the median." }
+                (plot::scales(&report.linears))
+            }
         }
     }
-    if let Some(logits) = &report.logits {
-        let _ = writeln!(
-            text,
-            "\n| logits against the {} | |\n|---|---|",
-            logits.reference
-        );
-        for (name, figure) in logits.divergence.statistics() {
-            let _ = writeln!(text, "| {} | {} |", cell(&name), cell(&figure));
-        }
-    }
-    let _ = writeln!(
-        text,
-        "\nMade by bitnet-verify {}.",
-        env!("CARGO_PKG_VERSION")
-    );
-    text
-}
-
-/// Text for a cell of a table: one line, nothing that ends the cell or starts markup of its own.
-fn cell(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
-        .replace('|', "\\|")
-        .replace('<', "&lt;")
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::diagnose::fault::{Fault, Kind};
+    use crate::checks::report::{ComparedLogits, LinearFigures};
+    use crate::checks::unlike::Unlike;
+    use crate::diagnose::fault::FaultName;
     use crate::reference::divergence::Divergence;
-    use crate::report::{ComparedLogits, Findings, LinearFigures};
+    use crate::verdict::Findings;
 
-    fn report() -> Report {
+    /// A name that tries to be markup, to end an attribute, and to be what XML cannot hold.
+    const HOSTILE: &str = "a<b>&\"'\u{1}\u{1b}[31m\u{ffff}</title><script>";
+
+    pub(crate) fn report() -> Report {
         let mut findings = Findings::default();
         findings.different("blk.0 <&>", "row 3: expected 1 | found -1");
         let mut divergence = Divergence::default();
         divergence.add(
-            "p",
+            HOSTILE,
             Some(&[0, 1]),
             2,
             &[1.0, 0.0, 0.0, 1.0],
@@ -234,31 +179,41 @@ mod tests {
         );
         Report {
             padding: Vec::new(),
-            unlike: crate::checks::unlike::Unlike::default(),
+            unlike: Unlike::default(),
             checks: vec![
-                Findings::default().into_result("structure", "2 tensors".to_owned()),
-                findings.into_result("trits", "all".to_owned()),
+                Findings::default().into_verdict("structure", "2 tensors".to_owned()),
+                findings.into_verdict("trits", "all".to_owned()),
             ],
             logits: Some(ComparedLogits {
                 reference: "oracle",
                 divergence,
             }),
-            faults: vec![Fault::of_key(Kind::PreTokenizer, "metadata", "a<b>", "x")],
+            faults: vec![Fault::of_key(
+                FaultName::PreTokenizer,
+                "metadata",
+                HOSTILE,
+                "x",
+            )],
             layers: Some(("from the hidden state", vec![1e-7, 0.0, f64::INFINITY])),
             linears: vec![LinearFigures {
-                name: "model.layers.0.self_attn.q_proj".to_owned(),
+                name: HOSTILE.to_owned(),
                 trits: [1, 2, 1],
                 scales: [0.5, 1.0, 2.0],
             }],
         }
     }
 
+    /// The page without its first line, which is no XML.
+    fn xml(html: &str) -> roxmltree::Document<'_> {
+        let document = html.strip_prefix("<!DOCTYPE html>").unwrap();
+        roxmltree::Document::parse(document).expect("well-formed")
+    }
+
     #[test]
     fn a_page_is_well_formed_and_stands_alone() {
         let subjects = [("artifact", "a<b>.gguf".to_owned())];
-        let html = to_html(&report(), &subjects, &Thresholds::default());
-        let document = html.strip_prefix("<!DOCTYPE html>\n").unwrap();
-        let document = roxmltree::Document::parse(document).expect("well-formed");
+        let html = of(&report(), &subjects, &Thresholds::default());
+        let document = xml(&html);
         let by_id = |id: &str| {
             document
                 .descendants()
@@ -291,11 +246,30 @@ mod tests {
     }
 
     #[test]
-    fn markdown_keeps_its_tables() {
-        let text = to_markdown(&report(), &[("artifact", "m.gguf".to_owned())]);
-        assert!(text.starts_with("## Different: in trits\n"), "{text}");
-        assert!(text.contains("expected 1 \\| found -1"));
-        let tables = text.lines().filter(|l| l.starts_with("|---")).count();
-        assert_eq!(tables, 2);
+    fn names_of_files_and_tensors_are_text_whatever_is_in_them() {
+        let subjects = [("artifact", HOSTILE.to_owned())];
+        let html = of(&report(), &subjects, &Thresholds::default());
+        let document = xml(&html);
+        let expected = HOSTILE.replace(['\u{1}', '\u{1b}', '\u{ffff}'], "\u{fffd}");
+        let text = |tag: &str| -> Vec<String> {
+            let all = document.descendants().filter(|n| n.has_tag_name(tag));
+            let text = |n: roxmltree::Node<'_, '_>| {
+                let texts = n.descendants().filter(|n| n.is_text());
+                texts.filter_map(|n| n.text()).collect::<String>()
+            };
+            all.map(text).collect()
+        };
+        let titles = text("title");
+        assert!(titles[0].ends_with(&format!(": {expected}")), "{titles:?}");
+        assert!(
+            titles
+                .iter()
+                .any(|t| *t == format!("{expected}: 25.00 % of minus"))
+        );
+        assert_eq!(text("dd")[0], expected);
+        assert!(
+            text("td").iter().any(|t| t.contains(&expected)),
+            "the prompt"
+        );
     }
 }

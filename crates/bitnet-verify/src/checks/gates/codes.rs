@@ -3,11 +3,11 @@
 //! Invariant: codes are equal, a stored scale is equal to the bit; only the mean of master weights may
 //! be off, because the order of that sum is free.
 
-use crate::diagnose::fault::{Kind, of_digest, of_scales};
-use crate::reference::golden::{TernaryTruth, TrueScales};
+use crate::diagnose::fault::FaultName;
+use crate::diagnose::naming::{of_digest, of_scales};
+use crate::reference::golden::{TernaryTruth, TrueScales, codes_sha256};
 use bitnet_checkpoint::TensorDigest;
 use bitnet_ternary::TernaryMatrix;
-use sha2::{Digest, Sha256};
 
 /// Units in the last place that the mean of master weights may be off (3 were seen).
 const ABSMEAN_ULPS: u32 = 4;
@@ -58,7 +58,7 @@ pub fn name_codes(
     truth: &TernaryTruth,
     matrix: &TernaryMatrix,
     head_dim: Option<usize>,
-) -> Option<(Kind, String)> {
+) -> Option<(FaultName, String)> {
     if truth.shape != [matrix.rows(), matrix.cols()] {
         return None;
     }
@@ -70,10 +70,10 @@ pub fn name_codes(
             let what = format!("expected {expected:?} of -1, 0, +1, found {found:?}");
             Some(match expected == found {
                 true => (
-                    Kind::MovedTrits,
+                    FaultName::MovedTrits,
                     "as many of each kind as expected, in other places".to_owned(),
                 ),
-                false => (Kind::ChangedTrits, what),
+                false => (FaultName::ChangedTrits, what),
             })
         });
     }
@@ -85,16 +85,10 @@ pub fn name_codes(
             of_scales(found.map(|found| (expected, *found)))
         }
         TrueScales::Several { .. } => Some((
-            Kind::ChangedScale,
+            FaultName::ChangedScale,
             "expected scales of another hash".to_owned(),
         )),
     }
-}
-
-/// sha256 of codes as `ternary.json` has it: one byte each, row-major.
-pub fn codes_sha256(trits: &[i8]) -> String {
-    let codes: Vec<u8> = trits.iter().map(|&t| t as u8).collect();
-    bitnet_formats::hex(&Sha256::digest(&codes))
 }
 
 /// Compares one scale.

@@ -1,7 +1,9 @@
 //! Gate 4 of embedding models: the vectors of whole texts.
 
-use super::{Answer, Thresholds, Violation};
+use super::answer::Answer;
 use crate::reference::golden::Golden;
+use crate::reference::thresholds::Thresholds;
+use crate::verdict::Difference;
 use bitnet_formats::FormatError;
 use std::collections::BTreeMap;
 
@@ -70,7 +72,7 @@ pub fn embeddings(
 
 impl Embeddings {
     /// Gate 4, judged: every angle within the bound, and on average closer than the native type is.
-    pub fn violations(&self, bounds: &Thresholds) -> Vec<Violation> {
+    pub fn violations(&self, bounds: &Thresholds) -> Vec<Difference> {
         let most = bounds.embedding_distance;
         let outside = |d: &&Distance| d.one_less_cosine > most || d.one_less_cosine.is_nan();
         let far = self.ours.iter().filter(outside);
@@ -80,7 +82,7 @@ impl Embeddings {
                     "1 - cosine {:.2e}, expected at most {most:.0e}",
                     d.one_less_cosine
                 );
-                Violation::new(4, &d.prompt, what)
+                Difference::new(&d.prompt, what)
             })
             .collect();
         let (ours, native) = (mean(&self.ours), mean(&self.native));
@@ -88,7 +90,7 @@ impl Embeddings {
             let what = format!(
                 "mean 1 - cosine {ours:.2e}, expected less than the 16-bit reference's {native:.2e}"
             );
-            all.push(Violation::new(4, "embeddings", what));
+            all.push(Difference::new("embeddings", what));
         }
         all
     }

@@ -1,8 +1,10 @@
 //! Gates 4 and 5: the logits of whole sequences, and the likelihood of a longer text.
 
-use super::{Answer, Thresholds, Violation};
+use super::answer::Answer;
 use crate::reference::divergence::{Divergence, log_softmax, top1};
 use crate::reference::golden::{Golden, Greedy};
+use crate::reference::thresholds::Thresholds;
+use crate::verdict::Difference;
 use bitnet_formats::FormatError;
 
 /// Gate 4, measured.
@@ -125,9 +127,9 @@ impl EndToEnd {
     }
 
     /// Gate 4, judged.
-    pub fn violations(&self, bounds: &Thresholds) -> Vec<Violation> {
+    pub fn violations(&self, bounds: &Thresholds) -> Vec<Difference> {
         let mut all = Vec::new();
-        let mut say = |place: &str, what: String| all.push(Violation::new(4, place, what));
+        let mut say = |place: &str, what: String| all.push(Difference::new(place, what));
         let ours = &self.ours;
         for wrong in &self.wrong_lengths {
             let (expected, found) = (wrong.expected, wrong.found);
@@ -236,10 +238,10 @@ impl Nll {
     }
 
     /// Gate 5, judged.
-    pub fn violation(&self, bounds: &Thresholds) -> Option<Violation> {
+    pub fn violation(&self, bounds: &Thresholds) -> Option<Difference> {
         let (found, expected, most) = (self.found, self.expected, bounds.nll_shift);
         let what = || format!("mean nll {found:.4}, expected {expected:.4} within {most}");
         let shift = self.shift().abs();
-        (shift.is_nan() || shift > most).then(|| Violation::new(5, "stream", what()))
+        (shift.is_nan() || shift > most).then(|| Difference::new("stream", what()))
     }
 }

@@ -1,8 +1,10 @@
 //! Gates 2 and 3: one linear, and one layer, from its recorded input.
 
-use super::{Answer, Thresholds, Violation};
+use super::answer::Answer;
 use crate::reference::divergence::relative_error;
 use crate::reference::golden::{Golden, Recorded};
+use crate::reference::thresholds::Thresholds;
+use crate::verdict::Difference;
 use bitnet_checkpoint::{LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
 
@@ -31,11 +33,11 @@ pub fn linears(
 }
 
 /// Gate 2, judged.
-pub fn linear_violations(errors: &[(Slot, f64)], bounds: &Thresholds) -> Vec<Violation> {
+pub fn linear_violations(errors: &[(Slot, f64)], bounds: &Thresholds) -> Vec<Difference> {
     let most = bounds.linear_error;
     let violation = |(slot, error): &(Slot, f64)| {
         let what = format!("relative error {error:.2e}, expected at most {most:.0e}");
-        Violation::new(2, slot.to_string(), what)
+        Difference::new(slot.to_string(), what)
     };
     let outside = errors.iter().filter(|(_, error)| *error > most);
     outside.map(violation).collect()
@@ -109,13 +111,13 @@ impl LayerErrors {
 
     /// Gate 3, judged: no layer above the largest bound, more than half of the tokens within
     /// the typical one.
-    pub fn violations(&self, bounds: &Thresholds) -> Vec<Violation> {
+    pub fn violations(&self, bounds: &Thresholds) -> Vec<Difference> {
         let most = bounds.layer_error;
         let above = self.layers.iter().enumerate().filter(|(_, e)| **e > most);
-        let mut all: Vec<Violation> = above
+        let mut all: Vec<Difference> = above
             .map(|(layer, error)| {
                 let what = format!("relative error {error:.2e}, expected at most {most:.0e}");
-                Violation::new(3, format!("model.layers.{layer}"), what)
+                Difference::new(format!("model.layers.{layer}"), what)
             })
             .collect();
         let typical = bounds.typical_layer_error;
@@ -129,7 +131,7 @@ impl LayerErrors {
                 of - within,
                 self.worst()
             );
-            all.push(Violation::new(3, "model.layers", what));
+            all.push(Difference::new("model.layers", what));
         }
         all
     }

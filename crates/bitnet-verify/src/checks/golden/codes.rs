@@ -1,23 +1,29 @@
 //! Gate 1: codes and scales, and what happened to those that differ.
 
-use super::super::Subject;
+use super::super::check::Subject;
+use super::super::report::Report;
 use super::super::trits::rotated;
 use crate::checks::gates::{check_codes, name_codes};
 use crate::diagnose::fault::Fault;
 use crate::reference::golden::Golden;
-use crate::report::{CheckResult, Findings, Report};
+use crate::verdict::{Findings, Verdict};
+use bitnet_checkpoint::Checkpoint;
 
 const NAME: &str = "golden-codes";
 
 /// Adds its row to the report; returns the faults that have a name.
-pub(super) fn compare(subject: &Subject<'_>, golden: &Golden, report: &mut Report) -> Vec<Fault> {
+pub(super) fn compare(
+    subject: &Subject<'_>,
+    checkpoint: &Checkpoint,
+    golden: &Golden,
+    report: &mut Report,
+) -> Vec<Fault> {
     let mut faults = Vec::new();
     if golden.ternary.is_empty() {
-        let skipped = CheckResult::skipped(NAME, "no ternary.json");
+        let skipped = Verdict::skipped(NAME, "no ternary.json");
         report.checks.push(skipped);
         return faults;
     }
-    let checkpoint = &subject.artifact.checkpoint;
     let mut findings = Findings::default();
     let mut compared = 0;
     for slot in checkpoint
@@ -46,6 +52,6 @@ pub(super) fn compare(subject: &Subject<'_>, golden: &Golden, report: &mut Repor
         faults.extend(named.map(|(kind, what)| Fault::at(kind, NAME, slot, what)));
     }
     let compared = format!("codes and scales of {compared} linears");
-    report.checks.push(findings.into_result(NAME, compared));
+    report.checks.push(findings.into_verdict(NAME, compared));
     faults
 }

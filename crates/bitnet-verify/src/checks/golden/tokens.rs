@@ -3,11 +3,12 @@
 //! Invariant: a pre-tokenizer is named only if the file's own vocabulary and merges, cut by it, give every recorded
 //! id of every text.
 
-use super::super::Subject;
 use super::super::metadata::{PRE, gguf_tokenizer};
-use crate::diagnose::fault::{Fault, Kind};
+use super::super::report::Report;
+use crate::diagnose::fault::{Fault, FaultName};
 use crate::reference::golden::Golden;
-use crate::report::{CheckResult, Findings, Report};
+use crate::tokenizer::tokenizer_of;
+use crate::verdict::{Findings, Verdict};
 use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::{FormatError, MetaValue, Metadata};
 use bitnet_text::{Tokenizer, pre_tokenizer_names};
@@ -18,17 +19,16 @@ const NAME: &str = "golden-tokens";
 type Text<'a> = (&'a str, &'a str, &'a [u32]);
 
 /// Adds its row, and the fault if there is one, to the report.
-pub(super) fn compare(subject: &Subject<'_>, golden: &Golden, report: &mut Report) {
+pub(super) fn compare(checkpoint: &Checkpoint, golden: &Golden, report: &mut Report) {
     let mut texts: Vec<Text<'_>> = Vec::new();
     for prompt in &golden.prompts {
         let text = golden.texts.get(&prompt.name);
         texts.extend(text.map(|text| (&*prompt.name, text.as_str(), &prompt.ids[..])));
     }
-    let checkpoint = &subject.artifact.checkpoint;
     let result = match tokenizer_of(checkpoint) {
-        _ if texts.is_empty() => CheckResult::skipped(NAME, "prompts.json has ids only"),
-        Err(error) => CheckResult::error(NAME, &error),
-        Ok(None) => CheckResult::skipped(NAME, "the model has no tokenizer"),
+        _ if texts.is_empty() => Verdict::skipped(NAME, "prompts.json has ids only"),
+        Err(error) => Verdict::error(NAME, &error),
+        Ok(None) => Verdict::skipped(NAME, "the model has no tokenizer"),
         Ok(Some(tokenizer)) => {
             let mut findings = Findings::default();
             match differing(&tokenizer, &texts, &mut findings) {
@@ -36,19 +36,10 @@ pub(super) fn compare(subject: &Subject<'_>, golden: &Golden, report: &mut Repor
                 Ok(None) => {}
                 Ok(Some(first)) => report.fault(name(checkpoint, &tokenizer, &texts, &first)),
             }
-            findings.into_result(NAME, format!("{} texts", texts.len()))
+            findings.into_verdict(NAME, format!("{} texts", texts.len()))
         }
     };
     report.checks.push(result);
-}
-
-/// The tokenizer that comes with a model.
-pub(crate) fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, FormatError> {
-    match &checkpoint.directory {
-        _ if checkpoint.is_gguf() => Tokenizer::from_gguf(&checkpoint.file.metadata),
-        Some(directory) => Tokenizer::from_directory(directory),
-        None => Ok(None),
-    }
 }
 
 /// Expected and found ids of the first text that becomes others.
@@ -122,7 +113,7 @@ fn name(
         }
         if !named.is_empty() {
             let what = format!("expected `{}`, found `{stated}`", named.join("` or `"));
-            return Fault::of_key(Kind::PreTokenizer, NAME, PRE, what);
+            return Fault::of_key(FaultName::PreTokenizer, NAME, PRE, what);
         }
     }
     let id = |id: Option<&u32>| match id {
@@ -135,22 +126,22 @@ fn name(
     let other = expected.get(1..) == found.get(1..);
     if missing {
         fault(
-            Kind::LeadingToken,
+            FaultName::LeadingToken,
             format!("expected {} in front, found none", id(expected.first())),
         )
     } else if added {
         fault(
-            Kind::LeadingToken,
+            FaultName::LeadingToken,
             format!("expected no token in front, found {}", id(found.first())),
         )
     } else if other {
         let (expected, found) = (id(expected.first()), id(found.first()));
         fault(
-            Kind::LeadingToken,
+            FaultName::LeadingToken,
             format!("expected {expected} in front, found {found}"),
         )
     } else {
         let what = "text becomes other tokens, cut in any of the known ways".to_owned();
-        fault(Kind::Tokenizer, what)
+        fault(FaultName::Tokenizer, what)
     }
 }

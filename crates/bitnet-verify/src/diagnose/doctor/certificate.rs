@@ -2,12 +2,9 @@
 //!
 //! Invariant: a file alone does not show that a weight was changed; what is said here rests on the hashes of a certificate.
 
-use super::{Examination, Finding, Patient};
-use crate::checks::certificates;
-use crate::checks::gates::Thresholds;
-use crate::checks::{Input, Subject, run};
+use super::finding::{Examination, Finding, Patient};
+use crate::reference::certificate;
 use bitnet_checkpoint::OpenOptions;
-use bitnet_cli::Progress;
 use bitnet_formats::FormatError;
 use std::path::{Path, PathBuf};
 
@@ -99,7 +96,7 @@ fn compare(
     path: &Path,
     findings: &mut Vec<Finding>,
 ) -> Result<(), FormatError> {
-    let certificate = certificates::read(path)?;
+    let certificate = certificate::read(path)?;
     let Some(checkpoint) = patient.checkpoint else {
         return Ok(()); // why it cannot be opened is said already
     };
@@ -108,32 +105,15 @@ fn compare(
         ternary_trained: true,
         ..OpenOptions::default()
     };
-    let artifact = Input::open(patient.path, options)?;
-    let report = run(
-        &Subject {
-            artifact: &artifact,
-            source: None,
-            certificate: Some(&certificate),
-            logits: false,
-            golden: None,
-            other: None,
-            prompts: &[],
-            kernels: &[],
-            thresholds: &Thresholds::default(),
-            figures: false,
-            padding: false,
-        },
-        &Progress::hidden(),
-    );
+    let compared = (patient.compare)(patient.path, options, &certificate)?;
     let name = path.display().to_string();
     let remedy = "get the file again, or convert again from the source; if the change was meant, write a new certificate";
-    if let Some(reason) = report.different_models() {
+    if let Some(reason) = compared.other_model {
         let what = format!("the certificate speaks of another model: {reason}");
         findings.push(Finding::error(MISMATCH, name, what, remedy));
         return Ok(());
     }
-    let differences = report.checks.iter().flat_map(|check| &check.differences);
-    let all: Vec<_> = differences.collect();
+    let all = compared.differences;
     for difference in all.iter().take(SHOWN) {
         findings.push(Finding::error(
             MISMATCH,

@@ -2,7 +2,7 @@
 //!
 //! Invariant: only headers are read. A file of a known type, architecture or purpose is not called damaged.
 
-use super::Finding;
+use super::finding::Finding;
 use bitnet_formats::{Container, Encoding, ErrorCode, FormatError, Gguf, MetaValue, TensorFile};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -3,7 +3,7 @@
 //! Invariant: the network is run as the file says, on the fastest kernel; what is suspected is said with the
 //! figures it rests on.
 
-use super::{Examination, Finding, Patient, Severity};
+use super::finding::{Examination, Finding, Patient, Severity};
 use crate::reference::prompts::built_in_prompts;
 use bitnet_checkpoint::{Checkpoint, LinearSource, OpenOptions, Slot};
 use bitnet_formats::FormatError;

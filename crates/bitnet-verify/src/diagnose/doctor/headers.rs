@@ -2,7 +2,8 @@
 //!
 //! Invariant: no weight is read.
 
-use super::{Examination, Finding, Patient, Repair};
+use super::finding::{Examination, Finding, Patient};
+use super::repair::Repair;
 use bitnet_checkpoint::{Activation, Checkpoint, Config, Slot};
 use bitnet_formats::{Container, Encoding, Gguf, MetaValue};
 use std::collections::BTreeSet;

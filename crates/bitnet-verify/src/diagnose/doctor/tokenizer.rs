@@ -3,8 +3,9 @@
 //! Invariant: a pre-tokenizer is called wrong only where the vocabulary is a published one whose pre-tokenizer is
 //! known.
 
-use super::{Examination, Finding, Patient, Repair};
-use crate::checks::tokenizer_of;
+use super::finding::{Examination, Finding, Patient};
+use super::repair::Repair;
+use crate::tokenizer::tokenizer_of;
 use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::{Container, Gguf, MetaArray, MetaValue};
 use bitnet_text::{

@@ -2,8 +2,8 @@
 //!
 //! Invariant: every value is read once, one tensor at a time. What is only unusual is a warning.
 
-use super::{Examination, Finding, Patient, Severity};
-use crate::checks::dense::{BLOCK, row_bytes, widen};
+use super::finding::{Examination, Finding, Patient, Severity};
+use crate::blocks::{block_rows, row_bytes, widen};
 use bitnet_checkpoint::{Checkpoint, DenseTensor, Slot};
 use bitnet_formats::FormatError;
 use bitnet_ternary::TernaryMatrix;
@@ -108,7 +108,7 @@ fn ternary(place: &str, matrix: &TernaryMatrix) -> Option<Finding> {
 fn dense(place: &str, tensor: &DenseTensor<'_>) -> Result<Option<Finding>, FormatError> {
     let width = tensor.shape.last().copied().unwrap_or(1).max(1);
     let rows = tensor.shape.iter().product::<usize>() / width;
-    let step = (BLOCK / width).max(1);
+    let step = block_rows(width);
     let mut first = None;
     for start in (0..rows).step_by(step) {
         let end = rows.min(start + step);

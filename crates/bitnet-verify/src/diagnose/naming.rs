@@ -2,7 +2,7 @@
 //!
 //! Invariant: a name is given only if the change it stands for makes the one exactly the other, at every place.
 
-use super::Kind;
+use super::fault::FaultName;
 use crate::reference::oracle::{RowOrder, ScaleAs};
 use bitnet_ternary::TernaryMatrix;
 
@@ -10,7 +10,7 @@ use bitnet_ternary::TernaryMatrix;
 const INVERSE_SLACK: f64 = 8e-3;
 
 /// The one change that makes every `found` of its `expected`; `None` if none differs.
-pub fn of_scales(pairs: impl Iterator<Item = (f32, f32)>) -> Option<(Kind, String)> {
+pub fn of_scales(pairs: impl Iterator<Item = (f32, f32)>) -> Option<(FaultName, String)> {
     let pairs: Vec<(f32, f32)> = pairs.filter(|(e, f)| e.to_bits() != f.to_bits()).collect();
     let &(expected, found) = pairs.first()?;
     let all = |is: &dyn Fn(f32, f32) -> bool| pairs.iter().all(|&(e, f)| is(e, f));
@@ -24,20 +24,23 @@ pub fn of_scales(pairs: impl Iterator<Item = (f32, f32)>) -> Option<(Kind, Strin
     let of = pairs.len();
     let values = format!("expected {expected:e}, found {found:e}");
     Some(if all(&rounded(ScaleAs::F16)) {
-        (Kind::F16Scale, format!("{values}, which is f16 of it"))
+        (FaultName::F16Scale, format!("{values}, which is f16 of it"))
     } else if all(&rounded(ScaleAs::Bf16)) {
-        (Kind::Bf16Scale, format!("{values}, which is bf16 of it"))
+        (
+            FaultName::Bf16Scale,
+            format!("{values}, which is bf16 of it"),
+        )
     } else if all(&inverse) {
-        (Kind::InverseScale, format!("{values}, its inverse"))
+        (FaultName::InverseScale, format!("{values}, its inverse"))
     } else {
         let ratio = f64::from(found) / f64::from(expected);
         let same = all(&|e, f| (f64::from(f) / f64::from(e) / ratio - 1.0).abs() < 1e-6);
         match same {
             true => (
-                Kind::ChangedScale,
+                FaultName::ChangedScale,
                 format!("{values}: {ratio} times as large"),
             ),
-            false => (Kind::ChangedScale, format!("{values}; {of} differ")),
+            false => (FaultName::ChangedScale, format!("{values}; {of} differ")),
         }
     })
 }
@@ -48,20 +51,20 @@ pub fn of_trits(
     expected: &TernaryMatrix,
     found: &TernaryMatrix,
     head_dim: Option<usize>,
-) -> (Kind, String) {
+) -> (FaultName, String) {
     let (rows, cols) = (expected.rows(), expected.cols());
     if let Some(head_dim) = head_dim {
         for order in RowOrder::ALL {
             let source = |row| expected.row(order.source(row, head_dim));
             if (0..rows).all(|row| found.row(row) == source(row)) {
-                return (Kind::PermutedRows, permuted(order));
+                return (FaultName::PermutedRows, permuted(order));
             }
         }
     }
     let (e, f) = (expected.trits(), found.trits());
     if e.iter().zip(f).all(|(e, f)| *e == -*f) {
         return (
-            Kind::NegatedTrits,
+            FaultName::NegatedTrits,
             "every trit has the other sign".to_owned(),
         );
     }
@@ -73,16 +76,16 @@ pub fn of_trits(
         let (first, second) = (place(first), place(second));
         let what =
             format!("the {block} trits from {first} have changed places with those from {second}");
-        return (Kind::SwappedTrits, what);
+        return (FaultName::SwappedTrits, what);
     }
     let differ = e.iter().zip(f).filter(|(e, f)| e != f).count();
     match expected.counts() == found.counts() {
         true => (
-            Kind::MovedTrits,
+            FaultName::MovedTrits,
             format!("{differ} differ, as many of each kind as expected"),
         ),
         false => (
-            Kind::ChangedTrits,
+            FaultName::ChangedTrits,
             format!("{differ} of {} differ", e.len()),
         ),
     }
@@ -94,13 +97,13 @@ pub fn of_digest(
     found: &TernaryMatrix,
     head_dim: Option<usize>,
     is_right: impl Fn(&TernaryMatrix) -> bool,
-) -> Option<(Kind, String)> {
+) -> Option<(FaultName, String)> {
     for order in RowOrder::ALL.into_iter().filter(|_| head_dim.is_some()) {
         let head_dim = head_dim.unwrap_or(1);
         // what undoes one order is the other
         let undo = |row| order.undone(row, head_dim);
         if is_right(&found.permute_rows(undo)) {
-            return Some((Kind::PermutedRows, permuted(order)));
+            return Some((FaultName::PermutedRows, permuted(order)));
         }
     }
     let negated: Vec<i8> = found.trits().iter().map(|t| -t).collect();
@@ -108,7 +111,7 @@ pub fn of_digest(
     let negated = TernaryMatrix::new(found.rows(), found.cols(), negated, scales).ok()?;
     is_right(&negated).then(|| {
         (
-            Kind::NegatedTrits,
+            FaultName::NegatedTrits,
             "every trit has the other sign".to_owned(),
         )
     })
@@ -159,7 +162,7 @@ mod tests {
     #[test]
     fn scales_are_named_by_what_all_of_them_have_in_common() {
         let f16 = |x: f32| ScaleAs::F16.of(x);
-        let name = |pairs: &[(f32, f32)]| of_scales(pairs.iter().copied()).map(|(k, _)| k.name());
+        let name = |pairs: &[(f32, f32)]| of_scales(pairs.iter().copied()).map(|(k, _)| k.as_str());
         assert_eq!(name(&[(0.3, 0.3)]), None);
         assert_eq!(
             name(&[(0.3, 1.0 / 0.3), (0.7, 1.0 / 0.7)]),
@@ -188,10 +191,10 @@ mod tests {
         for order in RowOrder::ALL {
             let permuted = right.permute_rows(|row| order.source(row, 8));
             let (kind, what) = name(permuted.into_trits(), Some(8));
-            assert_eq!(kind.name(), "permuted-rows", "{what}");
+            assert_eq!(kind.as_str(), "permuted-rows", "{what}");
         }
         assert_eq!(
-            name(trits.iter().map(|t| -t).collect(), None).0.name(),
+            name(trits.iter().map(|t| -t).collect(), None).0.as_str(),
             "negated-trits"
         );
         for block in [4, 32, 64] {
@@ -201,13 +204,13 @@ mod tests {
                 swapped.swap(a + i, b + i);
             }
             let (kind, what) = name(swapped, None);
-            assert_eq!(kind.name(), "swapped-trits", "{what}");
+            assert_eq!(kind.as_str(), "swapped-trits", "{what}");
         }
         let mut one = trits.clone();
         one[70] = if one[70] == 1 { -1 } else { one[70] + 1 };
-        assert_eq!(name(one, Some(8)).0.name(), "changed-trits");
+        assert_eq!(name(one, Some(8)).0.as_str(), "changed-trits");
         let mut moved = trits;
         moved.rotate_left(1);
-        assert_eq!(name(moved, None).0.name(), "moved-trits");
+        assert_eq!(name(moved, None).0.as_str(), "moved-trits");
     }
 }

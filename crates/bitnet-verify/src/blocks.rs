@@ -1,0 +1,40 @@
+//! Dense tensors, some rows at a time.
+//!
+//! Invariant: rows are whole blocks of every encoding, so a block of rows is a range of bytes; what a tensor lacks is
+//! an empty range, which no number of values fits.
+
+use bitnet_checkpoint::DenseTensor;
+use bitnet_formats::FormatError;
+
+/// Elements widened at a time.
+const BLOCK: usize = 1 << 20;
+
+/// Rows of this width that are widened at a time; at least one.
+pub(crate) fn block_rows(width: usize) -> usize {
+    (BLOCK / width.max(1)).max(1)
+}
+
+/// The bytes of some rows; rows are whole blocks of every encoding.
+pub(crate) fn row_bytes<'a>(
+    tensor: &DenseTensor<'a>,
+    rows: usize,
+    start: usize,
+    end: usize,
+) -> &'a [u8] {
+    let row = tensor.bytes.len() / rows.max(1);
+    tensor.bytes.get(start * row..end * row).unwrap_or(&[])
+}
+
+/// The values of these bytes of a tensor.
+///
+/// # Errors
+/// Bytes that are not as many values.
+pub(crate) fn widen(
+    tensor: &DenseTensor<'_>,
+    bytes: &[u8],
+    values: usize,
+) -> Result<Vec<f32>, FormatError> {
+    let mut out = vec![0.0; values];
+    tensor.widen(bytes, &mut out)?;
+    Ok(out)
+}

@@ -1,0 +1,112 @@
+//! What a check is, and what it is given.
+//!
+//! Invariant: a check sees two [`Side`]s and what was asked for, never another check.
+
+use super::report::Report;
+use super::side::Side;
+use crate::reference::golden::Golden;
+use crate::reference::other_runtime::OtherRuntime;
+use crate::reference::prompts::Prompt;
+use crate::reference::thresholds::Thresholds;
+use bitnet_checkpoint::{Certificate, Checkpoint, Slot};
+use bitnet_formats::FormatError;
+use bitnet_kernels::Backend;
+use bitnet_ternary::TernaryMatrix;
+
+/// One check.
+pub struct Check {
+    /// Its name: also its file and its row in the report.
+    pub name: &'static str,
+    /// What it compares, for `--help`.
+    pub what: &'static str,
+    /// Starts it, unless the request does not call for it.
+    pub(super) start: fn(&Subject<'_>) -> Option<Box<dyn Running>>,
+}
+
+/// A check at work.
+pub(super) trait Running {
+    /// Whether it looks at the unpacked matrices.
+    fn wants_ternary(&self) -> bool {
+        false
+    }
+    /// Looks at one linear of both sides.
+    fn ternary(&mut self, _pair: &Pair<'_>, _subject: &Subject<'_>) {}
+    /// Does the rest and reports.
+    fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report);
+}
+
+/// One linear, unpacked on both sides.
+pub(super) struct Pair<'a> {
+    pub(super) slot: Slot,
+    pub(super) artifact: &'a Result<TernaryMatrix, FormatError>,
+    pub(super) source: Option<&'a Result<TernaryMatrix, FormatError>>,
+}
+
+impl Pair<'_> {
+    /// Source and artifact, if both could be read.
+    pub(super) fn both(&self) -> Option<(&TernaryMatrix, &TernaryMatrix)> {
+        Some((self.source?.as_ref().ok()?, self.artifact.as_ref().ok()?))
+    }
+}
+
+/// What is verified, and against what.
+pub struct Subject<'a> {
+    /// What is in question.
+    pub artifact: Side<'a>,
+    /// What it was made from, or has to agree with.
+    pub source: Option<Side<'a>>,
+    /// What the converter wrote about a model.
+    pub certificate: Option<&'a Certificate>,
+    /// Whether the runtime is to be run.
+    pub logits: bool,
+    /// What transformers computed.
+    pub golden: Option<&'a Golden>,
+    /// What another runtime computed; its prompts fit the artifact.
+    pub other: Option<&'a OtherRuntime>,
+    /// Sequences to compute; they fit the artifact.
+    pub prompts: &'a [Prompt],
+    /// Kernels to run, the first one leads.
+    pub kernels: &'a [Backend],
+    /// Bounds.
+    pub thresholds: &'a Thresholds,
+    /// Whether the report is to say what every linear holds.
+    pub figures: bool,
+    /// Whether the report is to name the bits that no reader uses.
+    pub padding: bool,
+}
+
+impl<'a> Subject<'a> {
+    /// A side alone, with nothing asked for.
+    pub fn alone(artifact: Side<'a>, thresholds: &'a Thresholds) -> Self {
+        Self {
+            artifact,
+            source: None,
+            certificate: None,
+            logits: false,
+            golden: None,
+            other: None,
+            prompts: &[],
+            kernels: &[],
+            thresholds,
+            figures: false,
+            padding: false,
+        }
+    }
+
+    /// What is expected and what was found.
+    pub(super) fn sides(&self) -> Option<(Side<'a>, Side<'a>)> {
+        Some((self.source?, self.artifact))
+    }
+
+    /// Both sides, if both are models.
+    pub(super) fn models(&self) -> Option<(&'a Checkpoint, &'a Checkpoint)> {
+        let (expected, found) = self.sides()?;
+        Some((&expected.model()?.checkpoint, &found.model()?.checkpoint))
+    }
+
+    /// Both sides, if both are certificates.
+    pub(super) fn certificates(&self) -> Option<(&'a Certificate, &'a Certificate)> {
+        let (expected, found) = self.sides()?;
+        expected.certificate().zip(found.certificate())
+    }
+}
