@@ -103,9 +103,35 @@ pub fn fixtures() -> Vec<Fixture> {
     all
 }
 
-/// The fixture of this name.
+/// The fixture of this name. `None` says so ([`skipped`]): the fixtures are somebody else's, and have none of this name.
+///
+/// # Panics
+/// If a fixture of this repository is absent.
 pub fn fixture(name: &str) -> Option<Fixture> {
-    fixtures().into_iter().find(|f| f.name == name)
+    let found = fixtures().into_iter().find(|f| f.name == name);
+    if found.is_none() {
+        assert!(fixtures_are_foreign(), "tests/fixtures has no {name}");
+        skipped(format_args!("{name} is not among the fixtures"));
+    }
+    found
+}
+
+/// Whether the fixtures are somebody else's, where a test is about those of this repository; says so ([`skipped`]).
+pub fn skips_foreign_fixtures() -> bool {
+    if fixtures_are_foreign() {
+        skipped("BITNET_FIXTURES is set, and the test is about the fixtures of this repository");
+    }
+    fixtures_are_foreign()
+}
+
+/// Says that the test that runs leaves something out: a line `skipped: TEST: WHAT` on the process's own stderr, which the
+/// test harness does not capture. `scripts/check` lists these lines at its end.
+pub fn skipped(what: impl std::fmt::Display) {
+    use std::io::Write;
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    // a closed stderr is nothing that a test is about
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {what}");
 }
 
 /// The checkpoint of the fixture of this name, whether or not it is there.

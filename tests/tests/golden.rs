@@ -9,7 +9,7 @@ use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_model::{LoadOptions, Logits, Model};
 use bitnet_ternary::Scales;
-use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign, fixtures_dir};
+use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign, fixtures_dir, skipped};
 use bitnet_verify::gates::{self, Report, Thresholds};
 use bitnet_verify::golden::{Golden, TernaryTruth, TrueScales};
 
@@ -118,7 +118,7 @@ fn the_runtime_holds_the_gates() {
                         .map(|v| format!("{}: {v}", fixture.name)),
                 );
             }
-            Ok(Outcome::Skipped(reason)) => println!("{}: skipped, {reason}", fixture.name),
+            Ok(Outcome::Skipped(reason)) => skipped(format_args!("{}: {reason}", fixture.name)),
             Err(error) => failed.push(format!("{}: {error}", fixture.name)),
         }
     }

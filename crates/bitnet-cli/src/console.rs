@@ -4,16 +4,14 @@
 //! under `--quiet` and `--json`; errors are never silent. Whether a stream is a terminal is asked
 //! only when the writers are the process's own (see [`crate::main`]).
 
-use crate::args::{ColorWhen, GlobalArgs};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
+use crate::global::{ColorWhen, GlobalArgs};
+use crate::process::{STANDARD_STREAMS, interrupted};
 use serde_json::Value;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Whether `out` and `err` are the process's own stdout and stderr.
-pub(crate) static STANDARD_STREAMS: AtomicBool = AtomicBool::new(false);
+use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy)]
 pub(crate) enum Stream {
@@ -151,7 +149,7 @@ impl<'a> Console<'a> {
             Err(failure) if failure.is_closed_pipe() => return ExitStatus::Done,
             // a writer that fails because partial outputs were taken away from it: the handler that did
             // so is about to end the process, and its exit status is the one that counts
-            Err(_) if crate::interrupted() => loop {
+            Err(_) if interrupted() => loop {
                 std::thread::park();
             },
             Err(failure) => self.report(&failure).map(|()| ExitStatus::CouldNot),

@@ -3,21 +3,14 @@
 //! Invariant: an interrupted program leaves no partial output behind and exits 130, at once, from
 //! whatever it was doing. A file that reaches a size limit is an error of the write, never a signal.
 
-use crate::console::STANDARD_STREAMS;
 use crate::exit_status::ExitStatus;
+use crate::process::{INTERRUPTED, STANDARD_STREAMS};
 #[cfg(unix)]
 use signal_hook::consts::SIGXFSZ;
 use std::env::ArgsOs;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Whether SIGINT, SIGTERM or SIGHUP arrived: the process is about to exit, start nothing new.
-pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
-}
 
 /// A write beyond `ulimit -f` sends SIGXFSZ, which ends a process that does not handle it. Handled, the write
 /// fails with an error.

@@ -111,7 +111,7 @@ impl Bar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::GlobalArgs;
+    use crate::global::GlobalArgs;
 
     #[test]
     fn templates_parse_and_hidden_bars_count() {

@@ -10,7 +10,6 @@ mod tensors;
 
 use self::beside::AffineForm;
 pub use self::beside::{affine_form_of, scale_bytes, scales_of};
-pub use self::files::is_carried;
 use crate::args::Embeddings;
 use crate::targets::{Kind, Linears, Target};
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot, check_gpu_network};

@@ -3,9 +3,10 @@
 //! Invariant: a file that is copied is copied byte for byte; only `config.json` is rewritten, because
 //! it says how the linears are stored, and of it only what changes.
 
-use crate::plan::is_carried;
 use bitnet_checkpoint::{Checkpoint, HfStorage};
-use bitnet_formats::{Container, FormatError, Gguf, Limits, MetaArray, MetaValue};
+use bitnet_formats::{
+    Container, FormatError, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, Limits, MetaArray, MetaValue,
+};
 use serde_json::{Value, json};
 
 /// The key transformers keeps a model's name under.
@@ -100,4 +101,20 @@ pub fn pretty(value: &Value) -> Vec<u8> {
     let mut text = format!("{value:#}").into_bytes();
     text.push(b'\n');
     text
+}
+
+/// Whether a key of one GGUF file belongs into another of the same model: what describes the model does
+/// (author, licence, tokenizer, keys of other programs), what describes the file or is written anew does not.
+pub fn is_carried(key: &str) -> bool {
+    let about_the_file = [
+        "general.architecture",
+        "general.file_type",
+        "general.quantization_version",
+        "general.quantized_by",
+        "general.alignment",
+        GGUF_LAYOUT_KEY,
+        GGUF_SPLIT_ID_KEY,
+    ];
+    let begins = ["split.", "quantize.", "ternary."];
+    !about_the_file.contains(&key) && !begins.iter().any(|b| key.starts_with(b))
 }

@@ -3,7 +3,7 @@
 //!
 //! Invariant: only names and the existence of directories are looked at; no network is asked.
 
-use crate::error::{ErrorCode, FormatError};
+use crate::error::{ErrorCode, FormatError, missing};
 use std::path::Path;
 
 /// Hosts and schemes whose paths are repositories of the Hugging Face Hub.
@@ -21,25 +21,6 @@ const REMOTE: [&str; 6] = ["https://", "http://", "s3://", "gs://", "az://", "ft
 
 /// Ends of names that are files of a model.
 const FILES: [&str; 6] = [".gguf", ".safetensors", ".json", ".bin", ".pt", ".pth"];
-
-/// What is missing of a path.
-pub(crate) fn missing(path: &Path) -> String {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-    match parent {
-        Some(parent) if !parent.exists() => {
-            // the first directory that is not there
-            let first = parent
-                .ancestors()
-                .take_while(|p| !p.as_os_str().is_empty() && !p.exists())
-                .last();
-            let first = first
-                .filter(|p| !p.as_os_str().is_empty())
-                .unwrap_or(parent);
-            format!("the directory `{}` does not exist", first.display())
-        }
-        _ => "no such file or directory".to_owned(),
-    }
-}
 
 /// The error for a model that is not there.
 pub(crate) fn no_model(path: &Path) -> FormatError {

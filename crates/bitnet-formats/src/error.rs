@@ -117,6 +117,25 @@ pub struct FormatError {
     pub hint: Option<String>,
 }
 
+/// What is missing of a path.
+pub(crate) fn missing(path: &Path) -> String {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    match parent {
+        Some(parent) if !parent.exists() => {
+            // the first directory that is not there
+            let first = parent
+                .ancestors()
+                .take_while(|p| !p.as_os_str().is_empty() && !p.exists())
+                .last();
+            let first = first
+                .filter(|p| !p.as_os_str().is_empty())
+                .unwrap_or(parent);
+            format!("the directory `{}` does not exist", first.display())
+        }
+        _ => "no such file or directory".to_owned(),
+    }
+}
+
 impl FormatError {
     /// An error that does not know its place yet.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
@@ -134,7 +153,7 @@ impl FormatError {
     pub fn io(path: &Path, error: &std::io::Error) -> Self {
         use std::io::ErrorKind;
         let message = match error.kind() {
-            ErrorKind::NotFound => crate::absent::missing(path),
+            ErrorKind::NotFound => missing(path),
             ErrorKind::IsADirectory => "expected a file, found a directory".to_owned(),
             ErrorKind::NotADirectory => "a part of the path is a file, not a directory".to_owned(),
             ErrorKind::PermissionDenied => "permission denied".to_owned(),

@@ -21,6 +21,7 @@ mod q1_0;
 mod q2_0;
 mod row_scales;
 mod tile32;
+mod tiling_names;
 mod tilings;
 mod tl1;
 mod tl2;
@@ -263,7 +264,7 @@ pub fn name_with_parameters(
 /// (`tl1-BM-BK-bm`).
 pub fn packing_by_name(name: &str) -> Option<&'static dyn Packing> {
     let row = PACKINGS.iter().copied().find(|p| p.name() == name);
-    row.or_else(|| tilings::by_name(name))
+    row.or_else(|| tiling_names::by_name(name))
 }
 
 /// `packing`, and the layouts that a file whose type id says so may have just as well: of the same id and page,
@@ -282,7 +283,7 @@ pub fn layouts_like(
     let own = lengths(packing);
     let others = same_layout_id(packing)
         .into_iter()
-        .chain(tilings::shipped(packing, shapes));
+        .chain(tiling_names::shipped(packing, shapes));
     let others =
         others.filter(|p| p.name() != packing.name() && own.is_some() && lengths(*p) == own);
     let all: Vec<_> = std::iter::once(packing).chain(others).collect();

@@ -1,9 +1,8 @@
-//! Activations as a backend wants to read them.
+//! Int8 activations as kernels read them.
 //!
 //! Invariant: everything behind column `cols` is 0, up to the stride and in every panel, so a kernel
 //! may read whole blocks of columns and whole panels of tokens.
 
-use crate::kernels::{Backend, Panel};
 use crate::lines::{self, LINE, Line};
 
 /// Columns by which rows of values are padded; a kernel may read this far behind `cols`.
@@ -15,11 +14,37 @@ const PART: usize = 32;
 /// Quads of a run, if not one: a line of one token.
 pub(crate) const RUN: usize = LINE / 4;
 
-/// Int8 activations of some tokens, prepared for one backend by
-/// [`Backend::quantize`]. Reuse one batch to reuse its memory.
+/// Some tokens side by side, as a kernel multiplies them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panel {
+    /// Tokens of a panel; 0 for a kernel without panels.
+    pub tokens: usize,
+    /// Dwords of four columns that one token keeps together: 1 or [`RUN`].
+    pub quads: usize,
+}
+
+impl Panel {
+    /// Not interleaved.
+    pub const NONE: Self = Self {
+        tokens: 0,
+        quads: 1,
+    };
+
+    /// A dword of each token in turn.
+    pub const fn of(tokens: usize) -> Self {
+        Self { tokens, quads: 1 }
+    }
+}
+
+impl Default for Panel {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+/// Int8 activations of some tokens, in the panels of one kernel.
 #[derive(Clone, Debug, Default)]
-pub struct ActivationBatch {
-    backend: Option<Backend>,
+pub(crate) struct Activations {
     tokens: usize,
     cols: usize,
     stride: usize,
@@ -29,10 +54,9 @@ pub struct ActivationBatch {
     part_sums: Vec<i32>, // (tokens, cols / 32)
     panels: Vec<Line>, // (tokens / panel, quads / run, panel, run): four columns of one token in one dword
     panel: Panel,
-    row: Vec<f32>, // (cols,): a token on its way
 }
 
-impl ActivationBatch {
+impl Activations {
     /// How many tokens.
     pub fn tokens(&self) -> usize {
         self.tokens
@@ -48,13 +72,8 @@ impl ActivationBatch {
         &self.padded(token)[..self.cols]
     }
 
-    /// `s` of one token: `x ~ values / s`.
-    pub fn scale(&self, token: usize) -> f32 {
-        self.scales[token]
-    }
-
-    /// The scales of all tokens.
-    pub(crate) fn scales(&self) -> &[f32] {
+    /// `s` of every token: `x ~ values / s`.
+    pub fn scales(&self) -> &[f32] {
         &self.scales
     }
 
@@ -63,31 +82,14 @@ impl ActivationBatch {
         self.sums[token]
     }
 
-    /// Takes the memory for one token that is made and quantised in turn; [`give_row`](Self::give_row) it
-    /// back.
-    pub(crate) fn take_row(&mut self, cols: usize) -> Vec<f32> {
-        let mut row = std::mem::take(&mut self.row);
-        row.resize(cols, 0.0);
-        row
-    }
-
-    pub(crate) fn give_row(&mut self, row: Vec<f32>) {
-        self.row = row;
-    }
-
-    /// Whose layout this is; `None` before the first quantisation.
-    pub(crate) fn backend(&self) -> Option<Backend> {
-        self.backend
-    }
-
     /// The values of one token and the zeros behind them, `(stride,)`, `stride >= cols + 64`.
-    pub(crate) fn padded(&self, token: usize) -> &[i8] {
+    pub fn padded(&self, token: usize) -> &[i8] {
         &self.values[token * self.stride..(token + 1) * self.stride]
     }
 
     /// Sum of the values of one token over group `group` of `cols` columns: all of them, or a
     /// multiple of 32.
-    pub(crate) fn group_sum(&self, token: usize, group: usize, cols: usize) -> i32 {
+    pub fn group_sum(&self, token: usize, group: usize, cols: usize) -> i32 {
         if cols == self.cols {
             return self.sums[token];
         }
@@ -99,7 +101,7 @@ impl ActivationBatch {
     /// Tokens `panel * width ..` interleaved in runs of some quads, `(quads / run, width, run)`: the
     /// dwords of one token's columns `4 q ..= 4 q + 3` for `q` in the run. Exists when the batch has more
     /// than one token.
-    pub(crate) fn panel(&self, panel: usize) -> &[i32] {
+    pub fn panel(&self, panel: usize) -> &[i32] {
         let len = self.quads() * self.panel.tokens;
         &lines::as_words(&self.panels)[panel * len..(panel + 1) * len]
     }
@@ -116,9 +118,8 @@ impl ActivationBatch {
     ///
     /// # Errors
     /// The first token that `quantize` refuses, with its error.
-    pub(crate) fn fill<E>(
+    pub fn fill<E>(
         &mut self,
-        backend: Backend,
         panel: Panel,
         (tokens, cols): (usize, usize),
         mut quantize: impl FnMut(usize, &mut [i8]) -> Result<(f32, i32), E>,
@@ -128,7 +129,7 @@ impl ActivationBatch {
             self.values.clear(); // what is padding now may have held values
         }
         (self.tokens, self.cols, self.stride) = (tokens, cols, stride);
-        (self.panel, self.backend) = (panel, Some(backend));
+        self.panel = panel;
         self.values.resize(tokens * stride, 0);
         self.scales.clear();
         self.sums.clear();

@@ -10,9 +10,9 @@
 //! then a vector, and adding the lanes up takes 15 additions and no shuffle for 16 dots. This module is
 //! the frame and safe bodies of its steps; `kernels/avx512_attention.rs` has some with registers named.
 
-use crate::dense::{DenseType, Element, widen_lanes, widen_tail};
-use crate::float_ops::{
-    LANES, Lanes, add_lanes, exp1, fill_lanes, greater, mul_add_lanes, mul_add_tail,
+use crate::lanes::{
+    DenseType, Element, LANES, Lanes, add_lanes, exp1, fill_lanes, greater, mul_add_lanes,
+    mul_add_tail, widen_lanes, widen_tail,
 };
 use crate::lines::{self, LINE, Line, Lines};
 /// Behind the `dim` weighted values of a part: their maximum score and the sum of their weights.
@@ -75,24 +75,24 @@ impl AttentionOps {
 /// Compiles every body under the given attributes and tabulates the instances.
 macro_rules! instantiate {
     ($(#[$isa:meta])*) => {{
-        use $crate::{attention::{self, AttentionOps, RowSteps}, dense};
+        use $crate::{attention::{self, AttentionOps, RowSteps}, lanes};
         macro_rules! rows {
             ($element:ident) => {{
                 $(#[$isa])* fn few(
                     keys: &[u8], dim: usize, q: &[f32], stride: usize, scores: &mut [f32],
                 ) {
-                    attention::few::<dense::$element>(keys, dim, q, stride, scores)
+                    attention::few::<lanes::$element>(keys, dim, q, stride, scores)
                 }
                 $(#[$isa])* fn panels(keys: &[u8], dim: usize, panels: &mut [f32]) {
-                    attention::panels::<dense::$element>(keys, dim, panels)
+                    attention::panels::<lanes::$element>(keys, dim, panels)
                 }
                 $(#[$isa])* fn widen(rows: &[u8], to: &mut [f32]) {
-                    attention::widen::<dense::$element>(rows, to)
+                    attention::widen::<lanes::$element>(rows, to)
                 }
                 $(#[$isa])* fn weigh(
                     values: &[u8], dim: usize, weights: &[f32], stride: usize, parts: &mut [f32],
                 ) {
-                    attention::weigh::<dense::$element>(values, dim, weights, stride, parts)
+                    attention::weigh::<lanes::$element>(values, dim, weights, stride, parts)
                 }
                 RowSteps { few, panels, widen, weigh }
             }};

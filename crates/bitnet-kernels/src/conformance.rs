@@ -3,7 +3,7 @@
 //!
 //! Invariant: nothing here knows a kernel by name, so a new row of [`KERNELS`] is tested at once.
 
-use crate::float_ops::{LANES, Lanes, add_lanes};
+use crate::lanes::{LANES, Lanes, add_lanes};
 use crate::{ActivationBatch, Backend, DenseType, KERNELS, KernelError, Output, PackedMatrix};
 use bitnet_ternary::{
     ActivationError, GROUP_SIZES, Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16,
@@ -65,14 +65,13 @@ fn batch(backend: Backend, values: &[i8], cols: usize) -> ActivationBatch {
 }
 
 fn refill(batch: &mut ActivationBatch, backend: Backend, values: &[i8], cols: usize) {
-    let panel = backend.kernel().ternary.panel;
     let copy = |token: usize, out: &mut [i8]| {
         out.copy_from_slice(&values[token * cols..(token + 1) * cols]);
         let sum = out.iter().map(|&v| i32::from(v)).sum();
         Ok::<_, ()>((3.7 + out[0] as f32 / 256.0, sum))
     };
     let shape = (values.len() / cols, cols);
-    batch.fill(backend, panel, shape, copy).unwrap();
+    batch.fill(backend, shape, copy).unwrap();
 }
 
 fn multiply(packed: &PackedMatrix, x: &ActivationBatch) -> Vec<f32> {

@@ -1,93 +1,14 @@
 //! Dense rows times float activations: the head, and whatever else a checkpoint left unquantised.
 //!
-//! Invariant: every product is the canonical dot (`float_ops`); several rows and tokens run side by
+//! Invariant: every product is the canonical dot (`lanes`); several rows and tokens run side by
 //! side only to hide latency and to widen a row once for several tokens.
 
-use crate::float_ops::{LANES, Lanes, add_lanes, fill_lanes, mul_add_lanes, mul_add_tail};
+use crate::lanes::{
+    Element, LANES, Lanes, add_lanes, fill_lanes, mul_add_lanes, mul_add_tail, widen_lanes,
+    widen_tail,
+};
 use crate::lines::{LINE, prefetch_l2};
 use crate::output::Output;
-use bitnet_ternary::{bf16_to_f32, f16_to_f32};
-
-/// How a dense tensor stores its numbers, little-endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DenseType {
-    /// IEEE single.
-    F32,
-    /// IEEE half.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl DenseType {
-    /// Bytes per number.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-}
-
-/// A stored number that widens to `f32`.
-pub(crate) trait Element {
-    /// Bytes per number.
-    const SIZE: usize;
-    /// Widens the number at the start of `bytes`, exactly.
-    fn widen(bytes: &[u8]) -> f32;
-
-    /// Widens the 16 numbers of `bytes`.
-    #[inline(always)]
-    fn widen_lanes(bytes: &[u8]) -> Lanes {
-        let mut lanes = [0.0; LANES];
-        for j in 0..LANES {
-            lanes[j] = Self::widen(&bytes[j * Self::SIZE..(j + 1) * Self::SIZE]);
-        }
-        lanes
-    }
-}
-
-pub(crate) struct F32;
-pub(crate) struct F16;
-pub(crate) struct Bf16;
-
-impl Element for F32 {
-    const SIZE: usize = 4;
-    #[inline(always)]
-    fn widen(b: &[u8]) -> f32 {
-        f32::from_le_bytes([b[0], b[1], b[2], b[3]])
-    }
-}
-
-impl Element for F16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    fn widen(b: &[u8]) -> f32 {
-        f16_to_f32(u16::from_le_bytes([b[0], b[1]]))
-    }
-}
-
-impl Element for Bf16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    fn widen(b: &[u8]) -> f32 {
-        bf16_to_f32(u16::from_le_bytes([b[0], b[1]]))
-    }
-}
-
-/// 16 numbers from `16 * E::SIZE` bytes.
-#[inline(always)]
-pub(crate) fn widen_lanes<E: Element>(bytes: &[u8]) -> Lanes {
-    E::widen_lanes(&bytes[..LANES * E::SIZE])
-}
-
-/// Fewer than 16 numbers, filled up with zeros.
-#[inline(always)]
-pub(crate) fn widen_tail<E: Element>(bytes: &[u8]) -> Lanes {
-    let mut tail = [0; LANES * 4];
-    tail[..bytes.len()].copy_from_slice(bytes);
-    widen_lanes::<E>(&tail)
-}
 
 /// `out[token][row] = dot(rows[row], x[token])` for the rows of `out`.
 ///

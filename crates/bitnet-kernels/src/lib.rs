@@ -33,32 +33,53 @@
 // lanes and register tiles are arrays of constant length, indexed together
 #![allow(clippy::needless_range_loop)]
 
-mod activations;
-mod attention;
-#[cfg(test)]
-mod conformance;
-mod cpu;
-mod dense;
-mod float_ops;
-mod kernels;
+// the floors, from the ground up: no file uses one above its own (`scripts/rooms` checks)
+mod lanes;
 mod lines;
 mod output;
-mod packed;
 mod peak;
 mod pool;
-mod screen;
+mod primitives;
+
+mod activations;
+mod contract;
+
+mod attention;
+mod candidates;
+mod dense;
+mod float_ops;
+mod scaling;
 mod token_attention;
 
-pub use activations::ActivationBatch;
+mod float_table;
+mod kernel;
+mod kernels;
+
+mod backend;
+mod batch;
+mod cpu;
+mod packed;
+mod probe;
+mod screen;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod pool_tests;
+
 pub use attention::AttentionScratch;
+pub use backend::{Backend, KernelError};
+pub use batch::ActivationBatch;
 pub use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
+pub use candidates::ScreenQuery;
 pub use cpu::{cpu_features, cpu_model};
-pub use dense::DenseType;
-pub use kernels::{Backend, KERNELS, Kernel, KernelError};
+pub use kernel::Kernel;
+pub use kernels::KERNELS;
+pub use lanes::DenseType;
 pub use lines::{AlignedBytes, SharedBytes};
 pub use output::Output;
 pub use packed::{MapError, PackedMatrix, Strip};
-pub use peak::MemoryProbe;
 pub use pool::Pool;
-pub use screen::{ScreenBounds, ScreenQuery, ScreenRows};
+pub use probe::MemoryProbe;
+pub use screen::{ScreenBounds, ScreenRows};
 pub use token_attention::HeadBlock;

@@ -242,19 +242,16 @@ impl Lines {
 #[cfg(target_os = "linux")]
 mod advice {
     use super::{Line, NonNull};
-    use std::ffi::{c_int, c_void};
 
-    pub const HUGEPAGE: c_int = 14;
-    pub const NOHUGEPAGE: c_int = 15;
-    pub const COLLAPSE: c_int = 25;
+    pub const HUGEPAGE: i32 = libc::MADV_HUGEPAGE;
+    pub const NOHUGEPAGE: i32 = libc::MADV_NOHUGEPAGE;
+    /// `MADV_COLLAPSE`, which libc knows for glibc alone.
+    pub const COLLAPSE: i32 = 25;
 
-    pub fn give(start: NonNull<Line>, bytes: usize, advice: c_int) {
-        unsafe extern "C" {
-            fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
-        }
+    pub fn give(start: NonNull<Line>, bytes: usize, advice: i32) {
         // SAFETY: the range is one live allocation that starts at a page boundary (Region::new); none of
         // the advice above changes contents.
-        unsafe { madvise(start.as_ptr().cast(), bytes, advice) };
+        unsafe { libc::madvise(start.as_ptr().cast(), bytes, advice) };
     }
 }
 

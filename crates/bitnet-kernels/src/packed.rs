@@ -1,4 +1,4 @@
-//! A matrix in a kernel's own layout, and the one place where scales meet dots.
+//! A matrix in a kernel's own layout.
 //!
 //! Invariant: the layout and the kernel that reads it travel together.
 
@@ -6,11 +6,13 @@ mod mapped;
 
 pub use mapped::MapError;
 
-use crate::activations::ActivationBatch;
-use crate::float_ops::{LANES, add_lanes};
-use crate::kernels::{Backend, TernaryOps, Tile, Tiles};
-use crate::lines::{self, LINE, Line, Lines, ReadLines, Word};
+use crate::activations::Activations;
+use crate::backend::Backend;
+use crate::batch::ActivationBatch;
+use crate::contract::{Sink, TernaryOps, Tile, Tiles};
+use crate::lines::{self, LINE, Line, Lines, ReadLines};
 use crate::output::{Output, Places};
+use crate::scaling::{Finish, Place, Sum};
 use bitnet_ternary::{MAX_COLS, Scales, TernaryMatrix};
 use std::ops::Range;
 
@@ -178,7 +180,7 @@ impl PackedMatrix {
     /// If `x` was prepared for another backend, if shapes differ, or if the rows of `out` do not start
     /// at a multiple of [`tile_rows`](Self::tile_rows).
     pub fn multiply(&self, x: &ActivationBatch, out: &mut Output<'_>) {
-        self.assert_prepared(x);
+        let x = self.prepared(x);
         assert_eq!(x.tokens(), out.tokens(), "tokens");
         let done = self.multiply_many(x, out);
         let finish = self.backend.kernel().float.finish_dots;
@@ -196,7 +198,7 @@ impl PackedMatrix {
 
     /// [`multiply`](Self::multiply) for as many of the first tokens as the kernel prefers to do together.
     /// Returns how many that were.
-    fn multiply_many(&self, x: &ActivationBatch, out: &mut Output<'_>) -> usize {
+    fn multiply_many(&self, x: &Activations, out: &mut Output<'_>) -> usize {
         let (ops, tiles) = (self.ops(), self.tiles(out));
         let Some(many) = &ops.many_tokens else {
             return 0;
@@ -299,7 +301,7 @@ impl PackedMatrix {
     /// # Panics
     /// If `x` was prepared for another backend or has other columns.
     pub fn dots(&self, x: &ActivationBatch, token: usize) -> Vec<i32> {
-        self.assert_prepared(x);
+        let x = self.prepared(x);
         let (ops, groups) = (self.ops(), self.groups());
         let mut scratch = Lines::zeroed(ops.scratch_lines);
         let mut tile_dots = vec![0; groups * ops.tile_rows];
@@ -342,13 +344,15 @@ impl PackedMatrix {
         }
     }
 
-    fn assert_prepared(&self, x: &ActivationBatch) {
+    /// What the kernel reads of a batch that was prepared for it.
+    fn prepared<'x>(&self, x: &'x ActivationBatch) -> &'x Activations {
         assert_eq!(
             x.backend(),
             Some(self.backend),
             "activations prepared for another backend"
         );
         assert_eq!(x.cols(), self.cols, "columns");
+        x.activations()
     }
 
     /// The tiles of the rows that `out` owns.
@@ -416,42 +420,6 @@ fn token_block(cols: usize, tile_sums: usize, panel: usize, bytes: usize) -> usi
     (by_activations.min(by_sums) / panel).clamp(1, 64) * panel
 }
 
-/// What a kernel sums: `i32` or `f32`.
-pub(crate) trait Sum: Word {
-    /// As float; exact for dots, which are below 2^24.
-    fn to_f32(self) -> f32;
-}
-
-impl Sum for i32 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self as f32
-    }
-}
-
-impl Sum for f32 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
-
-/// Where a kernel puts the sums of a tile, some tokens at a time: they are scaled while the next ones
-/// are being computed.
-pub(crate) trait Sink<T> {
-    /// Says that the sums of these tokens will come, but not at once: writing to memory that is not in
-    /// the cache is what would take the time.
-    fn soon(&mut self, tokens: Range<usize>);
-
-    /// Where the sums of the tokens from `token` on will come to, for a kernel that spreads this over its
-    /// products: requests that wait for memory are few, and all at once they hold up what L2 delivers.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    fn places(&self, token: usize) -> Places;
-
-    /// Takes the sums of some tokens, `(tokens, groups, tile_rows)`.
-    fn done(&mut self, tokens: Range<usize>, sums: &[T]);
-}
-
 /// The sink of [`PackedMatrix::multiply`].
 struct Scaling<'a, 'b, T> {
     scales: &'a Scales,
@@ -492,73 +460,9 @@ impl<T> Sink<T> for Nowhere {
     fn done(&mut self, _: Range<usize>, _: &[T]) {}
 }
 
-/// Where the sums of a tile belong: `(tokens, groups, tile_rows)` from row `row` on.
-pub(crate) struct Place {
-    groups: usize,
-    tile_rows: usize,
-    row: usize,
-}
-
-impl Place {
-    /// The rows of this tile among those that `out` owns, counted from the first of them.
-    fn rows(&self, out: &Output<'_>) -> Range<usize> {
-        let start = self.row - out.rows().start;
-        start..out.rows().len().min(start + self.tile_rows)
-    }
-}
-
-/// [`finish`], instantiated.
-pub(crate) type Finish<T> = unsafe fn(&[T], &Place, &Scales, usize, &[f32], &mut Output<'_>);
-
-/// Rule 2: scales the sums of the tokens from `token` on, whose activations were multiplied by `s`.
-#[inline(always)]
-pub(crate) fn finish<T: Sum>(
-    sums: &[T],
-    place: &Place,
-    scales: &Scales,
-    token: usize,
-    s: &[f32],
-    out: &mut Output<'_>,
-) {
-    let rows = place.rows(out);
-    let tile_sums = place.groups * place.tile_rows;
-    for (t, (s, sums)) in s.iter().zip(sums.chunks_exact(tile_sums)).enumerate() {
-        let out = &mut out.token_mut(token + t)[rows.clone()];
-        match scales {
-            Scales::PerTensor(alpha) => {
-                let f = alpha / s;
-                let (sums, sums_tail) = sums[..out.len()].as_chunks::<LANES>();
-                let (o, o_tail) = out.as_chunks_mut::<LANES>();
-                for (o, sums) in o.iter_mut().zip(sums) {
-                    // by way of a copy: `o` and `sums` might overlap for all the compiler knows
-                    let mut scaled = [0.0; LANES];
-                    for j in 0..LANES {
-                        scaled[j] = sums[j].to_f32() * f;
-                    }
-                    *o = scaled;
-                }
-                for (o, sum) in o_tail.iter_mut().zip(sums_tail) {
-                    *o = sum.to_f32() * f;
-                }
-            }
-            Scales::PerRow(alpha) => {
-                for ((o, sum), alpha) in out.iter_mut().zip(sums).zip(&alpha[place.row..]) {
-                    *o = sum.to_f32() * (alpha / s);
-                }
-            }
-            Scales::PerGroup { scales, .. } => {
-                let alpha = scales[place.row * place.groups..].chunks_exact(place.groups);
-                for (r, (o, alpha)) in out.iter_mut().zip(alpha).enumerate() {
-                    let mut lanes = [0.0; LANES];
-                    for (g, alpha) in alpha.iter().enumerate() {
-                        let lane = &mut lanes[g % LANES];
-                        *lane = sums[g * place.tile_rows + r]
-                            .to_f32()
-                            .mul_add(*alpha, *lane);
-                    }
-                    *o = add_lanes(lanes) * (1.0 / s);
-                }
-            }
-        }
+impl Backend {
+    /// Packs a matrix into this kernel's layout.
+    pub fn pack(&self, matrix: &TernaryMatrix) -> PackedMatrix {
+        PackedMatrix::new(*self, matrix)
     }
 }

@@ -1,4 +1,5 @@
-//! A pool of threads for regions of a few microseconds: a decoded token enters some 150 of them.
+//! A pool of threads for regions of a few microseconds: a decoded token enters some 150 of them. Written by hand, because
+//! rayon's workers sleep in the serial gaps between regions and take as long to wake as a region lasts.
 //!
 //! A region is a number of items; whoever is free takes the next one, the caller included. Helpers
 //! that have nothing to do spin for tens of microseconds, then yield, then park: the gaps inside a
@@ -7,21 +8,17 @@
 //!
 //! Invariant: the closure of a region is called only by whoever took one of its items, and
 //! [`Pool::run`] returns only after every item that was taken is done. It is never called after that.
+//! `tests/pool-model` tries this file with every order of steps that the memory model of the language allows.
 
+use super::primitives::{
+    Arc, AtomicBool, AtomicU64, AtomicUsize, JoinHandle, Mutex, Ordering, SPINS, Slot, Thread,
+    WAITS, YIELDS, fence, thread,
+};
 use std::any::Any;
-use std::cell::UnsafeCell;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
-
-/// Turns of spinning before yielding: a `pause` takes 10 to 50 ns, so tens of microseconds.
-const SPINS: u32 = 1000;
-
-/// Turns of yielding before parking.
-const YIELDS: u32 = 20;
 
 /// What the two sides write lies in lines of its own (pairs of lines: they are prefetched so).
 #[repr(align(128))]
@@ -40,7 +37,7 @@ struct Shared {
     /// Items of the region that are done.
     done: Apart<AtomicUsize>,
     /// Written by the caller between regions only; read by whoever took an item.
-    job: Apart<UnsafeCell<Job>>,
+    job: Apart<Slot<Job>>,
     stop: AtomicBool,
     /// Whether `busy` is kept.
     timed: AtomicBool,
@@ -80,7 +77,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             left: Apart(AtomicUsize::new(0)),
             done: Apart(AtomicUsize::new(0)),
-            job: Apart(UnsafeCell::new(Job {
+            job: Apart(Slot::new(Job {
                 closure: nothing,
                 items: 0,
             })),
@@ -145,7 +142,7 @@ impl Pool {
         };
         // SAFETY: the last region is over: no item is left and all are done, so nobody reads the job
         // (`&mut self`: nobody else is here either).
-        unsafe { *shared.job.0.get() = Job { closure, items } };
+        unsafe { shared.job.0.write(Job { closure, items }) };
         shared.done.0.store(0, Ordering::Relaxed);
         shared.left.0.store(items, Ordering::Release);
         // a helper says that it parks, then looks at `left` once more; we do it the other way round
@@ -161,8 +158,8 @@ impl Pool {
         while shared.done.0.load(Ordering::Acquire) < items {
             turns += 1;
             match turns {
-                0..SPINS => std::hint::spin_loop(),
-                SPINS..10_000 => thread::yield_now(),
+                0..SPINS => thread::spin_loop(),
+                SPINS..WAITS => thread::yield_now(),
                 // whoever has the last item is not running
                 _ => thread::sleep(Duration::from_micros(50)),
             }
@@ -235,7 +232,7 @@ impl Shared {
         // SAFETY: we hold an item of the region, so the caller waits for us and writes no other job;
         // the Acquire above saw the Release (or a later operation in its release sequence) that
         // published this one.
-        let Job { closure, items } = unsafe { *self.job.0.get() };
+        let Job { closure, items } = unsafe { self.job.0.read() };
         // SAFETY: as above: the closure lives until this item is counted as done.
         let f = unsafe { &*closure };
         let started = self.timed.load(Ordering::Relaxed).then(Instant::now);
@@ -260,7 +257,7 @@ impl Shared {
             }
             turns += 1;
             if turns < SPINS {
-                std::hint::spin_loop();
+                thread::spin_loop();
             } else if turns < SPINS + YIELDS {
                 thread::yield_now();
             } else {
@@ -282,80 +279,5 @@ impl Shared {
             thread::park();
         }
         parked.store(false, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_item_once_with_any_number_of_threads() {
-        for threads in [1, 2, 3, 17] {
-            let mut pool = Pool::new(threads);
-            assert_eq!(pool.threads(), threads);
-            for region in 0..500 {
-                let items = region % 23;
-                let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(items, &|i| {
-                    counts[i].fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
-                if region % 100 == 0 {
-                    thread::sleep(Duration::from_millis(3)); // long enough to park
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn items_are_moved_and_borrowed_data_is_written() {
-        let mut pool = Pool::new(4);
-        let mut out = vec![0; 1000];
-        let items: Vec<(usize, &mut [usize])> = out.chunks_mut(7).enumerate().collect();
-        pool.run_each(items, |(i, part)| part.fill(i));
-        assert!(out.iter().enumerate().all(|(i, v)| *v == i / 7));
-    }
-
-    #[test]
-    fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
-        let mut pool = Pool::new(3);
-        let done = AtomicUsize::new(0);
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            pool.run(10, &|i| {
-                assert!(i != 4);
-                done.fetch_add(1, Ordering::Relaxed);
-            });
-        }));
-        assert!(result.is_err());
-        assert_eq!(done.load(Ordering::Relaxed), 9);
-        pool.run(5, &|_| {
-            done.fetch_add(1, Ordering::Relaxed);
-        });
-        assert_eq!(done.load(Ordering::Relaxed), 14);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn an_idle_pool_uses_no_cpu() {
-        let ticks = || {
-            let mut total = 0;
-            for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
-                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-                if stat.contains("(bitnet-") {
-                    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split(' ').collect();
-                    total +=
-                        fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap();
-                }
-            }
-            total
-        };
-        let mut pool = Pool::new(2);
-        pool.run(4, &|_| ());
-        thread::sleep(Duration::from_millis(50));
-        let before = ticks();
-        thread::sleep(Duration::from_millis(300));
-        // other tests of this module may run pools of their own, but not for so long
-        assert!(ticks() - before < 20, "{} ticks", ticks() - before);
     }
 }

@@ -1,4 +1,5 @@
-//! From logits to a token.
+//! From logits to a token. Written by hand, because samplers of libraries change their numbers between versions and draw
+//! from generators that are not fixed: a seed has to give the same text for good.
 //!
 //! Invariant: the token follows from the logits, the options and the seed alone. Probabilities are
 //! f64 with `libm`'s exponential, candidates are in order of falling logit (lower id first on

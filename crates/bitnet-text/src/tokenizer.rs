@@ -13,6 +13,7 @@
 mod added;
 mod bpe;
 mod class;
+mod class_rules;
 mod cut;
 mod decode;
 mod digest;
@@ -21,6 +22,7 @@ mod ggml;
 mod huggingface;
 mod json;
 mod notes;
+mod place;
 mod pre_tokenizer;
 mod sentencepiece;
 mod side_files;
@@ -31,7 +33,8 @@ mod words;
 use crate::chat_template::ChatTemplate;
 use bitnet_formats::without_byte_order_mark;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
-use class::{Class, TOKENIZER_JSON, TOKENIZER_MODEL};
+use class::Class;
+use class_rules::{TOKENIZER_JSON, TOKENIZER_MODEL};
 pub use decode::DecodeStream;
 use decode::Decoding;
 pub use digest::{TEMPLATE_TOKENS, TemplateHashes, TokenizerDigest};
@@ -42,8 +45,9 @@ use json::Reading;
 pub use notes::{
     TokenizerNote, has_gguf_tokenizer, notes_of_directory, notes_of_gguf, tokenizer_class_note,
 };
+use place::Place;
 use serde_json::{Map, Value, json};
-use side_files::{END_OF_TURN, Place, SideFiles};
+use side_files::{END_OF_TURN, SideFiles};
 use std::borrow::Cow;
 use std::path::Path;
 pub use templates::{ChatTemplates, additional_template_files, normal_template_names};
@@ -112,7 +116,7 @@ impl Tokenizer {
             side,
             ..
         } = source;
-        let stop = side.stop(&special);
+        let stop = side.stop(special.eos);
         let named = special_tokens::of_directory(&side, |_| true);
         let text = |name| special_tokens::text(&named, name);
         let template_tokens = (text("bos_token"), text("eos_token"));
@@ -361,7 +365,7 @@ impl<'p> Source<'p> {
         let of_two_files = |side: &SideFiles| {
             model.is_none() || matches!(side.class, Class::Qwen2 | Class::Qwen35 | Class::Gpt2)
         };
-        if model.is_some() || class::has_other_forms(place) {
+        if model.is_some() || class_rules::has_other_forms(place) {
             let mut read = SideFiles::read(place)?;
             read.class = Class::of(&read, None);
             side = Some(read);
@@ -370,9 +374,9 @@ impl<'p> Source<'p> {
             return Ok(None);
         };
         if of_two_files(&side)
-            && let Some(mut whole) = class::from_two_files(place, &side)?
+            && let Some(mut whole) = class_rules::from_two_files(place, &side)?
         {
-            let located = |e: FormatError| e.in_file(&place.path(class::VOCAB_JSON));
+            let located = |e: FormatError| e.in_file(&place.path(class_rules::VOCAB_JSON));
             added::settle(&mut whole, &side).map_err(located)?;
             added::post_process(&mut whole, &side);
             return Self::whole(&whole, side).map_err(located).map(Some);
@@ -381,7 +385,7 @@ impl<'p> Source<'p> {
             return Ok(None);
         };
         let located = |e: FormatError| e.in_file(&place.path(TOKENIZER_MODEL));
-        if let Some(refusal) = class::refuse_tiktoken(&model) {
+        if let Some(refusal) = class_rules::refuse_tiktoken(&model) {
             return Err(located(refusal));
         }
         let mut pieces = sentencepiece::parse(&model).map_err(located)?;
@@ -682,7 +686,7 @@ pub fn tokenizer_to_gguf_with_notes(
     });
     out.extend(special_tokens::entry(&named, &by_ids));
     let mut stop = Vec::new();
-    for id in side.stop(&special) {
+    for id in side.stop(special.eos) {
         if !stop.contains(&id) {
             stop.push(id);
         }

@@ -8,7 +8,7 @@
 
 use bitnet_checkpoint::{Checkpoint, LayerSlot, OpenOptions};
 use bitnet_cli::ExitStatus;
-use bitnet_tests::fixtures::{Fixture, fixture, fixtures_are_foreign, read_json, repository};
+use bitnet_tests::fixtures::{Fixture, fixture, read_json, repository, skips_foreign_fixtures};
 use bitnet_tests::other_runtime::{OtherRuntime, Wrong};
 use bitnet_tests::program::run;
 use safetensors::tensor::TensorView;
@@ -133,7 +133,7 @@ fn record(checkpoint: &Path, wrong: Wrong, prompts: &[(String, Vec<u32>)], dir: 
 
 #[test]
 fn faults_of_another_runtime_are_named_from_its_record() {
-    if fixtures_are_foreign() {
+    if skips_foreign_fixtures() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -251,7 +251,7 @@ fn faults_of_another_runtime_are_named_from_its_record() {
 /// Networks without sub-norms, wired otherwise; faults in a layer of which only input and output are recorded.
 #[test]
 fn faults_are_named_in_other_families_and_behind_layer_0() {
-    if fixtures_are_foreign() {
+    if skips_foreign_fixtures() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -297,7 +297,7 @@ fn faults_are_named_in_other_families_and_behind_layer_0() {
 
 #[test]
 fn faults_of_another_runtime_are_named_from_logits_alone() {
-    if fixtures_are_foreign() {
+    if skips_foreign_fixtures() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -398,7 +398,7 @@ fn converted(source: &Fixture, target: &str, out: &Path) -> PathBuf {
 
 #[test]
 fn faults_of_a_file_are_named() {
-    if fixtures_are_foreign() {
+    if skips_foreign_fixtures() {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -610,7 +610,7 @@ fn faults_of_a_file_are_named() {
 /// A BitNet of 1bitLLM that a converter took for a Llama: its sub-norms are gone.
 #[test]
 fn a_network_without_its_sub_norms_is_named() {
-    if fixtures_are_foreign() {
+    if skips_foreign_fixtures() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

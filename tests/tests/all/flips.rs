@@ -9,7 +9,7 @@ use bitnet_checkpoint::OpenOptions;
 use bitnet_cli::{ExitStatus, Progress};
 use bitnet_formats::{Container, Encoding, Gguf, Limits, Pytorch};
 use bitnet_kernels::Backend;
-use bitnet_tests::fixtures::{Fixture, fixture, fixtures_are_foreign};
+use bitnet_tests::fixtures::{Fixture, fixture, skips_foreign_fixtures};
 use bitnet_tests::flips::flip;
 use bitnet_tests::program::run;
 use bitnet_tests::random::Random;
@@ -305,7 +305,7 @@ fn flip_all(
 
 #[test]
 fn every_flipped_bit_is_found_or_named() {
-    if fixtures_are_foreign() {
+    if skips_foreign_fixtures() {
         return;
     }
     let count = std::env::var("BITNET_FLIPS").ok();

@@ -7,7 +7,7 @@
 
 use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::ErrorCode;
-use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign};
+use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign, skipped};
 use bitnet_verify::Oracle;
 use bitnet_verify::gates::{Report, Thresholds, measure};
 use bitnet_verify::golden::Golden;
@@ -17,11 +17,7 @@ fn causal() -> Vec<(Fixture, Golden, Checkpoint)> {
     let mut all = Vec::new();
     for fixture in fixtures() {
         if fixture.is_embedding() {
-            println!(
-                "{}: skipped, an embedding model: it has no logits",
-                fixture.name
-            );
-            continue;
+            continue; // it has no logits
         }
         let golden = fixture.golden();
         match fixture.open() {
@@ -34,7 +30,7 @@ fn causal() -> Vec<(Fixture, Golden, Checkpoint)> {
                         ErrorCode::UnsupportedConfig | ErrorCode::UnknownQuantization
                     ) =>
             {
-                println!("{}: skipped, {e}", fixture.name);
+                skipped(format_args!("{}: {e}", fixture.name));
             }
             Err(e) => panic!("{}: {e}", fixture.name),
         }

@@ -3,7 +3,7 @@
 //! Invariant: the files are written here, by hand, and what is done to them is known.
 
 use bitnet_cli::ExitStatus;
-use bitnet_tests::fixtures::{Fixture, fixture, fixtures_are_foreign};
+use bitnet_tests::fixtures::{Fixture, fixture, skips_foreign_fixtures};
 use bitnet_tests::program::{Ran, run};
 use bitnet_verify::Golden;
 use safetensors::Dtype;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
 fn source() -> Option<Fixture> {
-    (!fixtures_are_foreign()).then(|| fixture("llama3-8b-1.58").expect("a fixture"))
+    (!skips_foreign_fixtures()).then(|| fixture("llama3-8b-1.58").expect("a fixture"))
 }
 
 fn verify(model: &Path, logits: &Path, more: &[&str]) -> Ran {

@@ -3,7 +3,7 @@
 //! Invariant: a file that was planned and then written is judged alike in both places.
 
 use bitnet_cli::ExitStatus;
-use bitnet_tests::fixtures::{checkpoint, fixtures_are_foreign, vectors_dir};
+use bitnet_tests::fixtures::{checkpoint, skips_foreign_fixtures, vectors_dir};
 use bitnet_tests::program;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -85,7 +85,7 @@ fn json_page(name: &str) -> Value {
 /// Every verdict that a run of another program left in `readers-checked.json` is the one predicted here.
 #[test]
 fn predictions_are_what_was_run() {
-    if fixtures_are_foreign() {
+    if skips_foreign_fixtures() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

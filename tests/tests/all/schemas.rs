@@ -8,7 +8,7 @@ use bitnet_cli::ExitStatus;
 use bitnet_convert::TARGETS;
 use bitnet_tests::conversions::{certificate_of, convert};
 use bitnet_tests::fixtures::{
-    Fixture, checkpoint, fixtures, fixtures_are_foreign, read_json, repository,
+    Fixture, checkpoint, fixtures, read_json, repository, skips_foreign_fixtures,
 };
 use bitnet_tests::program::{Program, run};
 use jsonschema::Validator;
@@ -38,7 +38,7 @@ fn check(validator: &Validator, object: &Value, what: &str) {
 }
 
 fn own_fixtures() -> Vec<Fixture> {
-    match fixtures_are_foreign() {
+    match skips_foreign_fixtures() {
         true => Vec::new(),
         false => fixtures(),
     }

@@ -7,15 +7,15 @@
 #![allow(clippy::print_stdout)] // the table is the report: `--test all sources -- --nocapture`
 
 use bitnet_checkpoint::{
-    ActivationQuantization, Checkpoint, HfStorage, OpenOptions, ScaleDirection, Slot, TensorDigest,
-    TernaryHasher, dense_sha256, gguf_from_hf_rows, weight_scale_bytes,
+    ActivationQuantization, Checkpoint, DenseTensor, HfStorage, OpenOptions, ScaleDirection, Slot,
+    TensorDigest, TernaryHasher, dense_sha256, gguf_from_hf_rows, weight_scale_bytes,
 };
 use bitnet_formats::{
     Container, Encoding, Gguf, MetaValue, Metadata, PackedTensor, PlainType, PlannedTensor,
     Safetensors, ScaleRounding, WritePlan, packing_by_name,
 };
 use bitnet_formats::{ErrorCode, FormatError};
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_ternary::{Scales, TernaryMatrix, bf16_to_f32, f16_to_f32};
 use bitnet_tests::digest::{hex, sha256};
 use bitnet_tests::fixtures::{self, Fixture, read_json};
 use serde_json::{Value, json};
@@ -27,6 +27,38 @@ use tempfile::TempDir;
 fn trits_sha256(matrix: &TernaryMatrix) -> String {
     let bytes: Vec<u8> = matrix.trits().iter().map(|&t| t as u8).collect();
     sha256(&bytes)
+}
+
+/// `values_sha256` as `formats/certificate.md` defines it: the values as f32, in blocks of 2^20.
+fn values_sha256(dense: &DenseTensor<'_>) -> String {
+    let halves = || {
+        dense
+            .bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| u16::from_le_bytes(*b))
+    };
+    let stored: Vec<f32> = match dense.encoding {
+        Encoding::Plain(PlainType::F32) => {
+            let words = dense.bytes.as_chunks().0.iter();
+            words.map(|b| f32::from_le_bytes(*b)).collect()
+        }
+        Encoding::Plain(PlainType::F16) => halves().map(f16_to_f32).collect(),
+        Encoding::Plain(PlainType::Bf16) => halves().map(bf16_to_f32).collect(),
+        other => panic!("{}: {}", dense.info.name, other.name()),
+    };
+    let mut blocks = Vec::new();
+    for block in stored.chunks(1 << 20) {
+        let values = block
+            .iter()
+            .map(|v| if dense.plus_one { 1.0 + v } else { *v });
+        let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+        let digest = sha256(&bytes);
+        let byte = |at: usize| u8::from_str_radix(&digest[at..at + 2], 16).unwrap();
+        blocks.extend((0..digest.len()).step_by(2).map(byte));
+    }
+    sha256(&blocks)
 }
 
 /// Every fixture whose ternary linears were recorded.
@@ -133,7 +165,8 @@ fn trits_and_scales_are_those_of_transformers() {
         let dense = |slot: &Slot| !checkpoint.is_ternary(*slot);
         for slot in checkpoint.slots().into_iter().filter(dense) {
             let dense = checkpoint.dense(slot).unwrap();
-            assert_eq!(dense_sha256(&dense).unwrap().len(), 64);
+            let found = dense_sha256(&dense).unwrap();
+            assert_eq!(found, values_sha256(&dense), "{name}: {}", dense.info.name);
         }
         report += &format!(
             "{name}: {}, {count} linears, trits equal, {exact} scales equal, worst {worst} ulp, {}\n",

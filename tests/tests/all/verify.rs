@@ -9,7 +9,7 @@ use bitnet_cli::ExitStatus;
 use bitnet_convert::{TARGETS, Target};
 use bitnet_formats::Limits;
 use bitnet_tests::conversions::{certificate_of, convert};
-use bitnet_tests::fixtures::{Fixture, fixtures, fixtures_are_foreign};
+use bitnet_tests::fixtures::{Fixture, fixtures, skips_foreign_fixtures};
 use bitnet_tests::flips::flip;
 use bitnet_tests::program::{self, run};
 use serde_json::Value;
@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn sources() -> Vec<Fixture> {
-    if fixtures_are_foreign() {
+    if skips_foreign_fixtures() {
         return Vec::new();
     }
     let causal = |f: &Fixture| !f.is_embedding();

@@ -112,7 +112,7 @@ impl Planner<'_> {
                 others.any(|a| key.strip_prefix(a).is_some_and(|k| k.starts_with('.')))
             };
             let carried = file.metadata.0.iter();
-            let carried = carried.filter(|(key, _)| is_carried(key) && !stale(key));
+            let carried = carried.filter(|(key, _)| side_files::is_carried(key) && !stale(key));
             metadata.add_missing(carried.cloned());
         } else if let Some(directory) = &self.checkpoint.directory {
             let (entries, notes) =
@@ -393,20 +393,4 @@ impl Planner<'_> {
         };
         BASE_MEMORY + tensors + text + source
     }
-}
-
-/// Whether a key of one GGUF file belongs into another of the same model: what describes the model does
-/// (author, licence, tokenizer, keys of other programs), what describes the file or is written anew does not.
-pub fn is_carried(key: &str) -> bool {
-    let about_the_file = [
-        "general.architecture",
-        "general.file_type",
-        "general.quantization_version",
-        "general.quantized_by",
-        "general.alignment",
-        GGUF_LAYOUT_KEY,
-        GGUF_SPLIT_ID_KEY,
-    ];
-    let begins = ["split.", "quantize.", "ternary."];
-    !about_the_file.contains(&key) && !begins.iter().any(|b| key.starts_with(b))
 }

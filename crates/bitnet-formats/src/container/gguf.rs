@@ -17,8 +17,9 @@ mod write;
 pub use self::resolve::gguf_type_rivals;
 pub use self::unread::GgufEntry;
 
-use self::read::read_part;
-use self::split::{SplitName, read_split, split_key};
+use self::joined::read_part;
+use self::read::split_key;
+use self::split::{SplitName, read_split};
 use self::write::write_header;
 use super::{Container, Header, WritePlan};
 use crate::artifact::Artifact;

@@ -6,26 +6,23 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod entry;
 pub(super) mod json;
 mod write;
 
+use self::entry::{Data, malformed};
 use self::json::{HeaderSeed, Place, RawHeader, parse_json};
 use self::write::write_header;
 use super::shards::{self, Parsed};
 use super::{Container, Header, WritePlan};
 use crate::bytes::Cursor;
-use crate::encoding::{Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::mapped::Mapped;
-use crate::tensor_file::{TensorFile, TensorInfo, repeated};
+use crate::tensor_file::{TensorFile, repeated};
 use crate::unread::{Unread, UnreadBits};
-use serde::Deserialize;
-use std::borrow::Cow;
 use std::path::Path;
 
-/// The key of the header that is not a tensor.
-const METADATA: &str = "__metadata__";
 /// The extension of the files, and of the shards that an index names.
 pub(super) const EXTENSION: &str = ".safetensors";
 /// What transformers writes, and refuses to load without.
@@ -34,23 +31,6 @@ const FORMAT: (&str, &str) = ("format", "pt");
 const DATA_ALIGNMENT: u64 = 64;
 /// The library takes some 500 bytes of memory per tensor; headers of more tensors and entries are checked here alone.
 const MOST_FOR_LIBRARY: usize = 1 << 14;
-
-/// The types of the format that we know; the others (F8, F4, complex) no BitNet model uses.
-const TYPES: &[PlainType] = &[
-    PlainType::F64,
-    PlainType::F32,
-    PlainType::F16,
-    PlainType::Bf16,
-    PlainType::I64,
-    PlainType::I32,
-    PlainType::I16,
-    PlainType::I8,
-    PlainType::U64,
-    PlainType::U32,
-    PlainType::U16,
-    PlainType::U8,
-    PlainType::Bool,
-];
 
 /// The safetensors container.
 #[derive(Debug, Clone, Copy)]
@@ -88,10 +68,6 @@ impl Container for Safetensors {
         };
         file.parts.iter().map(header).collect()
     }
-}
-
-fn malformed(message: impl Into<String>) -> FormatError {
-    FormatError::new(ErrorCode::Malformed, message)
 }
 
 fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, FormatError> {
@@ -165,79 +141,4 @@ fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, Form
         })?;
     }
     Ok(Parsed { metadata, tensors })
-}
-
-/// Where the tensors of a file lie.
-struct Data {
-    /// The number of the file.
-    part: usize,
-    /// Offset of the first byte behind the header.
-    start: u64,
-    /// Bytes behind the header.
-    len: u64,
-}
-
-/// A tensor as the header spells it.
-#[derive(Debug, Deserialize)]
-struct Entry<'h> {
-    #[serde(borrow)]
-    dtype: Cow<'h, str>,
-    shape: Vec<u64>,
-    data_offsets: (u64, u64),
-}
-
-impl Entry<'_> {
-    fn check(self, name: String, data: &Data) -> Result<TensorInfo, FormatError> {
-        let (part, data_start, data_len) = (data.part, data.start, data.len);
-        let Some(plain) = TYPES
-            .iter()
-            .copied()
-            .find(|t| t.safetensors_name() == self.dtype)
-        else {
-            let known: Vec<_> = TYPES.iter().map(|t| t.safetensors_name()).collect();
-            let message = format!(
-                "expected one of {}, found dtype {}",
-                known.join(", "),
-                self.dtype
-            );
-            return Err(FormatError::new(ErrorCode::UnknownType, message).in_tensor(&name));
-        };
-        let (start, end) = self.data_offsets;
-        let offset = data_start.saturating_add(start);
-        let Some(len) = end.checked_sub(start) else {
-            let message = format!("its data ends at {end}, before its start {start}");
-            return Err(malformed(message).in_tensor(&name));
-        };
-        if end > data_len {
-            let file_end = data_start.saturating_add(data_len);
-            let message = format!("needs {len} bytes at {offset}, file ends at {file_end}");
-            return Err(FormatError::new(ErrorCode::Truncated, message).in_tensor(&name));
-        }
-        let needed = (self.shape.iter())
-            .try_fold(plain.size() as u64, |n, &size| n.checked_mul(size))
-            .ok_or_else(|| {
-                malformed(format!("shape {:?} overflows 64 bits", self.shape)).in_tensor(&name)
-            })?;
-        if needed != len {
-            let message = format!(
-                "expected {needed} bytes for {} {:?}, found {len}",
-                self.dtype, self.shape
-            );
-            return Err(malformed(message).in_tensor(&name).at(offset));
-        }
-        let mut shape = Vec::with_capacity(self.shape.len());
-        for size in self.shape {
-            shape.push(usize::try_from(size).map_err(|_| {
-                malformed("a size overflows this machine's address").in_tensor(&name)
-            })?);
-        }
-        Ok(TensorInfo {
-            name,
-            encoding: Encoding::Plain(plain),
-            shape,
-            part,
-            offset,
-            len,
-        })
-    }
 }

@@ -1,4 +1,5 @@
-//! Where things stand in a JSON text that a parser has accepted.
+//! Where things stand in a JSON text that a parser has accepted. Written by hand, because serde_json gives values
+//! without their places in the text.
 //!
 //! Invariant: nothing here judges: text that is no JSON gives positions that mean nothing, in bounds
 //! all the same.

@@ -14,13 +14,14 @@
 //! Invariant: bytes of weights that are no trit of the matrix are 0, and bytes of activations behind the last
 //! column are, so a step may cover more columns than there are.
 
+use super::avx512_lines::{load, store};
 use super::avx512_vbmi::{self, Decoder};
-use super::avx512_vnni::{self, load, store};
+use super::avx512_vnni;
 use super::tile::{self, BLOCK, ROWS};
-use super::{Kernel, Panel, TernaryOps, Tile};
-use crate::activations::{ActivationBatch, RUN};
+use crate::activations::{Activations, Panel, RUN};
+use crate::contract::{Sink, TernaryOps, Tile};
+use crate::kernel::{Kernel, lacking};
 use crate::lines::{LINE, Line};
-use crate::packed::Sink;
 use crate::peak::Peak;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -150,15 +151,16 @@ fn missing_amx() -> Vec<&'static str> {
 /// Asks for the permission to use tiles, which is the process's for good.
 #[cfg(target_os = "linux")]
 fn is_granted() -> bool {
-    use std::ffi::c_long;
-    unsafe extern "C" {
-        fn syscall(number: c_long, ...) -> c_long;
-    }
-    const SYS_ARCH_PRCTL: c_long = 158;
-    const ARCH_REQ_XCOMP_PERM: c_long = 0x1023;
-    const XFEATURE_XTILEDATA: c_long = 18;
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
     // SAFETY: this request reads and writes no memory of the process; kernels before 5.16 do not know it and say so.
-    unsafe { syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    unsafe {
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        ) == 0
+    }
 }
 
 /// Other systems have other ways, untested.
@@ -240,7 +242,7 @@ fn peak(steps: usize) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
 fn base_three(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],
@@ -258,7 +260,7 @@ fn base_three(
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
 fn two_bits(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],
@@ -332,7 +334,7 @@ fn spread_two_bits(lines: &[Line], to: &mut [Line]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
 fn many_tokens<const F: usize>(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],

@@ -7,14 +7,17 @@
 //! One token reads the packed bytes once. Every second field is multiplied as it lies in the byte, 4 times
 //! too large, which saves half of the shifts. Many tokens are looked up ([`lookup`]).
 
+use super::avx2_lines::{load, prefetch, store, store_dots};
+use super::lookup;
 use super::streams::two_streams;
 use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
-use super::{BLOCK_BYTES, Kernel, ManyTokens, Panel, TernaryOps, Tile, lookup};
-use crate::activations::ActivationBatch;
-use crate::float_ops::{self, FloatOps, LANES, Lanes};
+use crate::activations::{Activations, Panel};
+use crate::contract::{BLOCK_BYTES, ManyTokens, Sink, TernaryOps, Tile};
+use crate::float_table::{self, FloatOps};
+use crate::kernel::{Kernel, lacking};
+use crate::lanes::{LANES, Lanes};
 use crate::lines::{LINE, Line};
-use crate::packed::Sink;
 use crate::peak;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -28,7 +31,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     grouped: None,
     float: FloatOps {
         screen_dots: super::avx2_screen::screen_dots,
-        ..float_ops::instantiate!(#[target_feature(enable = "avx2,fma")])
+        ..float_table::instantiate!(#[target_feature(enable = "avx2,fma")])
     },
     peak: Some(peak::VPMADDUBSW_YMM),
 };
@@ -62,40 +65,6 @@ const MANY_TOKENS: ManyTokens = ManyTokens {
     sums: lookup::sums,
 };
 
-/// Half a line: 8 rows.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn load(line: &Line, half: usize) -> __m256i {
-    assert!(half < 2);
-    // SAFETY: a Line is 64 bytes at a 64-byte boundary, and half is 0 or 1.
-    unsafe { _mm256_load_si256(line.0.as_ptr().add(32 * half).cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn store(line: &mut Line, half: usize, v: __m256i) {
-    assert!(half < 2);
-    // SAFETY: a Line is 64 bytes at a 64-byte boundary, and half is 0 or 1.
-    unsafe { _mm256_store_si256(line.0.as_mut_ptr().add(32 * half).cast(), v) }
-}
-
-/// `dots = sums - sum`, of eight rows.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn store_dots(dots: &mut [i32; 8], sums: __m256i, sum: i32) {
-    let v = _mm256_sub_epi32(sums, _mm256_set1_epi32(sum));
-    // SAFETY: the reference covers 32 bytes; the store is unaligned.
-    unsafe { _mm256_storeu_si256(dots.as_mut_ptr().cast(), v) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn prefetch(block: &[Line; BLOCK], ahead: usize) {
-    for line in block {
-        _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(ahead).cast());
-    }
-}
-
 #[target_feature(enable = "avx2")]
 fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool {
     tile_pack::pack::<4, TwoBits>(trits, cols, tiles, |rows| transpose(rows))
@@ -127,7 +96,7 @@ fn transpose(rows: [&[i8; 16]; 16]) -> [Line; 4] {
 #[target_feature(enable = "avx2")]
 fn dots(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     _scratch: &mut [Line],
     dots: &mut [i32],
@@ -143,7 +112,7 @@ fn dots(
 #[inline(always)]
 pub(super) fn one_by_one(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,

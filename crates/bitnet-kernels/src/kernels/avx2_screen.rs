@@ -1,15 +1,15 @@
-//! The products of a [`screen`](crate::screen) with AVX2.
+//! The products of a [`screen`](crate::candidates) with AVX2.
 //!
 //! Invariant: `vpmaddubsw` adds two products of a code and a byte of `p = 256 h + l` into 16 bits, at most
 //! `2 * 63 * 128`; two of those sums stay below 2^15 before they are widened to 32 bits. `256 h + l` is put
 //! together modulo 2^32, which holds the sum of `v p` by the choice of `p`.
 
-use super::avx2::load;
+use super::avx2_lines::load;
+use crate::candidates::{AHEAD, ScreenQuery, UpperBlock};
 use crate::lines::prefetch_l2;
-use crate::screen::{AHEAD, ScreenQuery, UpperBlock};
 use std::arch::x86_64::*;
 
-/// [`screen_dots`](crate::screen::screen_dots): row after row, one stream for the prefetcher.
+/// [`screen_dots`](crate::candidates::screen_dots): row after row, one stream for the prefetcher.
 #[target_feature(enable = "avx2")]
 pub(super) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
     let (p, _) = query.bytes.as_chunks::<4>();

@@ -2,13 +2,12 @@
 //!
 //! Invariant: the bits of the bodies in [`attention`]. The 16 dots of four keys and four queries as they
 //! lie in memory are added up by one tree: a step adds, for two registers, the lanes that
-//! [`add_lanes`](crate::float_ops::add_lanes) adds at its distance, 8, then 4, 2 and 1, and packs both
+//! [`add_lanes`](crate::lanes::add_lanes) adds at its distance, 8, then 4, 2 and 1, and packs both
 //! results into one register: 15 additions and 30 shuffles for what would take 64 of each. With the keys
 //! by dimension a lane of 16 dots is a register, and the tree takes no shuffle.
 
 use crate::attention::{self, AHEAD, AttentionOps, PANEL_KEYS, PART_EXTRA, RowSteps, TOGETHER};
-use crate::dense::{F16, F32};
-use crate::float_ops::LANES;
+use crate::lanes::{F16, F32, LANES};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -229,7 +228,7 @@ fn dots<const SIZE: usize>(
     acc
 }
 
-/// [`add_lanes`](crate::float_ops::add_lanes) of all 16; queries outermost.
+/// [`add_lanes`](crate::lanes::add_lanes) of all 16; queries outermost.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn add_up(acc: [[__m512; TOGETHER]; KEYS]) -> [[f32; KEYS]; TOGETHER] {

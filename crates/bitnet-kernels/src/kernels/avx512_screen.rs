@@ -1,12 +1,12 @@
-//! The products of a [`screen`](crate::screen) with AVX-512 VNNI.
+//! The products of a [`screen`](crate::candidates) with AVX-512 VNNI.
 //!
 //! Invariant: `vpdpbusd` takes codes as its unsigned and the bytes `h` and `l` of `p = 256 h + l` as its
 //! signed operand and adds in 32 bits; sums of `v h` stay below `63 * 128 * 2^16 < 2^31`. `256 h + l` is
 //! then put together modulo 2^32, which holds the sum of `v p` by the choice of `p`.
 
-use super::avx512_vnni::load;
+use super::avx512_lines::load;
+use crate::candidates::{AHEAD, ScreenQuery, UpperBlock};
 use crate::lines::{Line, prefetch_l2};
-use crate::screen::{AHEAD, ScreenQuery, UpperBlock};
 use std::arch::x86_64::*;
 
 /// Sums of one row: those with `h` and those with `l`, twice each to hide the latency.
@@ -40,7 +40,7 @@ impl Sums {
     }
 }
 
-/// [`screen_dots`](crate::screen::screen_dots): row after row, one stream for the prefetcher.
+/// [`screen_dots`](crate::candidates::screen_dots): row after row, one stream for the prefetcher.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
     let (p, _) = query.bytes.as_chunks::<4>();
@@ -76,7 +76,7 @@ pub(super) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [
     }
 }
 
-/// [`screen_lower`](crate::screen::screen_lower).
+/// [`screen_lower`](crate::candidates::screen_lower).
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn screen_lower(row: &[Line], query: &ScreenQuery) -> i32 {
     let mask = _mm512_set1_epi8(3);

@@ -11,14 +11,15 @@
 //! `81 * 2 * 128 * K / 5 < 2^31` for every `K < MAX_COLS` (132,104), and they are exact multiples of 81, so
 //! that multiplying by the inverse of 81 modulo 2^32 divides them exactly.
 
-use super::avx512_vnni::{self, load, many_tokens, prefetch, store, store_sums, transpose};
+use super::avx512_lines::{load, prefetch, store, store_sums};
+use super::avx512_vnni::{self, many_tokens, transpose};
 use super::streams::{PREFETCH, two_streams};
 use super::tile::{self, BLOCK, ROWS};
 use super::tile_pack::{self, Code};
-use super::{BLOCK_BYTES, Kernel, TernaryOps, Tile};
-use crate::activations::ActivationBatch;
+use crate::activations::Activations;
+use crate::contract::{BLOCK_BYTES, Sink, TernaryOps, Tile};
+use crate::kernel::{Kernel, lacking};
 use crate::lines::{LINE, Line, Lines};
-use crate::packed::Sink;
 use crate::peak;
 use bitnet_ternary::MAX_COLS;
 use std::arch::x86_64::*;
@@ -155,7 +156,7 @@ fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn dots(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],
@@ -174,7 +175,7 @@ fn dots(
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 pub(super) fn few_tokens(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
@@ -189,7 +190,7 @@ pub(super) fn few_tokens(
 /// from DRAM, and as long from L2. Each half prefetches its own line: 6 % over both before the first.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
+fn one_token(tile: &Tile<'_>, x: &Activations, token: usize, dots: &mut [i32]) {
     let decoder = Decoder::new();
     let masks: [__m512i; 4] = [
         _mm512_set1_epi8(0x03),

@@ -9,15 +9,16 @@
 //! two vector ports do nothing but `vpdpbusd`. The first panel unpacks, a few blocks ahead of its products;
 //! the others read what it left in L1 and L2.
 
+use super::avx512_lines::{load, load_sums, prefetch, store, store_sums};
 use super::streams::{PREFETCH, two_streams};
 use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
-use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile};
-use crate::activations::ActivationBatch;
-use crate::float_ops::{self, FloatOps};
+use crate::activations::{Activations, Panel};
+use crate::contract::{BLOCK_BYTES, Sink, TernaryOps, Tile};
+use crate::float_table::{self, FloatOps};
+use crate::kernel::{Kernel, lacking};
 use crate::lines::{LINE, Line};
 use crate::output::Places;
-use crate::packed::Sink;
 use crate::peak;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -42,7 +43,7 @@ pub(super) const FLOAT: FloatOps = FloatOps {
     attention: super::avx512_attention::ATTENTION,
     screen_dots: super::avx512_screen::screen_dots,
     screen_lower: super::avx512_screen::screen_lower,
-    ..float_ops::instantiate!(#[target_feature(enable = "avx512f,avx512bw")])
+    ..float_table::instantiate!(#[target_feature(enable = "avx512f,avx512bw")])
 };
 
 /// The 2-bit tile; also what `avx512_vbmi` does with groups.
@@ -78,40 +79,6 @@ const BATCH: usize = 8;
 /// Up to so many tokens it is faster to read the packed bytes (from L1) once for each.
 const FEW: usize = 3;
 
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn load(line: &Line) -> __m512i {
-    // SAFETY: a Line is 64 bytes at a 64-byte boundary.
-    unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn store(line: &mut Line, v: __m512i) {
-    // SAFETY: a Line is 64 bytes at a 64-byte boundary.
-    unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), v) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_sums(sums: &[i32; 16]) -> __m512i {
-    // SAFETY: the reference covers 64 bytes; the load is unaligned.
-    unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn store_sums(sums: &mut [i32; 16], v: __m512i) {
-    // SAFETY: the reference covers 64 bytes; the store is unaligned.
-    unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), v) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn prefetch(line: &Line, ahead: usize) {
-    _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(ahead).cast());
-}
-
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool {
     tile_pack::pack::<4, TwoBits>(trits, cols, tiles, |rows| transpose(rows))
@@ -143,7 +110,7 @@ pub(super) fn transpose(rows: [&[i8; 16]; 16]) -> [Line; 4] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn dots(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],
@@ -162,7 +129,7 @@ fn dots(
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn few_tokens(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     dots: &mut [i32],
     sink: &mut dyn Sink<i32>,
@@ -176,7 +143,7 @@ pub(super) fn few_tokens(
 
 /// `dots: (groups, 32)`
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
+fn one_token(tile: &Tile<'_>, x: &Activations, token: usize, dots: &mut [i32]) {
     let (quads, _) = x.padded(token).as_chunks::<4>();
     let blocks = tile.group.div_ceil(COLS);
     let groups = tile
@@ -234,7 +201,7 @@ fn group_dots(lines: &[Line], quads: &[[i8; 4]]) -> [__m512i; 2] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn many_tokens<const F: usize>(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],
@@ -440,7 +407,7 @@ fn float_rows<const T: usize>(
     sums
 }
 
-/// [`add_lanes`](float_ops::add_lanes) of four registers at once: the same additions, at distances 8, 4, 2
+/// [`add_lanes`](crate::lanes::add_lanes) of four registers at once: the same additions, at distances 8, 4, 2
 /// and 1.
 #[inline]
 #[target_feature(enable = "avx512f")]

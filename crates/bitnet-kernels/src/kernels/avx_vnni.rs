@@ -7,13 +7,15 @@
 //! byte, 4 times too large, and is shifted down once at the end. Many tokens are looked up ([`lookup`]): that adds
 //! 64 products where `vpdpbusd` multiplies 32.
 
-use super::avx2::{self, load, prefetch, store_dots};
+use super::avx2;
+use super::avx2_lines::{load, prefetch, store_dots};
+use super::lookup;
 use super::streams::two_streams;
 use super::tile::{self, BLOCK};
-use super::{Kernel, ManyTokens, TernaryOps, Tile, lookup};
-use crate::activations::ActivationBatch;
+use crate::activations::Activations;
+use crate::contract::{ManyTokens, Sink, TernaryOps, Tile};
+use crate::kernel::{Kernel, lacking};
 use crate::lines::Line;
-use crate::packed::Sink;
 use crate::peak;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -42,7 +44,7 @@ const MANY_TOKENS: ManyTokens = ManyTokens {
 #[target_feature(enable = "avx2,avxvnni")]
 fn dots(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     _scratch: &mut [Line],
     dots: &mut [i32],

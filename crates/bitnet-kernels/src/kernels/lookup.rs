@@ -9,10 +9,11 @@
 //! Invariant: an entry lies between -512 and 512, and at most [`PASS`] x [`PASSES`] of them are added before
 //! they are widened to 32 bits: nothing wraps, activations of -128 included.
 
+use super::avx2_lines;
 use super::tile::{self, BLOCK, COLS, ROWS};
-use super::{Done, Tiles, avx2};
-use crate::activations::ActivationBatch;
-use crate::float_ops::LANES;
+use crate::activations::Activations;
+use crate::contract::{Done, Tiles};
+use crate::lanes::LANES;
 use crate::lines::Line;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -110,9 +111,9 @@ struct Scratch {
     sums: [f32; VECTOR * ROWS], // (tokens, 32)
 }
 
-/// The entry of [`ManyTokens`](super::ManyTokens).
+/// The entry of [`ManyTokens`](crate::contract::ManyTokens).
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn sums(tiles: &Tiles<'_>, x: &ActivationBatch, tokens: Range<usize>, done: Done<'_>) {
+pub(super) fn sums(tiles: &Tiles<'_>, x: &Activations, tokens: Range<usize>, done: Done<'_>) {
     let tile_lines = tile::lines::<4>(tiles.cols);
     let count = tiles.lines.len() / tile_lines;
     let (most_tiles, most_panels) = match tiles.scales {
@@ -152,7 +153,7 @@ pub(super) fn sums(tiles: &Tiles<'_>, x: &ActivationBatch, tokens: Range<usize>,
 #[target_feature(enable = "avx2,fma")]
 fn block_sums(
     tiles: &Tiles<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut Scratch,
     done: Done<'_>,
@@ -260,7 +261,7 @@ fn unpack(lines: &[Line], ahead: usize, offsets: &mut [Offsets]) {
     }
     let (blocks, _) = lines.as_chunks::<BLOCK>();
     for (i, offsets) in offsets.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-        let [low, high] = quad_offsets(avx2::load(&blocks[0][i / 2], i % 2));
+        let [low, high] = quad_offsets(avx2_lines::load(&blocks[0][i / 2], i % 2));
         // rows 0, 1, 4, 5 and rows 2, 3, 6, 7
         let first = [
             _mm256_unpacklo_epi32(low, high),
@@ -268,7 +269,7 @@ fn unpack(lines: &[Line], ahead: usize, offsets: &mut [Offsets]) {
         ];
         let mut second = [_mm256_setzero_si256(); 2];
         if let Some(block) = blocks.get(1) {
-            let [low, high] = quad_offsets(avx2::load(&block[i / 2], i % 2));
+            let [low, high] = quad_offsets(avx2_lines::load(&block[i / 2], i % 2));
             second = [
                 _mm256_unpacklo_epi32(low, high),
                 _mm256_unpackhi_epi32(low, high),

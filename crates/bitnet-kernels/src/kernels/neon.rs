@@ -8,13 +8,15 @@
 //! columns of a tile into L1 and multiply them with panels of 3 tokens: 16 rows x 3 tokens are 24
 //! accumulators, four weights and three broadcasts fit the 32 registers.
 
+use super::neon_float;
+use super::neon_lines::{QUARTERS, RowSums, add_sums, load, store};
 use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS};
 use super::tile_pack::{self, TwoBits};
-use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile, neon_float};
-use crate::activations::ActivationBatch;
-use crate::float_ops::{LANES, Lanes};
+use crate::activations::{Activations, Panel};
+use crate::contract::{BLOCK_BYTES, Sink, TernaryOps, Tile};
+use crate::kernel::{Kernel, lacking};
+use crate::lanes::{LANES, Lanes};
 use crate::lines::{LINE, Line};
-use crate::packed::Sink;
 use crate::peak::Peak;
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
@@ -64,37 +66,6 @@ const _: () = assert!(CHUNK / 4 <= PRODUCTS);
 
 /// Up to so many tokens the packed bytes are read (from L1) once for each.
 pub(super) const FEW: usize = 3;
-
-/// Registers of a line, four rows each.
-pub(super) const QUARTERS: usize = 4;
-
-/// Sums of the four rows of a register.
-pub(super) type RowSums = [i32; 4];
-
-/// A quarter of a line: 4 rows.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn load(line: &Line, quarter: usize) -> uint8x16_t {
-    assert!(quarter < QUARTERS);
-    // SAFETY: a Line is 64 bytes, and quarter is at most 3.
-    unsafe { vld1q_u8(line.0.as_ptr().add(16 * quarter)) }
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn store(line: &mut Line, quarter: usize, v: uint8x16_t) {
-    assert!(quarter < QUARTERS);
-    // SAFETY: a Line is 64 bytes, and quarter is at most 3.
-    unsafe { vst1q_u8(line.0.as_mut_ptr().add(16 * quarter), v) }
-}
-
-/// `sums += v`
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn add_sums(sums: &mut RowSums, v: int32x4_t) {
-    // SAFETY: the reference covers 16 bytes, for the load and for the store.
-    unsafe { vst1q_s32(sums.as_mut_ptr(), vaddq_s32(vld1q_s32(sums.as_ptr()), v)) }
-}
 
 #[target_feature(enable = "neon")]
 fn pack(trits: &[i8], cols: usize, tiles: &mut [Line]) -> bool {
@@ -201,7 +172,7 @@ impl Quad for i32 {}
 #[target_feature(enable = "neon")]
 fn dots(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],
@@ -227,7 +198,7 @@ fn dots(
 
 /// `dots: (groups, 32)`
 #[target_feature(enable = "neon")]
-fn one_token(tile: &Tile<'_>, x: &ActivationBatch, token: usize, dots: &mut [i32]) {
+fn one_token(tile: &Tile<'_>, x: &Activations, token: usize, dots: &mut [i32]) {
     for (lines, quads, dots) in groups(tile, x.padded(token), dots) {
         // a block adds four products to every accumulator
         let parts = lines
@@ -298,7 +269,7 @@ pub(super) struct Columns<'a, const P: usize> {
 #[target_feature(enable = "neon")]
 pub(super) fn many_tokens<const P: usize>(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],

@@ -10,13 +10,15 @@
 //! panels of 12 tokens, 8 rows at a time: again 24 accumulators, two weights and three registers of
 //! activations.
 
-use super::neon::{self, Columns, FEW, QUARTERS, RowSums, add_sums, load};
+use super::neon::{self, Columns, FEW};
+use super::neon_lines::{QUARTERS, RowSums, add_sums, load};
 use super::tile::{self, BLOCK, ROWS};
-use super::{Kernel, Panel, TernaryOps, Tile, neon_float, neon_screen};
-use crate::activations::ActivationBatch;
-use crate::float_ops::FloatOps;
+use super::{neon_float, neon_screen};
+use crate::activations::{Activations, Panel};
+use crate::contract::{Sink, TernaryOps, Tile};
+use crate::float_table::FloatOps;
+use crate::kernel::{Kernel, lacking};
 use crate::lines::Line;
-use crate::packed::Sink;
 use crate::peak::Peak;
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
@@ -71,23 +73,6 @@ fn dot_quad<const Q: usize>(mut acc: int32x4_t, u: uint8x16_t, a: int8x16_t) -> 
     acc
 }
 
-/// `acc[i] += sum over j of u[4 i + j] * a[4 i + j]`; instead of the unstable `vdotq_s32`, as above.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-pub(super) fn dot(mut acc: int32x4_t, u: uint8x16_t, a: int8x16_t) -> int32x4_t {
-    // SAFETY: as in `dot_quad`.
-    unsafe {
-        asm!(
-            "sdot {acc:v}.4s, {u:v}.16b, {a:v}.16b",
-            acc = inout(vreg) acc,
-            u = in(vreg) u,
-            a = in(vreg) a,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    acc
-}
-
 /// The multiply instruction alone, on 16 accumulators.
 #[target_feature(enable = "neon,dotprod")]
 fn run_peak(steps: usize) {
@@ -120,7 +105,7 @@ fn load_tokens(quads: &[i32; 4]) -> int8x16_t {
 #[target_feature(enable = "neon,dotprod")]
 fn dots(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],
@@ -174,7 +159,7 @@ fn group_dots(lines: &[Line], quads: &[[i8; 4]], dots: &mut [RowSums; ROWS / 4])
 #[target_feature(enable = "neon,dotprod")]
 fn many_tokens(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     scratch: &mut [Line],
     dots: &mut [i32],

@@ -5,8 +5,9 @@
 //! canonical sums fit the registers: each takes four.
 
 use crate::attention::{self, AttentionOps, RowSteps};
-use crate::dense::{self, Bf16, Element, F16, F32};
-use crate::float_ops::{self, FloatOps, LANES, Lanes};
+use crate::dense;
+use crate::float_table::{self, FloatOps};
+use crate::lanes::{Bf16, Element, F16, F32, LANES, Lanes};
 use crate::output::Output;
 use std::arch::aarch64::*;
 
@@ -27,7 +28,7 @@ pub(super) const FLOAT: FloatOps = FloatOps {
         },
         ..ATTENTION
     },
-    ..float_ops::instantiate!(#[target_feature(enable = "neon")])
+    ..float_table::instantiate!(#[target_feature(enable = "neon")])
 };
 
 const ATTENTION: AttentionOps = attention::instantiate!(#[target_feature(enable = "neon")]);

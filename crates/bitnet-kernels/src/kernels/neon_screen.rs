@@ -1,16 +1,16 @@
-//! The products of a [`screen`](crate::screen) with NEON dot products. Without them the body of every
+//! The products of a [`screen`](crate::candidates) with NEON dot products. Without them the body of every
 //! instruction set is as good: what `smlal` saves it spends on widening.
 //!
 //! Invariant: codes and the bytes `h` and `l` of `p = 256 h + l` are signed bytes; sums with each are exact
 //! in 32 bits, those with `h` below `63 * 128 * 2^16 < 2^31`. `256 h + l` is then put together modulo 2^32,
 //! which holds the sum of `v p` by the choice of `p`.
 
-use super::neon::{QUARTERS, load};
-use super::neon_dotprod::dot;
-use crate::screen::{ScreenQuery, UpperBlock};
+use super::neon_lines::{QUARTERS, load};
+use crate::candidates::{ScreenQuery, UpperBlock};
 use std::arch::aarch64::*;
+use std::arch::asm;
 
-/// [`screen_dots`](crate::screen::screen_dots): row after row, one stream for the prefetcher.
+/// [`screen_dots`](crate::candidates::screen_dots): row after row, one stream for the prefetcher.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
     let (p, _) = query.bytes.as_chunks::<4>();
@@ -51,4 +51,22 @@ fn codes([ab, cd, tops]: &UpperBlock, quarter: usize) -> [uint8x16_t; 4] {
         vbslq_u8(nibble, cd, vandq_u8(tops, vdupq_n_u8(0x30))),
         vsliq_n_u8::<4>(d, vshrq_n_u8::<6>(tops)),
     ]
+}
+
+/// `acc[i] += sum over j of u[4 i + j] * a[4 i + j]`; instead of `vdotq_s32`, which is
+/// unstable in Rust 1.95 (rust-lang/rust#117224).
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn dot(mut acc: int32x4_t, u: uint8x16_t, a: int8x16_t) -> int32x4_t {
+    // SAFETY: DotProd is enabled here; the instruction reads and writes nothing but these registers.
+    unsafe {
+        asm!(
+            "sdot {acc:v}.4s, {u:v}.16b, {a:v}.16b",
+            acc = inout(vreg) acc,
+            u = in(vreg) u,
+            a = in(vreg) a,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
 }

@@ -2,11 +2,12 @@
 //!
 //! Layout: one row is one tile, one trit is one `i8`, padded with zero trits to a whole line.
 
-use super::{BLOCK_BYTES, Kernel, Panel, TernaryOps, Tile};
-use crate::activations::ActivationBatch;
-use crate::float_ops::{self, LANES, add_lanes};
+use crate::activations::{Activations, Panel};
+use crate::contract::{BLOCK_BYTES, Sink, TernaryOps, Tile};
+use crate::float_table;
+use crate::kernel::Kernel;
+use crate::lanes::{LANES, add_lanes};
 use crate::lines::{LINE, Line, as_bytes};
-use crate::packed::Sink;
 use std::ops::Range;
 
 pub(super) const KERNEL: Kernel = Kernel {
@@ -29,7 +30,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         sums,
     },
     grouped: None,
-    float: float_ops::instantiate!(),
+    float: float_table::instantiate!(),
     peak: None,
 };
 
@@ -72,7 +73,7 @@ fn are_codes(tiles: &[Line]) -> bool {
 /// `dot[g][r] = sum over k in group g of trit[r][k] * a[k]`.
 fn dots(
     tile: &Tile<'_>,
-    x: &ActivationBatch,
+    x: &Activations,
     tokens: Range<usize>,
     _: &mut [Line],
     dots: &mut [i32],

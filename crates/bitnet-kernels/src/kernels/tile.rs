@@ -9,8 +9,8 @@
 //! code 1 (trit 0), so it adds `a` to a dot like every zero trit, and the sum of activations that is
 //! subtracted in the end takes it out again.
 
-use super::Tile;
-use crate::float_ops::{Lanes, add_lanes};
+use crate::contract::Tile;
+use crate::lanes::{Lanes, add_lanes};
 use crate::lines::Line;
 use std::ops::Range;
 
@@ -91,7 +91,7 @@ pub(super) fn chunks_of<const F: usize>(
 #[inline(always)]
 pub(super) fn start_at_minus_sums(
     tile: &Tile<'_>,
-    x: &crate::activations::ActivationBatch,
+    x: &crate::activations::Activations,
     tokens: Range<usize>,
     dots: &mut [i32],
 ) {

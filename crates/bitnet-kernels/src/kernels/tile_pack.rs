@@ -176,8 +176,9 @@ fn row_dwords(tile: &[Line], row: usize) -> impl Iterator<Item = u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{KERNELS, Kernel};
     use super::*;
+    use crate::kernel::Kernel;
+    use crate::kernels::KERNELS;
 
     fn noise(count: usize) -> Vec<i8> {
         let mut state = 7u64;

@@ -4,7 +4,7 @@
 //! its rows and columns, which no result depends on.
 
 use super::PackedMatrix;
-use crate::kernels::Backend;
+use crate::backend::Backend;
 use crate::lines::{LINE, Line, Lines, ReadLines, SharedBytes, SharedLines};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
 use std::fmt;

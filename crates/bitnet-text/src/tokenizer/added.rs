@@ -6,7 +6,7 @@
 
 use super::class::Class;
 use super::pre_tokenizer::short;
-use super::side_files::SideFiles;
+use super::side_files::{SideFiles, described};
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -17,21 +17,6 @@ const MOST: usize = 1 << 16;
 
 fn refuse(what: impl Into<String>) -> FormatError {
     FormatError::new(ErrorCode::Tokenizer, what)
-}
-
-/// A token as a JSON object describes it; `special` where the object does not say.
-pub(super) fn described(value: &Value, special: bool) -> Option<AddedToken> {
-    let content = value.get("content")?.as_str()?;
-    let flag = |key: &str| value.get(key).and_then(Value::as_bool);
-    let special = flag("special").unwrap_or(special);
-    let token = AddedToken::from(content, special);
-    Some(AddedToken {
-        single_word: flag("single_word").unwrap_or(token.single_word),
-        lstrip: flag("lstrip").unwrap_or(token.lstrip),
-        rstrip: flag("rstrip").unwrap_or(token.rstrip),
-        normalized: flag("normalized").unwrap_or(token.normalized),
-        ..token
-    })
 }
 
 /// The `added_tokens` of a `tokenizer.json`.

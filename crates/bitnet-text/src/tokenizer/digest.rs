@@ -8,7 +8,7 @@
 use super::bpe::Bpe;
 use super::ggml::{GgmlTokenizer, Model, TokenType, padding};
 use super::huggingface::{Specials, around, normalizer_word, space_prefix, typed_tokens};
-use super::side_files::Place;
+use super::place::Place;
 use super::templates::ChatTemplates;
 use super::{
     Decoding, HUGGINGFACE_JSON, Parsed, Source, gguf_parsed, gguf_specials, gguf_stop,
@@ -81,7 +81,7 @@ impl TokenizerDigest {
             return Ok(None);
         };
         let special = source.specials()?;
-        let stop = source.side.stop(&special);
+        let stop = source.side.stop(special.eos);
         let inner = &source.parsed.inner;
         let exists = |text: &str| inner.token_to_id(text).is_some();
         let named = special_tokens::of_directory(&source.side, exists);

@@ -3,11 +3,13 @@
 //!
 //! Invariant: a note has a stable code (`formats/report.md`) and names what differs.
 
-use super::class::{TOKENIZER_JSON, TOKENIZER_MODEL};
+use super::class::Class;
+use super::class_rules::{self, TOKENIZER_JSON, TOKENIZER_MODEL};
 use super::huggingface::normalizer_word;
+use super::place::Place;
 use super::pre_tokenizer::short;
-use super::side_files::{Place, SideFiles};
-use super::{HUGGINGFACE_JSON, Source, class};
+use super::side_files::SideFiles;
+use super::{HUGGINGFACE_JSON, Source};
 use bitnet_formats::{FormatError, Metadata};
 use serde_json::Value;
 use std::path::Path;
@@ -52,7 +54,7 @@ pub(super) fn without_row(dropped: &[(u32, String)], rows: usize) -> TokenizerNo
 }
 
 /// Added tokens of `tokenizer.json` that the class does not take.
-pub(super) fn lost(lost: &[(u32, String)], class: &class::Class) -> Option<TokenizerNote> {
+pub(super) fn lost(lost: &[(u32, String)], class: &Class) -> Option<TokenizerNote> {
     let texts = listed(
         lost.iter()
             .map(|(id, text)| format!("`{}` ({id})", short(text))),
@@ -133,7 +135,7 @@ pub fn notes_of_directory(dir: &Path) -> Vec<TokenizerNote> {
     let has = [TOKENIZER_JSON, TOKENIZER_MODEL]
         .iter()
         .any(|name| place.has(name));
-    match has || class::has_other_forms(place) {
+    match has || class_rules::has_other_forms(place) {
         true => Vec::new(),
         false => vec![no_tokenizer()],
     }
@@ -166,7 +168,7 @@ pub fn tokenizer_class_note(dir: &Path) -> Result<Option<TokenizerNote>, FormatE
     };
     let value = super::json::read(bitnet_formats::without_byte_order_mark(&bytes))?.rules;
     let mut side = SideFiles::read(place)?;
-    side.class = class::Class::of(&side, Some(&value));
+    side.class = Class::of(&side, Some(&value));
     let message = side.class.departs(&value, &side);
     Ok(message.map(|message| TokenizerNote {
         code: "tokenizer-class",

@@ -1,4 +1,5 @@
-//! `tokenizer.model`: the protobuf that sentencepiece writes, as far as BPE models need it.
+//! `tokenizer.model`: the protobuf that sentencepiece writes, as far as BPE models need it. Written by hand, because a
+//! protobuf library needs a build step and a compiler for a dozen fields, and copies every piece before a limit is checked.
 //!
 //! Invariant: nothing is allocated beyond the file's own length, every length is checked against the
 //! bytes that are left, and a model whose text normalisation we do not reproduce is refused.

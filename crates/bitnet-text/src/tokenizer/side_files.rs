@@ -1,17 +1,13 @@
 //! The JSON files beside a tokenizer: which tokens are special, when to stop, the chat template.
 //!
-//! Invariant: a file larger than [`Limits::side_file_bytes`] is not read, and a key of an unexpected type
-//! counts as absent (these files are written by hand and vary), except where the JSON is broken and under
-//! `chat_template`.
+//! Invariant: a key of an unexpected type counts as absent (these files are written by hand and vary), except where the
+//! JSON is broken and under `chat_template`.
 
-use super::added::described;
 use super::class::Class;
-use super::huggingface::Specials;
+use super::place::Place;
 use super::templates::ChatTemplates;
-use bitnet_formats::{FormatError, Limits, parse_json_value, read_side_file};
+use bitnet_formats::FormatError;
 use serde_json::{Map, Value};
-use std::borrow::Cow;
-use std::path::{Path, PathBuf};
 use tokenizers::AddedToken;
 
 /// Texts that end a turn; their tokens stop generation even where no config says so.
@@ -19,87 +15,6 @@ pub(super) const END_OF_TURN: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_
 
 /// The special tokens that every tokenizer of transformers may name, in its order.
 pub(super) const NAMES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
-
-/// Where the files of a tokenizer are.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Place<'a> {
-    /// A checkpoint directory.
-    Directory(&'a Path),
-    /// Files that are about to be written: name and bytes.
-    Written(&'a [(String, Vec<u8>)]),
-}
-
-impl<'a> Place<'a> {
-    /// The path of a file, for messages.
-    pub(super) fn path(self, name: &str) -> PathBuf {
-        match self {
-            Self::Directory(dir) => dir.join(name),
-            Self::Written(_) => name.into(),
-        }
-    }
-
-    /// Reads a file of at most the limit; `None` if it is absent.
-    pub(super) fn read(self, name: &str) -> Result<Option<Cow<'a, [u8]>>, FormatError> {
-        let dir = match self {
-            Self::Directory(dir) => dir,
-            Self::Written(files) => {
-                let file = files.iter().find(|(written, _)| written == name);
-                return Ok(file.map(|(_, bytes)| Cow::Borrowed(bytes.as_slice())));
-            }
-        };
-        let bytes = read_side_file(dir, name, Limits::default().side_file_bytes)?;
-        Ok(bytes.map(Cow::Owned))
-    }
-
-    /// The JSON of a file; null if it is absent.
-    pub(super) fn json(self, name: &str) -> Result<Value, FormatError> {
-        let Some(bytes) = self.read(name)? else {
-            return Ok(Value::Null);
-        };
-        self.parse(name, &bytes)
-    }
-
-    /// The JSON of a file that was read.
-    pub(super) fn parse(self, name: &str, bytes: &[u8]) -> Result<Value, FormatError> {
-        parse_json_value(bytes).map_err(|e| e.in_file(&self.path(name)))
-    }
-
-    /// Names of files in a directory below that end so.
-    pub(super) fn names_in(self, folder: &str, end: &str) -> Result<Vec<String>, FormatError> {
-        let dir = match self {
-            Self::Directory(dir) => dir.join(folder),
-            Self::Written(files) => {
-                let below = files.iter().filter_map(|(name, _)| {
-                    let name = name.strip_prefix(folder)?.strip_prefix('/')?;
-                    (name.ends_with(end) && !name.contains('/')).then(|| name.to_owned())
-                });
-                return Ok(below.collect());
-            }
-        };
-        // as transformers, which asks for a directory first
-        if !dir.is_dir() {
-            return Ok(Vec::new());
-        }
-        let failed = |e: std::io::Error| FormatError::io(&dir, &e);
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(end) && !entry.path().is_dir() {
-                names.push(name);
-            }
-        }
-        Ok(names)
-    }
-
-    /// Whether there is a file of this name.
-    pub(super) fn has(self, name: &str) -> bool {
-        match self {
-            Self::Directory(dir) => dir.join(name).is_file(),
-            Self::Written(files) => files.iter().any(|(written, _)| written == name),
-        }
-    }
-}
 
 /// What stands beside the tokenizer.
 #[derive(Debug, Default)]
@@ -270,8 +185,8 @@ impl SideFiles {
     }
 
     /// Ids that these files name as ends of a text, the tokenizer's own first.
-    pub(super) fn stop(&self, special: &Specials) -> Vec<u32> {
-        special.eos.into_iter().chain(self.ids("eos")).collect()
+    pub(super) fn stop(&self, eos: Option<u32>) -> Vec<u32> {
+        eos.into_iter().chain(self.ids("eos")).collect()
     }
 
     /// A flag of `tokenizer_config.json`.
@@ -317,6 +232,21 @@ fn token(value: &Value) -> Option<AddedToken> {
         Value::String(text) => Some(AddedToken::from(text.as_str(), true)),
         other => described(other, true),
     }
+}
+
+/// A token as a JSON object describes it; `special` where the object does not say.
+pub(super) fn described(value: &Value, special: bool) -> Option<AddedToken> {
+    let content = value.get("content")?.as_str()?;
+    let flag = |key: &str| value.get(key).and_then(Value::as_bool);
+    let special = flag("special").unwrap_or(special);
+    let token = AddedToken::from(content, special);
+    Some(AddedToken {
+        single_word: flag("single_word").unwrap_or(token.single_word),
+        lstrip: flag("lstrip").unwrap_or(token.lstrip),
+        rstrip: flag("rstrip").unwrap_or(token.rstrip),
+        normalized: flag("normalized").unwrap_or(token.normalized),
+        ..token
+    })
 }
 
 /// As transformers adds a token that has a name.

@@ -3,7 +3,7 @@
 //! Invariant: which templates a model has is decided as transformers decides it. A name is safe as a
 //! file name and as the end of a GGUF key, and number and sizes are bounded.
 
-use super::side_files::Place;
+use super::place::Place;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
 use serde_json::Value;
 use std::borrow::Cow;

@@ -5,12 +5,12 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::read::{Parsed, read_bytes};
-use super::split::split_key;
+use super::read::{Parsed, read_bytes, split_key};
 use super::{Gguf, MAGIC, malformed};
 use crate::error::FormatError;
 use crate::limits::Limits;
 use crate::mapped::Mapped;
+use crate::packing::Packing;
 use std::path::PathBuf;
 
 /// Files that are counted; more are not told apart.
@@ -49,8 +49,20 @@ fn next(bytes: &[u8], start: u64, parsed: &Parsed) -> Option<u64> {
     })
 }
 
+/// The header of one file, which must be one.
+pub(super) fn read_part(
+    file: &Mapped,
+    part: usize,
+    limits: &Limits,
+    layout: Option<&'static dyn Packing>,
+) -> Result<Parsed, FormatError> {
+    let parsed = read_bytes(file.bytes(), part, limits, layout)?;
+    refuse(file, &parsed, limits)?;
+    Ok(parsed)
+}
+
 /// Refuses a file behind whose data another one begins.
-pub(super) fn refuse(file: &Mapped, first: &Parsed, limits: &Limits) -> Result<(), FormatError> {
+fn refuse(file: &Mapped, first: &Parsed, limits: &Limits) -> Result<(), FormatError> {
     let bytes = file.bytes();
     let Some(second) = next(bytes, 0, first) else {
         return Ok(());

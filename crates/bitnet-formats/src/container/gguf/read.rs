@@ -15,7 +15,6 @@ use crate::bytes::Cursor;
 use crate::encoding::Encoding;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
-use crate::mapped::Mapped;
 use crate::packing::{Packing, packing_by_name};
 use crate::tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorInfo, repeated};
 use std::collections::BTreeMap;
@@ -47,17 +46,6 @@ impl RawInfo {
     fn at(&self) -> u64 {
         self.0.len
     }
-}
-
-pub(super) fn read_part(
-    file: &Mapped,
-    part: usize,
-    limits: &Limits,
-    layout: Option<&'static dyn Packing>,
-) -> Result<Parsed, FormatError> {
-    let parsed = read_bytes(file.bytes(), part, limits, layout)?;
-    super::joined::refuse(file, &parsed, limits)?;
-    Ok(parsed)
 }
 
 /// The file that begins with these bytes; what stands behind its last tensor is not looked at.
@@ -120,6 +108,17 @@ pub(super) fn read_bytes(
         end,
         alignment,
     })
+}
+
+/// A `split.*` value; writers differ in the integer type.
+pub(super) fn split_key(metadata: &Metadata, key: &str) -> Result<Option<u64>, FormatError> {
+    let Some(value) = metadata.get(key) else {
+        return Ok(None);
+    };
+    match value.as_u64() {
+        Some(number) => Ok(Some(number)),
+        None => Err(malformed(format!("expected a count, found {value:?}")).in_tensor(key)),
+    }
 }
 
 fn check_version(version: u32) -> Result<(), FormatError> {

@@ -5,7 +5,8 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::read::{read_part, recorded_layout};
+use super::joined::read_part;
+use super::read::{recorded_layout, split_key};
 use super::{Gguf, SPLIT_ID_KEY, limit_exceeded, malformed};
 use crate::artifact::{Artifact, Sha256Stream};
 use crate::container::Container;
@@ -76,17 +77,6 @@ fn id_of(metadata: &Metadata) -> Result<Option<&str>, FormatError> {
     match MetaValue::as_str(value) {
         Some(id) => Ok(Some(id)),
         None => Err(malformed("expected the id of a set").in_tensor(SPLIT_ID_KEY)),
-    }
-}
-
-/// A `split.*` value; writers differ in the integer type.
-pub(super) fn split_key(metadata: &Metadata, key: &str) -> Result<Option<u64>, FormatError> {
-    let Some(value) = metadata.get(key) else {
-        return Ok(None);
-    };
-    match value.as_u64() {
-        Some(number) => Ok(Some(number)),
-        None => Err(malformed(format!("expected a count, found {value:?}")).in_tensor(key)),
     }
 }
 

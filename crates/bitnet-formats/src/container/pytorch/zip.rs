@@ -1,4 +1,5 @@
-//! The zip archives that `torch.save` makes: records end to end, stored as they are.
+//! The zip archives that `torch.save` makes: records end to end, stored as they are. Written by hand, because tensors
+//! are read where they lie: zip libraries hand out readers that copy, not the offsets of records.
 //!
 //! Invariant: every record lies in the file, none overlaps another or the directory behind them, and no
 //! name comes twice. A record that is compressed or encrypted is refused: its bytes could not be mapped.

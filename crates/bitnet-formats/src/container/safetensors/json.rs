@@ -5,7 +5,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::{Data, Entry, METADATA};
+use super::entry::{Data, Entry, METADATA};
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::tensor_file::{MetaValue, Metadata, TensorInfo, repeated};

@@ -2,7 +2,8 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::{DATA_ALIGNMENT, FORMAT, METADATA};
+use super::entry::METADATA;
+use super::{DATA_ALIGNMENT, FORMAT};
 use crate::container::{Header, WritePlan};
 use crate::encoding::{Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};

@@ -1,0 +1,292 @@
+//! A kernel that this CPU can run, and the float operations beside its products.
+//!
+//! Invariant: a [`Backend`] is made in [`Backend::of`] only, which asks the CPU first.
+
+use crate::attention::{self, AttentionScratch};
+use crate::kernel::Kernel;
+use crate::kernels::KERNELS;
+use crate::lanes::DenseType;
+use crate::output::Output;
+use crate::token_attention::{self, HeadBlock};
+use bitnet_ternary::Scales;
+use std::fmt;
+
+/// A kernel that this CPU can run.
+#[derive(Clone, Copy)]
+pub struct Backend(&'static Kernel);
+
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for Backend {}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Backend({})", self.0.name)
+    }
+}
+
+/// Why there is no backend of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelError {
+    /// No kernel of this name in this build.
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: Vec<&'static str>,
+    },
+    /// The kernel exists, this CPU cannot run it.
+    Unavailable {
+        /// Its name.
+        name: &'static str,
+        /// What it requires.
+        requires: &'static str,
+        /// What of that this machine lacks.
+        missing: Vec<&'static str>,
+    },
+}
+
+impl fmt::Display for KernelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { name, known } => {
+                write!(f, "unknown kernel `{name}`, known are {}", known.join(", "))
+            }
+            Self::Unavailable {
+                name,
+                requires,
+                missing,
+            } => {
+                let missing = missing.join(", ");
+                write!(
+                    f,
+                    "kernel `{name}` needs {requires}; this machine lacks {missing}"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for KernelError {}
+
+impl Backend {
+    /// The one door: asks the CPU.
+    fn of(kernel: &'static Kernel) -> Option<Self> {
+        (kernel.is_available)().then_some(Self(kernel))
+    }
+
+    /// The fastest available kernel.
+    pub fn best() -> Self {
+        Self::available()
+            .next()
+            .unwrap_or(Self(&KERNELS[KERNELS.len() - 1])) // scalar needs nothing
+    }
+
+    /// The kernel of this name.
+    ///
+    /// # Errors
+    /// If there is none, or this CPU cannot run it: never a silent fallback.
+    pub fn by_name(name: &str) -> Result<Self, KernelError> {
+        let Some(kernel) = KERNELS.iter().find(|k| k.name == name) else {
+            return Err(KernelError::Unknown {
+                name: name.to_owned(),
+                known: KERNELS.iter().map(|k| k.name).collect(),
+            });
+        };
+        Self::of(kernel).ok_or(KernelError::Unavailable {
+            name: kernel.name,
+            requires: kernel.requires,
+            missing: (kernel.missing)(),
+        })
+    }
+
+    /// Every kernel this CPU can run, fastest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        KERNELS.iter().filter_map(Self::of)
+    }
+
+    /// The row of [`KERNELS`].
+    pub fn kernel(&self) -> &'static Kernel {
+        self.0
+    }
+
+    /// The kernel's name.
+    pub fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    /// The layout in which this kernel reads a matrix with these scales.
+    pub fn layout(&self, scales: &Scales) -> &'static str {
+        self.0.ternary_for(scales).layout
+    }
+}
+
+/// The canonical float operations: the same bits on every backend.
+///
+/// All panic if the lengths of their operands do not fit each other.
+impl Backend {
+    /// `sum a[i] * b[i]`, by rule 3.
+    pub fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        // SAFETY: self exists, so the CPU has what the entry was instantiated with.
+        unsafe { (self.0.float.dot)(a, b) }
+    }
+
+    /// `sum a[i]`, by rule 3.
+    pub fn sum(&self, a: &[f32]) -> f32 {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.sum)(a) }
+    }
+
+    /// `sum a[i]^2`, by rule 3.
+    pub fn sum_squares(&self, a: &[f32]) -> f32 {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.sum_squares)(a) }
+    }
+
+    /// `y[i] = a * x[i] + y[i]`, rounded once.
+    pub fn axpy(&self, a: f32, x: &[f32], y: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.axpy)(a, x, y) }
+    }
+
+    /// `x[i] *= a`.
+    pub fn scale(&self, a: f32, x: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.scale)(a, x) }
+    }
+
+    /// `y[i] += x[i]`.
+    pub fn add(&self, x: &[f32], y: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.add)(x, y) }
+    }
+
+    /// The largest element, exact; minus infinity if there is none. NaN does not vote.
+    pub fn max(&self, x: &[f32]) -> f32 {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.max)(x) }
+    }
+
+    /// `x[i] = exp(x[i])`, at most 1 ulp off (rule 5).
+    pub fn exp(&self, x: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.exp)(x) }
+    }
+
+    /// `gate[i] = silu(gate[i]) * up[i]`, `silu(x) = x / (1 + exp(-x))`.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.silu_mul)(gate, up) }
+    }
+
+    /// `gate[i] = max(gate[i], 0)^2 * up[i]`.
+    pub fn relu2_mul(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.relu2_mul)(gate, up) }
+    }
+
+    /// `gate[i] = gelu(gate[i]) * up[i]`, the tanh form of GELU.
+    pub fn gelu_tanh_mul(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.gelu_tanh_mul)(gate, up) }
+    }
+
+    /// `out[i] = weight[i] * (x[i] * (1 / sqrt(sum_squares(x) / n + eps)))`.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.rms_norm)(x, weight, eps, out) }
+    }
+
+    /// RoPE in the half-split form: `lo' = lo * cos - hi * sin`, `hi' = hi * cos + lo * sin`, every
+    /// product and sum rounded. `x` is `(2 * half,)`, `cos` and `sin` are `(half,)`.
+    pub fn rotate_halves(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.rotate_halves)(x, cos, sin) }
+    }
+
+    /// Numbers `x`, `(n,)`, as f16 in little-endian bytes, `(2 * n,)`, rounded to nearest even.
+    pub fn narrow(&self, x: &[f32], out: &mut [u8]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.narrow)(x, out) }
+    }
+
+    /// Softmax attention of some queries over one block of positions (`formats/numerics.md`), before the
+    /// division by the sum of weights. `keys` and `values` are `(count, dim)`, little-endian, at any
+    /// alignment; query `i` of `q: (queries, dim)` sees the first `seen[i]` of them: at least one, no fewer
+    /// than the query before, the last query all. Writes `parts`, `(queries, dim + 2)`: weighted values,
+    /// maximum score, sum of weights.
+    ///
+    /// # Panics
+    /// If shapes differ, or `seen` is not as said.
+    #[allow(clippy::too_many_arguments)]
+    pub fn attend(
+        &self,
+        dtype: DenseType,
+        rows: (&[u8], &[u8]),
+        dim: usize,
+        factor: f32,
+        q: &[f32],
+        seen: &[usize],
+        scratch: &mut AttentionScratch,
+        parts: &mut [f32],
+    ) {
+        let ops = &self.0.float.attention;
+        let steps = ops.rows(dtype);
+        // SAFETY: as in `dot`: self exists.
+        unsafe { attention::attend(ops, steps, rows, dim, factor, q, seen, scratch, parts) }
+    }
+
+    /// [`attend`](Self::attend) of the queries of one token, which see all keys and values of some `blocks`:
+    /// as many queries for each block, not necessarily the same. Writes `parts`, `(blocks, queries, dim + 2)`.
+    ///
+    /// # Panics
+    /// If shapes differ, or a block is empty.
+    pub fn attend_blocks(
+        &self,
+        dtype: DenseType,
+        blocks: &[HeadBlock<'_>],
+        dim: usize,
+        factor: f32,
+        scratch: &mut AttentionScratch,
+        parts: &mut [f32],
+    ) {
+        let ops = &self.0.float.attention;
+        let (rows, size) = (ops.rows(dtype), dtype.size());
+        // SAFETY: as in `dot`: self exists.
+        unsafe {
+            token_attention::attend_blocks(ops, rows, size, blocks, dim, factor, scratch, parts)
+        }
+    }
+
+    /// Merges the part of the next block, as [`attend`](Self::attend) wrote it, into that of the blocks
+    /// before it, one query; a part without weights is replaced.
+    pub fn merge(&self, so_far: &mut [f32], next: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.attention.merge)(so_far, next) }
+    }
+
+    /// `out[t][r] = dot(row r, x[t])` for the rows that `out` owns.
+    ///
+    /// `rows` is the whole dense matrix, row-major `(rows, cols)`, little-endian, at any alignment;
+    /// `x` is `(tokens, cols)`.
+    pub fn dense_rows(
+        &self,
+        dtype: DenseType,
+        rows: &[u8],
+        cols: usize,
+        x: &[f32],
+        out: &mut Output<'_>,
+    ) {
+        let run = match dtype {
+            DenseType::F32 => self.0.float.dense_f32,
+            DenseType::F16 => self.0.float.dense_f16,
+            DenseType::Bf16 => self.0.float.dense_bf16,
+        };
+        // SAFETY: as in `dot`: self exists.
+        unsafe { run(rows, cols, x, out) }
+    }
+}

@@ -1,0 +1,130 @@
+//! One instruction set's float operations, as a table.
+//!
+//! Invariant: every entry is a body of the floors below, compiled once per instruction set, so tables differ in
+//! speed and never in bits. Rust's baseline x86-64 has neither FMA nor wide registers; [`instantiate!`] compiles the
+//! bodies, which are `#[inline(always)]`, with the attributes it is given.
+
+use crate::attention::AttentionOps;
+use crate::candidates::{Factors, RowBound, ScreenQuery, UpperBlock};
+use crate::lines::Line;
+use crate::output::Output;
+use crate::scaling::Finish;
+
+/// [`quantize`](crate::float_ops::quantize), instantiated.
+pub(crate) type Quantize = unsafe fn(&[f32], &mut [i8]) -> Option<(f32, i32)>;
+
+/// [`screen_bounds`](crate::candidates::screen_bounds), instantiated.
+pub(crate) type Bound = unsafe fn(&[&[f32]; 3], &Factors, &[i32], &mut [f32], &mut [f32]);
+
+/// One instruction set's instances of the bodies in `float_ops`, `attention`, `dense`, `candidates` and
+/// `scaling`.
+///
+/// Calling an entry is sound when the CPU has the features it was instantiated with; a
+/// [`Backend`](crate::Backend) is the proof of that.
+pub(crate) struct FloatOps {
+    pub dot: unsafe fn(&[f32], &[f32]) -> f32,
+    pub sum: unsafe fn(&[f32]) -> f32,
+    pub sum_squares: unsafe fn(&[f32]) -> f32,
+    pub axpy: unsafe fn(f32, &[f32], &mut [f32]),
+    pub scale: unsafe fn(f32, &mut [f32]),
+    pub add: unsafe fn(&[f32], &mut [f32]),
+    pub max: unsafe fn(&[f32]) -> f32,
+    pub exp: unsafe fn(&mut [f32]),
+    pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+    pub relu2_mul: unsafe fn(&mut [f32], &[f32]),
+    pub gelu_tanh_mul: unsafe fn(&mut [f32], &[f32]),
+    pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    pub rotate_halves: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub narrow: unsafe fn(&[f32], &mut [u8]),
+    pub quantize: Quantize,
+    pub finish_dots: Finish<i32>,
+    pub finish_sums: Finish<f32>,
+    pub dense_f32: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
+    pub dense_f16: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
+    pub dense_bf16: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
+    pub attention: AttentionOps,
+    pub screen_row: unsafe fn(&[f32], &mut [UpperBlock], &mut [Line]) -> RowBound,
+    pub screen_dots: unsafe fn(&[UpperBlock], &ScreenQuery, &mut [i32]),
+    pub screen_bounds: Bound,
+    pub screen_lower: unsafe fn(&[Line], &ScreenQuery) -> i32,
+}
+
+/// Compiles every body under the given attributes and tabulates the instances.
+macro_rules! instantiate {
+    ($(#[$isa:meta])*) => {{
+        use $crate::{
+            Scales, attention, candidates, dense, float_ops, float_table, lanes, lines::Line, output::Output,
+            scaling, scaling::Place,
+        };
+        $(#[$isa])* fn dot(a: &[f32], b: &[f32]) -> f32 { float_ops::dot(a, b) }
+        $(#[$isa])* fn sum(a: &[f32]) -> f32 { float_ops::sum(a) }
+        $(#[$isa])* fn sum_squares(a: &[f32]) -> f32 { float_ops::sum_squares(a) }
+        $(#[$isa])* fn axpy(a: f32, x: &[f32], y: &mut [f32]) { float_ops::axpy(a, x, y) }
+        $(#[$isa])* fn scale(a: f32, x: &mut [f32]) { float_ops::scale(a, x) }
+        $(#[$isa])* fn add(x: &[f32], y: &mut [f32]) { float_ops::add(x, y) }
+        $(#[$isa])* fn max(x: &[f32]) -> f32 { float_ops::max(x) }
+        $(#[$isa])* fn exp(x: &mut [f32]) { float_ops::exp(x) }
+        $(#[$isa])* fn silu_mul(gate: &mut [f32], up: &[f32]) { float_ops::silu_mul(gate, up) }
+        $(#[$isa])* fn relu2_mul(gate: &mut [f32], up: &[f32]) { float_ops::relu2_mul(gate, up) }
+        $(#[$isa])* fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
+            float_ops::gelu_tanh_mul(gate, up)
+        }
+        $(#[$isa])* fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+            float_ops::rms_norm(x, weight, eps, out)
+        }
+        $(#[$isa])* fn rotate_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+            float_ops::rotate_halves(x, cos, sin)
+        }
+        $(#[$isa])* fn narrow(x: &[f32], out: &mut [u8]) { float_ops::narrow(x, out) }
+        $(#[$isa])* fn quantize(x: &[f32], out: &mut [i8]) -> Option<(f32, i32)> {
+            float_ops::quantize(x, out)
+        }
+        $(#[$isa])* fn finish_dots(
+            sums: &[i32], place: &Place, scales: &Scales, token: usize, s: &[f32],
+            out: &mut Output<'_>,
+        ) {
+            scaling::finish(sums, place, scales, token, s, out)
+        }
+        $(#[$isa])* fn finish_sums(
+            sums: &[f32], place: &Place, scales: &Scales, token: usize, s: &[f32],
+            out: &mut Output<'_>,
+        ) {
+            scaling::finish(sums, place, scales, token, s, out)
+        }
+        $(#[$isa])* fn dense_f32(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
+            dense::rows::<lanes::F32, 8, 2>(rows, cols, x, out)
+        }
+        $(#[$isa])* fn dense_f16(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
+            dense::rows::<lanes::F16, 8, 2>(rows, cols, x, out)
+        }
+        $(#[$isa])* fn dense_bf16(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
+            dense::rows::<lanes::Bf16, 8, 2>(rows, cols, x, out)
+        }
+        $(#[$isa])* fn screen_row(
+            w: &[f32], upper: &mut [candidates::UpperBlock], lower: &mut [Line],
+        ) -> candidates::RowBound {
+            candidates::screen_row(w, upper, lower)
+        }
+        $(#[$isa])* fn screen_dots(
+            rows: &[candidates::UpperBlock], query: &candidates::ScreenQuery, sums: &mut [i32],
+        ) {
+            candidates::screen_dots(rows, query, sums)
+        }
+        $(#[$isa])* fn screen_bounds(
+            rows: &[&[f32]; 3], factors: &candidates::Factors, sums: &[i32], estimates: &mut [f32],
+            upper: &mut [f32],
+        ) {
+            candidates::screen_bounds(rows, factors, sums, estimates, upper)
+        }
+        $(#[$isa])* fn screen_lower(row: &[Line], query: &candidates::ScreenQuery) -> i32 {
+            candidates::screen_lower(row, query)
+        }
+        float_table::FloatOps {
+            dot, sum, sum_squares, axpy, scale, add, max, exp, silu_mul, relu2_mul, gelu_tanh_mul,
+            rms_norm, rotate_halves, narrow, quantize, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
+            attention: attention::instantiate!($(#[$isa])*), screen_row, screen_dots,
+            screen_bounds, screen_lower,
+        }
+    }};
+}
+pub(crate) use instantiate;

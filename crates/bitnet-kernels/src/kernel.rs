@@ -1,0 +1,56 @@
+//! One row of the table of kernels.
+//!
+//! Invariant: a row is data: making one runs nothing, and calling what it holds is for whoever asked the CPU first.
+
+use crate::contract::TernaryOps;
+use crate::float_table::FloatOps;
+use crate::peak::Peak;
+use bitnet_ternary::Scales;
+
+/// The features of this list that the machine lacks, by the names that people use.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! lacking {
+    (x86: $($feature:tt = $name:literal),+ $(,)?) => {
+        lacking!(is_x86_feature_detected: $($feature = $name),+)
+    };
+    (aarch64: $($feature:tt = $name:literal),+ $(,)?) => {
+        lacking!(is_aarch64_feature_detected: $($feature = $name),+)
+    };
+    ($detected:ident: $($feature:tt = $name:literal),+) => {{
+        let all: Vec<(bool, &'static str)> = vec![$((std::arch::$detected!($feature), $name)),+];
+        let missing = all.into_iter().filter(|(is_there, _)| !is_there);
+        missing.map(|(_, name)| name).collect::<Vec<&'static str>>()
+    }};
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use lacking;
+
+/// One way of computing ternary x int8 products: the integers
+/// `dot[g][r] = sum over k in group g of trit[r][k] * a[k]`, and everything beside them.
+pub struct Kernel {
+    /// Instruction set features: also the file's name and the value of `--kernel`.
+    pub name: &'static str,
+    /// What the CPU must have, for people: `AVX-512 F, BW, VNNI`.
+    pub requires: &'static str,
+    /// Whether this CPU has it.
+    pub is_available: fn() -> bool,
+    /// What of that this machine lacks, by name; empty where the kernel runs.
+    pub missing: fn() -> Vec<&'static str>,
+    pub(crate) ternary: TernaryOps,
+    /// For matrices with group scales, if their groups do not fit the blocks of `ternary`. Its panels
+    /// are as wide.
+    pub(crate) grouped: Option<TernaryOps>,
+    pub(crate) float: FloatOps,
+    /// The multiply instruction of its products, if one is known: what they are measured against.
+    pub(crate) peak: Option<Peak>,
+}
+
+impl Kernel {
+    /// The layout of a matrix with these scales.
+    pub(crate) fn ternary_for(&self, scales: &Scales) -> &TernaryOps {
+        match (scales, &self.grouped) {
+            (Scales::PerGroup { .. }, Some(grouped)) => grouped,
+            _ => &self.ternary,
+        }
+    }
+}
