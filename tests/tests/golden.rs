@@ -57,7 +57,7 @@ fn run(fixture: &Fixture) -> Result<Outcome, FormatError> {
     }
 
     let bounds = Thresholds::default();
-    let model = Model::load(checkpoint, &LoadOptions::default())?;
+    let model = Model::load(&checkpoint, &LoadOptions::default())?;
     if fixture.is_embedding() {
         let linears = gates::linears(&golden, |slot, x, tokens| model.linear(slot, x, tokens))?;
         let layers = gates::layers(&golden, |layer, x, tokens| model.layer(layer, x, tokens))?;

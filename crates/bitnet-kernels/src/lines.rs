@@ -103,24 +103,27 @@ unsafe impl Sync for Region {}
 static FILLING: Mutex<(Weak<Region>, usize)> = Mutex::new((Weak::new(), 0));
 
 impl Region {
-    /// At least `bytes`, not 0, of which none is memory before it is written.
-    fn new(bytes: usize) -> Self {
-        let bytes = bytes.next_multiple_of(HUGE_PAGE);
+    /// How at least `bytes`, not 0, are allocated; `None` for more than can be.
+    fn layout(bytes: usize) -> Option<Layout> {
+        let bytes = bytes.checked_next_multiple_of(HUGE_PAGE)?;
         // a stricter alignment would have the allocator write zeros itself
-        let layout = Layout::from_size_align(bytes + HUGE_PAGE, 1)
-            .expect("lines of a matrix that is in memory");
+        Layout::from_size_align(bytes.checked_add(HUGE_PAGE)?, 1).ok()
+    }
+
+    /// Memory of this [`layout`](Self::layout), of which none is memory before it is written; `None` if the
+    /// system has not so much.
+    fn new(layout: Layout) -> Option<Self> {
+        let bytes = layout.size().checked_sub(HUGE_PAGE).filter(|b| *b > 0)?;
         // SAFETY: the layout is not empty.
-        let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
-            handle_alloc_error(layout)
-        };
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         let skipped = base.as_ptr().addr().wrapping_neg() % HUGE_PAGE;
-        Self {
+        Some(Self {
             // SAFETY: fewer bytes than a huge page are skipped, and there is one more than is used.
             start: unsafe { base.add(skipped) }.cast(),
             lines: bytes / LINE,
             base,
             layout,
-        }
+        })
     }
 
     /// Gives the system some advice about all of it, as far as it takes it.
@@ -137,7 +140,9 @@ impl Region {
         let (region, used) = open
             .filter(|(region, used)| used + count <= region.lines)
             .unwrap_or_else(|| {
-                let region = Self::new(REGION.max(count * LINE));
+                let layout = Self::layout(REGION.max(count * LINE))
+                    .expect("lines of a matrix that is in memory");
+                let region = Self::new(layout).unwrap_or_else(|| handle_alloc_error(layout));
                 region.advise(&[advice::HUGEPAGE]);
                 (Arc::new(region), 0)
             });
@@ -169,22 +174,26 @@ unsafe impl Sync for Lines {}
 impl Lines {
     /// `count` lines of zeros, for a while.
     pub fn zeroed(count: usize) -> Self {
-        let Some(layout) = Self::layout(count) else {
-            return Self {
+        let layout = Self::layout(count).expect("lines of a matrix that is in memory");
+        Self::try_zeroed(count).unwrap_or_else(|| handle_alloc_error(layout))
+    }
+
+    /// [`zeroed`](Self::zeroed); `None` if the system has not so much memory.
+    fn try_zeroed(count: usize) -> Option<Self> {
+        if count == 0 {
+            return Some(Self {
                 start: NonNull::dangling(),
                 count: 0,
                 region: None,
-            };
-        };
-        // SAFETY: layout() returns no empty layout.
-        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<Line>()) else {
-            handle_alloc_error(layout)
-        };
-        Self {
+            });
+        }
+        // SAFETY: the layout of one line or more is not empty.
+        let start = NonNull::new(unsafe { alloc_zeroed(Self::layout(count)?) }.cast::<Line>())?;
+        Some(Self {
             start,
             count,
             region: None,
-        }
+        })
     }
 
     /// `count` lines of zeros for packed weights, on huge pages where the system has them.
@@ -200,27 +209,29 @@ impl Lines {
         }
     }
 
-    /// `count` lines of zeros on huge pages of their own, which go when they do.
-    pub fn alone(count: usize) -> Self {
+    /// `count` lines of zeros on huge pages of their own, which go when they do; `None` if the system has not so
+    /// much memory.
+    pub fn alone(count: usize) -> Option<Self> {
         Self::of_region(count, advice::HUGEPAGE)
     }
 
     /// The same on small pages: the system gives memory for what is written.
-    pub fn growing(count: usize) -> Self {
+    pub fn growing(count: usize) -> Option<Self> {
         Self::of_region(count, advice::NOHUGEPAGE)
     }
 
-    fn of_region(count: usize, advice: i32) -> Self {
+    fn of_region(count: usize, advice: i32) -> Option<Self> {
         if count < LARGE / LINE {
-            return Self::zeroed(count);
+            return Self::try_zeroed(count);
         }
-        let region = Arc::new(Region::new(count * LINE));
+        let layout = Region::layout(count.checked_mul(LINE)?)?;
+        let region = Arc::new(Region::new(layout)?);
         region.advise(&[advice]);
-        Self {
+        Some(Self {
             start: region.start,
             count,
             region: Some(region),
-        }
+        })
     }
 
     /// Brings all of it onto huge pages, where the system has them: for what was written and will be read
@@ -231,10 +242,9 @@ impl Lines {
         }
     }
 
-    /// How `count` lines are allocated; `None` for nothing at all.
+    /// How `count` lines are allocated; `None` for more than can be.
     fn layout(count: usize) -> Option<Layout> {
-        let layout = Layout::array::<Line>(count).expect("lines of a matrix that is in memory");
-        (count > 0).then_some(layout)
+        Layout::array::<Line>(count).ok()
     }
 }
 
@@ -269,6 +279,7 @@ mod advice {
 impl Drop for Lines {
     fn drop(&mut self) {
         if self.region.is_none()
+            && self.count > 0
             && let Some(layout) = Self::layout(self.count)
         {
             // SAFETY: without a region `start` came from alloc_zeroed with this very layout (zeroed).
@@ -311,17 +322,17 @@ pub struct AlignedBytes {
 }
 
 impl AlignedBytes {
-    /// `len` bytes of which the system gives memory for what is written.
-    pub fn zeroed(len: usize) -> Self {
-        let lines = Lines::growing(len.div_ceil(LINE));
-        Self { lines, len }
+    /// `len` bytes of which the system gives memory for what is written; `None` if it has not so much.
+    pub fn zeroed(len: usize) -> Option<Self> {
+        let lines = Lines::growing(len.div_ceil(LINE))?;
+        Some(Self { lines, len })
     }
 
     /// `len` bytes on huge pages, where the system has them: reading through them takes no time for address
-    /// translation, but a byte that is written makes two megabytes memory.
-    pub fn on_huge_pages(len: usize) -> Self {
-        let lines = Lines::alone(len.div_ceil(LINE));
-        Self { lines, len }
+    /// translation, but a byte that is written makes two megabytes memory. `None` if the system has not so much.
+    pub fn on_huge_pages(len: usize) -> Option<Self> {
+        let lines = Lines::alone(len.div_ceil(LINE))?;
+        Some(Self { lines, len })
     }
 
     /// Brings them onto huge pages: all of it is memory then.
@@ -463,7 +474,13 @@ mod tests {
             LARGE / LINE,
             HUGE_PAGE / LINE * 2 + 5,
         ] {
-            for make in [Lines::zeroed, Lines::resident, Lines::growing, Lines::alone] {
+            let makes: [fn(usize) -> Lines; 4] = [
+                Lines::zeroed,
+                Lines::resident,
+                |count| Lines::growing(count).unwrap(),
+                |count| Lines::alone(count).unwrap(),
+            ];
+            for make in makes {
                 let mut lines = make(count);
                 assert_eq!(lines.len(), count);
                 assert!(as_bytes(&lines).iter().all(|b| *b == 0));
@@ -478,6 +495,15 @@ mod tests {
         for (i, lines) in all.iter().enumerate() {
             assert!(as_bytes(lines).iter().all(|b| *b == i as u8));
         }
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_none() {
+        for len in [usize::MAX / 4, usize::MAX / 2, usize::MAX] {
+            assert!(AlignedBytes::zeroed(len).is_none());
+            assert!(AlignedBytes::on_huge_pages(len).is_none());
+        }
+        assert_eq!(AlignedBytes::zeroed(0).unwrap().len(), 0);
     }
 
     #[test]

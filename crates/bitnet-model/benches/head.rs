@@ -41,7 +41,7 @@ fn main() {
             backend: backend.unwrap_or(Backend::best()),
             ..LoadOptions::default()
         };
-        let model = Model::load(checkpoint, &options).unwrap();
+        let model = Model::load(&checkpoint, &options).unwrap();
         let mut state = 1;
         let mut logits = Vec::new();
         let mut full = Vec::new();

@@ -1,6 +1,6 @@
 //! Dense rows that stay in the mapped file: token embeddings and the output head.
 //!
-//! Invariant: nothing is copied or narrowed; a row is widened to f32 exactly when it is used, and a
+//! Invariant: the matrix shares the bytes of its file and nothing is copied or narrowed; a row is widened to f32 exactly when it is used, and a
 //! logit is the canonical dot of a widened row and the final hidden state. Threads split rows. Opening
 //! reads no row: a NaN or an infinity is found, and named, in the row that is used or in the logit that
 //! it makes.
@@ -8,7 +8,9 @@
 use crate::threads;
 use bitnet_checkpoint::Slot;
 use bitnet_checkpoint::{Checkpoint, DenseTensor};
-use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo, dense_to_f32};
+use bitnet_formats::{
+    Encoding, ErrorCode, FormatError, Mapped, PlainType, TensorInfo, dense_to_f32,
+};
 use bitnet_kernels::{Backend, DenseType, Output, ScreenBounds, ScreenQuery, ScreenRows};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -156,11 +158,12 @@ fn leaders(first: u32, estimates: &[f32], k: usize, least: &AtomicI32) -> Vec<(i
     heap.into_iter().map(|Reverse(leader)| leader).collect()
 }
 
-/// A dense matrix of a checkpoint, by its place in the file.
+/// A dense matrix over the bytes of its file, which it keeps open.
 #[derive(Debug, Clone)]
 pub(crate) struct DenseMatrix {
     slot: Slot,
-    info: TensorInfo,
+    file: Mapped,
+    info: TensorInfo, // name, type and place in `file`
     rows: usize,
     cols: usize,
     touched: Arc<AtomicUsize>, // rows read one by one since their pages were given back
@@ -189,8 +192,16 @@ impl DenseMatrix {
         let row_bytes = bytes.len() / rows.max(1);
         dense_to_f32(encoding, &bytes[..row_bytes], &mut vec![0.0; cols])
             .map_err(|error| error.in_tensor(&info.name))?;
+        let Some(file) = checkpoint.file.parts.get(info.part) else {
+            return Err(FormatError::new(
+                ErrorCode::MissingTensor,
+                "expected a file that holds the tensor, found none",
+            )
+            .in_tensor(&info.name));
+        };
         Ok(Self {
             slot,
+            file: file.clone(),
             info: info.clone(),
             rows,
             cols,
@@ -203,19 +214,26 @@ impl DenseMatrix {
         self.rows
     }
 
+    /// The stored rows.
+    fn bytes(&self) -> &[u8] {
+        let range =
+            self.info.offset as usize..self.info.offset.saturating_add(self.info.len) as usize;
+        self.file.bytes().get(range).unwrap_or(&[])
+    }
+
     /// Tells the system that some rows are not needed again soon.
-    fn release(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
+    fn release(&self, rows: Range<usize>) {
         let row_bytes = self.info.len / self.rows.max(1) as u64;
-        let bytes = rows.start as u64 * row_bytes..rows.end as u64 * row_bytes;
-        checkpoint.release_part(self.slot, bytes);
+        let at = |row: usize| self.info.offset.saturating_add(row as u64 * row_bytes);
+        self.file.release(at(rows.start)..at(rows.end));
     }
 
     /// Counts a row that was read by itself, and gives pages back when there were many: a text would map
     /// half of the matrix after some thousand tokens.
-    pub(crate) fn count_touched(&self, checkpoint: &Checkpoint) {
+    pub(crate) fn count_touched(&self) {
         if self.touched.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_TOUCHED {
             self.touched.store(0, Ordering::Relaxed);
-            self.release(checkpoint, 0..self.rows);
+            self.release(0..self.rows);
         }
     }
 
@@ -225,13 +243,8 @@ impl DenseMatrix {
     }
 
     /// Widens one row into `out`, `(cols,)`.
-    pub(crate) fn row(
-        &self,
-        checkpoint: &Checkpoint,
-        row: usize,
-        out: &mut [f32],
-    ) -> Result<(), FormatError> {
-        let bytes = checkpoint.file.bytes(&self.info);
+    pub(crate) fn row(&self, row: usize, out: &mut [f32]) -> Result<(), FormatError> {
+        let bytes = self.bytes();
         let row_bytes = bytes.len() / self.rows;
         let bytes = bytes
             .get(row * row_bytes..(row + 1) * row_bytes)
@@ -244,20 +257,15 @@ impl DenseMatrix {
         }
         match out.iter().position(|v| !v.is_finite()) {
             None => Ok(()),
-            Some(col) => Err(self.not_finite(
-                checkpoint,
-                format!("row {row}, column {col}: expected a finite number, found NaN or infinity"),
-            )),
+            Some(col) => Err(self.not_finite(format!(
+                "row {row}, column {col}: expected a finite number, found NaN or infinity"
+            ))),
         }
     }
 
     /// Reads all rows into a screen; `None` for a matrix that no screen is made for. The pages of the
     /// file are given back as they are read: from now on hardly any of them is needed.
-    pub(crate) fn screen(
-        &self,
-        checkpoint: &Checkpoint,
-        backend: Backend,
-    ) -> Result<Option<Screen>, FormatError> {
+    pub(crate) fn screen(&self, backend: Backend) -> Result<Option<Screen>, FormatError> {
         let mut parts: Vec<Option<ScreenRows>> = Vec::new();
         parts.resize_with(self.rows.div_ceil(SCREEN_ROWS), || None);
         let items = parts.iter_mut().enumerate().collect();
@@ -269,10 +277,10 @@ impl DenseMatrix {
             let Some(to) = to else { return Ok(()) };
             let mut wide = vec![0.0; self.cols]; // (cols,)
             for row in 0..rows {
-                self.row(checkpoint, first + row, &mut wide)?;
+                self.row(first + row, &mut wide)?;
                 to.set(row, &wide);
             }
-            self.release(checkpoint, first..first + rows);
+            self.release(first..first + rows);
             Ok(())
         })?;
         let parts: Option<Vec<ScreenRows>> = parts.into_iter().collect();
@@ -288,7 +296,6 @@ impl DenseMatrix {
     /// screen's bounds leave so many rows that the full product is faster.
     pub(crate) fn top_k(
         &self,
-        checkpoint: &Checkpoint,
         backend: Backend,
         screen: &Screen,
         x: &[f32],
@@ -301,7 +308,7 @@ impl DenseMatrix {
         }
         let query = ScreenQuery::new(x);
         let (mut bounds, leaders) = screen.bounds(&query, self.cols, k);
-        let mut top = self.logits(checkpoint, backend, x, &leaders)?;
+        let mut top = self.logits(backend, x, &leaders)?;
         // k logits reach this one, so the k largest do
         let least = top
             .iter()
@@ -316,7 +323,7 @@ impl DenseMatrix {
         if left > k.max(self.rows / MOST_CANDIDATES) {
             return Ok(None);
         }
-        top.append(&mut self.logits(checkpoint, backend, x, &candidates)?);
+        top.append(&mut self.logits(backend, x, &candidates)?);
         screen.recomputed.fetch_add(left, Ordering::Relaxed);
         crate::sampler::sort(&mut top);
         top.truncate(k);
@@ -326,7 +333,6 @@ impl DenseMatrix {
     /// The logits of `x: (cols,)` of some rows, with the rows.
     fn logits(
         &self,
-        checkpoint: &Checkpoint,
         backend: Backend,
         x: &[f32],
         rows: &[u32],
@@ -338,11 +344,11 @@ impl DenseMatrix {
         threads::try_for_each(pieces, items, |part: &mut [(u32, f32)]| {
             let mut wide = vec![0.0; self.cols]; // (cols,)
             for (row, logit) in part {
-                self.row(checkpoint, *row as usize, &mut wide)?;
+                self.row(*row as usize, &mut wide)?;
                 *logit = backend.dot(&wide, x);
-                self.count_touched(checkpoint);
+                self.count_touched();
                 if !logit.is_finite() {
-                    return Err(self.beyond(checkpoint, *row as usize));
+                    return Err(self.beyond(*row as usize));
                 }
             }
             Ok(())
@@ -350,26 +356,19 @@ impl DenseMatrix {
         Ok(logits)
     }
 
-    fn beyond(&self, checkpoint: &Checkpoint, row: usize) -> FormatError {
+    fn beyond(&self, row: usize) -> FormatError {
         let message = format!("the logit of row {row} is beyond f32 or no number");
-        self.not_finite(checkpoint, message)
+        self.not_finite(message)
     }
 
-    fn not_finite(&self, checkpoint: &Checkpoint, message: String) -> FormatError {
+    fn not_finite(&self, message: String) -> FormatError {
         let error = FormatError::new(ErrorCode::NonFinite, message).in_tensor(&self.info.name);
-        match checkpoint.file.parts.get(self.info.part) {
-            Some(part) => error.in_file(part.path()),
-            None => error,
-        }
+        error.in_file(self.file.path())
     }
 
     /// Refuses a logit that is NaN or infinite. The hidden state was finite, so either its row is not,
     /// or both are beyond what f32 can multiply.
-    fn check_logits(
-        &self,
-        checkpoint: &Checkpoint,
-        out: &mut Output<'_>,
-    ) -> Result<(), FormatError> {
+    fn check_logits(&self, out: &mut Output<'_>) -> Result<(), FormatError> {
         let first = out.rows().start;
         for token in 0..out.tokens() {
             let logits = out.token_mut(token);
@@ -378,8 +377,8 @@ impl DenseMatrix {
                 continue;
             }
             let row = first + logits.iter().position(|v| !v.is_finite()).unwrap_or(0);
-            self.row(checkpoint, row, &mut vec![0.0; self.cols])?; // names the column
-            return Err(self.beyond(checkpoint, row));
+            self.row(row, &mut vec![0.0; self.cols])?; // names the column
+            return Err(self.beyond(row));
         }
         Ok(())
     }
@@ -388,7 +387,6 @@ impl DenseMatrix {
     /// every row once, so its pages are given back on the way; more tokens come back to them.
     pub(crate) fn multiply(
         &self,
-        checkpoint: &Checkpoint,
         backend: Backend,
         x: &[f32],
         out: &mut [f32],
@@ -411,8 +409,8 @@ impl DenseMatrix {
             parts.push(rest);
             let one = x.len() == self.cols;
             threads::try_for_each(pieces, parts, |part| match one {
-                true => self.passing(checkpoint, backend, x, part),
-                false => self.part(checkpoint, backend, x, part),
+                true => self.passing(backend, x, part),
+                false => self.part(backend, x, part),
             })?;
         }
         Ok(())
@@ -421,7 +419,6 @@ impl DenseMatrix {
     /// As [`part`](Self::part), giving the pages of the rows back.
     fn passing(
         &self,
-        checkpoint: &Checkpoint,
         backend: Backend,
         x: &[f32], // (1, cols)
         out: Output<'_>,
@@ -439,8 +436,8 @@ impl DenseMatrix {
                 out
             };
             let rows = part.rows();
-            self.part(checkpoint, backend, x, part)?;
-            self.release(checkpoint, rows);
+            self.part(backend, x, part)?;
+            self.release(rows);
         }
         Ok(())
     }
@@ -448,7 +445,6 @@ impl DenseMatrix {
     /// The rows that `out` owns.
     fn part(
         &self,
-        checkpoint: &Checkpoint,
         backend: Backend,
         x: &[f32], // (tokens, cols)
         mut out: Output<'_>,
@@ -457,22 +453,15 @@ impl DenseMatrix {
             Encoding::Plain(PlainType::F32) => DenseType::F32,
             Encoding::Plain(PlainType::F16) => DenseType::F16,
             Encoding::Plain(PlainType::Bf16) => DenseType::Bf16,
-            _ => return self.part_widened(checkpoint, backend, x, out),
+            _ => return self.part_widened(backend, x, out),
         };
-        backend.dense_rows(
-            dtype,
-            checkpoint.file.bytes(&self.info),
-            self.cols,
-            x,
-            &mut out,
-        );
-        self.check_logits(checkpoint, &mut out)
+        backend.dense_rows(dtype, self.bytes(), self.cols, x, &mut out);
+        self.check_logits(&mut out)
     }
 
     /// The same for block quantisations, which the kernels do not read: widened row by row.
     fn part_widened(
         &self,
-        checkpoint: &Checkpoint,
         backend: Backend,
         x: &[f32],
         mut out: Output<'_>,
@@ -480,11 +469,11 @@ impl DenseMatrix {
         let mut wide = vec![0.0; self.cols]; // (cols,)
         let rows = out.rows();
         for row in rows.clone() {
-            self.row(checkpoint, row, &mut wide)?;
+            self.row(row, &mut wide)?;
             for (token, x) in x.chunks_exact(self.cols).enumerate() {
                 out.token_mut(token)[row - rows.start] = backend.dot(&wide, x);
             }
         }
-        self.check_logits(checkpoint, &mut out)
+        self.check_logits(&mut out)
     }
 }

@@ -5,20 +5,36 @@
 
 #![forbid(unsafe_code)]
 
-mod attention;
 mod bit_linear;
 mod dense_head;
-mod forward;
+mod embed;
+mod generate;
 mod kv_cache;
+mod load;
+mod mixer;
+mod mlp;
+mod model;
 mod profile;
 mod rope;
+mod round;
 mod sampler;
+mod sequence;
+mod session;
+mod step;
+mod stream;
 mod threads;
 mod vocabulary;
 mod weights;
+mod windows;
+mod workspace;
 
-pub use forward::{HeadPasses, Logits, Model, Session};
+pub use generate::{Generated, Generation, Stopped, TextStream};
 pub use kv_cache::{KvCache, KvType};
+pub use load::{LoadOptions, TilesIn, best_backend};
+pub use model::{HeadPasses, Model};
 pub use profile::{Part, Profile};
 pub use sampler::{Sampler, SamplerOptions};
-pub use weights::{LoadOptions, TilesIn, best_backend};
+pub use sequence::Sequence;
+pub use session::{Logits, Session};
+pub use step::{Slice, StepLogits, Want};
+pub use workspace::Workspace;

@@ -4,10 +4,10 @@
 //! are f32 as in transformers; sine and cosine are those of that f32 angle, taken in f64 by the
 //! `libm` crate and rounded once, so no platform's libm is in the answer (`formats/numerics.md`).
 
-use bitnet_checkpoint::{Rope, RopeScaling, Yarn};
+use bitnet_checkpoint::{Config, Rope, RopeScaling, Yarn};
 use std::f64::consts::PI;
 
-/// Cosines and sines of the positions used so far.
+/// Cosines and sines of the positions used so far, by whichever sequence.
 #[derive(Debug, Clone)]
 pub(crate) struct RopeTable {
     inv_freq: Vec<f32>, // (head_dim / 2,)
@@ -18,7 +18,7 @@ pub(crate) struct RopeTable {
 
 impl RopeTable {
     /// A table without positions.
-    pub(crate) fn new(rope: &Rope, head_dim: usize) -> Self {
+    fn new(rope: &Rope, head_dim: usize) -> Self {
         Self {
             inv_freq: inv_freq(rope, head_dim),
             factor: match rope.scaling {
@@ -30,10 +30,14 @@ impl RopeTable {
         }
     }
 
+    /// How many positions are there.
+    fn positions(&self) -> usize {
+        self.cos.len() / self.inv_freq.len()
+    }
+
     /// Makes sure that positions below `positions` are there.
-    pub(crate) fn extend_to(&mut self, positions: usize) {
-        let half = self.inv_freq.len();
-        for position in self.cos.len() / half..positions {
+    fn extend_to(&mut self, positions: usize) {
+        for position in self.positions()..positions {
             for inv_freq in &self.inv_freq {
                 let angle = f64::from(position as f32 * inv_freq);
                 self.cos.push(libm::cos(angle) as f32 * self.factor);
@@ -47,6 +51,47 @@ impl RopeTable {
         let half = self.inv_freq.len();
         let range = position * half..(position + 1) * half;
         (&self.cos[range.clone()], &self.sin[range])
+    }
+}
+
+/// The tables of a network: of its layers with a window, and of the others.
+#[derive(Debug)]
+pub(crate) struct Ropes {
+    full: RopeTable,
+    sliding: Option<RopeTable>,
+}
+
+impl Ropes {
+    /// Tables without positions.
+    pub(crate) fn new(config: &Config) -> Self {
+        let table = |rope: &Rope| RopeTable::new(rope, config.head_dim);
+        Self {
+            full: table(&config.rope),
+            sliding: config.sliding_rope().as_ref().map(table),
+        }
+    }
+
+    /// Whether positions below `positions` are there.
+    pub(crate) fn reach(&self, positions: usize) -> bool {
+        self.full.positions() >= positions
+    }
+
+    /// Makes sure that positions below `positions` are there.
+    pub(crate) fn extend_to(&mut self, positions: usize) {
+        self.full.extend_to(positions);
+        if let Some(sliding) = &mut self.sliding {
+            sliding.extend_to(positions);
+        }
+    }
+
+    /// That of layers without a window.
+    pub(crate) fn full(&self) -> &RopeTable {
+        &self.full
+    }
+
+    /// That of layers with a window.
+    pub(crate) fn sliding(&self) -> &RopeTable {
+        self.sliding.as_ref().unwrap_or(&self.full)
     }
 }
 

@@ -4,13 +4,15 @@
 //! there are (`formats/numerics.md`).
 //!
 //! A forward pass runs on a [`Pool`], not on rayon: it has some 150 short regions per token, and
-//! rayon's workers sleep in the serial gaps between them. [`Pools::enter`] borrows one for a pass; passes that run at the same time have
-//! one each. Inside, [`for_each`] and its neighbours find it without being handed it; outside of a
-//! pass, and inside a region, they run on this thread alone.
+//! rayon's workers sleep in the serial gaps between them. A model has one pool, and [`ModelThreads::enter`] lends it to one pass
+//! at a time. Inside, [`for_each`] and its neighbours find it without being handed it; outside of a
+//! pass, and inside a region, they run on this thread alone. Loading alone runs on rayon.
 
+use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::Pool;
 use std::cell::RefCell;
-use std::sync::{Mutex, PoisonError};
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Multiplications below which a parallel region costs more than it saves.
@@ -27,48 +29,61 @@ thread_local! {
     static CURRENT: RefCell<Option<Pool>> = const { RefCell::new(None) };
 }
 
-/// The idle pools of a model. They park, and cost no CPU.
-#[derive(Debug, Default)]
-pub(crate) struct Pools {
-    threads: usize,
-    idle: Mutex<Vec<Pool>>,
+/// The threads of a model. They park between passes, and cost no CPU.
+#[derive(Debug)]
+pub(crate) struct ModelThreads {
+    count: usize,
+    pool: Mutex<Option<Pool>>, // made by the first pass
 }
 
-impl Pools {
-    /// For passes of `threads` threads; 0: as many as the rayon pool has that a pass is called from.
-    pub(crate) fn new(threads: usize) -> Self {
+impl ModelThreads {
+    /// `count` threads; 0: all that the system offers.
+    pub(crate) fn new(count: usize) -> Self {
+        let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
-            threads,
-            idle: Mutex::new(Vec::new()),
+            count: match count {
+                0 => available(),
+                count => count,
+            },
+            pool: Mutex::new(None),
         }
     }
 
-    /// Runs `f` with a pool.
+    /// How many.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Runs `f`, which reads tensors in parallel on the current rayon pool, in one of so many threads.
+    ///
+    /// # Errors
+    /// `io` if the system gives no threads.
+    pub(crate) fn load<R: Send>(&self, f: impl FnOnce() -> R + Send) -> Result<R, FormatError> {
+        let inside = rayon::current_thread_index().is_some();
+        if inside && rayon::current_num_threads() == self.count {
+            return Ok(f());
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.count);
+        let pool = pool.build().map_err(|e| {
+            let message = format!("cannot start {} threads: {e}", self.count);
+            FormatError::new(ErrorCode::Io, message)
+        })?;
+        Ok(pool.install(f))
+    }
+
+    /// Runs `f`, a pass, with the pool; a pass that is under way is waited for.
     pub(crate) fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
         /// Puts things back, after a panic too.
-        struct Guard<'a>(&'a Pools, Option<Pool>);
+        struct Guard<'a>(MutexGuard<'a, Option<Pool>>, Option<Pool>);
         impl Drop for Guard<'_> {
             fn drop(&mut self) {
-                let pool = CURRENT.replace(self.1.take());
-                self.0.idle().extend(pool);
+                *self.0 = CURRENT.replace(self.1.take());
             }
         }
-        let threads = match self.threads {
-            0 => rayon::current_num_threads(),
-            threads => threads,
-        };
-        let idle = {
-            let mut idle = self.idle();
-            let at = idle.iter().position(|pool| pool.threads() == threads);
-            at.map(|at| idle.swap_remove(at))
-        };
-        let pool = idle.unwrap_or_else(|| Pool::new(threads));
-        let _guard = Guard(self, CURRENT.replace(Some(pool)));
+        let mut mine = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = mine.take().unwrap_or_else(|| Pool::new(self.count));
+        let _guard = Guard(mine, CURRENT.replace(Some(pool)));
         f()
-    }
-
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Pool>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::bit_linear::LinearInput;
 use crate::dense_head::{DenseMatrix, Screen};
-use crate::weights::{LoadOptions, linear};
+use crate::load::{LoadOptions, linear};
 use bitnet_checkpoint::ActivationQuantization;
 use bitnet_checkpoint::Checkpoint;
 use bitnet_checkpoint::Slot;
@@ -65,16 +65,11 @@ impl Vocabulary {
     }
 
     /// Reads one row by itself into `out`, `(cols,)`.
-    pub(crate) fn row(
-        &self,
-        checkpoint: &Checkpoint,
-        row: usize,
-        out: &mut [f32],
-    ) -> Result<(), FormatError> {
+    pub(crate) fn row(&self, row: usize, out: &mut [f32]) -> Result<(), FormatError> {
         match self {
             Self::Dense(matrix) => {
-                matrix.row(checkpoint, row, out)?;
-                matrix.count_touched(checkpoint);
+                matrix.row(row, out)?;
+                matrix.count_touched();
             }
             Self::Ternary(_, matrix) => matrix.row(row, out),
         }
@@ -82,13 +77,9 @@ impl Vocabulary {
     }
 
     /// A screen of a dense table. A ternary one has fewer bits than its screen would have.
-    pub(crate) fn screen(
-        &self,
-        checkpoint: &Checkpoint,
-        backend: Backend,
-    ) -> Result<Option<Screen>, FormatError> {
+    pub(crate) fn screen(&self, backend: Backend) -> Result<Option<Screen>, FormatError> {
         match self {
-            Self::Dense(matrix) => matrix.screen(checkpoint, backend),
+            Self::Dense(matrix) => matrix.screen(backend),
             Self::Ternary(..) => Ok(None),
         }
     }
@@ -96,14 +87,13 @@ impl Vocabulary {
     /// As [`DenseMatrix::top_k`]; `None` for a ternary table.
     pub(crate) fn top_k(
         &self,
-        checkpoint: &Checkpoint,
         backend: Backend,
         screen: &Screen,
         x: &[f32],
         k: usize,
     ) -> Result<Option<Vec<(u32, f32)>>, FormatError> {
         match self {
-            Self::Dense(matrix) => matrix.top_k(checkpoint, backend, screen, x, k),
+            Self::Dense(matrix) => matrix.top_k(backend, screen, x, k),
             Self::Ternary(..) => Ok(None),
         }
     }
@@ -111,13 +101,12 @@ impl Vocabulary {
     /// `out[t][r] = row r times x[t]`; `x` is `(tokens, cols)`, `out` is `(tokens, rows)`.
     pub(crate) fn multiply(
         &self,
-        checkpoint: &Checkpoint,
         backend: Backend,
         x: &[f32],
         out: &mut [f32],
     ) -> Result<(), FormatError> {
         let (slot, matrix) = match self {
-            Self::Dense(matrix) => return matrix.multiply(checkpoint, backend, x, out),
+            Self::Dense(matrix) => return matrix.multiply(backend, x, out),
             Self::Ternary(slot, matrix) => (*slot, matrix),
         };
         let cols = matrix.cols();

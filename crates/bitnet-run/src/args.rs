@@ -142,6 +142,15 @@ pub struct Generate {
     /// Do not stop at stop tokens
     #[arg(long)]
     pub ignore_eos: bool,
+    /// End the text in front of this string; repeat for several, for example --stop "User:"
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "tokens",
+        value_parser = some_text,
+        allow_hyphen_values = true
+    )]
+    pub stop: Vec<String>,
     /// Set the context length in tokens [default: prompt plus -n], for example --ctx 4096
     #[arg(long, value_name = "N", value_parser = count, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
@@ -307,6 +316,12 @@ pub struct Bench {
     /// Measure the generation of these numbers of tokens, for example -n 128
     #[arg(short = 'n', long = "new-tokens", value_name = "N", value_delimiter = ',', default_values_t = [128], value_parser = any_count, allow_hyphen_values = true)]
     pub new_tokens: Vec<usize>,
+    /// Sequences to generate at once, for example --sequences 1,2,4,8
+    ///
+    /// The speed of a row counts the tokens of all its sequences. Each sequence gets the same bits as alone. Prompts are always
+    /// measured one at a time.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [NonZeroUsize::MIN], value_parser = sequences, allow_hyphen_values = true)]
+    pub sequences: Vec<NonZeroUsize>,
     /// Start each test with these numbers of tokens in the context, for example -d 0,1024,4096
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [0], value_parser = any_count, allow_hyphen_values = true)]
     pub depth: Vec<usize>,
@@ -348,6 +363,25 @@ fn some(text: &str) -> Result<NonZeroUsize, String> {
     NonZeroUsize::new(count).ok_or_else(|| "expected a whole number from 1 on".to_owned())
 }
 
+/// Most sequences that `bench` runs at once.
+const MOST_SEQUENCES: usize = 256;
+
+fn sequences(text: &str) -> Result<NonZeroUsize, String> {
+    let expected = || format!("expected a whole number from 1 to {MOST_SEQUENCES}");
+    let count = some(text).map_err(|_| expected())?;
+    match count.get() <= MOST_SEQUENCES {
+        true => Ok(count),
+        false => Err(expected()),
+    }
+}
+
+fn some_text(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("expected a text that is not empty".to_owned()),
+        text => Ok(text.to_owned()),
+    }
+}
+
 fn token_id(text: &str) -> Result<u32, String> {
     let id = bitnet_cli::whole(text, 0..=u32::MAX);
     id.map_err(|expected| format!("{expected} for each token, as in --tokens 1,2,3"))
@@ -366,7 +400,7 @@ fn share(text: &str) -> Result<f32, String> {
 }
 
 /// Flags whose value is any text.
-const TEXTS: [&str; 3] = ["-p", "--prompt", "--system"];
+const TEXTS: [&str; 4] = ["-p", "--prompt", "--system", "--stop"];
 
 /// What is wrong with a command line, where that is more than clap says.
 pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failure> {

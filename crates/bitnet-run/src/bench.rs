@@ -44,14 +44,17 @@ pub fn run(
     let prompts = args
         .prompt
         .iter()
-        .map(|&n| (Kind::Prompt, HeadArg::Full, n));
+        .map(|&n| (Kind::Prompt, HeadArg::Full, n, 1));
     let generated = heads.iter().flat_map(|&head| {
         let lengths = args.new_tokens.iter();
-        lengths.map(move |&n| (Kind::Generate, head, n))
+        lengths.flat_map(move |&n| {
+            let counts = args.sequences.iter();
+            counts.map(move |count| (Kind::Generate, head, n, count.get()))
+        })
     });
     let tests: Vec<_> = prompts
         .chain(generated)
-        .filter(|&(_, _, n)| n > 0)
+        .filter(|&(_, _, n, _)| n > 0)
         .collect();
     if tests.is_empty() {
         return Err(
@@ -78,17 +81,17 @@ pub fn run(
             kernel: Some(kernel.name().to_owned()),
             ..args.model.compute.clone()
         };
-        let pool = open::pool(threads.iter().copied().max().unwrap_or(1))?;
-        let model = pool.install(|| open::model(&args.model.model, &compute))?;
-        drop(pool);
+        let most = threads.iter().copied().max().unwrap_or(1);
+        let open::Loaded { checkpoint, model } = open::model(&args.model.model, &compute, most)?;
         check_lengths(&model, args)?;
         for &depth in &args.depth {
             // one for all: it is read once, and its keys and values are memory. Prompts come first, on all
             // threads: from the first generated texts on there is the screen of the head beside them
             let mut context = Context::new(&model, depth);
-            for &(kind, head, n) in &tests {
+            for &(kind, head, n, sequences) in &tests {
                 let test = Test {
                     kind,
+                    sequences,
                     head,
                     n,
                     depth,
@@ -98,8 +101,8 @@ pub fn run(
                 }
             }
         }
-        model.checkpoint().check_inputs()?;
-        path.clone_from(&model.checkpoint().path);
+        checkpoint.check_inputs()?;
+        path.clone_from(&checkpoint.path);
         bytes_per_token = model.bytes_per_token();
         vocab_size = model.config().vocab_size;
         passes.screened += model.head_passes().screened;
@@ -181,12 +184,11 @@ fn measure(
     args: &BenchArgs,
     parts: &mut Table,
 ) -> Result<Row, Failure> {
-    let model = context.model;
+    let model = &context.model.with_threads(threads);
     let kernel = model.backend();
-    let pool = open::pool(threads)?;
     let own = own_probe(model);
     let (mut speeds, mut bandwidths, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
-    // the first, not counted, warms caches and the pool
+    // the first, not counted, warms caches and threads
     for repetition in 0..=args.repetitions.get() {
         // made anew: the model's memory grows by the screen of its head
         let bandwidth = match &own {
@@ -194,23 +196,22 @@ fn measure(
             None => MemoryProbe::over(model.packed_bytes()).gb_s(threads),
         };
         let peak = kernel.peak_gmacs(threads);
-        let run = pool.install(|| test.run(context, false))?;
+        let run = test.run(model, context, false)?;
         if repetition > 0 {
             bandwidths.push(bandwidth);
             peaks.extend(peak);
-            speeds.push(test.n as f64 / run.seconds);
+            speeds.push(test.tokens() as f64 / run.seconds);
         }
     }
     let profile = if args.profile {
         // in a run of its own: the figures above are without the clock
-        let run = pool.install(|| test.run(context, true))?;
+        let run = test.run(model, context, true)?;
         Some(run.describe(&test, threads, kernel.name(), parts))
     } else {
         None
     };
     drop(own);
     let resident = resident_bytes();
-    let position_bytes = model.session(1)?.cache().position_bytes();
     Ok(Row {
         test,
         threads,
@@ -219,16 +220,22 @@ fn measure(
         bandwidth: Spread::of(bandwidths),
         peak: (!peaks.is_empty()).then(|| Spread::of(peaks)),
         macs: model.ternary_weights() as f64,
-        bytes: test.bytes_per_token(
-            match test.head {
-                HeadArg::Auto => model.bytes_per_token(),
-                HeadArg::Full => model.full_bytes_per_token(),
-            },
-            position_bytes,
-        ),
+        bytes: bytes(&test, model)?,
         resident,
         profile,
     })
+}
+
+/// Bytes that a token of a test needs: all sequences of a step share the linears, and the full product the head, but each
+/// has candidates of its own.
+fn bytes(test: &Test, model: &Model) -> Result<Option<f64>, Failure> {
+    let (linears, all) = (model.ternary_bytes(), model.full_bytes_per_token());
+    let (shared, own) = match test.head {
+        HeadArg::Auto => (linears, model.bytes_per_token() - linears),
+        HeadArg::Full => (all, 0),
+    };
+    let position = model.sequence(1)?.cache().position_bytes();
+    Ok(test.bytes_per_token(shared, own, position))
 }
 
 /// A probe beside a model that is too small to be one.
@@ -363,6 +370,7 @@ impl Row {
         let mut row = json!({
             "test": self.test.name(),
             "depth": self.test.depth,
+            "sequences": self.test.sequences,
             "threads": self.threads,
             "kernel": self.kernel.name(),
             "head": self.test.head.as_str(),

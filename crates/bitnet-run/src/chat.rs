@@ -5,10 +5,11 @@
 //! wrong context.
 
 use crate::args::Generate;
-use crate::generate::{Generation, stop_tokens};
-use crate::{open, prompts};
+use crate::generate::stop_tokens;
+use crate::open::{self, Loaded};
+use crate::prompts;
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure};
-use bitnet_model::{Model, Sampler};
+use bitnet_model::{Generation, Sampler, TextStream};
 use bitnet_text::{ChatMessage, ChatTemplate, Tokenizer};
 
 fn template(tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
@@ -40,22 +41,18 @@ pub fn first_turn(
 /// Reads messages line by line from stdin and answers them.
 pub fn interactive(
     args: &Generate,
-    model: &Model,
-    pool: &rayon::ThreadPool,
+    loaded: &Loaded,
     sampler: Sampler,
     console: &mut Console<'_>,
 ) -> Result<ExitStatus, Failure> {
-    let tokenizer = open::tokenizer(model.checkpoint())?;
+    let Loaded { checkpoint, model } = loaded;
+    let tokenizer = open::tokenizer(checkpoint)?;
     let template = template(&tokenizer)?;
     let context = args
         .ctx
         .unwrap_or(model.config().max_position_embeddings.min(4096));
-    let mut generation = Generation {
-        model,
-        session: model.session(context)?,
-        sampler,
-        stop: stop_tokens(model, Some(&tokenizer), args.ignore_eos),
-    };
+    let stop_tokens = stop_tokens(args, model, Some(&tokenizer));
+    let mut generation = Generation::new(model, context, sampler, stop_tokens)?;
     let mut messages: Vec<ChatMessage> = args.system.iter().map(ChatMessage::system).collect();
     let mut fed: Vec<u32> = Vec::new(); // what the session has seen
     console.note("one message per line; end with Ctrl-D")?;
@@ -67,7 +64,7 @@ pub fn interactive(
         messages.push(ChatMessage::user(&line));
         let ids = tokenizer.encode(&template.render(&messages, true)?, false)?;
         if !ids.starts_with(&fed) || ids.len() == fed.len() {
-            generation.session = model.session(context)?;
+            generation.truncate(0);
             fed.clear();
         }
         let room = context.saturating_sub(ids.len());
@@ -78,29 +75,18 @@ pub fn interactive(
             )
             .hint("--ctx N"));
         }
-        let mut decoder = tokenizer.stream();
         let mut answer = String::new();
-        let outcome = generation.run(
-            pool,
-            &ids[fed.len()..],
-            args.max_new_tokens.min(room),
-            |token| {
-                let piece = decoder.push(token)?;
-                console.text(&piece)?;
-                answer.push_str(&piece);
-                Ok(())
-            },
-        )?;
-        let rest = decoder.finish()?;
-        console.text(&rest)?;
+        let stream = TextStream::new(&tokenizer, &args.stop);
+        let (new, most) = (&ids[fed.len()..], args.max_new_tokens.min(room));
+        let generated = generation.run_text::<Failure>(stream, new, most, |piece| {
+            console.text(piece)?;
+            answer.push_str(piece);
+            Ok(())
+        })?;
         console.line("")?;
-        answer.push_str(&rest);
         messages.push(assistant(&answer));
-        // the last token was sampled but not fed, unless a stop token ended the answer before it
-        let seen =
-            outcome.tokens.len() - usize::from(!outcome.stopped && !outcome.tokens.is_empty());
         fed = ids;
-        fed.extend_from_slice(&outcome.tokens[..seen]);
+        fed.extend_from_slice(generated.read());
     }
     Ok(ExitStatus::Done)
 }

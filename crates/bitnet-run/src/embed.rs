@@ -29,10 +29,10 @@ pub fn run(
     if let Some(path) = &args.output {
         Artifact::check(path, args.force)?;
     }
-    let pool = open::pool(global.thread_count())?;
-    let model = pool.install(|| open::model(&args.model.model, &args.model.compute))?;
-    open::announce(console, &model, global)?;
-    let checkpoint = model.checkpoint();
+    let threads = global.thread_count();
+    let loaded = open::model(&args.model.model, &args.model.compute, threads)?;
+    open::announce(console, &loaded)?;
+    let open::Loaded { checkpoint, model } = &loaded;
     let (prompt_name, prompt) = prompt(args, &model.config().embedding)?;
     let settings = TextSettings {
         prompt,
@@ -53,11 +53,11 @@ pub fn run(
         }
         inputs.refuse(path)?;
     }
-    let pooling = pooling(args, &model);
+    let pooling = pooling(args, model);
     // a refusal costs nothing before the first forward pass
     let artifact = match &args.output {
         None => None,
-        Some(path) => Some(start(path, args.force, &texts, &model)?),
+        Some(path) => Some(start(path, args.force, &texts, model)?),
     };
 
     let mut hash = Sha256::new();
@@ -65,9 +65,7 @@ pub fn run(
     let mut tokens = 0;
     let mut artifact = artifact;
     for (name, ids) in &texts {
-        let vector = pool
-            .install(|| model.embed(ids, pooling))
-            .map_err(|e| e.in_tensor(name))?;
+        let vector = model.embed(ids, pooling).map_err(|e| e.in_tensor(name))?;
         let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
         hash.update(&bytes);
         tokens += ids.len();

@@ -1,14 +1,15 @@
 //! `bitnet-run MODEL`: a prompt, continued.
 //!
 //! Invariant: with token ids given, no tokenizer is touched and exactly `-n` tokens come out; with
-//! text, generation ends at a stop token of the model or after `-n` tokens.
+//! text, generation ends at a stop token of the model, in front of a `--stop` string or after `-n` tokens.
 
 use crate::args::Generate;
 use crate::{chat, open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
-use bitnet_model::{Logits, Model, Sampler, SamplerOptions, Session};
+use bitnet_model::{Generation, Model, Sampler, SamplerOptions, TextStream};
 use bitnet_text::Tokenizer;
 use serde_json::json;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 pub fn run(
@@ -31,19 +32,19 @@ pub fn run(
     let sampler = sampler(args)?;
     // a prompt that cannot be read is refused before the model is
     let prompt = args.prompt.as_deref().map(prompts::text).transpose()?;
-    let pool = open::pool(global.thread_count())?;
     let started = Instant::now();
-    let model = pool.install(|| open::predictor(path, &args.compute))?;
+    let loaded = open::predictor(path, &args.compute, global.thread_count())?;
     let load_seconds = started.elapsed().as_secs_f64();
-    open::announce(console, &model, global)?;
+    open::announce(console, &loaded)?;
     if args.chat && args.prompt.is_none() {
-        return chat::interactive(args, &model, &pool, sampler, console);
+        return chat::interactive(args, &loaded, sampler, console);
     }
+    let open::Loaded { checkpoint, model } = loaded;
 
     let tokenizer = if args.tokens.is_some() {
         None
     } else {
-        Some(open::tokenizer(model.checkpoint())?)
+        Some(open::tokenizer(&checkpoint)?)
     };
     let ids = match (&args.tokens, &prompt, &tokenizer) {
         (Some(ids), _, _) => ids.clone(),
@@ -60,41 +61,36 @@ pub fn run(
         )
         .hint("give a text that is not empty: -p TEXT"));
     }
-    let mut generation = Generation {
-        model: &model,
-        session: model.session(context(args, &model, ids.len())?)?,
-        sampler,
-        stop: stop_tokens(&model, tokenizer.as_ref(), args.ignore_eos),
-    };
+    let context = context(args, &model, ids.len())?;
+    let stop_tokens = stop_tokens(args, &model, tokenizer.as_ref());
+    let mut generation = Generation::new(&model, context, sampler, stop_tokens)?;
     let live = args.stream && !console.is_json();
-    let mut text = String::new();
-    let mut decoder = tokenizer.as_ref().map(Tokenizer::stream);
-    let outcome = generation.run(&pool, &ids, args.max_new_tokens, |token| {
-        if let Some(decoder) = &mut decoder {
-            let piece = decoder.push(token)?;
+    let (mut text, most) = (String::new(), args.max_new_tokens);
+    let generated = match &tokenizer {
+        Some(tokenizer) => {
+            let stream = TextStream::new(tokenizer, &args.stop);
+            generation.run_text::<Failure>(stream, &ids, most, |piece| {
+                if live {
+                    console.text(piece)?;
+                }
+                text.push_str(piece);
+                Ok(())
+            })?
+        }
+        None => generation.run::<Failure>(&ids, most, |token| {
             if live {
-                console.text(&piece)?;
+                console.line(token)?;
             }
-            text.push_str(&piece);
-        } else if live {
-            console.line(token)?;
-        }
-        Ok(())
-    })?;
-    if let Some(decoder) = decoder {
-        let rest = decoder.finish()?;
-        if live {
-            console.text(&rest)?;
-        }
-        text.push_str(&rest);
-    }
+            Ok(ControlFlow::Continue(()))
+        })?,
+    };
     match (&tokenizer, live) {
         (Some(_), true) => console.line("")?,
         (Some(_), false) => console.line(&text)?,
         (None, true) => {}
         (None, false) => {
             console.line(
-                outcome
+                generated
                     .tokens
                     .iter()
                     .map(u32::to_string)
@@ -103,27 +99,27 @@ pub fn run(
             )?;
         }
     }
-    model.checkpoint().check_inputs()?;
+    checkpoint.check_inputs()?;
     console.note(format!(
         "{} prompt tokens in {:.2} s, {} new in {:.2} s ({:.1} tokens/s)",
         ids.len(),
-        outcome.prompt_seconds,
-        outcome.tokens.len(),
-        outcome.decode_seconds,
-        outcome.tokens_per_second()
+        generated.prompt_time.as_secs_f64(),
+        generated.tokens.len(),
+        generated.decode_time.as_secs_f64(),
+        generated.tokens_per_second()
     ))?;
     console.json(&json!({
         "status": "generated",
         "prompt_tokens": ids,
-        "tokens": outcome.tokens,
+        "tokens": generated.tokens,
         "text": tokenizer.is_some().then_some(text),
-        "stopped": if outcome.stopped { "stop-token" } else { "length" },
+        "stopped": generated.stopped.as_str(),
         "kernel": model.backend().name(),
         "threads": global.thread_count(),
         "load_seconds": load_seconds,
-        "prompt_seconds": outcome.prompt_seconds,
-        "decode_seconds": outcome.decode_seconds,
-        "tokens_per_second": outcome.tokens_per_second(),
+        "prompt_seconds": generated.prompt_time.as_secs_f64(),
+        "decode_seconds": generated.decode_time.as_secs_f64(),
+        "tokens_per_second": generated.tokens_per_second(),
     }))?;
     Ok(ExitStatus::Done)
 }
@@ -174,95 +170,9 @@ fn context(args: &Generate, model: &Model, prompt: usize) -> Result<usize, Failu
 }
 
 /// Tokens that end a text; none for raw token ids.
-pub fn stop_tokens(model: &Model, tokenizer: Option<&Tokenizer>, ignore: bool) -> Vec<u32> {
+pub fn stop_tokens(args: &Generate, model: &Model, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
     match tokenizer {
-        Some(tokenizer) if !ignore => {
-            let mut stop = model.config().eos_token_ids.clone();
-            stop.extend_from_slice(tokenizer.stop_tokens());
-            stop
-        }
+        Some(tokenizer) if !args.ignore_eos => Generation::stop_tokens(model, tokenizer),
         _ => Vec::new(),
-    }
-}
-
-/// A model in the middle of a text.
-pub struct Generation<'m> {
-    pub model: &'m Model,
-    pub session: Session,
-    pub sampler: Sampler,
-    pub stop: Vec<u32>,
-}
-
-/// What came out, and how long it took.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    pub tokens: Vec<u32>,
-    pub stopped: bool,
-    /// Prompt to first token.
-    pub prompt_seconds: f64,
-    /// First token to last.
-    pub decode_seconds: f64,
-}
-
-impl Outcome {
-    /// Tokens after the first, by the time they took.
-    pub fn tokens_per_second(&self) -> f64 {
-        if self.decode_seconds > 0.0 {
-            self.tokens.len().saturating_sub(1) as f64 / self.decode_seconds
-        } else {
-            0.0
-        }
-    }
-}
-
-impl Generation<'_> {
-    /// Feeds `ids` and draws the next token: from the largest logits alone where the sampler needs no
-    /// others, which reads half of the head.
-    fn next(&mut self, ids: &[u32]) -> Result<u32, Failure> {
-        Ok(match self.sampler.top_k() {
-            Some(k) => {
-                let top = self.model.forward_top_k(&mut self.session, ids, k)?;
-                self.sampler.sample_top(&top)
-            }
-            None => {
-                let logits = self.model.forward(&mut self.session, ids, Logits::Last)?;
-                self.sampler.sample(&logits)
-            }
-        })
-    }
-
-    /// Feeds `ids`, then makes up to `most` tokens; `each` sees every one but the stop token.
-    pub fn run(
-        &mut self,
-        pool: &rayon::ThreadPool,
-        ids: &[u32],
-        most: usize,
-        mut each: impl FnMut(u32) -> Result<(), Failure>,
-    ) -> Result<Outcome, Failure> {
-        let mut outcome = Outcome::default();
-        if most == 0 {
-            return Ok(outcome);
-        }
-        let started = Instant::now();
-        let mut first = None;
-        let mut fed = ids;
-        let mut last;
-        loop {
-            let token = pool.install(|| self.next(fed))?;
-            outcome.prompt_seconds = first.get_or_insert_with(|| started.elapsed()).as_secs_f64();
-            if self.stop.contains(&token) {
-                outcome.stopped = true;
-                break;
-            }
-            outcome.tokens.push(token);
-            each(token)?;
-            if outcome.tokens.len() == most {
-                break;
-            }
-            last = [token];
-            fed = &last;
-        }
-        outcome.decode_seconds = started.elapsed().as_secs_f64() - outcome.prompt_seconds;
-        Ok(outcome)
     }
 }

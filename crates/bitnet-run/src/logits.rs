@@ -27,12 +27,13 @@ pub fn run(
     if let Some(path) = &args.output {
         Artifact::check(path, args.force)?;
     }
-    let pool = open::pool(global.thread_count())?;
-    let model = pool.install(|| open::predictor(&args.model.model, &args.model.compute))?;
-    open::announce(console, &model, global)?;
-    let prompts = prompts::read(&args.prompts, model.checkpoint(), TextSettings::default())?;
+    let threads = global.thread_count();
+    let loaded = open::predictor(&args.model.model, &args.model.compute, threads)?;
+    open::announce(console, &loaded)?;
+    let open::Loaded { checkpoint, model } = loaded;
+    let prompts = prompts::read(&args.prompts, &checkpoint, TextSettings::default())?;
     if let Some(path) = &args.output {
-        let mut inputs = model.checkpoint().inputs();
+        let mut inputs = checkpoint.inputs();
         inputs.add(&args.prompts);
         inputs.refuse(path)?;
     }
@@ -64,7 +65,7 @@ pub fn run(
     let mut hash = Sha256::new();
     let mut positions = 0;
     for (name, ids) in &prompts {
-        let logits = pool.install(|| prompt_logits(&model, ids, args.batch.map(|b| b.get())))?;
+        let logits = prompt_logits(&model, ids, args.batch.map(|b| b.get()))?;
         if let Some(bad) = logits.iter().position(|v| !v.is_finite()) {
             let message = format!(
                 "prompt `{name}`, position {}: logit is not finite",
@@ -80,7 +81,7 @@ pub fn run(
         positions += ids.len();
     }
     let logits_sha256 = hex(&hash.finalize());
-    model.checkpoint().check_inputs()?;
+    checkpoint.check_inputs()?;
     let output = artifact.map(Artifact::finish).transpose()?;
     if let Some(output) = &output {
         console.line(format!(

@@ -4,7 +4,7 @@
 
 use crate::args::{ComputeArgs, KvTypeArg};
 use bitnet_checkpoint::{Checkpoint, OpenOptions};
-use bitnet_cli::{Console, ErrorCode, Failure, GlobalArgs};
+use bitnet_cli::{Console, ErrorCode, Failure};
 use bitnet_formats::FormatError;
 use bitnet_kernels::{Backend, KernelError};
 use bitnet_model::{KvType, LoadOptions, Model, TilesIn};
@@ -36,19 +36,6 @@ pub fn backend(compute: &ComputeArgs, checkpoint: &Checkpoint) -> Result<Backend
     }
 }
 
-/// A pool of `threads` workers.
-pub fn pool(threads: usize) -> Result<rayon::ThreadPool, Failure> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| {
-            Failure::new(
-                ErrorCode::Io,
-                format!("cannot start {threads} threads: {e}"),
-            )
-        })
-}
-
 /// Opens the checkpoint that the flags describe.
 pub fn checkpoint(path: &Path, compute: &ComputeArgs) -> Result<Checkpoint, FormatError> {
     let options = OpenOptions {
@@ -59,12 +46,18 @@ pub fn checkpoint(path: &Path, compute: &ComputeArgs) -> Result<Checkpoint, Form
     Checkpoint::open(path, &options)
 }
 
-/// Opens and loads a model; call inside the pool that is to compute.
-pub fn model(path: &Path, compute: &ComputeArgs) -> Result<Model, Failure> {
-    load(checkpoint(path, compute)?, compute)
+/// An open checkpoint and the model that was loaded from it.
+pub struct Loaded {
+    pub checkpoint: Checkpoint,
+    pub model: Model,
 }
 
-fn load(checkpoint: Checkpoint, compute: &ComputeArgs) -> Result<Model, Failure> {
+/// Opens and loads a model that computes on `threads` threads.
+pub fn model(path: &Path, compute: &ComputeArgs, threads: usize) -> Result<Loaded, Failure> {
+    load(checkpoint(path, compute)?, compute, threads)
+}
+
+fn load(checkpoint: Checkpoint, compute: &ComputeArgs, threads: usize) -> Result<Loaded, Failure> {
     let backend = backend(compute, &checkpoint)?;
     let kv_type = match compute.kv_type {
         KvTypeArg::F32 => KvType::F32,
@@ -77,9 +70,11 @@ fn load(checkpoint: Checkpoint, compute: &ComputeArgs) -> Result<Model, Failure>
             true => TilesIn::Memory,
             false => TilesIn::File,
         },
+        threads,
         ..LoadOptions::default()
     };
-    Ok(Model::load(checkpoint, &options)?)
+    let model = Model::load(&checkpoint, &options)?;
+    Ok(Loaded { checkpoint, model })
 }
 
 /// Refuses to predict tokens with a network that was trained for vectors: its output head never was.
@@ -94,11 +89,11 @@ pub fn predicts(checkpoint: &Checkpoint) -> Result<(), Failure> {
     }
 }
 
-/// Opens and loads a model that predicts tokens; call inside the pool that is to compute.
-pub fn predictor(path: &Path, compute: &ComputeArgs) -> Result<Model, Failure> {
+/// Opens and loads a model that predicts tokens, on `threads` threads.
+pub fn predictor(path: &Path, compute: &ComputeArgs, threads: usize) -> Result<Loaded, Failure> {
     let checkpoint = checkpoint(path, compute)?;
     predicts(&checkpoint)?;
-    load(checkpoint, compute)
+    load(checkpoint, compute, threads)
 }
 
 /// The tokenizer of a checkpoint: its side files, else its GGUF metadata.
@@ -122,17 +117,14 @@ pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
 }
 
 /// Says once, for people, what is about to compute.
-pub fn announce(
-    console: &mut Console<'_>,
-    model: &Model,
-    global: &GlobalArgs,
-) -> Result<(), Failure> {
+pub fn announce(console: &mut Console<'_>, loaded: &Loaded) -> Result<(), Failure> {
+    let Loaded { checkpoint, model } = loaded;
     console.note(format!(
         "{}: {}, {} layers, kernel {}, {} threads",
-        model.checkpoint().path.display(),
-        model.checkpoint().family.name,
+        checkpoint.path.display(),
+        checkpoint.family.name,
         model.config().num_hidden_layers,
         model.backend().name(),
-        global.thread_count()
+        model.threads()
     ))
 }

@@ -20,10 +20,11 @@ pub fn run(
 ) -> Result<ExitStatus, Failure> {
     let bytes = read_file(&args.file, Limits::default().text_bytes)?;
     let text = prompts::utf8(bytes, &args.file)?;
-    let pool = open::pool(global.thread_count())?;
-    let model = pool.install(|| open::predictor(&args.model.model, &args.model.compute))?;
-    open::announce(console, &model, global)?;
-    let ids = open::tokenizer(model.checkpoint())?.encode(&text, true)?;
+    let threads = global.thread_count();
+    let loaded = open::predictor(&args.model.model, &args.model.compute, threads)?;
+    open::announce(console, &loaded)?;
+    let open::Loaded { checkpoint, model } = loaded;
+    let ids = open::tokenizer(&checkpoint)?.encode(&text, true)?;
     let most = model.config().max_position_embeddings;
     let window = args.ctx.unwrap_or(DEFAULT_WINDOW.min(most));
     if window < 2 || window > most {
@@ -41,10 +42,8 @@ pub fn run(
     let vocab = model.config().vocab_size;
     let (mut sum, mut squares, mut count) = (0f64, 0f64, 0usize);
     for part in ids.chunks(window).filter(|p| p.len() > 1) {
-        let logits = pool.install(|| {
-            let mut session = model.session(part.len())?;
-            model.forward(&mut session, part, Logits::All)
-        })?;
+        let mut session = model.session(part.len())?;
+        let logits = model.forward(&mut session, part, Logits::All)?;
         for (row, &next) in logits.chunks_exact(vocab).zip(&part[1..]) {
             let nll = negative_log_likelihood(row, next);
             sum += nll;
@@ -56,7 +55,7 @@ pub fn run(
             (sum / count as f64).exp()
         ))?;
     }
-    model.checkpoint().check_inputs()?;
+    checkpoint.check_inputs()?;
     let n = count as f64;
     let mean = sum / n;
     // standard error of the mean, carried through exp to first order

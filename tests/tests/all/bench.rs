@@ -93,3 +93,38 @@ fn the_machine_and_the_tokenizer_are_named() {
             .all(|f| people.stderr.contains(f.as_str().unwrap()))
     );
 }
+
+#[test]
+fn sequences_are_generated_together() {
+    let report = bench(&["--sequences", "1,3", "--head", "auto,full", "--json"]).json();
+    let rows = report["rows"].as_array().unwrap();
+    let found: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let text = |key: &str| row[key].as_str().unwrap();
+            (
+                text("test"),
+                text("head"),
+                row["sequences"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("pp4", "full", 1),
+        ("tg3", "full", 1),
+        ("tg3 x3", "full", 3),
+        ("tg3", "auto", 1),
+        ("tg3 x3", "auto", 3),
+    ];
+    assert_eq!(found, expected);
+    // three sequences read the weights once: of the full product each has a third
+    let bytes = |row: usize| rows[row]["bytes_per_token"].as_f64().unwrap();
+    assert!(bytes(2) < bytes(1) / 2.0, "{report}");
+    for count in ["0", "257", "x", "1,"] {
+        let demo = repository().join("tests/fixtures/demo/checkpoint");
+        let words = ["bench", demo.to_str().unwrap(), "--sequences", count];
+        let ran = run(bitnet_run::run, words);
+        assert_eq!(ran.status, ExitStatus::CouldNot, "{count}");
+        assert!(ran.stderr.contains("from 1 to 256"), "{}", ran.stderr);
+    }
+}

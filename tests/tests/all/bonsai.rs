@@ -41,7 +41,7 @@ fn logits(checkpoint: Checkpoint) -> Vec<u32> {
         tiles: TilesIn::FileOrMemory,
         ..LoadOptions::default()
     };
-    let model = Model::load(checkpoint, &options).unwrap();
+    let model = Model::load(&checkpoint, &options).unwrap();
     let tokens: Vec<u32> = (0..200).map(|i| i * 37 % 399).collect();
     let mut session = model.session(tokens.len()).unwrap();
     let logits = model.forward(&mut session, &tokens, Logits::All).unwrap();
@@ -252,7 +252,7 @@ fn a_rotation_travels_with_the_weights_and_is_never_ignored() {
     let checkpoint = open(&path);
     let rotation = checkpoint.rotation.clone().expect("a rotation");
     assert_eq!((rotation.block_size, rotation.folded.len()), (128, 2));
-    let error = Model::load(checkpoint, &LoadOptions::default()).unwrap_err();
+    let error = Model::load(&checkpoint, &LoadOptions::default()).unwrap_err();
     assert_eq!(error.code, ErrorCode::UnsupportedConfig);
     assert!(error.to_string().contains("rotated"), "{error}");
     let output = scratch.path().join("copy.gguf");

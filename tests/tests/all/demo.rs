@@ -86,10 +86,10 @@ impl Talker {
             backend,
             ..LoadOptions::default()
         };
-        let model = Model::load(checkpoint, &options).unwrap();
+        let model = Model::load(&checkpoint, &options).unwrap();
         let tokenizer = match path.is_dir() {
             true => Tokenizer::from_directory(path),
-            false => Tokenizer::from_gguf(&model.checkpoint().file.metadata),
+            false => Tokenizer::from_gguf(&checkpoint.file.metadata),
         };
         let tokenizer = tokenizer.unwrap().unwrap();
         let template = tokenizer.chat().unwrap().unwrap();

@@ -24,7 +24,7 @@ fn load(fixture: &Fixture, backend: Backend, kv_type: KvType) -> Option<(Model, 
         ..LoadOptions::default()
     };
     Some((
-        Model::load(checkpoint, &options).expect("a fixture loads"),
+        Model::load(&checkpoint, &options).expect("a fixture loads"),
         fixture.golden(),
     ))
 }
@@ -83,14 +83,6 @@ fn logits_do_not_depend_on_kernel_threads_or_batches() {
             if runs { "runs" } else { "not on this cpu" }
         );
     }
-    let pools: Vec<rayon::ThreadPool> = [1, 2]
-        .map(|n| {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(n)
-                .build()
-                .expect("a pool")
-        })
-        .into();
     let mut first = true;
     for fixture in fixtures() {
         for kv_type in [KvType::F32, KvType::F16] {
@@ -100,10 +92,10 @@ fn logits_do_not_depend_on_kernel_threads_or_batches() {
                     continue;
                 };
                 let tokens = tokens(&golden);
-                for pool in &pools {
+                for threads in [1, 2] {
+                    let model = model.with_threads(threads);
                     for &split in splits(*backend, kv_type, first) {
-                        let hash = sha256(&pool.install(|| logits(&model, &tokens, split)));
-                        let threads = pool.current_num_threads();
+                        let hash = sha256(&logits(&model, &tokens, split));
                         let split = split.min(tokens.len());
                         let how = format!("{} {threads} threads split {split}", backend.name());
                         answers.entry(hash).or_default().push(how);
@@ -142,7 +134,7 @@ fn the_last_logits_are_the_last_of_all_and_a_session_can_go_back() {
         let mut session = model.session(tokens.len()).unwrap();
         let last = model.forward(&mut session, &tokens, Logits::Last).unwrap();
         assert_eq!(last, all[all.len() - vocab..]);
-        // from outside any pool, back by ten tokens, over what is in the cache
+        // back by ten tokens, over what is in the cache
         session.truncate(tokens.len() - 10);
         assert!(
             model

@@ -48,6 +48,7 @@ mod rope_frequencies;
 mod run;
 mod schemas;
 mod screen;
+mod sequences;
 mod side_files;
 mod sources;
 mod special_tokens;

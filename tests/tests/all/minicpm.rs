@@ -19,7 +19,7 @@ fn open(path: &Path) -> Result<Checkpoint, FormatError> {
 }
 
 fn logits(path: &Path) -> Vec<u32> {
-    let model = Model::load(open(path).unwrap(), &LoadOptions::default()).unwrap();
+    let model = Model::load(&open(path).unwrap(), &LoadOptions::default()).unwrap();
     let mut session = model.session(TOKENS.len()).unwrap();
     let logits = model.forward(&mut session, &TOKENS, Logits::All).unwrap();
     logits.iter().map(|l| l.to_bits()).collect()

@@ -36,7 +36,7 @@ fn load(path: &Path, backend: Backend, tiles: TilesIn) -> Result<Model, FormatEr
         tiles,
         ..LoadOptions::default()
     };
-    Model::load(Checkpoint::open(path, &OpenOptions::default())?, &options)
+    Model::load(&Checkpoint::open(path, &OpenOptions::default())?, &options)
 }
 
 fn logits(model: &Model) -> Vec<u32> {

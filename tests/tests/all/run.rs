@@ -296,3 +296,46 @@ fn what_cannot_be_done_is_one_line_and_a_hint() {
         );
     }
 }
+
+#[test]
+fn a_text_ends_in_front_of_a_stop_string() {
+    let demo = repository().join("tests/fixtures/demo/checkpoint");
+    let demo = demo.to_str().unwrap();
+    let (status, whole) = run_json(&[demo, "-p", "The", "-n", "24", "--ignore-eos"]);
+    assert_eq!(status, 0, "{whole}");
+    assert_eq!(whole["stopped"], "length");
+    let text = whole["text"].as_str().unwrap();
+    let characters: Vec<char> = text.chars().collect();
+    assert!(characters.len() > 12, "{text:?}");
+    // a string inside the text, across tokens wherever they end
+    let stop: String = characters[6..11].iter().collect();
+    let before = &text[..text.find(&stop).unwrap()];
+    let words = [demo, "-p", "The", "-n", "24", "--ignore-eos"];
+    let run_until = |stops: &[&str]| {
+        let stops = stops.iter().flat_map(|stop| ["--stop", *stop]);
+        run_json(&words.into_iter().chain(stops).collect::<Vec<_>>())
+    };
+    let (status, cut) = run_until(&[&stop, "not in there"]);
+    assert_eq!(status, 0, "{cut}");
+    assert_eq!(cut["text"], before);
+    assert_eq!(cut["stopped"], "stop-string");
+    let (all, some) = (&whole["tokens"], cut["tokens"].as_array().unwrap());
+    assert_eq!(all.as_array().unwrap()[..some.len()], some[..]);
+    assert!(some.len() < 24);
+    // what only begins like a stop string is part of the text
+    let almost = format!("{}\u{1f600}", characters.last().unwrap());
+    let (_, same) = run_until(&[&almost]);
+    assert_eq!(
+        (&same["text"], &same["stopped"]),
+        (&whole["text"], &whole["stopped"])
+    );
+    // a stream says the same
+    let streamed = run(&[&words[..], &["--stream", "--stop", &stop]].concat());
+    assert_eq!((streamed.0, streamed.1), (0, format!("{before}\n")));
+
+    let (status, refused) = run_until(&[""]);
+    assert_eq!(status, 2);
+    assert_eq!(refused["error"]["code"], "usage");
+    let tokens = [demo, "--tokens", "1", "--stop", "x"];
+    assert_eq!(run(&tokens).0, 2);
+}

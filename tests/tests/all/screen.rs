@@ -23,7 +23,7 @@ fn top_k_is_that_of_the_full_product() {
                 threads: 2,
                 ..LoadOptions::default()
             };
-            let model = Model::load(checkpoint, &options).expect(name);
+            let model = Model::load(&checkpoint, &options).expect(name);
             let (mut full, mut top) = (model.session(64).unwrap(), model.session(64).unwrap());
             let vocab = model.config().vocab_size as u32;
             for token in 0..24 {
@@ -95,7 +95,7 @@ fn with_head(backend: Backend, edit: impl FnOnce(&mut [[u16; 256]])) -> Model {
         threads: 2,
         ..LoadOptions::default()
     };
-    Model::load(checkpoint, &options).unwrap()
+    Model::load(&checkpoint, &options).unwrap()
 }
 
 #[test]

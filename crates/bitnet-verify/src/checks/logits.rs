@@ -38,9 +38,10 @@ impl Runtime {
         let options = LoadOptions {
             backend,
             tiles: TilesIn::FileOrMemory,
+            threads: rayon::current_num_threads(),
             ..LoadOptions::default()
         };
-        Ok(Self(Model::load(input.reopen()?, &options)?))
+        Ok(Self(Model::load(&input.checkpoint, &options)?))
     }
 
     /// One ternary linear: `x` is `(tokens, cols)`.

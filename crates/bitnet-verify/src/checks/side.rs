@@ -9,14 +9,12 @@ use bitnet_checkpoint::{
 };
 use bitnet_formats::FormatError;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// An open model and how it was opened.
+/// An open model.
 #[derive(Debug)]
 pub struct Input {
-    path: PathBuf,
-    options: OpenOptions,
-    /// The open files.
+    /// The open files, for everything that is checked.
     pub checkpoint: Checkpoint,
 }
 
@@ -27,16 +25,7 @@ impl Input {
     /// Everything that is wrong with it.
     pub fn open(path: &Path, options: OpenOptions) -> Result<Self, FormatError> {
         let checkpoint = Checkpoint::open(path, &options)?;
-        Ok(Self {
-            path: path.to_owned(),
-            options,
-            checkpoint,
-        })
-    }
-
-    /// Opens it once more, for a model that wants its own.
-    pub(super) fn reopen(&self) -> Result<Checkpoint, FormatError> {
-        Checkpoint::open(&self.path, &self.options)
+        Ok(Self { checkpoint })
     }
 }
 

@@ -3,9 +3,9 @@
 //! Invariant: the network is run as the file says, on the fastest kernel; what is suspected is said with the
 //! figures it rests on.
 
-use super::finding::{Examination, Finding, Patient, Severity};
+use super::finding::{Examination, Finding, Severity};
 use crate::reference::prompts::built_in_prompts;
-use bitnet_checkpoint::{Checkpoint, LinearSource, OpenOptions, Slot};
+use bitnet_checkpoint::{Checkpoint, LinearSource, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
 use bitnet_model::{LoadOptions, Model, TilesIn};
@@ -21,7 +21,7 @@ pub(super) const EXAMINATION: Examination = Examination {
         // what cannot be read cannot be run
         let exploded = match findings.iter().any(|f| f.severity == Severity::Error) {
             true => None,
-            false => activations(patient, checkpoint)
+            false => activations(checkpoint)
                 .unwrap_or_else(|error| Some(Finding::unreadable("forward pass", &error))),
         };
         let inverted = gains.and_then(|gains| inverted(gains, exploded.is_some()));
@@ -87,24 +87,14 @@ fn inverted((gain, inverse): (f64, f64), exploded: bool) -> Option<Finding> {
 }
 
 /// Where a short forward pass explodes, if it does.
-fn activations(
-    patient: &Patient<'_>,
-    checkpoint: &Checkpoint,
-) -> Result<Option<Finding>, FormatError> {
-    let options = OpenOptions {
-        layout: checkpoint.layout.as_ref().map(|l| l.packing.to_owned()),
-        ternary_trained: true,
-        ..OpenOptions::default()
+fn activations(checkpoint: &Checkpoint) -> Result<Option<Finding>, FormatError> {
+    let options = LoadOptions {
+        backend: Backend::best(),
+        tiles: TilesIn::FileOrMemory,
+        threads: rayon::current_num_threads(),
+        ..LoadOptions::default()
     };
-    let options = (
-        Checkpoint::open(patient.path, &options)?,
-        LoadOptions {
-            backend: Backend::best(),
-            tiles: TilesIn::FileOrMemory,
-            ..LoadOptions::default()
-        },
-    );
-    let model = Model::load(options.0, &options.1)?;
+    let model = Model::load(checkpoint, &options)?;
     let prompts = built_in_prompts(model.config());
     let mut worst: Option<(usize, f64)> = None;
     for prompt in prompts.iter().filter(|p| p.ids.len() > 1) {

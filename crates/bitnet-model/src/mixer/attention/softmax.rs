@@ -3,8 +3,8 @@
 //! Invariant: what a position attends to, and in which order its sums run, follows from the position
 //! alone. It sees the blocks `[0, 256), [256, 512), ...` up to itself; each block gives a part (weighted
 //! values, maximum, sum), and parts are merged in increasing order (`formats/numerics.md`,
-//! "Attention"). The parts of different blocks know nothing of each other, so a single token's are
-//! computed on all threads; a prompt is split by tokens instead. The query heads of a KV head go
+//! "Attention"). The parts of different blocks know nothing of each other, so those of single tokens, of whichever
+//! sequences, are computed on all threads; prompts are split by tokens instead. The query heads of a KV head go
 //! together: each key and value is loaded once for all of them.
 //!
 //! In a layer with a window, a position sees the last positions only, itself included: of the block
@@ -12,8 +12,9 @@
 
 use crate::kv_cache::{BLOCK_POSITIONS, LayerCache};
 use crate::threads;
-use bitnet_kernels::{AttentionScratch, Backend, HeadBlock, Output};
+use bitnet_kernels::{AttentionScratch, Backend, DenseType, HeadBlock, Output};
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::mem;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -47,50 +48,48 @@ pub(crate) struct Scores {
     pub window: Option<usize>,
 }
 
-/// Softmax attention of the tokens at positions `first..` over what each of them sees.
+/// The queries of one sequence: tokens at positions `first..`.
+pub(crate) struct Queries<'a> {
+    /// Keys and values of all positions up to the last token's.
+    pub cache: LayerCache<'a>,
+    /// Position of the first token.
+    pub first: usize,
+    /// `(tokens, heads * head_dim)`.
+    pub q: &'a [f32],
+    /// Likewise: weighted values.
+    pub out: &'a mut [f32],
+}
+
+/// Softmax attention of some sequences, which know nothing of each other: of every token over what it sees.
 ///
-/// `q` and `out` are `(tokens, heads * head_dim)`; `cache` holds keys and values of all positions up
-/// to the last token's. Head `h` reads KV head `h / (heads / kv_heads)`.
+/// Head `h` reads KV head `h / (heads / kv_heads)`. All caches are of the same layer of the same network.
 pub(crate) fn attention(
     backend: Backend,
-    cache: &LayerCache<'_>,
-    (first, heads): (usize, usize),
+    heads: usize,
     scores: Scores,
-    q: &[f32],
-    out: &mut [f32],
+    sequences: Vec<Queries<'_>>,
 ) {
+    let Some(Queries { cache, .. }) = sequences.first() else {
+        return;
+    };
     let (dim, kv_heads) = (cache.head_dim(), cache.kv_heads());
-    let width = heads * dim;
-    let tokens = q.len() / width;
-    let group = heads / kv_heads; // query heads per KV head
-    let keys = (first + tokens).min(scores.window.unwrap_or(usize::MAX));
-    let pieces = threads::pieces(2 * q.len() * keys);
     let task = Task {
         backend,
-        cache,
-        group,
+        dtype: cache.dtype(),
+        group: heads / kv_heads, // query heads per KV head
+        kv_heads,
         dim,
         scores,
     };
-    if tokens == 1 {
-        return task.one_token(pieces, first, q, out);
+    let (single, several): (Vec<_>, Vec<_>) = sequences
+        .into_iter()
+        .partition(|queries| queries.q.len() == heads * dim);
+    if !single.is_empty() {
+        task.single_tokens(single);
     }
-    let mut units = Vec::with_capacity(kv_heads * tokens.div_ceil(TILE_TOKENS));
-    for (tile, out) in out.chunks_mut(TILE_TOKENS * width).enumerate() {
-        let mut rest = Output::new(out, out.len() / width, width);
-        for kv_head in 0..kv_heads {
-            let (out, others) = rest.split_at((kv_head + 1) * group * dim);
-            rest = others;
-            units.push((kv_head, tile * TILE_TOKENS, out));
-        }
+    if !several.is_empty() {
+        task.several_tokens(several);
     }
-    // the longest first, so that threads end together
-    units.reverse();
-    threads::for_each(pieces, units, |(kv_head, token, out)| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            task.tile(kv_head, first + token, &q[token * width..], out, scratch);
-        });
-    });
 }
 
 /// How many of `left` blocks a thread takes together: two thirds of its share of them. So runs are few, and
@@ -100,45 +99,120 @@ fn run_length(left: usize, threads: usize) -> usize {
 }
 
 /// What all units share.
-struct Task<'a> {
+struct Task {
     backend: Backend,
-    cache: &'a LayerCache<'a>,
+    dtype: DenseType,
     group: usize,
+    kv_heads: usize,
     dim: usize,
     scores: Scores,
 }
 
-impl Task<'_> {
+/// Some tokens of a sequence and one KV head.
+struct Unit<'a> {
+    cache: LayerCache<'a>,
+    kv_head: usize,
+    first: usize,    // position of the first token
+    q: &'a [f32],    // (tokens, heads * dim), all heads
+    out: Output<'a>, // (tokens, group * dim)
+}
+
+/// A KV head of a token whose blocks are computed one by one.
+struct Head<'a> {
+    blocks: usize,
+    parts: Vec<(usize, &'a mut [f32])>, // those that are ready, with their numbers
+    out: &'a mut [f32],                 // (group, dim)
+}
+
+impl Task {
     /// The first position that a position sees.
     fn begin(&self, position: usize) -> usize {
         let window = self.scores.window;
         window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    /// The token at `position`: KV heads and blocks are all there is to split. A thread takes some blocks one
+    /// How many pieces of work the queries of some sequences are worth.
+    fn pieces(&self, sequences: &[Queries<'_>]) -> usize {
+        let width = self.group * self.kv_heads * self.dim;
+        let work = sequences.iter().map(|queries| {
+            let keys = queries.first + queries.q.len() / width;
+            2 * queries.q.len() * keys.min(self.scores.window.unwrap_or(usize::MAX))
+        });
+        threads::pieces(work.sum())
+    }
+
+    /// Several tokens of each sequence.
+    fn several_tokens(&self, sequences: Vec<Queries<'_>>) {
+        let (pieces, head) = (self.pieces(&sequences), self.group * self.dim);
+        let width = head * self.kv_heads;
+        let mut units = Vec::new();
+        for Queries {
+            cache,
+            first,
+            q,
+            out,
+        } in sequences
+        {
+            for (tile, out) in out.chunks_mut(TILE_TOKENS * width).enumerate() {
+                let token = tile * TILE_TOKENS;
+                let mut rest = Output::new(out, out.len() / width, width);
+                for kv_head in 0..self.kv_heads {
+                    let (out, others) = rest.split_at((kv_head + 1) * head);
+                    rest = others;
+                    units.push(Unit {
+                        cache,
+                        kv_head,
+                        first: first + token,
+                        q: &q[token * width..],
+                        out,
+                    });
+                }
+            }
+        }
+        // the longest first, so that threads end together
+        units.reverse();
+        units.sort_by_key(|unit| Reverse(unit.first));
+        threads::for_each(pieces, units, |unit| {
+            SCRATCH.with_borrow_mut(|scratch| self.tile(unit, scratch));
+        });
+    }
+
+    /// One token of each sequence: KV heads and blocks are all there is to split. A thread takes some blocks one
     /// behind the other, and whoever computes a head's last part merges all of them.
-    fn one_token(&self, pieces: usize, position: usize, q: &[f32], out: &mut [f32]) {
-        let begin = self.begin(position);
-        let seen = begin / BLOCK_POSITIONS..position / BLOCK_POSITIONS + 1;
-        let count = seen.len(); // blocks
+    fn single_tokens(&self, sequences: Vec<Queries<'_>>) {
+        let pieces = self.pieces(&sequences);
         let (head, part) = (self.group * self.dim, self.group * (self.dim + EXTRA));
-        let blocks: Vec<HeadBlock<'_>> = q
-            .chunks_exact(head)
-            .enumerate()
-            .flat_map(|head| seen.clone().map(move |block| (head, block)))
-            .map(|((kv_head, q), block)| {
-                let from = block * BLOCK_POSITIONS;
-                let rows = begin.saturating_sub(from)..(position + 1 - from).min(BLOCK_POSITIONS);
-                let (keys, values) = self.cache.block(block, kv_head, rows);
-                HeadBlock { q, keys, values }
-            })
-            .collect();
+        let mut blocks: Vec<HeadBlock<'_>> = Vec::new();
+        let mut owners: Vec<usize> = Vec::new(); // of each block, its head
+        let mut heads: Vec<Mutex<Head<'_>>> = Vec::new();
+        for Queries {
+            cache,
+            first: position,
+            q,
+            out,
+        } in sequences
+        {
+            let begin = self.begin(position);
+            let seen = begin / BLOCK_POSITIONS..position / BLOCK_POSITIONS + 1;
+            let kv = q.chunks_exact(head).zip(out.chunks_exact_mut(head));
+            for (kv_head, (q, out)) in kv.enumerate() {
+                for block in seen.clone() {
+                    let from = block * BLOCK_POSITIONS;
+                    let rows =
+                        begin.saturating_sub(from)..(position + 1 - from).min(BLOCK_POSITIONS);
+                    let (keys, values) = cache.block(block, kv_head, rows);
+                    blocks.push(HeadBlock { q, keys, values });
+                    owners.push(heads.len());
+                }
+                heads.push(Mutex::new(Head {
+                    blocks: seen.len(),
+                    parts: Vec::with_capacity(seen.len()),
+                    out,
+                }));
+            }
+        }
         let mut all = SCRATCH.with_borrow_mut(|scratch| mem::take(&mut scratch.merged));
-        all.resize(blocks.len() * part, 0.0); // (kv_heads, blocks, group, dim + 2)
-        let heads: Vec<_> = out
-            .chunks_exact_mut(head)
-            .map(|out| Mutex::new((Vec::with_capacity(count), out)))
-            .collect();
+        all.resize(blocks.len() * part, 0.0); // (blocks, group, dim + 2)
         let (mut runs, mut rest) = (Vec::new(), &mut all[..]);
         while !rest.is_empty() {
             let left = rest.len() / part;
@@ -152,24 +226,23 @@ impl Task<'_> {
         threads::for_each(pieces, runs, |(first, parts): (usize, &mut [f32])| {
             SCRATCH.with_borrow_mut(|scratch| {
                 let blocks = &blocks[first..first + parts.len() / part];
-                let (dtype, kernel) = (self.cache.dtype(), &mut scratch.kernel);
                 self.backend.attend_blocks(
-                    dtype,
+                    self.dtype,
                     blocks,
                     self.dim,
                     self.scores.factor,
-                    kernel,
+                    &mut scratch.kernel,
                     parts,
                 );
             });
-            for (unit, part) in (first..).zip(parts.chunks_exact_mut(part)) {
-                let mut head = heads[unit / count]
+            for (block, part) in (first..).zip(parts.chunks_exact_mut(part)) {
+                let mut head = heads[owners[block]]
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                let (parts, out) = &mut *head;
-                parts.push((unit, part));
-                if parts.len() == count {
-                    parts.sort_unstable_by_key(|(unit, _)| *unit);
+                let Head { blocks, parts, out } = &mut *head;
+                parts.push((block, part));
+                if parts.len() == *blocks {
+                    parts.sort_unstable_by_key(|(block, _)| *block);
                     if let Some(((_, merged), others)) = parts.split_first_mut() {
                         for (_, next) in others {
                             self.merge(merged, next);
@@ -183,16 +256,16 @@ impl Task<'_> {
         SCRATCH.with_borrow_mut(|scratch| scratch.merged = all);
     }
 
-    /// The tokens of `out`, at positions from `first` on, and the query heads of one KV head, whose rows
-    /// `out` owns. `q` starts with the first of these tokens, all heads.
-    fn tile(
-        &self,
-        kv_head: usize,
-        first: usize,
-        q: &[f32], // (tokens, heads * dim)
-        mut out: Output<'_>,
-        scratch: &mut Scratch,
-    ) {
+    /// The tokens of a unit and the query heads of its KV head.
+    fn tile(&self, unit: Unit<'_>, scratch: &mut Scratch) {
+        let Unit {
+            cache,
+            kv_head,
+            first,
+            q,
+            mut out,
+        } = unit;
+        let keys = (cache, kv_head);
         let Scratch {
             kernel,
             q: queries,
@@ -201,7 +274,7 @@ impl Task<'_> {
             next,
         } = scratch;
         let (head, part) = (self.group * self.dim, self.group * (self.dim + EXTRA));
-        let width = head * self.cache.kv_heads();
+        let width = head * self.kv_heads;
         queries.clear();
         for q in q.chunks_exact(width).take(out.tokens()) {
             queries.extend_from_slice(&q[kv_head * head..(kv_head + 1) * head]);
@@ -219,19 +292,19 @@ impl Task<'_> {
                 merged.fill(0.0);
                 for block in self.begin(first + t) / BLOCK_POSITIONS..=(first + t) / BLOCK_POSITIONS
                 {
-                    self.block(kv_head, block, seen_by.clone(), q, kernel, seen, next);
+                    self.block(keys, block, seen_by.clone(), q, kernel, seen, next);
                     self.merge(merged, next);
                 }
                 self.finish(merged, out.token_mut(t));
             }
             return;
         }
-        self.block(kv_head, 0, first..end, queries, kernel, seen, merged);
+        self.block(keys, 0, first..end, queries, kernel, seen, merged);
         for block in 1..end.div_ceil(BLOCK_POSITIONS) {
             // the tokens that see some of it
             let from = (block * BLOCK_POSITIONS).saturating_sub(first);
             let (q, next) = (&queries[from * head..], &mut next[from * part..]);
-            self.block(kv_head, block, first + from..end, q, kernel, seen, next);
+            self.block(keys, block, first + from..end, q, kernel, seen, next);
             self.merge(&mut merged[from * part..], next);
         }
         for (t, merged) in merged.chunks_exact_mut(part).enumerate() {
@@ -244,7 +317,7 @@ impl Task<'_> {
     #[allow(clippy::too_many_arguments)]
     fn block(
         &self,
-        kv_head: usize,
+        (cache, kv_head): (LayerCache<'_>, usize),
         block: usize,
         positions: Range<usize>,
         q: &[f32],
@@ -256,12 +329,12 @@ impl Task<'_> {
         let before = self.begin(positions.start).saturating_sub(from);
         let behind = |position: usize| (position + 1 - from).min(BLOCK_POSITIONS);
         let rows = before..behind(positions.end - 1);
-        let rows = self.cache.block(block, kv_head, rows);
+        let rows = cache.block(block, kv_head, rows);
         seen.clear();
         for position in positions {
             seen.extend(std::iter::repeat_n(behind(position) - before, self.group));
         }
-        let (dtype, factor) = (self.cache.dtype(), self.scores.factor);
+        let (dtype, factor) = (self.dtype, self.scores.factor);
         self.backend
             .attend(dtype, rows, self.dim, factor, q, seen, kernel, parts);
     }
@@ -349,13 +422,14 @@ mod tests {
             .collect();
         let v = noise(&mut state, tokens * kv_width);
         let mut cache = KvCache::new(config, 1, kv);
-        let mut cache = cache.layer_mut(0);
         let mut out = vec![0.0; q.len()];
         let (mut at, mut split) = (0, splits.iter().cycle());
         while at < tokens {
             let end = tokens.min(at + split.next().unwrap());
+            cache.reserve(at..end).unwrap();
             cache.store(
                 backend,
+                0,
                 at,
                 &k[at * kv_width..end * kv_width],
                 &v[at * kv_width..end * kv_width],
@@ -365,14 +439,13 @@ mod tests {
                 factor: config.attention_factor(),
                 window: config.window(0),
             };
-            attention(
-                backend,
-                &cache,
-                (at, heads),
-                scores,
-                &q[range.clone()],
-                &mut out[range],
-            );
+            let queries = Queries {
+                cache: cache.layer(0),
+                first: at,
+                q: &q[range.clone()],
+                out: &mut out[range],
+            };
+            attention(backend, heads, scores, vec![queries]);
             at = end;
         }
         // against the textbook in f64, where nothing is rounded on the way into the cache
@@ -440,7 +513,7 @@ mod tests {
                 }
             }
             for threads in [1, 3] {
-                let pools = crate::threads::Pools::new(threads);
+                let pools = crate::threads::ModelThreads::new(threads);
                 for splits in [&[100][..], &[1]] {
                     let got = pools.enter(|| run(&config, kv, Backend::best(), splits, tokens));
                     assert_eq!(got, want);

@@ -2,8 +2,11 @@
 //!
 //! Invariant: what they compute is what the forward pass computes of the same values, bit for bit.
 
-use super::{BATCH_TOKENS, Model};
 use crate::bit_linear::LinearInput;
+use crate::model::{Model, ROUND_TOKENS};
+use crate::round::{Round, Span};
+use crate::sequence::Sequence;
+use crate::workspace::Workspace;
 use bitnet_checkpoint::Slot;
 use bitnet_formats::{ErrorCode, FormatError};
 
@@ -29,7 +32,7 @@ impl Model {
         check_len(x, tokens, matrix.cols())?;
         let mut out = vec![0.0; tokens * matrix.rows()]; // (tokens, rows)
         let quantization = self.config().activation_quantization;
-        self.pools.enter(|| {
+        self.threads.enter(|| {
             let mut input = LinearInput::new(self.backend, quantization);
             let cols = matrix.cols();
             let mut x = x.to_vec();
@@ -57,15 +60,42 @@ impl Model {
                 format!("expected a layer below {layers}, found {layer}"),
             ));
         }
-        let mut session = self.new_session(tokens, 1);
+        let block = &self.weights.layers[layer];
+        let layers = layer..layer + 1;
+        let mut sequence = Sequence::new(self.number, self.config(), layers, self.kv_type, tokens);
+        sequence.reserve(tokens)?;
+        let ropes = self.ropes(tokens);
+        let positions: Vec<usize> = (0..tokens).collect(); // (tokens,)
+        let mut workspace = self.workspace();
+        let Workspace {
+            stream,
+            mixer,
+            mlp,
+            clock,
+            ..
+        } = &mut workspace;
         let mut out = Vec::with_capacity(x.len()); // (tokens, hidden)
-        self.pools.enter(|| {
-            for x in x.chunks(BATCH_TOKENS * hidden) {
-                self.start_batch(&mut session, x.len() / hidden);
-                session.buffers.x.copy_from_slice(x);
-                self.decoder_layer(layer, 0, &mut session)?;
-                session.position += x.len() / hidden;
-                out.extend_from_slice(&session.buffers.x);
+        self.threads.enter(|| {
+            for (x, positions) in x
+                .chunks(ROUND_TOKENS * hidden)
+                .zip(positions.chunks(ROUND_TOKENS))
+            {
+                stream.resize(self.config(), positions.len());
+                stream.x.copy_from_slice(x);
+                let span = Span {
+                    sequence: &mut sequence,
+                    rows: 0..positions.len(),
+                };
+                let mut round = Round {
+                    rows: self.row_ops(),
+                    ropes: &ropes,
+                    positions,
+                    spans: vec![span],
+                    clock,
+                };
+                block.forward(0, &mut round, stream, mixer, mlp)?;
+                sequence.advance(positions.len());
+                out.extend_from_slice(&stream.x);
             }
             Ok(())
         })?;
@@ -81,9 +111,9 @@ impl Model {
         let mut h = h.to_vec();
         self.divide_for_head(&mut h);
         let mut logits = vec![0.0; self.weights.output_head.rows()]; // (vocab,)
-        self.pools.enter(|| {
+        self.threads.enter(|| {
             let head = &self.weights.output_head;
-            head.multiply(&self.checkpoint, self.backend, &h, &mut logits)
+            head.multiply(self.backend, &h, &mut logits)
         })?;
         Ok(logits)
     }
@@ -96,7 +126,7 @@ impl Model {
         check_len(h, 1, self.config().hidden_size)?;
         let mut h = h.to_vec();
         self.divide_for_head(&mut h);
-        self.pools.enter(|| self.top_k(&h, k))
+        self.threads.enter(|| self.top_k(&h, k))
     }
 
     /// The residual stream of every place, `(tokens, hidden)` each: the embeddings, what stands behind
@@ -114,7 +144,7 @@ impl Model {
         }
         let x = states.last().map_or(&[][..], |x| x);
         let mut normed = vec![0.0; x.len()];
-        self.pools.enter(|| self.output_norm(x, &mut normed));
+        self.threads.enter(|| self.output_norm(x, &mut normed));
         states.push(normed);
         Ok(states)
     }

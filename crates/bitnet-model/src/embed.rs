@@ -2,7 +2,9 @@
 //!
 //! Invariant: as for logits, a vector follows from the tokens and the model alone (`formats/numerics.md`).
 
-use super::{BATCH_TOKENS, Buffers, Logits, Model};
+use crate::model::Model;
+use crate::step::{Slice, Want};
+use crate::workspace::Workspace;
 use bitnet_checkpoint::Pooling;
 use bitnet_formats::{ErrorCode, FormatError};
 
@@ -14,27 +16,31 @@ impl Model {
     /// `context-exceeded` for no tokens, or for more than the model was made for; `usage` for a token id
     /// beyond the vocabulary; `non-finite`.
     pub fn embed(&self, tokens: &[u32], pooling: Pooling) -> Result<Vec<f32>, FormatError> {
-        let mut session = self.session(tokens.len())?;
+        let mut sequence = self.sequence(tokens.len())?;
         let hidden = self.config().hidden_size;
         let mut vector = vec![0.0; hidden];
-        self.pools.enter(|| {
-            for (batch, tokens) in tokens.chunks(BATCH_TOKENS).enumerate() {
-                self.forward_batches(&mut session, tokens, Logits::None)?;
-                let Buffers { x, h, .. } = &mut session.buffers;
-                h.resize(x.len(), 0.0);
-                self.output_norm(x, h);
-                match pooling {
-                    Pooling::Mean => {
-                        for state in h.chunks_exact(hidden) {
-                            self.backend.add(state, &mut vector);
-                        }
+        let mut first = true;
+        let slice = Slice {
+            sequence: &mut sequence,
+            tokens,
+            want: Want::Nothing,
+        };
+        self.rounds(&mut [slice], &mut self.workspace(), |_, _, workspace| {
+            let Workspace { stream, h, .. } = workspace;
+            h.resize(stream.x.len(), 0.0);
+            self.output_norm(&stream.x, h);
+            match pooling {
+                Pooling::Mean => {
+                    for state in h.chunks_exact(hidden) {
+                        self.backend.add(state, &mut vector);
                     }
-                    Pooling::First if batch == 0 => vector.copy_from_slice(&h[..hidden]),
-                    Pooling::First => break,
-                    Pooling::Last => vector.copy_from_slice(&h[h.len() - hidden..]),
                 }
+                Pooling::First if first => vector.copy_from_slice(&h[..hidden]),
+                Pooling::First => {}
+                Pooling::Last => vector.copy_from_slice(&h[h.len() - hidden..]),
             }
-            Ok::<_, FormatError>(())
+            first = false;
+            Ok(())
         })?;
         if pooling == Pooling::Mean {
             let count = tokens.len() as f32;

@@ -1,0 +1,335 @@
+//! A text continued: the loop of feeding and drawing, and token ids on their way to text.
+//!
+//! Invariant: the tokens follow from the prompt, the model and the sampler alone. No text that belongs to a stop
+//! string is handed out, however the tokens cut it.
+
+use crate::model::Model;
+use crate::sampler::Sampler;
+use crate::session::{Logits, Session};
+use bitnet_formats::FormatError;
+use bitnet_text::{DecodeStream, Tokenizer};
+use std::mem;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// The model drew a token that ends a text.
+    StopToken,
+    /// A stop string came.
+    StopString,
+    /// It has as many tokens as were asked for.
+    Length,
+}
+
+impl Stopped {
+    /// `stop-token`, `stop-string` or `length`, as reports spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::StopToken => "stop-token",
+            Self::StopString => "stop-string",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// New tokens, and how long they took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// The tokens, without the stop token.
+    pub tokens: Vec<u32>,
+    /// Why there are no more.
+    pub stopped: Stopped,
+    /// From the prompt to the first token.
+    pub prompt_time: Duration,
+    /// From the first token to the last.
+    pub decode_time: Duration,
+}
+
+impl Generated {
+    /// Tokens after the first, by the time they took.
+    pub fn tokens_per_second(&self) -> f64 {
+        let seconds = self.decode_time.as_secs_f64();
+        match seconds > 0.0 {
+            true => self.tokens.len().saturating_sub(1) as f64 / seconds,
+            false => 0.0,
+        }
+    }
+
+    /// Those of the tokens that the session has read: all before a stop token, else all but the last.
+    pub fn read(&self) -> &[u32] {
+        match (self.stopped, self.tokens.split_last()) {
+            (Stopped::StopToken, _) | (_, None) => &self.tokens,
+            (_, Some((_, read))) => read,
+        }
+    }
+}
+
+/// A model in the middle of a text.
+#[derive(Debug)]
+pub struct Generation<'m> {
+    model: &'m Model,
+    session: Session,
+    sampler: Sampler,
+    stop_tokens: Vec<u32>,
+}
+
+impl<'m> Generation<'m> {
+    /// An empty text of at most `context` tokens, which the tokens in `stop_tokens` end.
+    ///
+    /// # Errors
+    /// As [`Model::session`].
+    pub fn new(
+        model: &'m Model,
+        context: usize,
+        sampler: Sampler,
+        stop_tokens: Vec<u32>,
+    ) -> Result<Self, FormatError> {
+        Ok(Self {
+            model,
+            session: model.session(context)?,
+            sampler,
+            stop_tokens,
+        })
+    }
+
+    /// Tokens that end a text by what model and tokenizer say.
+    pub fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
+        let mut stop = model.config().eos_token_ids.clone();
+        stop.extend_from_slice(tokenizer.stop_tokens());
+        stop
+    }
+
+    /// Tokens so far.
+    pub fn position(&self) -> usize {
+        self.session.position()
+    }
+
+    /// Forgets all tokens from `position` on, if there are any.
+    pub fn truncate(&mut self, position: usize) {
+        self.session.truncate(position);
+    }
+
+    /// Feeds `ids` and draws the next token: from the largest logits alone where the sampler needs no
+    /// others, which reads half of the head.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn next(&mut self, ids: &[u32]) -> Result<u32, FormatError> {
+        Ok(match self.sampler.top_k() {
+            Some(k) => {
+                let top = self.model.forward_top_k(&mut self.session, ids, k)?;
+                self.sampler.sample_top(&top)
+            }
+            None => {
+                let logits = self.model.forward(&mut self.session, ids, Logits::Last)?;
+                self.sampler.sample(&logits)
+            }
+        })
+    }
+
+    /// Feeds `ids`, then makes up to `most` tokens; `each` sees every one but the stop token, and may end the
+    /// text.
+    ///
+    /// # Errors
+    /// As [`Model::forward`], and those of `each`.
+    pub fn run<E: From<FormatError>>(
+        &mut self,
+        ids: &[u32],
+        most: usize,
+        mut each: impl FnMut(u32) -> Result<ControlFlow<()>, E>,
+    ) -> Result<Generated, E> {
+        let mut generated = Generated {
+            tokens: Vec::new(),
+            stopped: Stopped::Length,
+            prompt_time: Duration::ZERO,
+            decode_time: Duration::ZERO,
+        };
+        let started = Instant::now();
+        let mut first = None; // when the first token came
+        let (mut fed, mut last);
+        fed = ids;
+        while generated.tokens.len() < most {
+            let token = self.next(fed)?;
+            first.get_or_insert_with(|| started.elapsed());
+            if self.stop_tokens.contains(&token) {
+                generated.stopped = Stopped::StopToken;
+                break;
+            }
+            generated.tokens.push(token);
+            if each(token)?.is_break() {
+                generated.stopped = Stopped::StopString;
+                break;
+            }
+            last = [token];
+            fed = &last;
+        }
+        if let Some(first) = first {
+            generated.prompt_time = first;
+            generated.decode_time = started.elapsed().saturating_sub(first);
+        }
+        Ok(generated)
+    }
+
+    /// As [`run`](Self::run), with text: `each` sees every piece as soon as it is certain. The last one comes
+    /// after the last token.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and those of the tokenizer.
+    pub fn run_text<E: From<FormatError>>(
+        &mut self,
+        mut text: TextStream<'_>,
+        ids: &[u32],
+        most: usize,
+        mut each: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<Generated, E> {
+        let generated = self.run::<E>(ids, most, |token| {
+            each(&text.push(token)?)?;
+            Ok(match text.is_stopped() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        })?;
+        each(&text.finish()?)?;
+        Ok(generated)
+    }
+}
+
+/// Token ids on their way to text, up to a stop string.
+#[derive(Debug)]
+pub struct TextStream<'t> {
+    decoder: DecodeStream<'t>,
+    stops: StopStrings,
+}
+
+impl<'t> TextStream<'t> {
+    /// The text of a tokenizer, which ends in front of the first of `stops`; empty ones do not count.
+    pub fn new(tokenizer: &'t Tokenizer, stops: &[String]) -> Self {
+        Self {
+            decoder: tokenizer.stream(),
+            stops: StopStrings::new(stops),
+        }
+    }
+
+    /// The text that is certain with one token more: without what may become a stop string.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn push(&mut self, token: u32) -> Result<String, FormatError> {
+        let piece = self.decoder.push(token)?;
+        Ok(self.stops.push(&piece))
+    }
+
+    /// Whether a stop string came: no text follows.
+    pub fn is_stopped(&self) -> bool {
+        self.stops.stopped
+    }
+
+    /// The rest of the text.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn finish(self) -> Result<String, FormatError> {
+        let Self { decoder, mut stops } = self;
+        let mut text = stops.push(&decoder.finish()?);
+        text.push_str(&stops.held);
+        Ok(text)
+    }
+}
+
+/// Holds text back that may be the beginning of a stop string.
+#[derive(Debug)]
+struct StopStrings {
+    stops: Vec<String>,
+    held: String,
+    stopped: bool,
+}
+
+impl StopStrings {
+    fn new(stops: &[String]) -> Self {
+        let stops = stops.iter().filter(|stop| !stop.is_empty());
+        Self {
+            stops: stops.cloned().collect(),
+            held: String::new(),
+            stopped: false,
+        }
+    }
+
+    /// The text that is certain with `piece` behind it.
+    fn push(&mut self, piece: &str) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        self.held.push_str(piece);
+        let found = |stop: &String| self.held.find(stop.as_str());
+        if let Some(at) = self.stops.iter().filter_map(found).min() {
+            self.stopped = true;
+            self.held.truncate(at);
+            return mem::take(&mut self.held);
+        }
+        let kept = self.stops.iter().map(|stop| beginning(&self.held, stop));
+        let certain = self.held.len() - kept.max().unwrap_or(0);
+        let rest = self.held.split_off(certain);
+        mem::replace(&mut self.held, rest)
+    }
+}
+
+/// Bytes at the end of `text` that are the beginning of `stop`, as many as can be.
+fn beginning(text: &str, stop: &str) -> usize {
+    let most = text.len().min(stop.len().saturating_sub(1));
+    let begins = |n: &usize| stop.is_char_boundary(*n) && text.ends_with(&stop[..*n]);
+    (1..=most).rev().find(begins).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pieces that come of the text cut after every `step` characters, the rest last.
+    fn pieces(text: &str, step: usize, stops: &[&str]) -> (Vec<String>, bool) {
+        let stops: Vec<String> = stops.iter().map(|s| (*s).to_owned()).collect();
+        let mut filter = StopStrings::new(&stops);
+        let characters: Vec<char> = text.chars().collect();
+        let mut pieces: Vec<String> = characters
+            .chunks(step)
+            .map(|piece| filter.push(&piece.iter().collect::<String>()))
+            .collect();
+        pieces.push(filter.held);
+        (pieces, filter.stopped)
+    }
+
+    #[test]
+    fn text_ends_in_front_of_the_first_stop_string_however_it_is_cut() {
+        for (text, stops, want, stopped) in [
+            ("one two three", &["two"][..], "one ", true),
+            ("one two three", &["three", "two"], "one ", true),
+            ("one two three", &["four"], "one two three", false),
+            ("aab", &["ab"], "a", true),
+            ("aaab", &["aab", "ab"], "a", true),
+            (
+                "ends with the begi",
+                &["beginning"],
+                "ends with the begi",
+                false,
+            ),
+            ("ä€ö\u{1f600}!", &["€ö\u{1f600}"], "ä", true),
+            ("ä€ö", &["€\u{1f600}"], "ä€ö", false),
+            ("stop", &["stop"], "", true),
+            ("all of it", &[""], "all of it", false),
+            ("all of it", &[], "all of it", false),
+            ("", &["x"], "", false),
+        ] {
+            for step in 1..=text.chars().count().max(1) {
+                let (pieces, ended) = pieces(text, step, stops);
+                assert_eq!(pieces.concat(), want, "{text:?} by {step}, {stops:?}");
+                assert_eq!(ended, stopped, "{text:?} by {step}, {stops:?}");
+            }
+        }
+        // nothing is held back longer than it may belong to a stop string
+        assert_eq!(
+            pieces("a\n\nb", 1, &["\n\nUser:"]).0,
+            ["a", "", "", "\n\nb", ""]
+        );
+    }
+}

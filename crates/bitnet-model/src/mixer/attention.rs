@@ -1,0 +1,228 @@
+//! Grouped-query attention: its weights, its buffers and its place in a block.
+//!
+//! Invariant: queries, keys and values of all rows come from one product each; what a row attends to is its own
+//! sequence alone ([`softmax`]).
+
+mod softmax;
+
+use crate::kv_cache::LayerCache;
+use crate::load::LayerTensors;
+use crate::profile::Part;
+use crate::rope::RopeTable;
+use crate::round::{Round, RowOps};
+use crate::stream::{Stream, fit};
+use crate::threads;
+use bitnet_checkpoint::{Config, LayerSlot, Slot};
+use bitnet_formats::FormatError;
+use bitnet_kernels::PackedMatrix;
+use softmax::{Queries, Scores};
+
+/// Weights and sizes of one layer's attention.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    layer: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    scores: Scores,
+    input_norm: Vec<f32>, // (hidden,)
+    input_norms: Option<InputNorms>,
+    q_proj: PackedMatrix,          // (heads * head_dim, hidden)
+    k_proj: PackedMatrix,          // (kv_heads * head_dim, hidden)
+    v_proj: PackedMatrix,          // (kv_heads * head_dim, hidden)
+    q_norm: Option<Vec<f32>>,      // (head_dim,)
+    k_norm: Option<Vec<f32>>,      // (head_dim,)
+    sub_norm: Option<Vec<f32>>,    // (heads * head_dim,)
+    o_proj: PackedMatrix,          // (hidden, heads * head_dim)
+    branch_norm: Option<Vec<f32>>, // (hidden,)
+}
+
+/// Input norms of linears that share their input, `(hidden,)` each.
+#[derive(Debug)]
+struct InputNorms {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// Scratch of attention.
+#[derive(Debug, Default)]
+pub(crate) struct AttentionBuffers {
+    q: Vec<f32>, // (rows, heads * head_dim)
+    k: Vec<f32>, // (rows, kv_heads * head_dim)
+    v: Vec<f32>, // (rows, kv_heads * head_dim)
+    a: Vec<f32>, // (rows, heads * head_dim): weighted values
+}
+
+impl Attention {
+    /// Takes the weights of a layer.
+    pub(crate) fn load(
+        layer: usize,
+        config: &Config,
+        tensors: &mut LayerTensors<'_>,
+    ) -> Result<Self, FormatError> {
+        let norms = config.norms;
+        let input_norms = match norms.projections {
+            true => Some(InputNorms {
+                q: tensors.gain(layer, LayerSlot::QProjNorm)?,
+                k: tensors.gain(layer, LayerSlot::KProjNorm)?,
+                v: tensors.gain(layer, LayerSlot::VProjNorm)?,
+            }),
+            false => None,
+        };
+        Ok(Self {
+            layer,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            scores: Scores {
+                factor: config.attention_factor(),
+                window: config.window(layer),
+            },
+            input_norm: tensors.gain(layer, LayerSlot::InputNorm)?,
+            input_norms,
+            q_proj: tensors.linear(layer, LayerSlot::QProj)?,
+            k_proj: tensors.linear(layer, LayerSlot::KProj)?,
+            v_proj: tensors.linear(layer, LayerSlot::VProj)?,
+            q_norm: tensors.gain_if(norms.heads, layer, LayerSlot::QNorm)?,
+            k_norm: tensors.gain_if(norms.heads, layer, LayerSlot::KNorm)?,
+            sub_norm: tensors.gain_if(config.attn_sub_norm, layer, LayerSlot::AttnSubNorm)?,
+            o_proj: tensors.linear(layer, LayerSlot::OProj)?,
+            branch_norm: tensors.gain_if(norms.branches, layer, LayerSlot::AttnBranchNorm)?,
+        })
+    }
+
+    /// A linear by its slot.
+    pub(crate) fn linear(&self, slot: LayerSlot) -> Option<&PackedMatrix> {
+        match slot {
+            LayerSlot::QProj => Some(&self.q_proj),
+            LayerSlot::KProj => Some(&self.k_proj),
+            LayerSlot::VProj => Some(&self.v_proj),
+            LayerSlot::OProj => Some(&self.o_proj),
+            _ => None,
+        }
+    }
+
+    /// All linears, in the order of the forward pass.
+    pub(crate) fn linears(&self) -> [&PackedMatrix; 4] {
+        [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
+    }
+
+    /// `y = o(norm(softmax(rope(norm(q)) rope(norm(K))^T * factor) V))`, `q, k, v = linear(norm(x))`.
+    pub(crate) fn forward(
+        &self,
+        state: usize,
+        round: &mut Round<'_>,
+        stream: &mut Stream,
+        buffers: &mut AttentionBuffers,
+    ) -> Result<(), FormatError> {
+        let ops = round.rows;
+        let hidden = ops.config.hidden_size;
+        let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let at = |linear| Slot::Layer(self.layer, linear);
+        let Stream { input, x, y, n } = stream;
+        buffers.resize(x.len() / hidden, width, kv_width);
+        let AttentionBuffers { q, k, v, a } = buffers;
+
+        // q, k, v = linear(norm(x)); norm_q(norm(x)), ... where each has a norm of its own
+        match &self.input_norms {
+            None => {
+                input.prepare(at(LayerSlot::QProj), hidden, (x, hidden), |_, x, h| {
+                    ops.norm(x, &self.input_norm, h);
+                })?;
+                round.clock.lap(Part::Elementwise);
+                input.multiply([
+                    (&self.q_proj, &mut *q),
+                    (&self.k_proj, &mut *k),
+                    (&self.v_proj, &mut *v),
+                ]);
+            }
+            Some(norms) => {
+                ops.norm_rows(x, &self.input_norm, n);
+                for (slot, gain, matrix, out) in [
+                    (LayerSlot::QProj, &norms.q, &self.q_proj, &mut *q),
+                    (LayerSlot::KProj, &norms.k, &self.k_proj, &mut *k),
+                    (LayerSlot::VProj, &norms.v, &self.v_proj, &mut *v),
+                ] {
+                    let clock = &mut *round.clock;
+                    ops.normed_linear(at(slot), input, (n, gain), (matrix, out), clock)?;
+                }
+            }
+        }
+        round.clock.lap(Part::Linears);
+
+        // a = softmax(rope(norm(q)) rope(norm(K))^T * factor) V, sequence by sequence
+        let rope = match self.scores.window {
+            Some(_) => round.ropes.sliding(),
+            None => round.ropes.full(),
+        };
+        self.rotate(ops, rope, round.positions, q, self.q_norm.as_deref());
+        self.rotate(ops, rope, round.positions, k, self.k_norm.as_deref());
+        let mut sequences = Vec::with_capacity(round.spans.len());
+        let mut rest = &mut a[..];
+        for span in &mut round.spans {
+            let rows = span.rows.start * kv_width..span.rows.end * kv_width;
+            let first = span.sequence.position();
+            let (cache, layer) = span.sequence.keys_and_values_mut(state);
+            cache.store(ops.backend, layer, first, &k[rows.clone()], &v[rows]);
+        }
+        for span in &round.spans {
+            let cache: LayerCache<'_> = span.sequence.keys_and_values(state);
+            let (out, others) = rest.split_at_mut(span.rows.len() * width);
+            rest = others;
+            sequences.push(Queries {
+                cache,
+                first: span.sequence.position(),
+                q: &q[span.rows.start * width..span.rows.end * width],
+                out,
+            });
+        }
+        softmax::attention(ops.backend, self.heads, self.scores, sequences);
+        round.clock.lap(Part::Attention);
+
+        // y = linear(norm(a))
+        input.prepare(at(LayerSlot::OProj), width, (a, width), |_, a, normed| {
+            ops.norm_if(a, self.sub_norm.as_deref(), normed);
+        })?;
+        round.clock.lap(Part::Elementwise);
+        input.multiply([(&self.o_proj, &mut *y)]);
+        round.clock.lap(Part::Linears);
+        ops.end_branch(y, self.branch_norm.as_deref(), n);
+        Ok(())
+    }
+
+    /// Norms the heads of `x`, `(rows, some heads * head_dim)`, if the network does, and rotates them.
+    fn rotate(
+        &self,
+        ops: RowOps<'_>,
+        rope: &RopeTable,
+        positions: &[usize], // (rows,)
+        x: &mut [f32],
+        gain: Option<&[f32]>,
+    ) {
+        let dim = self.head_dim;
+        let width = x.len() / positions.len().max(1);
+        threads::for_tokens(x, width, |row, x| {
+            let mut normed = vec![0.0; gain.map_or(0, <[f32]>::len)]; // (head_dim,)
+            for (position, x) in positions[row..].iter().zip(x.chunks_exact_mut(width)) {
+                let (cos, sin) = rope.at(*position); // (head_dim / 2,)
+                for head in x.chunks_exact_mut(dim) {
+                    if let Some(gain) = gain {
+                        ops.norm(head, gain, &mut normed);
+                        head.copy_from_slice(&normed);
+                    }
+                    ops.backend.rotate_halves(head, cos, sin);
+                }
+            }
+        });
+    }
+}
+
+impl AttentionBuffers {
+    fn resize(&mut self, rows: usize, width: usize, kv_width: usize) {
+        fit(&mut self.q, rows * width);
+        fit(&mut self.k, rows * kv_width);
+        fit(&mut self.v, rows * kv_width);
+        fit(&mut self.a, rows * width);
+    }
+}

@@ -1,0 +1,128 @@
+//! A text in progress: what a model remembers of its tokens.
+//!
+//! Invariant: what a sequence holds follows from its tokens and the model alone, not from the steps that read
+//! them or from the other sequences in these steps. Memory that two sequences share is written by neither.
+
+use crate::kv_cache::{KvCache, KvType, LayerCache};
+use bitnet_checkpoint::Config;
+use bitnet_formats::{ErrorCode, FormatError};
+use std::ops::Range;
+
+/// What one layer remembers of a sequence.
+#[derive(Debug, Clone)]
+pub(crate) enum LayerState {
+    /// Keys and values: which layer of the sequence's cache.
+    Attention(usize),
+}
+
+/// One text in progress, of one model.
+#[derive(Debug)]
+pub struct Sequence {
+    model: u64,
+    context: usize,
+    position: usize,
+    states: Vec<LayerState>, // (layers,)
+    cache: KvCache,          // of all layers with attention
+}
+
+impl Sequence {
+    /// An empty sequence for some layers of the network of model number `model`.
+    pub(crate) fn new(
+        model: u64,
+        config: &Config,
+        layers: Range<usize>,
+        kv_type: KvType,
+        context: usize,
+    ) -> Self {
+        let states: Vec<LayerState> = (0..layers.len()).map(LayerState::Attention).collect();
+        Self {
+            model,
+            context,
+            position: 0,
+            cache: KvCache::new(config, states.len(), kv_type),
+            states,
+        }
+    }
+
+    /// Tokens so far.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Most tokens it can hold.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Forgets all tokens from `position` on, if there are any. Their memory is kept for the next ones.
+    pub fn truncate(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    /// Another sequence that begins with the first `position` tokens of this one. The two share the memory of these
+    /// tokens; a block of 256 that is not full is copied when one of them appends to it.
+    ///
+    /// # Errors
+    /// `context-exceeded` for a position that this sequence has not reached.
+    pub fn fork(&self, position: usize) -> Result<Self, FormatError> {
+        if position > self.position {
+            return Err(FormatError::new(
+                ErrorCode::ContextExceeded,
+                format!(
+                    "expected a position up to {}, where the sequence ends, found {position}",
+                    self.position
+                ),
+            ));
+        }
+        Ok(Self {
+            position,
+            states: self.states.clone(),
+            cache: self.cache.fork(position),
+            ..*self
+        })
+    }
+
+    /// Keys and values.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// The number of the model that it belongs to.
+    pub(crate) fn model(&self) -> u64 {
+        self.model
+    }
+
+    /// Makes room for so many tokens more.
+    ///
+    /// # Errors
+    /// `context-exceeded`; `limit-exceeded` if the system has not so much memory. The sequence is then as it was.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), FormatError> {
+        if self.context - self.position < tokens {
+            return Err(FormatError::new(
+                ErrorCode::ContextExceeded,
+                format!(
+                    "{tokens} tokens do not fit behind {} in a context of {}",
+                    self.position, self.context
+                ),
+            ));
+        }
+        self.cache.reserve(self.position..self.position + tokens)
+    }
+
+    /// So many tokens more were read.
+    pub(crate) fn advance(&mut self, tokens: usize) {
+        self.position += tokens;
+    }
+
+    /// The cache, and which of its layers a layer with attention has.
+    pub(crate) fn keys_and_values_mut(&mut self, state: usize) -> (&mut KvCache, usize) {
+        let LayerState::Attention(layer) = self.states[state];
+        (&mut self.cache, layer)
+    }
+
+    /// Keys and values of a layer with attention.
+    pub(crate) fn keys_and_values(&self, state: usize) -> LayerCache<'_> {
+        let LayerState::Attention(layer) = self.states[state];
+        self.cache.layer(layer)
+    }
+}
