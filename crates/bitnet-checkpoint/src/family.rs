@@ -10,6 +10,7 @@ mod gemma3;
 mod gguf_keys;
 mod gpu_names;
 mod hf_config;
+mod json_values;
 mod known_keys;
 mod llama_b1_58;
 mod minicpm;

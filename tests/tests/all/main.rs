@@ -44,6 +44,7 @@ mod publication;
 mod pytorch;
 mod readers;
 mod readme;
+mod rooms;
 mod rope_frequencies;
 mod run;
 mod schemas;

@@ -6,7 +6,8 @@
 
 mod write;
 
-pub(super) use write::{decimal, from_nothing, write};
+pub(super) use super::json_values::{decimal, show};
+pub(super) use write::{from_nothing, write};
 
 use super::known_keys::{self, UnknownKey};
 use super::quantization::{self, ScaleDirection};
@@ -144,19 +145,6 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("num_experts", Neutral::Zero),
     ("n_routed_experts", Neutral::Zero),
 ];
-
-/// A JSON value on one short line, for messages.
-pub(super) fn show(value: &Value) -> String {
-    let text = match value {
-        Value::Null => "nothing".to_owned(),
-        other => other.to_string(),
-    };
-    if text.chars().count() > 60 {
-        text.chars().take(57).chain("...".chars()).collect()
-    } else {
-        text
-    }
-}
 
 /// Parses a JSON side file; of repeated keys the last wins (HF1BitLLM repeats `quantization_config`).
 pub(crate) fn parse_json(bytes: &[u8]) -> Result<Value, FormatError> {

@@ -5,16 +5,14 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::tensors::Tensors;
+pub use super::values::UnreadPart;
 use crate::config::Config;
 use crate::family::{Family, Quantization, ScaleDirection};
 use crate::slot::Slot;
-use bitnet_formats::{
-    Encoding, FormatError, Packing, PlainType, TensorFile, TensorInfo, UnreadBits,
-};
+use bitnet_formats::{Encoding, FormatError, Packing, PlainType, TensorFile, TensorInfo};
 use bitnet_ternary::Scales;
 use serde_json::Value;
 use std::fmt::Debug;
-use std::ops::Range;
 use std::path::Path;
 
 /// Where a linear comes from.
@@ -205,9 +203,6 @@ impl From<LinearSource> for Found {
         }
     }
 }
-
-/// Bits of the weights that no reader uses: where, which, and why.
-pub type UnreadPart = (Range<u64>, UnreadBits, &'static str);
 
 /// One way to store a linear.
 pub trait Storage: Sync + Debug {

@@ -6,13 +6,16 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::contract::UnreadPart;
 use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo, UnreadBits};
 use bitnet_ternary::{
     BLOCK, Bf16, F16, F32, FloatElement, GROUP_SIZES, Scales, absmean_scale, block_magnitude,
     ternarize,
 };
 use rayon::prelude::*;
+use std::ops::Range;
+
+/// Bits of the weights that no reader uses: where, which, and why.
+pub type UnreadPart = (Range<u64>, UnreadBits, &'static str);
 
 /// Calls a generic function with the element type of a float encoding.
 macro_rules! with_float {

@@ -3,16 +3,10 @@
 //! Invariant: what is written reads back as the same `Config`.
 
 use super::super::Family;
+use super::super::json_values::decimal;
 use super::super::quantization::{self, Quantization};
 use crate::config::{Config, RopeScaling};
 use serde_json::{Map, Value, json};
-
-/// The shortest decimal that reads back as this f32, as a JSON number.
-pub(in crate::family) fn decimal(x: f32) -> Value {
-    x.to_string()
-        .parse::<f64>()
-        .map_or(Value::Null, |v| json!(v))
-}
 
 /// A `config.json`; see [`Family::hf_config_json`].
 pub(in crate::family) fn write(
