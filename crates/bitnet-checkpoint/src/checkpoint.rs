@@ -6,22 +6,28 @@
 //! only and converting reads every byte once.
 
 mod dense;
+mod headers;
 mod inputs;
 mod layout;
 mod linears;
+mod names;
 mod readings;
 mod resolve;
 mod rotation;
 mod side_files;
+mod text;
 mod tiles;
 mod unread;
 
 pub use dense::DenseTensor;
+pub use headers::{has_known_family, is_vocabulary_alone, records_layout};
 pub use layout::{LayoutEvidence, LayoutReason};
 pub use linears::TernaryRows;
+pub use names::NAME_KEY;
 pub use readings::{LayoutReading, LayoutSample, layout_readings};
 pub use rotation::{ROTATION_KEYS, Rotation};
 pub use side_files::side_file_names;
+pub use text::{TokenizerSummary, pretty_json};
 pub use tiles::Tiles;
 pub use unread::WRITER_KEYS;
 
@@ -30,7 +36,7 @@ use crate::family::{Family, UnknownKey};
 use crate::slot::Slot;
 use crate::storage::LinearSource;
 use bitnet_formats::{
-    Container, ErrorCode, FormatError, Gguf, Input, Limits, TensorFile, TensorInfo, read_side_file,
+    ErrorCode, FormatError, Input, Limits, TensorFile, TensorInfo, read_side_file,
 };
 use serde_json::Value;
 use std::collections::HashMap;
@@ -121,7 +127,7 @@ impl Checkpoint {
         let mut side_inputs = side_files::inputs(directory_of(path), &options.limits);
         let file = bitnet_formats::open_as(path, &options.limits, layout)?;
         let whole = file.parts.first().map_or(path, |p| p.path()).to_owned();
-        let resolved = if brings_everything(&file) {
+        let resolved = if headers::brings_everything(&file) {
             resolve::gguf(&file, options)
         } else {
             resolve::hugging_face(path, &file, options)
@@ -253,11 +259,6 @@ impl Checkpoint {
         }
     }
 
-    /// Whether everything is in GGUF files.
-    pub fn is_gguf(&self) -> bool {
-        self.file.container == Gguf.name()
-    }
-
     /// A file beside the weights (`tokenizer.json`), if there is one. GGUF files bring everything
     /// along and have none.
     ///
@@ -277,26 +278,6 @@ impl Checkpoint {
             None => error.in_file(&self.path),
         }
     }
-}
-
-/// Whether a family takes the network of a file, by its metadata or the `config.json` beside it. A configuration
-/// that cannot be read at all counts as known: what is wrong with it is for whoever opens it to say.
-pub fn has_known_family(path: &Path, file: &TensorFile) -> bool {
-    if brings_everything(file) {
-        return crate::family::family_of_gguf(file).is_ok();
-    }
-    let limit = Limits::default().config_bytes;
-    match read_side_file(directory_of(path), "config.json", limit) {
-        Ok(None) => false,
-        Ok(Some(bytes)) => crate::family::parse_json(&bytes)
-            .map_or(true, |json| crate::family::family_of_config(&json).is_ok()),
-        Err(_) => true,
-    }
-}
-
-/// Whether a file is read by its own metadata, and not by a `config.json` beside it.
-fn brings_everything(file: &TensorFile) -> bool {
-    file.container == Gguf.name() || file.metadata.get("general.architecture").is_some()
 }
 
 /// The directory with the files beside the weights: `path` itself, or where it lies.

@@ -6,6 +6,7 @@
 
 mod bitnet_2b_4t;
 mod bitnet_b1_58;
+mod described;
 mod gemma3;
 mod gguf_keys;
 mod gpu_names;
@@ -20,6 +21,8 @@ mod pooling;
 mod quantization;
 mod qwen3;
 
+pub use described::{GGUF_ARCHITECTURE_KEY, GGUF_FILE_TYPE_KEY, gguf_architecture};
+pub(crate) use described::{carried_keys, descriptions, gguf_name};
 pub use hf_config::HfStorage;
 pub use known_keys::UnknownKey;
 pub use quantization::{Quantization, ScaleDirection};
@@ -30,8 +33,8 @@ pub(crate) use gguf_keys::{
 };
 pub use gpu_names::{GPU_SCALES, GpuPlace, check_gpu_network, gpu_place};
 pub(crate) use hf_config::{add_generation_config, parse_json, parse_value};
-pub(crate) use pooling::add_pooling;
-pub use pooling::{pooling_files, pooling_settings};
+pub use pooling::pooling_settings;
+pub(crate) use pooling::{add_pooling, pooling_files};
 pub(crate) use quantization::{affine_group, affine_says_activations};
 
 use crate::config::{Activation, ActivationQuantization, Config, Factors, RopeScaling, Yarn};

@@ -21,18 +21,19 @@ pub use certificate::{
     scale_normal_form, trit_codes, trit_sha256,
 };
 pub use checkpoint::{
-    Checkpoint, DenseTensor, LayoutEvidence, LayoutReading, LayoutReason, LayoutSample,
-    OpenOptions, ROTATION_KEYS, Rotation, TernaryRows, Tiles, WRITER_KEYS, has_known_family,
-    layout_readings, side_file_names,
+    Checkpoint, DenseTensor, LayoutEvidence, LayoutReading, LayoutReason, LayoutSample, NAME_KEY,
+    OpenOptions, ROTATION_KEYS, Rotation, TernaryRows, Tiles, TokenizerSummary, WRITER_KEYS,
+    has_known_family, is_vocabulary_alone, layout_readings, pretty_json, records_layout,
+    side_file_names,
 };
 pub use config::{
     Activation, ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling,
     Rope, RopeScaling, SlidingWindow, Yarn,
 };
 pub use family::{
-    FAMILIES, Family, GPU_SCALES, GgufWindows, GgufWiring, GpuPlace, HfStorage, Quantization,
-    ScaleDirection, UnknownKey, UnmarkedFloats, check_gpu_network, family_by_name, gpu_place,
-    pooling_files, pooling_settings,
+    FAMILIES, Family, GGUF_ARCHITECTURE_KEY, GGUF_FILE_TYPE_KEY, GPU_SCALES, GgufWindows,
+    GgufWiring, GpuPlace, HfStorage, Quantization, ScaleDirection, UnknownKey, UnmarkedFloats,
+    check_gpu_network, family_by_name, gguf_architecture, gpu_place, pooling_settings,
 };
 pub use row_order::{gguf_from_hf_rows, gguf_row, hf_from_gguf_rows, hf_row};
 pub use slot::{LayerSlot, Slot};

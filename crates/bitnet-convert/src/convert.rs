@@ -106,11 +106,11 @@ fn is_refusal(failure: &Failure) -> bool {
 
 /// The targets to try, in order.
 fn candidates(to: Option<&'static Target>, output: &Path) -> Result<Vec<&'static Target>, Failure> {
-    let is_gguf = output
+    let names_a_file = output
         .extension()
         .is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     if let Some(target) = to {
-        if target.kind == Kind::HuggingFace && is_gguf {
+        if target.kind == Kind::HuggingFace && names_a_file {
             let message = format!(
                 "{} is a directory, found an output named .gguf",
                 target.name
@@ -119,7 +119,7 @@ fn candidates(to: Option<&'static Target>, output: &Path) -> Result<Vec<&'static
         }
         return Ok(vec![target]);
     }
-    if is_gguf {
+    if names_a_file {
         return Ok(GGUF_PREFERENCE
             .iter()
             .filter_map(|name| targets::by_name(name))

@@ -12,10 +12,7 @@ use crate::readers::{self, FileFacts};
 use crate::scales;
 use bitnet_checkpoint::{ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, Slot};
 use bitnet_cli::{Console, Failure, Table, human_bytes};
-use bitnet_formats::{
-    Container, ErrorCode, Gguf, Limits, MetaArray, MetaValue, TensorFile, TensorInfo,
-    gguf_type_rivals,
-};
+use bitnet_formats::{ErrorCode, Limits, TensorFile, TensorInfo, gguf_type_rivals};
 use bitnet_text::ChatTemplates;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -134,7 +131,7 @@ impl Facts {
         }
         let head = (checkpoint.family.tensor_name)(Slot::OutputHead);
         let gguf_head = (checkpoint.family.gguf_tensor_name)(Slot::OutputHead);
-        let (tokenizer, tokens) = tokenizer(checkpoint)?;
+        let tokenizer = checkpoint.tokenizer_summary()?;
         let layout = checkpoint.layout.as_ref();
         let candidates = layout.map_or_else(Vec::new, LayoutEvidence::candidates);
         Ok(Self {
@@ -149,8 +146,8 @@ impl Facts {
             ternary_parameters,
             bytes: file.parts.iter().map(|p| p.bytes().len() as u64).sum(),
             ternary_bits: ternary_bytes as f64 * 8.0 / ternary_parameters.max(1) as f64,
-            tokenizer,
-            tokens,
+            tokenizer: tokenizer.name,
+            tokens: tokenizer.tokens,
             chat_templates: chat_templates(checkpoint),
             tied_head_in_file: checkpoint.config.tie_word_embeddings
                 && (file.tensor(&head).is_some() || file.tensor(&gguf_head).is_some()),
@@ -174,7 +171,7 @@ impl Facts {
             "container": file.container,
             "files": files_json(file),
             "family": family.name,
-            "architecture": readers::architecture(checkpoint),
+            "architecture": checkpoint.architecture(),
             "wiring": {
                 "hidden_size": config.hidden_size,
                 "intermediate_size": config.intermediate_size,
@@ -245,11 +242,7 @@ impl Facts {
         line("container", container(file, self.bytes))?;
         line(
             "architecture",
-            format!(
-                "{} (family {})",
-                readers::architecture(checkpoint),
-                family.name
-            ),
+            format!("{} (family {})", checkpoint.architecture(), family.name),
         )?;
         line(
             "layers",
@@ -451,9 +444,6 @@ fn print_tensors(file: &TensorFile, console: &mut Console<'_>) -> Result<(), Fai
 
 /// Types that share an id with one in the file, and that its tensors rule out; `left` is what they do not.
 fn collisions_of(file: &TensorFile, left: &[&str]) -> Vec<Collision> {
-    if file.container != Gguf.name() {
-        return Vec::new();
-    }
     let mut found: Vec<Collision> = Vec::new();
     for info in file.tensors() {
         let taken = info.encoding.name();
@@ -521,47 +511,10 @@ fn activations(quantization: ActivationQuantization) -> &'static str {
 
 /// The names of the chat templates.
 fn chat_templates(checkpoint: &Checkpoint) -> Result<Vec<String>, String> {
-    let templates = match &checkpoint.directory {
-        Some(directory) if !checkpoint.is_gguf() => ChatTemplates::of_directory(directory),
-        _ => ChatTemplates::of_gguf(&checkpoint.file.metadata),
-    };
     let names =
         |templates: ChatTemplates| templates.names().into_iter().map(str::to_owned).collect();
-    templates.map(names).map_err(|error| error.to_string())
-}
-
-/// The kind of tokenizer and how many tokens it has.
-fn tokenizer(checkpoint: &Checkpoint) -> Result<(Option<String>, Option<u64>), Failure> {
-    let metadata = &checkpoint.file.metadata;
-    if checkpoint.file.container == Gguf.name() {
-        let model = metadata
-            .get("tokenizer.ggml.model")
-            .and_then(MetaValue::as_str);
-        let pre = metadata
-            .get("tokenizer.ggml.pre")
-            .and_then(MetaValue::as_str);
-        let tokens = match metadata.get("tokenizer.ggml.tokens") {
-            Some(MetaValue::Array(MetaArray::String(tokens))) => Some(tokens.len() as u64),
-            _ => None,
-        };
-        let name = model.map(|m| pre.map_or(m.to_owned(), |p| format!("{m} ({p})")));
-        return Ok((name, tokens));
-    }
-    let Some(directory) = &checkpoint.directory else {
-        return Ok((None, None));
-    };
-    for name in ["tokenizer.json", "tokenizer.model", "vocab.json"] {
-        if directory.join(name).is_file() {
-            // a tokenizer that does not load is worth knowing, but not a reason to say nothing
-            let tokens = match bitnet_text::Tokenizer::from_directory(directory) {
-                Ok(Some(tokenizer)) => Some(tokenizer.vocab_size() as u64),
-                Err(error) if bitnet_text::is_refused_tokenizer(&error) => {
-                    return Err(error.into());
-                }
-                _ => None,
-            };
-            return Ok((Some(name.to_owned()), tokens));
-        }
-    }
-    Ok((None, None))
+    checkpoint
+        .chat_templates()
+        .map(names)
+        .map_err(|error| error.to_string())
 }

@@ -98,13 +98,7 @@ pub fn predictor(path: &Path, compute: &ComputeArgs, threads: usize) -> Result<L
 
 /// The tokenizer of a checkpoint: its side files, else its GGUF metadata.
 pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
-    let beside = match &checkpoint.directory {
-        Some(directory) if checkpoint.file.container != "gguf" => {
-            Tokenizer::from_directory(directory)?
-        }
-        _ => Tokenizer::from_gguf(&checkpoint.file.metadata)?,
-    };
-    beside.ok_or_else(|| {
+    checkpoint.tokenizer()?.ok_or_else(|| {
         Failure::new(
             ErrorCode::Tokenizer,
             format!(

@@ -19,3 +19,7 @@ pub use tokenizer::{
     pre_tokenizer_names, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word, tokenizer_class_note,
     tokenizer_files_from_gguf, tokenizer_to_gguf, tokenizer_to_gguf_with_notes,
 };
+pub use tokenizer::{
+    GGUF_END_OF_TURN, GGUF_PRE_TOKENIZER, GgufTokenizerKeys, gguf_ends_of_turn,
+    is_gguf_tokenizer_key,
+};

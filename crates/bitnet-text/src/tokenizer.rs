@@ -19,6 +19,7 @@ mod decode;
 mod digest;
 mod engine;
 mod ggml;
+mod gguf_keys;
 mod huggingface;
 mod json;
 mod notes;
@@ -40,6 +41,10 @@ use decode::Decoding;
 pub use digest::{TEMPLATE_TOKENS, TemplateHashes, TokenizerDigest};
 use engine::Engine;
 use ggml::{GgmlTokenizer, TokenType};
+pub use gguf_keys::{
+    GGUF_END_OF_TURN, GGUF_PRE_TOKENIZER, GgufTokenizerKeys, gguf_ends_of_turn,
+    is_gguf_tokenizer_key,
+};
 use huggingface::Specials;
 use json::Reading;
 pub use notes::{

@@ -14,7 +14,6 @@ mod diagnose;
 mod reference;
 mod report;
 mod settings;
-mod tokenizer;
 mod verdict;
 
 pub use args::Args;

@@ -48,13 +48,7 @@ const ADDITIONAL: &str = "additional_chat_templates";
 impl TextDigest {
     /// Of an open model.
     pub fn of_checkpoint(checkpoint: &Checkpoint) -> Self {
-        match &checkpoint.directory {
-            Some(directory) if !checkpoint.is_gguf() => Self::new(
-                TokenizerDigest::of_directory(directory),
-                ChatTemplates::of_directory(directory),
-            ),
-            _ => Self::of_gguf(&checkpoint.file.metadata),
-        }
+        Self::new(checkpoint.tokenizer_digest(), checkpoint.chat_templates())
     }
 
     /// Of the metadata of a GGUF file.

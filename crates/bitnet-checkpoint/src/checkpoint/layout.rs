@@ -4,10 +4,11 @@
 //! to another copy of the model, decided by the data ([`bitnet_formats::code_length`]), or assumed; and
 //! whoever reads a [`LayoutEvidence`] learns which.
 
+use super::headers::records_layout;
 use super::readings::{LayoutReading, LayoutSample, layout_readings};
 use super::{Checkpoint, OpenOptions};
 use crate::slot::{LayerSlot, Slot};
-use bitnet_formats::{ErrorCode, FormatError, GGUF_LAYOUT_KEY, Packing, layouts_like};
+use bitnet_formats::{ErrorCode, FormatError, Packing, layouts_like};
 use std::path::Path;
 
 /// Most linears that are looked at: enough to see every kind of one and both ends of the network.
@@ -79,7 +80,7 @@ impl Checkpoint {
         };
         let taken = taken.name();
         let readings = checkpoint.readings(&rivals)?;
-        let recorded = checkpoint.file.metadata.get(GGUF_LAYOUT_KEY).is_some();
+        let recorded = records_layout(&checkpoint.file);
         let left: Vec<_> = readings.iter().filter(|r| !r.ruled_out).collect();
         let (packing, reason) = match (against, left.as_slice()) {
             _ if options.layout.is_some() => (taken, LayoutReason::Forced),

@@ -9,15 +9,16 @@ use super::{
 };
 use crate::args::InspectArgs;
 use bitnet_checkpoint::{
-    GPU_PACKING, GPU_SCALES, HF_PACKING, LayoutSample, MLX_PACKING, layout_readings,
+    GPU_PACKING, GPU_SCALES, HF_PACKING, LayoutSample, MLX_PACKING, gguf_architecture,
+    is_vocabulary_alone, layout_readings, records_layout,
 };
 use bitnet_cli::{Console, Failure, Table};
 use bitnet_formats::{
-    Affine, Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, Gguf, MetaArray,
-    MetaValue, PackedTensor, Packing, PlainType, TensorFile, TensorInfo, dense_to_f32,
-    layouts_like, packing_by_name, ternary_of_affine,
+    Affine, Encoding, ErrorCode, FormatError, PackedTensor, Packing, PlainType, TensorFile,
+    TensorInfo, dense_to_f32, layouts_like, packing_by_name, ternary_of_affine,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_text::GgufTokenizerKeys;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -61,12 +62,9 @@ pub(super) fn run(
     let encodings = encodings_of(file);
     let ruled_out = collisions_of(file, &left);
     let rotation = data::rotation(&file.metadata);
-    let architecture = file
-        .metadata
-        .get("general.architecture")
-        .and_then(MetaValue::as_str);
+    let architecture = gguf_architecture(file);
     let bytes: u64 = file.parts.iter().map(|p| p.bytes().len() as u64).sum();
-    let is_vocabulary = file.container == Gguf.name() && file.tensors().is_empty();
+    let is_vocabulary = is_vocabulary_alone(file);
     let vocabulary = vocabulary(file);
     let mut object = json!({
         "status": "inspected",
@@ -163,11 +161,8 @@ pub(super) fn run(
 
 /// The kind of the tokenizer in a GGUF file, and how many tokens it has.
 fn vocabulary(file: &TensorFile) -> Option<(String, usize)> {
-    let model = file.metadata.get("tokenizer.ggml.model")?.as_str()?;
-    match file.metadata.get("tokenizer.ggml.tokens")? {
-        MetaValue::Array(MetaArray::String(tokens)) => Some((model.to_owned(), tokens.len())),
-        _ => None,
-    }
+    let keys = GgufTokenizerKeys::of(&file.metadata);
+    Some((keys.model?.to_owned(), keys.tokens?.len()))
 }
 
 /// Whether a failure to open says that no family takes the network, or that a tensor of it has a type that is not
@@ -175,7 +170,7 @@ fn vocabulary(file: &TensorFile) -> Option<(String, usize)> {
 pub(super) fn is_about_the_family(path: &Path, failure: &Failure, file: &TensorFile) -> bool {
     match failure.code {
         // nothing is wrong with a vocabulary alone, or with weights that are quantized in another way
-        _ if file.container == Gguf.name() && file.tensors().is_empty() => true,
+        _ if is_vocabulary_alone(file) => true,
         ErrorCode::NotTernary => {
             let is_block = |info: &TensorInfo| {
                 matches!(info.encoding, Encoding::Foreign(_) | Encoding::Block(_))
@@ -222,7 +217,7 @@ fn decide_layouts(file: &TensorFile, found: &mut [Ternary<'_>]) -> Vec<&'static 
         if rivals.is_empty() {
             continue;
         }
-        let recorded = file.metadata.get(GGUF_LAYOUT_KEY).is_some();
+        let recorded = records_layout(file);
         let samples = of_type().take(READ).map(|one| LayoutSample {
             bytes: file.bytes(one.info),
             rows: one.rows,

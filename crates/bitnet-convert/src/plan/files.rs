@@ -8,8 +8,8 @@ use super::{Action, BASE_MEMORY, HF_SHARD, Item, OutputFile, PIECE, Planner};
 use crate::side_files;
 use crate::targets::{Kind, Linears};
 use bitnet_checkpoint::{
-    Checkpoint, HfStorage, ROTATION_KEYS, ScaleDirection, Slot, TILES_ALIGNMENT, TILES_FORMAT,
-    TILES_VERSION, tiles_entry,
+    Checkpoint, GGUF_FILE_TYPE_KEY, HfStorage, ROTATION_KEYS, ScaleDirection, Slot,
+    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, pretty_json, tiles_entry,
 };
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf,
@@ -88,43 +88,19 @@ impl Planner<'_> {
     }
 
     fn gguf_metadata(&mut self) -> Result<Metadata, FormatError> {
-        let Checkpoint {
-            family,
-            config,
-            file,
-            ..
-        } = self.checkpoint;
-        let name = side_files::model_name(self.checkpoint);
+        let Checkpoint { family, config, .. } = self.checkpoint;
+        let name = self.checkpoint.name();
         let mut metadata = Metadata::default();
         for (key, value) in family.gguf_metadata(config, name.as_deref())? {
             metadata.set(key, value);
         }
         if let Some(id) = self.request.target.gguf_file_type() {
-            metadata.set("general.file_type", MetaValue::U32(id));
+            metadata.set(GGUF_FILE_TYPE_KEY, MetaValue::U32(id));
         }
         if let Some(layout) = self.layout() {
             metadata.set(GGUF_LAYOUT_KEY, MetaValue::text(&layout));
         }
-        if file.container == Gguf.name() {
-            // keys of the architecture were read under the name that the source has for it
-            let stale = |key: &str| {
-                let mut others = family.gguf_architectures.iter().skip(1);
-                others.any(|a| key.strip_prefix(a).is_some_and(|k| k.starts_with('.')))
-            };
-            let carried = file.metadata.0.iter();
-            let carried = carried.filter(|(key, _)| side_files::is_carried(key) && !stale(key));
-            metadata.add_missing(carried.cloned());
-        } else if let Some(directory) = &self.checkpoint.directory {
-            let (entries, notes) =
-                bitnet_text::tokenizer_to_gguf_with_notes(directory, config.vocab_size)?;
-            for (key, value) in entries {
-                metadata.set(key, value);
-            }
-            self.notes = notes;
-        }
-        if file.container == Gguf.name() {
-            self.notes = bitnet_text::notes_of_gguf(&metadata);
-        }
+        self.notes = self.checkpoint.add_gguf_text(&mut metadata)?;
         family.settle_special_tokens(config, &mut metadata);
         Ok(metadata)
     }
@@ -163,18 +139,9 @@ impl Planner<'_> {
             _ => self.shards()?,
         };
         let count = files.len();
-        if let Some(directory) = &self.checkpoint.directory
-            && self.checkpoint.file.container != Gguf.name()
-        {
-            bitnet_text::check_tokenizer_rules(directory)?;
-        }
-        self.notes = match &self.checkpoint.directory {
-            Some(directory) if !self.checkpoint.is_gguf() => {
-                bitnet_text::notes_of_directory(directory)
-            }
-            _ => bitnet_text::notes_of_gguf(&self.checkpoint.file.metadata),
-        };
-        let mut side = side_files::collect(self.checkpoint)?;
+        self.checkpoint.check_tokenizer_rules()?;
+        self.notes = self.checkpoint.tokenizer_notes();
+        let mut side = self.checkpoint.side_files()?;
         if count > 1 {
             side.push((
                 "model.safetensors.index.json".to_owned(),
@@ -198,7 +165,7 @@ impl Planner<'_> {
             };
             let mut metadata = Metadata::default();
             if part == 0 {
-                for (key, text) in side_files::described(self.checkpoint) {
+                for (key, text) in self.checkpoint.descriptions() {
                     metadata.set(key, MetaValue::text(text));
                 }
             }
@@ -301,7 +268,7 @@ impl Planner<'_> {
             map.insert(item.tensor.name.clone(), json!(name.to_string_lossy()));
         }
         let total: u64 = self.items.iter().map(|i| i.tensor.len).sum();
-        side_files::pretty(&json!({"metadata": {"total_size": total}, "weight_map": map}))
+        pretty_json(&json!({"metadata": {"total_size": total}, "weight_map": map}))
     }
 
     // ---- both ----
@@ -387,9 +354,9 @@ impl Planner<'_> {
             Kind::Gguf => 3 * headers,
             Kind::HuggingFace => 3 * headers + 2 * side,
         };
-        let source = match self.checkpoint.file.container == Gguf.name() {
-            true => headers.max(side),
-            false => 0,
+        let source = match self.checkpoint.directory {
+            None => headers.max(side),
+            Some(_) => 0,
         };
         BASE_MEMORY + tensors + text + source
     }

@@ -5,10 +5,10 @@
 use crate::plan::{Action, Item, Plan};
 use crate::targets::Kind;
 use bitnet_checkpoint::{
-    ActivationQuantization, Checkpoint, Config, LayoutReason, ROTATION_KEYS, RopeScaling,
-    ScaleDirection, Slot, Yarn,
+    ActivationQuantization, Checkpoint, Config, LayoutReason, RopeScaling, ScaleDirection, Slot,
+    Yarn,
 };
-use bitnet_formats::{Container, Encoding, FormatError, Gguf, MetaValue, PlainType};
+use bitnet_formats::{Encoding, FormatError, PlainType};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,7 +52,7 @@ impl FileFacts {
         let mut facts = Self::default();
         let file = &checkpoint.file;
         facts.add("container", file.container);
-        facts.add("architecture", architecture(checkpoint));
+        facts.add("architecture", checkpoint.architecture());
         facts.network(checkpoint);
         for slot in checkpoint.slots().into_iter().filter(|s| s.is_ternary()) {
             facts.linear(&checkpoint.linear(slot)?.describe());
@@ -62,22 +62,14 @@ impl FileFacts {
         }
         let tensors = file.tensors().iter();
         facts.scale_types(tensors.map(|info| (info.name.as_str(), info.encoding)));
-        if file.container != Gguf.name() {
-            facts.config_json(checkpoint.config_json.as_ref());
-        }
+        facts.config_json(checkpoint.config_json.as_ref());
         if let Some(direction) = checkpoint.scale_direction() {
             facts.direction(direction);
         }
-        let text = |key: &str| file.metadata.get(key).and_then(MetaValue::as_str);
-        if text("tokenizer.ggml.model") == Some("gpt2") {
-            let pre = text("tokenizer.ggml.pre").unwrap_or("missing");
-            facts.add("pre_tokenizer", pre);
+        if let Some(pre_tokenizer) = checkpoint.stated_pre_tokenizer() {
+            facts.add("pre_tokenizer", pre_tokenizer);
         }
-        let rotated = file
-            .metadata
-            .0
-            .iter()
-            .any(|(k, _)| k.starts_with(ROTATION_KEYS));
+        let rotated = checkpoint.rotation.is_some();
         facts.add("rotated", if rotated { "yes" } else { "no" });
         let assumed = |e: &bitnet_checkpoint::LayoutEvidence| e.reason == LayoutReason::Assumed;
         if checkpoint.layout.as_ref().is_some_and(assumed) {
@@ -94,7 +86,7 @@ impl FileFacts {
             "architecture",
             match plan.target.kind {
                 Kind::Gguf => checkpoint.family.gguf_architectures[0].to_owned(),
-                Kind::HuggingFace => hf_architecture(checkpoint),
+                Kind::HuggingFace => checkpoint.hf_architecture(),
             },
         );
         facts.network(checkpoint);
@@ -306,22 +298,4 @@ fn is_usual(yarn: &Yarn) -> bool {
 /// The type as tensors of that type are named.
 fn plain_name(plain: PlainType) -> String {
     plain.safetensors_name().to_ascii_lowercase()
-}
-
-/// `general.architecture`, or the first of `architectures`.
-pub fn architecture(checkpoint: &Checkpoint) -> String {
-    if checkpoint.file.container != Gguf.name() {
-        return hf_architecture(checkpoint);
-    }
-    let named = checkpoint.file.metadata.get("general.architecture");
-    named
-        .and_then(MetaValue::as_str)
-        .unwrap_or_default()
-        .to_owned()
-}
-
-fn hf_architecture(checkpoint: &Checkpoint) -> String {
-    let named = checkpoint.config_json.as_ref();
-    let named = named.and_then(|c| c.get("architectures")?.get(0)?.as_str());
-    named.unwrap_or(checkpoint.family.hf_identity.1).to_owned()
 }

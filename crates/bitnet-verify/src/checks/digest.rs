@@ -233,8 +233,8 @@ impl Digests {
         }
         let found = TextDigest::of_checkpoint(checkpoint);
         let compared = compare_text(&certificate.text, &found, &mut self.findings);
-        if let (Certified::Said(Some(digest)), true) = (&found.tokenizer, checkpoint.is_gguf()) {
-            match digest.contradicted_by_gguf_keys(&checkpoint.file.metadata) {
+        if let Certified::Said(Some(digest)) = &found.tokenizer {
+            match checkpoint.contradicting_tokenizer_keys(digest) {
                 Err(error) => self.findings.unreadable("tokenizer.ggml", &error),
                 Ok(contradictions) => {
                     for (key, expected, found) in contradictions {

@@ -8,7 +8,6 @@ mod text;
 mod tokenizers;
 
 pub(super) use text::compare_text;
-pub(super) use tokenizers::{PRE, gguf_tokenizer};
 
 use super::check::{Check, Running, Subject};
 use super::report::Report;

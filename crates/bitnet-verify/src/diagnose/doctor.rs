@@ -22,7 +22,6 @@ use certificate::CertificateStatus;
 use finding::Compare;
 
 use crate::args::DoctorArgs;
-use crate::tokenizer::tokenizer_of;
 use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_cli::{Console, ExitStatus, Failure, Progress};
 use bitnet_formats::ErrorCode;
@@ -200,7 +199,7 @@ fn examine(
     }
     // a tokenizer that may harm the reader is no finding about the model
     if let Ok(checkpoint) = &checkpoint
-        && let Err(error) = tokenizer_of(checkpoint)
+        && let Err(error) = checkpoint.tokenizer()
         && bitnet_text::is_refused_tokenizer(&error)
     {
         return Err(error.into());

@@ -3,15 +3,15 @@
 //! Invariant: a pre-tokenizer is named only if the file's own vocabulary and merges, cut by it, give every recorded
 //! id of every text.
 
-use super::super::metadata::{PRE, gguf_tokenizer};
 use super::super::report::Report;
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::reference::golden::Golden;
-use crate::tokenizer::tokenizer_of;
 use crate::verdict::{Findings, Verdict};
 use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::{FormatError, MetaValue, Metadata};
-use bitnet_text::{Tokenizer, pre_tokenizer_names};
+use bitnet_text::{
+    GGUF_PRE_TOKENIZER as PRE, Tokenizer, is_gguf_tokenizer_key, pre_tokenizer_names,
+};
 
 const NAME: &str = "golden-tokens";
 
@@ -25,7 +25,7 @@ pub(super) fn compare(checkpoint: &Checkpoint, golden: &Golden, report: &mut Rep
         let text = golden.texts.get(&prompt.name);
         texts.extend(text.map(|text| (&*prompt.name, text.as_str(), &prompt.ids[..])));
     }
-    let result = match tokenizer_of(checkpoint) {
+    let result = match checkpoint.tokenizer() {
         _ if texts.is_empty() => Verdict::skipped(NAME, "prompts.json has ids only"),
         Err(error) => Verdict::error(NAME, &error),
         Ok(None) => Verdict::skipped(NAME, "the model has no tokenizer"),
@@ -87,10 +87,10 @@ fn name(
 ) -> Fault {
     let mut named = Vec::new();
     // the tokenizer in GGUF's terms, where a word says how text is cut
-    if let Ok(Some(pairs)) = gguf_tokenizer(checkpoint) {
+    if let Ok(Some(pairs)) = checkpoint.gguf_tokenizer() {
         let keys = pairs
             .into_iter()
-            .filter(|(key, _)| key.starts_with("tokenizer.ggml."));
+            .filter(|(key, _)| is_gguf_tokenizer_key(key));
         let mut metadata = Metadata(keys.collect());
         let stated = metadata
             .get(PRE)

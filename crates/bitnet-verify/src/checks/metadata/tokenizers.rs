@@ -8,7 +8,7 @@ use crate::diagnose::fault::{Fault, FaultName};
 use crate::verdict::Findings;
 use bitnet_checkpoint::{Checkpoint, WRITER_KEYS};
 use bitnet_formats::{FormatError, MetaArray, MetaValue};
-use bitnet_text::{ChatTemplates, has_gguf_tokenizer, normal_template_names, tokenizer_to_gguf};
+use bitnet_text::{GGUF_END_OF_TURN as EOT, GGUF_PRE_TOKENIZER as PRE};
 use serde_json::Value;
 
 /// The check that finds its faults.
@@ -27,21 +27,16 @@ const TOKENIZER_FILES: [&str; 7] = [
 /// Files that say in part what others say: compared where both sides have them.
 const FURTHER_FILES: [&str; 2] = ["special_tokens_map.json", "generation_config.json"];
 
-/// The key of a file's pre-tokenizer.
-pub(in crate::checks) const PRE: &str = "tokenizer.ggml.pre";
-
-const EOT: &str = "tokenizer.ggml.eot_token_id";
-
 /// Compares tokenizers and chat templates; says what was compared, and what has a name.
 pub(super) fn compare_tokenizers(
     source: &Checkpoint,
     artifact: &Checkpoint,
     findings: &mut Findings,
 ) -> Result<(String, Option<Fault>), FormatError> {
-    if !source.is_gguf() && !artifact.is_gguf() {
+    if source.directory.is_some() && artifact.directory.is_some() {
         return compare_files(source, artifact, findings);
     }
-    let (expected, found) = (gguf_tokenizer(source)?, gguf_tokenizer(artifact)?);
+    let (expected, found) = (source.gguf_tokenizer()?, artifact.gguf_tokenizer()?);
     if expected.is_none() && found.is_none() {
         return Ok(("the source has no tokenizer".to_owned(), None));
     }
@@ -68,7 +63,7 @@ pub(super) fn compare_tokenizers(
     }
     // a key that only the artifact has may change how text becomes tokens; no file of a Hugging Face directory names
     // an end of turn, so there it is a guess by the token's text
-    let is_guess = |key: &str| key == EOT && !artifact.is_gguf();
+    let is_guess = |key: &str| key == EOT && artifact.directory.is_some();
     for (key, _) in found
         .iter()
         .filter(|(key, _)| !is_guess(key) && !expected.iter().any(|(k, _)| k == key))
@@ -78,41 +73,9 @@ pub(super) fn compare_tokenizers(
     Ok((format!("{compared} tokenizer keys"), fault))
 }
 
-/// The tokenizer in GGUF's terms; `None` if there is none.
-pub(in crate::checks) fn gguf_tokenizer(
-    checkpoint: &Checkpoint,
-) -> Result<Option<Vec<(String, MetaValue)>>, FormatError> {
-    let mut pairs: Vec<(String, MetaValue)> = if checkpoint.is_gguf() {
-        if !has_gguf_tokenizer(&checkpoint.file.metadata) {
-            // single ids without a tokenizer are settings of the network, compared as such
-            return Ok(None);
-        }
-        // llama.cpp writes ids of 4294967295 for tokens that the model does not have
-        let is_none = |key: &str, value: &MetaValue| {
-            key.ends_with("_token_id") && value.as_u64() == Some(u64::from(u32::MAX))
-        };
-        let pairs = checkpoint.file.metadata.0.iter();
-        pairs
-            .filter(|(key, value)| key.starts_with("tokenizer.") && !is_none(key, value))
-            .cloned()
-            .collect()
-    } else {
-        let Some(dir) = &checkpoint.directory else {
-            return Ok(None);
-        };
-        tokenizer_to_gguf(dir, checkpoint.config.vocab_size)?
-    };
-    normal_template_names(&mut pairs);
-    Ok((!pairs.is_empty()).then_some(pairs))
-}
-
 /// Compares the chat templates of two directories, whichever of their files has them.
 fn compare_templates(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Findings) {
-    let templates = |checkpoint: &Checkpoint| match &checkpoint.directory {
-        Some(directory) => ChatTemplates::of_directory(directory),
-        None => Ok(ChatTemplates::default()),
-    };
-    let (expected, found) = match (templates(source), templates(artifact)) {
+    let (expected, found) = match (source.chat_templates(), artifact.chat_templates()) {
         (Ok(expected), Ok(found)) => (expected, found),
         (Err(error), _) | (_, Err(error)) => {
             return findings.unreadable("chat_template", &error);

@@ -3,7 +3,8 @@
 //! Invariant: only headers are read. A file of a known type, architecture or purpose is not called damaged.
 
 use super::finding::Finding;
-use bitnet_formats::{Container, Encoding, ErrorCode, FormatError, Gguf, MetaValue, TensorFile};
+use bitnet_checkpoint::{GGUF_ARCHITECTURE_KEY, gguf_architecture};
+use bitnet_formats::{Container, Encoding, ErrorCode, FormatError, Gguf, TensorFile};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,8 +19,7 @@ pub(super) fn judge(
     findings: &mut Vec<Finding>,
 ) {
     let place = path.display().to_string();
-    let text = |key: &str| file.metadata.get(key).and_then(MetaValue::as_str);
-    let architecture = text("general.architecture");
+    let architecture = gguf_architecture(file);
     let named = architecture.map_or(String::new(), |name| format!(" of architecture `{name}`"));
     if file.tensors().is_empty() {
         let what = format!("a vocabulary{named} without weights: no tensor is in the file");
@@ -63,7 +63,7 @@ pub(super) fn judge(
             let what = format!("a network{named}, which these programs do not compute");
             findings.push(Finding::warning(
                 "unsupported-config",
-                "general.architecture",
+                GGUF_ARCHITECTURE_KEY,
                 what,
                 NOT_OURS,
             ));

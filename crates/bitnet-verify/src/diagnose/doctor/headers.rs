@@ -4,7 +4,10 @@
 
 use super::finding::{Examination, Finding, Patient};
 use super::repair::Repair;
-use bitnet_checkpoint::{Activation, Checkpoint, Config, Slot};
+use bitnet_checkpoint::{
+    Activation, Checkpoint, Config, GGUF_ARCHITECTURE_KEY as ARCHITECTURE,
+    GGUF_FILE_TYPE_KEY as FILE_TYPE, Slot, gguf_architecture,
+};
 use bitnet_formats::{Container, Encoding, Gguf, MetaValue};
 use std::collections::BTreeSet;
 
@@ -23,9 +26,6 @@ pub(super) const EXAMINATION: Examination = Examination {
         }
     },
 };
-
-const ARCHITECTURE: &str = "general.architecture";
-const FILE_TYPE: &str = "general.file_type";
 
 /// A published network whose GGUF files are known to name an architecture that computes something else.
 struct Published {
@@ -96,7 +96,7 @@ fn unread(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
         let what = format!("the key is unknown and ignored; its value is {}", key.value);
         let remedy = "make sure that the network does not depend on it";
         let code = "unknown-key";
-        findings.push(match checkpoint.is_gguf() {
+        findings.push(match checkpoint.directory.is_none() {
             true => Finding::note(code, &key.key, what, remedy),
             false => Finding::warning(code, &key.key, what, remedy),
         });
@@ -153,7 +153,7 @@ fn file_type(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
 
 fn keys(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
     let metadata = &patient.file.metadata;
-    let Some(architecture) = metadata.get(ARCHITECTURE).and_then(MetaValue::as_str) else {
+    let Some(architecture) = gguf_architecture(patient.file) else {
         let what = "readers cannot tell which network it is";
         let remedy = "write the file again with a converter that knows the model";
         findings.push(Finding::error(
@@ -177,8 +177,7 @@ fn wrong_activation(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
     let Some(checkpoint) = patient.checkpoint else {
         return;
     };
-    let architecture = patient.file.metadata.get(ARCHITECTURE);
-    let architecture = architecture.and_then(MetaValue::as_str).unwrap_or_default();
+    let architecture = gguf_architecture(patient.file).unwrap_or_default();
     let config = &checkpoint.config;
     for published in &PUBLISHED {
         if (published.is)(config) && config.hidden_act != published.activation {

@@ -3,6 +3,7 @@
 //! Invariant: the payload of every tensor that is kept is copied byte for byte; a repair changes metadata or leaves a
 //! tensor out. The original is never written to.
 
+use bitnet_checkpoint::GGUF_ARCHITECTURE_KEY as ARCHITECTURE;
 use bitnet_cli::Failure;
 use bitnet_formats::{
     Artifact, Container, FileDigest, FormatError, Gguf, Inputs, Limits, MetaValue, Metadata,
@@ -30,13 +31,11 @@ impl fmt::Display for Repair {
                 (_, Some(number)) => write!(f, "{key} = {number}"),
                 _ => write!(f, "{key}"),
             },
-            Self::Architecture(name) => write!(f, "general.architecture = {name}, and its keys"),
+            Self::Architecture(name) => write!(f, "{ARCHITECTURE} = {name}, and its keys"),
             Self::DropTensor(name) => write!(f, "without `{name}`"),
         }
     }
 }
-
-const ARCHITECTURE: &str = "general.architecture";
 
 /// Writes a corrected copy of the file at `path`.
 pub(super) fn write(

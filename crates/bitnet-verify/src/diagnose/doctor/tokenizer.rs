@@ -5,12 +5,11 @@
 
 use super::finding::{Examination, Finding, Patient};
 use super::repair::Repair;
-use crate::tokenizer::tokenizer_of;
 use bitnet_checkpoint::Checkpoint;
-use bitnet_formats::{Container, Gguf, MetaArray, MetaValue};
+use bitnet_formats::{Container, Gguf, MetaValue};
 use bitnet_text::{
-    ChatMessage, Tokenizer, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
-    tokenizer_class_note,
+    ChatMessage, GGUF_END_OF_TURN as EOT, GGUF_PRE_TOKENIZER as PRE, GgufTokenizerKeys, Tokenizer,
+    gguf_ends_of_turn, pre_tokenizer_of_vocabulary, pre_tokenizer_of_word,
 };
 use std::collections::HashSet;
 
@@ -24,7 +23,7 @@ pub(super) const EXAMINATION: Examination = Examination {
         let Some(checkpoint) = patient.checkpoint else {
             return;
         };
-        match tokenizer_of(checkpoint) {
+        match checkpoint.tokenizer() {
             Err(error) => findings.push(Finding::unreadable("tokenizer", &error)),
             Ok(None) => findings.push(Finding::note(
                 "no-tokenizer",
@@ -38,19 +37,13 @@ pub(super) const EXAMINATION: Examination = Examination {
     },
 };
 
-const PRE: &str = "tokenizer.ggml.pre";
-const EOT: &str = "tokenizer.ggml.eot_token_id";
 /// What an assistant says in the conversation that is rendered.
 const SAID: &str = "bitnet";
 
 /// Whether transformers reads the tokenizer otherwise than this program.
 fn class(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
-    let directory = checkpoint.directory.as_deref();
-    let Some(directory) = directory.filter(|_| !checkpoint.is_gguf()) else {
-        return;
-    };
     // a file that cannot be read was reported already
-    if let Ok(Some(note)) = tokenizer_class_note(directory) {
+    if let Ok(Some(note)) = checkpoint.tokenizer_class_note() {
         let remedy = "set tokenizer_class to TokenizersBackend in tokenizer_config.json if tokenizer.json is right";
         findings.push(Finding::note(
             note.code,
@@ -62,20 +55,16 @@ fn class(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
 }
 
 fn pre_tokenizer(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
-    let metadata = &patient.file.metadata;
-    let text = |key: &str| metadata.get(key).and_then(MetaValue::as_str);
-    if text("tokenizer.ggml.model") != Some("gpt2") {
+    let keys = GgufTokenizerKeys::of(&patient.file.metadata);
+    if !keys.is_byte_level() {
         return;
     }
-    let known = match metadata.get("tokenizer.ggml.tokens") {
-        Some(MetaValue::Array(MetaArray::String(tokens))) => {
-            let all: HashSet<&[u8]> = tokens.iter().collect();
-            let first = String::from_utf8_lossy(tokens.iter().next().unwrap_or_default());
-            pre_tokenizer_of_vocabulary(|token| all.contains(token.as_bytes()), &first)
-        }
-        _ => None,
-    };
-    let stated = text(PRE);
+    let known = keys.tokens.and_then(|tokens| {
+        let all: HashSet<&[u8]> = tokens.iter().collect();
+        let first = String::from_utf8_lossy(tokens.iter().next().unwrap_or_default());
+        pre_tokenizer_of_vocabulary(|token| all.contains(token.as_bytes()), &first)
+    });
+    let stated = keys.pre_tokenizer;
     let finding = match (stated, known) {
         (None | Some("default"), known) => {
             let what = "missing: readers fall back to a default that splits text otherwise than the model was trained";
@@ -199,13 +188,7 @@ fn chat(
     };
     let mut stops = checkpoint.config.eos_token_ids.clone();
     if patient.file.container == Gguf.name() {
-        let ends = [EOT, "tokenizer.ggml.eom_token_id"]
-            .into_iter()
-            .filter_map(|key| {
-                let id = patient.file.metadata.get(key)?.as_u64()?;
-                u32::try_from(id).ok().filter(|id| *id != u32::MAX)
-            });
-        stops.extend(ends);
+        stops.extend(gguf_ends_of_turn(&patient.file.metadata));
     }
     if ids.first().is_some_and(|id| stops.contains(id)) {
         return;
