@@ -38,7 +38,8 @@ pub use family::{
 pub use row_order::{gguf_from_hf_rows, gguf_row, hf_from_gguf_rows, hf_row};
 pub use slot::{LayerSlot, Slot};
 pub use storage::{
-    GPU_PACKING, HF_PACKING, LinearSource, MLX_PACKING, STORAGES, Storage, TILES_ALIGNMENT,
-    TILES_FORMAT, TILES_VERSION, is_tiles, storage_by_name, tiles_entry, tiles_shape,
-    weight_scale_bytes,
+    Form, GPU_PACKING, HF_PACKING, LinearSource, MLX_PACKING, Made, Output, Part, STORAGES,
+    ScaleForm, ScaleTypes, SharedScales, Storage, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION,
+    WriteStorage, check_float, is_exact_scale, is_tiles, rounded_scales, rows, scale_name,
+    storage_by_name, tiles_entry, tiles_shape, weight_scale_bytes,
 };

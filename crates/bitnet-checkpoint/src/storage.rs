@@ -14,10 +14,12 @@ mod hf_u8;
 mod hf_values;
 mod master;
 mod packed;
+mod scale_types;
 pub(crate) mod tensors;
 mod tiles;
 pub(crate) mod unmarked;
 pub(crate) mod values;
+mod written;
 
 pub use affine::MLX_PACKING;
 pub use beside::weight_scale_bytes;
@@ -25,12 +27,25 @@ pub(crate) use contract::{Asked, Found, Marks, Said, Stored};
 pub use contract::{LinearSource, Storage};
 pub use gpu::GPU_PACKING;
 pub use hf_u8::HF_PACKING;
+pub use scale_types::{ScaleTypes, SharedScales, check_float, is_exact_scale, rounded_scales};
 pub use tiles::{TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, is_tiles, tiles_entry, tiles_shape};
+pub use written::{Form, Made, Output, Part, ScaleForm, WriteStorage, scale_name};
 
 pub(crate) use affine::{module as affine_module, refuse_quantized};
 pub(crate) use beside::value as scale_value;
 pub(crate) use codes::packed;
 pub(crate) use hf_u8::neither_shape;
+
+/// The rows that are written, for targets to name.
+pub mod rows {
+    pub use super::affine::Affine;
+    pub use super::floats::Floats;
+    pub use super::gpu::GpuInt2;
+    pub use super::hf_u8::HfU8;
+    pub use super::master::Master;
+    pub use super::packed::Packed;
+    pub use super::tiles::Tiles;
+}
 
 use bitnet_formats::FormatError;
 use tensors::Tensors;

@@ -22,7 +22,7 @@ mod targets;
 mod transcode;
 
 pub use pairs::{Condition, Pair, Source, fits, pairs};
-pub use targets::{Kind, Linears, TARGETS, Target};
+pub use targets::{Kind, TARGETS, Target};
 pub use transcode::{PackedRows, transcode};
 
 use args::{Args, Command, SourceArgs};

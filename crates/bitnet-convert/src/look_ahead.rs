@@ -4,7 +4,7 @@
 //! target holds them are not read twice, and the first tensor that fails ends the look.
 
 use crate::pipeline::minus_ones;
-use crate::plan::{Action, Item, Plan, Request, ScaleTensor};
+use crate::plan::{Action, Item, Plan, Request};
 use crate::scales;
 use bitnet_checkpoint::{Checkpoint, Slot};
 use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, ScaleRounding, encode_dense};
@@ -110,7 +110,7 @@ impl Look<'_> {
             Action::Pack(packing) => {
                 packing.check_scales(matrix, self.rounding)?;
                 let beside = self.plan.scale_tensor(slot);
-                let plain = beside.map_or(PlainType::F32, ScaleTensor::plain);
+                let plain = beside.map_or(PlainType::F32, |form| form.plain);
                 scales::check_float(matrix, plain, self.rounding)?;
             }
             Action::Dequantise(plain) => {

@@ -3,11 +3,9 @@
 //! Invariant: nothing is known here, everything is tried: a cell of the table is what a target said to
 //! matrices that the source can hold. A packing that is added to its registry is in the table.
 
-use crate::plan::affine_form_of;
-use crate::scales;
-use crate::targets::{Linears, TARGETS, Target};
+use crate::targets::{TARGETS, Target};
 use bitnet_checkpoint::{GPU_PACKING, HF_PACKING, MLX_PACKING, is_tiles};
-use bitnet_formats::{FormatError, PACKINGS, Packing, PlainType, ScaleRounding, affine_scales};
+use bitnet_formats::{FormatError, PACKINGS, Packing, ScaleRounding};
 use bitnet_ternary::{GROUP_SIZES, Scales, TernaryMatrix};
 use serde_json::{Value, json};
 
@@ -74,32 +72,7 @@ pub fn fits(
     matrix: &TernaryMatrix,
     rounding: ScaleRounding,
 ) -> Result<f64, FormatError> {
-    match target.linears {
-        Linears::Float(plain) | Linears::Master(plain) => {
-            scales::check_float(matrix, plain, rounding)
-        }
-        Linears::Affine(_) => {
-            let form = affine_form_of(matrix)?;
-            affine_scales(matrix, form.group)?;
-            scales::check_float(matrix, form.plain, rounding)
-        }
-        Linears::Fused(_) => {
-            let Some(packing) = target.packing() else {
-                return Ok(0.0);
-            };
-            packing.packed_len(matrix.rows(), matrix.cols())?;
-            packing.check_scales(matrix, rounding)?;
-            scales::check_float(matrix, PlainType::Bf16, rounding)
-        }
-        Linears::Packed(_) | Linears::Tiles(_) => {
-            let grouped = matches!(matrix.scales(), Scales::PerGroup { .. });
-            let Some(packing) = target.packing_for(grouped) else {
-                return Ok(0.0);
-            };
-            packing.packed_len(matrix.rows(), matrix.cols())?;
-            packing.check_scales(matrix, rounding)
-        }
-    }
+    target.form.writer.fits(&target.form, matrix, rounding)
 }
 
 /// What has to be true of a source for a target to hold it exactly.
@@ -231,7 +204,7 @@ fn try_pair(source: Source, target: &'static Target) -> Pair {
         conditions: Vec::new(),
         refused: None,
     };
-    if let (Source::Master, Linears::Master(_)) = (source, target.linears) {
+    if matches!(source, Source::Master) && target.form.writer.row().is_master() {
         return pair; // copied
     }
     // a packing may have no code for zero

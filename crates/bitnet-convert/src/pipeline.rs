@@ -10,11 +10,8 @@
 //! ```
 
 use crate::certificate::{DenseDigest, Digests};
-use crate::plan::{
-    Action, Item, Loss, PIECE, Plan, Request, ScaleTensor, permuted_head_dim, scale_bytes,
-    scales_of,
-};
-use crate::scales;
+use crate::plan::{Action, Item, Loss, PIECE, Plan, Request, permuted_head_dim};
+use crate::scales::{self, scale_bytes, scales_of};
 use crate::source_hash::SourceHash;
 use crate::transcode::transcode;
 use bitnet_checkpoint::{
@@ -322,12 +319,8 @@ impl Converter<'_> {
     fn item(&mut self, index: usize, item: &Item) -> Result<(), FormatError> {
         match (&item.action, item.slot) {
             (Action::Ready(bytes), _) => self.send(index, Piece::Made(bytes.clone())),
-            (Action::Scale(form), Some(slot)) => {
-                let own = [slot];
-                let slots = match form {
-                    ScaleTensor::Fused(slots) => slots.as_slice(),
-                    _ => &own,
-                };
+            (Action::Scale(form), Some(_)) => {
+                let slots = &form.slots;
                 let scales: Vec<&[f32]> = slots
                     .iter()
                     .map(|slot| self.scales.get(slot).map_or(&[][..], Vec::as_slice))
@@ -338,7 +331,7 @@ impl Converter<'_> {
                     let message = format!("expected scales of shape {expected:?}, found {found}");
                     return Err(FormatError::new(ErrorCode::TargetCannotHold, message));
                 }
-                if form.is_last() {
+                if form.is_last {
                     self.scales.retain(|slot, _| !slots.contains(slot));
                 }
                 self.send(index, Piece::Made(bytes))
@@ -353,7 +346,7 @@ impl Converter<'_> {
                 self.count_master(slot)?;
                 let matrix = self.in_target_rows(slot, &source);
                 let beside = self.plan.scale_tensor(slot);
-                let plain = beside.map_or(PlainType::F32, ScaleTensor::plain);
+                let plain = beside.map_or(PlainType::F32, |form| form.plain);
                 let error = packing.check_scales(&matrix, self.rounding)?;
                 let beside_error = scales::check_float(&matrix, plain, self.rounding)?;
                 let packed = pack(*packing, &matrix, item.tensor.len);
@@ -498,7 +491,7 @@ impl Converter<'_> {
             return Ok(None);
         };
         let beside = self.plan.scale_tensor(slot);
-        let plain = beside.map_or(PlainType::F32, ScaleTensor::plain);
+        let plain = beside.map_or(PlainType::F32, |form| form.plain);
         if to.check_scales(&probe, ScaleRounding::Refuse) != Ok(0.0)
             || scales::check_float(&probe, plain, ScaleRounding::Refuse) != Ok(0.0)
         {
@@ -515,7 +508,7 @@ impl Converter<'_> {
         };
         packed.extend_from_slice(&trailer);
         if let Some(form) = beside {
-            let groups = form.group().map_or(1, |group| shape.0 * (shape.1 / group));
+            let groups = form.group.map_or(1, |group| shape.0 * (shape.1 / group));
             self.scales.insert(slot, vec![scale; groups]);
         }
         let source = Trits::Codes {

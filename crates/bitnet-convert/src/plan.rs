@@ -4,15 +4,13 @@
 //! read without reading the weights have been checked against the target. What only shows while
 //! weights are read (scales of master weights, damaged codes) fails later and leaves nothing behind.
 
-mod beside;
 mod files;
 mod tensors;
 
-use self::beside::AffineForm;
-pub use self::beside::{affine_form_of, scale_bytes, scales_of};
 use crate::args::Embeddings;
-use crate::targets::{Kind, Linears, Target};
-use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot, check_gpu_network};
+use crate::scales;
+use crate::targets::{Kind, Target};
+use bitnet_checkpoint::{Checkpoint, LayerSlot, ScaleForm, SharedScales, Slot};
 use bitnet_formats::{
     Encoding, FormatError, Header, Packing, PlainType, PlannedTensor, ScaleRounding,
 };
@@ -55,45 +53,7 @@ pub enum Action {
     /// Bytes that are known already.
     Ready(Vec<u8>),
     /// The scales of linears before, in a tensor of their own.
-    Scale(ScaleTensor),
-}
-
-/// What stands in a tensor of scales.
-#[derive(Debug, Clone)]
-pub enum ScaleTensor {
-    /// The multipliers of a linear as it has them, in a type that holds them.
-    Multipliers(PlainType),
-    /// MLX's: one for so many columns, in a type; the biases are these with the sign turned.
-    Affine {
-        group: usize,
-        plain: PlainType,
-        biases: bool,
-    },
-    /// One bf16 multiplier for each of these, then zeros.
-    Fused(Vec<Slot>),
-}
-
-impl ScaleTensor {
-    /// The type that rounds the multipliers, if it does.
-    pub fn plain(&self) -> PlainType {
-        match self {
-            Self::Multipliers(plain) | Self::Affine { plain, .. } => *plain,
-            Self::Fused(_) => PlainType::Bf16,
-        }
-    }
-
-    /// Whether no other tensor is made of the same scales later.
-    pub fn is_last(&self) -> bool {
-        !matches!(self, Self::Affine { biases: false, .. })
-    }
-
-    /// Columns per scale, where a linear has to be cut into groups.
-    pub fn group(&self) -> Option<usize> {
-        match self {
-            Self::Affine { group, .. } => Some(*group),
-            Self::Multipliers(_) | Self::Fused(_) => None,
-        }
-    }
+    Scale(ScaleForm),
 }
 
 /// One output tensor.
@@ -187,12 +147,9 @@ impl Plan {
     }
 
     /// How the scales of a linear are written in a tensor of their own, if they are.
-    pub fn scale_tensor(&self, slot: Slot) -> Option<&ScaleTensor> {
+    pub fn scale_tensor(&self, slot: Slot) -> Option<&ScaleForm> {
         self.items.iter().find_map(|item| match &item.action {
-            Action::Scale(scale @ ScaleTensor::Fused(slots)) if slots.contains(&slot) => {
-                Some(scale)
-            }
-            Action::Scale(scale) if item.slot == Some(slot) => Some(scale),
+            Action::Scale(scale) if scale.slots.contains(&slot) => Some(scale),
             _ => None,
         })
     }
@@ -223,25 +180,21 @@ impl Plan {
 /// # Errors
 /// Everything that can be refused before weights are read.
 pub fn build(checkpoint: &Checkpoint, request: &Request<'_>) -> Result<Plan, FormatError> {
+    let writer = request.target.form.writer;
+    writer.check_network(&checkpoint.config)?;
     let mut planner = Planner {
         checkpoint,
         request,
         losses: Vec::new(),
         items: Vec::new(),
-        affine: None,
+        shared: scales::shared(checkpoint, writer)?,
         notes: Vec::new(),
     };
-    let (mut slots, mut affine) = (checkpoint.slots_in_file_order(), None);
-    match request.target.linears {
-        Linears::Fused(_) => {
-            check_gpu_network(&checkpoint.config)?;
-            // what is fused has to be written together
-            slots = checkpoint.slots();
-        }
-        Linears::Affine(_) => affine = Some(beside::affine_form(checkpoint)?),
-        _ => {}
-    }
-    planner.affine = affine;
+    // what is fused has to be written together
+    let slots = match writer.is_fused() {
+        true => checkpoint.slots(),
+        false => checkpoint.slots_in_file_order(),
+    };
     for slot in slots {
         planner
             .slot(slot)
@@ -274,8 +227,8 @@ struct Planner<'a> {
     request: &'a Request<'a>,
     losses: Vec<Loss>,
     items: Vec<Item>,
-    /// Group and type of the scales of an MLX output.
-    affine: Option<AffineForm>,
+    /// What the scales of all linears have in common, if they have to.
+    shared: Option<SharedScales>,
     notes: Vec<TokenizerNote>,
 }
 

@@ -3,9 +3,10 @@
 //! Invariant: a float target holds `trit * scale` exactly if and only if it holds every scale that
 //! multiplies a non-zero trit.
 
-use bitnet_checkpoint::{Checkpoint, LinearSource, Slot};
-use bitnet_formats::{ErrorCode, FormatError, PlainType, ScaleRounding};
-use bitnet_ternary::{Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use bitnet_checkpoint::{Checkpoint, LinearSource, ScaleForm, SharedScales, Slot, WriteStorage};
+pub use bitnet_checkpoint::{check_float, is_exact_scale as is_exact, rounded_scales as rounded};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType};
+use bitnet_ternary::{Scales, TernaryMatrix, f32_to_bf16, f32_to_f16};
 
 /// Trits of some rows that stand for all of a matrix.
 const PROBE_TRITS: usize = 1 << 20;
@@ -106,82 +107,6 @@ pub fn known(
         .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))
 }
 
-/// The stored value of a scale.
-fn round_trip(scale: f32, to: PlainType) -> f32 {
-    match to {
-        PlainType::F16 => f16_to_f32(f32_to_f16(scale)),
-        PlainType::Bf16 => bf16_to_f32(f32_to_bf16(scale)),
-        _ => scale,
-    }
-}
-
-/// Whether a type holds a scale.
-pub fn is_exact(scale: f32, to: PlainType) -> bool {
-    round_trip(scale, to) == scale
-}
-
-/// Whether `trit * scale` can be stored as numbers of a type: the largest relative error.
-///
-/// # Errors
-/// `scale-rounding` when it is not exact and `rounding` refuses; `target-cannot-hold` for a scale
-/// that would become 0 or infinite.
-pub fn check_float(
-    matrix: &TernaryMatrix,
-    to: PlainType,
-    rounding: ScaleRounding,
-) -> Result<f64, FormatError> {
-    if to == PlainType::F32 {
-        return Ok(0.0);
-    }
-    let name = to.safetensors_name().to_ascii_lowercase();
-    let mut worst = (0.0, 0.0);
-    for &scale in matrix.normal_scales().as_slice() {
-        let stored = round_trip(scale, to);
-        if stored == scale {
-            continue;
-        }
-        if stored == 0.0 || !stored.is_finite() {
-            let message = format!("the scale {scale:e} would become {stored} in {name}");
-            return Err(FormatError::new(ErrorCode::TargetCannotHold, message).hint("f32 holds it"));
-        }
-        let error = ((f64::from(stored) - f64::from(scale)) / f64::from(scale)).abs();
-        if error > worst.0 {
-            worst = (error, scale.into());
-        }
-    }
-    let (error, scale) = worst;
-    if error > 0.0 && rounding == ScaleRounding::Refuse {
-        let message =
-            format!("the scale {scale:e} is not exact in {name}, relative error {error:.3e}");
-        return Err(FormatError::new(ErrorCode::ScaleRounding, message)
-            .hint("choose a target with f32 scales, or --allow-scale-rounding"));
-    }
-    Ok(error)
-}
-
-/// What a reader of `trit * scale` numbers of a type will see.
-///
-/// # Errors
-/// Never for a matrix that [`check_float`] accepted.
-pub fn rounded(matrix: &TernaryMatrix, to: PlainType) -> Result<TernaryMatrix, FormatError> {
-    let each = |scales: &[f32]| scales.iter().map(|s| round_trip(*s, to)).collect();
-    let scales = match matrix.scales() {
-        Scales::PerTensor(scale) => Scales::PerTensor(round_trip(*scale, to)),
-        Scales::PerRow(scales) => Scales::PerRow(each(scales)),
-        Scales::PerGroup { group, scales } => Scales::PerGroup {
-            group: *group,
-            scales: each(scales),
-        },
-    };
-    TernaryMatrix::new(
-        matrix.rows(),
-        matrix.cols(),
-        matrix.trits().to_vec(),
-        scales,
-    )
-    .map_err(|e| FormatError::new(ErrorCode::TargetCannotHold, e.to_string()))
-}
-
 /// Writes rows `first ..` of `trit * scale` as little-endian numbers; `out` holds whole rows.
 pub fn dequantise(matrix: &TernaryMatrix, to: PlainType, first: usize, out: &mut [u8]) {
     let cols = matrix.cols();
@@ -230,32 +155,70 @@ fn fill<const N: usize>(
     }
 }
 
+/// The bytes of a tensor of scales.
+pub fn scale_bytes(form: &ScaleForm, scales: &[&[f32]]) -> Vec<u8> {
+    let sign = if form.is_negative { -1.0 } else { 1.0 };
+    let numbers = scales.iter().flat_map(|scales| scales.iter());
+    let mut bytes = Vec::new();
+    for number in numbers {
+        push(&mut bytes, sign * number, form.plain);
+    }
+    if let Some(count) = form.count {
+        bytes.resize(count * form.plain.size(), 0);
+    }
+    bytes
+}
+
+/// The scales of a matrix as its tensor of scales has them.
+///
+/// # Errors
+/// `target-cannot-hold` for two scales of non-zero trits in one group.
+pub fn scales_of(form: &ScaleForm, matrix: &TernaryMatrix) -> Result<Vec<f32>, FormatError> {
+    if let Some(group) = form.group {
+        return bitnet_formats::affine_scales(matrix, group);
+    }
+    // as the matrix has them, or what repeated ones collapse to
+    Ok(match matrix.scales() {
+        Scales::PerTensor(scale) => vec![*scale],
+        _ => matrix.normal_scales().as_slice().to_vec(),
+    })
+}
+
+/// What the scales of all linears of a target have in common, if they have to: chosen from what can be known of
+/// them before the first weight is written.
+///
+/// # Errors
+/// `target-cannot-hold`; whatever is wrong with weights that have to be read for it.
+pub fn shared(
+    checkpoint: &Checkpoint,
+    writer: &dyn WriteStorage,
+) -> Result<Option<SharedScales>, FormatError> {
+    let Some(mut types) = writer.shared_scales(computed_in(checkpoint)) else {
+        return Ok(None);
+    };
+    for slot in checkpoint.slots().into_iter().filter(|s| s.is_ternary()) {
+        let source = checkpoint.linear(slot)?;
+        let known = known(checkpoint, slot, source)?;
+        types
+            .meet(source.cols, known.as_ref())
+            .map_err(|e| e.in_tensor(&source.info.name))?;
+    }
+    Ok(Some(types.chosen()))
+}
+
+/// The type that the network computes in, if it has 16 bits: that of the embeddings.
+pub fn computed_in(checkpoint: &Checkpoint) -> Option<PlainType> {
+    let embeddings = checkpoint.tensor_range(Slot::TokenEmbeddings)?;
+    match embeddings.encoding {
+        Encoding::Plain(plain @ (PlainType::Bf16 | PlainType::F16)) => Some(plain),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rounding_is_refused_named_and_measured() {
-        let m = matrix(0.1).unwrap();
-        assert_eq!(
-            check_float(&m, PlainType::F32, ScaleRounding::Refuse).unwrap(),
-            0.0
-        );
-        let refused = check_float(&m, PlainType::Bf16, ScaleRounding::Refuse).unwrap_err();
-        assert_eq!(refused.code, ErrorCode::ScaleRounding);
-        let error = check_float(&m, PlainType::Bf16, ScaleRounding::Allow).unwrap();
-        assert!(error > 0.0 && error < 1.0 / 256.0, "{error}");
-        let tiny = check_float(
-            &matrix(1e-30).unwrap(),
-            PlainType::F16,
-            ScaleRounding::Allow,
-        );
-        assert_eq!(tiny.unwrap_err().code, ErrorCode::TargetCannotHold);
-        assert_eq!(
-            check_float(&matrix(0.5).unwrap(), PlainType::F16, ScaleRounding::Refuse).unwrap(),
-            0.0
-        );
-    }
+    use bitnet_ternary::f16_to_f32;
 
     #[test]
     fn numbers_are_trits_times_scales() {

@@ -4,32 +4,9 @@
 //! metadata, dense tensors) follows from those two and the family. Adding a packing that GGUF can
 //! hold is one row here.
 
-use bitnet_formats::{Container, Gguf, Packing, PlainType, Pytorch, Safetensors, packing_by_name};
-
-/// How a target stores the linears.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Linears {
-    /// In the packing of this name.
-    Packed(&'static str),
-    /// As tiles (`formats/packed.md`) in the packing of this name; those with group scales, which only
-    /// `GROUPED_TILES` holds whole, in that.
-    Tiles(&'static str),
-    /// In the packing of this name, a scale and a bias beside every group of columns.
-    Affine(&'static str),
-    /// In the packing of this name, matrices fused as bitnet.cpp's GPU program wants them.
-    Fused(&'static str),
-    /// As numbers `trit * scale` of this type.
-    Float(PlainType),
-    /// Master weights as they are in the source; anything else as `Float`.
-    Master(PlainType),
-}
-
-/// The packing of tiles with group scales: its blocks are part of any group.
-pub const GROUPED_TILES: &str = "tile32-2bit";
-
-/// Packings of GGUF whose rows stand by themselves and whose readers take embeddings in them. Those of
-/// bitnet.cpp are read in products only, and llama.cpp's other programs have none.
-const TABLE_PACKINGS: [&str; 5] = ["tq1_0", "tq2_0", "q2_0", "pq2_0", "ptq1_0"];
+use bitnet_checkpoint::Form;
+use bitnet_checkpoint::rows::{Affine, Floats, GpuInt2, HfU8, Master, Packed, Tiles};
+use bitnet_formats::{Container, Gguf, Packing, PlainType};
 
 /// The kind of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +18,14 @@ pub enum Kind {
 }
 
 /// A container and a way of storing the linears.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Target {
     /// The value of `--to`.
     pub name: &'static str,
     /// The kind of output.
     pub kind: Kind,
     /// How the linears are stored.
-    pub linears: Linears,
+    pub form: Form,
     /// One line for `list`.
     pub about: &'static str,
 }
@@ -56,59 +33,42 @@ pub struct Target {
 impl Target {
     /// The packing of the linears, if they are packed.
     pub fn packing(&self) -> Option<&'static dyn Packing> {
-        match self.linears {
-            Linears::Packed(name)
-            | Linears::Tiles(name)
-            | Linears::Affine(name)
-            | Linears::Fused(name) => packing_by_name(name),
-            Linears::Float(_) | Linears::Master(_) => None,
-        }
+        self.form.packing()
     }
 
     /// The packing of a linear, which group scales may change.
     pub fn packing_for(&self, grouped: bool) -> Option<&'static dyn Packing> {
-        match self.linears {
-            Linears::Tiles(_) if grouped => packing_by_name(GROUPED_TILES),
-            _ => self.packing(),
-        }
+        self.form.writer.packing_for(&self.form, grouped)
     }
 
     /// The packing in which readers of the target look rows up by token, too: embeddings and output head
     /// that are ternary stay so.
     pub fn table_packing(&self) -> Option<&'static dyn Packing> {
-        match self.linears {
-            Linears::Packed(name) if TABLE_PACKINGS.contains(&name) => packing_by_name(name),
-            Linears::Tiles(_) => packing_by_name(GROUPED_TILES),
-            _ => None,
-        }
+        self.form.writer.table_packing(&self.form)
     }
 
     /// `gguf`, `safetensors` or `pytorch`.
     pub fn container(&self) -> &'static str {
-        match (self.kind, self.linears) {
-            (Kind::Gguf, _) => Gguf.name(),
-            (Kind::HuggingFace, Linears::Fused(_)) => Pytorch.name(),
-            (Kind::HuggingFace, _) => Safetensors.name(),
+        match self.kind {
+            Kind::Gguf => Gguf.name(),
+            Kind::HuggingFace => self.form.writer.directory_container(),
         }
     }
 
     /// Whether the rows of q and k stand in the order of paired rotary dimensions, in a family that GGUF
     /// has (or has not) so.
     pub fn permutes_qk(&self, in_gguf: bool) -> bool {
-        match (self.kind, self.linears) {
-            (Kind::Gguf, _) => in_gguf,
-            (Kind::HuggingFace, linears) => matches!(linears, Linears::Fused(_)),
+        match self.kind {
+            Kind::Gguf => in_gguf,
+            Kind::HuggingFace => self.form.writer.is_fused(),
         }
     }
 
     /// `general.file_type` of a GGUF file (llama.cpp's `LLAMA_FTYPE`).
     pub fn gguf_file_type(&self) -> Option<u32> {
-        match self.linears {
-            Linears::Packed(_) => self.packing()?.gguf_file_type(),
-            Linears::Float(PlainType::F32) => Some(0),
-            Linears::Float(PlainType::F16) => Some(1),
-            Linears::Float(PlainType::Bf16) => Some(32),
-            _ => None,
+        match self.kind {
+            Kind::Gguf => self.form.writer.gguf_file_type(&self.form),
+            Kind::HuggingFace => None,
         }
     }
 }
@@ -118,121 +78,121 @@ pub static TARGETS: &[Target] = &[
     Target {
         name: "gguf-i2_s",
         kind: Kind::Gguf,
-        linears: Linears::Packed("i2_s"),
+        form: Form::packed(&Packed, "i2_s"),
         about: "2 bits and one f32 scale per tensor; bitnet.cpp",
     },
     Target {
         name: "gguf-tq2_0",
         kind: Kind::Gguf,
-        linears: Linears::Packed("tq2_0"),
+        form: Form::packed(&Packed, "tq2_0"),
         about: "2.06 bits, f16 scale per 256; llama.cpp",
     },
     Target {
         name: "gguf-tq1_0",
         kind: Kind::Gguf,
-        linears: Linears::Packed("tq1_0"),
+        form: Form::packed(&Packed, "tq1_0"),
         about: "1.69 bits, f16 scale per 256; llama.cpp",
     },
     Target {
         name: "gguf-iq2_bn",
         kind: Kind::Gguf,
-        linears: Linears::Packed("iq2_bn"),
+        form: Form::packed(&Packed, "iq2_bn"),
         about: "2 bits and one f32 scale per row; ik_llama.cpp, from 512 columns",
     },
     Target {
         name: "gguf-iq2_bn_r4",
         kind: Kind::Gguf,
-        linears: Linears::Packed("iq2_bn_r4"),
+        form: Form::packed(&Packed, "iq2_bn_r4"),
         about: "iq2_bn with four rows interleaved; ik_llama.cpp, not repacked on loading",
     },
     Target {
         name: "gguf-iq1_bn",
         kind: Kind::Gguf,
-        linears: Linears::Packed("iq1_bn"),
+        form: Form::packed(&Packed, "iq1_bn"),
         about: "1.63 bits, f16 scale per row; ik_llama.cpp, from 512 columns",
     },
     Target {
         name: "gguf-q2_0",
         kind: Kind::Gguf,
-        linears: Linears::Packed("q2_0"),
+        form: Form::packed(&Packed, "q2_0"),
         about: "2.25 bits, f16 scale per 64; llama.cpp",
     },
     Target {
         name: "gguf-pq2_0",
         kind: Kind::Gguf,
-        linears: Linears::Packed("pq2_0"),
+        form: Form::packed(&Packed, "pq2_0"),
         about: "2.13 bits, f16 scale per 128; PrismML's llama.cpp",
     },
     Target {
         name: "gguf-ptq1_0",
         kind: Kind::Gguf,
-        linears: Linears::Packed("ptq1_0"),
+        form: Form::packed(&Packed, "ptq1_0"),
         about: "1.75 bits, f16 scale per 128; PrismML's llama.cpp",
     },
     Target {
         name: "gguf-tl1",
         kind: Kind::Gguf,
-        linears: Linears::Packed("tl1"),
+        form: Form::packed(&Packed, "tl1"),
         about: "2 bits in tiles, one f32 scale per tensor; bitnet.cpp on ARM",
     },
     Target {
         name: "gguf-tl2",
         kind: Kind::Gguf,
-        linears: Linears::Packed("tl2"),
+        form: Form::packed(&Packed, "tl2"),
         about: "1.67 bits in tiles, one f32 scale per tensor; bitnet.cpp on x86",
     },
     Target {
         name: "gguf-f32",
         kind: Kind::Gguf,
-        linears: Linears::Float(PlainType::F32),
+        form: Form::numbers(&Floats, PlainType::F32),
         about: "dequantised to f32, always exact",
     },
     Target {
         name: "gguf-f16",
         kind: Kind::Gguf,
-        linears: Linears::Float(PlainType::F16),
+        form: Form::numbers(&Floats, PlainType::F16),
         about: "dequantised to f16",
     },
     Target {
         name: "gguf-bf16",
         kind: Kind::Gguf,
-        linears: Linears::Float(PlainType::Bf16),
+        form: Form::numbers(&Floats, PlainType::Bf16),
         about: "dequantised to bf16",
     },
     Target {
         name: "hf-packed",
         kind: Kind::HuggingFace,
-        linears: Linears::Packed("hf_u8"),
+        form: Form::packed(&HfU8, "hf_u8"),
         about: "transformers' packed uint8 with weight_scale, 2 bits",
     },
     Target {
         name: "packed",
         kind: Kind::HuggingFace,
-        linears: Linears::Tiles("tile32-1.6bit"),
+        form: Form::packed(&Tiles, "tile32-1.6bit"),
         about: "1.6 bits in tiles, f32 scales of any structure; mapped by amx_int8, avx512_vbmi",
     },
     Target {
         name: "packed-2bit",
         kind: Kind::HuggingFace,
-        linears: Linears::Tiles("tile32-2bit"),
+        form: Form::packed(&Tiles, "tile32-2bit"),
         about: "2 bits in tiles, f32 scales of any structure; mapped by avx512_vnni, avx_vnni, avx2, neon_dotprod, neon",
     },
     Target {
         name: "mlx-2bit",
         kind: Kind::HuggingFace,
-        linears: Linears::Affine("mlx_2bit"),
+        form: Form::packed(&Affine, "mlx_2bit"),
         about: "2 bits, f16 or bf16 scale and bias per 128 or fewer; mlx",
     },
     Target {
         name: "ms-gpu-int2",
         kind: Kind::HuggingFace,
-        linears: Linears::Fused("ms_gpu_int2"),
+        form: Form::packed(&GpuInt2, "ms_gpu_int2"),
         about: "2 bits in tiles, one bf16 scale per matrix, 2B4T's network only; bitnet.cpp on GPUs",
     },
     Target {
         name: "hf-bf16",
         kind: Kind::HuggingFace,
-        linears: Linears::Master(PlainType::Bf16),
+        form: Form::numbers(&Master, PlainType::Bf16),
         about: "master weights as they are, otherwise dequantised to bf16",
     },
 ];
@@ -265,9 +225,8 @@ mod tests {
             assert_eq!(target.gguf_file_type().is_some(), target.kind == Kind::Gguf);
         }
         let packed = TARGETS.iter().filter(|t| t.packing().is_some()).count();
-        let floats = |l| matches!(l, Linears::Float(_) | Linears::Master(_));
-        let floats = TARGETS.iter().filter(|t| floats(t.linears)).count();
-        assert_eq!(packed + floats, TARGETS.len());
+        let numbers = TARGETS.iter().filter(|t| t.form.packing.is_none()).count();
+        assert_eq!(packed + numbers, TARGETS.len());
         for name in GGUF_PREFERENCE {
             assert!(
                 by_name(name).is_some_and(|t| t.kind == Kind::Gguf),

@@ -4,7 +4,7 @@
 //! Invariant: nothing here lists packings or targets; a row added to a registry is tested.
 
 use bitnet_cli::ExitStatus;
-use bitnet_convert::{Condition, Linears, Pair, Source, TARGETS, Target, fits, pairs};
+use bitnet_convert::{Condition, Pair, Source, TARGETS, Target, fits, pairs};
 use bitnet_formats::{
     ErrorCode, FormatError, Limits, PackedTensor, Packing, PlainType, ScaleRounding, open,
 };
@@ -145,12 +145,12 @@ fn is_fulfilled(condition: Condition, target: &Target, matrix: &TernaryMatrix) -
         Condition::GroupScales(columns) => agrees(matrix, columns),
         Condition::ScaleBits => {
             let all = |exact: fn(f32) -> bool| voters(matrix).into_iter().all(exact);
-            match target.linears {
-                Linears::Float(PlainType::Bf16)
-                | Linears::Master(PlainType::Bf16)
-                | Linears::Fused(_) => all(f32_is_bf16_exact),
+            match (target.form.writer.row().name(), target.form.plain) {
+                ("floats" | "master", PlainType::Bf16) | ("ms_gpu_int2", _) => {
+                    all(f32_is_bf16_exact)
+                }
                 // whichever of the two holds all of them
-                Linears::Affine(_) => all(f32_is_f16_exact) || all(f32_is_bf16_exact),
+                ("mlx_2bit", _) => all(f32_is_f16_exact) || all(f32_is_bf16_exact),
                 _ => all(f32_is_f16_exact),
             }
         }
@@ -184,10 +184,8 @@ fn check(pair: &Pair, matrix: &TernaryMatrix) {
             }
         }
         Err(refusal) => {
-            let copied = matches!(
-                (source, target.linears),
-                (Source::Master, Linears::Master(_))
-            );
+            let keeps_masters = target.form.writer.row().is_master();
+            let copied = keeps_masters && matches!(source, Source::Master);
             if copied {
                 return;
             }

@@ -7,14 +7,16 @@
 
 use super::codes::rows_per_piece;
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
+use super::scale_types::{ScaleTypes, SharedScales, check_float, shared_scales_of};
 use super::tensors::{Tensors, error, missing};
 use super::values;
-use crate::family::{self, Quantization};
+use super::written::{Form, Made, Output, PackedEntry, Part, ScaleForm, WriteStorage, part};
+use crate::family::{self, HfStorage, Quantization, ScaleDirection};
 use bitnet_formats::{
-    Affine as Codes, Encoding, ErrorCode, FormatError, PlainType, TensorFile, TensorInfo,
-    affine_rows,
+    Affine as Codes, Encoding, ErrorCode, FormatError, PlainType, ScaleRounding, TensorFile,
+    TensorInfo, affine_rows, affine_scales, dense_len,
 };
-use bitnet_ternary::Scales;
+use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
 
 /// The packing of such checkpoints.
@@ -168,4 +170,91 @@ impl Storage for Affine {
     fn checks_silent_scales(&self) -> bool {
         true
     }
+}
+
+impl WriteStorage for Affine {
+    fn row(&self) -> &'static dyn Storage {
+        &Self
+    }
+
+    /// MLX's three tensors of a linear.
+    fn write(&self, output: &Output<'_>) -> Result<Vec<Part>, FormatError> {
+        let packing = output.form.required_packing()?;
+        let (rows, cols) = (output.source.rows, output.source.cols);
+        let SharedScales { group, plain } = required_shared(output.shared)?;
+        let len = packing.packed_len(rows, cols)?;
+        let codes = output.weights(
+            Encoding::Plain(PlainType::U32),
+            vec![rows, cols / PER_WORD],
+            len,
+            Made::Codes(packing),
+        );
+        let mut parts = vec![codes];
+        let groups = cols.checked_div(group).unwrap_or(0);
+        for (role, is_negative) in [("scales", false), ("biases", true)] {
+            let encoding = Encoding::Plain(plain);
+            let len = dense_len(encoding, rows.saturating_mul(groups), groups)?;
+            let form = ScaleForm {
+                group: Some(group),
+                is_negative,
+                is_last: is_negative,
+                ..ScaleForm::multipliers(output.slot, plain)
+            };
+            let name = format!("{}.{role}", module(output.name));
+            parts.push(part(
+                name,
+                encoding,
+                vec![rows, groups],
+                len,
+                Made::Scales(form),
+            ));
+        }
+        Ok(parts)
+    }
+
+    fn check(
+        &self,
+        _form: &Form,
+        shared: Option<SharedScales>,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        check_float(matrix, required_shared(shared)?.plain, rounding)
+    }
+
+    fn fits(
+        &self,
+        _form: &Form,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        let SharedScales { group, plain } = shared_scales_of(matrix)?;
+        affine_scales(matrix, group)?;
+        check_float(matrix, plain, rounding)
+    }
+
+    /// The type the model is kept in first: MLX computes in the type of its scales.
+    fn shared_scales(&self, computed_in: Option<PlainType>) -> Option<ScaleTypes> {
+        Some(ScaleTypes::new(match computed_in {
+            Some(PlainType::Bf16) => PlainType::Bf16,
+            _ => PlainType::F16,
+        }))
+    }
+
+    fn file_metadata(&self, _packed: &[PackedEntry]) -> Vec<(String, String)> {
+        vec![("format".to_owned(), "mlx".to_owned())]
+    }
+
+    fn hf_storage(
+        &self,
+        shared: Option<SharedScales>,
+        _kept: Option<ScaleDirection>,
+    ) -> Option<HfStorage> {
+        shared.map(|SharedScales { group, .. }| HfStorage::Affine { group })
+    }
+}
+
+/// Group and type of scales that were chosen for all linears.
+fn required_shared(shared: Option<SharedScales>) -> Result<SharedScales, FormatError> {
+    shared.ok_or_else(|| FormatError::new(ErrorCode::Usage, "no group and type of scales chosen"))
 }

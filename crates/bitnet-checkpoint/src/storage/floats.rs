@@ -7,11 +7,13 @@
 
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored, UnreadPart};
 use super::hf_u8::{direction, missing_scale};
+use super::scale_types::{SharedScales, check_float};
 use super::tensors::Tensors;
+use super::written::{Form, Made, Output, Part, WriteStorage};
 use super::{beside, values};
 use crate::family::{Quantization, ScaleDirection};
-use bitnet_formats::{Encoding, FormatError, PlainType, TensorInfo};
-use bitnet_ternary::Scales;
+use bitnet_formats::{Encoding, FormatError, PlainType, ScaleRounding, TensorInfo, dense_len};
+use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// The row.
 #[derive(Debug)]
@@ -132,5 +134,53 @@ impl Storage for Floats {
 
     fn unread(&self, linear: &LinearSource) -> Option<UnreadPart> {
         values::signs_of_zeros(&linear.info)
+    }
+}
+
+/// The numbers of a linear.
+pub(super) fn numbers(output: &Output<'_>) -> Result<Vec<Part>, FormatError> {
+    let (rows, cols) = (output.source.rows, output.source.cols);
+    let plain = output.form.plain;
+    let encoding = Encoding::Plain(plain);
+    let len = dense_len(encoding, rows.saturating_mul(cols), cols)?;
+    let made = Made::Numbers(plain);
+    Ok(vec![output.weights(encoding, vec![rows, cols], len, made)])
+}
+
+impl WriteStorage for Floats {
+    fn row(&self) -> &'static dyn Storage {
+        &Self
+    }
+
+    fn write(&self, output: &Output<'_>) -> Result<Vec<Part>, FormatError> {
+        numbers(output)
+    }
+
+    fn check(
+        &self,
+        form: &Form,
+        _shared: Option<SharedScales>,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        check_float(matrix, form.plain, rounding)
+    }
+
+    fn fits(
+        &self,
+        form: &Form,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        check_float(matrix, form.plain, rounding)
+    }
+
+    fn gguf_file_type(&self, form: &Form) -> Option<u32> {
+        match form.plain {
+            PlainType::F32 => Some(0),
+            PlainType::F16 => Some(1),
+            PlainType::Bf16 => Some(32),
+            _ => None,
+        }
     }
 }

@@ -8,11 +8,18 @@
 
 use super::codes;
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
+use super::scale_types::{SharedScales, check_float};
 use super::tensors::{Tensors, error, missing};
-use crate::family::{GPU_SCALES, GpuPlace, ScaleDirection, gpu_place};
+use super::written::{Form, Made, Output, Part, ScaleForm, WriteStorage, part, scale_name};
+use crate::config::Config;
+use crate::family::{
+    GPU_SCALES, GpuPlace, HfStorage, ScaleDirection, check_gpu_network, gpu_place,
+};
 use crate::slot::{LayerSlot, Slot};
-use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo};
-use bitnet_ternary::Scales;
+use bitnet_formats::{
+    Container, Encoding, ErrorCode, FormatError, PlainType, Pytorch, ScaleRounding, TensorInfo,
+};
+use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// The packing of such checkpoints.
 pub const GPU_PACKING: &str = "ms_gpu_int2";
@@ -163,5 +170,88 @@ impl Storage for GpuInt2 {
 
     fn marks_itself(&self) -> bool {
         true
+    }
+}
+
+/// The file that the GPU program opens.
+const GPU_FILE: &str = "model_state_int2.pt";
+
+impl WriteStorage for GpuInt2 {
+    fn row(&self) -> &'static dyn Storage {
+        &Self
+    }
+
+    /// One matrix of a tensor of the GPU program, and behind the last of them the tensor of their scales.
+    fn write(&self, output: &Output<'_>) -> Result<Vec<Part>, FormatError> {
+        let packing = output.form.required_packing()?;
+        let (rows, cols) = (output.source.rows, output.source.cols);
+        let place = place(output.slot)?;
+        let len = packing.packed_len(rows, cols)?;
+        let (encoding, made) = (Encoding::Plain(PlainType::I8), Made::Codes(packing));
+        let mut parts = vec![output.weights(encoding, vec![rows, cols / 4], len, made)];
+        if place.parts.last() == Some(&output.slot) {
+            let plain = PlainType::Bf16;
+            let form = ScaleForm {
+                slots: place.parts,
+                count: Some(GPU_SCALES),
+                ..ScaleForm::multipliers(output.slot, plain)
+            };
+            let len = GPU_SCALES.saturating_mul(plain.size()) as u64;
+            let (name, encoding) = (scale_name(&place.name), Encoding::Plain(plain));
+            parts.push(part(
+                name,
+                encoding,
+                vec![GPU_SCALES],
+                len,
+                Made::Scales(form),
+            ));
+        }
+        Ok(parts)
+    }
+
+    fn check(
+        &self,
+        form: &Form,
+        _shared: Option<SharedScales>,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        form.required_packing()?.check_scales(matrix, rounding)?;
+        check_float(matrix, PlainType::Bf16, rounding)
+    }
+
+    fn fits(
+        &self,
+        form: &Form,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        let packing = form.required_packing()?;
+        packing.packed_len(matrix.rows(), matrix.cols())?;
+        self.check(form, None, matrix, rounding)
+    }
+
+    fn directory_container(&self) -> &'static str {
+        Pytorch.name()
+    }
+
+    fn file_name(&self) -> Option<&'static str> {
+        Some(GPU_FILE)
+    }
+
+    fn hf_storage(
+        &self,
+        _shared: Option<SharedScales>,
+        _kept: Option<ScaleDirection>,
+    ) -> Option<HfStorage> {
+        Some(HfStorage::Packed(ScaleDirection::Multiply))
+    }
+
+    fn is_fused(&self) -> bool {
+        true
+    }
+
+    fn check_network(&self, config: &Config) -> Result<(), FormatError> {
+        check_gpu_network(config)
     }
 }

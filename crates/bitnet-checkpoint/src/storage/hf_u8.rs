@@ -7,10 +7,12 @@
 
 use super::codes;
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
+use super::scale_types::{SharedScales, is_exact_scale};
 use super::tensors::{Tensors, error, missing};
-use crate::family::{Quantization, ScaleDirection};
-use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, TensorInfo};
-use bitnet_ternary::Scales;
+use super::written::{Form, Made, Output, Part, ScaleForm, WriteStorage, part, scale_name};
+use crate::family::{HfStorage, Quantization, ScaleDirection};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, ScaleRounding, TensorInfo};
+use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// The packing of transformers' U8 tensors.
 pub const HF_PACKING: &str = "hf_u8";
@@ -118,5 +120,71 @@ impl Storage for HfU8 {
 
     fn needs_quantization_config(&self) -> bool {
         true
+    }
+}
+
+impl HfU8 {
+    /// The type of a `weight_scale` that is written anew: that of the embeddings where it holds the multiplier exactly,
+    /// because mlx-lm refuses scales of another type than the activations. f32 otherwise.
+    fn scale_type(output: &Output<'_>) -> PlainType {
+        let Some(plain) = output.computed_in else {
+            return PlainType::F32;
+        };
+        let is_exact = match output.source.storage.value_type(output.source) {
+            // the multiplier is the magnitude of weights of this type
+            Some(encoding) => encoding == Encoding::Plain(plain),
+            None => output
+                .one_scale
+                .is_some_and(|scale| is_exact_scale(scale, plain)),
+        };
+        if is_exact { plain } else { PlainType::F32 }
+    }
+}
+
+impl WriteStorage for HfU8 {
+    fn row(&self) -> &'static dyn Storage {
+        &Self
+    }
+
+    /// Codes, and `weight_scale`: the source's own if it has one, else the f32 multiplier.
+    fn write(&self, output: &Output<'_>) -> Result<Vec<Part>, FormatError> {
+        let packing = output.form.required_packing()?;
+        let (rows, cols) = (output.source.rows, output.source.cols);
+        let len = packing.packed_len(rows, cols)?;
+        let encoding = Encoding::Plain(PlainType::U8);
+        let shape = vec![rows.div_ceil(4), cols];
+        let codes = output.weights(encoding, shape, len, Made::Codes(packing));
+        let name = scale_name(output.name);
+        let scale = match output.source.weight_scale() {
+            Some((info, _)) if output.keeps_scale => {
+                let (shape, made) = (info.shape.clone(), Made::Kept(info.clone()));
+                part(name, info.encoding, shape, info.len, made)
+            }
+            _ => {
+                let plain = Self::scale_type(output);
+                let made = Made::Scales(ScaleForm::multipliers(output.slot, plain));
+                let (encoding, len) = (Encoding::Plain(plain), plain.size() as u64);
+                part(name, encoding, vec![1], len, made)
+            }
+        };
+        Ok(vec![codes, scale])
+    }
+
+    fn check(
+        &self,
+        form: &Form,
+        _shared: Option<SharedScales>,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        form.required_packing()?.check_scales(matrix, rounding)
+    }
+
+    fn hf_storage(
+        &self,
+        _shared: Option<SharedScales>,
+        kept: Option<ScaleDirection>,
+    ) -> Option<HfStorage> {
+        Some(HfStorage::Packed(kept.unwrap_or(ScaleDirection::Multiply)))
     }
 }

@@ -7,11 +7,13 @@
 
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
 use super::hf_u8::wrong_shape;
+use super::scale_types::{SharedScales, check_float};
 use super::tensors::{Tensors, error};
-use super::values;
+use super::written::{Form, Made, Output, Part, WriteStorage};
+use super::{floats, values};
 use crate::family::Quantization;
-use bitnet_formats::{Encoding, ErrorCode, FormatError};
-use bitnet_ternary::Scales;
+use bitnet_formats::{Encoding, ErrorCode, FormatError, ScaleRounding};
+use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// The row.
 #[derive(Debug)]
@@ -81,5 +83,47 @@ impl Storage for Master {
             return Ok(None);
         };
         values::absmean_change(plain, stored.bytes(), stored.linear.cols).map(Some)
+    }
+}
+
+impl WriteStorage for Master {
+    fn row(&self) -> &'static dyn Storage {
+        &Self
+    }
+
+    /// Master weights as they are; anything else as numbers.
+    fn write(&self, output: &Output<'_>) -> Result<Vec<Part>, FormatError> {
+        if !output.source.is_master() {
+            return floats::numbers(output);
+        }
+        let LinearSource {
+            info, rows, cols, ..
+        } = output.source;
+        let shape = vec![*rows, *cols];
+        Ok(vec![output.weights(
+            info.encoding,
+            shape,
+            info.len,
+            Made::AsStored,
+        )])
+    }
+
+    fn check(
+        &self,
+        form: &Form,
+        _shared: Option<SharedScales>,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        check_float(matrix, form.plain, rounding)
+    }
+
+    fn fits(
+        &self,
+        form: &Form,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        check_float(matrix, form.plain, rounding)
     }
 }

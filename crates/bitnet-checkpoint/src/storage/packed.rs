@@ -7,10 +7,14 @@
 
 use super::codes;
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored, UnreadPart};
+use super::scale_types::SharedScales;
 use super::tensors::{Tensors, error};
+use super::written::{Form, Made, Output, Part, WriteStorage};
 use crate::family::ScaleDirection;
-use bitnet_formats::{Encoding, ErrorCode, FormatError, TensorInfo};
-use bitnet_ternary::Scales;
+use bitnet_formats::{
+    Encoding, ErrorCode, FormatError, Packing, ScaleRounding, TensorInfo, packing_by_name,
+};
+use bitnet_ternary::{Scales, TernaryMatrix};
 
 /// The row.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ impl Storage for Packed {
         };
         let scale = asked.scale(tensors)?;
         tensors.check_shape(info, &[asked.rows, asked.cols])?;
-        let of_type = |l: &&dyn bitnet_formats::Packing| l.gguf_type() == packing.gguf_type();
+        let of_type = |l: &&dyn Packing| l.gguf_type() == packing.gguf_type();
         let packing = asked.marks.layout.filter(of_type).unwrap_or(packing);
         let expected = packing
             .stored_len(asked.rows, asked.cols)
@@ -87,5 +91,43 @@ impl Storage for Packed {
 
     fn unread(&self, linear: &LinearSource) -> Option<UnreadPart> {
         codes::unread(linear)
+    }
+}
+
+/// Packings of GGUF whose rows stand by themselves and whose readers take embeddings in them. Those of
+/// bitnet.cpp are read in products only, and llama.cpp's other programs have none.
+const TABLE_PACKINGS: [&str; 5] = ["tq1_0", "tq2_0", "q2_0", "pq2_0", "ptq1_0"];
+
+impl WriteStorage for Packed {
+    fn row(&self) -> &'static dyn Storage {
+        &Self
+    }
+
+    fn write(&self, output: &Output<'_>) -> Result<Vec<Part>, FormatError> {
+        let packing = output.form.required_packing()?;
+        let (rows, cols) = (output.source.rows, output.source.cols);
+        let len = packing.packed_len(rows, cols)?;
+        let encoding = Encoding::Ternary(packing);
+        let made = Made::Codes(packing);
+        Ok(vec![output.weights(encoding, vec![rows, cols], len, made)])
+    }
+
+    fn check(
+        &self,
+        form: &Form,
+        _shared: Option<SharedScales>,
+        matrix: &TernaryMatrix,
+        rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        form.required_packing()?.check_scales(matrix, rounding)
+    }
+
+    fn table_packing(&self, form: &Form) -> Option<&'static dyn Packing> {
+        let is_table = |name: &&str| TABLE_PACKINGS.contains(name);
+        form.packing.filter(is_table).and_then(packing_by_name)
+    }
+
+    fn gguf_file_type(&self, form: &Form) -> Option<u32> {
+        form.packing()?.gguf_file_type()
     }
 }

@@ -10,12 +10,17 @@
 
 use super::codes::{self, packed};
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
+use super::scale_types::SharedScales;
 use super::tensors::{Tensors, error, missing};
-use bitnet_formats::{
-    Encoding, ErrorCode, FormatError, PACKINGS, PackedTensor, Packing, PlainType, TensorFile,
-    TensorInfo,
+use super::written::{
+    Form, Made, Output, PackedEntry, Part, ScaleForm, WriteStorage, part, required, scale_name,
 };
-use bitnet_ternary::{GROUP_SIZES, Scales};
+use crate::family::{HfStorage, ScaleDirection};
+use bitnet_formats::{
+    Encoding, ErrorCode, FormatError, PACKINGS, PackedTensor, Packing, PlainType, ScaleRounding,
+    TensorFile, TensorInfo, dense_len, packing_by_name,
+};
+use bitnet_ternary::{GROUP_SIZES, Scales, TernaryMatrix};
 
 /// The value of `format` in the metadata.
 pub const TILES_FORMAT: &str = "ternary-packed";
@@ -272,4 +277,80 @@ fn packing(
         return Err(error(ErrorCode::WrongShape, info, message));
     }
     Ok(packing)
+}
+
+/// The packing of tiles with group scales: its blocks are part of any group.
+const GROUPED_TILES: &str = "tile32-2bit";
+
+impl WriteStorage for Tiles {
+    fn row(&self) -> &'static dyn Storage {
+        &Self
+    }
+
+    /// Tiles, and all scales beside them.
+    fn write(&self, output: &Output<'_>) -> Result<Vec<Part>, FormatError> {
+        let (rows, cols) = (output.source.rows, output.source.cols);
+        let shape = (output.scale_shape)()?;
+        let grouped = matches!(shape.as_slice(), [_, groups] if *groups > 1);
+        let packing = required(self.packing_for(output.form, grouped))?;
+        let tiles = output.weights(
+            Encoding::Plain(PlainType::U8),
+            tiles_shape(packing, rows, cols)?,
+            packing.packed_len(rows, cols)?,
+            Made::Codes(packing),
+        );
+        let encoding = Encoding::Plain(PlainType::F32);
+        let len = dense_len(encoding, shape.iter().product(), 1)?;
+        let made = Made::Scales(ScaleForm::multipliers(output.slot, PlainType::F32));
+        Ok(vec![
+            tiles,
+            part(scale_name(output.name), encoding, shape, len, made),
+        ])
+    }
+
+    fn check(
+        &self,
+        _form: &Form,
+        _shared: Option<SharedScales>,
+        _matrix: &TernaryMatrix,
+        _rounding: ScaleRounding,
+    ) -> Result<f64, FormatError> {
+        Ok(0.0)
+    }
+
+    fn holds_any_scales(&self) -> bool {
+        true
+    }
+
+    fn packing_for(&self, form: &Form, grouped: bool) -> Option<&'static dyn Packing> {
+        match grouped {
+            true => packing_by_name(GROUPED_TILES),
+            false => form.packing(),
+        }
+    }
+
+    fn table_packing(&self, _form: &Form) -> Option<&'static dyn Packing> {
+        packing_by_name(GROUPED_TILES)
+    }
+
+    fn file_metadata(&self, packed: &[PackedEntry]) -> Vec<(String, String)> {
+        let said = [("format", TILES_FORMAT), TILES_VERSION];
+        let said = said.map(|(key, text)| (key.to_owned(), text.to_owned()));
+        let entries = packed
+            .iter()
+            .map(|(name, packing, rows, cols)| (name.clone(), tiles_entry(*packing, *rows, *cols)));
+        said.into_iter().chain(entries).collect()
+    }
+
+    fn alignment(&self) -> Option<u64> {
+        Some(TILES_ALIGNMENT)
+    }
+
+    fn hf_storage(
+        &self,
+        _shared: Option<SharedScales>,
+        _kept: Option<ScaleDirection>,
+    ) -> Option<HfStorage> {
+        Some(HfStorage::Packed(ScaleDirection::Multiply))
+    }
 }

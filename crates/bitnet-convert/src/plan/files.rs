@@ -2,19 +2,16 @@
 //!
 //! Invariant: every planned tensor has one place, no two overlap, and the length of each file is known.
 
-use super::beside::AffineForm;
-use super::tensors::scale_name;
 use super::{Action, BASE_MEMORY, HF_SHARD, Item, OutputFile, PIECE, Planner};
 use crate::side_files;
-use crate::targets::{Kind, Linears};
+use crate::targets::Kind;
 use bitnet_checkpoint::{
-    Checkpoint, GGUF_FILE_TYPE_KEY, HfStorage, ROTATION_KEYS, ScaleDirection, Slot,
-    TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, pretty_json, tiles_entry,
+    Checkpoint, GGUF_FILE_TYPE_KEY, HfStorage, ROTATION_KEYS, Slot, pretty_json, scale_name,
 };
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf,
-    MetaValue, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan, name_with_parameters,
-    same_layout_id,
+    MetaValue, Metadata, Packing, PlainType, PlannedTensor, Pytorch, Safetensors, WritePlan,
+    name_with_parameters, same_layout_id,
 };
 use serde_json::{Map, json};
 use std::path::PathBuf;
@@ -128,15 +125,15 @@ impl Planner<'_> {
         if storage == HfStorage::Dequantised && family.dequantised_has_scale(config) {
             self.add_unit_scales();
         }
-        let tiles = matches!(self.request.target.linears, Linears::Tiles(_));
-        if tiles {
-            // no holes between tensors: what would move tiles off a line goes behind all of them
+        let writer = self.request.target.form.writer;
+        if let Some(alignment) = writer.alignment() {
+            // no holes between tensors: what would move the others off a line goes behind all of them
             self.items
-                .sort_by_key(|item| !item.tensor.len.is_multiple_of(TILES_ALIGNMENT));
+                .sort_by_key(|item| !item.tensor.len.is_multiple_of(alignment));
         }
-        let files = match self.request.target.linears {
-            Linears::Fused(_) => vec![self.gpu_file()?],
-            _ => self.shards()?,
+        let files = match writer.file_name() {
+            Some(name) => vec![self.only_file(name)?],
+            None => self.shards()?,
         };
         let count = files.len();
         self.checkpoint.check_tokenizer_rules()?;
@@ -169,47 +166,54 @@ impl Planner<'_> {
                     metadata.set(key, MetaValue::text(text));
                 }
             }
-            match self.request.target.linears {
-                Linears::Tiles(_) => self.describe_tiles(part, &mut metadata),
-                Linears::Affine(_) => metadata.set("format", MetaValue::text("mlx")),
-                // transformers refuses files that do not say which library's tensors they are
-                _ => metadata.set("format", MetaValue::text("pt")),
-            }
+            let said = self
+                .request
+                .target
+                .form
+                .writer
+                .file_metadata(&self.packed(part));
+            let said = said
+                .into_iter()
+                .map(|(key, text)| (key, MetaValue::text(text)));
+            metadata.add_missing(said);
             let path = self.request.output.join(name);
             files.push(self.lay_out(&Safetensors, part, path, metadata)?);
         }
         Ok(files)
     }
 
-    /// What the metadata of a file say of the tiles in it.
-    fn describe_tiles(&self, part: usize, metadata: &mut Metadata) {
-        metadata.set("format", MetaValue::text(TILES_FORMAT));
-        metadata.set(TILES_VERSION.0, MetaValue::text(TILES_VERSION.1));
+    /// The one file of a target whose program loads one.
+    fn only_file(&mut self, name: &str) -> Result<OutputFile, FormatError> {
+        if self.request.split_max_size.is_some() {
+            let message = format!("{} is one file", self.request.target.name);
+            return Err(FormatError::new(ErrorCode::Usage, message)
+                .hint("its program loads one; leave --split-max-size away"));
+        }
+        self.assign_files(None);
+        let path = self.request.output.join(name);
+        self.lay_out(&Pytorch, 0, path, Metadata::default())
+    }
+
+    /// The packed tensors of a file.
+    fn packed(&self, part: usize) -> Vec<(String, &'static dyn Packing, usize, usize)> {
         let items = self.items.iter().filter(|item| item.file == part);
         let entries = items.filter_map(|item| match (&item.action, item.slot) {
             (Action::Pack(packing), Some(slot)) => {
                 let [rows, cols] = self.checkpoint.config.shape(slot)[..] else {
                     return None;
                 };
-                let entry = tiles_entry(*packing, rows, cols);
-                Some((item.tensor.name.clone(), MetaValue::text(entry)))
+                Some((item.tensor.name.clone(), *packing, rows, cols))
             }
             _ => None,
         });
-        metadata.add_missing(entries);
+        entries.collect()
     }
 
     /// What `config.json` has to say about the linears as they are stored.
     fn hf_storage(&self) -> Result<HfStorage, FormatError> {
-        if let Linears::Tiles(_) | Linears::Fused(_) = self.request.target.linears {
-            return Ok(HfStorage::Packed(ScaleDirection::Multiply));
-        }
-        if let Some(AffineForm { group, .. }) = self.affine {
-            return Ok(HfStorage::Affine { group });
-        }
-        if let Linears::Packed(_) = self.request.target.linears {
-            let direction = self.kept_direction().unwrap_or(ScaleDirection::Multiply);
-            return Ok(HfStorage::Packed(direction));
+        let writer = self.request.target.form.writer;
+        if let Some(storage) = writer.hf_storage(self.shared, self.kept_direction()) {
+            return Ok(storage);
         }
         let count = |master: bool| {
             let linears = self

@@ -3,13 +3,11 @@
 //! Invariant: a tensor that is planned can be written; scales and types that can be judged without reading weights
 //! have been judged.
 
-use super::{
-    Action, Item, Loss, Planner, Request, ScaleTensor, permuted_head_dim, stores_gain_minus_one,
-};
+use super::{Action, Item, Loss, Planner, permuted_head_dim, stores_gain_minus_one};
 use crate::args::Embeddings;
 use crate::scales;
-use crate::targets::{Kind, Linears};
-use bitnet_checkpoint::{LinearSource, ScaleDirection, Slot, gpu_place, tiles_shape};
+use crate::targets::Kind;
+use bitnet_checkpoint::{LinearSource, Made, Output, Part, ScaleDirection, Slot};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Packing, PlainType, PlannedTensor, ScaleRounding, dense_len,
 };
@@ -17,12 +15,13 @@ use bitnet_formats::{
 impl Planner<'_> {
     pub(super) fn target_name(&self, slot: Slot) -> String {
         let family = self.checkpoint.family;
-        match (self.request.target.kind, self.request.target.linears) {
-            (Kind::Gguf, _) => (family.gguf_tensor_name)(slot),
-            (_, Linears::Fused(_)) => {
-                gpu_place(slot).map_or_else(|| (family.tensor_name)(slot), |place| place.name)
+        match self.request.target.kind {
+            Kind::Gguf => (family.gguf_tensor_name)(slot),
+            Kind::HuggingFace => {
+                let own = self.request.target.form.writer.row().name_of(slot);
+                let own = own.ok().flatten();
+                own.unwrap_or_else(|| (family.tensor_name)(slot))
             }
-            _ => (family.tensor_name)(slot),
         }
     }
 
@@ -74,92 +73,83 @@ impl Planner<'_> {
 
     fn linear(&mut self, slot: Slot) -> Result<(), FormatError> {
         let source = self.checkpoint.linear(slot)?;
-        let (rows, cols) = (source.rows, source.cols);
-        let from = source.describe();
-        match self.request.target.linears {
-            Linears::Packed(_) => {
-                let packing = self
-                    .request
-                    .target
-                    .packing()
-                    .ok_or_else(|| unknown_target(self.request))?;
-                let len = packing.packed_len(rows, cols)?;
-                self.check_scale(slot, source, |m, r| packing.check_scales(m, r))?;
-                match self.request.target.kind {
-                    Kind::Gguf => self.packed(slot, source, packing)?,
-                    Kind::HuggingFace => {
-                        let encoding = Encoding::Plain(PlainType::U8);
-                        let shape = vec![rows.div_ceil(4), cols];
-                        self.push(slot, from, encoding, len, shape, Action::Pack(packing));
-                        self.scale_beside(slot, source);
-                    }
-                }
-            }
-            Linears::Tiles(_) => self.tiles(slot, source)?,
-            Linears::Affine(_) => self.affine(slot, source)?,
-            Linears::Fused(_) => self.fused(slot, source)?,
-            Linears::Master(_) if source.is_master() => {
-                let info = &source.info;
-                let (encoding, len) = (info.encoding, info.len);
-                self.push(
-                    slot,
-                    from,
-                    encoding,
-                    len,
-                    vec![rows, cols],
-                    Action::CopyMaster,
-                );
-            }
-            Linears::Float(plain) | Linears::Master(plain) => {
-                let encoding = Encoding::Plain(plain);
-                let len = dense_len(encoding, rows.saturating_mul(cols), cols)?;
-                self.check_scale(slot, source, |m, r| scales::check_float(m, plain, r))?;
-                self.push(
-                    slot,
-                    from,
-                    encoding,
-                    len,
-                    vec![rows, cols],
-                    Action::Dequantise(plain),
-                );
-            }
+        let form = &self.request.target.form;
+        let parts = self.parts(slot, source)?;
+        if !form.writer.holds_any_scales() {
+            let shared = self.shared;
+            self.check_scale(slot, source, |m, r| form.writer.check(form, shared, m, r))?;
         }
+        self.push_parts(slot, source, parts);
         Ok(())
     }
 
-    /// A matrix in a packing of GGUF; the bytes of the source where they are the ones.
-    fn packed(
-        &mut self,
+    /// The tensors that the target has for a linear.
+    fn parts(&self, slot: Slot, source: &LinearSource) -> Result<Vec<Part>, FormatError> {
+        let form = &self.request.target.form;
+        form.writer.write(&Output {
+            slot,
+            name: &self.target_name(slot),
+            form,
+            source,
+            shared: self.shared,
+            scale_shape: &|| scales::structure(self.checkpoint, slot, source),
+            one_scale: self.checkpoint.one_scale(slot),
+            keeps_scale: self.kept_direction().is_some(),
+            computed_in: scales::computed_in(self.checkpoint),
+        })
+    }
+
+    fn push_parts(&mut self, slot: Slot, source: &LinearSource, parts: Vec<Part>) {
+        for Part { tensor, made } in parts {
+            let (from, to) = (source.describe(), tensor.encoding.name());
+            let own = source.info.name.clone();
+            let (source_name, from, to, action) = match made {
+                Made::Codes(packing) => {
+                    let action = match self.is_copy(slot, source, packing, &tensor) {
+                        true => Action::CopyPacked(packing),
+                        false => Action::Pack(packing),
+                    };
+                    (own, from, packing.name().to_owned(), action)
+                }
+                Made::Numbers(plain) => (own, from, to, Action::Dequantise(plain)),
+                Made::AsStored => (own, from, to, Action::CopyMaster),
+                Made::Scales(form) => (own, "scale".to_owned(), to, Action::Scale(form)),
+                Made::Kept(info) => {
+                    let bytes = self.checkpoint.file.bytes(&info).to_vec();
+                    (info.name, to.clone(), to, Action::Ready(bytes))
+                }
+            };
+            self.items.push(Item {
+                slot: Some(slot),
+                tensor,
+                source_name,
+                from,
+                to,
+                action,
+                file: 0,
+                offset: 0,
+            });
+        }
+    }
+
+    /// Whether the bytes of a packed linear are those of the source.
+    fn is_copy(
+        &self,
         slot: Slot,
         source: &LinearSource,
-        packing: &'static dyn Packing,
-    ) -> Result<(), FormatError> {
-        let (rows, cols) = (source.rows, source.cols);
-        let len = packing.packed_len(rows, cols)?;
+        packing: &dyn Packing,
+        tensor: &PlannedTensor,
+    ) -> bool {
         let stored = source.packing.filter(|_| source.beside.is_empty());
-        let as_they_are = stored.is_some_and(|stored| {
+        stored.is_some_and(|stored| {
             let stored_as = stored.same_bytes_as().unwrap_or(stored.name());
             // scales that lie in blocks: nothing behind the last that only one file has
             stored_as == packing.name()
                 && self.request.target.table_packing().is_some()
                 && source.permuted_head_dim
                     == permuted_head_dim(self.checkpoint, self.request.target, slot)
-                && source.info.len == len
-        });
-        let action = match as_they_are {
-            true => Action::CopyPacked(packing),
-            false => Action::Pack(packing),
-        };
-        let encoding = Encoding::Ternary(packing);
-        self.push(
-            slot,
-            source.describe(),
-            encoding,
-            len,
-            vec![rows, cols],
-            action,
-        );
-        Ok(())
+                && source.info.len == tensor.len
+        })
     }
 
     /// Embeddings or output head that are ternary: packed where readers of the target look up packed rows,
@@ -172,10 +162,9 @@ impl Planner<'_> {
                 if let Some(packing) = self.request.target.table_packing()
                     && packing.packed_len(rows, cols).is_ok()
                 {
-                    return match self.request.target.kind {
-                        Kind::Gguf => self.packed(slot, source, packing),
-                        Kind::HuggingFace => self.tiles(slot, source),
-                    };
+                    let parts = self.parts(slot, source)?;
+                    self.push_parts(slot, source, parts);
+                    return Ok(());
                 }
                 self.smallest_float(slot, source)?
             }
@@ -214,39 +203,6 @@ impl Planner<'_> {
         };
         let types = [PlainType::Bf16, PlainType::F16];
         Ok(types.into_iter().find(holds).unwrap_or(PlainType::F32))
-    }
-
-    /// Tiles, and all scales beside them.
-    fn tiles(&mut self, slot: Slot, source: &LinearSource) -> Result<(), FormatError> {
-        let (rows, cols) = (source.rows, source.cols);
-        let scales = scales::structure(self.checkpoint, slot, source)?;
-        let grouped = matches!(scales[..], [_, groups] if groups > 1);
-        let packing = self.request.target.packing_for(grouped);
-        let packing = packing.ok_or_else(|| unknown_target(self.request))?;
-        self.push(
-            slot,
-            source.describe(),
-            Encoding::Plain(PlainType::U8),
-            packing.packed_len(rows, cols)?,
-            tiles_shape(packing, rows, cols)?,
-            Action::Pack(packing),
-        );
-        self.items.push(Item {
-            slot: Some(slot),
-            source_name: source.info.name.clone(),
-            from: "scale".to_owned(),
-            to: "f32".to_owned(),
-            tensor: PlannedTensor {
-                name: scale_name(&self.target_name(slot)),
-                encoding: Encoding::Plain(PlainType::F32),
-                len: dense_len(Encoding::Plain(PlainType::F32), scales.iter().product(), 1)?,
-                shape: scales,
-            },
-            action: Action::Scale(ScaleTensor::Multipliers(PlainType::F32)),
-            file: 0,
-            offset: 0,
-        });
-        Ok(())
     }
 
     /// Checks the scale of a linear if it can be read without reading the weights.
@@ -289,69 +245,6 @@ impl Planner<'_> {
             return Ok(());
         }
         holds(&self.checkpoint.ternary(slot)?)
-    }
-
-    /// `weight_scale` beside packed codes: the source's own if it has one, else the f32 multiplier.
-    fn scale_beside(&mut self, slot: Slot, source: &LinearSource) {
-        let weight = self.target_name(slot);
-        let name = scale_name(&weight);
-        let item = match (source.weight_scale(), self.kept_direction()) {
-            (Some((info, _)), Some(_)) => Item {
-                slot: Some(slot),
-                source_name: info.name.clone(),
-                from: info.encoding.name(),
-                to: info.encoding.name(),
-                tensor: PlannedTensor {
-                    name,
-                    encoding: info.encoding,
-                    shape: info.shape.clone(),
-                    len: info.len,
-                },
-                action: Action::Ready(self.checkpoint.file.bytes(info).to_vec()),
-                file: 0,
-                offset: 0,
-            },
-            _ => {
-                let plain = self.scale_type(slot, source);
-                let encoding = Encoding::Plain(plain);
-                Item {
-                    slot: Some(slot),
-                    source_name: source.info.name.clone(),
-                    from: "scale".to_owned(),
-                    to: encoding.name(),
-                    tensor: PlannedTensor {
-                        name,
-                        encoding,
-                        shape: vec![1],
-                        len: plain.size() as u64,
-                    },
-                    action: Action::Scale(ScaleTensor::Multipliers(plain)),
-                    file: 0,
-                    offset: 0,
-                }
-            }
-        };
-        self.items.push(item);
-    }
-
-    /// The type of a `weight_scale` that is written anew: that of the embeddings where it holds the multiplier exactly,
-    /// because mlx-lm refuses scales of another type than the activations. f32 otherwise.
-    fn scale_type(&self, slot: Slot, source: &LinearSource) -> PlainType {
-        let embeddings = self.checkpoint.tensor_range(Slot::TokenEmbeddings);
-        let plain = match embeddings.map(|info| info.encoding) {
-            Some(Encoding::Plain(plain @ (PlainType::Bf16 | PlainType::F16))) => plain,
-            _ => return PlainType::F32,
-        };
-        let is_exact = match source.storage.value_type(source) {
-            // the multiplier is the magnitude of weights of this type
-            Some(encoding) => encoding == Encoding::Plain(plain),
-            None => scales::probe(self.checkpoint, slot).is_some_and(|probe| {
-                let scales = probe.normal_scales();
-                let mut scales = scales.as_slice().iter();
-                scales.all(|scale| scales::is_exact(*scale, plain))
-            }),
-        };
-        if is_exact { plain } else { PlainType::F32 }
     }
 
     /// The direction of the source's `weight_scale` tensors, if every linear has one of the same:
@@ -417,25 +310,27 @@ impl Planner<'_> {
             });
         }
         self.push(slot, info.encoding.name(), encoding, len, shape, action);
-        if matches!(self.request.target.linears, Linears::Fused(_)) {
+        if self.request.target.form.writer.is_fused() {
             self.tied_head(slot);
         }
         Ok(())
     }
 
-    // ---- GGUF ----
-}
-
-/// `….weight_scale` of `….weight`.
-pub(super) fn scale_name(weight: &str) -> String {
-    format!("{weight}_scale")
-}
-
-pub(super) fn unknown_target(request: &Request<'_>) -> FormatError {
-    FormatError::new(
-        ErrorCode::Usage,
-        format!("no packing for target {}", request.target.name),
-    )
+    /// The program of a fused target loads its output head by name, also where it is the embeddings.
+    fn tied_head(&mut self, slot: Slot) {
+        let tied = self.checkpoint.config.tie_word_embeddings;
+        if let (true, Slot::TokenEmbeddings, Some(embeddings)) =
+            (tied, slot, self.items.last().cloned())
+        {
+            self.items.push(Item {
+                tensor: PlannedTensor {
+                    name: self.target_name(Slot::OutputHead),
+                    ..embeddings.tensor.clone()
+                },
+                ..embeddings
+            });
+        }
+    }
 }
 
 /// Whether every value of one type is a value of the other.
