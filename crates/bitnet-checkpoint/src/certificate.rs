@@ -3,6 +3,11 @@
 //! Invariant: a digest depends on the network alone, never on container, packing, row order, padding
 //! or thread count. `formats/certificate.md` defines every byte.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 mod consistency;
 mod json;
 mod stream;
@@ -164,11 +169,14 @@ pub fn trit_sha256(matrix: &TernaryMatrix) -> String {
     let cols = matrix.cols();
     let mut digest = Sha256::new();
     let row_bytes = code_row_len(cols);
-    let step = ((1 << 16) / row_bytes.max(1)).max(1); // rows packed at a time
-    let mut codes = vec![0; step * row_bytes];
-    for trits in matrix.trits().chunks((step * cols).max(1)) {
-        let codes = &mut codes[..trits.len() / cols.max(1) * row_bytes];
-        trit_codes(trits, cols, codes);
+    const BYTES: usize = 1 << 16;
+    let step = BYTES.checked_div(row_bytes).unwrap_or(BYTES).max(1); // rows packed at a time
+    let mut codes = Vec::new();
+    for trits in matrix.trits().chunks(step.saturating_mul(cols).max(1)) {
+        let rows = trits.len().checked_div(cols).unwrap_or(0);
+        codes.clear();
+        codes.resize(rows.saturating_mul(row_bytes), 0);
+        trit_codes(trits, cols, &mut codes);
         digest.update(&codes);
     }
     hex(&digest.finalize())
@@ -206,15 +214,16 @@ pub fn dense_sha256(tensor: &DenseTensor<'_>) -> Result<String, FormatError> {
             );
         }
     };
-    let blocks = tensor
-        .bytes
-        .par_chunks(DENSE_BLOCK / unit_values * unit_bytes);
+    let units = |values: usize| values.checked_div(unit_values).unwrap_or(0);
+    let bytes_of = |values: usize| units(values).saturating_mul(unit_bytes);
+    let blocks = tensor.bytes.par_chunks(bytes_of(DENSE_BLOCK));
     let digests: Result<Vec<[u8; 32]>, FormatError> = blocks
         .map(|bytes| {
             let mut digest = Sha256::new();
             let (mut values, mut wide) = (Vec::new(), Vec::new());
-            for piece in bytes.chunks((1 << 14) / unit_values * unit_bytes) {
-                values.resize(piece.len() / unit_bytes * unit_values, 0.0f32);
+            for piece in bytes.chunks(bytes_of(1 << 14)) {
+                let units = piece.len().checked_div(unit_bytes).unwrap_or(0);
+                values.resize(units.saturating_mul(unit_values), 0.0f32);
                 tensor.widen(piece, &mut values)?;
                 wide.clear();
                 wide.extend(values.iter().flat_map(|v| v.to_le_bytes()));
@@ -323,9 +332,9 @@ impl Certificate {
         };
         let with_verdict = |mut record: Value, verdict: Verdict| {
             let (word, error) = verdict.to_json();
-            record["verdict"] = word;
+            set(&mut record, "verdict", word);
             if let Some(error) = error {
-                record["max_relative_error"] = error;
+                set(&mut record, "max_relative_error", error);
             }
             record
         };
@@ -360,12 +369,15 @@ impl Certificate {
             "dense": dense.collect::<Value>(),
         });
         for (key, value) in self.text.to_json() {
-            object[key] = value;
+            set(&mut object, key, value);
         }
         match &self.seal {
             Seal::Absent => {}
-            Seal::Whole => object[SEAL] = seal_of(&object)?.into(),
-            Seal::Broken { said, .. } => object[SEAL] = json!(said),
+            Seal::Whole => {
+                let seal = seal_of(&object)?;
+                set(&mut object, SEAL, seal.into());
+            }
+            Seal::Broken { said, .. } => set(&mut object, SEAL, json!(said)),
         }
         Ok(object)
     }
@@ -426,6 +438,13 @@ impl Certificate {
                 },
             },
         })
+    }
+}
+
+/// Sets a key of an object.
+fn set(object: &mut Value, key: &str, value: Value) {
+    if let Value::Object(keys) = object {
+        keys.insert(key.to_owned(), value);
     }
 }
 

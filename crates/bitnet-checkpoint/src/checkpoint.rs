@@ -5,6 +5,11 @@
 //! a second magnitude) are checked by whoever reads a tensor first, so that opening reads headers
 //! only and converting reads every byte once.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 mod dense;
 mod headers;
 mod inputs;

@@ -4,6 +4,11 @@
 //! looks at a path or a repository name, and keys of `config.json` and GGUF metadata are read here
 //! only: everything behind it speaks of [`Config`] and [`Slot`].
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 mod bitnet_2b_4t;
 mod bitnet_b1_58;
 mod described;
@@ -186,6 +191,11 @@ fn say(there: bool, what: &str) -> String {
 }
 
 impl Family {
+    /// The name of the architecture in GGUF files that are written.
+    pub fn gguf_architecture(&self) -> &'static str {
+        self.gguf_architectures.first().copied().unwrap_or_default()
+    }
+
     /// The metadata GGUF readers need, `general.file_type` and the tokenizer excepted.
     ///
     /// # Errors
@@ -199,7 +209,7 @@ impl Family {
         let wiring = &self.gguf_wiring;
         Ok(gguf_keys::metadata(
             wiring,
-            self.gguf_architectures[0],
+            self.gguf_architecture(),
             config,
             name,
         ))
@@ -264,7 +274,7 @@ impl Family {
     }
 
     fn check_gguf_wiring(&self, config: &Config) -> Result<(), FormatError> {
-        let arch = self.gguf_architectures[0];
+        let arch = self.gguf_architecture();
         let wiring = self.gguf_wiring;
         let refuse = |key: &str, found: String, expected: String| {
             Err(FormatError::new(

@@ -5,7 +5,7 @@
 
 mod facts;
 
-pub use self::facts::{FileFacts, architecture};
+pub use self::facts::FileFacts;
 
 use self::facts::FACTS;
 use bitnet_cli::Table;

@@ -133,7 +133,7 @@ impl Checkpoint {
         // a step that is no multiple of the linears of a layer meets every kind
         let repeats = step.is_multiple_of(LayerSlot::LINEARS.len());
         all.into_iter()
-            .step_by(step + usize::from(repeats))
+            .step_by(step.saturating_add(usize::from(repeats)))
             .collect()
     }
 

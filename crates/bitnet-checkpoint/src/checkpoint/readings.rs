@@ -26,7 +26,8 @@ pub struct LayoutSample<'a> {
 impl LayoutSample<'_> {
     /// Rows that are looked at: whole packed rows of every layout.
     fn rows_read(&self) -> usize {
-        let wanted = (TRITS / self.cols.max(1)).next_multiple_of(4);
+        let rows = TRITS.checked_div(self.cols).unwrap_or(TRITS);
+        let wanted = rows.checked_next_multiple_of(4).unwrap_or(rows);
         wanted.max(4).min(self.rows)
     }
 }
@@ -57,7 +58,7 @@ fn read(packing: &dyn Packing, sample: &LayoutSample<'_>) -> Option<Vec<i8>> {
         cols,
         outside: None,
     };
-    let mut trits = vec![0; sample.rows_read() * cols];
+    let mut trits = vec![0; sample.rows_read().saturating_mul(cols)];
     packing.unpack_rows(&tensor, 0, &mut trits).ok()?;
     if packing.holds_scales() {
         packing.scales(&tensor).ok()?;
@@ -82,7 +83,10 @@ pub fn layout_readings(
             samples.par_iter().map(describe).collect()
         })
         .collect();
-    let total: usize = samples.iter().map(|s| s.rows_read() * s.cols).sum();
+    let total: usize = samples
+        .iter()
+        .map(|s| s.rows_read().saturating_mul(s.cols))
+        .sum();
     let bits: Vec<Option<f64>> = found
         .iter()
         .map(|found| found.iter().map(|f| f.as_ref().map(|f| f.bits)).sum())

@@ -70,7 +70,7 @@ impl Rotation {
                 return Err(keys.unknown(key, known));
             }
         }
-        let block_size = keys.number("block_size")? as usize;
+        let block_size = usize::try_from(keys.number("block_size")?).unwrap_or(0);
         if !block_size.is_power_of_two() {
             return Err(keys.unknown("block_size", "a power of two"));
         }

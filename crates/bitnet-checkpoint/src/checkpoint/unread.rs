@@ -84,7 +84,8 @@ impl Checkpoint {
         for info in self.file.tensors() {
             let inside = |u: &&&TensorInfo| {
                 u.part == info.part
-                    && (info.offset..info.offset + info.len.max(1)).contains(&u.offset)
+                    && (info.offset..info.offset.saturating_add(info.len.max(1)))
+                        .contains(&u.offset)
             };
             let mut parts: Vec<&&TensorInfo> = used.iter().filter(inside).collect();
             if parts.is_empty() {
@@ -93,8 +94,10 @@ impl Checkpoint {
             }
             parts.sort_by_key(|u| u.offset);
             let mut at = info.offset;
-            let ends = parts.iter().map(|u| (u.offset, u.offset + u.len));
-            for (start, end) in ends.chain([(info.offset + info.len, 0)]) {
+            let ends = parts
+                .iter()
+                .map(|u| (u.offset, u.offset.saturating_add(u.len)));
+            for (start, end) in ends.chain([(info.offset.saturating_add(info.len), 0)]) {
                 if at < start {
                     let why = "place for a scale that no matrix of the tensor has";
                     all.push(self.unread_at(info, at..start, UnreadBits::All, why));
@@ -107,7 +110,7 @@ impl Checkpoint {
 
     /// Tensors that fill no slot and were let pass. The copy of a tied head is compared with its original.
     fn unread_of_leftover(&self, info: &TensorInfo) -> Result<Option<Unread>, FormatError> {
-        let range = info.offset..info.offset + info.len;
+        let range = info.offset..info.offset.saturating_add(info.len);
         if info.name == family::ROPE_FREQUENCIES {
             let Encoding::Plain(plain @ PlainType::F32) = info.encoding else {
                 return Ok(None);
@@ -241,7 +244,7 @@ impl Decides {
         if !self.value {
             push(entry.value_range.clone(), UnreadBits::All);
             if entry.kind_rivals != 0 {
-                let kind = entry.kind_at..entry.kind_at + 1;
+                let kind = entry.kind_at..entry.kind_at.saturating_add(1);
                 push(kind, UnreadBits::Mask(entry.kind_rivals));
             }
         }
@@ -327,11 +330,16 @@ impl GgufNetwork {
         let others = alternatives(&own.1);
         let mut same = !others.is_empty();
         self.header.metadata.0.insert(place, own.clone());
+        let put = |network: &mut Self, value: MetaValue| {
+            if let Some((_, stored)) = network.header.metadata.0.get_mut(place) {
+                *stored = value;
+            }
+        };
         for other in others {
-            self.header.metadata.0[place].1 = other;
+            put(self, other);
             same = same && self.read() == self.is;
         }
-        self.header.metadata.0[place] = own;
+        put(self, own.1);
         Decides {
             key: !without,
             value: !same,

@@ -249,7 +249,9 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
     let heads = keys.required_size("attention.head_count")?;
     let head_dim = match keys.size("attention.key_length")? {
         Some(head_dim) => head_dim,
-        None if heads != 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None if heads != 0 && hidden_size.is_multiple_of(heads) => {
+            hidden_size.checked_div(heads).unwrap_or(0)
+        }
         None => {
             let expected = format!("a divisor of embedding_length = {hidden_size}");
             return Err(keys.bad("attention.head_count", &expected));
@@ -419,7 +421,7 @@ fn sliding(
 fn pooling(keys: &Keys<'_>) -> Result<Option<Pooling>, FormatError> {
     match keys.size(POOLING)? {
         None | Some(0) => Ok(None),
-        Some(n) => match Pooling::ALL.get(n - 1) {
+        Some(n) => match Pooling::ALL.get(n.saturating_sub(1)) {
             Some(pooling) => Ok(Some(*pooling)),
             None => Err(keys.bad(POOLING, "0 (none), 1 (mean), 2 (cls) or 3 (last)")),
         },
@@ -600,7 +602,7 @@ pub(super) fn metadata(
     name: Option<&str>,
 ) -> Vec<(String, MetaValue)> {
     // `Config::checked` bounds every size far below 2^32
-    let size = |v: usize| MetaValue::U32(v as u32);
+    let size = |v: usize| MetaValue::U32(u32::try_from(v).unwrap_or(u32::MAX));
     let number = |v: f64| MetaValue::F32(v as f32);
     let mut keys = vec![
         (ARCHITECTURE.to_owned(), MetaValue::text(architecture)),
@@ -647,7 +649,7 @@ pub(super) fn metadata(
     }
     if let Some(pooling) = config.pooling {
         let place = Pooling::ALL.iter().position(|p| *p == pooling);
-        keys.push((own(POOLING), size(place.map_or(0, |p| p + 1))));
+        keys.push((own(POOLING), size(place.map_or(0, |p| p.saturating_add(1)))));
     }
     let EmbeddingSettings {
         normalize,
@@ -764,7 +766,7 @@ pub(crate) fn unread_rope_frequencies(config: &Config, values: &[f32]) -> Vec<u8
     let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.head_dim / 2]);
     let mask = |(found, ours): (&f32, &f32)| {
         let passes = |bit: &u32| is_divisor(f32::from_bits(found.to_bits() ^ bit), *ours);
-        let bits = (0..32).map(|n| 1u32 << n).filter(passes);
+        let bits = (0..32).map(|n| 1u32.rotate_left(n)).filter(passes);
         bits.fold(0, |a, b| a | b).to_le_bytes()
     };
     values.iter().zip(&ours).flat_map(mask).collect()
@@ -815,14 +817,10 @@ pub(crate) fn check_rope_frequencies(
 ) -> Result<(), FormatError> {
     let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.head_dim / 2]);
     let place = |e: FormatError| e.in_tensor(&info.name);
-    let Some(i) = values
-        .iter()
-        .zip(&ours)
-        .position(|(a, b)| !is_divisor(*a, *b))
-    else {
+    let differ = |(_, (found, expected)): &(usize, (&f32, &f32))| !is_divisor(**found, **expected);
+    let Some((i, (found, expected))) = values.iter().zip(&ours).enumerate().find(differ) else {
         return Ok(());
     };
-    let (expected, found) = (ours[i], values[i]);
     let message = match config.rope.scaling {
         RopeScaling::None => format!(
             "divisor {i} of the rotary frequencies is {found}; the divisors are neither all 1 nor those of llama3 scaling \

@@ -65,7 +65,7 @@ fn alone(slot: Slot, name: String) -> GpuPlace {
 /// # Errors
 /// `target-cannot-hold`, naming what it computes and what the model has.
 pub fn check_gpu_network(config: &Config) -> Result<(), FormatError> {
-    let heads = config.num_attention_heads * config.head_dim;
+    let heads = config.num_attention_heads.saturating_mul(config.head_dim);
     let says: [(&str, bool, &str); 6] = [
         (
             "hidden_act",

@@ -297,7 +297,9 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
         None if wiring.windows_every.is_some() => {
             return Err(keys.bad("head_dim", "a whole number"));
         }
-        None if heads != 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None if heads != 0 && hidden_size.is_multiple_of(heads) => {
+            hidden_size.checked_div(heads).unwrap_or(0)
+        }
         None => {
             return Err(keys.bad(
                 "num_attention_heads",

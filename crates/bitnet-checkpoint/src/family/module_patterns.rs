@@ -199,6 +199,12 @@ struct Matching<'a> {
     steps: u32,
 }
 
+/// The set of one position; of one beyond 127, which no name has, the empty set.
+fn bit(at: usize) -> u128 {
+    let at = u32::try_from(at).ok();
+    at.and_then(|at| 1u128.checked_shl(at)).unwrap_or(0)
+}
+
 impl Matching<'_> {
     /// The positions (bits) where `node` can end that begins at one of `from`.
     fn ends(&mut self, node: &Node, from: u128) -> Result<u128, NoAnswer> {
@@ -207,12 +213,12 @@ impl Matching<'_> {
             return Ok(0);
         }
         let len = self.name.len();
-        let end = 1u128 << len;
+        let end = bit(len);
         Ok(match node {
             Node::One(class) => {
                 let fits = self.name.iter().enumerate().filter(|(_, c)| class.has(**c));
-                let places = fits.fold(0u128, |set, (at, _)| set | 1 << at);
-                (from & places) << 1
+                let places = fits.fold(0u128, |set, (at, _)| set | bit(at));
+                (from & places).checked_shl(1).unwrap_or(0)
             }
             Node::Start => from & 1,
             Node::VeryEnd => from & end,
@@ -227,7 +233,7 @@ impl Matching<'_> {
                 };
                 let at_boundary = |at: &usize| word(at.checked_sub(1)) != word(Some(*at));
                 let places = (0..=len).filter(|at| at_boundary(at) == *is);
-                from & places.fold(0u128, |set, at| set | 1 << at)
+                from & places.fold(0u128, |set, at| set | bit(at))
             }
             Node::Sequence(parts) => {
                 let mut set = from;
@@ -266,15 +272,15 @@ impl Matching<'_> {
             }
             Node::Look { part, ahead, is } => {
                 let mut set = 0;
-                for at in (0..=len).filter(|at| from & (1 << at) != 0) {
-                    let here = 1u128 << at;
+                for at in (0..=len).filter(|at| from & bit(*at) != 0) {
+                    let here = bit(at);
                     let found = if *ahead {
                         self.ends(part, here)? != 0
                     } else {
                         // fixed width: at most one place where it can begin
                         let width = part.width().and_then(|w| usize::try_from(w).ok());
                         match width.and_then(|width| at.checked_sub(width)) {
-                            Some(begin) => self.ends(part, 1 << begin)? & here != 0,
+                            Some(begin) => self.ends(part, bit(begin))? & here != 0,
                             None => false,
                         }
                     };
@@ -302,7 +308,7 @@ impl Parser {
 
     fn next(&mut self) -> Option<char> {
         let c = self.peek()?;
-        self.at += 1;
+        self.at = self.at.saturating_add(1);
         Some(c)
     }
 
@@ -312,14 +318,14 @@ impl Parser {
             if self.chars.get(at) != Some(&c) {
                 return false;
             }
-            at += 1;
+            at = at.saturating_add(1);
         }
         self.at = at;
         true
     }
 
     fn alternatives(&mut self) -> Result<Node, NoAnswer> {
-        self.depth += 1;
+        self.depth = self.depth.saturating_add(1);
         if self.depth > DEPTH {
             return Err(NoAnswer::TooLarge);
         }
@@ -327,7 +333,7 @@ impl Parser {
         while self.eat("|") {
             all.push(self.sequence()?);
         }
-        self.depth -= 1;
+        self.depth = self.depth.saturating_sub(1);
         match (all.pop(), all.is_empty()) {
             (Some(only), true) => Ok(only),
             (last, _) => {
@@ -343,7 +349,7 @@ impl Parser {
             if c == '|' || c == ')' {
                 break;
             }
-            self.at += 1;
+            self.at = self.at.saturating_add(1);
             let part = match c {
                 '.' => Node::One(Class::Any),
                 '^' => Node::Start,
@@ -427,7 +433,7 @@ impl Parser {
         let mut text = String::new();
         while let Some(c) = self.peek().filter(char::is_ascii_digit) {
             text.push(c);
-            self.at += 1;
+            self.at = self.at.saturating_add(1);
         }
         text
     }
@@ -557,7 +563,7 @@ impl Parser {
                 of.push(single(low));
                 continue;
             }
-            self.at += 1;
+            self.at = self.at.saturating_add(1);
             let c = self.next().ok_or(OPEN)?;
             if c == ']' {
                 of.push(single(low));

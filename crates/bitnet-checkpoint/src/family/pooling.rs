@@ -83,7 +83,8 @@ pub(crate) fn add_pooling(
             ));
         }
     };
-    let path = stages[0].get("path").unwrap_or(&Value::Null);
+    let stage = |n: usize| stages.get(n).unwrap_or(&Value::Null);
+    let path = stage(0).get("path").unwrap_or(&Value::Null);
     if !path.is_null() && path != "" {
         return Err(bad_key(
             MODULES,
@@ -91,8 +92,8 @@ pub(crate) fn add_pooling(
             "the Transformer stage in the directory itself (path \"\")",
         ));
     }
-    let Some(name) = settings(&stages[1]) else {
-        let path = show(stages[1].get("path").unwrap_or(&Value::Null));
+    let Some(name) = settings(stage(1)) else {
+        let path = show(stage(1).get("path").unwrap_or(&Value::Null));
         return Err(bad_key(MODULES, &path, "the path of a directory beside it"));
     };
     let stage =
@@ -407,14 +408,16 @@ pub fn pooling_files(config: &Config) -> Vec<(String, Value)> {
     if *normalize {
         modules.push(stage(2, "2_Normalize", "Normalize"));
     }
-    let mut settings = json!({"word_embedding_dimension": config.hidden_size});
-    for (key, mode) in MODES {
-        settings[key] = json!(mode == Some(pooling));
-    }
-    settings["include_prompt"] = json!(true);
+    let modes = MODES.map(|(key, mode)| (key, json!(mode == Some(pooling))));
+    let settings: Map<String, Value> = [("word_embedding_dimension", json!(config.hidden_size))]
+        .into_iter()
+        .chain(modes)
+        .chain([("include_prompt", json!(true))])
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
     let mut files = vec![
         (MODULES.to_owned(), json!(modules)),
-        ("1_Pooling/config.json".to_owned(), settings),
+        ("1_Pooling/config.json".to_owned(), Value::Object(settings)),
     ];
     if !prompts.is_empty() {
         let pipeline = json!({

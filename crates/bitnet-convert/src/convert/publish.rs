@@ -9,7 +9,6 @@ use crate::args::ConvertArgs;
 use crate::certificate;
 use crate::pipeline::{self, Passed, QuantizedMasters};
 use crate::plan::{Loss, Plan, Request};
-use crate::side_files;
 use crate::targets::Kind;
 use bitnet_checkpoint::Checkpoint;
 use bitnet_cli::{Failure, Progress};
@@ -144,7 +143,7 @@ pub(super) fn publish(
         losses.is_empty(),
     );
     let mut artifact = create(&certificate)?;
-    artifact.write(&side_files::pretty(&object.to_json()?))?;
+    artifact.write(&bitnet_checkpoint::pretty_json(&object.to_json()?))?;
     staged.push(artifact.stage()?);
     // the certificate first, the first part of a split file last: readers start there
     staged.reverse();

@@ -85,7 +85,7 @@ impl FileFacts {
         facts.add(
             "architecture",
             match plan.target.kind {
-                Kind::Gguf => checkpoint.family.gguf_architectures[0].to_owned(),
+                Kind::Gguf => checkpoint.family.gguf_architecture().to_owned(),
                 Kind::HuggingFace => checkpoint.hf_architecture(),
             },
         );
