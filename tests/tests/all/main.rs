@@ -8,6 +8,7 @@ use bitnet_tests::counting::Counting;
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+mod answers;
 mod atomic_output;
 mod bench;
 mod bench_peers;
