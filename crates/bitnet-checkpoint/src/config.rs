@@ -4,31 +4,11 @@
 //! [`Config::checked`]), and nothing about the wiring is guessed: an unknown value in a checkpoint's
 //! configuration is an error naming key and value, never a default.
 
-use crate::slot::{LayerSlot, Slot};
+pub use crate::block::Activation;
+use crate::block::{Attention, Block, Gated, Mixer, Mlp};
+use crate::slot::Slot;
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_ternary::MAX_COLS;
-
-/// The MLP's activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `relu(x)^2`, BitNet b1.58 2B4T (`relu2`).
-    Relu2,
-    /// `x * sigmoid(x)`, Llama, Falcon, 1bitLLM (`silu`).
-    Silu,
-    /// The tanh form of GELU, Gemma 3 (`gelu_pytorch_tanh`).
-    GeluTanh,
-}
-
-impl Activation {
-    /// As `config.json` spells it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Relu2 => "relu2",
-            Self::Silu => "silu",
-            Self::GeluTanh => "gelu_pytorch_tanh",
-        }
-    }
-}
 
 /// Whether inputs of ternary linears are quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -427,47 +407,44 @@ impl Config {
         })
     }
 
+    /// What a layer is made of.
+    pub fn block(&self, layer: usize) -> Block {
+        let (hidden_size, norms) = (self.hidden_size, self.norms);
+        Block {
+            mixer: Mixer::Attention(Attention {
+                hidden_size,
+                heads: self.num_attention_heads,
+                kv_heads: self.num_key_value_heads,
+                head_dim: self.head_dim,
+                factor: self.attention_factor(),
+                window: self.window(layer),
+                input_norms: norms.projections,
+                head_norms: norms.heads,
+                sub_norm: self.attn_sub_norm,
+                branch_norm: norms.branches,
+            }),
+            mlp: Mlp::Gated(Gated {
+                hidden_size,
+                intermediate_size: self.intermediate_size,
+                act: self.hidden_act,
+                input_norms: norms.projections,
+                sub_norm: self.ffn_sub_norm,
+                branch_norm: norms.branches,
+            }),
+        }
+    }
+
+    /// Every layer, in order.
+    pub fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
+        (0..self.num_hidden_layers).map(|layer| self.block(layer))
+    }
+
     /// Every slot a network of this configuration has, in the order of the forward pass.
     pub fn slots(&self) -> Vec<Slot> {
-        use LayerSlot::*;
         let mut slots = vec![Slot::TokenEmbeddings];
-        for layer in 0..self.num_hidden_layers {
-            for slot in [
-                InputNorm,
-                QProjNorm,
-                QProj,
-                KProjNorm,
-                KProj,
-                VProjNorm,
-                VProj,
-                QNorm,
-                KNorm,
-                AttnSubNorm,
-                OProj,
-                AttnBranchNorm,
-                PostAttentionNorm,
-                GateProjNorm,
-                GateProj,
-                UpProjNorm,
-                UpProj,
-                FfnSubNorm,
-                DownProj,
-                FfnBranchNorm,
-            ] {
-                let there = match slot {
-                    AttnSubNorm => self.attn_sub_norm,
-                    FfnSubNorm => self.ffn_sub_norm,
-                    QNorm | KNorm => self.norms.heads,
-                    QProjNorm | KProjNorm | VProjNorm | GateProjNorm | UpProjNorm => {
-                        self.norms.projections
-                    }
-                    AttnBranchNorm | FfnBranchNorm => self.norms.branches,
-                    _ => true,
-                };
-                if there {
-                    slots.push(Slot::Layer(layer, slot));
-                }
-            }
+        for (layer, block) in self.blocks().enumerate() {
+            let tensors = block.tensors().into_iter();
+            slots.extend(tensors.map(|(slot, _)| Slot::Layer(layer, slot)));
         }
         slots.push(Slot::OutputNorm);
         if !self.tie_word_embeddings {
@@ -476,27 +453,12 @@ impl Config {
         slots
     }
 
-    /// The shape of a slot's tensor, outermost first.
+    /// The shape of a slot's tensor, outermost first; empty for a slot that no network of this kind has.
     pub fn shape(&self, slot: Slot) -> Vec<usize> {
-        use LayerSlot::*;
-        let q = self.num_attention_heads * self.head_dim;
-        let kv = self.num_key_value_heads * self.head_dim;
-        let (hidden, inter) = (self.hidden_size, self.intermediate_size);
         match slot {
-            Slot::TokenEmbeddings | Slot::OutputHead => vec![self.vocab_size, hidden],
-            Slot::OutputNorm => vec![hidden],
-            Slot::Layer(_, s) => match s {
-                InputNorm | PostAttentionNorm | AttnBranchNorm | FfnBranchNorm => vec![hidden],
-                QProjNorm | KProjNorm | VProjNorm | GateProjNorm | UpProjNorm => vec![hidden],
-                QNorm | KNorm => vec![self.head_dim],
-                QProj => vec![q, hidden],
-                KProj | VProj => vec![kv, hidden],
-                AttnSubNorm => vec![q],
-                OProj => vec![hidden, q],
-                GateProj | UpProj => vec![inter, hidden],
-                FfnSubNorm => vec![inter],
-                DownProj => vec![hidden, inter],
-            },
+            Slot::TokenEmbeddings | Slot::OutputHead => vec![self.vocab_size, self.hidden_size],
+            Slot::OutputNorm => vec![self.hidden_size],
+            Slot::Layer(layer, slot) => self.block(layer).shape(slot).unwrap_or_default(),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod block;
 mod certificate;
 mod checkpoint;
 mod config;
@@ -15,6 +16,7 @@ mod row_order;
 mod slot;
 mod storage;
 
+pub use block::{Activation, Attention, Block, Gated, Mixer, Mlp};
 pub use certificate::{
     CERTIFICATE_VERSION, Certificate, Certified, DenseRecord, FileRecord, Seal, TensorDigest,
     TernaryHasher, TernaryRecord, TextDigest, Verdict, code_row_len, dense_sha256,
@@ -27,8 +29,8 @@ pub use checkpoint::{
     side_file_names,
 };
 pub use config::{
-    Activation, ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling,
-    Rope, RopeScaling, SlidingWindow, Yarn,
+    ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling, Rope,
+    RopeScaling, SlidingWindow, Yarn,
 };
 pub use family::{
     FAMILIES, Family, GGUF_ARCHITECTURE_KEY, GGUF_FILE_TYPE_KEY, GPU_SCALES, GgufWindows,

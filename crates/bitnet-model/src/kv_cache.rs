@@ -6,7 +6,7 @@
 //! ever moved. Caches may share blocks; a block is written by a cache that has it alone, and copied first
 //! if it has not.
 
-use bitnet_checkpoint::Config;
+use bitnet_checkpoint::Attention;
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::{AlignedBytes, Backend, DenseType};
 use std::ops::Range;
@@ -66,13 +66,21 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for `layers` layers of a network.
-    pub(crate) fn new(config: &Config, layers: usize, kv_type: KvType) -> Self {
+    /// An empty cache for layers with attention, all of the same shape.
+    pub(crate) fn new(layers: &[Attention], kv_type: KvType) -> Self {
+        let shape = |attention: &Attention| (attention.kv_heads, attention.head_dim);
+        let (kv_heads, head_dim) = layers.first().map_or((1, 2), shape);
+        assert!(
+            layers
+                .iter()
+                .all(|layer| shape(layer) == (kv_heads, head_dim)),
+            "layers with attention differ in their heads"
+        );
         Self {
             kv_type,
-            layers,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
+            layers: layers.len(),
+            kv_heads,
+            head_dim,
             blocks: Vec::new(),
         }
     }

@@ -5,10 +5,11 @@
 
 pub(crate) mod attention;
 
+use crate::load::LayerTensors;
 use crate::round::Round;
 use crate::stream::Stream;
 use attention::{Attention, AttentionBuffers};
-use bitnet_checkpoint::LayerSlot;
+use bitnet_checkpoint::{self as config, LayerSlot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::PackedMatrix;
 
@@ -26,6 +27,19 @@ pub(crate) enum Mixer {
 }
 
 impl Mixer {
+    /// Takes the weights of a layer.
+    pub(crate) fn load(
+        layer: usize,
+        shape: config::Mixer,
+        tensors: &mut LayerTensors<'_>,
+    ) -> Result<Self, FormatError> {
+        match shape {
+            config::Mixer::Attention(shape) => {
+                Attention::load(layer, shape, tensors).map(Self::Attention)
+            }
+        }
+    }
+
     /// `y` = what the mixer adds to `x`; `state` is the number of the layer's state in the sequences.
     pub(crate) fn forward(
         &self,

@@ -5,9 +5,10 @@
 
 pub(crate) mod gated;
 
+use crate::load::LayerTensors;
 use crate::round::Round;
 use crate::stream::Stream;
-use bitnet_checkpoint::LayerSlot;
+use bitnet_checkpoint::{self as config, LayerSlot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::PackedMatrix;
 use gated::{Gated, GatedBuffers};
@@ -26,6 +27,17 @@ pub(crate) enum Mlp {
 }
 
 impl Mlp {
+    /// Takes the weights of a layer.
+    pub(crate) fn load(
+        layer: usize,
+        shape: config::Mlp,
+        tensors: &mut LayerTensors<'_>,
+    ) -> Result<Self, FormatError> {
+        match shape {
+            config::Mlp::Gated(shape) => Gated::load(layer, shape, tensors).map(Self::Gated),
+        }
+    }
+
     /// `x += y`, then `y` = what the MLP adds to `x`.
     pub(crate) fn forward(
         &self,

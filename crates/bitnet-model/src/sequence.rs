@@ -4,7 +4,7 @@
 //! them or from the other sequences in these steps. Memory that two sequences share is written by neither.
 
 use crate::kv_cache::{KvCache, KvType, LayerCache};
-use bitnet_checkpoint::Config;
+use bitnet_checkpoint::{Config, Mixer};
 use bitnet_formats::{ErrorCode, FormatError};
 use std::ops::Range;
 
@@ -34,12 +34,19 @@ impl Sequence {
         kv_type: KvType,
         context: usize,
     ) -> Self {
-        let states: Vec<LayerState> = (0..layers.len()).map(LayerState::Attention).collect();
+        let mut attentions = Vec::new();
+        let states = layers.map(|layer| match config.block(layer).mixer {
+            Mixer::Attention(attention) => {
+                attentions.push(attention);
+                LayerState::Attention(attentions.len() - 1)
+            }
+        });
+        let states = states.collect();
         Self {
             model,
             context,
             position: 0,
-            cache: KvCache::new(config, states.len(), kv_type),
+            cache: KvCache::new(&attentions, kv_type),
             states,
         }
     }

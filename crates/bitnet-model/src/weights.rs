@@ -4,9 +4,7 @@
 //! follows from the configuration. Embeddings and head stay in the mapped file.
 
 use crate::load::{LayerTensors, LoadOptions, gain};
-use crate::mixer::attention::Attention;
 use crate::mixer::{Mixer, MixerBuffers};
-use crate::mlp::gated::Gated;
 use crate::mlp::{Mlp, MlpBuffers};
 use crate::profile::Part;
 use crate::round::Round;
@@ -80,10 +78,10 @@ impl Weights {
         tick();
         let mut tensors = LayerTensors::read(checkpoint, options, &tick)?;
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for layer in 0..config.num_hidden_layers {
+        for (layer, block) in config.blocks().enumerate() {
             layers.push(Block {
-                mixer: Mixer::Attention(Attention::load(layer, config, &mut tensors)?),
-                mlp: Mlp::Gated(Gated::load(layer, config, &mut tensors)?),
+                mixer: Mixer::load(layer, block.mixer, &mut tensors)?,
+                mlp: Mlp::load(layer, block.mlp, &mut tensors)?,
             });
         }
         let output_norm = gain(checkpoint, Slot::OutputNorm)?;

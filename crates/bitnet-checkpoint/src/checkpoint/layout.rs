@@ -131,7 +131,7 @@ impl Checkpoint {
         let all: Vec<Slot> = linears.collect();
         let step = all.len().div_ceil(LINEARS).max(1);
         // a step that is no multiple of the linears of a layer meets every kind
-        let repeats = step.is_multiple_of(LayerSlot::LINEARS.len());
+        let repeats = step.is_multiple_of(self.config.block(0).linears().len().max(1));
         all.into_iter()
             .step_by(step.saturating_add(usize::from(repeats)))
             .collect()

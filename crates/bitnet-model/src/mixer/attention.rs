@@ -12,7 +12,7 @@ use crate::rope::RopeTable;
 use crate::round::{Round, RowOps};
 use crate::stream::{Stream, fit};
 use crate::threads;
-use bitnet_checkpoint::{Config, LayerSlot, Slot};
+use bitnet_checkpoint::{self as config, LayerSlot, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::PackedMatrix;
 use softmax::{Queries, Scores};
@@ -21,10 +21,7 @@ use softmax::{Queries, Scores};
 #[derive(Debug)]
 pub(crate) struct Attention {
     layer: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    scores: Scores,
+    shape: config::Attention,
     input_norm: Vec<f32>, // (hidden,)
     input_norms: Option<InputNorms>,
     q_proj: PackedMatrix,          // (heads * head_dim, hidden)
@@ -58,11 +55,10 @@ impl Attention {
     /// Takes the weights of a layer.
     pub(crate) fn load(
         layer: usize,
-        config: &Config,
+        shape: config::Attention,
         tensors: &mut LayerTensors<'_>,
     ) -> Result<Self, FormatError> {
-        let norms = config.norms;
-        let input_norms = match norms.projections {
+        let input_norms = match shape.input_norms {
             true => Some(InputNorms {
                 q: tensors.gain(layer, LayerSlot::QProjNorm)?,
                 k: tensors.gain(layer, LayerSlot::KProjNorm)?,
@@ -72,23 +68,17 @@ impl Attention {
         };
         Ok(Self {
             layer,
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            scores: Scores {
-                factor: config.attention_factor(),
-                window: config.window(layer),
-            },
+            shape,
             input_norm: tensors.gain(layer, LayerSlot::InputNorm)?,
             input_norms,
             q_proj: tensors.linear(layer, LayerSlot::QProj)?,
             k_proj: tensors.linear(layer, LayerSlot::KProj)?,
             v_proj: tensors.linear(layer, LayerSlot::VProj)?,
-            q_norm: tensors.gain_if(norms.heads, layer, LayerSlot::QNorm)?,
-            k_norm: tensors.gain_if(norms.heads, layer, LayerSlot::KNorm)?,
-            sub_norm: tensors.gain_if(config.attn_sub_norm, layer, LayerSlot::AttnSubNorm)?,
+            q_norm: tensors.gain_if(shape.head_norms, layer, LayerSlot::QNorm)?,
+            k_norm: tensors.gain_if(shape.head_norms, layer, LayerSlot::KNorm)?,
+            sub_norm: tensors.gain_if(shape.sub_norm, layer, LayerSlot::AttnSubNorm)?,
             o_proj: tensors.linear(layer, LayerSlot::OProj)?,
-            branch_norm: tensors.gain_if(norms.branches, layer, LayerSlot::AttnBranchNorm)?,
+            branch_norm: tensors.gain_if(shape.branch_norm, layer, LayerSlot::AttnBranchNorm)?,
         })
     }
 
@@ -118,7 +108,7 @@ impl Attention {
     ) -> Result<(), FormatError> {
         let ops = round.rows;
         let hidden = ops.config.hidden_size;
-        let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (width, kv_width) = (self.shape.width(), self.shape.kv_width());
         let at = |linear| Slot::Layer(self.layer, linear);
         let Stream { input, x, y, n } = stream;
         buffers.resize(x.len() / hidden, width, kv_width);
@@ -152,7 +142,7 @@ impl Attention {
         round.clock.lap(Part::Linears);
 
         // a = softmax(rope(norm(q)) rope(norm(K))^T * factor) V, sequence by sequence
-        let rope = match self.scores.window {
+        let rope = match self.shape.window {
             Some(_) => round.ropes.sliding(),
             None => round.ropes.full(),
         };
@@ -177,7 +167,11 @@ impl Attention {
                 out,
             });
         }
-        softmax::attention(ops.backend, self.heads, self.scores, sequences);
+        let scores = Scores {
+            factor: self.shape.factor,
+            window: self.shape.window,
+        };
+        softmax::attention(ops.backend, self.shape.heads, scores, sequences);
         round.clock.lap(Part::Attention);
 
         // y = linear(norm(a))
@@ -200,7 +194,7 @@ impl Attention {
         x: &mut [f32],
         gain: Option<&[f32]>,
     ) {
-        let dim = self.head_dim;
+        let dim = self.shape.head_dim;
         let width = x.len() / positions.len().max(1);
         threads::for_tokens(x, width, |row, x| {
             let mut normed = vec![0.0; gain.map_or(0, <[f32]>::len)]; // (head_dim,)

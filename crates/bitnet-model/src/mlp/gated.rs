@@ -6,7 +6,7 @@ use crate::load::LayerTensors;
 use crate::profile::Part;
 use crate::round::Round;
 use crate::stream::{Stream, fit};
-use bitnet_checkpoint::{Activation, Config, LayerSlot, Slot};
+use bitnet_checkpoint::{self as config, LayerSlot, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::PackedMatrix;
 
@@ -14,8 +14,7 @@ use bitnet_kernels::PackedMatrix;
 #[derive(Debug)]
 pub(crate) struct Gated {
     layer: usize,
-    width: usize, // inter
-    act: Activation,
+    shape: config::Gated,
     input_norm: Vec<f32>, // (hidden,)
     input_norms: Option<InputNorms>,
     gate_proj: PackedMatrix,       // (inter, hidden)
@@ -43,11 +42,10 @@ impl Gated {
     /// Takes the weights of a layer.
     pub(crate) fn load(
         layer: usize,
-        config: &Config,
+        shape: config::Gated,
         tensors: &mut LayerTensors<'_>,
     ) -> Result<Self, FormatError> {
-        let norms = config.norms;
-        let input_norms = match norms.projections {
+        let input_norms = match shape.input_norms {
             true => Some(InputNorms {
                 gate: tensors.gain(layer, LayerSlot::GateProjNorm)?,
                 up: tensors.gain(layer, LayerSlot::UpProjNorm)?,
@@ -56,15 +54,14 @@ impl Gated {
         };
         Ok(Self {
             layer,
-            width: config.intermediate_size,
-            act: config.hidden_act,
+            shape,
             input_norm: tensors.gain(layer, LayerSlot::PostAttentionNorm)?,
             input_norms,
             gate_proj: tensors.linear(layer, LayerSlot::GateProj)?,
             up_proj: tensors.linear(layer, LayerSlot::UpProj)?,
-            sub_norm: tensors.gain_if(config.ffn_sub_norm, layer, LayerSlot::FfnSubNorm)?,
+            sub_norm: tensors.gain_if(shape.sub_norm, layer, LayerSlot::FfnSubNorm)?,
             down_proj: tensors.linear(layer, LayerSlot::DownProj)?,
-            branch_norm: tensors.gain_if(norms.branches, layer, LayerSlot::FfnBranchNorm)?,
+            branch_norm: tensors.gain_if(shape.branch_norm, layer, LayerSlot::FfnBranchNorm)?,
         })
     }
 
@@ -92,7 +89,7 @@ impl Gated {
     ) -> Result<(), FormatError> {
         let ops = round.rows;
         let clock = &mut *round.clock;
-        let (hidden, width) = (ops.config.hidden_size, self.width);
+        let (hidden, width) = (self.shape.hidden_size, self.shape.intermediate_size);
         let at = |linear| Slot::Layer(self.layer, linear);
         let Stream { input, x, y, n } = stream;
         buffers.resize(x.len() / hidden, width);
@@ -129,7 +126,7 @@ impl Gated {
         // y = linear(norm(act(gate) * up))
         let slot = at(LayerSlot::DownProj);
         input.prepare(slot, width, (gate, width), |t, gate, f| {
-            ops.activate(self.act, gate, &up[t * width..(t + 1) * width]);
+            ops.activate(self.shape.act, gate, &up[t * width..(t + 1) * width]);
             ops.norm_if(gate, self.sub_norm.as_deref(), f);
         })?;
         clock.lap(Part::Elementwise);

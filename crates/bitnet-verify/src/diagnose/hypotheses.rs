@@ -177,7 +177,10 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
                 "expected the scale found, rounded to bf16",
             ),
         };
-        for which in [None].into_iter().chain(LayerSlot::LINEARS.map(Some)) {
+        for which in [None]
+            .into_iter()
+            .chain(config.block(0).linears().into_iter().map(Some))
+        {
             row(kind, says.to_owned(), Deviation::Scale(which, scale));
         }
     }

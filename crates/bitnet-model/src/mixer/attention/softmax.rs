@@ -362,37 +362,20 @@ impl Task {
 mod tests {
     use super::*;
     use crate::kv_cache::{KvCache, KvType};
-    use bitnet_checkpoint::{
-        Activation, ActivationQuantization, Config, Rope, RopeScaling, SlidingWindow,
-    };
+    use bitnet_checkpoint::Attention;
 
-    fn config() -> Config {
-        Config {
+    fn config() -> Attention {
+        Attention {
             hidden_size: 64,
-            intermediate_size: 64,
-            num_hidden_layers: 1,
-            num_attention_heads: 6,
-            num_key_value_heads: 2,
+            heads: 6,
+            kv_heads: 2,
             head_dim: 20,
-            vocab_size: 16,
-            max_position_embeddings: 4096,
-            rms_norm_eps: 1e-5,
-            rope: Rope {
-                theta: 10_000.0,
-                scaling: RopeScaling::None,
-            },
-            hidden_act: Activation::Silu,
-            attn_sub_norm: false,
-            ffn_sub_norm: false,
-            norms: Default::default(),
-            factors: Default::default(),
-            sliding: None,
-            pooling: None,
-            embedding: Default::default(),
-            tie_word_embeddings: true,
-            activation_quantization: ActivationQuantization::None,
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
+            factor: (1.0 / 20f64.sqrt()) as f32,
+            window: None,
+            input_norms: false,
+            head_norms: false,
+            sub_norm: false,
+            branch_norm: false,
         }
     }
 
@@ -406,14 +389,14 @@ mod tests {
     }
 
     fn run(
-        config: &Config,
+        config: &Attention,
         kv: KvType,
         backend: Backend,
         splits: &[usize],
         tokens: usize,
     ) -> Vec<f32> {
-        let (heads, dim) = (config.num_attention_heads, config.head_dim);
-        let kv_width = config.num_key_value_heads * dim;
+        let (heads, dim) = (config.heads, config.head_dim);
+        let kv_width = config.kv_heads * dim;
         let mut state = 7;
         let q = noise(&mut state, tokens * heads * dim);
         let k: Vec<f32> = noise(&mut state, tokens * kv_width)
@@ -421,7 +404,7 @@ mod tests {
             .map(|v| 3.0 * v)
             .collect();
         let v = noise(&mut state, tokens * kv_width);
-        let mut cache = KvCache::new(config, 1, kv);
+        let mut cache = KvCache::new(&[*config], kv);
         let mut out = vec![0.0; q.len()];
         let (mut at, mut split) = (0, splits.iter().cycle());
         while at < tokens {
@@ -436,8 +419,8 @@ mod tests {
             );
             let range = at * heads * dim..end * heads * dim;
             let scores = Scores {
-                factor: config.attention_factor(),
-                window: config.window(0),
+                factor: config.factor,
+                window: config.window,
             };
             let queries = Queries {
                 cache: cache.layer(0),
@@ -452,9 +435,9 @@ mod tests {
         if kv == KvType::F32 {
             for t in [0, 1, tokens / 2, tokens - 1] {
                 for h in 0..heads {
-                    let kv_head = h / (heads / config.num_key_value_heads);
+                    let kv_head = h / (heads / config.kv_heads);
                     let q = &q[(t * heads + h) * dim..][..dim];
-                    let seen = config.window(0).map_or(0, |n| (t + 1).saturating_sub(n))..=t;
+                    let seen = config.window.map_or(0, |n| (t + 1).saturating_sub(n))..=t;
                     let weights: Vec<f64> = seen
                         .clone()
                         .map(|p| {
@@ -494,11 +477,7 @@ mod tests {
 
     fn check(window: Option<usize>) {
         let mut config = config();
-        config.sliding = window.map(|tokens| SlidingWindow {
-            tokens,
-            rope_theta: 10_000.0,
-            layers: vec![true],
-        });
+        config.window = window;
         for kv in [KvType::F32, KvType::F16] {
             let tokens = 2 * BLOCK_POSITIONS + 37;
             let want = run(&config, kv, Backend::best(), &[tokens], tokens);
