@@ -14,18 +14,22 @@
 mod deviation;
 mod layer;
 mod linear;
+mod mixer;
+mod mlp;
+mod pass;
 mod rope;
 
 pub use deviation::{Deviation, Rounding, RowOrder, ScaleAs};
-pub use layer::{Layer, Operator, Replayed};
+pub use layer::{Layer, Replayed};
+pub use pass::Operator;
 
 use bitnet_checkpoint::{Checkpoint, Config, DenseTensor, Slot};
 use bitnet_formats::{ErrorCode, FormatError, dense_to_f32};
 use bitnet_ternary::TernaryMatrix;
 use candle_core::{Device, Tensor};
 use deviation::Reading;
-use layer::rms_norm;
 use linear::{Linear, dense_weights};
+use pass::rms_norm;
 use std::ops::Range;
 
 /// Elements of the head that are widened at a time: 32 MB as `f32`.
