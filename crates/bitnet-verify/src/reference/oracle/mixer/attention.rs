@@ -11,7 +11,7 @@ use bitnet_formats::FormatError;
 use candle_core::{D, DType, Device, Tensor};
 
 /// Attention of one layer, dense.
-pub(super) struct Attention {
+pub(in crate::reference::oracle) struct Attention {
     shape: config::Attention,
     input_norm: Tensor,
     q: Branch,

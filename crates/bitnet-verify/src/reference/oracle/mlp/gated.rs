@@ -9,7 +9,7 @@ use bitnet_formats::FormatError;
 use candle_core::Tensor;
 
 /// The MLP of one layer, dense.
-pub(super) struct Gated {
+pub(in crate::reference::oracle) struct Gated {
     input_norm: Tensor,
     gate: Branch,
     up: Branch,
