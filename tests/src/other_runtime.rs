@@ -72,7 +72,7 @@ impl<'a> OtherRuntime<'a> {
         let tensor = self.checkpoint.dense(slot).expect("a dense tensor");
         let width = *tensor.shape.last().expect("a shape");
         let mut values = vec![0.0; tensor.shape.iter().product()];
-        tensor.widen(tensor.bytes, &mut values).expect("values");
+        tensor.widen(&tensor.bytes, &mut values).expect("values");
         values.chunks(width).map(<[f32]>::to_vec).collect()
     }
 

@@ -277,11 +277,8 @@ impl Checkpoint {
     }
 
     fn place(&self, error: FormatError, info: &TensorInfo) -> FormatError {
-        let error = error.in_tensor(&info.name);
-        match self.file.parts.get(info.part) {
-            Some(part) => error.in_file(part.path()),
-            None => error.in_file(&self.path),
-        }
+        let path = self.file.path_of(info).unwrap_or(&self.path);
+        error.in_tensor(&info.name).in_file(path)
     }
 }
 

@@ -46,7 +46,10 @@ pub fn run(args: &InspectArgs, console: &mut Console<'_>) -> Result<(), Failure>
         }
     };
     crate::warn_of_the_source(&checkpoint, console)?;
-    let facts = Facts::collect(&checkpoint)?;
+    let facts = Facts::collect(&checkpoint);
+    // if a file changed, what was found in it proves nothing, and every error is a consequence
+    checkpoint.check_inputs()?;
+    let facts = facts?;
     let mut object = facts.to_json(&checkpoint, args.tensors);
     if let Some(why) = &not_ternary {
         object["not_ternary"] = json!(why);
@@ -59,6 +62,7 @@ pub fn run(args: &InspectArgs, console: &mut Console<'_>) -> Result<(), Failure>
     if let Some(findings) = &findings {
         object["readers"] = readers::to_json(findings);
     }
+    checkpoint.check_inputs()?;
     console.json(&object)?;
     if !console.is_json() {
         facts.print(&checkpoint, args.tensors, console)?;
@@ -144,14 +148,14 @@ impl Facts {
             scale_structure: one_scale.then_some("tensor"),
             parameters,
             ternary_parameters,
-            bytes: file.parts.iter().map(|p| p.bytes().len() as u64).sum(),
+            bytes: file.parts.iter().map(|p| p.len()).sum(),
             ternary_bits: ternary_bytes as f64 * 8.0 / ternary_parameters.max(1) as f64,
             tokenizer: tokenizer.name,
             tokens: tokenizer.tokens,
             chat_templates: chat_templates(checkpoint),
             tied_head_in_file: checkpoint.config.tie_word_embeddings
                 && (file.tensor(&head).is_some() || file.tensor(&gguf_head).is_some()),
-            head_is_a_copy: data::head_is_a_copy(checkpoint),
+            head_is_a_copy: data::head_is_a_copy(checkpoint)?,
             rotation: data::rotation(&file.metadata),
             ruled_out: collisions_of(file, &candidates),
             data: Data::collect(checkpoint),
@@ -407,7 +411,7 @@ fn container(file: &TensorFile, bytes: u64) -> String {
 fn files_json(file: &TensorFile) -> Value {
     let parts = file.parts.iter();
     parts
-        .map(|p| json!({"path": p.path().display().to_string(), "bytes": p.bytes().len()}))
+        .map(|p| json!({"path": p.path().display().to_string(), "bytes": p.len()}))
         .collect()
 }
 

@@ -20,7 +20,7 @@ use bitnet_checkpoint::{
 };
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::{
-    Artifact, Encoding, ErrorCode, Exactness, FileDigest, FormatError, Frames, PackedTensor,
+    Artifact, Bytes, Encoding, ErrorCode, Exactness, FileDigest, FormatError, Frames, PackedTensor,
     Packing, PlainType, ScaleRounding, dense_to_f32, encode_dense,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -245,15 +245,19 @@ fn write(
                 }
             }
         }
+        let source;
         let bytes = match &piece {
             Piece::Made(bytes) => bytes.as_slice(),
             Piece::Source(slot, range) => {
-                let info = checkpoint.tensor_range(*slot);
-                if let Some(info) = info {
-                    checkpoint.file.check_part_of(info)?;
-                }
-                let bytes = info.map_or(&[][..], |info| checkpoint.file.bytes(info));
-                bytes.get(range.clone()).unwrap_or(&[])
+                source = match checkpoint.tensor_range(*slot) {
+                    Some(info) => {
+                        checkpoint.file.check_part_of(info)?;
+                        let range = range.start as u64..range.end as u64;
+                        checkpoint.file.read_part(info, range)?
+                    }
+                    None => Bytes::default(),
+                };
+                &source
             }
         };
         artifact.write(bytes)?;
@@ -607,10 +611,10 @@ impl Converter<'_> {
 
     fn copy_master(&self, index: usize, slot: Slot) -> Result<(), FormatError> {
         let source = self.checkpoint.linear(slot)?;
-        let bytes = self.checkpoint.file.bytes(&source.info);
         let Some(head_dim) = source.permuted_head_dim else {
-            return self.send_source(index, slot, 0..bytes.len());
+            return self.send_source(index, slot, 0..source.info.len as usize);
         };
+        let bytes = self.checkpoint.file.read(&source.info)?;
         // a GGUF of master weights keeps q and k in paired rows: back to the order of the checkpoint
         let row = bytes.len() / source.rows.max(1);
         let half = head_dim / 2;

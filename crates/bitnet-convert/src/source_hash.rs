@@ -40,7 +40,7 @@ pub struct SourceHash<'f> {
 impl<'f> SourceHash<'f> {
     /// A walk that has not begun.
     pub fn new(file: &'f TensorFile) -> Self {
-        let lengths = file.parts.iter().map(|p| p.bytes().len() as u64);
+        let lengths = file.parts.iter().map(|p| p.len());
         let starts = lengths
             .scan(0u64, |at, len| {
                 let start = *at;
@@ -97,8 +97,7 @@ impl<'f> SourceHash<'f> {
     pub fn run(&self, progress: &Progress) -> Option<Vec<FileDigest>> {
         let mut digests = Vec::with_capacity(self.file.parts.len());
         for (part, &start) in self.file.parts.iter().zip(&self.starts) {
-            let bytes = part.bytes();
-            let len = bytes.len() as u64;
+            let len = part.len();
             let name = part
                 .path()
                 .file_name()
@@ -108,7 +107,8 @@ impl<'f> SourceHash<'f> {
             part.will_need(0..READ_AHEAD);
             let mut hasher = Sha256::new();
             let mut at = 0;
-            for step in bytes.chunks(STEP as usize) {
+            while at < len {
+                let end = len.min(at + STEP);
                 let ahead = at + READ_AHEAD;
                 part.will_need(ahead..ahead + STEP);
                 {
@@ -123,14 +123,15 @@ impl<'f> SourceHash<'f> {
                         return None;
                     }
                 }
-                if part.check().is_err() {
+                let step = part.check().and_then(|()| part.read(at..end));
+                let Ok(step) = step else {
                     // the conversion asks again and says what changed
                     self.stop();
                     return None;
-                }
-                hasher.update(step);
-                at += step.len() as u64;
-                bar.advance(step.len() as u64);
+                };
+                hasher.update(&step);
+                bar.advance(end - at);
+                at = end;
                 self.state().passed = start + at;
                 self.changed.notify_all();
             }

@@ -22,8 +22,8 @@ pub use safetensors::Safetensors;
 use crate::encoding::Encoding;
 use crate::error::FormatError;
 use crate::limits::Limits;
-use crate::mapped::Mapped;
 use crate::packing::Packing;
+use crate::source::{Opener, open_source};
 use crate::strange::HEAD;
 use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
 use crate::unread::{Unread, UnreadBits};
@@ -65,6 +65,27 @@ pub struct Header {
     pub frames: Option<Frames>,
 }
 
+/// How files are read.
+pub struct Reading<'a> {
+    /// Bounds for untrusted headers.
+    pub limits: &'a Limits,
+    /// Where the types of a file leave several packings, this is the one.
+    pub layout: Option<&'static dyn Packing>,
+    /// How each file of the model is opened.
+    pub open: &'a Opener<'a>,
+}
+
+impl<'a> Reading<'a> {
+    /// Files of this disk whose types leave one packing.
+    pub fn new(limits: &'a Limits) -> Self {
+        Self {
+            limits,
+            layout: None,
+            open: &open_source,
+        }
+    }
+}
+
 /// One kind of file that holds named tensors.
 pub trait Container: Sync {
     /// `gguf`, `safetensors`: also its file and its page.
@@ -75,20 +96,14 @@ pub trait Container: Sync {
     ///
     /// # Errors
     /// Whatever is wrong with the files, with its place.
-    fn read(&self, path: &Path, limits: &Limits) -> Result<TensorFile, FormatError>;
-    /// As [`read`](Self::read); where the types of the file leave several packings, `layout` is
-    /// the one.
+    fn read(&self, path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
+        self.read_with(path, &Reading::new(limits))
+    }
+    /// As [`read`](Self::read), with more to say about how.
     ///
     /// # Errors
     /// As `read`.
-    fn read_as(
-        &self,
-        path: &Path,
-        limits: &Limits,
-        _layout: Option<&'static dyn Packing>,
-    ) -> Result<TensorFile, FormatError> {
-        self.read(path, limits)
-    }
+    fn read_with(&self, path: &Path, how: &Reading<'_>) -> Result<TensorFile, FormatError>;
     /// Bits of the files of `file`, tensors and the values of metadata aside, that no reader uses.
     ///
     /// # Errors
@@ -113,14 +128,14 @@ pub fn container_by_name(name: &str) -> Option<&'static dyn Container> {
 
 /// What lies between the tensors of a part of a file, from `start` (where they may begin) to its end.
 fn gaps(file: &TensorFile, part: usize, start: u64) -> Vec<Unread> {
-    let Some(mapped) = file.parts.get(part) else {
+    let Some(source) = file.parts.get(part) else {
         return Vec::new();
     };
     let mut gaps = Vec::new();
     let mut gap = |before: Option<&TensorInfo>, from: u64, to: u64| {
         if from < to {
             gaps.push(Unread {
-                file: mapped.path().to_owned(),
+                file: source.path().to_owned(),
                 range: from..to,
                 bits: UnreadBits::All,
                 place: before.map_or(String::new(), |info| info.name.clone()),
@@ -135,7 +150,7 @@ fn gaps(file: &TensorFile, part: usize, start: u64) -> Vec<Unread> {
         at = at.max(info.offset.saturating_add(info.len));
         last = Some(info);
     }
-    gap(last, at, mapped.bytes().len() as u64);
+    gap(last, at, source.len());
     gaps
 }
 
@@ -165,12 +180,24 @@ pub fn open_as(
     limits: &Limits,
     layout: Option<&'static dyn Packing>,
 ) -> Result<TensorFile, FormatError> {
+    let how = Reading {
+        layout,
+        ..Reading::new(limits)
+    };
+    open_with(path, &how)
+}
+
+/// As [`open`], with more to say about how.
+///
+/// # Errors
+/// As `open`.
+pub fn open_with(path: &Path, how: &Reading<'_>) -> Result<TensorFile, FormatError> {
     if matches!(path.try_exists(), Ok(false)) {
         return Err(crate::absent::no_model(path));
     }
     let found;
     let path = if path.is_dir() {
-        found = directory::model_of_directory(path, limits)?;
+        found = directory::model_of_directory(path, how.limits)?;
         &found
     } else {
         path
@@ -180,16 +207,24 @@ pub fn open_as(
         .and_then(|p| p.strip_suffix(shards::INDEX_SUFFIX))
     {
         return if model.ends_with(pytorch::EXTENSION) {
-            Pytorch.read(path, limits)
+            Pytorch.read_with(path, how)
         } else {
-            Safetensors.read(path, limits)
+            Safetensors.read_with(path, how)
         };
     }
-    let file = Mapped::open(path)?;
-    let head = file.bytes().get(..HEAD).unwrap_or(file.bytes());
-    match CONTAINERS.iter().find(|c| c.recognises(head)) {
-        Some(container) => container.read_as(path, limits, layout),
-        None => Err(unknown(path, head)),
+    let source = (how.open)(path)?;
+    let head = source.read(0..source.len().min(HEAD as u64))?;
+    match CONTAINERS.iter().find(|c| c.recognises(&head)) {
+        Some(container) => {
+            // opened once: what is recognized is what is read
+            let open = |other: &Path| match other == path {
+                true => Ok(source.clone()),
+                false => (how.open)(other),
+            };
+            let open = &open;
+            container.read_with(path, &Reading { open, ..*how })
+        }
+        None => Err(unknown(path, &head)),
     }
 }
 

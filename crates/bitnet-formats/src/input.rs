@@ -76,6 +76,20 @@ impl Input {
         &self.path
     }
 
+    /// Whether nothing wrote to the file since it was opened, as far as the path still leads to it: a file that was
+    /// renamed, removed or replaced keeps its bytes for those who have it open. One system call.
+    ///
+    /// # Errors
+    /// `input-changed`, with what changed.
+    pub fn check_content(&self) -> Result<(), FormatError> {
+        match std::fs::metadata(&self.path).map(|m| FileState::of(&m)) {
+            Ok(now) if now.identity != self.state.identity => Ok(()),
+            Ok(now) if (now.len, now.modified) == (self.state.len, self.state.modified) => Ok(()),
+            Ok(_) => self.check(),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Whether the path still leads to the file that was opened, and nothing wrote to it. One system call.
     ///
     /// # Errors

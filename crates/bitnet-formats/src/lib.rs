@@ -18,8 +18,8 @@ mod hex;
 mod input;
 mod json_value;
 mod limits;
-mod mapped;
 mod packing;
+mod source;
 mod strange;
 mod tensor_file;
 mod unread;
@@ -30,8 +30,8 @@ pub use artifact::{
 };
 pub use container::{
     CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry, Header,
-    PlannedTensor, Pytorch, Safetensors, WritePlan, adapter_alone, container_by_name,
-    gguf_type_rivals, open, open_as, refuse_adapter_beside, stale_index,
+    PlannedTensor, Pytorch, Reading, Safetensors, WritePlan, adapter_alone, container_by_name,
+    gguf_type_rivals, open, open_as, open_with, refuse_adapter_beside, stale_index,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};
@@ -42,10 +42,12 @@ pub use hex::hex;
 pub use input::{Input, check_side_file, open_regular, read_file, read_side_file, read_to_limit};
 pub use json_value::parse_json_value;
 pub use limits::Limits;
-pub use mapped::Mapped;
 pub use packing::{
     Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, UnitRows, affine_rows, affine_scales,
     layouts_like, name_with_parameters, packing_by_name, same_layout_id, ternary_of_affine,
+};
+pub use source::{
+    Bytes, Memory, Opener, Pread, Source, open_in_memory, open_mapped, open_pread, open_source,
 };
 pub use strange::without_byte_order_mark;
 pub use tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorFile, TensorInfo};

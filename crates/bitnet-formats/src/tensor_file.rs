@@ -1,4 +1,4 @@
-//! The plain value every container parses into: metadata and named byte ranges of mapped files.
+//! The plain value every container parses into: metadata and named byte ranges of sources.
 //!
 //! Invariant: every [`TensorInfo`] range lies inside its file, names are unique, ranges of one file
 //! do not overlap (but for tensors of a PyTorch file that share a storage), and for known encodings the length equals what the shape needs. Containers
@@ -6,9 +6,11 @@
 
 use crate::encoding::Encoding;
 use crate::error::FormatError;
-use crate::input::Input;
-use crate::mapped::Mapped;
+use crate::source::{Bytes, Source};
 use std::collections::HashSet;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
 /// A metadata value, GGUF's types; safetensors metadata are strings.
 #[derive(Debug, Clone, PartialEq)]
@@ -241,17 +243,17 @@ pub struct TensorInfo {
     pub len: u64,
 }
 
-/// One or more mapped files of one container kind, parsed.
+/// One or more files of one container kind, parsed.
 #[derive(Debug)]
 pub struct TensorFile {
     /// `gguf`, `safetensors` or `pytorch`.
     pub container: &'static str,
-    /// The mapped files, in shard order.
-    pub parts: Vec<Mapped>,
+    /// The files, in shard order.
+    pub parts: Vec<Arc<dyn Source>>,
     /// Metadata (of the first part that carries it, for split files).
     pub metadata: Metadata,
     /// The index that named the parts, if one did.
-    index: Option<Input>,
+    index: Option<Arc<dyn Source>>,
     tensors: Vec<TensorInfo>,
     /// Indices of the tensors in the order of their names: no copy of any name.
     by_name: Vec<u32>,
@@ -261,7 +263,7 @@ impl TensorFile {
     /// Assembles a parsed file; `tensors` in file order (part, then offset), names unique.
     pub(crate) fn new(
         container: &'static str,
-        parts: Vec<Mapped>,
+        parts: Vec<Arc<dyn Source>>,
         metadata: Metadata,
         tensors: Vec<TensorInfo>,
     ) -> Self {
@@ -277,8 +279,8 @@ impl TensorFile {
     }
 
     /// The same, with the index that named the parts.
-    pub(crate) fn named_by(mut self, index: &Mapped) -> Self {
-        self.index = Some(index.input().clone());
+    pub(crate) fn named_by(mut self, index: Arc<dyn Source>) -> Self {
+        self.index = Some(index);
         self
     }
 
@@ -287,8 +289,17 @@ impl TensorFile {
     /// # Errors
     /// `input-changed`.
     pub fn check(&self) -> Result<(), FormatError> {
-        self.index.iter().try_for_each(Input::check)?;
-        self.parts.iter().try_for_each(Mapped::check)
+        let mut sources = self.index.iter().chain(&self.parts);
+        sources.try_for_each(|source| source.check())
+    }
+
+    /// Whether the bytes that were read are still those of the files that were opened, as
+    /// [`Source::intact`] says. For whoever keeps computing with bytes of this file.
+    ///
+    /// # Errors
+    /// `input-changed`.
+    pub fn intact(&self) -> Result<(), FormatError> {
+        self.parts.iter().try_for_each(|source| source.intact())
     }
 
     /// As [`check`](Self::check), for the file of one tensor.
@@ -296,10 +307,11 @@ impl TensorFile {
     /// # Errors
     /// `input-changed`.
     pub fn check_part_of(&self, tensor: &TensorInfo) -> Result<(), FormatError> {
-        self.parts.get(tensor.part).map_or(Ok(()), Mapped::check)
+        let source = self.parts.get(tensor.part);
+        source.map_or(Ok(()), |source| source.check())
     }
 
-    /// The same header without the bytes: for whoever asks what other metadata would mean.
+    /// The same header without the files: for whoever asks what other metadata would mean.
     pub fn without_bytes(&self) -> Self {
         Self::new(
             self.container,
@@ -324,13 +336,29 @@ impl TensorFile {
         self.tensors.get(*index as usize)
     }
 
-    /// The bytes of a tensor of this file.
-    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        // the container checked the range; an info of another file gives an empty slice
-        let range = tensor.offset as usize..tensor.offset.saturating_add(tensor.len) as usize;
-        self.parts
-            .get(tensor.part)
-            .and_then(|p| p.bytes().get(range))
-            .unwrap_or(&[])
+    /// The file that a tensor lies in.
+    pub fn path_of(&self, tensor: &TensorInfo) -> Option<&Path> {
+        self.parts.get(tensor.part).map(|source| source.path())
+    }
+
+    /// The bytes of a tensor of this file. Without the files ([`without_bytes`](Self::without_bytes)): none.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub fn read(&self, tensor: &TensorInfo) -> Result<Bytes, FormatError> {
+        self.read_part(tensor, 0..tensor.len)
+    }
+
+    /// As [`read`](Self::read), for a range of the tensor's bytes.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub fn read_part(&self, tensor: &TensorInfo, range: Range<u64>) -> Result<Bytes, FormatError> {
+        let Some(source) = self.parts.get(tensor.part) else {
+            return Ok(Bytes::default());
+        };
+        let at = |byte: u64| tensor.offset.saturating_add(byte.min(tensor.len));
+        let bytes = source.read(at(range.start)..at(range.end));
+        bytes.map_err(|e| e.in_tensor(&tensor.name))
     }
 }

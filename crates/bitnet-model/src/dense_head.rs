@@ -9,7 +9,7 @@ use crate::threads;
 use bitnet_checkpoint::Slot;
 use bitnet_checkpoint::{Checkpoint, DenseTensor};
 use bitnet_formats::{
-    Encoding, ErrorCode, FormatError, Mapped, PlainType, TensorInfo, dense_to_f32,
+    Bytes, Encoding, ErrorCode, FormatError, PlainType, Source, TensorInfo, dense_to_f32,
 };
 use bitnet_kernels::{Backend, DenseType, Output, ScreenBounds, ScreenQuery, ScreenRows};
 use std::cmp::Reverse;
@@ -162,8 +162,9 @@ fn leaders(first: u32, estimates: &[f32], k: usize, least: &AtomicI32) -> Vec<(i
 #[derive(Debug, Clone)]
 pub(crate) struct DenseMatrix {
     slot: Slot,
-    file: Mapped,
+    file: Arc<dyn Source>,
     info: TensorInfo, // name, type and place in `file`
+    bytes: Bytes,     // (rows, row bytes): a view of the file where it is mapped
     rows: usize,
     cols: usize,
     touched: Arc<AtomicUsize>, // rows read one by one since their pages were given back
@@ -203,6 +204,7 @@ impl DenseMatrix {
             slot,
             file: file.clone(),
             info: info.clone(),
+            bytes,
             rows,
             cols,
             touched: Arc::default(),
@@ -212,13 +214,6 @@ impl DenseMatrix {
     /// Rows of the matrix.
     pub(crate) fn rows(&self) -> usize {
         self.rows
-    }
-
-    /// The stored rows.
-    fn bytes(&self) -> &[u8] {
-        let range =
-            self.info.offset as usize..self.info.offset.saturating_add(self.info.len) as usize;
-        self.file.bytes().get(range).unwrap_or(&[])
     }
 
     /// Tells the system that some rows are not needed again soon.
@@ -244,9 +239,8 @@ impl DenseMatrix {
 
     /// Widens one row into `out`, `(cols,)`.
     pub(crate) fn row(&self, row: usize, out: &mut [f32]) -> Result<(), FormatError> {
-        let bytes = self.bytes();
-        let row_bytes = bytes.len() / self.rows;
-        let bytes = bytes
+        let row_bytes = self.bytes.len() / self.rows;
+        let bytes = (self.bytes)
             .get(row * row_bytes..(row + 1) * row_bytes)
             .unwrap_or(&[]);
         dense_to_f32(self.info.encoding, bytes, out)
@@ -455,7 +449,7 @@ impl DenseMatrix {
             Encoding::Plain(PlainType::Bf16) => DenseType::Bf16,
             _ => return self.part_widened(backend, x, out),
         };
-        backend.dense_rows(dtype, self.bytes(), self.cols, x, &mut out);
+        backend.dense_rows(dtype, &self.bytes, self.cols, x, &mut out);
         self.check_logits(&mut out)
     }
 

@@ -225,7 +225,7 @@ pub(crate) fn gain(checkpoint: &Checkpoint, slot: Slot) -> Result<Vec<f32>, Form
     let tensor = checkpoint.dense(slot)?;
     check_shape(slot, tensor.shape, &checkpoint.config.shape(slot))?;
     let mut gain = vec![0.0; tensor.shape.iter().product()];
-    tensor.widen(tensor.bytes, &mut gain)?;
+    tensor.widen(&tensor.bytes, &mut gain)?;
     checkpoint.release(slot);
     Ok(gain)
 }

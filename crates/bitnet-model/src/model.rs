@@ -70,7 +70,10 @@ impl Model {
     pub fn load(checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Result<Self, FormatError> {
         checkpoint.refuse_rotation()?;
         let threads = ModelThreads::new(options.threads);
-        let weights = threads.load(|| Weights::load(checkpoint, options))??;
+        let weights = threads.load(|| Weights::load(checkpoint, options))?;
+        // if a file changed, every other error is a consequence
+        checkpoint.file.check()?;
+        let weights = weights?;
         Ok(Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             config: Arc::new(checkpoint.config.clone()),

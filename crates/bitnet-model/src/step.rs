@@ -88,7 +88,8 @@ impl Model {
     /// # Errors
     /// `usage` for a sequence or a workspace of another model and for a token id beyond the vocabulary,
     /// `context-exceeded`, `limit-exceeded` for keys and values that find no memory, `non-finite` naming the linear
-    /// whose input overflowed. Every sequence is then as it was.
+    /// whose input overflowed, `input-changed` if a file that holds weights was written to. Every sequence is then as it
+    /// was.
     pub fn step(
         &self,
         batch: &mut [Slice<'_>],
@@ -132,6 +133,8 @@ impl Model {
             }
             Ok(())
         });
+        // whatever was computed from bytes that are not the model's any more, an error too, says nothing
+        let result = self.weights.intact().and(result);
         if result.is_err() {
             for (slice, before) in batch.iter_mut().zip(before) {
                 slice.sequence.truncate(before);

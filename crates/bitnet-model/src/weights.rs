@@ -11,8 +11,9 @@ use crate::round::Round;
 use crate::stream::Stream;
 use crate::vocabulary::Vocabulary;
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
-use bitnet_formats::FormatError;
+use bitnet_formats::{FormatError, Source};
 use bitnet_kernels::PackedMatrix;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Everything the forward pass multiplies with.
@@ -22,6 +23,7 @@ pub(crate) struct Weights {
     pub layers: Vec<Block>,
     pub output_norm: Vec<f32>,   // (hidden,)
     pub output_head: Vocabulary, // (vocab, hidden), the embeddings when tied
+    files: Vec<Arc<dyn Source>>, // some weights may be views of these
 }
 
 /// One decoder layer.
@@ -98,6 +100,15 @@ impl Weights {
             layers,
             output_norm,
             output_head,
+            files: checkpoint.file.parts.clone(),
         })
+    }
+
+    /// Whether the bytes of the weights are still those that were loaded.
+    ///
+    /// # Errors
+    /// `input-changed`.
+    pub(crate) fn intact(&self) -> Result<(), FormatError> {
+        self.files.iter().try_for_each(|file| file.intact())
     }
 }

@@ -84,6 +84,7 @@ pub fn run(
             Ok(ControlFlow::Continue(()))
         })?,
     };
+    checkpoint.check_inputs()?;
     match (&tokenizer, live) {
         (Some(_), true) => console.line("")?,
         (Some(_), false) => console.line(&text)?,
@@ -99,7 +100,6 @@ pub fn run(
             )?;
         }
     }
-    checkpoint.check_inputs()?;
     console.note(format!(
         "{} prompt tokens in {:.2} s, {} new in {:.2} s ({:.1} tokens/s)",
         ids.len(),

@@ -15,12 +15,12 @@ pub(crate) fn block_rows(width: usize) -> usize {
 }
 
 /// The bytes of some rows; rows are whole blocks of every encoding.
-pub(crate) fn row_bytes<'a>(
-    tensor: &DenseTensor<'a>,
+pub(crate) fn row_bytes<'t>(
+    tensor: &'t DenseTensor<'_>,
     rows: usize,
     start: usize,
     end: usize,
-) -> &'a [u8] {
+) -> &'t [u8] {
     let row = tensor.bytes.len() / rows.max(1);
     tensor.bytes.get(start * row..end * row).unwrap_or(&[])
 }

@@ -4,7 +4,7 @@
 //! Invariant: each directory differs in one way from a checkpoint that opens.
 
 use bitnet_cli::ExitStatus;
-use bitnet_formats::{Limits, TensorFile};
+use bitnet_formats::{Bytes, Limits, TensorFile, TensorInfo};
 use bitnet_tests::fixtures::checkpoint;
 use bitnet_tests::program::{Ran, run};
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -101,12 +101,13 @@ fn write(to: &Path, file: &TensorFile, rename: impl Fn(&str) -> String) {
         "f32" => Dtype::F32,
         other => panic!("{other}"),
     };
-    let views: Vec<_> = file
-        .tensors()
+    let read = |info| (info, file.read(info).unwrap());
+    let tensors: Vec<(&TensorInfo, Bytes)> = file.tensors().iter().map(read).collect();
+    let views: Vec<_> = tensors
         .iter()
-        .map(|info| {
+        .map(|(info, bytes)| {
             let dtype = dtype(&info.encoding.name());
-            let view = TensorView::new(dtype, info.shape.clone(), file.bytes(info)).unwrap();
+            let view = TensorView::new(dtype, info.shape.clone(), bytes).unwrap();
             (rename(&info.name), view)
         })
         .collect();

@@ -81,7 +81,32 @@ fn rewrite_and_set_the_time_back(path: &Path) {
         .unwrap();
 }
 
-const CHANGES: [(&str, &str, Change); 11] = [
+fn truncate_to(path: &Path, len: u64) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(len).unwrap();
+}
+
+/// Every page that is not read yet is gone.
+fn empty(path: &Path) {
+    truncate_to(path, 0);
+}
+
+fn halve(path: &Path) {
+    truncate_to(path, std::fs::metadata(path).unwrap().len() / 2);
+}
+
+/// A program that writes the file anew: for a moment there is nothing.
+fn empty_and_rewrite(path: &Path) {
+    let bytes = std::fs::read(path).unwrap();
+    empty(path);
+    std::thread::sleep(Duration::from_millis(30));
+    std::fs::write(path, bytes).unwrap();
+}
+
+const CHANGES: [(&str, &str, Change); 14] = [
+    ("empty", "model.safetensors", empty),
+    ("halve", "model.safetensors", halve),
+    ("empty and rewrite", "model.safetensors", empty_and_rewrite),
     ("append", "model.safetensors", append),
     ("rewrite in place", "model.safetensors", rewrite_in_place),
     ("rename over", "model.safetensors", rename_over),
@@ -151,10 +176,6 @@ fn convert_and_change(
         std::thread::sleep(Duration::from_millis(1));
     }
     change(&source.join(file));
-    assert!(
-        child.try_wait().unwrap().is_none(),
-        "{file}: changed too late"
-    );
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(2), "{file}: {ended:?}");
     serde_json::from_slice(&ended.stdout).unwrap()
@@ -219,6 +240,133 @@ fn every_change_is_noticed_and_nothing_is_published() {
                 "{target}, {what} {changed}"
             );
         }
+    }
+}
+
+/// The files that a process has mapped or open.
+fn has_mapped(process: u32, path: &Path) -> bool {
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_default();
+    let path = path.canonicalize().unwrap();
+    maps.lines()
+        .any(|line| line.ends_with(path.to_str().unwrap()))
+}
+
+/// Changes a file as soon as a program has it mapped, and returns the JSON that the program ended with.
+fn change_while_it_is_read(mut command: Command, file: &Path, change: Change) -> Value {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while !has_mapped(child.id(), file) {
+        assert!(started.elapsed() < Duration::from_secs(60), "never mapped");
+        assert!(child.try_wait().unwrap().is_none(), "ended before it read");
+        std::thread::yield_now();
+    }
+    change(file);
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(2), "{command:?}: {ended:?}");
+    serde_json::from_slice(&ended.stdout).unwrap()
+}
+
+fn convert(source: &Path, output: &Path, target: &str) {
+    let words = [
+        source.as_os_str(),
+        "-o".as_ref(),
+        output.as_os_str(),
+        "--to".as_ref(),
+        target.as_ref(),
+    ];
+    let made = bitnet_tests::program::run(bitnet_convert::run, words);
+    assert_eq!(made.status, bitnet_cli::ExitStatus::Done, "{}", made.stderr);
+}
+
+#[test]
+fn a_file_that_shrinks_ends_every_program_with_its_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    packed_model::write(&source, VOCABULARY);
+    let artifact = dir.path().join("artifact.gguf");
+    convert(&source, &artifact, "gguf-i2_s");
+    let whole = std::fs::read(&artifact).unwrap();
+    for (change, what) in [(empty as Change, "empty"), (halve, "halve")] {
+        let mut verify = Command::new(env!("CARGO_BIN_EXE_verify_under_test"));
+        verify
+            .arg(&artifact)
+            .arg("--against")
+            .arg(&source)
+            .args(["--json", "--threads", "1"]);
+        let mut inspect = Command::new(env!("CARGO_BIN_EXE_convert_under_test"));
+        inspect.arg("inspect").arg(&artifact).arg("--json");
+        for command in [verify, inspect] {
+            let name = format!("{what}: {command:?}");
+            let report = change_while_it_is_read(command, &artifact, change);
+            let error = &report["error"];
+            assert_eq!(error["code"], "input-changed", "{name}: {report}");
+            std::fs::write(&artifact, &whole).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_model_that_shrinks_while_it_runs_ends_with_its_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    packed_model::write(&source, 60_000);
+    for target in ["packed", "gguf-i2_s"] {
+        let (model, file) = match target {
+            "packed" => {
+                let model = dir.path().join("packed");
+                (model.clone(), model.join("model.safetensors"))
+            }
+            _ => {
+                let model = dir.path().join("model.gguf");
+                (model.clone(), model)
+            }
+        };
+        convert(&source, &model, target);
+        let whole = std::fs::read(&file).unwrap();
+        for (change, what) in [
+            (empty as Change, "empty"),
+            (halve, "halve"),
+            (rewrite_in_place, "rewrite in place"),
+        ] {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_run_under_test"))
+                .arg(&model)
+                .args(["--tokens", "1,2,3", "-n", "500", "--ignore-eos"])
+                .args(["--stream", "--threads", "1"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            // output that goes into a pipe is written at the end
+            let started = Instant::now();
+            while !has_mapped(child.id(), &file) {
+                assert!(started.elapsed() < Duration::from_secs(60), "never mapped");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            change(&file);
+            let ended = child.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+            let name = format!("{target}, {what}: {said}");
+            assert_eq!(ended.status.code(), Some(2), "{name}");
+            assert!(
+                said.contains("the input changed while it was read"),
+                "{name}"
+            );
+            assert!(said.contains(file.to_str().unwrap()), "{name}");
+            let tokens = String::from_utf8_lossy(&ended.stdout).lines().count();
+            assert!(tokens < 499, "{name}: {tokens} tokens");
+            std::fs::write(&file, &whole).unwrap();
+        }
+        // the same bytes again are a model again
+        let mut child = Command::new(env!("CARGO_BIN_EXE_run_under_test"));
+        child.arg(&model).args(["--tokens", "1,2,3", "-n", "5"]);
+        assert_eq!(child.output().unwrap().status.code(), Some(0));
     }
 }
 

@@ -406,7 +406,7 @@ fn with_key(from: &Path, to: &Path, key: &str, value: MetaValue) {
     let mut bytes = header.bytes;
     for (info, offset) in file.tensors().iter().zip(&header.offsets) {
         bytes.resize(*offset as usize, 0);
-        bytes.extend_from_slice(file.bytes(info));
+        bytes.extend_from_slice(&file.read(info).unwrap());
     }
     bytes.resize(header.total as usize, 0);
     std::fs::write(to, bytes).unwrap();
@@ -491,7 +491,7 @@ fn make_dense(path: &Path) {
         (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
     };
     for (number, part) in file.parts.iter().enumerate() {
-        let mut bytes = part.bytes().to_vec();
+        let mut bytes = part.read(0..part.len()).unwrap().to_vec();
         for info in file.tensors().iter().filter(|i| i.part == number) {
             if !info.name.ends_with("_proj.weight") {
                 continue;

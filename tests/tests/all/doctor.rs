@@ -89,7 +89,7 @@ fn rewritten(
     let mut bytes = header.bytes.clone();
     for ((name, t), offset) in tensors.iter().zip(&header.offsets) {
         bytes.resize(*offset as usize, 0);
-        let mut own = file.bytes(t).to_vec();
+        let mut own = file.read(t).unwrap().to_vec();
         payload(name, &mut own);
         bytes.extend_from_slice(&own);
     }

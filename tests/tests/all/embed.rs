@@ -249,7 +249,8 @@ fn lines_prompts_and_arguments_are_the_same_texts_and_an_output_holds_them() {
     assert!(written["embeddings"].is_null());
     let file = bitnet_formats::open(&output, &Limits::default()).unwrap();
     let info = file.tensor("1.embedding").unwrap();
-    let values = file.bytes(info).as_chunks::<4>().0.iter();
+    let bytes = file.read(info).unwrap();
+    let values = bytes.as_chunks::<4>().0.iter();
     let values: Vec<f64> = values.map(|b| f64::from(f32::from_le_bytes(*b))).collect();
     let row = one["embeddings"][1]["embedding"].as_array().unwrap();
     let same = row

@@ -124,7 +124,7 @@ fn places(artifact: &Path, input: &Input) -> Vec<Vec<Place>> {
             file: part.path().to_owned(),
             range,
         };
-        let mut first = part.bytes().len() as u64;
+        let mut first = part.len();
         for info in file.tensors().iter().filter(|info| info.part == number) {
             let kind = match (info.encoding, &info.shape[..]) {
                 _ if info.name.contains("scale") || info.name.ends_with(".biases") => "scales",
@@ -141,7 +141,7 @@ fn places(artifact: &Path, input: &Input) -> Vec<Vec<Place>> {
             }
             // scales stand at the ends of packed tensors, and gaps behind them
             let end = range.end.saturating_sub(40).max(range.start);
-            let behind = (range.end + 32).min(part.bytes().len() as u64);
+            let behind = (range.end + 32).min(part.len());
             tensors.push(place(kind, range.clone()));
             if kind == "packed linears" {
                 tensors.push(place("ends of linears", end..behind));
@@ -149,7 +149,7 @@ fn places(artifact: &Path, input: &Input) -> Vec<Vec<Place>> {
         }
         let mut at = 0;
         if file.container == Gguf.name() {
-            for entry in Gguf::entries(part.bytes(), &Limits::default()).unwrap() {
+            for entry in Gguf::entries(&**part, &Limits::default()).unwrap() {
                 let kind = match entry.key.starts_with("tokenizer.") {
                     true => "tokenizer keys",
                     false => "metadata",

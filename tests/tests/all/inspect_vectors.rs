@@ -205,7 +205,7 @@ fn no_order_of_i2_s_is_ever_taken_for_another() {
                         .collect();
                     let bytes: Vec<_> = of_file.iter().map(|m| encode(packing, m)).collect();
                     let samples = bytes.iter().map(|bytes| LayoutSample {
-                        bytes,
+                        bytes: bytes.clone().into(),
                         rows,
                         cols,
                         gains: gains.clone(),

@@ -36,8 +36,9 @@ fn foreign(i2_s: &Path, layout: &str, to: &Path) {
             continue;
         }
         let (rows, cols) = (info.shape[0], info.shape[1]);
+        let stored = file.read(info).unwrap();
         let tensor = PackedTensor {
-            bytes: file.bytes(info),
+            bytes: &stored,
             rows,
             cols,
             outside: None,

@@ -14,6 +14,7 @@ mod bench;
 mod bench_peers;
 mod bonsai;
 mod bounded_reading;
+mod byte_sources;
 mod candidates;
 mod certificates;
 mod changing_inputs;

@@ -5,7 +5,7 @@
 
 use bitnet_checkpoint::{Checkpoint, OpenOptions, Slot};
 use bitnet_cli::ExitStatus;
-use bitnet_formats::{Limits, TensorFile, TensorInfo, open};
+use bitnet_formats::{Bytes, Limits, TensorFile, TensorInfo, open};
 use bitnet_ternary::{bf16_to_f32, f32_to_f16};
 use bitnet_tests::fixtures::{checkpoint, read_json};
 use bitnet_tests::program::{self, Ran};
@@ -33,9 +33,9 @@ fn done(source: &Path, output: &Path, to: &str) -> Value {
     ran.json()
 }
 
-fn tensor<'a>(file: &'a TensorFile, name: &str) -> (&'a TensorInfo, &'a [u8]) {
+fn tensor<'a>(file: &'a TensorFile, name: &str) -> (&'a TensorInfo, Bytes) {
     let info = file.tensor(name).unwrap_or_else(|| panic!("no {name}"));
-    (info, file.bytes(info))
+    (info, file.read(info).unwrap())
 }
 
 fn bf16(bytes: &[u8], at: usize) -> f32 {
@@ -73,7 +73,7 @@ fn the_affine_codes_stand_for_the_weights() {
             let word = u32::from_le_bytes(word.try_into().unwrap());
             let code = (word >> (2 * (at % 16))) & 3;
             let group = row * (matrix.cols() / 128) + col / 128;
-            let value = bf16(scales, group) * code as f32 + bf16(biases, group);
+            let value = bf16(&scales, group) * code as f32 + bf16(&biases, group);
             let expected = f32::from(trit) * matrix.scales().at(row, col, matrix.cols());
             assert_eq!(value, expected, "{slot} {row} {col}");
         }
@@ -114,7 +114,7 @@ fn the_fused_tiles_hold_the_matrices() {
         assert_eq!(info.shape[1], cols / 4);
         let (_, scales) = tensor(&file, &format!("{weight}_scale"));
         assert_eq!(scales.len(), 8);
-        assert_eq!(bf16(scales, part), matrix.scales().at(0, 0, cols));
+        assert_eq!(bf16(&scales, part), matrix.scales().at(0, 0, cols));
         for row in 0..rows {
             let d = config.head_dim;
             let (head, i) = (row / d, row % d);

@@ -292,7 +292,7 @@ fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let file = open(path, &Limits::default()).unwrap();
     let tensors = file.tensors().iter();
     tensors
-        .map(|t| (t.name.clone(), file.bytes(t).to_vec()))
+        .map(|t| (t.name.clone(), file.read(t).unwrap().to_vec()))
         .collect()
 }
 

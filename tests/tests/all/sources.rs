@@ -999,8 +999,9 @@ fn packings_agree_with_what_the_checkpoint_reads() {
     let checkpoint = Draft::packed().open().unwrap();
     for slot in linears(&checkpoint) {
         let source = checkpoint.linear(slot).unwrap();
+        let bytes = checkpoint.file.read(&source.info).unwrap();
         let whole = PackedTensor {
-            bytes: checkpoint.file.bytes(&source.info),
+            bytes: &bytes,
             rows: source.rows,
             cols: source.cols,
             outside: Some(&Scales::PerTensor(0.25)),

@@ -81,7 +81,7 @@ fn rewritten(model: &Path, to: PathBuf, change: impl FnOnce(&mut Metadata)) -> P
     let mut bytes = header.bytes.clone();
     for (tensor, offset) in file.tensors().iter().zip(&header.offsets) {
         bytes.resize(*offset as usize, 0);
-        bytes.extend_from_slice(file.bytes(tensor));
+        bytes.extend_from_slice(&file.read(tensor).unwrap());
     }
     bytes.resize(header.total as usize, 0);
     std::fs::write(&to, bytes).unwrap();

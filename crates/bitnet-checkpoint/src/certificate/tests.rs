@@ -99,7 +99,7 @@ fn dense_digests_depend_on_values_only() {
         dense_sha256(&DenseTensor {
             encoding: info.encoding,
             shape: &info.shape,
-            bytes: &bytes,
+            bytes: bytes.into(),
             plus_one: false,
             info: &info,
         })

@@ -7,19 +7,21 @@
 use super::{Checkpoint, Source};
 use crate::slot::Slot;
 use crate::storage::values;
-use bitnet_formats::{BlockType, Encoding, ErrorCode, FormatError, TensorInfo, dense_to_f32};
+use bitnet_formats::{
+    BlockType, Bytes, Encoding, ErrorCode, FormatError, TensorInfo, dense_to_f32,
+};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A dense tensor as it lies in the file, every value finite.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct DenseTensor<'a> {
     /// How its elements are stored.
     pub encoding: Encoding,
     /// Sizes, outermost first.
     pub shape: &'a [usize],
     /// The bytes.
-    pub bytes: &'a [u8],
+    pub bytes: Bytes,
     /// Whether the values are 1 plus the numbers stored: gains of some norms (`formats/numerics.md`).
     pub plus_one: bool,
     /// Name, place and length in the file.
@@ -93,7 +95,7 @@ impl Checkpoint {
         let tensor = DenseTensor {
             encoding: info.encoding,
             shape: &info.shape,
-            bytes: self.file.bytes(info),
+            bytes: self.file.read(info)?,
             plus_one,
             info,
         };
@@ -110,7 +112,7 @@ fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
     };
     // the only floats of a block are its f16 scale; everything it multiplies is a small integer
     let (block, upper) = match tensor.encoding {
-        Encoding::Plain(plain) => return values::check_finite(plain, tensor.bytes, cols),
+        Encoding::Plain(plain) => return values::check_finite(plain, &tensor.bytes, cols),
         Encoding::Block(BlockType::Q8_0) => (34, 1),
         Encoding::Block(BlockType::Q6_K) => (210, 209),
         Encoding::Ternary(_) | Encoding::Foreign(_) | Encoding::Unknown(_) => return Ok(()),

@@ -144,7 +144,7 @@ impl Checkpoint {
         for (slot, (rows, cols), _) in self.packed_linears() {
             if sampled.contains(&slot) {
                 samples.push(LayoutSample {
-                    bytes: self.file.bytes(&self.linear(slot)?.info),
+                    bytes: self.file.read(&self.linear(slot)?.info)?,
                     rows,
                     cols,
                     gains: self.input_gains(slot)?,
@@ -172,7 +172,7 @@ impl Checkpoint {
         }
         let tensor = self.dense(norm)?;
         let mut gains = vec![0.0; tensor.shape.iter().product()];
-        tensor.widen(tensor.bytes, &mut gains)?;
+        tensor.widen(&tensor.bytes, &mut gains)?;
         Ok(Some(gains))
     }
 }

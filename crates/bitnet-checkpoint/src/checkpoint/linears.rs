@@ -10,7 +10,7 @@ use crate::family::ScaleDirection;
 use crate::row_order::hf_from_gguf_rows;
 use crate::slot::Slot;
 use crate::storage::{self, LinearSource, Stored};
-use bitnet_formats::{ErrorCode, FormatError, PackedTensor, Packing};
+use bitnet_formats::{Bytes, ErrorCode, FormatError, PackedTensor, Packing};
 use bitnet_ternary::{Scales, TernaryMatrix};
 
 impl Checkpoint {
@@ -64,14 +64,16 @@ impl Checkpoint {
         };
         // scales that repeat are one scale, which only the trits can tell; those of tiles are as they are
         let known = matches!(scales, Scales::PerTensor(_)) || source.is_mapped();
-        Ok(
-            (known && source.permuted_head_dim.is_none()).then_some(TernaryRows {
-                checkpoint: self,
-                source,
-                packing,
-                scales,
-            }),
-        )
+        if !known || source.permuted_head_dim.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(TernaryRows {
+            checkpoint: self,
+            source,
+            bytes: self.file.read(&source.info)?,
+            packing,
+            scales,
+        }))
     }
 
     /// The scales of a matrix that is stored as trits, without a look at these; `None` where only its values
@@ -160,6 +162,7 @@ impl Checkpoint {
 pub struct TernaryRows<'a> {
     checkpoint: &'a Checkpoint,
     source: &'a LinearSource,
+    bytes: Bytes,
     packing: &'static dyn Packing,
     scales: Scales,
 }
@@ -186,7 +189,7 @@ impl TernaryRows<'_> {
     /// Whatever is wrong with their bytes, with row and column.
     pub fn read(&self, first: usize, trits: &mut [i8]) -> Result<(), FormatError> {
         let tensor = PackedTensor {
-            bytes: self.checkpoint.file.bytes(&self.source.info),
+            bytes: &self.bytes,
             rows: self.source.rows,
             cols: self.source.cols,
             outside: Some(&self.scales),

@@ -4,7 +4,9 @@
 //! is shorter than anything found under it, doubtful structure included; never by mere likelihood. Tilings
 //! are ruled out by codes only: those that are looked at are not all there are.
 
-use bitnet_formats::{DECISIVE_BITS, PackedTensor, Packing, code_length, doubtful_code_length};
+use bitnet_formats::{
+    Bytes, DECISIVE_BITS, PackedTensor, Packing, code_length, doubtful_code_length,
+};
 use rayon::prelude::*;
 
 /// Trits that are looked at in each matrix: a few hundred rows.
@@ -12,9 +14,9 @@ const TRITS: usize = 1 << 20;
 
 /// A matrix whose layout is asked for.
 #[derive(Debug, Clone)]
-pub struct LayoutSample<'a> {
+pub struct LayoutSample {
     /// Its bytes.
-    pub bytes: &'a [u8],
+    pub bytes: Bytes,
     /// Rows of the matrix.
     pub rows: usize,
     /// Columns of the matrix.
@@ -23,7 +25,7 @@ pub struct LayoutSample<'a> {
     pub gains: Option<Vec<f32>>,
 }
 
-impl LayoutSample<'_> {
+impl LayoutSample {
     /// Rows that are looked at: whole packed rows of every layout.
     fn rows_read(&self) -> usize {
         let rows = TRITS.checked_div(self.cols).unwrap_or(TRITS);
@@ -48,17 +50,14 @@ pub struct LayoutReading {
 }
 
 /// The trits of the first rows under a layout; `None` where it finds codes or scales that are none.
-fn read(packing: &dyn Packing, sample: &LayoutSample<'_>) -> Option<Vec<i8>> {
-    let LayoutSample {
-        bytes, rows, cols, ..
-    } = *sample;
+fn read(packing: &dyn Packing, sample: &LayoutSample) -> Option<Vec<i8>> {
     let tensor = PackedTensor {
-        bytes,
-        rows,
-        cols,
+        bytes: &sample.bytes,
+        rows: sample.rows,
+        cols: sample.cols,
         outside: None,
     };
-    let mut trits = vec![0; sample.rows_read().saturating_mul(cols)];
+    let mut trits = vec![0; sample.rows_read().saturating_mul(sample.cols)];
     packing.unpack_rows(&tensor, 0, &mut trits).ok()?;
     if packing.holds_scales() {
         packing.scales(&tensor).ok()?;
@@ -70,13 +69,13 @@ fn read(packing: &dyn Packing, sample: &LayoutSample<'_>) -> Option<Vec<i8>> {
 /// order is kept.
 pub fn layout_readings(
     rivals: &[&'static dyn Packing],
-    samples: &[LayoutSample<'_>],
+    samples: &[LayoutSample],
 ) -> Vec<LayoutReading> {
     // (rivals, samples)
     let found: Vec<Vec<_>> = rivals
         .par_iter()
         .map(|packing| {
-            let describe = |sample: &LayoutSample<'_>| {
+            let describe = |sample: &LayoutSample| {
                 let trits = read(*packing, sample)?;
                 Some(code_length(&trits, sample.cols, sample.gains.as_deref()))
             };
@@ -94,7 +93,7 @@ pub fn layout_readings(
     let shortest = bits.iter().flatten().fold(f64::INFINITY, |a, &b| a.min(b));
     // what is close even by its own description needs no second look
     let doubtful = |packing: &dyn Packing| -> f64 {
-        let length = |sample: &LayoutSample<'_>| {
+        let length = |sample: &LayoutSample| {
             let trits = read(packing, sample).unwrap_or_default();
             doubtful_code_length(&trits, sample.cols, sample.gains.as_deref())
         };

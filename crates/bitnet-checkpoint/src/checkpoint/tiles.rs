@@ -8,9 +8,8 @@
 use super::Checkpoint;
 use crate::slot::Slot;
 use crate::storage::{LinearSource, packed};
-use bitnet_formats::{ErrorCode, FormatError, Mapped, PackedTensor, Packing};
+use bitnet_formats::{Bytes, ErrorCode, FormatError, PackedTensor, Packing};
 use bitnet_ternary::Scales;
-use std::ops::Range;
 
 /// A linear as tiles of a mapped file.
 #[derive(Debug)]
@@ -80,12 +79,12 @@ impl Tiles<'_> {
         &self.scales
     }
 
-    /// The file that holds the tiles, and where they lie in it.
-    pub fn place(&self) -> Option<(Mapped, Range<usize>)> {
-        let info = &self.source.info;
-        let part = self.checkpoint.file.parts.get(info.part)?;
-        let range = info.offset as usize..info.offset.saturating_add(info.len) as usize;
-        Some((part.clone(), range))
+    /// The tiles: a view of the file where it is mapped.
+    ///
+    /// # Errors
+    /// As [`Source::read`](bitnet_formats::Source::read).
+    pub fn bytes(&self) -> Result<Bytes, FormatError> {
+        self.checkpoint.file.read(&self.source.info)
     }
 
     /// Why a kernel refused the bytes: the packing names row and column; `otherwise` is said if the
@@ -93,10 +92,13 @@ impl Tiles<'_> {
     #[cold]
     pub fn explain(&self, otherwise: &str) -> FormatError {
         let (rows, cols) = self.shape();
-        let bytes = self.checkpoint.file.bytes(&self.source.info);
+        let bytes = match self.bytes() {
+            Ok(bytes) => bytes,
+            Err(error) => return error,
+        };
         let tensor = PackedTensor {
             outside: Some(&self.scales),
-            ..packed(bytes, rows, cols)
+            ..packed(&bytes, rows, cols)
         };
         let error = match self.packing.unpack(&tensor) {
             Err(named) => named,

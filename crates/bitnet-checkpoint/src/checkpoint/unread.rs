@@ -60,9 +60,8 @@ impl Checkpoint {
         bits: UnreadBits,
         why: &'static str,
     ) -> Unread {
-        let part = self.file.parts.get(info.part);
         Unread {
-            file: part.map_or_else(|| self.path.clone(), |p| p.path().to_owned()),
+            file: self.file.path_of(info).unwrap_or(&self.path).to_owned(),
             range,
             bits,
             place: info.name.clone(),
@@ -115,7 +114,7 @@ impl Checkpoint {
             let Encoding::Plain(plain @ PlainType::F32) = info.encoding else {
                 return Ok(None);
             };
-            let divisors = values::small_values(plain, self.file.bytes(info))?;
+            let divisors = values::small_values(plain, &self.file.read(info)?)?;
             let masks = family::unread_rope_frequencies(&self.config, &divisors);
             let why = "below what writers of these divisors agree on";
             return Ok(Some(self.unread_at(
@@ -135,7 +134,7 @@ impl Checkpoint {
     fn unread_of_gguf(&self, all: &mut Vec<Unread>) -> Result<(), FormatError> {
         for (number, part) in self.file.parts.iter().enumerate() {
             let entries =
-                Gguf::entries(part.bytes(), &self.limits).map_err(|e| e.in_file(part.path()))?;
+                Gguf::entries(&**part, &self.limits).map_err(|e| e.in_file(part.path()))?;
             // later parts of a split model repeat at most what the first one says
             let mut network = (number == 0).then(|| GgufNetwork::of(self));
             for entry in &entries {

@@ -135,13 +135,14 @@ impl Storage for Affine {
         let groups = scales.shape.last().copied().unwrap_or(0);
         let group = cols.checked_div(groups).unwrap_or(0);
         let numbers = |info: &TensorInfo| match info.encoding {
-            Encoding::Plain(plain) => values::small_values(plain, stored.bytes_of(info))
+            Encoding::Plain(plain) => values::small_values(plain, &stored.bytes_of(info)?)
                 .map_err(|e| stored.place(e, info)),
             _ => Ok(Vec::new()),
         };
         let (scales, biases) = (numbers(scales)?, numbers(biases)?);
+        let codes = stored.bytes()?;
         let affine = Codes {
-            codes: stored.bytes(),
+            codes: &codes,
             rows,
             cols,
             group,

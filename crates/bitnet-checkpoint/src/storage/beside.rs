@@ -108,7 +108,7 @@ fn multiplier(
 /// The number in a scale tensor.
 pub(crate) fn value(stored: &Stored<'_>, info: &TensorInfo) -> Result<f32, FormatError> {
     let values = match info.encoding {
-        Encoding::Plain(plain) => values::small_values(plain, stored.bytes_of(info)),
+        Encoding::Plain(plain) => values::small_values(plain, &stored.bytes_of(info)?),
         _ => Ok(Vec::new()),
     };
     let value = values.map_err(|e| stored.place(e, info))?.first().copied();

@@ -70,7 +70,7 @@ pub(super) fn describe(linear: &LinearSource) -> String {
 /// Trits and scales of codes as they lie.
 pub(super) fn read(stored: &Stored<'_>) -> Result<(Vec<i8>, Scales), FormatError> {
     let linear = stored.linear;
-    read_bytes(stored, packing(linear)?, stored.bytes())
+    read_bytes(stored, packing(linear)?, &stored.bytes()?)
 }
 
 /// Trits and scales of codes that were taken out of the tensor.
@@ -87,7 +87,8 @@ pub(super) fn read_bytes(
 /// The scales of codes as they lie.
 pub(super) fn scales(stored: &Stored<'_>) -> Result<Option<Scales>, FormatError> {
     let linear = stored.linear;
-    let tensor = packed(stored.bytes(), linear.rows, linear.cols);
+    let bytes = stored.bytes()?;
+    let tensor = packed(&bytes, linear.rows, linear.cols);
     beside::packed_scales(stored, packing(linear)?, &tensor).map(Some)
 }
 
@@ -103,7 +104,8 @@ pub(super) fn one_scale(stored: &Stored<'_>) -> Option<f32> {
     if packing.trailer(&any).is_empty() {
         return None;
     }
-    let tensor = packed(stored.bytes(), linear.rows, linear.cols);
+    let bytes = stored.bytes().ok()?;
+    let tensor = packed(&bytes, linear.rows, linear.cols);
     match packing.scales(&tensor).ok()? {
         Scales::PerTensor(scale) => Some(scale),
         _ => None,

@@ -9,7 +9,7 @@ pub use super::values::UnreadPart;
 use crate::config::Config;
 use crate::family::{Family, Quantization, ScaleDirection};
 use crate::slot::Slot;
-use bitnet_formats::{Encoding, FormatError, Packing, PlainType, TensorFile, TensorInfo};
+use bitnet_formats::{Bytes, Encoding, FormatError, Packing, PlainType, TensorFile, TensorInfo};
 use bitnet_ternary::Scales;
 use serde_json::Value;
 use std::fmt::Debug;
@@ -78,15 +78,21 @@ pub struct Stored<'a> {
     pub linear: &'a LinearSource,
 }
 
-impl<'a> Stored<'a> {
+impl Stored<'_> {
     /// The bytes of the weights.
-    pub fn bytes(&self) -> &'a [u8] {
+    ///
+    /// # Errors
+    /// As [`Source::read`](bitnet_formats::Source::read).
+    pub fn bytes(&self) -> Result<Bytes, FormatError> {
         self.bytes_of(&self.linear.info)
     }
 
     /// The bytes of one of its tensors.
-    pub fn bytes_of(&self, info: &TensorInfo) -> &'a [u8] {
-        self.file.bytes(info)
+    ///
+    /// # Errors
+    /// As [`Source::read`](bitnet_formats::Source::read).
+    pub fn bytes_of(&self, info: &TensorInfo) -> Result<Bytes, FormatError> {
+        self.file.read(info)
     }
 
     /// The type of the numbers of the weights; of bytes that are no numbers, u8.
@@ -100,8 +106,8 @@ impl<'a> Stored<'a> {
     /// Adds one of its tensors and the file of it to an error.
     pub fn place(&self, error: FormatError, info: &TensorInfo) -> FormatError {
         let error = error.in_tensor(&info.name);
-        match self.file.parts.get(info.part) {
-            Some(part) => error.in_file(part.path()),
+        match self.file.path_of(info) {
+            Some(path) => error.in_file(path),
             None => error,
         }
     }

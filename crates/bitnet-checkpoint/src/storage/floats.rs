@@ -113,11 +113,11 @@ impl Storage for Floats {
     }
 
     fn read(&self, stored: &Stored<'_>) -> Result<(Vec<i8>, Scales), FormatError> {
-        let (plain, bytes, cols) = (stored.plain(), stored.bytes(), stored.linear.cols);
+        let (plain, bytes, cols) = (stored.plain(), stored.bytes()?, stored.linear.cols);
         let (trits, scales) = match plain.is_float_weight() {
-            true => values::dequantized(plain, bytes, cols)?,
+            true => values::dequantized(plain, &bytes, cols)?,
             false => {
-                let trits = values::trits_by_value(plain, bytes, cols)?;
+                let trits = values::trits_by_value(plain, &bytes, cols)?;
                 (trits, Scales::PerTensor(1.0))
             }
         };

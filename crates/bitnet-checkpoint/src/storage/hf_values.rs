@@ -65,7 +65,7 @@ impl Storage for HfValues {
     }
 
     fn read(&self, stored: &Stored<'_>) -> Result<(Vec<i8>, Scales), FormatError> {
-        let bytes = values::bytes_by_value(stored.plain(), stored.bytes(), stored.linear.cols)?;
+        let bytes = values::bytes_by_value(stored.plain(), &stored.bytes()?, stored.linear.cols)?;
         codes::read_bytes(stored, codes::registered(HF_PACKING)?, &bytes)
     }
 

@@ -71,7 +71,7 @@ impl Storage for Master {
     }
 
     fn read(&self, stored: &Stored<'_>) -> Result<(Vec<i8>, Scales), FormatError> {
-        values::absmean(stored.plain(), stored.bytes(), stored.linear.cols)
+        values::absmean(stored.plain(), &stored.bytes()?, stored.linear.cols)
     }
 
     fn is_master(&self) -> bool {
@@ -82,7 +82,7 @@ impl Storage for Master {
         let Encoding::Plain(plain) = stored.linear.info.encoding else {
             return Ok(None);
         };
-        values::absmean_change(plain, stored.bytes(), stored.linear.cols).map(Some)
+        values::absmean_change(plain, &stored.bytes()?, stored.linear.cols).map(Some)
     }
 }
 

@@ -52,7 +52,7 @@ impl<'a> Tensors<'a> {
             (Encoding::Plain(plain), [_, cols])
                 if plain.is_float_weight() && info.shape == shape =>
             {
-                values::is_ternary(plain, self.file.bytes(info), *cols)
+                values::is_ternary(plain, &self.file.read(info)?, *cols)
                     .map_err(|e| e.in_tensor(&info.name))
             }
             _ => Ok(false),
@@ -120,7 +120,7 @@ impl<'a> Tensors<'a> {
     ) -> Result<bool, FormatError> {
         if head.encoding == embedding.encoding
             && head.shape == embedding.shape
-            && self.file.bytes(head) == self.file.bytes(embedding)
+            && self.file.read(head)? == self.file.read(embedding)?
         {
             return Ok(true);
         }

@@ -110,7 +110,8 @@ fn stored_scales(stored: &Stored<'_>) -> Result<Scales, FormatError> {
     let [info] = beside.as_slice() else {
         return Err(missing(&[&format!("{}_scale", stored.linear.info.name)]));
     };
-    let bytes = stored.bytes_of(info).as_chunks::<4>().0;
+    let bytes = stored.bytes_of(info)?;
+    let bytes = bytes.as_chunks::<4>().0;
     let values: Vec<f32> = bytes.iter().map(|b| f32::from_le_bytes(*b)).collect();
     let scales = with_structure(info, *cols, values);
     let checked = PackedTensor {
@@ -223,7 +224,7 @@ impl Storage for Tiles {
         else {
             return Err(FormatError::new(ErrorCode::WrongType, "expected tiles"));
         };
-        let trits = codes::unpack(*packing, packed(stored.bytes(), *rows, *cols), &scales)?;
+        let trits = codes::unpack(*packing, packed(&stored.bytes()?, *rows, *cols), &scales)?;
         Ok((trits, scales))
     }
 
@@ -233,7 +234,7 @@ impl Storage for Tiles {
 
     fn one_scale(&self, stored: &Stored<'_>) -> Option<f32> {
         let info = stored.linear.scale_tensor()?;
-        match *stored.bytes_of(info) {
+        match *stored.bytes_of(info).ok()? {
             [a, b, c, d] if info.shape == [1] => Some(f32::from_le_bytes([a, b, c, d])),
             _ => None,
         }

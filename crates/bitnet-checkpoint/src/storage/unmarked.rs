@@ -19,7 +19,7 @@ pub(crate) fn shows_master(file: &TensorFile, linear: &LinearSource) -> Result<b
     let Encoding::Plain(plain) = linear.info.encoding else {
         return Ok(false);
     };
-    values::evidence(plain, stored.bytes(), linear.cols)
+    values::evidence(plain, &stored.bytes()?, linear.cols)
         .map(|found| found == Evidence::Master)
         .map_err(|e| e.in_tensor(&linear.info.name))
 }
@@ -41,7 +41,9 @@ pub(crate) fn not_ternary(file: &TensorFile, linear: &LinearSource) -> FormatErr
             "expected ternary weights",
         ));
     };
-    match values::absmean_error(plain, stored.bytes(), linear.cols) {
+    let figure = stored.bytes();
+    let figure = figure.and_then(|bytes| values::absmean_error(plain, &bytes, linear.cols));
+    match figure {
         Err(e) => place(e),
         Ok(figure) => place(
             FormatError::new(

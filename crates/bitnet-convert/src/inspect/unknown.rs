@@ -49,7 +49,7 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let tensors = file.tensors().iter();
     let mut found: Vec<Ternary<'_>> = tensors.filter_map(|i| ternary(file, i)).collect();
-    let left = decide_layouts(file, &mut found);
+    let left = decide_layouts(file, &mut found)?;
     let mut linears: BTreeMap<&str, u64> = BTreeMap::new();
     for one in &found {
         *linears.entry(one.packing.name()).or_insert(0) += 1;
@@ -59,11 +59,12 @@ pub(super) fn run(
     let read = found.iter().enumerate();
     let read = read.filter(|(n, _)| *n < head || *n >= tail);
     let read: Vec<Value> = read.map(|(_, one)| one.to_json(file)).collect();
+    file.check()?;
     let encodings = encodings_of(file);
     let ruled_out = collisions_of(file, &left);
     let rotation = data::rotation(&file.metadata);
     let architecture = gguf_architecture(file);
-    let bytes: u64 = file.parts.iter().map(|p| p.bytes().len() as u64).sum();
+    let bytes: u64 = file.parts.iter().map(|p| p.len()).sum();
     let is_vocabulary = is_vocabulary_alone(file);
     let vocabulary = vocabulary(file);
     let mut object = json!({
@@ -201,7 +202,10 @@ fn module(name: &str) -> &str {
 
 /// The layouts of types whose id and length leave several, from the data of all tensors of the type: the
 /// packing where they decide, else the candidates, which are returned.
-fn decide_layouts(file: &TensorFile, found: &mut [Ternary<'_>]) -> Vec<&'static str> {
+fn decide_layouts(
+    file: &TensorFile,
+    found: &mut [Ternary<'_>],
+) -> Result<Vec<&'static str>, FormatError> {
     let mut left = Vec::new();
     let mut types: Vec<&'static dyn Packing> = Vec::new();
     for one in found.iter().filter(|one| by_type(one.info)) {
@@ -218,13 +222,17 @@ fn decide_layouts(file: &TensorFile, found: &mut [Ternary<'_>]) -> Vec<&'static 
             continue;
         }
         let recorded = records_layout(file);
-        let samples = of_type().take(READ).map(|one| LayoutSample {
-            bytes: file.bytes(one.info),
-            rows: one.rows,
-            cols: one.cols,
-            gains: None,
-        });
-        let readings = layout_readings(&rivals, &samples.collect::<Vec<_>>());
+        let sample = |one: &Ternary<'_>| {
+            Ok(LayoutSample {
+                bytes: file.read(one.info)?,
+                rows: one.rows,
+                cols: one.cols,
+                gains: None,
+            })
+        };
+        let samples = of_type().take(READ).map(sample);
+        let samples = samples.collect::<Result<Vec<_>, FormatError>>()?;
+        let readings = layout_readings(&rivals, &samples);
         let fits: Vec<_> = readings.iter().filter(|r| !r.ruled_out).collect();
         let (packing, why, open) = match fits.as_slice() {
             _ if recorded => (taken, "type id, and the file records the layout", false),
@@ -258,7 +266,7 @@ fn decide_layouts(file: &TensorFile, found: &mut [Ternary<'_>]) -> Vec<&'static 
             left.extend(candidates);
         }
     }
-    left
+    Ok(left)
 }
 
 /// Whether a tensor's type says that it is ternary.
@@ -321,16 +329,16 @@ fn ternary<'a>(file: &'a TensorFile, info: &'a TensorInfo) -> Option<Ternary<'a>
 
 impl Ternary<'_> {
     fn read(&self, file: &TensorFile) -> Result<TernaryMatrix, FormatError> {
-        let bytes = file.bytes(self.info);
+        let bytes = file.read(self.info)?;
         if let Some((scales, biases)) = self.affine {
             let numbers = |info: &TensorInfo| -> Result<Vec<f32>, FormatError> {
                 let mut out = vec![0.0; info.shape.iter().product()];
-                dense_to_f32(info.encoding, file.bytes(info), &mut out)?;
+                dense_to_f32(info.encoding, &file.read(info)?, &mut out)?;
                 Ok(out)
             };
             let per_row = scales.shape.get(1).copied().unwrap_or(0);
             return ternary_of_affine(&Affine {
-                codes: bytes,
+                codes: &bytes,
                 rows: self.rows,
                 cols: self.cols,
                 group: self.cols.checked_div(per_row).unwrap_or(0),
@@ -340,7 +348,7 @@ impl Ternary<'_> {
         }
         let one = Scales::PerTensor(1.0);
         self.packing.unpack(&PackedTensor {
-            bytes,
+            bytes: &bytes,
             rows: self.rows,
             cols: self.cols,
             outside: (!self.packing.holds_scales()).then_some(&one),

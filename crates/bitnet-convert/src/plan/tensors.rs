@@ -79,8 +79,7 @@ impl Planner<'_> {
             let shared = self.shared;
             self.check_scale(slot, source, |m, r| form.writer.check(form, shared, m, r))?;
         }
-        self.push_parts(slot, source, parts);
-        Ok(())
+        self.push_parts(slot, source, parts)
     }
 
     /// The tensors that the target has for a linear.
@@ -99,7 +98,12 @@ impl Planner<'_> {
         })
     }
 
-    fn push_parts(&mut self, slot: Slot, source: &LinearSource, parts: Vec<Part>) {
+    fn push_parts(
+        &mut self,
+        slot: Slot,
+        source: &LinearSource,
+        parts: Vec<Part>,
+    ) -> Result<(), FormatError> {
         for Part { tensor, made } in parts {
             let (from, to) = (source.describe(), tensor.encoding.name());
             let own = source.info.name.clone();
@@ -115,7 +119,7 @@ impl Planner<'_> {
                 Made::AsStored => (own, from, to, Action::CopyMaster),
                 Made::Scales(form) => (own, "scale".to_owned(), to, Action::Scale(form)),
                 Made::Kept(info) => {
-                    let bytes = self.checkpoint.file.bytes(&info).to_vec();
+                    let bytes = self.checkpoint.file.read(&info)?.to_vec();
                     (info.name, to.clone(), to, Action::Ready(bytes))
                 }
             };
@@ -130,6 +134,7 @@ impl Planner<'_> {
                 offset: 0,
             });
         }
+        Ok(())
     }
 
     /// Whether the bytes of a packed linear are those of the source.
@@ -163,7 +168,7 @@ impl Planner<'_> {
                     && packing.packed_len(rows, cols).is_ok()
                 {
                     let parts = self.parts(slot, source)?;
-                    self.push_parts(slot, source, parts);
+                    self.push_parts(slot, source, parts)?;
                     return Ok(());
                 }
                 self.smallest_float(slot, source)?

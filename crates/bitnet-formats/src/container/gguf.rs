@@ -21,14 +21,14 @@ use self::joined::read_part;
 use self::read::split_key;
 use self::split::{SplitName, read_split};
 use self::write::write_header;
-use super::{Container, Header, WritePlan};
+use super::{Container, Header, Reading, WritePlan};
 use crate::artifact::Artifact;
 use crate::dense::blocks_len;
 use crate::encoding::{BlockType, Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
-use crate::mapped::Mapped;
 use crate::packing::{PACKINGS, Packing};
+use crate::source::{Source, open_source};
 use crate::tensor_file::{MetaValue, Metadata, TensorFile};
 use crate::unread::Unread;
 use std::io;
@@ -79,22 +79,13 @@ impl Container for Gguf {
         head.starts_with(&MAGIC)
     }
 
-    fn read(&self, path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
-        self.read_as(path, limits, None)
-    }
-
-    fn read_as(
-        &self,
-        path: &Path,
-        limits: &Limits,
-        layout: Option<&'static dyn Packing>,
-    ) -> Result<TensorFile, FormatError> {
-        let file = Mapped::open(path)?;
-        let parsed = read_part(&file, 0, limits, layout).map_err(|e| e.in_file(path))?;
+    fn read_with(&self, path: &Path, how: &Reading<'_>) -> Result<TensorFile, FormatError> {
+        let file = (how.open)(path)?;
+        let parsed = read_part(&*file, 0, how.limits, how.layout).map_err(|e| e.in_file(path))?;
         let count = split_key(&parsed.metadata, "split.count").map_err(|e| e.in_file(path))?;
         let name = SplitName::parse(path);
         match (name, count) {
-            (Some(name), _) if name.count > 1 => read_split(&name, limits, layout),
+            (Some(name), _) if name.count > 1 => read_split(&name, how),
             (_, Some(count)) if count > 1 => {
                 let no = split_key(&parsed.metadata, "split.no").map_err(|e| e.in_file(path))?;
                 let own = no.and_then(|no| usize::try_from(no).ok()).unwrap_or(0);
@@ -135,8 +126,8 @@ impl Gguf {
     ///
     /// # Errors
     /// As [`read`](Container::read).
-    pub fn entries(bytes: &[u8], limits: &Limits) -> Result<Vec<GgufEntry>, FormatError> {
-        unread::entries(bytes, limits)
+    pub fn entries(source: &dyn Source, limits: &Limits) -> Result<Vec<GgufEntry>, FormatError> {
+        unread::entries(source, limits)
     }
 
     /// The path of part `number` (counted from 0, as `split.no` is) of `count` parts of the model
@@ -196,10 +187,10 @@ impl Gguf {
 
     /// Whether a file is a part of a set that this program wrote.
     pub fn has_split_id(path: &Path) -> bool {
-        let Ok(file) = Mapped::open(path) else {
+        let Ok(file) = open_source(path) else {
             return false;
         };
-        Self::entries(file.bytes(), &Limits::default())
+        Self::entries(&*file, &Limits::default())
             .is_ok_and(|entries| entries.iter().any(|e| e.key == SPLIT_ID_KEY))
     }
 

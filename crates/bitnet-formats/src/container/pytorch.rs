@@ -15,11 +15,11 @@ mod zip;
 pub use self::write::Frames;
 
 use super::shards::{self, Parsed};
-use super::{Container, Header, WritePlan};
+use super::{Container, Header, Reading, WritePlan};
 use crate::encoding::Encoding;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
-use crate::mapped::Mapped;
+use crate::source::{Source, as_opened};
 use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
 use std::path::Path;
 
@@ -45,8 +45,8 @@ impl Container for Pytorch {
         head.starts_with(&zip::LOCAL)
     }
 
-    fn read(&self, path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
-        shards::read(self.name(), EXTENSION, path, limits, read_file)
+    fn read_with(&self, path: &Path, how: &Reading<'_>) -> Result<TensorFile, FormatError> {
+        shards::read(self.name(), EXTENSION, path, how, read_file)
     }
 
     fn header(&self, plan: &WritePlan) -> Result<Header, FormatError> {
@@ -58,9 +58,12 @@ fn malformed(message: impl Into<String>) -> FormatError {
     FormatError::new(ErrorCode::Malformed, message)
 }
 
-fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, FormatError> {
-    let bytes = file.bytes();
-    let records = zip::read(bytes, limits)?;
+fn read_file(file: &dyn Source, part: usize, limits: &Limits) -> Result<Parsed, FormatError> {
+    as_opened(file, || read_archive(file, part, limits))
+}
+
+fn read_archive(file: &dyn Source, part: usize, limits: &Limits) -> Result<Parsed, FormatError> {
+    let records = zip::read(file, limits)?;
     let mut archives = records.keys().filter_map(|name| name.strip_suffix(PICKLE));
     let (Some(archive), None) = (archives.next(), archives.next()) else {
         let message = "expected a zip archive with one data.pkl, as torch.save writes";
@@ -69,25 +72,27 @@ fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, Form
     };
     let record = |name: &str| {
         let record = records.get(name)?;
-        let end = record.start.checked_add(record.len)?;
-        bytes.get(usize::try_from(record.start).ok()?..usize::try_from(end).ok()?)
+        Some(record.start..record.start.checked_add(record.len)?)
     };
-    if let Some(order) = record(&format!("{archive}{BYTE_ORDER}"))
-        && order != b"little"
-    {
-        let message = format!(
-            "expected little-endian numbers, found `{}`",
-            String::from_utf8_lossy(order.get(..16).unwrap_or(order))
-        );
-        return Err(malformed(message).hint("save the model as safetensors"));
+    if let Some(range) = record(&format!("{archive}{BYTE_ORDER}")) {
+        // a longer name is another one
+        let end = range.start.saturating_add(16).min(range.end);
+        let order = file.read(range.start..end)?;
+        if order != *b"little" {
+            let message = format!(
+                "expected little-endian numbers, found `{}`",
+                String::from_utf8_lossy(&order)
+            );
+            return Err(malformed(message).hint("save the model as safetensors"));
+        }
     }
     let pickle = record(&format!("{archive}{PICKLE}")).unwrap_or_default();
-    if pickle.len() as u64 > limits.pickle_bytes {
-        let (found, limit) = (pickle.len(), limits.pickle_bytes);
+    let (found, limit) = (pickle.end.saturating_sub(pickle.start), limits.pickle_bytes);
+    if found > limit {
         let message = format!("pickle of {found} bytes, expected at most {limit}");
         return Err(FormatError::new(ErrorCode::LimitExceeded, message));
     }
-    let described = state_dict::read(pickle)?;
+    let described = state_dict::read(&file.read(pickle)?)?;
     if described.len() as u64 > limits.tensors {
         let message = format!("more than {} tensors", limits.tensors);
         return Err(FormatError::new(ErrorCode::LimitExceeded, message));

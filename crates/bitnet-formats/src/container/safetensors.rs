@@ -14,14 +14,15 @@ use self::entry::{Data, malformed};
 use self::json::{HeaderSeed, Place, RawHeader, parse_json};
 use self::write::write_header;
 use super::shards::{self, Parsed};
-use super::{Container, Header, WritePlan};
+use super::{Container, Header, Reading, WritePlan};
 use crate::bytes::Cursor;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
-use crate::mapped::Mapped;
+use crate::source::{Source, as_opened};
 use crate::tensor_file::{TensorFile, repeated};
 use crate::unread::{Unread, UnreadBits};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The extension of the files, and of the shards that an index names.
 pub(super) const EXTENSION: &str = ".safetensors";
@@ -46,8 +47,8 @@ impl Container for Safetensors {
         cursor.u64("header length").is_ok() && cursor.u8("header").is_ok_and(|byte| byte == b'{')
     }
 
-    fn read(&self, path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
-        shards::read(self.name(), EXTENSION, path, limits, read_file)
+    fn read_with(&self, path: &Path, how: &Reading<'_>) -> Result<TensorFile, FormatError> {
+        shards::read(self.name(), EXTENSION, path, how, read_file)
     }
 
     fn header(&self, plan: &WritePlan) -> Result<Header, FormatError> {
@@ -56,8 +57,9 @@ impl Container for Safetensors {
 
     /// The tensors leave no gaps; what the header says can be spelt in several ways.
     fn unread(&self, file: &TensorFile) -> Result<Vec<Unread>, FormatError> {
-        let header = |part: &Mapped| {
-            let len = Cursor::new(part.bytes()).u64("header length")?;
+        let header = |part: &Arc<dyn Source>| {
+            let len = Cursor::over(&**part).in_steps_of(8).u64("header length");
+            let len = len.map_err(|e| e.in_file(part.path()))?;
             Ok(Unread {
                 file: part.path().to_owned(),
                 range: 8..len.saturating_add(8),
@@ -70,17 +72,24 @@ impl Container for Safetensors {
     }
 }
 
-fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, FormatError> {
-    let mut cursor = Cursor::new(file.bytes());
+fn read_file(file: &dyn Source, part: usize, limits: &Limits) -> Result<Parsed, FormatError> {
+    as_opened(file, || read_header(Cursor::over(file), part, limits))
+}
+
+fn read_header(
+    mut cursor: Cursor<'_>,
+    part: usize,
+    limits: &Limits,
+) -> Result<Parsed, FormatError> {
     let header_len = cursor.u64("header length")?;
     if header_len > limits.header_bytes {
         let limit = limits.header_bytes;
         let message = format!("header of {header_len} bytes, expected at most {limit}");
         return Err(FormatError::new(ErrorCode::LimitExceeded, message).at(0));
     }
+    let data_len = cursor.remaining().saturating_sub(header_len);
     let header = cursor.take(header_len, "header")?;
-    let data_start = cursor.position();
-    let data_len = cursor.remaining();
+    let data_start = header_len.saturating_add(8);
     if header.first() != Some(&b'{') {
         return Err(malformed("the header does not begin with `{`").at(8));
     }
@@ -136,9 +145,11 @@ fn read_file(file: &Mapped, part: usize, limits: &Limits) -> Result<Parsed, Form
     }
     // the format's own implementation has the last word: what it refuses, its readers cannot open
     if tensors.len().saturating_add(metadata.0.len()) <= MOST_FOR_LIBRARY {
-        safetensors::SafeTensors::read_metadata(file.bytes()).map_err(|e| {
+        let refused = |e: &dyn std::fmt::Display| {
             malformed(format!("the safetensors library refuses the header: {e}")).at(8)
-        })?;
+        };
+        let text = std::str::from_utf8(header).map_err(|e| refused(&e))?;
+        serde_json::from_str::<safetensors::tensor::Metadata>(text).map_err(|e| refused(&e))?;
     }
     Ok(Parsed { metadata, tensors })
 }

@@ -4,11 +4,12 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use super::Reading;
 use super::safetensors::json::{Index, IndexSeed, Place, parse_json};
 use crate::artifact::is_plain_file_name;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
-use crate::mapped::Mapped;
+use crate::source::{Source, as_opened, open_source};
 use crate::strange::without_byte_order_mark;
 use crate::tensor_file::{Metadata, TensorFile, TensorInfo, sorted_by_key};
 use std::collections::{BTreeSet, HashSet};
@@ -24,14 +25,14 @@ pub(super) struct Parsed {
 }
 
 /// Reads one file as a part with a number.
-pub(super) type ReadFile = fn(&Mapped, usize, &Limits) -> Result<Parsed, FormatError>;
+pub(super) type ReadFile = fn(&dyn Source, usize, &Limits) -> Result<Parsed, FormatError>;
 
 /// Reads an index, the model that a shard belongs to, or a file of its own.
 pub(super) fn read(
     container: &'static str,
     extension: &str,
     path: &Path,
-    limits: &Limits,
+    how: &Reading<'_>,
     read_file: ReadFile,
 ) -> Result<TensorFile, FormatError> {
     let name = path
@@ -39,13 +40,13 @@ pub(super) fn read(
         .and_then(|n| n.to_str())
         .unwrap_or_default();
     if name.ends_with(INDEX_SUFFIX) {
-        return read_index(container, path, limits, read_file);
+        return read_index(container, path, how, read_file);
     }
-    if let Some(index) = index_of(path, name, extension, limits)? {
-        return read_index(container, &index, limits, read_file);
+    if let Some(index) = index_of(path, name, extension, how.limits)? {
+        return read_index(container, &index, how, read_file);
     }
-    let file = Mapped::open(path)?;
-    let parsed = read_file(&file, 0, limits).map_err(|e| e.in_file(path))?;
+    let file = (how.open)(path)?;
+    let parsed = read_file(&*file, 0, how.limits).map_err(|e| e.in_file(path))?;
     Ok(TensorFile::new(
         container,
         vec![file],
@@ -113,15 +114,14 @@ fn index_of_shard(name: &str, extension: &str) -> Option<String> {
 
 /// The files that an index names.
 pub(super) fn shard_names(path: &Path, limits: &Limits) -> Result<BTreeSet<String>, FormatError> {
-    let (_, listed) = parse_index(path, limits)?;
+    let listed = parse_index(&*open_source(path)?, limits)?;
     Ok(listed.shards.into_iter().collect())
 }
 
-/// An index, and which tensor is in which file.
-fn parse_index(path: &Path, limits: &Limits) -> Result<(Mapped, Index), FormatError> {
-    let here = |e: FormatError| e.in_file(path);
-    let index = Mapped::open(path)?;
-    let len = index.bytes().len() as u64;
+/// Which tensor is in which file.
+fn parse_index(source: &dyn Source, limits: &Limits) -> Result<Index, FormatError> {
+    let here = |e: FormatError| e.in_file(source.path());
+    let len = source.len();
     if len > limits.json_bytes {
         let message = format!(
             "index of {len} bytes, expected at most {}",
@@ -129,30 +129,31 @@ fn parse_index(path: &Path, limits: &Limits) -> Result<(Mapped, Index), FormatEr
         );
         return Err(here(FormatError::new(ErrorCode::LimitExceeded, message)));
     }
-    let mut listed = Index::default();
-    let mut place = Place::default();
-    let text = without_byte_order_mark(index.bytes());
-    let mark = len.saturating_sub(text.len() as u64);
-    parse_json(
-        text,
-        IndexSeed {
-            index: &mut listed,
+    as_opened(source, || {
+        let mut index = Index::default();
+        let mut place = Place::default();
+        let seed = IndexSeed {
+            index: &mut index,
             place: &mut place,
             limits,
-        },
-    )
-    .map_err(|e| here(place.add_to(e, mark)))?;
-    Ok((index, listed))
+        };
+        let bytes = source.read(0..len)?;
+        let text = without_byte_order_mark(&bytes);
+        let mark = len.saturating_sub(text.len() as u64);
+        parse_json(text, seed).map_err(|e| here(place.add_to(e, mark)))?;
+        Ok(index)
+    })
 }
 
 fn read_index(
     container: &'static str,
     path: &Path,
-    limits: &Limits,
+    how: &Reading<'_>,
     read_file: ReadFile,
 ) -> Result<TensorFile, FormatError> {
     let here = |e: FormatError| e.in_file(path);
-    let (index, listed) = parse_index(path, limits)?;
+    let index = (how.open)(path)?;
+    let listed = parse_index(&*index, how.limits)?;
     let shard_of = |number: u32| {
         listed
             .shards
@@ -190,8 +191,8 @@ fn read_index(
     for (part, &number) in order.iter().enumerate() {
         let shard = shard_of(number);
         let shard_path = path.with_file_name(shard);
-        let file = Mapped::open(&shard_path).map_err(|e| e.hint(missing_shard_hint(path)))?;
-        let parsed = read_file(&file, part, limits).map_err(|e| e.in_file(&shard_path))?;
+        let file = (how.open)(&shard_path).map_err(|e| e.hint(missing_shard_hint(path)))?;
+        let parsed = read_file(&*file, part, how.limits).map_err(|e| e.in_file(&shard_path))?;
         for tensor in &parsed.tensors {
             let extra = |message: String| {
                 FormatError::new(ErrorCode::ExtraTensor, message)
@@ -240,7 +241,7 @@ fn read_index(
                 .hint("index and shards are not from one checkpoint"));
         }
     }
-    Ok(TensorFile::new(container, parts, metadata, tensors).named_by(&index))
+    Ok(TensorFile::new(container, parts, metadata, tensors).named_by(index))
 }
 
 /// What to do about a shard that cannot be opened.

@@ -1,13 +1,13 @@
-//! Tiles of a mapped file as matrices of a kernel (`formats/packed.md`).
+//! Tiles of a file as matrices of a kernel (`formats/packed.md`).
 //!
 //! Invariant: a kernel gets tiles only in the layout that it reads, and after every byte was checked.
 
 use bitnet_checkpoint::{Checkpoint, Tiles};
 use bitnet_formats::FormatError;
-use bitnet_kernels::{Backend, MapError, PackedMatrix};
+use bitnet_kernels::{Backend, PackedMatrix};
 use std::sync::Arc;
 
-/// The fastest kernel of this machine that reads all linears of the checkpoint from the mapped file;
+/// The fastest kernel of this machine that reads all linears of the checkpoint where they lie in the file;
 /// the fastest kernel of all if none does, or if no linear is stored as tiles.
 pub fn best_backend(checkpoint: &Checkpoint) -> Backend {
     Backend::available()
@@ -29,15 +29,8 @@ pub(super) fn are_for(tiles: &Tiles<'_>, backend: Backend) -> bool {
 /// # Errors
 /// `bad-code` with row and column; `malformed` if the tiles cannot be used in place.
 pub(super) fn map(tiles: &Tiles<'_>, backend: Backend) -> Result<PackedMatrix, FormatError> {
-    let mapped = match tiles.place() {
-        None => Err(MapError::Length {
-            expected: 1,
-            found: 0,
-        }),
-        Some((file, range)) => {
-            let scales = tiles.scales().clone();
-            PackedMatrix::mapped(backend, tiles.shape(), scales, Arc::new(file), range)
-        }
-    };
+    let (bytes, scales) = (tiles.bytes()?, tiles.scales().clone());
+    let range = 0..bytes.len();
+    let mapped = PackedMatrix::mapped(backend, tiles.shape(), scales, Arc::new(bytes), range);
     mapped.map_err(|error| tiles.explain(&error.to_string()))
 }

@@ -17,9 +17,10 @@ use crate::verdict::{Findings, Verdict};
 use bitnet_checkpoint::{
     Certificate, Certified, Checkpoint, FileRecord, Slot, TernaryHasher, TextDigest, trit_sha256,
 };
-use bitnet_formats::{FormatError, Mapped, Sha256Stream};
+use bitnet_formats::{FormatError, Sha256Stream, Source};
 use bitnet_ternary::TernaryMatrix;
 use std::path::Path;
+use std::sync::Arc;
 
 pub(super) const CHECK: Check = Check {
     name: "digest",
@@ -257,13 +258,15 @@ impl Digests {
             {
                 continue;
             }
-            let is_named = |part: &&Mapped| {
+            let is_named = |part: &&Arc<dyn Source>| {
                 part.path()
                     .file_name()
                     .is_some_and(|name| name.to_str() == Some(&expected.name))
             };
             let digest = match checkpoint.file.parts.iter().find(is_named) {
-                Some(part) => hash(part.path(), part.bytes()),
+                Some(part) => part
+                    .read(0..part.len())
+                    .and_then(|bytes| hash(part.path(), &bytes)),
                 None => match checkpoint.side_file(&expected.name) {
                     Ok(Some(bytes)) => hash(Path::new(&expected.name), &bytes),
                     Ok(None) => continue,

@@ -74,13 +74,14 @@ fn compare(
     let linear = artifact.linear(slot)?;
     match linear.packing {
         Some(packing) => {
-            let bytes = artifact.file.bytes(&linear.info);
+            let bytes = artifact.file.read(&linear.info)?;
             // copied bytes are the source's own, whoever encoded them
-            let original = source.tensor_range(slot);
-            if original.is_some_and(|info| source.file.bytes(info) == bytes) {
+            if let Some(original) = source.tensor_range(slot)
+                && source.file.read(original)? == bytes
+            {
                 return Ok(Some((bytes.len(), None)));
             }
-            repack(packing, bytes, linear)
+            repack(packing, &bytes, linear)
         }
         None if linear.is_master() => master_weights(artifact, source, slot),
         None => Ok(None),
@@ -97,13 +98,13 @@ fn master_weights(
     if !s.is_master() || (a.rows, a.cols) != (s.rows, s.cols) {
         return Ok(None);
     }
-    let (found, expected) = (artifact.file.bytes(&a.info), source.file.bytes(&s.info));
+    let (found, expected) = (artifact.file.read(&a.info)?, source.file.read(&s.info)?);
     let first = if a.info.encoding == s.info.encoding {
         let size = (found.len() / (a.rows * a.cols).max(1)).max(1);
-        let differ = found.iter().zip(expected).position(|(f, e)| f != e);
+        let differ = found.iter().zip(expected.iter()).position(|(f, e)| f != e);
         differ.map(|at| at / size)
     } else {
-        first_other_value((a, found), (s, expected))?
+        first_other_value((a, &found), (s, &expected))?
     };
     let text = first.map(|at| {
         format!(

@@ -5,7 +5,7 @@
 //! or has to be what it is for the file to open.
 
 use bitnet_checkpoint::{Checkpoint, LinearSource, Slot};
-use bitnet_formats::{FormatError, Limits, Unread, UnreadBits, read_file};
+use bitnet_formats::{Bytes, FormatError, Limits, Unread, UnreadBits, read_file};
 use bitnet_ternary::TernaryMatrix;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -31,22 +31,28 @@ pub(crate) fn padding(
     all.extend(silent);
     all.extend(uncompared_masters(artifact, source));
     all.sort_by(|a, b| (&a.file, a.range.start).cmp(&(&b.file, b.range.start)));
-    let mut read: HashMap<PathBuf, Vec<u8>> = HashMap::new();
+    let mut read: HashMap<PathBuf, Bytes> = HashMap::new();
     let mut counted = Vec::with_capacity(all.len());
     for unread in all {
-        let range = unread.range.start as usize..unread.range.end as usize;
-        let mapped = artifact.file.parts.iter().find(|p| p.path() == unread.file);
-        let bytes = match mapped {
-            Some(part) => part.bytes(),
-            None => match read.entry(unread.file.clone()) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => {
-                    let limit = Limits::default().side_file_bytes;
-                    entry.insert(read_file(&unread.file, limit)?)
-                }
-            },
+        let part = artifact.file.parts.iter().find(|p| p.path() == unread.file);
+        let bytes = match part {
+            Some(part) => {
+                let len = part.len();
+                part.read(unread.range.start.min(len)..unread.range.end.min(len))?
+            }
+            None => {
+                let range = unread.range.start as usize..unread.range.end as usize;
+                let all = match read.entry(unread.file.clone()) {
+                    Entry::Occupied(entry) => entry.into_mut(),
+                    Entry::Vacant(entry) => {
+                        let limit = Limits::default().side_file_bytes;
+                        entry.insert(read_file(&unread.file, limit)?.into())
+                    }
+                };
+                all.slice(range).unwrap_or_default()
+            }
         };
-        let bits = unread.count(bytes.get(range).unwrap_or(&[]));
+        let bits = unread.count(&bytes);
         if bits > 0 {
             counted.push(Padding { unread, bits });
         }

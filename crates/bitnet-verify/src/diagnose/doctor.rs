@@ -219,6 +219,11 @@ fn examine(
         bar.advance(1);
     }
     bar.finish();
+    // what was found in a file that changed meanwhile is no finding
+    file.check()?;
+    if let Ok(checkpoint) = &checkpoint {
+        checkpoint.check_inputs()?;
+    }
     findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
     Ok(findings)
 }

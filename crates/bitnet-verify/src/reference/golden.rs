@@ -324,9 +324,9 @@ fn read_shaped(
             let error = FormatError::new(ErrorCode::Malformed, "rows of 0 columns record nothing");
             return Err(error.in_file(path).in_tensor(&info.name));
         }
-        let bytes = file.bytes(info);
+        let bytes = file.read(info)?;
         let mut values = vec![0.0; bytes.len() / plain.size()];
-        dense_to_f32(info.encoding, bytes, &mut values)
+        dense_to_f32(info.encoding, &bytes, &mut values)
             .map_err(|e| e.in_file(path).in_tensor(&info.name))?;
         if values.len() == rows * cols {
             matrices.insert(info.name.clone(), Recorded { rows, cols, values });

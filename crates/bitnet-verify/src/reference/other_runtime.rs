@@ -107,7 +107,7 @@ impl OtherRuntime {
 
 /// The elements of a list of token ids.
 fn token_ids(file: &TensorFile, info: &TensorInfo) -> Result<Vec<u32>, FormatError> {
-    let bytes = file.bytes(info);
+    let bytes = file.read(info)?;
     let id = |wide: i64| u32::try_from(wide).ok();
     let ids: Option<Vec<u32>> = match (info.encoding, info.shape.len()) {
         (Encoding::Plain(PlainType::I32 | PlainType::U32), 1) => {

@@ -134,7 +134,7 @@ fn rope_frequencies<'a>(
         let message = format!("expected shape {shape:?}, found {:?}", info.shape);
         return Err(error(ErrorCode::WrongShape, info, message));
     }
-    let divisors = values::small_values(plain, file.bytes(info))?;
+    let divisors = values::small_values(plain, &file.read(info)?)?;
     Ok(Some((&info.name, divisors)))
 }
 

@@ -5,12 +5,13 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::read::{Parsed, read_bytes, split_key};
+use super::read::{Parsed, read_header, split_key};
 use super::{Gguf, MAGIC, malformed};
+use crate::bytes::Cursor;
 use crate::error::FormatError;
 use crate::limits::Limits;
-use crate::mapped::Mapped;
 use crate::packing::Packing;
+use crate::source::{Source, as_opened};
 use std::path::PathBuf;
 
 /// Files that are counted; more are not told apart.
@@ -39,51 +40,56 @@ impl Member {
 }
 
 /// Where another file begins behind this one, if one does.
-fn next(bytes: &[u8], start: u64, parsed: &Parsed) -> Option<u64> {
+fn next(file: &dyn Source, start: u64, parsed: &Parsed) -> Result<Option<u64>, FormatError> {
     let padded = parsed.end.checked_next_multiple_of(parsed.alignment);
     let places = [Some(parsed.end), padded].into_iter().flatten();
     let places = places.filter_map(|end| start.checked_add(end));
-    places.filter(|at| *at > start).find(|at| {
-        let rest = usize::try_from(*at).ok().and_then(|at| bytes.get(at..));
-        rest.is_some_and(|rest| rest.starts_with(&MAGIC))
-    })
+    for at in places.filter(|at| *at > start) {
+        let end = at.checked_add(MAGIC.len() as u64);
+        if let Some(end) = end.filter(|end| *end <= file.len())
+            && file.read(at..end)? == MAGIC
+        {
+            return Ok(Some(at));
+        }
+    }
+    Ok(None)
 }
 
 /// The header of one file, which must be one.
 pub(super) fn read_part(
-    file: &Mapped,
+    file: &dyn Source,
     part: usize,
     limits: &Limits,
     layout: Option<&'static dyn Packing>,
 ) -> Result<Parsed, FormatError> {
-    let parsed = read_bytes(file.bytes(), part, limits, layout)?;
-    refuse(file, &parsed, limits)?;
-    Ok(parsed)
+    as_opened(file, || {
+        let parsed = read_header(Cursor::over(file), part, limits, layout)?;
+        refuse(file, &parsed, limits)?;
+        Ok(parsed)
+    })
 }
 
 /// Refuses a file behind whose data another one begins.
-fn refuse(file: &Mapped, first: &Parsed, limits: &Limits) -> Result<(), FormatError> {
-    let bytes = file.bytes();
-    let Some(second) = next(bytes, 0, first) else {
+fn refuse(file: &dyn Source, first: &Parsed, limits: &Limits) -> Result<(), FormatError> {
+    let Some(second) = next(file, 0, first)? else {
         return Ok(());
     };
     let mut members = vec![Member::of(0, second, first)];
     let (mut start, mut is_all) = (second, true);
     while members.len() < MOST {
-        let rest = usize::try_from(start).ok().and_then(|at| bytes.get(at..));
-        let Ok(parsed) = read_bytes(rest.unwrap_or_default(), 0, limits, None) else {
+        let Ok(parsed) = read_header(Cursor::behind(file, start), 0, limits, None) else {
             is_all = false;
             break;
         };
-        let next = next(bytes, start, &parsed);
-        let end = next.unwrap_or(bytes.len() as u64);
+        let next = next(file, start, &parsed)?;
+        let end = next.unwrap_or(file.len());
         members.push(Member::of(start, end, &parsed));
         match next {
             Some(next) => start = next,
             None => break,
         }
     }
-    is_all &= members.last().is_some_and(|m| m.end == bytes.len() as u64);
+    is_all &= members.last().is_some_and(|m| m.end == file.len());
     let count = match is_all {
         true => members.len().to_string(),
         false => format!("at least {}", members.len().max(2)),
@@ -100,7 +106,7 @@ fn refuse(file: &Mapped, first: &Parsed, limits: &Limits) -> Result<(), FormatEr
 }
 
 /// Shell commands that write each member under the name that readers find it by.
-fn commands(file: &Mapped, members: &[Member]) -> String {
+fn commands(file: &dyn Source, members: &[Member]) -> String {
     let whole = file.path();
     let name = |number: usize, member: &Member| -> PathBuf {
         let split = member.part.and_then(|(no, count)| {

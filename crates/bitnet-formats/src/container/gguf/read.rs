@@ -48,14 +48,13 @@ impl RawInfo {
     }
 }
 
-/// The file that begins with these bytes; what stands behind its last tensor is not looked at.
-pub(super) fn read_bytes(
-    bytes: &[u8],
+/// The file that begins here; what stands behind its last tensor is not looked at.
+pub(super) fn read_header(
+    mut cursor: Cursor<'_>,
     part: usize,
     limits: &Limits,
     layout: Option<&'static dyn Packing>,
 ) -> Result<Parsed, FormatError> {
-    let mut cursor = Cursor::new(bytes);
     if cursor.array::<4>("magic")? != MAGIC {
         return Err(malformed("expected the magic `GGUF`").at(0));
     }
@@ -96,7 +95,7 @@ pub(super) fn read_bytes(
         part,
         cursor.position(),
         alignment,
-        bytes.len() as u64,
+        cursor.len(),
         layout,
     )?;
     let end = tensors.last().map_or(cursor.position(), |last| {
@@ -167,11 +166,11 @@ pub(super) fn check_count(
     }
 }
 
-fn read_string<'a>(
-    cursor: &mut Cursor<'a>,
+fn read_string<'c>(
+    cursor: &'c mut Cursor<'_>,
     what: &str,
     limit: u64,
-) -> Result<&'a [u8], FormatError> {
+) -> Result<&'c [u8], FormatError> {
     let at = cursor.position();
     let len = cursor.u64(what)?;
     if len > limit {

@@ -7,13 +7,13 @@
 
 use super::joined::read_part;
 use super::read::{recorded_layout, split_key};
+use super::unread::entries_of;
 use super::{Gguf, SPLIT_ID_KEY, limit_exceeded, malformed};
 use crate::artifact::{Artifact, Sha256Stream};
-use crate::container::Container;
+use crate::bytes::Cursor;
+use crate::container::{Container, Reading};
 use crate::error::FormatError;
 use crate::limits::Limits;
-use crate::mapped::Mapped;
-use crate::packing::Packing;
 use crate::tensor_file::{MetaValue, Metadata, TensorFile, TensorInfo, repeated};
 use std::path::{Path, PathBuf};
 
@@ -58,7 +58,7 @@ pub(super) fn set_id(parts: &mut [Artifact], headers: &[&[u8]]) -> Result<(), Fo
     let id = all.finish().map_err(failed)?;
     let id = id.get(..NO_ID.len()).unwrap_or(NO_ID);
     for (part, header) in parts.iter_mut().zip(headers) {
-        let entries = Gguf::entries(header, &Limits::default())?;
+        let entries = entries_of(Cursor::new(header), &Limits::default())?;
         let place = entries.into_iter().find(|e| e.key == SPLIT_ID_KEY);
         let place = place.map(|e| e.value_range).unwrap_or_default();
         if place.end.saturating_sub(place.start) != id.len() as u64 {
@@ -80,11 +80,8 @@ fn id_of(metadata: &Metadata) -> Result<Option<&str>, FormatError> {
     }
 }
 
-pub(super) fn read_split(
-    name: &SplitName,
-    limits: &Limits,
-    mut layout: Option<&'static dyn Packing>,
-) -> Result<TensorFile, FormatError> {
+pub(super) fn read_split(name: &SplitName, how: &Reading<'_>) -> Result<TensorFile, FormatError> {
+    let (limits, mut layout) = (how.limits, how.layout);
     let mut parts = Vec::new();
     let mut metadata = Metadata::default();
     let mut tensors: Vec<TensorInfo> = Vec::new();
@@ -95,8 +92,8 @@ pub(super) fn read_split(
     for number in 0..name.count {
         let path = Gguf::split_name(&name.whole, number, name.count);
         let place = |e: FormatError| e.in_file(&path).hint(hint);
-        let file = Mapped::open(&path).map_err(place)?;
-        let parsed = read_part(&file, number, limits, layout).map_err(|e| e.in_file(&path))?;
+        let file = (how.open)(&path).map_err(place)?;
+        let parsed = read_part(&*file, number, limits, layout).map_err(|e| e.in_file(&path))?;
         if layout.is_none() {
             // the first part has the metadata of all
             layout = recorded_layout(&parsed.metadata).map_err(|e| e.in_file(&path))?;

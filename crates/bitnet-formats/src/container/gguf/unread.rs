@@ -10,6 +10,7 @@ use crate::bytes::Cursor;
 use crate::container::gaps;
 use crate::error::FormatError;
 use crate::limits::Limits;
+use crate::source::{Source, as_opened};
 use crate::tensor_file::{MetaValue, Metadata, TensorFile};
 use crate::unread::{Unread, UnreadBits};
 use std::ops::Range;
@@ -30,8 +31,16 @@ pub struct GgufEntry {
     pub value_range: Range<u64>,
 }
 
-pub(super) fn entries(bytes: &[u8], limits: &Limits) -> Result<Vec<GgufEntry>, FormatError> {
-    walk(bytes, limits).map(|(entries, _)| entries)
+pub(super) fn entries(source: &dyn Source, limits: &Limits) -> Result<Vec<GgufEntry>, FormatError> {
+    as_opened(source, || walk(Cursor::over(source), limits)).map(|(entries, _)| entries)
+}
+
+/// The entries of a header in memory.
+pub(super) fn entries_of(
+    header: Cursor<'_>,
+    limits: &Limits,
+) -> Result<Vec<GgufEntry>, FormatError> {
+    walk(header, limits).map(|(entries, _)| entries)
 }
 
 /// The metadata of a header.
@@ -53,12 +62,12 @@ pub(super) fn metadata(header: &[u8], limits: &Limits) -> Result<Metadata, Forma
 
 pub(super) fn unread(file: &TensorFile) -> Result<Vec<Unread>, FormatError> {
     let mut all = Vec::new();
-    for (part, mapped) in file.parts.iter().enumerate() {
+    for (part, source) in file.parts.iter().enumerate() {
         let limits = Limits::default();
-        let (_, header_end) =
-            walk(mapped.bytes(), &limits).map_err(|e| e.in_file(mapped.path()))?;
+        let walked = as_opened(&**source, || walk(Cursor::over(&**source), &limits));
+        let (_, header_end) = walked.map_err(|e| e.in_file(source.path()))?;
         all.push(Unread {
-            file: mapped.path().to_owned(),
+            file: source.path().to_owned(),
             range: 4..5,
             // they differ in what big-endian machines wrote
             bits: UnreadBits::Mask(2 ^ 3),
@@ -71,8 +80,7 @@ pub(super) fn unread(file: &TensorFile) -> Result<Vec<Unread>, FormatError> {
 }
 
 /// The entries of a header, and where it ends.
-fn walk(bytes: &[u8], limits: &Limits) -> Result<(Vec<GgufEntry>, u64), FormatError> {
-    let mut cursor = Cursor::new(bytes);
+fn walk(mut cursor: Cursor<'_>, limits: &Limits) -> Result<(Vec<GgufEntry>, u64), FormatError> {
     if cursor.array::<4>("magic")? != MAGIC {
         return Err(malformed("expected the magic `GGUF`").at(0));
     }

@@ -98,6 +98,7 @@ impl Size {
 type Slot = Option<Id>;
 
 struct Machine<'a> {
+    pickle: &'a [u8],
     cursor: Cursor<'a>,
     objects: Objects<'a>,
     stack: Vec<Slot>,
@@ -112,6 +113,7 @@ struct Machine<'a> {
 /// `malformed`, `truncated`, `limit-exceeded`, with the byte of the pickle.
 pub(super) fn read(pickle: &[u8]) -> Result<(Objects<'_>, Id), FormatError> {
     let mut machine = Machine {
+        pickle,
         cursor: Cursor::new(pickle),
         objects: Objects(Vec::new()),
         stack: Vec::new(),
@@ -247,7 +249,7 @@ impl<'a> Machine<'a> {
 
     fn text(&mut self) -> Result<(), FormatError> {
         let len = self.cursor.u32("text")?;
-        let text = utf8(self.cursor.take(len.into(), "text")?)?;
+        let text = utf8(self.span(len.into(), "text")?)?;
         self.push_sized(Object::Text(text), Size::text(len.into()))
     }
 
@@ -264,9 +266,18 @@ impl<'a> Machine<'a> {
         while ahead.u8("name")? != b'\n' {
             len = len.saturating_add(1);
         }
-        let line = self.cursor.take(len, "name")?;
-        self.cursor.take(1, "name")?;
+        let line = self.span(len, "name")?;
+        self.cursor.skip(1, "name")?;
         utf8(line)
+    }
+
+    /// The next bytes, for as long as the pickle lives.
+    fn span(&mut self, len: u64, what: &str) -> Result<&'a [u8], FormatError> {
+        let start = self.cursor.position();
+        self.cursor.skip(len, what)?;
+        let (start, end) = (start as usize, self.cursor.position() as usize);
+        // the cursor moves inside the pickle only
+        Ok(self.pickle.get(start..end).unwrap_or_default())
     }
 
     fn size(&self, id: Id) -> Size {

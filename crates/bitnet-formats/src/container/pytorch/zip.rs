@@ -10,6 +10,7 @@ use super::malformed;
 use crate::bytes::Cursor;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
+use crate::source::Source;
 use std::collections::HashMap;
 
 /// What a record begins with.
@@ -24,6 +25,7 @@ const LOCATOR_64: [u8; 4] = *b"PK\x06\x07";
 const CENTRAL_LEN: u64 = 46;
 const END_LEN: u64 = 22;
 const LOCATOR_LEN: u64 = 20;
+const END_64_LEN: u64 = 56;
 /// The longest comment behind the end of the directory.
 const LONGEST_COMMENT: u64 = u16::MAX as u64;
 /// A bit of the flags.
@@ -54,8 +56,11 @@ struct Directory {
 /// # Errors
 /// `truncated` without a directory at the end, `malformed`, `limit-exceeded`, `unknown-container` for
 /// records that are compressed or encrypted.
-pub(super) fn read(bytes: &[u8], limits: &Limits) -> Result<HashMap<String, Record>, FormatError> {
-    let directory = directory(bytes)?;
+pub(super) fn read(
+    file: &dyn Source,
+    limits: &Limits,
+) -> Result<HashMap<String, Record>, FormatError> {
+    let directory = directory(file)?;
     // torch adds a handful of records that are no storages
     let most = limits.tensors.saturating_add(64);
     if directory.entries > most {
@@ -70,12 +75,12 @@ pub(super) fn read(bytes: &[u8], limits: &Limits) -> Result<HashMap<String, Reco
         return Err(malformed(message).at(directory.start));
     }
     let end = directory.start.saturating_add(directory.len);
-    let mut cursor = Cursor::starting_at(bytes, directory.start);
+    let mut cursor = Cursor::starting_at(file, directory.start);
     let mut records = HashMap::with_capacity(directory.entries as usize);
     let mut extents = Vec::with_capacity(directory.entries as usize);
     for _ in 0..directory.entries {
         let (name, header, len) = central(&mut cursor)?;
-        let start = local(bytes, header, &name)?;
+        let start = local(file, header, &name)?;
         let record_end = start.checked_add(len).filter(|e| *e <= directory.start);
         let Some(record_end) = record_end else {
             let limit = directory.start;
@@ -109,24 +114,24 @@ pub(super) fn read(bytes: &[u8], limits: &Limits) -> Result<HashMap<String, Reco
 }
 
 /// Finds the directory by what stands behind it.
-fn directory(bytes: &[u8]) -> Result<Directory, FormatError> {
-    let end = find_end(bytes).ok_or_else(|| {
+fn directory(file: &dyn Source) -> Result<Directory, FormatError> {
+    let end = find_end(file)?.ok_or_else(|| {
         FormatError::new(
             ErrorCode::Truncated,
             "expected a zip directory at the end of the file, found none",
         )
-        .at(bytes.len() as u64)
+        .at(file.len())
         .hint("the file is incomplete: fetch it again")
     })?;
     let what = "end of the directory";
-    let mut cursor = Cursor::starting_at(bytes, end);
+    let mut cursor = Cursor::starting_at(file, end).in_steps_of(END_LEN);
     cursor.u32(what)?;
     let disks = (cursor.u16(what)?, cursor.u16(what)?);
     let counts = (u64::from(cursor.u16(what)?), u64::from(cursor.u16(what)?));
     let len = u64::from(cursor.u32(what)?);
     let start = u64::from(cursor.u32(what)?);
     // torch writes the 64-bit form always, others where it is needed
-    let (found, behind) = match directory_64(bytes, end)? {
+    let (found, behind) = match directory_64(file, end)? {
         Some(found) => found,
         None if disks != (0, 0) || counts.0 != counts.1 => return Err(in_parts().at(end)),
         None => {
@@ -158,11 +163,16 @@ fn in_parts() -> FormatError {
 }
 
 /// The last end of a directory whose comment reaches to the end of the file.
-fn find_end(bytes: &[u8]) -> Option<u64> {
-    let last = (bytes.len() as u64).checked_sub(END_LEN)?;
+fn find_end(file: &dyn Source) -> Result<Option<u64>, FormatError> {
+    let Some(last) = file.len().checked_sub(END_LEN) else {
+        return Ok(None);
+    };
     let first = last.saturating_sub(LONGEST_COMMENT);
-    (first..=last).rev().find(|&at| {
-        let mut cursor = Cursor::starting_at(bytes, at);
+    let bytes = file.read(first..file.len())?;
+    let found = (first..=last).rev().find(|&at| {
+        let past = usize::try_from(at.saturating_sub(first)).ok();
+        let tail = past.and_then(|past| bytes.get(past..)).unwrap_or_default();
+        let mut cursor = Cursor::new(tail);
         let signed = cursor.array("signature").is_ok_and(|s| s == END);
         let rest = END_LEN.saturating_sub(6); // signature and comment length
         signed
@@ -170,22 +180,23 @@ fn find_end(bytes: &[u8]) -> Option<u64> {
             && cursor
                 .u16("comment length")
                 .is_ok_and(|n| u64::from(n) == cursor.remaining())
-    })
+    });
+    Ok(found)
 }
 
 /// The 64-bit form, if the bytes before `end` say where it stands, and where that is.
-fn directory_64(bytes: &[u8], end: u64) -> Result<Option<(Directory, u64)>, FormatError> {
+fn directory_64(file: &dyn Source, end: u64) -> Result<Option<(Directory, u64)>, FormatError> {
     let what = "64-bit end of the directory";
     let Some(at) = end.checked_sub(LOCATOR_LEN) else {
         return Ok(None);
     };
-    let mut cursor = Cursor::starting_at(bytes, at);
+    let mut cursor = Cursor::starting_at(file, at).in_steps_of(LOCATOR_LEN);
     if cursor.array::<4>(what)? != LOCATOR_64 {
         return Ok(None);
     }
     cursor.u32(what)?;
     let at = cursor.u64(what)?;
-    let mut cursor = Cursor::starting_at(bytes, at);
+    let mut cursor = Cursor::starting_at(file, at).in_steps_of(END_64_LEN);
     if at >= end || cursor.array::<4>(what)? != END_64 {
         return Err(malformed(format!("expected the 64-bit end of the directory at {at}")).at(end));
     }
@@ -227,9 +238,9 @@ fn central(cursor: &mut Cursor<'_>) -> Result<(String, u64, u64), FormatError> {
     let name = cursor.take(name_len.into(), "name of a record")?;
     let name = String::from_utf8_lossy(name).into_owned();
     let extra = cursor.take(extra_len.into(), what)?;
-    cursor.take(comment_len.into(), what)?;
     let mut numbers = [len, packed, offset];
     in_64_bits(extra, &mut numbers).map_err(|e| e.in_tensor(&name).at(at))?;
+    cursor.skip(comment_len.into(), what)?;
     let [len, packed, offset] = numbers;
     if flags & ENCRYPTED != 0 || method != 0 || packed != len {
         let message = "expected records that are stored as they are, found one that is compressed or encrypted";
@@ -247,7 +258,8 @@ fn in_64_bits(extra: &[u8], numbers: &mut [u64; 3]) -> Result<(), FormatError> {
     let mut cursor = Cursor::new(extra);
     while cursor.remaining() >= 4 {
         let (id, len) = (cursor.u16(what)?, cursor.u16(what)?);
-        let mut field = Cursor::new(cursor.take(len.into(), what)?);
+        let field = cursor.take(len.into(), what)?;
+        let mut field = Cursor::new(field);
         if id == EXTRA_64 {
             for number in numbers.iter_mut().filter(|n| **n == ELSEWHERE) {
                 *number = field.u64("64-bit size")?;
@@ -259,11 +271,12 @@ fn in_64_bits(extra: &[u8], numbers: &mut [u64; 3]) -> Result<(), FormatError> {
 }
 
 /// Where the bytes of a record begin, by the header before them.
-fn local(bytes: &[u8], at: u64, name: &str) -> Result<u64, FormatError> {
+fn local(file: &dyn Source, at: u64, name: &str) -> Result<u64, FormatError> {
     let place = |e: FormatError| e.in_tensor(name).at(at);
     let what = "header of a record";
-    let mut cursor = Cursor::starting_at(bytes, at);
-    if at >= bytes.len() as u64 || cursor.array::<4>(what).map_err(place)? != LOCAL {
+    let step = LOCAL_LEN.saturating_add(name.len() as u64);
+    let mut cursor = Cursor::starting_at(file, at).in_steps_of(step);
+    if at >= file.len() || cursor.array::<4>(what).map_err(place)? != LOCAL {
         return Err(place(malformed("expected the header of a record")));
     }
     cursor.take(22, what).map_err(place)?; // versions, flags, time, checksum, sizes
@@ -275,7 +288,7 @@ fn local(bytes: &[u8], at: u64, name: &str) -> Result<u64, FormatError> {
             "the directory has another name for this record",
         )));
     }
-    cursor.take(extra_len.into(), what).map_err(place)?;
+    cursor.skip(extra_len.into(), what).map_err(place)?;
     Ok(cursor.position())
 }
 

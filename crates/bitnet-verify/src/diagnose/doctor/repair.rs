@@ -91,7 +91,7 @@ pub(super) fn write(
     artifact.write(&header.bytes)?;
     for (tensor, offset) in kept.iter().zip(&header.offsets) {
         artifact.write_zeros(offset.saturating_sub(artifact.position()))?;
-        artifact.write(file.bytes(tensor))?;
+        artifact.write(&file.read(tensor)?)?;
     }
     artifact.write_zeros(header.total.saturating_sub(artifact.position()))?;
     Ok(artifact.finish()?)

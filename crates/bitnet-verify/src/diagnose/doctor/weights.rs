@@ -145,7 +145,7 @@ fn dense(place: &str, tensor: &DenseTensor<'_>) -> Result<Option<Finding>, Forma
 
 /// Space between and behind the tensors that no tensor claims, beyond alignment.
 fn unused(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
-    for (part, mapped) in patient.file.parts.iter().enumerate() {
+    for (part, source) in patient.file.parts.iter().enumerate() {
         let mut ends: Vec<(u64, u64)> = patient
             .file
             .tensors()
@@ -157,11 +157,11 @@ fn unused(patient: &Patient<'_>, findings: &mut Vec<Finding>) {
         let Some(&(_, last)) = ends.last() else {
             continue;
         };
-        let left = (mapped.bytes().len() as u64).saturating_sub(last);
+        let left = source.len().saturating_sub(last);
         if left > 4096 {
             let what = format!("{left} bytes behind the last tensor belong to nothing");
             let remedy = "harmless; a conversion to the same target leaves them out";
-            let place = mapped.path().display().to_string();
+            let place = source.path().display().to_string();
             findings.push(Finding::note("trailing-bytes", place, what, remedy));
         }
     }
