@@ -334,7 +334,7 @@ fn a_model_that_shrinks_while_it_runs_ends_with_its_error() {
             (halve, "halve"),
             (rewrite_in_place, "rewrite in place"),
         ] {
-            let mut child = Command::new(env!("CARGO_BIN_EXE_run_under_test"))
+            let child = Command::new(env!("CARGO_BIN_EXE_run_under_test"))
                 .arg(&model)
                 .args(["--tokens", "1,2,3", "-n", "500", "--ignore-eos"])
                 .args(["--stream", "--threads", "1"])
