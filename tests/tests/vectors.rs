@@ -11,6 +11,8 @@
 mod folder;
 #[path = "vectors/groups.rs"]
 mod groups;
+#[path = "vectors/one_in_four.rs"]
+mod one_in_four;
 #[path = "vectors/packings.rs"]
 mod packings;
 #[path = "vectors/quantisers.rs"]
@@ -21,6 +23,7 @@ use bitnet_tests::digest::sha256;
 use bitnet_tests::fixtures::{repository, skipped, vectors_dir};
 use folder::{Checked, Outcome, Vectors, json, read};
 use groups::{check_affine, check_blocks, check_one_in_all};
+use one_in_four::check_one_in_four;
 use packings::{check_gguf_tensor, check_packed, packing_of, same_bytes};
 use quantisers::{check_activations, check_input, check_master};
 use serde_json::Value;
@@ -178,6 +181,14 @@ fn run(root: &Path) -> Result<Report, String> {
                     cases
                         .iter()
                         .map(|c| (named(c), check_affine(&vectors, folder, c))),
+                );
+            }
+            ("stq1_0", Some(packing)) => {
+                line.against = packing.name().to_owned();
+                checks.extend(
+                    entries
+                        .iter()
+                        .map(|e| (named(e), check_one_in_four(&vectors, folder, packing, e))),
                 );
             }
             (_, Some(packing)) if !cases.is_empty() => {

@@ -7,7 +7,7 @@ mod publish;
 
 use self::publish::Published;
 use crate::args::{Args, ConvertArgs};
-use crate::look_ahead;
+use crate::look_ahead::{self, Depth};
 use crate::plan::{self, Loss, Plan, Request};
 use crate::readers::{self, FileFacts};
 use crate::targets::{self, GGUF_PREFERENCE, Kind, Target};
@@ -187,12 +187,13 @@ fn attempt(
     for note in &plan.notes {
         console.warn(&note.message)?;
     }
+    let threads = args.global.thread_count();
     if args.convert.dry_run {
+        look_ahead::run(checkpoint, &plan, request, Depth::Trits, threads)?;
         return print_plan(checkpoint, &plan, console);
     }
     let progress = Progress::new(console);
-    let threads = args.global.thread_count();
-    look_ahead::run(checkpoint, &plan, request, threads)?;
+    look_ahead::run(checkpoint, &plan, request, Depth::All, threads)?;
     let published = publish::publish(
         checkpoint,
         &plan,

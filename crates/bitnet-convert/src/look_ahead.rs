@@ -7,14 +7,25 @@ use crate::pipeline::minus_ones;
 use crate::plan::{Action, Item, Plan, Request};
 use crate::scales;
 use bitnet_checkpoint::{Checkpoint, Slot};
-use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, ScaleRounding, encode_dense};
+use bitnet_formats::{
+    Encoding, ErrorCode, FormatError, Packing, PlainType, ScaleRounding, encode_dense,
+};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
 
 /// Values that are looked at as one piece of parallel work.
 const PIECE: usize = 1 << 18;
 
-/// Looks at every tensor at risk.
+/// Which tensors are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Every tensor at risk.
+    All,
+    /// Those whose trits the target's codes may not express: what a plan cannot promise without a look.
+    Trits,
+}
+
+/// Looks at the tensors at risk.
 ///
 /// # Errors
 /// What converting the tensor would end with; the message says how many were not looked at.
@@ -22,6 +33,7 @@ pub fn run(
     checkpoint: &Checkpoint,
     plan: &Plan,
     request: &Request<'_>,
+    depth: Depth,
     threads: usize,
 ) -> Result<(), FormatError> {
     let look = Look {
@@ -33,7 +45,10 @@ pub fn run(
         .items
         .iter()
         .filter_map(|item| Some((item, item.slot?)))
-        .filter(|(item, slot)| look.is_at_risk(item, *slot))
+        .filter(|(item, slot)| match depth {
+            Depth::All => look.is_at_risk(item, *slot),
+            Depth::Trits => look.may_misfit(item, *slot),
+        })
         .collect();
     if at_risk.is_empty() {
         return Ok(());
@@ -66,6 +81,7 @@ impl Look<'_> {
     /// Whether neither the plan nor the type of the target proves that the target holds a tensor.
     fn is_at_risk(&self, item: &Item, slot: Slot) -> bool {
         match &item.action {
+            Action::Pack(_) if self.may_misfit(item, slot) => true,
             Action::Pack(_) | Action::Dequantise(_) => {
                 // rounding that is allowed ends nothing
                 self.rounding == ScaleRounding::Refuse
@@ -78,6 +94,16 @@ impl Look<'_> {
                 false
             }
         }
+    }
+
+    /// Whether the codes that a linear is packed with have no room for some trits, and it does not come from such codes.
+    fn may_misfit(&self, item: &Item, slot: Slot) -> bool {
+        let Action::Pack(packing) = item.action else {
+            return false;
+        };
+        let same = |stored: &dyn Packing| stored.name() == packing.name();
+        let source = self.checkpoint.linear(slot);
+        !packing.holds_any_trits() && !source.is_ok_and(|source| source.packing.is_some_and(same))
     }
 
     /// Whether only its values tell the scales of a linear: the plan has judged all others.
@@ -108,6 +134,7 @@ impl Look<'_> {
     fn check(&self, item: &Item, slot: Slot, matrix: &TernaryMatrix) -> Result<(), FormatError> {
         match item.action {
             Action::Pack(packing) => {
+                packing.check_trits(matrix)?;
                 packing.check_scales(matrix, self.rounding)?;
                 let beside = self.plan.scale_tensor(slot);
                 let plain = beside.map_or(PlainType::F32, |form| form.plain);

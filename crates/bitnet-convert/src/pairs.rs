@@ -57,6 +57,7 @@ impl Source {
             Self::Dequantised => true,
             Self::Packed(packing) => {
                 packing.stored_len(matrix.rows(), matrix.cols()).is_ok()
+                    && packing.check_trits(matrix).is_ok()
                     && packing.check_scales(matrix, ScaleRounding::Refuse) == Ok(0.0)
             }
         }
@@ -78,6 +79,8 @@ pub fn fits(
 /// What has to be true of a source for a target to hold it exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
+    /// Zeros where the codes of the target have some, and nowhere else.
+    Zeros,
     /// One scale for the whole matrix.
     OneScale,
     /// One scale per row.
@@ -94,6 +97,7 @@ impl Condition {
     /// As the table writes it.
     pub fn symbol(&self) -> String {
         match self {
+            Self::Zeros => "z".to_owned(),
             Self::OneScale => "1".to_owned(),
             Self::RowScales => "r".to_owned(),
             Self::GroupScales(columns) => format!("g{columns}"),
@@ -104,9 +108,10 @@ impl Condition {
 }
 
 /// What the symbols of the table mean.
-pub const LEGEND: [&str; 4] = [
+pub const LEGEND: [&str; 5] = [
     "=  exact, whatever the source holds; otherwise exact when all of these are true, and else refused:",
     "1  the matrix has one scale    r  a row has one    gN  N columns of a row have one",
+    "z  blocks are zeros throughout, or have no zero (q1_0), or one in four trits 16 columns apart (stq1_0)",
     "s  scales are numbers of the type that the target stores (--allow-scale-rounding rounds them)",
     "k  rows and columns are whole blocks or tiles      -  never",
 ];
@@ -180,12 +185,25 @@ const OTHERS: [(usize, usize); 8] = [
 const EVERYWHERE: f32 = 0.5;
 const SOMEWHERE: [f32; 3] = [1.000_976_6, 9.094_947e-13, 0.1];
 
-/// Trits, rows of zeros among them unless `binary`.
-fn probe((rows, cols): (usize, usize), binary: bool, scales: Scales) -> Option<TernaryMatrix> {
-    let trit = |i: usize| match (binary, i / cols % 4) {
-        (true, _) => (i * i / 7 % 5 / 3 * 2) as i8 - 1,
-        (false, 1) => 0,
-        (false, _) => (i * i / 5 % 3) as i8 - 1,
+/// Where a probe has zeros.
+#[derive(Clone, Copy)]
+enum Zeros {
+    /// Anywhere, whole rows among them.
+    Anywhere,
+    /// One in four trits that stand 16 columns apart.
+    OneInFour,
+    /// Nowhere.
+    Nowhere,
+}
+
+fn probe((rows, cols): (usize, usize), zeros: Zeros, scales: Scales) -> Option<TernaryMatrix> {
+    let sign = |i: usize| (i * i / 7 % 5 / 3 * 2) as i8 - 1;
+    let trit = |i: usize| match (zeros, i / cols % 4, i % cols) {
+        (Zeros::Nowhere, _, _) => sign(i),
+        (Zeros::OneInFour, row, col) if col / 16 % 4 == (col + row) % 4 => 0,
+        (Zeros::OneInFour, _, _) => sign(i),
+        (Zeros::Anywhere, 1, _) => 0,
+        (Zeros::Anywhere, _, _) => (i * i / 5 % 3) as i8 - 1,
     };
     let trits = (0..rows * cols).map(trit).collect();
     TernaryMatrix::new(rows, cols, trits, scales).ok()
@@ -207,16 +225,27 @@ fn try_pair(source: Source, target: &'static Target) -> Pair {
     if matches!(source, Source::Master) && target.form.writer.row().is_master() {
         return pair; // copied
     }
-    // a packing may have no code for zero
-    let ternary = probe(WHOLE, false, one(EVERYWHERE)).is_some_and(|m| source.holds(&m));
-    let refusal = |shape, scales| {
-        let matrix = probe(shape, !ternary, scales).filter(|m| source.holds(m))?;
+    let refusal_of = |zeros, shape, scales| {
+        let matrix = probe(shape, zeros, scales).filter(|m| source.holds(m))?;
         Some(fits(target, &matrix, ScaleRounding::Refuse).err())
     };
-    if let Some(Some(error)) = refusal(WHOLE, one(EVERYWHERE)) {
-        pair.refused = Some(error);
-        return pair;
+    // a packing may have codes for some zeros only
+    let kinds = [Zeros::Anywhere, Zeros::OneInFour, Zeros::Nowhere];
+    let (mut held, mut misfit) = (None, None);
+    for zeros in kinds {
+        match refusal_of(zeros, WHOLE, one(EVERYWHERE)) {
+            Some(None) => held = held.or(Some(zeros)),
+            Some(Some(error)) => misfit = misfit.or(Some(error)),
+            None => {}
+        }
     }
+    let Some(zeros) = held else {
+        pair.refused = misfit;
+        return pair;
+    };
+    pair.conditions
+        .extend(misfit.map(|error| (Condition::Zeros, error)));
+    let refusal = |shape, scales| refusal_of(zeros, shape, scales);
     let (rows, cols) = WHOLE;
     // from coarse to fine
     let mut needed = Condition::OneScale;

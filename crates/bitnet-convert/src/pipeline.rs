@@ -351,6 +351,7 @@ impl Converter<'_> {
                 let matrix = self.in_target_rows(slot, &source);
                 let beside = self.plan.scale_tensor(slot);
                 let plain = beside.map_or(PlainType::F32, |form| form.plain);
+                packing.check_trits(&matrix)?;
                 let error = packing.check_scales(&matrix, self.rounding)?;
                 let beside_error = scales::check_float(&matrix, plain, self.rounding)?;
                 let packed = pack(*packing, &matrix, item.tensor.len);

@@ -130,6 +130,18 @@ pub static TARGETS: &[Target] = &[
         about: "1.75 bits, f16 scale per 128; PrismML's llama.cpp",
     },
     Target {
+        name: "gguf-stq1_0",
+        kind: Kind::Gguf,
+        form: Form::packed(&Packed, "stq1_0"),
+        about: "1.31 bits, f16 scale per 256, one zero in four; llama.cpp with PR 22836",
+    },
+    Target {
+        name: "gguf-q1_0",
+        kind: Kind::Gguf,
+        form: Form::packed(&Packed, "q1_0"),
+        about: "1.13 bits, f16 scale per 128, no zeros; llama.cpp",
+    },
+    Target {
         name: "gguf-tl1",
         kind: Kind::Gguf,
         form: Form::packed(&Packed, "tl1"),

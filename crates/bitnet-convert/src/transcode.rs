@@ -181,7 +181,9 @@ fn one_band(
         let scales = Scales::PerTensor(scale);
         let matrix = TernaryMatrix::new(together * band.rows, cols, std::mem::take(trits), scales)
             .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))?;
-        if to.check_scales(&matrix, ScaleRounding::Refuse) != Ok(0.0) {
+        if to.check_trits(&matrix).is_err()
+            || to.check_scales(&matrix, ScaleRounding::Refuse) != Ok(0.0)
+        {
             return Ok(None);
         }
         to.pack_band(rows, &matrix, packed);
@@ -222,6 +224,10 @@ mod tests {
             let mut codes = vec![0; rows * code_row_len(cols)];
             trit_codes(matrix.trits(), cols, &mut codes);
             for from in PACKINGS {
+                // another wants zeros in their places
+                if from.check_trits(&matrix).is_err() {
+                    continue;
+                }
                 let Some(bytes) = encode(*from, &matrix) else {
                     continue;
                 };
@@ -251,7 +257,9 @@ mod tests {
             }
         }
         // only one packing mixes its rows too much
-        for to in PACKINGS.iter().filter(|p| p.name() != "tl2") {
+        let in_order =
+            |p: &&&dyn Packing| p.name() != "tl2" && p.check_trits(&sample(1, 256)).is_ok();
+        for to in PACKINGS.iter().filter(in_order) {
             assert!(in_bands.contains(&("hf_u8", to.name())), "{}", to.name());
         }
     }

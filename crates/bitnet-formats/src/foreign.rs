@@ -33,6 +33,15 @@ impl ForeignType {
         self.bytes.checked_mul(blocks as u64)
     }
 
+    /// What its weights are.
+    pub fn what(&self) -> &'static str {
+        match self.name {
+            "angelslim_2bit" => "Tencent's 2-bit type of -3, -1, 1 and 3 times a scale",
+            "q1_0-g32" => "a binary type of older programs",
+            _ => "a block quantization of ordinary weights",
+        }
+    }
+
     /// Whether the size of a tensor follows from its shape.
     pub fn has_size(&self) -> bool {
         self.bytes > 0
@@ -94,7 +103,10 @@ pub static FOREIGN_TYPES: &[ForeignType] = &[
     row(33, "q4_0_8_8", 32, 18),
     shared(39, "mxfp4", 32, 17),
     shared(40, "nvfp4", 64, 36),
-    shared(42, "stq1_0", 256, 42),
+    // the first Q1_0 of Prism's fork, deleted before llama.cpp took the other one
+    shared(40, "q1_0-g32", 32, 6),
+    // AngelSlim's 2-bit layout, -3, -1, 1 and 3 times a scale; its type has no name of its own in files
+    shared(41, "angelslim_2bit", 512, 130),
     // ik_llama.cpp; rows of the types without a size begin with a scale of their own, or are interleaved
     row(133, "q6_0", 32, 26),
     row(137, "iq2_k", 256, 76),
@@ -123,8 +135,9 @@ mod tests {
     fn names_are_unique_and_sizes_follow_from_shapes() {
         let names: HashSet<_> = FOREIGN_TYPES.iter().map(|row| row.name).collect();
         assert_eq!(names.len(), FOREIGN_TYPES.len());
-        let ids: HashSet<_> = FOREIGN_TYPES.iter().map(|row| row.id).collect();
-        assert_eq!(ids.len(), FOREIGN_TYPES.len());
+        let alone = FOREIGN_TYPES.iter().filter(|row| !row.is_shared);
+        let ids: HashSet<_> = alone.clone().map(|row| row.id).collect();
+        assert_eq!(ids.len(), alone.count());
         let q4_k = foreign_type_by_name("q4_k").expect("a row");
         assert_eq!(q4_k.stored_len(&[2, 512]), Some(2 * 2 * 144));
         assert_eq!(q4_k.stored_len(&[2, 500]), None);

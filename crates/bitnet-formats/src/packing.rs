@@ -20,6 +20,7 @@ mod ptq1_0;
 mod q1_0;
 mod q2_0;
 mod row_scales;
+mod stq1_0;
 mod tile32;
 mod tiling_names;
 mod tilings;
@@ -119,6 +120,19 @@ pub trait Packing: Sync + Debug {
         self.packed_len(rows, cols)
     }
 
+    /// Whether the codes express every matrix of trits; else [`check_trits`](Self::check_trits) has to look.
+    fn holds_any_trits(&self) -> bool {
+        true
+    }
+
+    /// Whether the trits of `matrix`, with these scales, can be held.
+    ///
+    /// # Errors
+    /// `target-cannot-hold` with the row and the first columns that the codes cannot express.
+    fn check_trits(&self, _matrix: &TernaryMatrix) -> Result<(), FormatError> {
+        Ok(())
+    }
+
     /// Whether the scales of `matrix` can be held: the largest relative error that storing them
     /// causes (0 when exact).
     ///
@@ -136,7 +150,7 @@ pub trait Packing: Sync + Debug {
     fn unit_len(&self, rows: usize, cols: usize) -> usize;
 
     /// Writes `out.len() / unit_len` units, starting with unit `first`. `matrix` passed
-    /// `packed_len` and `check_scales`; units beyond the matrix are left as they are.
+    /// `packed_len`, `check_trits` and `check_scales`; units beyond the matrix are left as they are.
     ///
     /// Packings that are only read, and shapes that are legal only to read (those of
     /// [`stored_len`](Self::stored_len)), are encoded here all the same, so that tests can hold the
@@ -169,13 +183,14 @@ pub trait Packing: Sync + Debug {
     /// Packs a whole matrix on this thread.
     ///
     /// # Errors
-    /// As `packed_len` and `check_scales`; both refuse before a byte is made.
+    /// As `packed_len`, `check_trits` and `check_scales`; all refuse before a byte is made.
     fn pack(
         &self,
         matrix: &TernaryMatrix,
         rounding: ScaleRounding,
     ) -> Result<Vec<u8>, FormatError> {
         let len = self.packed_len(matrix.rows(), matrix.cols())? as usize;
+        self.check_trits(matrix)?;
         self.check_scales(matrix, rounding)?;
         let trailer = self.trailer(matrix);
         let mut out = vec![0; len - trailer.len()];
@@ -235,6 +250,7 @@ pub static PACKINGS: &[&dyn Packing] = &[
     &pq2_0::Pq2_0,
     &ptq1_0::Ptq1_0,
     &q1_0::Q1_0,
+    &stq1_0::Stq1_0,
     &tl1::TL1,
     &tl2::TL2,
     &mlx_2bit::Mlx2bit,

@@ -281,8 +281,8 @@ fn gguf(tensors: &[Tensor]) -> Vec<u8> {
     out
 }
 
-/// The types that the ids 36, 38, 39 and 42 stand for, by the id a file has.
-const TYPES: [(u32, &str); 17] = [
+/// The types that the ids 36 and 38 to 43 stand for, by the id a file has.
+const TYPES: [(u32, &str); 23] = [
     (36, "i2_s"),
     (36, "i2_s-arm64"),
     (36, "i2_s-rows4"),
@@ -293,12 +293,18 @@ const TYPES: [(u32, &str); 17] = [
     (39, "tl2-32-96-32"),
     (39, "tl2-128-192-32"),
     (39, "mxfp4"),
+    (40, "nvfp4"),
+    (40, "q1_0-g32"),
+    (40, "stq1_0"),
+    (41, "q1_0"),
+    (41, "angelslim_2bit"),
     (42, "tl2"),
     (42, "tl2-128-192-32"),
     (42, "q2_0"),
     (42, "q2_0-g128"),
     (42, "q2_0-g128-last"),
     (42, "stq1_0"),
+    (43, "stq1_0"),
     (142, "pq2_0"),
 ];
 
@@ -307,7 +313,9 @@ fn bytes_as(name: &str, matrix: &TernaryMatrix, random: &mut Random) -> Vec<u8> 
     let elements = matrix.rows() * matrix.cols();
     let len = match name {
         "mxfp4" => elements / 32 * 17,
-        "stq1_0" => elements / 256 * 42,
+        "nvfp4" => elements / 64 * 36,
+        "q1_0-g32" => elements / 32 * 6,
+        "angelslim_2bit" => elements / 512 * 130,
         _ => return encode(packing_by_name(name).unwrap(), matrix),
     };
     (0..len).map(|_| random.below(256) as u8).collect()
@@ -375,7 +383,7 @@ fn type_ids_alone_decide_nothing() {
                 let packing = packing_by_name(truth);
                 if packing.is_some_and(|p| p.stored_len(shape.0, shape.1).is_err())
                     || truth.starts_with("tl2") && shape.1 <= 256 && shape.0 < 32
-                    || truth == "stq1_0" && !shape.1.is_multiple_of(256)
+                    || truth == "angelslim_2bit" && !shape.1.is_multiple_of(512)
                 {
                     continue;
                 }

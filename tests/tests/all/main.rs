@@ -42,6 +42,7 @@ mod ordinary_files;
 mod other_runtime;
 mod packed;
 mod pairs;
+mod placed_zeros;
 mod publication;
 mod pytorch;
 mod readers;

@@ -96,7 +96,7 @@ impl Storage for Packed {
 
 /// Packings of GGUF whose rows stand by themselves and whose readers take embeddings in them. Those of
 /// bitnet.cpp are read in products only, and llama.cpp's other programs have none.
-const TABLE_PACKINGS: [&str; 5] = ["tq1_0", "tq2_0", "q2_0", "pq2_0", "ptq1_0"];
+const TABLE_PACKINGS: [&str; 6] = ["tq1_0", "tq2_0", "q2_0", "pq2_0", "ptq1_0", "q1_0"];
 
 impl WriteStorage for Packed {
     fn row(&self) -> &'static dyn Storage {

@@ -221,6 +221,7 @@ pub trait WriteStorage: Sync + Debug {
             return Ok(0.0);
         };
         packing.packed_len(matrix.rows(), matrix.cols())?;
+        packing.check_trits(matrix)?;
         packing.check_scales(matrix, rounding)
     }
 

@@ -63,13 +63,26 @@ fn tensor<'a>(p: &dyn Packing, m: &'a TernaryMatrix, bytes: &'a [u8]) -> PackedT
 
 /// A matrix with the trits of `m` that this packing can express.
 fn expressible(p: &dyn Packing, m: TernaryMatrix) -> TernaryMatrix {
-    if p.name() != "q1_0" {
-        return m;
-    }
+    let sign = |t: i8| if t < 0 { -1 } else { 1 };
+    let (block, is_zero): (usize, fn(usize) -> bool) = match p.name() {
+        "q1_0" => (128, |_| false),
+        // one in four that stand 16 columns apart
+        "stq1_0" => (256, |column| column / 16 % 4 == column % 16 * 7 / 3 % 4),
+        _ => return m,
+    };
     let (rows, cols, scales) = (m.rows(), m.cols(), m.scales().clone());
-    let trits = m.into_trits().into_iter();
-    let binary = trits.map(|t| if t < 0 { -1 } else { 1 }).collect();
-    matrix(rows, cols, binary, scales)
+    let mut trits = m.into_trits();
+    for block in trits
+        .chunks_mut(cols.max(1))
+        .flat_map(|row| row.chunks_mut(block))
+    {
+        if block.iter().any(|&t| t != 0) {
+            for (column, trit) in block.iter_mut().enumerate() {
+                *trit = if is_zero(column) { 0 } else { sign(*trit) };
+            }
+        }
+    }
+    matrix(rows, cols, trits, scales)
 }
 
 /// Every non-zero trit with its scale: what the weights are, whatever the structure of the scales.
@@ -203,7 +216,7 @@ fn wrong_lengths_and_rows_are_errors() {
 }
 
 /// Packings whose every byte is the code of trits.
-const ALL_BYTES_DECODE: [&str; 4] = ["tq1_0", "ptq1_0", "iq1_bn", "q1_0"];
+const ALL_BYTES_DECODE: [&str; 5] = ["tq1_0", "ptq1_0", "iq1_bn", "q1_0", "stq1_0"];
 
 #[test]
 fn bad_codes_are_named_with_their_row_and_column() {
@@ -422,8 +435,16 @@ fn a_negative_block_scale_turns_its_trits_round() {
     let scales: Vec<f32> = (1..=8).map(|i| i as f32 / 16.0).collect();
     let (group, flipped) = (128, [1, 2, 6]);
     let m = matrix(2, 512, trits, Scales::PerGroup { group, scales });
-    for name in ["pq2_0", "q2_0-g128", "q2_0-g128-last", "ptq1_0", "q2_0"] {
+    for name in [
+        "pq2_0",
+        "q2_0-g128",
+        "q2_0-g128-last",
+        "ptq1_0",
+        "q2_0",
+        "q1_0",
+    ] {
         let p = packing_by_name(name).unwrap();
+        let m = expressible(p, m.clone());
         let mut bytes = encode(p, &m);
         let block = bytes.len() / 8;
         // where the scale stands in a block of 128 weights

@@ -1,4 +1,4 @@
-//! What TQ1_0, TQ2_0, Q1_0, Q2_0, PQ2_0 and PTQ1_0 share: rows of equal blocks, each with codes
+//! What TQ1_0, TQ2_0, Q1_0, Q2_0, PQ2_0, PTQ1_0 and STQ1_0 share: rows of equal blocks, each with codes
 //! and its own f16 scale.
 //!
 //! Invariant: the scale of a block with a non-zero trit is the scale of its trits, rounded to f16
@@ -17,6 +17,8 @@ use std::fmt::Debug;
 pub(super) trait F16Block: Sync + Debug {
     const NAME: &'static str;
     const GGUF_TYPE: u32;
+    /// Other type ids under which its programs wrote the same bytes.
+    const GGUF_ALIASES: &'static [u32] = &[];
     const GGUF_FILE_TYPE: u32;
     /// Trits per block; one of `bitnet_ternary::GROUP_SIZES`.
     const TRITS: usize;
@@ -32,9 +34,19 @@ pub(super) trait F16Block: Sync + Debug {
     /// Whether a negative scale is legal: its block has the opposite trits.
     const SIGNED_SCALES: bool = false;
 
-    /// Refuses trits that the codes cannot express.
-    fn check_trits(_matrix: &TernaryMatrix) -> Result<(), FormatError> {
-        Ok(())
+    /// For codes that do not express every block: blocks of zeros are then known by their scale 0, whatever their
+    /// codes are. What to do with a matrix that has a block which the codes do not express.
+    const ZERO_BY_SCALE: Option<&'static str> = None;
+
+    /// Why the codes cannot express a block that begins at column `from` and has a non-zero trit: the place in its
+    /// row, what is expected and what is found.
+    fn misfit(_trits: &[i8], _from: usize) -> Option<String> {
+        None
+    }
+
+    /// Whether the stored scale is 0.
+    fn has_zero_scale(block: &[u8]) -> bool {
+        block[Self::SCALE_AT] == 0 && block[Self::SCALE_AT + 1] & 0x7f == 0
     }
 
     /// Writes the codes of one block, `(TRITS,)` into `(BYTES,)`; leaves the scale alone.
@@ -52,6 +64,10 @@ impl<B: F16Block> Packing for B {
 
     fn gguf_type(&self) -> Option<u32> {
         Some(B::GGUF_TYPE)
+    }
+
+    fn gguf_aliases(&self) -> &'static [u32] {
+        B::GGUF_ALIASES
     }
 
     fn gguf_file_type(&self) -> Option<u32> {
@@ -97,12 +113,43 @@ impl<B: F16Block> Packing for B {
         elements(rows, cols / B::TRITS * B::BYTES)
     }
 
+    fn holds_any_trits(&self) -> bool {
+        B::ZERO_BY_SCALE.is_none()
+    }
+
+    fn check_trits(&self, matrix: &TernaryMatrix) -> Result<(), FormatError> {
+        let Some(hint) = B::ZERO_BY_SCALE else {
+            return Ok(());
+        };
+        let cols = matrix.cols();
+        for row in 0..matrix.rows() {
+            for (at, trits) in matrix.row(row).chunks_exact(B::TRITS).enumerate() {
+                let Some(voter) = trits.iter().position(|&t| t != 0) else {
+                    continue;
+                };
+                let from = at * B::TRITS;
+                let has_scale = matrix.scales().at(row, from + voter, cols) != 0.0;
+                let silent = || {
+                    let name = B::NAME;
+                    format!(
+                        "columns from {from}: {name} reads a block of scale 0 as zeros, found other trits with that scale"
+                    )
+                };
+                let misfit = B::misfit(trits, from);
+                if let Some(misfit) = misfit.or_else(|| (!has_scale).then(silent)) {
+                    let message = format!("row {row}, {misfit}");
+                    return Err(FormatError::new(ErrorCode::TargetCannotHold, message).hint(hint));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check_scales(
         &self,
         matrix: &TernaryMatrix,
         rounding: ScaleRounding,
     ) -> Result<f64, FormatError> {
-        B::check_trits(matrix)?;
         let mut worst = Rounded {
             scale: 0.0,
             error: 0.0,
@@ -186,7 +233,9 @@ impl<B: F16Block> Packing for B {
         let mut clean = true;
         for (trits, block) in out.chunks_exact_mut(B::TRITS).zip(blocks) {
             clean &= B::decode(block, trits);
-            if B::SIGNED_SCALES && clean && read_scale::<B>(block) < 0.0 {
+            if B::ZERO_BY_SCALE.is_some() && B::has_zero_scale(block) {
+                trits.fill(0);
+            } else if B::SIGNED_SCALES && clean && read_scale::<B>(block) < 0.0 {
                 trits.iter_mut().for_each(|trit| *trit = -*trit);
             }
         }

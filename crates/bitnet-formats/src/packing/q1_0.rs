@@ -1,12 +1,10 @@
 //! `q1_0`: llama.cpp's binary blocks of 128 (`formats/packing/q1_0.md`).
 //!
 //! Invariant: 128 trits of one row in 18 bytes: the f16 scale, then one bit per trit, the first in
-//! the lowest bit, 1 for +1 and 0 for -1. There is no zero, so a matrix with one is refused; every
-//! byte decodes, so there is no bad code.
+//! the lowest bit, 1 for +1 and 0 for -1. There is no code for 0: a matrix with one beside other trits of a
+//! block is refused, and a block of zeros has scale 0. Every byte decodes, so there is no bad code.
 
 use super::f16_blocks::F16Block;
-use crate::error::{ErrorCode, FormatError};
-use bitnet_ternary::TernaryMatrix;
 
 /// GGUF type 41; see the module.
 #[derive(Debug)]
@@ -20,17 +18,16 @@ impl F16Block for Q1_0 {
     const TRITS: usize = 128;
     const BYTES: usize = 18;
     const SCALE_AT: usize = 0;
+    const SIGNED_SCALES: bool = true;
+    const ZERO_BY_SCALE: Option<&'static str> =
+        Some("choose a target with a code for 0, such as gguf-pq2_0 or gguf-ptq1_0");
 
-    fn check_trits(matrix: &TernaryMatrix) -> Result<(), FormatError> {
-        let Some(at) = matrix.trits().iter().position(|&t| t == 0) else {
-            return Ok(());
-        };
-        let (row, col) = (at / matrix.cols(), at % matrix.cols());
-        Err(FormatError::new(
-            ErrorCode::TargetCannotHold,
-            format!("row {row}, column {col}: q1_0 holds -1 and +1 only, found 0"),
-        )
-        .hint("choose a target with a code for 0, such as gguf-pq2_0 or gguf-ptq1_0"))
+    fn misfit(trits: &[i8], from: usize) -> Option<String> {
+        let column = from + trits.iter().position(|&t| t == 0)?;
+        let last = from + Self::TRITS - 1;
+        Some(format!(
+            "column {column}: q1_0 holds no 0 beside other trits in a block (columns {from} to {last}), found one"
+        ))
     }
 
     #[inline(always)]
@@ -53,7 +50,7 @@ impl F16Block for Q1_0 {
         true
     }
 
-    fn is_silent(_: &[u8]) -> bool {
-        false
+    fn is_silent(block: &[u8]) -> bool {
+        Self::has_zero_scale(block)
     }
 }

@@ -149,15 +149,16 @@ fn refuse_other_quantizations(
         let Some(info) = file.tensor(&(family.gguf_tensor_name)(slot)) else {
             continue;
         };
-        if matches!(info.encoding, Encoding::Foreign(_) | Encoding::Block(_)) {
-            let message = format!(
-                "expected a ternary type or floats, found {}, a block quantization of ordinary weights",
-                info.encoding.name()
-            );
-            return Err(error(ErrorCode::NotTernary, info, message).hint(
-                "run the file with llama.cpp; these programs read ternary models (`bitnet-convert list`)",
-            ));
-        }
+        let what = match info.encoding {
+            Encoding::Foreign(foreign) => foreign.what(),
+            Encoding::Block(_) => "a block quantization of ordinary weights",
+            _ => continue,
+        };
+        let name = info.encoding.name();
+        let message = format!("expected a ternary type or floats, found {name}, {what}");
+        return Err(error(ErrorCode::NotTernary, info, message).hint(
+            "run the file with llama.cpp; these programs read ternary models (`bitnet-convert list`)",
+        ));
     }
     Ok(())
 }

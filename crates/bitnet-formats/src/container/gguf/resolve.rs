@@ -201,7 +201,13 @@ mod tests {
         let output: &[usize] = &[248_320, 5120];
         assert_eq!(next(42, output, 357_580_800), "q2_0");
         assert_eq!(next(42, output, 337_715_200), "q2_0-g128");
-        assert_eq!(next(42, &[2560, 2560], 2560 * 10 * 42), "stq1_0");
+        for id in [40, 42, 43] {
+            assert_eq!(next(id, &[2560, 2560], 2560 * 10 * 42), "stq1_0");
+        }
+        assert_eq!(next(40, &[2560, 2560], 2560 * 10 * 144), "nvfp4");
+        assert_eq!(next(40, &[2560, 2560], 2560 * 80 * 6), "q1_0-g32");
+        assert_eq!(next(41, &[2560, 2560], 2560 * 5 * 72), "q1_0");
+        assert_eq!(next(41, &[2560, 2560], 2560 * 5 * 130), "angelslim_2bit");
         for id in [39, 42] {
             let tl2 = packing_by_name("tl2").expect("a packing");
             let bytes = tl2.packed_len(2560, 2560).expect("a shape of tl2");
@@ -211,7 +217,7 @@ mod tests {
         // one meaning here, and a size that does not fit is for the length to say; other programs have others
         assert_eq!(next(12, &[4, 256], 7), "q4_k");
         assert_eq!(next(40, &[4, 64], 160), "nvfp4");
-        assert_eq!(next(40, &[4, 64], 64), "type-40");
+        assert_eq!(next(40, &[4, 64], 96), "type-40");
         // what is in no table stays unknown; what is alone is not asked about
         assert_eq!(next(77, &[2560, 2560], 1), "type-77");
         assert_eq!(next(142, &[2560, 2560], 1), "pq2_0");

@@ -224,13 +224,104 @@ fn affine_packs_are_ternary_or_refused() {
 #[test]
 fn q1_0_refuses_zeros() {
     let p = packing_by_name("q1_0").unwrap();
-    let mut trits = vec![1; 256];
-    trits[130] = 0;
-    let e = p
-        .pack(&matrix(2, 128, trits, ONE), ScaleRounding::Allow)
-        .unwrap_err();
-    assert_eq!(e.code, ErrorCode::TargetCannotHold);
-    assert!(e.message.starts_with("row 1, column 2:"), "{e}");
+    let mut trits = vec![1; 512];
+    trits[384 + 2] = 0;
+    let refused = |trits: &[i8], scales| {
+        let m = matrix(2, 256, trits.to_vec(), scales);
+        let e = p.pack(&m, ScaleRounding::Allow).unwrap_err();
+        assert_eq!(e.code, ErrorCode::TargetCannotHold);
+        assert!(e.hint.is_some());
+        e.message
+    };
+    assert_eq!(
+        refused(&trits, ONE),
+        "row 1, column 130: q1_0 holds no 0 beside other trits in a block (columns 128 to 255), found one"
+    );
+    // blocks of zeros have scale 0, and codes that say +1
+    trits[384..].fill(0);
+    trits[1] = -1;
+    let m = matrix(2, 256, trits.clone(), Scales::PerTensor(0.375));
+    let bytes = p.pack(&m, ScaleRounding::Refuse).unwrap();
+    assert_eq!(bytes[..4], [0x00, 0x36, 0xfd, 0xff]);
+    assert_eq!(bytes[54..56], [0, 0]);
+    assert_eq!(bytes[56..], [0xff; 16]);
+    assert_eq!(p.unpack(&tensor(p, &m, &bytes)).unwrap(), m);
+    // so that other trits with scale 0 would be lost
+    let zero = refused(&trits, Scales::PerRow(vec![0.5, 0.0]));
+    assert!(
+        zero.starts_with("row 1, columns from 0: q1_0 reads a block of scale 0"),
+        "{zero}"
+    );
+    // two scales in a block, scales that are no f16
+    let scales = [0.5, 0.25, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0].to_vec();
+    let two = refused(&vec![1; 512], Scales::PerGroup { group: 64, scales });
+    assert_eq!(
+        two,
+        "row 0, columns from 0: q1_0 holds one scale per 128, found 0.5 and 0.25"
+    );
+    for scale in [65520.0, 2.0e-8] {
+        refused(&vec![1; 512], Scales::PerTensor(scale));
+    }
+    let m = |scale| matrix(1, 128, vec![-1; 128], Scales::PerTensor(scale));
+    let code = |scale| p.pack(&m(scale), ScaleRounding::Refuse).map_err(|e| e.code);
+    assert_eq!(code(0.1), Err(ErrorCode::ScaleRounding));
+    assert_eq!(code(3e-8), Err(ErrorCode::ScaleRounding)); // 6e-8
+    assert!(code(1.007_812_5).is_ok()); // a bf16
+    assert_eq!(
+        p.packed_len(1, 192).unwrap_err().code,
+        ErrorCode::TargetCannotHold
+    );
+    assert!(p.packed_len(1, 192).unwrap_err().hint.is_some());
+}
+
+#[test]
+fn stq1_0_names_the_first_group_without_exactly_one_zero() {
+    let p = packing_by_name("stq1_0").unwrap();
+    let legal = expressible(p, matrix(2, 512, vec![1; 1024], Scales::PerTensor(0.5)));
+    let refused = |changes: &[(usize, i8)]| {
+        let mut trits = legal.trits().to_vec();
+        changes.iter().for_each(|&(at, trit)| trits[at] = trit);
+        let m = matrix(2, 512, trits, Scales::PerTensor(0.5));
+        let e = p.pack(&m, ScaleRounding::Allow).unwrap_err();
+        assert_eq!(e.code, ErrorCode::TargetCannotHold);
+        assert!(e.hint.is_some());
+        e.message
+    };
+    // row 1, second block, group 19: columns 67, 83, 99 and 115 of it
+    let group = [67, 83, 99, 115].map(|column| 512 + 256 + column);
+    let place =
+        "row 1, columns 323, 339, 355 and 371: stq1_0 holds exactly one 0 among these four, found";
+    assert_eq!(refused(&group.map(|at| (at, 1))), format!("{place} 0"));
+    assert_eq!(refused(&group.map(|at| (at, 0))), format!("{place} 4"));
+    let two = refused(&[(group[0], 0), (group[1], 0), (group[2], 1), (group[3], -1)]);
+    assert_eq!(two, format!("{place} 2"));
+    // the first of several
+    let first = refused(&[
+        (0, 1),
+        (16, 1),
+        (32, 1),
+        (48, 1),
+        (group[0], 0),
+        (group[1], 0),
+    ]);
+    assert!(
+        first.starts_with("row 0, columns 0, 16, 32 and 48:"),
+        "{first}"
+    );
+    // a negative scale turns the trits of its block round, scale 0 makes them zeros
+    let mut bytes = p.pack(&legal, ScaleRounding::Refuse).unwrap();
+    bytes[41] |= 0x80;
+    bytes[83] = 0;
+    bytes[82] = 0;
+    let mut expected = legal.trits().to_vec();
+    expected[..256].iter_mut().for_each(|t| *t = -*t);
+    expected[256..512].fill(0);
+    let back = p.unpack(&tensor(p, &legal, &bytes)).unwrap();
+    assert_eq!(back.trits(), expected);
+    assert_eq!(back.scales(), &Scales::PerTensor(0.5));
+    let again = p.pack(&back, ScaleRounding::Refuse).unwrap();
+    assert_eq!(again[42..84], [0; 42]);
+    assert_eq!(p.unpack(&tensor(p, &legal, &again)).unwrap(), back);
 }
 
 #[test]
