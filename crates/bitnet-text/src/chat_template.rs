@@ -1,25 +1,51 @@
-//! Chat templates: the Jinja source of `tokenizer_config.json` rendered as transformers renders it.
+//! Chat templates: the Jinja source of `tokenizer_config.json`, rendered as transformers renders it.
 //!
-//! Invariant: a template gets what transformers gives it and nothing of the machine but the date;
-//! whatever fails, `raise_exception` included, is an error that names the template's line.
-//!
-//! As in transformers (`utils/chat_template_utils.py`): `trim_blocks` and `lstrip_blocks` are on,
-//! `break` and `continue` exist, `tojson` is Python's `json.dumps` without HTML escapes, and
-//! `none`, `true`, `false` print as Python prints them. There are no tools and no documents. The
-//! `{% generation %}` block (a training aid) is not supported. `strftime_now` is in UTC.
+//! Invariant: a template gives the text of Jinja 3.1.6 in the sandbox of transformers, or an error
+//! that names the template and its line. It sees nothing of the machine but the date, and steps,
+//! memory, output and nesting are limited.
+
+mod args;
+mod arithmetic;
+mod ast;
+mod clock;
+mod comparing;
+mod dict;
+mod evaluate;
+mod expressions;
+mod filters;
+mod format;
+mod globals;
+mod json;
+mod lexer;
+mod loops;
+mod meter;
+mod methods;
+mod parser;
+mod printing;
+mod render;
+mod scopes;
+mod slices;
+mod sorting;
+mod str_format;
+mod strings;
+mod tests;
+mod text;
+mod text_filters;
+mod unicode;
+mod unicode_tables;
+#[cfg(test)]
+mod unit;
+mod value;
 
 use bitnet_formats::{ErrorCode, FormatError};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Output, State, Value, context};
-use std::fmt::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
+use meter::{Ended, Error, Limits, R};
+use serde_json::{Map, json};
+use std::rc::Rc;
 
-/// Longest template source, bytes; published ones have up to some 20 kB.
-const SOURCE: usize = 1 << 20;
-/// Deepest value that `tojson` prints.
-const DEPTH: usize = 64;
-const NAME: &str = "chat_template";
+/// Longest template source in bytes.
+pub(crate) const LONGEST_SOURCE: usize = meter::SOURCE;
+/// Stack of the thread that renders: the deepest recursion that `meter` allows needs a quarter.
+const STACK: usize = 16 << 20;
 
 /// One turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,70 +72,76 @@ impl ChatMessage {
             content: content.into(),
         }
     }
+
+    fn json(&self) -> serde_json::Value {
+        json!({"role": self.role, "content": self.content})
+    }
 }
 
-/// A compiled chat template.
-#[derive(Debug)]
+/// What a template is rendered with.
+#[derive(Debug, Clone, Default)]
+pub struct ChatContext {
+    /// The conversation: objects with a `role`, a `content` and whatever else the template reads.
+    pub messages: Vec<serde_json::Value>,
+    /// Schemas of the tools that the model may call.
+    pub tools: Option<Vec<serde_json::Value>>,
+    /// Documents that the model may cite.
+    pub documents: Option<Vec<serde_json::Value>>,
+    /// Whether the text ends where the assistant speaks.
+    pub add_generation_prompt: bool,
+    /// Further variables, such as `enable_thinking`; they win over special tokens.
+    pub variables: Map<String, serde_json::Value>,
+}
+
+impl ChatContext {
+    /// A conversation of plain messages.
+    pub fn of_messages(messages: &[ChatMessage], add_generation_prompt: bool) -> Self {
+        Self {
+            messages: messages.iter().map(ChatMessage::json).collect(),
+            add_generation_prompt,
+            ..Self::default()
+        }
+    }
+}
+
+/// A chat template.
+#[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
-    bos: String,
-    eos: String,
-}
-
-fn failed(error: &Error) -> FormatError {
-    let what = match error.detail() {
-        Some(detail) => detail.to_owned(),
-        None => error.kind().to_string(),
-    };
-    let place = error
-        .line()
-        .map(|line| format!(" (line {line})"))
-        .unwrap_or_default();
-    FormatError::new(
-        ErrorCode::ChatTemplate,
-        format!("chat template: {what}{place}"),
-    )
+    source: String,
+    origin: Option<String>,
+    special_tokens: Map<String, serde_json::Value>,
 }
 
 impl ChatTemplate {
-    /// Compiles a template; `bos` and `eos` are what it prints as `bos_token` and `eos_token`.
+    /// Reads a template; `bos` and `eos` are what it prints as `bos_token` and `eos_token`.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, FormatError> {
-        if source.len() > SOURCE {
-            return Err(FormatError::new(
-                ErrorCode::LimitExceeded,
-                format!(
-                    "chat template of {} bytes, at most {SOURCE} are read",
-                    source.len()
-                ),
-            ));
-        }
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(|e| failed(&e))?;
-        environment.set_syntax(syntax);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_formatter(print);
-        environment.add_filter("tojson", to_json);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
-        environment.add_function("strftime_now", |format: String| strftime(&format, now()));
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(|e| failed(&e))?;
-        Ok(Self {
-            environment,
-            bos: bos.to_owned(),
-            eos: eos.to_owned(),
-        })
+        let mut special_tokens = Map::new();
+        special_tokens.insert("bos_token".into(), bos.into());
+        special_tokens.insert("eos_token".into(), eos.into());
+        Self::with_special_tokens(source, special_tokens, None)
+    }
+
+    /// Reads a template that may print any special token of the tokenizer by its name; errors name
+    /// `origin`, the file or metadata key of the template.
+    pub fn with_special_tokens(
+        source: &str,
+        special_tokens: Map<String, serde_json::Value>,
+        origin: Option<&str>,
+    ) -> Result<Self, FormatError> {
+        let template = Self {
+            // a longer one is refused before anything is read
+            source: source.to_owned(),
+            origin: origin.map(str::to_owned),
+            special_tokens,
+        };
+        let limits = Limits::of_context(0);
+        template.apart(limits, || parsed(&template.source).map(|_| ()))?;
+        Ok(template)
+    }
+
+    /// Where the template comes from: a file or a metadata key.
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
     }
 
     /// The prompt of a conversation; with `add_generation_prompt` it ends where the assistant speaks.
@@ -119,223 +151,175 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String, FormatError> {
-        let messages: Value = messages
-            .iter()
-            .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
-            .collect();
-        let template = self
-            .environment
-            .get_template(NAME)
-            .map_err(|e| failed(&e))?;
-        template
-            .render(context! {
-                messages,
-                add_generation_prompt,
-                bos_token => self.bos.as_str(),
-                eos_token => self.eos.as_str(),
-                tools => (),
-                documents => (),
-            })
-            .map_err(|e| failed(&e))
+        self.render_context(&ChatContext::of_messages(messages, add_generation_prompt))
     }
-}
 
-/// Prints `None`, `True` and `False` as Python does.
-fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    let word = match value.kind() {
-        ValueKind::None => "None",
-        ValueKind::Bool if value.is_true() => "True",
-        ValueKind::Bool => "False",
-        _ => return minijinja::escape_formatter(out, state, value),
-    };
-    out.write_str(word).map_err(Error::from)
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    for ignored in ["ensure_ascii", "separators", "sort_keys"] {
-        let _: Option<Value> = options.get(ignored)?;
+    /// The prompt of a conversation with tools, documents or further variables.
+    pub fn render_context(&self, context: &ChatContext) -> Result<String, FormatError> {
+        let rendered = self.outcome(context)?;
+        rendered.map_err(|error| self.failed(&error))
     }
-    options.assert_all_used()?;
-    let mut text = String::new();
-    json(value, indent.map(|n| n.min(16)), 0, &mut text)?;
-    Ok(Value::from(text))
-}
 
-fn json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
-    if depth > DEPTH {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "a value nested too deeply for tojson",
-        ));
-    }
-    let line = |out: &mut String, depth: usize| {
-        if let Some(n) = indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', n.saturating_mul(depth)));
-        }
-    };
-    let comma = if indent.is_some() { "," } else { ", " };
-    match value.kind() {
-        ValueKind::None | ValueKind::Undefined => out.push_str("null"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-        ValueKind::Number => out.push_str(&value.to_string()),
-        ValueKind::Map => {
-            out.push('{');
-            let mut any = false;
-            for key in value.try_iter()? {
-                out.push_str(if any { comma } else { "" });
-                any = true;
-                line(out, depth + 1);
-                json_text(&key.to_string(), out);
-                out.push_str(": ");
-                json(&value.get_item(&key)?, indent, depth + 1, out)?;
-            }
-            if any {
-                line(out, depth);
-            }
-            out.push('}');
-        }
-        ValueKind::Seq | ValueKind::Iterable => {
-            out.push('[');
-            let mut any = false;
-            for item in value.try_iter()? {
-                out.push_str(if any { comma } else { "" });
-                any = true;
-                line(out, depth + 1);
-                json(&item, indent, depth + 1, out)?;
-            }
-            if any {
-                line(out, depth);
-            }
-            out.push(']');
-        }
-        _ => json_text(&value.to_string(), out),
-    }
-    Ok(())
-}
-
-fn json_text(text: &str, out: &mut String) {
-    // serde_json escapes what JSON requires and nothing else, as Python does
-    out.push_str(&serde_json::Value::from(text).to_string());
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map(|d| d.as_secs())
-        .unwrap_or(0)
-}
-
-/// The common letters of `strftime`, in UTC; others stay as they are.
-fn strftime(format: &str, seconds: u64) -> String {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = [
-        "Thursday",
-        "Friday",
-        "Saturday",
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-    ];
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // the proleptic Gregorian calendar in cycles of 400 years that begin on 1 March
-    let shifted = days + 719_468;
-    let (cycle, day) = (shifted / 146_097, shifted % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = cycle * 400 + year + u64::from(month <= 2);
-    let name = |list: &[&'static str], i: u64| {
-        usize::try_from(i)
-            .ok()
-            .and_then(|i| list.get(i).copied())
-            .unwrap_or_default()
-    };
-    let mut out = String::new();
-    let mut letters = format.chars();
-    while let Some(letter) = letters.next() {
-        if letter != '%' {
-            out.push(letter);
-            continue;
-        }
-        let wrote = match letters.next() {
-            Some('Y') => write!(out, "{year:04}"),
-            Some('y') => write!(out, "{:02}", year % 100),
-            Some('m') => write!(out, "{month:02}"),
-            Some('d') => write!(out, "{day:02}"),
-            Some('H') => write!(out, "{:02}", second / 3_600),
-            Some('M') => write!(out, "{:02}", second / 60 % 60),
-            Some('S') => write!(out, "{:02}", second % 60),
-            Some('B') => write!(out, "{}", name(&MONTHS, month - 1)),
-            Some('b') => write!(out, "{:.3}", name(&MONTHS, month - 1)),
-            Some('A') => write!(out, "{}", name(&DAYS, days % 7)),
-            Some('a') => write!(out, "{:.3}", name(&DAYS, days % 7)),
-            Some('%') => write!(out, "%"),
-            Some(other) => write!(out, "%{other}"),
-            None => write!(out, "%"),
+    fn outcome(&self, context: &ChatContext) -> Result<Result<String, Error>, FormatError> {
+        let mut variables = self.special_tokens.clone();
+        variables.extend(context.variables.clone());
+        let messages = context.messages.iter().map(transformers_message);
+        variables.insert("messages".into(), messages.collect());
+        let list = |items: &Option<Vec<serde_json::Value>>| match items {
+            Some(items) => items.iter().cloned().collect(),
+            None => serde_json::Value::Null,
         };
-        if wrote.is_err() {
-            break;
+        variables.insert("tools".into(), list(&context.tools));
+        variables.insert("documents".into(), list(&context.documents));
+        let prompt = context.add_generation_prompt;
+        variables.insert("add_generation_prompt".into(), prompt.into());
+        let limits = Limits::of_context(variables.values().map(weight).sum());
+        self.on_thread(limits, || {
+            let template = parsed(&self.source)?;
+            let mut known = globals::globals();
+            for (name, value) in &variables {
+                known.insert(Rc::from(name.as_str()), json::from_json(value, 0)?);
+            }
+            let renderer = render::Renderer::new(&template, known);
+            let text = renderer.render(&template)?;
+            Ok(text.as_str().to_owned())
+        })
+    }
+
+    /// Compiles a template and renders a short conversation with it. An error says that the template
+    /// does not compile or passes a limit. The text says why it gives no prompt, other than by its own
+    /// `raise_exception`.
+    pub(crate) fn check(
+        source: &str,
+        special_tokens: Map<String, serde_json::Value>,
+        origin: &str,
+    ) -> Result<Option<String>, FormatError> {
+        let template = Self {
+            source: source.to_owned(),
+            origin: Some(origin.to_owned()),
+            special_tokens,
+        };
+        let compiled = template.on_thread(Limits::of_context(0), || parsed(source).map(|_| ()))?;
+        match compiled {
+            Err(error) if error.kind == Ended::Unsupported => {
+                return Ok(Some(template.failed(&error).message));
+            }
+            Err(error) => return Err(template.failed(&error)),
+            Ok(()) => {}
+        }
+        let user = ChatMessage::user("Hello");
+        let assistant = ChatMessage {
+            role: "assistant".into(),
+            content: "Hello!".into(),
+        };
+        let messages = [user.clone(), assistant, user];
+        for (turns, prompt) in [(2, false), (3, true)] {
+            let context = ChatContext::of_messages(&messages[..turns], prompt);
+            match template.outcome(&context)? {
+                Ok(_) => {}
+                Err(error) if error.kind == Ended::Limit => return Err(template.failed(&error)),
+                Err(error) if error.kind == Ended::Raised => {}
+                Err(error) => return Ok(Some(template.failed(&error).message)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn apart<T: Send>(
+        &self,
+        limits: Limits,
+        work: impl FnOnce() -> R<T> + Send,
+    ) -> Result<T, FormatError> {
+        self.on_thread(limits, work)?
+            .map_err(|error| self.failed(&error))
+    }
+
+    /// Runs work on a thread whose stack is known to be large enough.
+    fn on_thread<T: Send>(
+        &self,
+        limits: Limits,
+        work: impl FnOnce() -> R<T> + Send,
+    ) -> Result<Result<T, Error>, FormatError> {
+        let no_thread = |what: &str| {
+            FormatError::new(
+                ErrorCode::Io,
+                format!("chat template: no thread to render: {what}"),
+            )
+        };
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().stack_size(STACK);
+            let thread = builder.spawn_scoped(scope, || {
+                limits.start();
+                work().map_err(|error| *error)
+            });
+            let thread = thread.map_err(|error| no_thread(&error.to_string()))?;
+            thread.join().map_err(|_| no_thread("it ended"))
+        })
+    }
+
+    fn failed(&self, error: &Error) -> FormatError {
+        let place = error.line.map(|line| format!(" (line {line})"));
+        let place = place.unwrap_or_default();
+        let origin = self.origin.as_deref();
+        let origin = origin
+            .map(|origin| format!(" in {origin}"))
+            .unwrap_or_default();
+        let (code, what) = match error.kind {
+            Ended::Limit => (ErrorCode::LimitExceeded, "passes "),
+            Ended::Failed | Ended::Raised | Ended::Unsupported => (ErrorCode::ChatTemplate, ""),
+        };
+        let colon = if what.is_empty() { ": " } else { " " };
+        let message = &error.message;
+        let message = format!("chat template{origin}{colon}{what}{message}{place}");
+        let error = FormatError::new(code, message);
+        match error_hint(error.code) {
+            Some(hint) => error.hint(hint),
+            None => error,
         }
     }
-    out
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn error_hint(code: ErrorCode) -> Option<&'static str> {
+    let hint = "correct the chat template; published templates stay far below this limit";
+    (code == ErrorCode::LimitExceeded).then_some(hint)
+}
 
-    #[test]
-    fn dates_are_python_s() {
-        // python: datetime.fromtimestamp(1709210096, timezone.utc)
-        assert_eq!(
-            strftime("%d %b %Y, %A %H:%M:%S %y%%", 1_709_210_096),
-            "29 Feb 2024, Thursday 12:34:56 24%"
-        );
-        assert_eq!(strftime("%Y-%m-%d %B %a", 0), "1970-01-01 January Thu");
-    }
+fn parsed(source: &str) -> R<ast::Template> {
+    let template = parser::parse(source)?;
+    scopes::resolve(&template)?;
+    Ok(template)
+}
 
-    #[test]
-    fn python_prints() {
-        let render = |source: &str| {
-            ChatTemplate::new(source, "<s>", "</s>")
-                .and_then(|t| t.render(&[ChatMessage::user("hé <&>\n")], true))
-        };
-        assert_eq!(
-            render("{{ none }} {{ true }} {{ add_generation_prompt }} {{ nothing }}|").as_deref(),
-            Ok("None True True |")
-        );
-        assert_eq!(
-            render("{{ messages | tojson }}").as_deref(),
-            Ok("[{\"role\": \"user\", \"content\": \"hé <&>\\n\"}]")
-        );
-        assert_eq!(
-            render("{{ messages[0] | tojson(indent=2) }}").as_deref(),
-            Ok("{\n  \"role\": \"user\",\n  \"content\": \"hé <&>\\n\"\n}")
-        );
-        assert_eq!(render("{%- for m in messages %}\n  {%- if m.role.startswith('u') %}\n{{ m['content'].strip() }}\n  {% endif %}\n{% endfor %}").as_deref(), Ok("hé <&>\n"));
-        let error = render("\n{{ raise_exception('roles must alternate') }}");
-        assert_eq!(
-            error.err().map(|e| e.to_string()).as_deref(),
-            Some("chat template: roles must alternate (line 2)")
-        );
+/// A message as transformers hands it to a template: keys without a value are dropped, and the names
+/// of a reasoning text stand for each other.
+fn transformers_message(message: &serde_json::Value) -> serde_json::Value {
+    let serde_json::Value::Object(entries) = message else {
+        return message.clone();
+    };
+    let kept = entries.iter().filter(|(_, value)| !value.is_null());
+    let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
+    let mut entries: Map<_, _> = kept.collect();
+    let mut names = ["reasoning_content", "thinking", "reasoning"].iter();
+    let Some(reasoning) = names.find_map(|name| entries.get(*name).cloned()) else {
+        return entries.into();
+    };
+    let mut aliased = Map::new();
+    aliased.insert("thinking".into(), reasoning.clone());
+    aliased.append(&mut entries);
+    aliased.insert("reasoning_content".into(), reasoning);
+    aliased.into()
+}
+
+/// Bytes that a value of the context needs, roughly.
+fn weight(value: &serde_json::Value) -> usize {
+    match value {
+        serde_json::Value::String(text) => text.len() + 64,
+        serde_json::Value::Array(items) => items.iter().map(weight).sum::<usize>() + 64,
+        serde_json::Value::Object(entries) => {
+            let entry =
+                |(name, value): (&String, &serde_json::Value)| name.len() + 128 + weight(value);
+            entries.iter().map(entry).sum::<usize>() + 64
+        }
+        _ => 32,
     }
 }

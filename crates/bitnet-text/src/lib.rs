@@ -10,7 +10,7 @@ mod chat_template;
 mod prompt_file;
 mod tokenizer;
 
-pub use chat_template::{ChatMessage, ChatTemplate};
+pub use chat_template::{ChatContext, ChatMessage, ChatTemplate};
 pub use prompt_file::{PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
 pub use tokenizer::{
     ChatTemplates, DecodeStream, TEMPLATE_TOKENS, TemplateHashes, Tokenizer, TokenizerDigest,

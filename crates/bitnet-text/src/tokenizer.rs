@@ -80,8 +80,8 @@ pub struct Tokenizer {
     adds_bos: bool,
     stop: Vec<u32>,
     templates: ChatTemplates,
-    /// What a template may print as `bos_token` and `eos_token`.
-    template_tokens: (String, String),
+    /// What a template may print as `bos_token`, `eos_token` and so on.
+    special_tokens: special_tokens::Named,
 }
 
 fn refuse(what: impl Into<String>) -> FormatError {
@@ -123,18 +123,8 @@ impl Tokenizer {
         } = source;
         let stop = side.stop(special.eos);
         let named = special_tokens::of_directory(&side, |_| true);
-        let text = |name| special_tokens::text(&named, name);
-        let template_tokens = (text("bos_token"), text("eos_token"));
         let special = (special.bos, special.eos, special.add_bos);
-        Self::assemble(
-            inner,
-            &value,
-            special,
-            stop,
-            side.templates,
-            template_tokens,
-        )
-        .map(Some)
+        Self::assemble(inner, &value, special, stop, side.templates, named).map(Some)
     }
 
     /// The tokenizer of a GGUF file: `tokenizer.huggingface.json` if it is there, else one built
@@ -149,11 +139,9 @@ impl Tokenizer {
         let printing = templates.text();
         let named = special_tokens::of_gguf(metadata, &special, printing.as_deref(), spelled)?;
         drop(printing);
-        let text = |name| special_tokens::text(&named, name);
-        let template_tokens = (text("bos_token"), text("eos_token"));
         let stop = gguf_stop(metadata, &special);
         let special = (special.bos, special.eos, special.add_bos);
-        Self::assemble(inner, &value, special, stop, templates, template_tokens).map(Some)
+        Self::assemble(inner, &value, special, stop, templates, named).map(Some)
     }
 
     fn assemble(
@@ -162,7 +150,7 @@ impl Tokenizer {
         (bos, eos, adds_bos): (Option<u32>, Option<u32>, bool),
         stop: Vec<u32>,
         templates: ChatTemplates,
-        template_tokens: (String, String),
+        special_tokens: special_tokens::Named,
     ) -> Result<Self, FormatError> {
         let stop = with_ends_of_turns(&inner, stop);
         let decoding = Decoding::from_json(value)?;
@@ -174,7 +162,7 @@ impl Tokenizer {
             adds_bos,
             stop,
             templates,
-            template_tokens,
+            special_tokens,
         })
     }
 
@@ -270,9 +258,8 @@ impl Tokenizer {
     /// # Errors
     /// A template that does not compile; templates of which none is the default.
     pub fn chat(&self) -> Result<Option<ChatTemplate>, FormatError> {
-        let (bos, eos) = &self.template_tokens;
-        match self.chat_template() {
-            Some(source) => ChatTemplate::new(source, bos, eos).map(Some),
+        match self.templates.open_default(&self.special_tokens) {
+            Some(template) => template.map(Some),
             None => self.templates.refuse_without_default().map(|()| None),
         }
     }

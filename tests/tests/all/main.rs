@@ -18,6 +18,7 @@ mod byte_sources;
 mod candidates;
 mod certificates;
 mod changing_inputs;
+mod chat_templates;
 mod configuration;
 mod convert;
 mod demo;

@@ -13,6 +13,7 @@ use bitnet_formats::{
     MetaValue, Metadata, Packing, PlainType, PlannedTensor, Pytorch, Safetensors, WritePlan,
     name_with_parameters, same_layout_id,
 };
+use bitnet_text::TokenizerNote;
 use serde_json::{Map, json};
 use std::path::PathBuf;
 
@@ -98,8 +99,20 @@ impl Planner<'_> {
             metadata.set(GGUF_LAYOUT_KEY, MetaValue::text(&layout));
         }
         self.notes = self.checkpoint.add_gguf_text(&mut metadata)?;
+        self.check_chat_templates()?;
         family.settle_special_tokens(config, &mut metadata);
         Ok(metadata)
+    }
+
+    /// Refuses a chat template that harms whoever renders it.
+    fn check_chat_templates(&mut self) -> Result<(), FormatError> {
+        let templates = self.checkpoint.chat_templates()?;
+        let notes = templates.check()?.into_iter();
+        self.notes.extend(notes.map(|message| TokenizerNote {
+            code: "chat-template-fails",
+            message,
+        }));
+        Ok(())
     }
 
     // ---- Hugging Face ----
@@ -138,6 +151,7 @@ impl Planner<'_> {
         let count = files.len();
         self.checkpoint.check_tokenizer_rules()?;
         self.notes = self.checkpoint.tokenizer_notes();
+        self.check_chat_templates()?;
         let mut side = self.checkpoint.side_files()?;
         if count > 1 {
             side.push((

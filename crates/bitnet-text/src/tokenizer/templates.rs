@@ -4,8 +4,9 @@
 //! file name and as the end of a GGUF key, and number and sizes are bounded.
 
 use super::place::Place;
+use crate::chat_template::{ChatTemplate, LONGEST_SOURCE};
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,15 +32,20 @@ const TAKEN: &str = "file";
 /// Most further templates; published models have up to three.
 const MOST: usize = 64;
 /// Longest further template, bytes: as long as one that can be rendered.
-const LONGEST: usize = 1 << 20;
+const LONGEST: usize = LONGEST_SOURCE;
 /// Longest name, bytes.
 const LONGEST_NAME: usize = 64;
+
+/// Special tokens by their names.
+type Named = Map<String, Value>;
 
 /// The sources of a model's chat templates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChatTemplates {
     default: Option<String>,
     named: BTreeMap<String, String>,
+    /// The file or metadata key of each template, for errors.
+    origins: BTreeMap<String, String>,
 }
 
 fn refuse(what: impl Into<String>) -> FormatError {
@@ -96,6 +102,7 @@ impl ChatTemplates {
             if let Some(bytes) = place.read(&file)? {
                 let added = utf8(bytes).and_then(|text| found.add(&name, text));
                 added.map_err(|e| e.in_file(&place.path(&file)))?;
+                found.origins.insert(name, file);
             }
         }
         if !found.is_empty() {
@@ -103,7 +110,10 @@ impl ChatTemplates {
         }
         let of_key = |json: &Value, file: &str| {
             let found = Self::of_json(json.get("chat_template").unwrap_or(&Value::Null));
-            found.map_err(|e| e.in_file(&place.path(file)))
+            let mut found = found.map_err(|e| e.in_file(&place.path(file)))?;
+            let names = found.names().into_iter().map(str::to_owned);
+            found.origins = names.map(|name| (name, file.to_owned())).collect();
+            Ok::<_, FormatError>(found)
         };
         let found = of_key(tokenizer, "tokenizer_config.json")?;
         match found.is_empty() {
@@ -162,6 +172,7 @@ impl ChatTemplates {
                 Some(text) => found.add(name, text.to_owned()),
             };
             added.map_err(|e| e.in_tensor(&key.escape_debug().to_string()))?;
+            found.origins.insert(name.to_owned(), key.clone());
         }
         let listed = match metadata.get(NAMES_KEY) {
             None => return Ok(found),
@@ -207,6 +218,64 @@ impl ChatTemplates {
     /// The template that a chat is rendered with.
     pub fn default_template(&self) -> Option<&str> {
         self.default.as_deref()
+    }
+
+    fn open(
+        &self,
+        name: &str,
+        source: &str,
+        special_tokens: &Named,
+    ) -> Result<ChatTemplate, FormatError> {
+        let origin = self.origin(name);
+        ChatTemplate::with_special_tokens(source, special_tokens.clone(), Some(&origin))
+    }
+
+    /// Where a template is, for errors.
+    fn origin(&self, name: &str) -> String {
+        let origin = self.origins.get(name).map_or("", String::as_str);
+        match origin.contains(name) || name == DEFAULT {
+            true => format!("`{origin}`"),
+            false => format!("`{origin}` (`{name}`)"),
+        }
+    }
+
+    /// The template of a chat, ready to render.
+    pub(super) fn open_default(
+        &self,
+        special_tokens: &Named,
+    ) -> Option<Result<ChatTemplate, FormatError>> {
+        let source = self.default_template()?;
+        Some(self.open(DEFAULT, source, special_tokens))
+    }
+
+    /// Compiles each template and renders a short conversation with it. A template that fails
+    /// there, other than by raising its own exception, gives a sentence that says why.
+    ///
+    /// # Errors
+    /// A template that does not compile or passes a limit.
+    pub fn check(&self) -> Result<Vec<String>, FormatError> {
+        let token = |name: &str| (format!("{name}_token"), Value::from(format!("<{name}>")));
+        let names = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
+        let special_tokens: Named = names.into_iter().map(token).collect();
+        let default = self.default.iter().map(|text| (DEFAULT, text));
+        let named = self.named.iter().map(|(name, text)| (name.as_str(), text));
+        let mut notes = Vec::new();
+        for (name, source) in default.chain(named) {
+            if let Some(what) = self.try_one(name, source, &special_tokens)? {
+                notes.push(format!("{what}; the template is copied as it is"));
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Why a template gives no text for a short conversation.
+    fn try_one(
+        &self,
+        name: &str,
+        source: &str,
+        special_tokens: &Named,
+    ) -> Result<Option<String>, FormatError> {
+        ChatTemplate::check(source, special_tokens.clone(), &self.origin(name))
     }
 
     /// The further templates by their names.

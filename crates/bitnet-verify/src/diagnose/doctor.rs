@@ -197,12 +197,16 @@ fn examine(
     if let Err(error) = &checkpoint {
         contents::judge(path, &file, error, &mut findings);
     }
-    // a tokenizer that may harm the reader is no finding about the model
-    if let Ok(checkpoint) = &checkpoint
-        && let Err(error) = checkpoint.tokenizer()
-        && bitnet_text::is_refused_tokenizer(&error)
-    {
-        return Err(error.into());
+    // a tokenizer or a chat template that may harm the reader is no finding about the model
+    if let Ok(checkpoint) = &checkpoint {
+        match checkpoint.tokenizer() {
+            Err(error) if bitnet_text::is_refused_tokenizer(&error) => return Err(error.into()),
+            Ok(Some(tokenizer)) => match tokenizer.chat_templates().check() {
+                Err(error) if error.code == ErrorCode::LimitExceeded => return Err(error.into()),
+                _ => {}
+            },
+            _ => {}
+        }
     }
     let patient = Patient {
         path,
