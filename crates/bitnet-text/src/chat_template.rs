@@ -9,7 +9,6 @@ mod arithmetic;
 mod ast;
 mod clock;
 mod comparing;
-mod dict;
 mod evaluate;
 mod expressions;
 mod filters;

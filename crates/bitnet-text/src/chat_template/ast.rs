@@ -3,7 +3,7 @@
 //! Invariant: no node lies deeper than the limits of `meter`, so walking or dropping a tree cannot
 //! overflow the stack.
 
-use super::value::Value;
+use super::text::Text;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ pub(super) struct Expr {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    Const(Value),
+    Const(Constant),
     Name(Rc<str>),
     Tuple(Vec<Expr>),
     List(Vec<Expr>),
@@ -43,6 +43,16 @@ pub(super) enum Kind {
         then: Box<Expr>,
         otherwise: Option<Box<Expr>>,
     },
+}
+
+/// A literal.
+#[derive(Debug)]
+pub(super) enum Constant {
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Text(Text),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,15 +5,15 @@
 
 use super::args::Args;
 use super::arithmetic::{binary, negative};
-use super::ast::{Arguments, Comparison, Expr, Kind, Sign};
+use super::ast::{Arguments, Comparison, Constant, Expr, Kind, Sign};
 use super::filters::{apply_filter, is_filter};
 use super::meter::{Buf, R, at, fail, spend};
 use super::methods::{call_method, has_method, is_mutating};
-use super::render::{Frame, Renderer};
+use super::render::Renderer;
 use super::slices::slice;
 use super::tests::{apply_test, is_test};
 use super::text::shown;
-use super::value::{Function, Grow, Method, Text, Value};
+use super::value::{Frame, Function, Grow, Method, Text, Value};
 use std::cmp::Ordering;
 use std::rc::Rc;
 
@@ -21,7 +21,13 @@ impl Renderer {
     pub(super) fn eval(&self, expr: &Expr, frame: &Rc<Frame>) -> R<Value> {
         spend(1)?;
         match &expr.kind {
-            Kind::Const(value) => Ok(value.clone()),
+            Kind::Const(constant) => Ok(match constant {
+                Constant::None => Value::None,
+                Constant::Bool(b) => Value::Bool(*b),
+                Constant::Int(i) => Value::Int(*i),
+                Constant::Float(f) => Value::Float(*f),
+                Constant::Text(text) => Value::Str(text.clone()),
+            }),
             Kind::Name(name) => {
                 let value = at(expr.line, frame.load(name))?;
                 value.map_or_else(|| Value::undefined(name), Ok)

@@ -4,11 +4,10 @@
 //! Invariant: as in `parser.rs`; a node's depth counts operators in a chain as well, because the tree
 //! of `1+1+...` is as deep as the chain is long.
 
-use super::ast::{Arguments, Binary, Comparison, Expr, Kind, Sign};
+use super::ast::{Arguments, Binary, Comparison, Constant, Expr, Kind, Sign};
 use super::lexer::Token;
 use super::meter::{EXPRESSION_DEPTH, Ended, Error, R, over};
 use super::parser::{Parser, constant};
-use super::value::Value;
 use std::rc::Rc;
 
 fn depth_of_arguments(arguments: &Arguments) -> usize {
@@ -207,9 +206,9 @@ impl Parser {
             Token::Name(name) => {
                 self.next();
                 match &*name {
-                    "true" | "True" => Kind::Const(Value::Bool(true)),
-                    "false" | "False" => Kind::Const(Value::Bool(false)),
-                    "none" | "None" => Kind::Const(Value::None),
+                    "true" | "True" => Kind::Const(Constant::Bool(true)),
+                    "false" | "False" => Kind::Const(Constant::Bool(false)),
+                    "none" | "None" => Kind::Const(Constant::None),
                     _ => Kind::Name(name),
                 }
             }
@@ -223,11 +222,11 @@ impl Parser {
             }
             Token::Int(value) => {
                 self.next();
-                Kind::Const(Value::Int(value))
+                Kind::Const(Constant::Int(value))
             }
             Token::Float(value) => {
                 self.next();
-                Kind::Const(Value::Float(value))
+                Kind::Const(Constant::Float(value))
             }
             Token::Op("(") => {
                 self.next();
@@ -343,7 +342,7 @@ impl Parser {
                 }
                 Token::Int(at) => {
                     self.next();
-                    let at = node(line, 0, Kind::Const(Value::Int(at)))?;
+                    let at = node(line, 0, Kind::Const(Constant::Int(at)))?;
                     node(line, of.depth, Kind::Item(Box::new(of), Box::new(at)))
                 }
                 _ => self.fail("expected name or number"),

@@ -5,45 +5,11 @@
 
 use super::ast::For;
 use super::meter::{Charge, R, fail, spend};
-use super::render::{Frame, Renderer};
-use super::value::{Dict, Grow, Iter, Range, Seq, Text, Value, ViewKind};
+use super::render::Renderer;
+use super::value::{Frame, Grow, LoopState, Source, Value, ViewKind};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-
-/// What a loop takes its items from.
-#[derive(Debug)]
-enum Source {
-    Text(Text, usize),
-    Items(Rc<Seq>, usize),
-    Dict(ViewKind, Rc<Dict>, usize),
-    Range(Range, usize),
-    Iter(Rc<Iter>),
-    /// Items that have passed the test.
-    Passed(
-        VecDeque<Value>,
-        #[expect(dead_code, reason = "given back with the items")] Charge,
-    ),
-}
-
-#[derive(Debug)]
-pub(super) struct LoopState {
-    source: RefCell<Source>,
-    node: Rc<For>,
-    test_frame: Option<Rc<Frame>>,
-    /// The frame around a recursive loop.
-    outer: Option<Rc<Frame>>,
-    depth0: usize,
-    /// Items taken.
-    taken: Cell<usize>,
-    length: Cell<Option<usize>>,
-    before: RefCell<Option<Value>>,
-    current: RefCell<Option<Value>>,
-    /// The next item if it was looked at: `Some(None)` is the end.
-    after: RefCell<Option<Option<Value>>>,
-    changed: RefCell<Option<Value>>,
-    _charge: Charge,
-}
 
 impl LoopState {
     pub(super) fn new(

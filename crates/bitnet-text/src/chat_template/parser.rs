@@ -2,10 +2,10 @@
 //!
 //! Invariant: recursion is counted before it happens, so no source overflows the stack.
 
-use super::ast::{Act, Block, Expr, For, Kind, Macro, Statement, Target, Template};
+use super::ast::{Act, Block, Constant, Expr, For, Kind, Macro, Statement, Target, Template};
 use super::lexer::{Token, tokens};
 use super::meter::{Ended, Error, LOOP_DEPTH, R, SOURCE, STATEMENT_DEPTH, over};
-use super::value::{Text, Value};
+use super::text::Text;
 use std::cell::OnceCell;
 use std::rc::Rc;
 
@@ -588,6 +588,6 @@ fn any_stores_loop(body: &[Statement]) -> bool {
 }
 
 /// A constant text.
-pub(super) fn constant(text: &str) -> R<Value> {
-    Ok(Value::Str(Text::new(text)?))
+pub(super) fn constant(text: &str) -> R<Constant> {
+    Text::new(text).map(Constant::Text)
 }

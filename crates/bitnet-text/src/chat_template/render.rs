@@ -5,73 +5,11 @@
 
 use super::args::Args;
 use super::ast::{Act, Block, Expr, For, Load, Macro, Names, Statement, Target, Template};
-use super::loops::LoopState;
 use super::meter::{Buf, CALL_DEPTH, Charge, DEPTH, R, at, fail, over, spend};
-use super::value::{Closure, Dict, Grow, Text, Value};
+use super::value::{Closure, Dict, Frame, Grow, LoopState, Text, Value};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-
-/// The variables of a frame while it runs.
-#[derive(Debug)]
-pub(super) struct Frame {
-    names: Rc<Names>,
-    slots: RefCell<Vec<Option<Value>>>,
-    parent: Option<Rc<Frame>>,
-    kept: Cell<bool>,
-    _charge: Charge,
-}
-
-impl Frame {
-    fn new(names: Option<&Rc<Names>>, parent: Option<&Rc<Frame>>) -> R<Rc<Self>> {
-        let names = names.cloned().unwrap_or_default();
-        let count = names.len();
-        Ok(Rc::new(Self {
-            _charge: Charge::new(96 + count * size_of::<Option<Value>>())?,
-            slots: RefCell::new(vec![None; count]),
-            names,
-            parent: parent.cloned(),
-            kept: Cell::new(false),
-        }))
-    }
-
-    /// The value of a variable of this frame or one around it.
-    pub(super) fn load(&self, name: &str) -> R<Option<Value>> {
-        let mut frame = Some(self);
-        while let Some(this) = frame {
-            spend(1)?;
-            if let Some(at) = this.names.position(name) {
-                return Ok(this.slots.borrow().get(at).cloned().flatten());
-            }
-            frame = this.parent.as_deref();
-        }
-        Ok(None)
-    }
-
-    fn store(&self, name: &str, value: Option<Value>) -> R<()> {
-        let mut frame = Some(self);
-        while let Some(this) = frame {
-            spend(1)?;
-            if let Some(at) = this.names.position(name) {
-                let old = match this.slots.borrow_mut().get_mut(at) {
-                    Some(slot) => std::mem::replace(slot, value),
-                    None => None,
-                };
-                drop(old);
-                return Ok(());
-            }
-            frame = this.parent.as_deref();
-        }
-        fail(format!("the name {name} cannot be resolved"))
-    }
-
-    fn clear(&self) {
-        let values = std::mem::take(&mut *self.slots.borrow_mut());
-        let count = values.len();
-        drop(values);
-        *self.slots.borrow_mut() = vec![None; count];
-    }
-}
 
 /// Where execution goes on after a statement.
 #[derive(Clone, Copy, PartialEq)]

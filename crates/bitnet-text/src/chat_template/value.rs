@@ -4,14 +4,12 @@
 //! it), and know how deep they are; what can change (namespaces, loops, frames) is held by the
 //! renderer's registry too, so dropping a value never recurses far.
 
-use super::ast;
-pub(super) use super::dict::{Dict, Seen};
-use super::loops::LoopState;
-use super::meter::{Charge, Error, R, VALUE_DEPTH, error, fail, over, spend};
-use super::render::Frame;
+use super::ast::{self, For, Names};
+use super::meter::{Charge, Error, R, VALUE_DEPTH, error, fail, over, spend, spend_bytes};
 pub(super) use super::text::Text;
 use super::text::shown;
 use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 #[derive(Debug, Clone)]
@@ -99,6 +97,101 @@ pub(super) struct Closure {
 pub(super) struct Cycler {
     pub(super) items: Rc<Seq>,
     pub(super) at: Cell<usize>,
+}
+
+/// The variables of a frame while it runs.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) names: Rc<Names>,
+    pub(super) slots: RefCell<Vec<Option<Value>>>,
+    pub(super) parent: Option<Rc<Frame>>,
+    pub(super) kept: Cell<bool>,
+    _charge: Charge,
+}
+
+impl Frame {
+    pub(super) fn new(names: Option<&Rc<Names>>, parent: Option<&Rc<Frame>>) -> R<Rc<Self>> {
+        let names = names.cloned().unwrap_or_default();
+        let count = names.len();
+        Ok(Rc::new(Self {
+            _charge: Charge::new(96 + count * size_of::<Option<Value>>())?,
+            slots: RefCell::new(vec![None; count]),
+            names,
+            parent: parent.cloned(),
+            kept: Cell::new(false),
+        }))
+    }
+
+    /// The value of a variable of this frame or one around it.
+    pub(super) fn load(&self, name: &str) -> R<Option<Value>> {
+        let mut frame = Some(self);
+        while let Some(this) = frame {
+            spend(1)?;
+            if let Some(at) = this.names.position(name) {
+                return Ok(this.slots.borrow().get(at).cloned().flatten());
+            }
+            frame = this.parent.as_deref();
+        }
+        Ok(None)
+    }
+
+    pub(super) fn store(&self, name: &str, value: Option<Value>) -> R<()> {
+        let mut frame = Some(self);
+        while let Some(this) = frame {
+            spend(1)?;
+            if let Some(at) = this.names.position(name) {
+                let old = match this.slots.borrow_mut().get_mut(at) {
+                    Some(slot) => std::mem::replace(slot, value),
+                    None => None,
+                };
+                drop(old);
+                return Ok(());
+            }
+            frame = this.parent.as_deref();
+        }
+        fail(format!("the name {name} cannot be resolved"))
+    }
+
+    pub(super) fn clear(&self) {
+        let values = std::mem::take(&mut *self.slots.borrow_mut());
+        let count = values.len();
+        drop(values);
+        *self.slots.borrow_mut() = vec![None; count];
+    }
+}
+
+/// What a loop takes its items from.
+#[derive(Debug)]
+pub(super) enum Source {
+    Text(Text, usize),
+    Items(Rc<Seq>, usize),
+    Dict(ViewKind, Rc<Dict>, usize),
+    Range(Range, usize),
+    Iter(Rc<Iter>),
+    /// Items that have passed the test.
+    Passed(
+        VecDeque<Value>,
+        #[expect(dead_code, reason = "given back with the items")] Charge,
+    ),
+}
+
+#[derive(Debug)]
+pub(super) struct LoopState {
+    pub(super) source: RefCell<Source>,
+    pub(super) node: Rc<For>,
+    pub(super) test_frame: Option<Rc<Frame>>,
+    /// The frame around a recursive loop.
+    pub(super) outer: Option<Rc<Frame>>,
+    pub(super) depth0: usize,
+    /// Items taken.
+    pub(super) taken: Cell<usize>,
+    pub(super) length: Cell<Option<usize>>,
+    pub(super) before: RefCell<Option<Value>>,
+    pub(super) current: RefCell<Option<Value>>,
+    /// The next item if it was looked at: `Some(None)` is the end.
+    pub(super) after: RefCell<Option<Option<Value>>>,
+    pub(super) changed: RefCell<Option<Value>>,
+    pub(super) _charge: Charge,
 }
 
 /// A method of a value before it is called.
@@ -204,7 +297,7 @@ pub(super) struct Iter {
 
 #[derive(Debug)]
 enum IterState {
-    Left(std::collections::VecDeque<Value>, Option<Box<Error>>),
+    Left(VecDeque<Value>, Option<Box<Error>>),
     /// Another iterator or a loop is reading it: Python would take items from both.
     Borrowed,
 }
@@ -256,6 +349,114 @@ impl Iter {
             Some(error) => Err(error),
             None => Ok(items),
         }
+    }
+}
+
+/// A key as Python hashes it: `1`, `1.0` and `True` are one key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Key {
+    None,
+    Int(i128),
+    Float(u64),
+    Text(Rc<str>),
+    Tuple(Vec<Key>),
+}
+
+impl Key {
+    /// Bytes that a key holds.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len() + 32,
+            Self::Tuple(keys) => keys.iter().map(Self::weight).sum::<usize>() + 32,
+            _ => 32,
+        }
+    }
+}
+
+fn key(value: &Value) -> R<Key> {
+    Ok(match value {
+        Value::None => Key::None,
+        Value::Bool(b) => Key::Int(i128::from(*b)),
+        Value::Int(i) => Key::Int(*i),
+        Value::Float(f) if f.is_nan() => return fail("a key that is NaN is not supported"),
+        Value::Float(f) if f.fract() == 0.0 && f.abs() < 1e30 => Key::Int(*f as i128),
+        Value::Float(f) => Key::Float(f.to_bits()),
+        Value::Str(text) => {
+            spend_bytes(text.as_str().len())?;
+            Key::Text(text.as_str().into())
+        }
+        Value::Tuple(items) | Value::Group(items) => {
+            // a tuple may hold itself many times over
+            spend(items.items.len() * 16)?;
+            Key::Tuple(items.items.iter().map(key).collect::<R<_>>()?)
+        }
+        Value::List(_) | Value::Dict(_) => {
+            return fail(format!("unhashable type: '{}'", value.type_name()));
+        }
+        other => return fail(format!("{} as a key is not supported", other.type_name())),
+    })
+}
+
+/// A set of values as Python hashes them.
+#[derive(Default)]
+pub(super) struct Seen(std::collections::HashSet<Key>, Charge);
+
+impl Seen {
+    /// Whether a value is new.
+    pub(super) fn insert(&mut self, value: &Value) -> R<bool> {
+        let key = key(value)?;
+        self.1.grow(64 + key.weight())?;
+        Ok(self.0.insert(key))
+    }
+}
+
+/// A dictionary in the order of insertion.
+#[derive(Debug, Default)]
+pub(super) struct Dict {
+    places: HashMap<Key, usize>,
+    entries: Vec<(Value, Value)>,
+    depth: usize,
+    charge: Charge,
+}
+
+impl Dict {
+    pub(super) fn get(&self, at: &Value) -> R<Option<Value>> {
+        let place = self.places.get(&key(at)?);
+        Ok(place
+            .and_then(|&at| self.entries.get(at))
+            .map(|(_, v)| v.clone()))
+    }
+
+    pub(super) fn get_str(&self, at: &str) -> Option<Value> {
+        let place = self.places.get(&Key::Text(at.into()));
+        place
+            .and_then(|&at| self.entries.get(at))
+            .map(|(_, v)| v.clone())
+    }
+
+    pub(super) fn insert(&mut self, at: Value, value: Value) -> R<()> {
+        let depth = at.depth().max(value.depth()) + 1;
+        deep_enough(depth)?;
+        self.depth = self.depth.max(depth);
+        let key = key(&at)?;
+        if let Some(&place) = self.places.get(&key) {
+            if let Some(entry) = self.entries.get_mut(place) {
+                entry.1 = value;
+            }
+            return Ok(());
+        }
+        self.charge.grow(160 + key.weight())?;
+        self.places.insert(key, self.entries.len());
+        self.entries.push((at, value));
+        Ok(())
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub(super) fn entries(&self) -> &[(Value, Value)] {
+        &self.entries
     }
 }
 
