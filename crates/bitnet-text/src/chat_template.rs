@@ -19,6 +19,7 @@ mod lexer;
 mod loops;
 mod meter;
 mod methods;
+mod numbers;
 mod parser;
 mod printing;
 mod render;

@@ -5,25 +5,14 @@
 use super::ast::Binary;
 use super::format::percent;
 use super::meter::{Buf, R, fail, over, spend};
-use super::text_filters::escape_into;
+use super::numbers::{as_float, beyond};
+use super::text::escape_into;
 use super::value::{Grow, Text, Value};
-
-fn beyond<T>() -> R<T> {
-    fail("an integer beyond 128 bits is not supported")
-}
 
 fn int(value: Option<i128>) -> R<Value> {
     match value {
         Some(value) => Ok(Value::Int(value)),
         None => beyond(),
-    }
-}
-
-/// A number as a float, if it is one.
-pub(super) fn as_float(value: &Value) -> Option<f64> {
-    match value {
-        Value::Float(f) => Some(*f),
-        other => other.as_int().map(|i| i as f64),
     }
 }
 
@@ -232,18 +221,4 @@ fn divided(a: f64, b: f64) -> (f64, f64) {
         whole = 0.0_f64.copysign(a / b);
     }
     (whole, rest)
-}
-
-/// Python's `int` of a float.
-pub(super) fn truncated(value: f64) -> R<Value> {
-    if value.is_nan() {
-        return fail("cannot convert float NaN to integer");
-    }
-    if value.is_infinite() {
-        return fail("cannot convert float infinity to integer");
-    }
-    match value.abs() < 1.7e38 {
-        true => Ok(Value::Int(value as i128)),
-        false => beyond(),
-    }
 }

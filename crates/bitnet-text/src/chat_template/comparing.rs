@@ -2,6 +2,7 @@
 //!
 //! Invariant: a comparison that Python decides by identity, and this program cannot, is an error.
 
+use super::ast::Comparison;
 use super::meter::{R, fail, spend, spend_bytes};
 use super::value::{Value, ViewKind};
 use std::cmp::Ordering;
@@ -209,4 +210,18 @@ fn int_to_float(int: i128, float: f64) -> Option<Ordering> {
         let whole = int.cmp(&(float.trunc() as i128));
         Some(whole.then_with(|| 0.0_f64.total_cmp(&(float.fract() + 0.0))))
     }
+}
+
+/// A comparison that a template writes.
+pub(super) fn compare(how: Comparison, left: &Value, right: &Value) -> R<bool> {
+    Ok(match how {
+        Comparison::Eq => left.equals(right)?,
+        Comparison::Ne => !left.equals(right)?,
+        Comparison::In => left.is_in(right)?,
+        Comparison::NotIn => !left.is_in(right)?,
+        Comparison::Lt => left.compare(right, "<")? == Some(Ordering::Less),
+        Comparison::Le => left.compare(right, "<=")?.is_some_and(Ordering::is_le),
+        Comparison::Gt => left.compare(right, ">")? == Some(Ordering::Greater),
+        Comparison::Ge => left.compare(right, ">=")?.is_some_and(Ordering::is_ge),
+    })
 }

@@ -5,7 +5,8 @@
 
 use super::args::Args;
 use super::arithmetic::{binary, negative};
-use super::ast::{Arguments, Comparison, Constant, Expr, Kind, Sign};
+use super::ast::{Arguments, Constant, Expr, Kind, Sign};
+use super::comparing::compare;
 use super::filters::{apply_filter, is_filter};
 use super::meter::{Buf, R, at, fail, spend};
 use super::methods::{call_method, has_method, is_mutating};
@@ -14,7 +15,6 @@ use super::slices::slice;
 use super::tests::{apply_test, is_test};
 use super::text::shown;
 use super::value::{Frame, Function, Grow, Method, Text, Value};
-use std::cmp::Ordering;
 use std::rc::Rc;
 
 impl Renderer {
@@ -452,17 +452,4 @@ fn missing(of: &Value, what: &str) -> R<Value> {
         other => format!("'{} object'", other.type_name()),
     };
     Value::lacking(&format!("{object} has no {what}"))
-}
-
-pub(super) fn compare(how: Comparison, left: &Value, right: &Value) -> R<bool> {
-    Ok(match how {
-        Comparison::Eq => left.equals(right)?,
-        Comparison::Ne => !left.equals(right)?,
-        Comparison::In => left.is_in(right)?,
-        Comparison::NotIn => !left.is_in(right)?,
-        Comparison::Lt => left.compare(right, "<")? == Some(Ordering::Less),
-        Comparison::Le => left.compare(right, "<=")?.is_some_and(Ordering::is_le),
-        Comparison::Gt => left.compare(right, ">")? == Some(Ordering::Greater),
-        Comparison::Ge => left.compare(right, ">=")?.is_some_and(Ordering::is_ge),
-    })
 }

@@ -4,10 +4,11 @@
 //! error comes when the item before it has been read.
 
 use super::args::{Args, is_true, size, text};
-use super::arithmetic::{as_float, binary, negative, truncated};
+use super::arithmetic::{binary, negative};
 use super::ast::Binary;
 use super::json;
 use super::meter::{Ended, R, fail, spend};
+use super::numbers::{as_float, truncated};
 use super::render::Renderer;
 use super::sorting::{Getter, dictsort, extreme, groupby, sort, unique};
 use super::text_filters;

@@ -3,8 +3,8 @@
 //! Invariant: widths and precisions are checked against the limits before anything is padded.
 
 use super::args::size;
-use super::arithmetic::{as_float, truncated};
 use super::meter::{Buf, Charge, R, error, fail, over, spend, spend_bytes};
+use super::numbers::{as_float, truncated};
 use super::printing::float_repr;
 use super::value::{Text, Value};
 

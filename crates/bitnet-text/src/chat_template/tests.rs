@@ -5,7 +5,7 @@
 use super::args::Args;
 use super::arithmetic::binary;
 use super::ast::{Binary, Comparison};
-use super::evaluate::compare;
+use super::comparing::compare;
 use super::filters::is_filter;
 use super::meter::{R, fail};
 use super::strings::{islower, isupper};

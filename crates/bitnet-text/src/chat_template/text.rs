@@ -90,3 +90,18 @@ pub(super) fn shown(name: &str) -> &str {
         .map_or(name.len(), |(at, _)| at);
     &name[..end]
 }
+
+/// Writes a text as HTML.
+pub(super) fn escape_into(text: &str, out: &mut Buf) -> R<()> {
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;")?,
+            '>' => out.push_str("&gt;")?,
+            '<' => out.push_str("&lt;")?,
+            '\'' => out.push_str("&#39;")?,
+            '"' => out.push_str("&#34;")?,
+            c => out.push(c)?,
+        }
+    }
+    Ok(())
+}

@@ -3,11 +3,12 @@
 //! Invariant: as in `strings.rs`.
 
 use super::args::{Args, is_true, size, text};
-use super::arithmetic::{as_float, truncated};
 use super::format::percent;
 use super::meter::{Buf, R, fail, spend, spend_bytes};
 use super::methods::soft;
+use super::numbers::{as_float, truncated};
 use super::strings::{capitalize, justify, keep, lines_of, replace, strip};
+use super::text::escape_into;
 use super::unicode::{is_space, is_word};
 use super::value::{Dict, Text, Value, check_defined};
 use std::rc::Rc;
@@ -39,20 +40,6 @@ pub(super) fn is_text_filter(name: &str) -> bool {
             | "wordcount"
             | "xmlattr"
     )
-}
-
-pub(super) fn escape_into(text: &str, out: &mut Buf) -> R<()> {
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;")?,
-            '>' => out.push_str("&gt;")?,
-            '<' => out.push_str("&lt;")?,
-            '\'' => out.push_str("&#39;")?,
-            '"' => out.push_str("&#34;")?,
-            c => out.push(c)?,
-        }
-    }
-    Ok(())
 }
 
 fn escape(of: &Value) -> R<Value> {
