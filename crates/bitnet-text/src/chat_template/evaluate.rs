@@ -377,7 +377,7 @@ impl Renderer {
         };
         match found {
             Some(found) => Ok(Some(found)),
-            None if has_method(of, name) => Method::new(of, name).map(Some),
+            None if has_method(of, name) => Method::value(of, name).map(Some),
             None => Ok(None),
         }
     }

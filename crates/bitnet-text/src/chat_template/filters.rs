@@ -261,7 +261,7 @@ fn reverse(of: &Value) -> R<Value> {
         _ => {
             let mut items = of.items()?;
             items.reverse();
-            Iter::new(items, None)
+            Iter::value(items, None)
         }
     }
 }
@@ -464,14 +464,14 @@ pub(super) fn apply_filter(renderer: &Renderer, name: &str, of: &Value, args: Ar
         "random" => random(of),
         "reverse" => reverse(of),
         "items" => match of {
-            Value::Undefined(_) => Iter::new(Vec::new(), None),
+            Value::Undefined(_) => Iter::value(Vec::new(), None),
             Value::Dict(dict) => {
                 let items = Value::View(ViewKind::Items, dict.clone()).items()?;
-                Iter::new(items, None)
+                Iter::value(items, None)
             }
             _ => {
                 let error = super::meter::error("Can only get item pairs from a mapping.");
-                Iter::new(Vec::new(), Some(error))
+                Iter::value(Vec::new(), Some(error))
             }
         },
         _ => fail(format!("the filter '{name}' is not supported")),

@@ -203,7 +203,7 @@ pub(super) struct Method {
 }
 
 impl Method {
-    pub(super) fn new(of: &Value, name: &str) -> R<Value> {
+    pub(super) fn value(of: &Value, name: &str) -> R<Value> {
         deep_enough(of.depth() + 1)?;
         Ok(Value::Method(Rc::new(Self {
             of: of.clone(),
@@ -278,7 +278,7 @@ impl Grow {
     pub(super) fn into_iter(self, ends: Option<Box<Error>>) -> R<Value> {
         let (items, charge) = self.into_parts()?;
         drop(charge);
-        Iter::new(items, ends)
+        Iter::value(items, ends)
     }
 
     pub(super) fn into_parts(mut self) -> R<(Vec<Value>, Charge)> {
@@ -304,7 +304,7 @@ enum IterState {
 
 impl Iter {
     /// Of items that end, if so, in an error.
-    pub(super) fn new(items: Vec<Value>, ends: Option<Box<Error>>) -> R<Value> {
+    pub(super) fn value(items: Vec<Value>, ends: Option<Box<Error>>) -> R<Value> {
         let depth = items.iter().map(Value::depth).max().unwrap_or(0) + 1;
         deep_enough(depth)?;
         let charge = Charge::new(items.len() * size_of::<Value>() + 96)?;
