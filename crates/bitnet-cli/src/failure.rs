@@ -4,8 +4,9 @@
 //! failure has a code of `formats/report.md`. A closed pipe on our own output is no failure: it
 //! travels as one so that `?` ends the work, and [`crate::Console::finish`] makes it success.
 
-use bitnet_formats::{ErrorCode, FormatError};
+use bitnet_formats::{Cause, ErrorCode, FormatError};
 use serde_json::{Value, json};
+use std::error::Error;
 use std::io;
 
 /// Why a program could not.
@@ -18,6 +19,7 @@ pub struct Failure {
     /// What to do about it, one line each.
     pub hints: Vec<String>,
     closed_pipe: bool,
+    cause: Option<Cause>,
 }
 
 impl Failure {
@@ -28,6 +30,7 @@ impl Failure {
             message: one_line(&message.into()),
             hints: Vec::new(),
             closed_pipe: false,
+            cause: None,
         }
     }
 
@@ -40,6 +43,13 @@ impl Failure {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(one_line(&hint.into()));
+        self
+    }
+
+    /// Keeps the error that this one says in its own words.
+    #[must_use]
+    pub fn because(mut self, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.cause.get_or_insert_with(|| Cause::new(error));
         self
     }
 
@@ -81,11 +91,18 @@ impl std::fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl Error for Failure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_ref().map(Cause::error)
+    }
+}
 
 impl From<FormatError> for Failure {
     fn from(error: FormatError) -> Self {
-        let failure = Self::new(error.code, error.to_string());
+        let failure = Self {
+            cause: error.cause().cloned(),
+            ..Self::new(error.code, error.to_string())
+        };
         match error.hint {
             Some(hint) => failure.hint(hint),
             None => failure,
@@ -99,7 +116,7 @@ impl From<io::Error> for Failure {
         let closed_pipe = error.kind() == io::ErrorKind::BrokenPipe;
         Self {
             closed_pipe,
-            ..Self::new(ErrorCode::Io, format!("cannot write the output: {error}"))
+            ..Self::new(ErrorCode::Io, format!("cannot write the output: {error}")).because(error)
         }
     }
 }
@@ -119,5 +136,18 @@ mod tests {
         assert_eq!(json["error"]["code"], "bad-code");
         assert_eq!(json["error"]["hint"], "look; again");
         assert!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).is_closed_pipe());
+    }
+
+    #[test]
+    fn a_failure_keeps_what_it_was_made_from() {
+        let full = || io::Error::from_raw_os_error(28);
+        let number = |failure: &Failure| {
+            let source = failure.source()?.downcast_ref::<io::Error>()?;
+            source.raw_os_error()
+        };
+        assert_eq!(number(&Failure::from(full())), Some(28));
+        let error = FormatError::io(std::path::Path::new("out"), &full());
+        assert_eq!(number(&Failure::from(error)), Some(28));
+        assert!(Failure::usage("x").source().is_none());
     }
 }

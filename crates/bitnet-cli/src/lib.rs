@@ -73,6 +73,6 @@ pub use size::{human_bytes, human_duration, parse_size};
 pub use suggest::{did_you_mean, nearest};
 pub use table::Table;
 pub use values::{number, whole, whole_from};
-pub use words::{is_flag, is_told_by_clap, positionals, subcommands};
+pub use words::{is_flag, is_told_by_clap, words_without_command};
 
 pub use bitnet_formats::{ErrorCode, FormatError};

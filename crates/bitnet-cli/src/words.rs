@@ -2,9 +2,12 @@
 //!
 //! Invariant: follows the definition of the command line; only used to say what is wrong with one.
 
+use crate::failure::Failure;
+use crate::suggest::did_you_mean;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::OsString;
+use std::path::Path;
 
 /// The words of a command line that belong to no flag, up to a subcommand.
 pub fn positionals(command: &Command, words: &[OsString]) -> Vec<String> {
@@ -72,6 +75,30 @@ pub fn subcommands(command: &Command) -> Vec<&str> {
     all.map(Command::get_name).collect()
 }
 
+/// The first word of a command line that belongs to no flag, and the rest of them: `None` if there is no such word or
+/// the first one is a subcommand.
+///
+/// # Errors
+/// The first word is neither a file nor a subcommand, but close to one.
+pub fn words_without_command(
+    command: &Command,
+    words: &[OsString],
+) -> Option<Result<(String, Vec<String>), Failure>> {
+    let commands = subcommands(command);
+    let mut positionals = positionals(command, words).into_iter();
+    let first = positionals.next()?;
+    if commands.contains(&first.as_str()) {
+        return None;
+    }
+    if !Path::new(&first).exists()
+        && let Some(meant) = did_you_mean(&first, commands)
+    {
+        let failure = Failure::usage(format!("unknown command `{first}`"));
+        return Some(Err(failure.hint(meant)));
+    }
+    Some(Ok((first, positionals.collect())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +126,20 @@ mod tests {
         assert_eq!(of(&["m", "--", "-p", "b"]), ["m", "-p", "b"]);
         assert!(is_flag(&command, "-p") && is_flag(&command, "--greedy"));
         assert!(!is_flag(&command, "- item") && !is_flag(&command, "--item"));
+    }
+
+    #[test]
+    fn a_mistyped_command_is_named() {
+        let command = Command::new("t").subcommand(Command::new("inspect"));
+        let of = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            words_without_command(&command, &words)
+        };
+        assert!(of(&[]).is_none() && of(&["inspect", "m"]).is_none());
+        let failure = of(&["isnpect", "m"]).unwrap().unwrap_err();
+        assert_eq!(failure.to_string(), "unknown command `isnpect`");
+        assert_eq!(failure.hints, ["did you mean inspect?"]);
+        let (first, rest) = of(&["model.gguf", "a", "b"]).unwrap().unwrap();
+        assert_eq!((first.as_str(), rest.len()), ("model.gguf", 2));
     }
 }

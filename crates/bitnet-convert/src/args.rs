@@ -8,7 +8,7 @@ use bitnet_formats::{BlockType, Encoding, PlainType};
 use clap::builder::PossibleValue;
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -182,19 +182,10 @@ pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failur
     if bitnet_cli::is_told_by_clap(error) {
         return None;
     }
-    let command = Args::command();
-    let commands = bitnet_cli::subcommands(&command);
-    let positionals = bitnet_cli::positionals(&command, words);
-    let (first, rest) = positionals.split_first()?;
-    if commands.contains(&first.as_str()) {
-        return None;
-    }
-    if !Path::new(first).exists()
-        && let Some(meant) = bitnet_cli::did_you_mean(first, commands)
-    {
-        let failure = Failure::usage(format!("unknown command `{first}`"));
-        return Some(failure.hint(meant));
-    }
+    let (first, rest) = match bitnet_cli::words_without_command(&Args::command(), words)? {
+        Ok(words) => words,
+        Err(failure) => return Some(failure),
+    };
     let (second, more) = rest.split_first()?;
     let has_output = words.iter().any(|word| {
         let word = word.to_string_lossy();

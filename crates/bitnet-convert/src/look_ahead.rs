@@ -56,7 +56,9 @@ pub fn run(
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
-        .map_err(|e| FormatError::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
+        .map_err(|e| {
+            FormatError::new(ErrorCode::Io, format!("cannot start threads: {e}")).because(e)
+        })?;
     for (n, (item, slot)) in at_risk.iter().enumerate() {
         let found = pool.install(|| look.at(item, *slot));
         found.map_err(|mut error| {

@@ -89,6 +89,7 @@ pub fn run(
                 ErrorCode::Io,
                 format!("cannot start {threads} threads: {e}"),
             )
+            .because(e)
         })?;
     let walk = SourceHash::new(&checkpoint.file);
     std::thread::scope(|scope| {

@@ -104,7 +104,7 @@ pub fn known(
     let normal = TernaryMatrix::new(rows, cols, matrix.into_trits(), scales);
     normal
         .map(Some)
-        .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))
+        .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()).because(e))
 }
 
 /// Writes rows `first ..` of `trit * scale` as little-endian numbers; `out` holds whole rows.

@@ -180,7 +180,7 @@ fn one_band(
         }
         let scales = Scales::PerTensor(scale);
         let matrix = TernaryMatrix::new(together * band.rows, cols, std::mem::take(trits), scales)
-            .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))?;
+            .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()).because(e))?;
         if to.check_trits(&matrix).is_err()
             || to.check_scales(&matrix, ScaleRounding::Refuse) != Ok(0.0)
         {

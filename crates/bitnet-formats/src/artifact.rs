@@ -480,7 +480,8 @@ impl Artifact {
                 let message = format!("no room for {bytes} bytes: {e}");
                 Err(FormatError::new(ErrorCode::Io, message)
                     .in_file(&self.target.path)
-                    .hint(NO_ROOM))
+                    .hint(NO_ROOM)
+                    .because(e))
             }
         }
     }

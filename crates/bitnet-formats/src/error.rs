@@ -3,8 +3,11 @@
 //! Invariant: `Display` is one line in lower case without a full stop; the remedy is the separate
 //! `hint`, which programs print on a line of its own.
 
+use std::error::Error;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
 
 /// Stable words for scripts; listed in `formats/report.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,13 +111,15 @@ pub struct FormatError {
     /// What was expected and what was found.
     pub message: String,
     /// File it happened in.
-    pub file: Option<PathBuf>,
+    pub file: Option<Box<Path>>,
     /// Tensor or metadata key it happened in.
     pub tensor: Option<String>,
     /// Byte offset in the file.
     pub offset: Option<u64>,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The error that this one says in its own words.
+    cause: Option<Box<Cause>>,
 }
 
 /// What is missing of a path.
@@ -136,6 +141,36 @@ pub(crate) fn missing(path: &Path) -> String {
     }
 }
 
+/// An error below one of ours, kept for [`Error::source`]. Two are equal if they say the same.
+#[derive(Clone)]
+pub struct Cause(Arc<dyn Error + Send + Sync>);
+
+impl Cause {
+    /// Keeps an error.
+    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(Arc::from(error.into()))
+    }
+
+    /// The error.
+    pub fn error(&self) -> &(dyn Error + 'static) {
+        &*self.0
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_string() == other.0.to_string()
+    }
+}
+
+impl Eq for Cause {}
+
 impl FormatError {
     /// An error that does not know its place yet.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
@@ -146,12 +181,13 @@ impl FormatError {
             tensor: None,
             offset: None,
             hint: None,
+            cause: None,
         }
     }
 
     /// Wraps an operating-system error.
-    pub fn io(path: &Path, error: &std::io::Error) -> Self {
-        use std::io::ErrorKind;
+    pub fn io(path: &Path, error: &io::Error) -> Self {
+        use io::ErrorKind;
         let message = match error.kind() {
             ErrorKind::NotFound => missing(path),
             ErrorKind::IsADirectory => "expected a file, found a directory".to_owned(),
@@ -159,13 +195,40 @@ impl FormatError {
             ErrorKind::PermissionDenied => "permission denied".to_owned(),
             _ => error.to_string(),
         };
-        Self::new(ErrorCode::Io, message).in_file(path)
+        // an operating-system error is its number; others are what they say
+        let cause = match error.raw_os_error() {
+            Some(number) => io::Error::from_raw_os_error(number),
+            None => io::Error::new(error.kind(), error.to_string()),
+        };
+        Self::new(ErrorCode::Io, message)
+            .in_file(path)
+            .because(cause)
+    }
+
+    /// Keeps the error that this one says in its own words, unless one is kept already.
+    #[must_use]
+    pub fn because(mut self, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.cause
+            .get_or_insert_with(|| Box::new(Cause::new(error)));
+        self
+    }
+
+    /// The error that this one says in its own words.
+    pub fn cause(&self) -> Option<&Cause> {
+        self.cause.as_deref()
+    }
+
+    /// The same place and remedy with another message.
+    #[must_use]
+    pub fn saying(mut self, message: impl Into<String>) -> Self {
+        self.message = message.into();
+        self
     }
 
     /// Adds the file, unless an inner place is known already.
     #[must_use]
     pub fn in_file(mut self, path: &Path) -> Self {
-        self.file.get_or_insert_with(|| path.to_owned());
+        self.file.get_or_insert_with(|| path.into());
         self
     }
 
@@ -207,7 +270,11 @@ impl fmt::Display for FormatError {
     }
 }
 
-impl std::error::Error for FormatError {}
+impl Error for FormatError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause().map(Cause::error)
+    }
+}
 
 /// Text that may come from a hostile file: line breaks and terminal escapes are spelled out, and a
 /// name of a megabyte does not fill the screen.
@@ -227,5 +294,32 @@ impl fmt::Display for OneLine<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_what_it_was_made_from() {
+        let denied = io::Error::from_raw_os_error(13);
+        let error = FormatError::io(Path::new("a/b"), &denied);
+        let source = error.source().and_then(|e| e.downcast_ref::<io::Error>());
+        assert_eq!(source.and_then(io::Error::raw_os_error), Some(13));
+        let broken = serde_json::from_str::<u8>("{").unwrap_err();
+        let (line, text) = (broken.line(), broken.to_string());
+        let error = FormatError::new(ErrorCode::Malformed, "expected JSON").because(broken);
+        assert_eq!(error.to_string(), "expected JSON");
+        let source = error
+            .source()
+            .and_then(|e| e.downcast_ref::<serde_json::Error>());
+        assert_eq!(source.map(serde_json::Error::line), Some(line));
+        assert_eq!(error.clone().source().unwrap().to_string(), text);
+        assert!(
+            FormatError::new(ErrorCode::Malformed, "x")
+                .source()
+                .is_none()
+        );
     }
 }

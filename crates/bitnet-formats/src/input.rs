@@ -95,8 +95,9 @@ impl Input {
     /// # Errors
     /// `input-changed`, with what changed.
     pub fn check(&self) -> Result<(), FormatError> {
-        let what = match std::fs::metadata(&self.path).map(|m| FileState::of(&m)) {
-            Ok(now) if now == self.state => return Ok(()),
+        let now = std::fs::metadata(&self.path).map(|m| FileState::of(&m));
+        let what = match &now {
+            Ok(now) if *now == self.state => return Ok(()),
             Ok(now) if now.identity != self.state.identity => {
                 "expected the file that was opened, found another file in its place".to_owned()
             }
@@ -108,9 +109,13 @@ impl Input {
             Err(e) => format!("expected the file that was opened, found none: {e}"),
         };
         let message = format!("the input changed while it was read: {what}");
-        Err(FormatError::new(ErrorCode::InputChanged, message)
+        let error = FormatError::new(ErrorCode::InputChanged, message)
             .in_file(&self.path)
-            .hint("wait until no other program writes the file, then run the command again"))
+            .hint("wait until no other program writes the file, then run the command again");
+        Err(match now {
+            Ok(_) => error,
+            Err(cause) => error.because(cause),
+        })
     }
 }
 
@@ -173,7 +178,7 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, FormatError> {
 /// `io`; `limit-exceeded`, naming the limit.
 pub fn read_to_limit(stream: impl Read, limit: u64) -> Result<Vec<u8>, FormatError> {
     read_stream(stream, 0, limit)
-        .map_err(|e| FormatError::new(ErrorCode::Io, e.to_string()))?
+        .map_err(|e| FormatError::new(ErrorCode::Io, e.to_string()).because(e))?
         .ok_or_else(|| too_long(limit, "more"))
 }
 
@@ -236,7 +241,8 @@ pub fn check_side_file(directory: &Path, name: &str) -> Result<bool, FormatError
             let hint = "download the file that the link stands for, or remove the link";
             return Err(FormatError::new(ErrorCode::Io, message)
                 .in_file(&path)
-                .hint(hint));
+                .hint(hint)
+                .because(e));
         }
     };
     refuse_special(&path, &std::fs::metadata(&real).map_err(failed)?)?;

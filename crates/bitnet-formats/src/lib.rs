@@ -35,7 +35,7 @@ pub use container::{
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};
-pub use error::{ErrorCode, FormatError};
+pub use error::{Cause, ErrorCode, FormatError};
 pub use evidence::{CodeLength, DECISIVE_BITS, code_length, doubtful_code_length};
 pub use foreign::{FOREIGN_TYPES, ForeignType, foreign_type_by_name};
 pub use hex::hex;

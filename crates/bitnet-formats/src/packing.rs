@@ -492,5 +492,5 @@ fn matrix_error(error: &MatrixError) -> FormatError {
         MatrixError::NotATrit { .. } => ErrorCode::BadCode,
         _ => ErrorCode::Malformed,
     };
-    FormatError::new(code, error.to_string())
+    FormatError::new(code, error.to_string()).because(error.clone())
 }

@@ -144,7 +144,7 @@ pub(crate) fn parse_json_text(bytes: &[u8]) -> Result<Value, FormatError> {
             )
         };
         let head = bytes.get(..HEAD).unwrap_or(bytes);
-        if bytes.is_empty() {
+        let named = if bytes.is_empty() {
             error("an empty file").hint("download or write the file again")
         } else if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
             error("UTF-16 text (its byte order mark says so)").hint("save the file as UTF-8")
@@ -152,7 +152,8 @@ pub(crate) fn parse_json_text(bytes: &[u8]) -> Result<Value, FormatError> {
             error(kind.found).hint(kind.hint)
         } else {
             FormatError::new(ErrorCode::Malformed, format!("expected JSON: {e}"))
-        }
+        };
+        named.because(e)
     })
 }
 

@@ -206,7 +206,9 @@ pub(crate) fn linear(
     let shape = [matrix.rows(), matrix.cols()];
     check_shape(slot, &shape, &checkpoint.config.shape(slot))?;
     Ok(backend.pack(&in_normal_form(matrix).map_err(|error| {
-        FormatError::new(ErrorCode::Malformed, error.to_string()).in_tensor(&slot.to_string())
+        FormatError::new(ErrorCode::Malformed, error.to_string())
+            .in_tensor(&slot.to_string())
+            .because(error)
     })?))
 }
 

@@ -66,7 +66,7 @@ impl ModelThreads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.count);
         let pool = pool.build().map_err(|e| {
             let message = format!("cannot start {} threads: {e}", self.count);
-            FormatError::new(ErrorCode::Io, message)
+            FormatError::new(ErrorCode::Io, message).because(e)
         })?;
         Ok(pool.install(f))
     }

@@ -6,7 +6,7 @@ use bitnet_cli::{Failure, GlobalArgs};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Run a ternary language model on the CPU, with the same bits on every kernel
 #[derive(Debug, Parser)]
@@ -408,18 +408,10 @@ pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failur
         return None;
     }
     let command = Args::command();
-    let commands = bitnet_cli::subcommands(&command);
-    let positionals = bitnet_cli::positionals(&command, words);
-    let (first, rest) = positionals.split_first()?;
-    if commands.contains(&first.as_str()) {
-        return None;
-    }
-    if !Path::new(first).exists()
-        && let Some(meant) = bitnet_cli::did_you_mean(first, commands)
-    {
-        let failure = Failure::usage(format!("unknown command `{first}`"));
-        return Some(failure.hint(meant));
-    }
+    let (first, rest) = match bitnet_cli::words_without_command(&command, words)? {
+        Ok(words) => words,
+        Err(failure) => return Some(failure),
+    };
     if !rest.is_empty() && error.is_some() {
         let text = rest.join(" ");
         return Some(

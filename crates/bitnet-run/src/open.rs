@@ -22,7 +22,9 @@ pub fn kernel(name: &str) -> Result<Backend, Failure> {
             KernelError::Unavailable { .. } => None,
         };
         let failure = meant.into_iter().fold(failure, Failure::hint);
-        failure.hint("run `bitnet-run kernels` to see which kernels run here")
+        failure
+            .hint("run `bitnet-run kernels` to see which kernels run here")
+            .because(e)
     })
 }
 

@@ -48,6 +48,7 @@ pub fn parse_prompt_file(text: &[u8]) -> Result<Vec<PromptEntry>, FormatError> {
     parsed.map_err(|e| {
         FormatError::new(code, e.to_string())
             .hint("expected {\"name\": {\"text\": \"…\", \"ids\": […]}} or [[ids], …]")
+            .because(e)
     })
 }
 

@@ -510,11 +510,11 @@ fn add_tokens(pieces: &mut GgmlTokenizer, side: &SideFiles) -> Result<(), Format
 }
 
 fn compact(value: &Value) -> Result<Vec<u8>, FormatError> {
-    serde_json::to_vec(value).map_err(|e| refuse(e.to_string()))
+    serde_json::to_vec(value).map_err(|e| refuse(e.to_string()).because(e))
 }
 
 fn pretty(value: &Value) -> Result<Vec<u8>, FormatError> {
-    serde_json::to_vec_pretty(value).map_err(|e| refuse(e.to_string()))
+    serde_json::to_vec_pretty(value).map_err(|e| refuse(e.to_string()).because(e))
 }
 
 /// The `tokenizer.json` that GGUF metadata carry; `None` if there is none.

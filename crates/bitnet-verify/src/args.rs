@@ -213,19 +213,10 @@ pub(crate) fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option
     if bitnet_cli::is_told_by_clap(error) {
         return None;
     }
-    let command = Args::command();
-    let commands = bitnet_cli::subcommands(&command);
-    let positionals = bitnet_cli::positionals(&command, words);
-    let (first, rest) = positionals.split_first()?;
-    if commands.contains(&first.as_str()) {
-        return None;
-    }
-    if !Path::new(first).exists()
-        && let Some(meant) = bitnet_cli::did_you_mean(first, commands)
-    {
-        let failure = Failure::usage(format!("unknown command `{first}`"));
-        return Some(failure.hint(meant));
-    }
+    let (first, rest) = match bitnet_cli::words_without_command(&Args::command(), words)? {
+        Ok(words) => words,
+        Err(failure) => return Some(failure),
+    };
     let second = rest.first()?;
     let failure = Failure::usage(format!(
         "unexpected argument `{second}` behind the artifact"

@@ -259,8 +259,9 @@ fn verify(
         padding: args.against.is_some(),
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool =
-        pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
+    let pool = pool.map_err(|e| {
+        Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")).because(e)
+    })?;
     let mut report = pool.install(|| run_checks(&subject, progress));
     // what was read of a file that changed meanwhile proves nothing
     for input in [Some(&artifact), source.as_ref()].into_iter().flatten() {

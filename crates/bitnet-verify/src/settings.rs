@@ -102,6 +102,7 @@ impl Bounds {
             });
             FormatError::new(ErrorCode::Malformed, format!("{place}{}", e.message()))
                 .hint("a table [thresholds] with the long flags as keys: max_kl = 2e-3")
+                .because(e)
         })?;
         let bounds = settings.thresholds;
         for (key, value) in bounds.entries() {

@@ -19,6 +19,7 @@ mod candidates;
 mod certificates;
 mod changing_inputs;
 mod chat_templates;
+mod checks;
 mod configuration;
 mod convert;
 mod demo;

@@ -38,7 +38,7 @@ pub(super) struct Piece {
 /// Appends the RFC 8785 form of a value.
 pub(super) fn canonical(value: &Value, form: &mut Vec<u8>) -> Result<(), FormatError> {
     serde_json_canonicalizer::to_writer(value, form)
-        .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))
+        .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()).because(e))
 }
 
 /// The hash over a certificate: of the RFC 8785 form of the object without the hash itself, from its entries in

@@ -45,7 +45,7 @@ pub(super) fn read(text: &[u8]) -> Result<Pieces, FormatError> {
     let read = root.deserialize(&mut json).and_then(|()| json.end());
     match (failed, read) {
         (Some(error), _) => Err(error),
-        (None, Err(e)) => Err(malformed(format!("expected JSON: {e}"))),
+        (None, Err(e)) => Err(malformed(format!("expected JSON: {e}")).because(e)),
         (None, Ok(())) => Ok(pieces),
     }
 }

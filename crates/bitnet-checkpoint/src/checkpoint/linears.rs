@@ -108,7 +108,7 @@ impl Checkpoint {
     fn read_ternary(&self, source: &LinearSource) -> Result<TernaryMatrix, FormatError> {
         let (trits, scales) = source.storage.read(&self.stored(source))?;
         let matrix = TernaryMatrix::new(source.rows, source.cols, trits, scales)
-            .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()))?;
+            .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()).because(e))?;
         Ok(match source.permuted_head_dim {
             None => matrix,
             Some(head_dim) => hf_from_gguf_rows(&matrix, head_dim),

@@ -85,7 +85,7 @@ pub fn rounded_scales(matrix: &TernaryMatrix, to: PlainType) -> Result<TernaryMa
         matrix.trits().to_vec(),
         scales,
     )
-    .map_err(|e| FormatError::new(ErrorCode::TargetCannotHold, e.to_string()))
+    .map_err(|e| FormatError::new(ErrorCode::TargetCannotHold, e.to_string()).because(e))
 }
 
 /// What the scales of all linears of an MLX checkpoint have in common.

@@ -178,6 +178,7 @@ fn sync_parent(target: &Target) -> Result<(), FormatError> {
         FormatError::new(ErrorCode::Io, message)
             .in_file(&target.path)
             .hint("check the disk, then run bitnet-verify on the output")
+            .because(e)
     })
 }
 

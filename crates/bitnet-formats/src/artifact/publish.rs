@@ -153,6 +153,7 @@ pub fn publish(staged: Vec<Staged>) -> Result<(), FormatError> {
             FormatError::new(ErrorCode::Io, message)
                 .in_file(parent)
                 .hint("check the disk, then run bitnet-verify on the output")
+                .because(e)
         })?;
     }
     Ok(())

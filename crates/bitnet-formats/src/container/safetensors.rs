@@ -148,8 +148,9 @@ fn read_header(
         let refused = |e: &dyn std::fmt::Display| {
             malformed(format!("the safetensors library refuses the header: {e}")).at(8)
         };
-        let text = std::str::from_utf8(header).map_err(|e| refused(&e))?;
-        serde_json::from_str::<safetensors::tensor::Metadata>(text).map_err(|e| refused(&e))?;
+        let text = std::str::from_utf8(header).map_err(|e| refused(&e).because(e))?;
+        serde_json::from_str::<safetensors::tensor::Metadata>(text)
+            .map_err(|e| refused(&e).because(e))?;
     }
     Ok(Parsed { metadata, tensors })
 }

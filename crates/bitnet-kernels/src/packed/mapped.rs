@@ -57,7 +57,14 @@ impl fmt::Display for MapError {
     }
 }
 
-impl std::error::Error for MapError {}
+impl std::error::Error for MapError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Shape(error) => Some(error),
+            _ => None,
+        }
+    }
+}
 
 impl PackedMatrix {
     /// A matrix whose tiles lie at `range` of `file`, in the layout that `backend` reads for these scales

@@ -32,5 +32,5 @@ pub(super) fn map(tiles: &Tiles<'_>, backend: Backend) -> Result<PackedMatrix, F
     let (bytes, scales) = (tiles.bytes()?, tiles.scales().clone());
     let range = 0..bytes.len();
     let mapped = PackedMatrix::mapped(backend, tiles.shape(), scales, Arc::new(bytes), range);
-    mapped.map_err(|error| tiles.explain(&error.to_string()))
+    mapped.map_err(|error| tiles.explain(&error.to_string()).because(error))
 }

@@ -114,7 +114,7 @@ impl Expression {
         }
         let regex = Regex::new(text).map_err(|e| {
             let what = format!("`{}` is no regular expression: {e}", short(text));
-            refuse(key, what.replace(['\n', '\r'], " "))
+            refuse(key, what.replace(['\n', '\r'], " ")).because(e)
         })?;
         Ok(Self {
             regex,
@@ -342,7 +342,7 @@ pub(super) fn library<T: serde::de::DeserializeOwned>(
 ) -> Result<T, FormatError> {
     serde_json::from_value(rule.clone()).map_err(|e| {
         let name = kind(rule);
-        refuse(key, format!("`{}`: {e}", short(name)))
+        refuse(key, format!("`{}`: {e}", short(name))).because(e)
     })
 }
 

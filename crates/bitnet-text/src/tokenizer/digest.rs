@@ -373,6 +373,7 @@ impl Decoding {
 
 /// Rules that have no word, by the hash of their RFC 8785 form.
 fn canonical_sha256(value: &Value) -> Result<String, FormatError> {
-    let bytes = serde_json_canonicalizer::to_vec(value).map_err(|e| refuse(e.to_string()))?;
+    let bytes =
+        serde_json_canonicalizer::to_vec(value).map_err(|e| refuse(e.to_string()).because(e))?;
     Ok(format!("sha256:{}", hex(&Sha256::digest(&bytes))))
 }

@@ -121,7 +121,7 @@ impl Engine {
         let is_costly = |token: &&AddedToken| token.lstrip || token.single_word;
         let costly = added.iter().filter(is_costly).map(|t| t.content.clone());
         let costly = costly.filter(|text| !text.is_empty()).collect();
-        let library = |e: tokenizers::Error| refuse("added_tokens", e.to_string());
+        let library = |e: tokenizers::Error| refuse("added_tokens", e.to_string()).because(e);
         let mut inner: Library = TokenizerBuilder::new()
             .with_model(bpe)
             .with_normalizer(normalizer)
@@ -148,10 +148,9 @@ impl Engine {
         }
         caught("encoding the text", || {
             cut::watched(text.len(), || {
-                let encoding = self
-                    .inner
-                    .encode_fast(text, special)
-                    .map_err(|e| FormatError::new(ErrorCode::Tokenizer, e.to_string()))?;
+                let encoding = self.inner.encode_fast(text, special).map_err(|e| {
+                    FormatError::new(ErrorCode::Tokenizer, e.to_string()).because(e)
+                })?;
                 Ok(encoding.get_ids().to_vec())
             })
         })
@@ -204,7 +203,7 @@ fn added_tokens(list: &Value) -> Result<Vec<AddedToken>, FormatError> {
         .enumerate()
         .map(|(number, entry)| {
             let token = AddedToken::deserialize(entry)
-                .map_err(|e| refuse(key, format!("entry {number}: {e}")))?;
+                .map_err(|e| refuse(key, format!("entry {number}: {e}")).because(e))?;
             if entry.get("id").and_then(Value::as_u64).is_none() {
                 return Err(refuse(key, format!("entry {number} has no id")));
             }

@@ -429,7 +429,7 @@ impl GgmlTokenizer {
 
     /// A `tokenizer.json` that does what these metadata say.
     pub(super) fn to_json(&self) -> Result<Vec<u8>, FormatError> {
-        let failed = |e: serde_json::Error| refuse("tokenizer", e.to_string());
+        let failed = |e: serde_json::Error| refuse("tokenizer", e.to_string()).because(e);
         let mut out = serde_json::to_vec(&self.rules_json()?).map_err(failed)?;
         // `model` is the last key: its lists go in front of the two braces at the end
         out.truncate(out.len().saturating_sub(2));

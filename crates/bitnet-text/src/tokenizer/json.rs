@@ -58,7 +58,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Reading, FormatError> {
     let read = file
         .deserialize(&mut deserializer)
         .and_then(|file| deserializer.end().map(|()| file));
-    let (rules, model) = read.map_err(|e| failure.instead_of(&e))?;
+    let (rules, model) = read.map_err(|e| failure.instead_of(e))?;
     let model = model.ok_or_else(|| refuse("model", "absent"))?;
     Ok(Reading {
         bpe: model.finish()?,
@@ -77,14 +77,14 @@ impl Failure {
         E::custom(text)
     }
 
-    fn instead_of(&self, error: &serde_json::Error) -> FormatError {
+    fn instead_of(&self, error: serde_json::Error) -> FormatError {
         let own = self.0.borrow_mut().take();
         own.unwrap_or_else(|| {
             let code = match error.is_data() {
                 true => ErrorCode::Tokenizer,
                 false => ErrorCode::Malformed,
             };
-            FormatError::new(code, error.to_string())
+            FormatError::new(code, error.to_string()).because(error)
         })
     }
 }

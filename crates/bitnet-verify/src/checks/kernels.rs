@@ -60,16 +60,9 @@ impl Running for Kernels {
             let packed = backend.pack(matrix);
             for (token, expected) in expected.iter().enumerate() {
                 let found = packed.dots(&batch, token);
-                if let Some(at) = (0..expected.len()).find(|&i| found.get(i) != Some(&expected[i]))
-                {
-                    let (group, row) = (at / matrix.rows(), at % matrix.rows());
-                    let text = format!(
-                        "{}: token {token}, row {row}, group {group}: expected {}, found {:?}",
-                        backend.name(),
-                        expected[at],
-                        found.get(at)
-                    );
-                    self.findings.different(&place, text);
+                let sums = (&expected[..], &found[..]);
+                if let Some(what) = other_sum(backend.name(), token, matrix.rows(), sums) {
+                    self.findings.different(&place, what);
                     break;
                 }
             }
@@ -79,15 +72,9 @@ impl Running for Kernels {
                 &mut Output::new(&mut products, TOKENS, matrix.rows()),
             );
             let scalar = scalar.get_or_insert_with(|| products.clone());
-            if let Some(at) =
-                (0..products.len()).find(|&i| products[i].to_bits() != scalar[i].to_bits())
-            {
-                let (token, row) = (at / matrix.rows(), at % matrix.rows());
-                let (name, expected, found) = (backend.name(), scalar[at], products[at]);
-                let text = format!(
-                    "{name}: batch, token {token}, row {row}: expected {expected:e}, found {found:e}"
-                );
-                self.findings.different(&place, text);
+            let pair = (&scalar[..], &products[..]);
+            if let Some(what) = other_product(backend.name(), matrix.rows(), pair) {
+                self.findings.different(&place, what);
             }
         }
     }
@@ -109,6 +96,32 @@ impl Running for Kernels {
             .checks
             .push(self.findings.into_verdict(CHECK.name, compared));
     }
+}
+
+/// The first sum of a token that is another one; `(groups, rows)`.
+fn other_sum(
+    kernel: &str,
+    token: usize,
+    rows: usize,
+    (expected, found): (&[i32], &[i32]),
+) -> Option<String> {
+    let at = (0..expected.len()).find(|&i| found.get(i) != expected.get(i))?;
+    let (group, row) = (at / rows, at % rows);
+    Some(format!(
+        "{kernel}: token {token}, row {row}, group {group}: expected {}, found {:?}",
+        expected[at],
+        found.get(at)
+    ))
+}
+
+/// The first product of a batch that has other bits; `(tokens, rows)`.
+fn other_product(kernel: &str, rows: usize, (expected, found): (&[f32], &[f32])) -> Option<String> {
+    let mut pairs = expected.iter().zip(found).enumerate();
+    let (at, (e, f)) = pairs.find(|(_, (e, f))| e.to_bits() != f.to_bits())?;
+    let (token, row) = (at / rows, at % rows);
+    Some(format!(
+        "{kernel}: batch, token {token}, row {row}: expected {e:e}, found {f:e}"
+    ))
 }
 
 /// `(TOKENS, cols)` activations that quantise to themselves: whole numbers whose largest magnitude
@@ -169,4 +182,39 @@ fn dots(matrix: &TernaryMatrix, x: &[f32]) -> Vec<i32> {
         }
     }
     dots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_sum_is_found() {
+        let (rows, cols) = (3, 32);
+        let trits = (0..rows * cols).map(|i| (i % 3) as i8 - 1).collect();
+        let matrix = TernaryMatrix::new(rows, cols, trits, Scales::PerTensor(0.5)).unwrap();
+        let x = activations(&matrix, 1);
+        let right = dots(&matrix, &x[..cols]);
+        assert_eq!(other_sum("k", 0, rows, (&right, &right)), None);
+        let mut wrong = right.clone();
+        wrong[1] += 1;
+        let text = other_sum("k", 4, rows, (&right, &wrong)).expect("found");
+        assert!(text.starts_with("k: token 4, row 1, group 0: "), "{text}");
+        assert!(
+            other_sum("k", 0, rows, (&right, &right[..2])).is_some(),
+            "one is missing"
+        );
+        let products = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
+        let mut other = products;
+        other[4] = f32::from_bits(4.0f32.to_bits() + 1);
+        assert_eq!(other_product("k", rows, (&products, &products)), None);
+        let text = other_product("k", rows, (&products, &other)).expect("found");
+        assert!(text.starts_with("k: batch, token 1, row 1: "), "{text}");
+        other = products;
+        other[0] = -0.0;
+        assert!(
+            other_product("k", rows, (&products, &other)).is_some(),
+            "other bits"
+        );
+    }
 }

@@ -45,8 +45,9 @@ pub(crate) fn run(
     compare: &Compare,
 ) -> Result<ExitStatus, Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool =
-        pool.map_err(|e| Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")))?;
+    let pool = pool.map_err(|e| {
+        Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")).because(e)
+    })?;
     if let Some(output) = &args.output {
         repair::refuse_to_replace(&args.model, output, args.force)?;
     }

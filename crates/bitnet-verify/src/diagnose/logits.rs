@@ -4,6 +4,8 @@
 //! error relative to its logits, and the position in the middle speaks, because flipped activations reach some
 //! positions of a right program too.
 
+#![deny(clippy::indexing_slicing)]
+
 use super::hypotheses::{Hypothesis, begins_at, closest, hypotheses};
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::reference::divergence::relative_error;

@@ -4,6 +4,8 @@
 //! begins and nowhere behind it. A name is given only if that one change takes the error down to the noise of
 //! arithmetic; several that do are all named.
 
+#![deny(clippy::indexing_slicing)]
+
 use super::hypotheses::{Hypothesis, begins_at, closest, hypotheses};
 use super::swap;
 use crate::diagnose::fault::{Fault, FaultName};
@@ -103,10 +105,11 @@ fn by_tokens(checkpoint: &Checkpoint, golden: &Golden) -> Vec<(LayerSlot, Record
             continue;
         };
         let turned = |recorded: &Recorded| {
-            let tokens = recorded.rows / heads;
-            let rows: Vec<&[f32]> = recorded.values.chunks(recorded.cols).collect();
-            let places = (0..tokens).flat_map(|token| (0..heads).map(move |head| (token, head)));
-            let values = places.flat_map(|(token, head)| rows[head * tokens + token]);
+            let tokens = recorded.rows.checked_div(heads).unwrap_or(0);
+            let rows = || recorded.values.chunks(recorded.cols.max(1));
+            // the rows of a token are as far apart as there are tokens
+            let of_token = |token| rows().skip(token).step_by(tokens.max(1));
+            let values = (0..tokens).flat_map(of_token).flatten();
             values.copied().collect::<Vec<f32>>()
         };
         let fits = x.cols == y.cols && x.rows == y.rows && x.rows.is_multiple_of(heads);
@@ -240,17 +243,19 @@ impl<'a> Patient<'a> {
         if !self.compare(slot, error, EDGE_ERROR) {
             return Ok(());
         }
-        let vocab = self.checkpoint.config.vocab_size as u32;
-        let other = |ids: Vec<u32>| match ids.iter().all(|id| *id < vocab) {
-            true => self.oracle.embeddings(&ids).map(Some),
-            false => Ok(None),
+        let vocab = self.checkpoint.config.vocab_size;
+        // prompts of a record need not fit the model
+        let is_token = |id: &u32| usize::try_from(*id).is_ok_and(|id| id < vocab);
+        let other = |ids: Option<Vec<u32>>| match ids.filter(|ids| ids.iter().all(is_token)) {
+            Some(ids) => self.oracle.embeddings(&ids).map(Some),
+            None => Ok(None),
         };
         let fits = |found: &Option<Vec<f32>>| {
             let found = found.as_deref().unwrap_or_default();
             relative_error(&expected.values, found) <= EDGE_ERROR
         };
-        let next = other(ids.iter().map(|id| id + 1).collect())?;
-        let previous = other(ids.iter().map(|id| id.wrapping_sub(1)).collect())?;
+        let next = other(ids.iter().map(|id| id.checked_add(1)).collect())?;
+        let previous = other(ids.iter().map(|id| id.checked_sub(1)).collect())?;
         let shift = shifted(&expected.values, &found, expected.cols, EDGE_ERROR);
         let (kind, what) = if let Some(text) = shift {
             (FaultName::TokenOffset, format!("embeddings: {text}"))
@@ -456,7 +461,8 @@ impl<'a> Patient<'a> {
         for (e, f) in e.chunks(rows).zip(f.chunks(rows)) {
             let largest = e.iter().fold(0.0f32, |m, x| m.max(x.abs()));
             let off = |(e, f): (&f32, &f32)| (e - f).abs() > 1e-5 * largest;
-            differing.extend((0..rows).filter(|&row| off((&e[row], &f[row]))));
+            let pairs = e.iter().zip(f).enumerate();
+            differing.extend(pairs.filter(|(_, pair)| off(*pair)).map(|(row, _)| row));
         }
         let Some(first) = differing.first().filter(|_| 2 * differing.len() < rows) else {
             return Ok(None);
@@ -591,11 +597,11 @@ fn shifted(expected: &[f32], found: &[f32], cols: usize, bound: f64) -> Option<S
     if rows < 2 || expected.len() != found.len() {
         return None;
     }
-    let (first, last) = (cols, expected.len() - cols);
+    let (first, last) = (cols, expected.len().checked_sub(cols)?);
     let fits = |e: &[f32], f: &[f32]| relative_error(e, f) <= bound;
-    if fits(&expected[..last], &found[first..]) {
+    if fits(expected.get(..last)?, found.get(first..)?) {
         return Some("what is expected at a position is found at the next one".to_owned());
     }
-    let before = fits(&expected[first..], &found[..last]);
+    let before = fits(expected.get(first..)?, found.get(..last)?);
     before.then(|| "what is expected at a position is found at the one before".to_owned())
 }

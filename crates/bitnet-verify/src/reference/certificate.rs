@@ -3,6 +3,8 @@
 //! Invariant: a file is a certificate if it is a JSON object with the key `certificate`; a file that is named like
 //! one and is cut off is refused as a certificate, not as a model.
 
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
 use bitnet_checkpoint::Certificate;
 use bitnet_formats::{ErrorCode, FormatError, Limits, open_regular, read_file};
 use std::io::Read;
@@ -33,7 +35,9 @@ pub(crate) fn read_if_one(path: &Path) -> Result<Option<Certificate>, FormatErro
         // tensors may begin like an object; a certificate that is cut off is still one
         Err(error) if is_named_certificate(path) => {
             let message = format!("expected JSON: {error}");
-            Err(FormatError::new(ErrorCode::Malformed, message).in_file(path))
+            Err(FormatError::new(ErrorCode::Malformed, message)
+                .in_file(path)
+                .because(error))
         }
         Ok(false) | Err(_) => Ok(None),
     }

@@ -4,6 +4,8 @@
 //! tokens. Files other than `prompts.json` and `logits_f32.safetensors`, or `embeddings_f32.safetensors` of
 //! an embedding model, may be absent.
 
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
 use crate::reference::prompts::{Prompt, read_json, read_prompts_and_texts, token_ids};
 use bitnet_checkpoint::{Checkpoint, Slot};
 use bitnet_formats::{
@@ -193,7 +195,7 @@ impl Golden {
 
 /// sha256 of codes as `ternary.json` has it: one byte each, row-major.
 pub fn codes_sha256(trits: &[i8]) -> String {
-    let codes: Vec<u8> = trits.iter().map(|&t| t as u8).collect();
+    let codes: Vec<u8> = trits.iter().map(|t| t.cast_unsigned()).collect();
     bitnet_formats::hex(&Sha256::digest(&codes))
 }
 
@@ -325,10 +327,10 @@ fn read_shaped(
             return Err(error.in_file(path).in_tensor(&info.name));
         }
         let bytes = file.read(info)?;
-        let mut values = vec![0.0; bytes.len() / plain.size()];
+        let mut values = vec![0.0; bytes.len().checked_div(plain.size()).unwrap_or(0)];
         dense_to_f32(info.encoding, &bytes, &mut values)
             .map_err(|e| e.in_file(path).in_tensor(&info.name))?;
-        if values.len() == rows * cols {
+        if rows.checked_mul(cols) == Some(values.len()) {
             matrices.insert(info.name.clone(), Recorded { rows, cols, values });
         }
     }

@@ -18,19 +18,21 @@ mod mixer;
 mod mlp;
 mod pass;
 mod rope;
+mod tensors;
 
 pub use deviation::{Deviation, Rounding, RowOrder, ScaleAs};
 pub use layer::{Layer, Replayed};
 pub use pass::Operator;
 
 use bitnet_checkpoint::{Checkpoint, Config, DenseTensor, Slot};
-use bitnet_formats::{ErrorCode, FormatError, dense_to_f32};
+use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_ternary::TernaryMatrix;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use deviation::Reading;
 use linear::{Linear, dense_weights};
 use pass::rms_norm;
 use std::ops::Range;
+use tensors::{candle, dense_rows, gain, matrix, values};
 
 /// Elements of the head that are widened at a time: 32 MB as `f32`.
 const HEAD_BLOCK: usize = 8 << 20;
@@ -345,67 +347,4 @@ impl<'a> Table<'a> {
             Self::Ternary(matrix) => Ok(dense_weights(matrix, rows)),
         }
     }
-}
-
-/// The gain of a norm, `(n,)`.
-fn gain(checkpoint: &Checkpoint, slot: Slot) -> Result<Tensor, FormatError> {
-    let dense = checkpoint.dense(slot)?;
-    let gain = dense_rows(&dense, slot, 0..1)?;
-    let n = gain.len();
-    Tensor::from_vec(gain, n, &Device::Cpu).map_err(candle)
-}
-
-/// Some rows of a dense tensor, widened; a vector is one row.
-fn dense_rows(
-    tensor: &DenseTensor<'_>,
-    slot: Slot,
-    rows: Range<usize>,
-) -> Result<Vec<f32>, FormatError> {
-    let (count, width) = match *tensor.shape {
-        [width] => (1, width),
-        [count, width] => (count, width),
-        _ => {
-            let found = format!(
-                "expected a vector or a matrix, found {} dimensions",
-                tensor.shape.len()
-            );
-            return Err(FormatError::new(ErrorCode::WrongShape, found).in_tensor(&slot.to_string()));
-        }
-    };
-    let row_bytes = tensor.bytes.len() / count.max(1);
-    let bytes = tensor
-        .bytes
-        .get(rows.start * row_bytes..rows.end * row_bytes)
-        .unwrap_or(&[]);
-    let mut out = vec![0.0; rows.len() * width];
-    dense_to_f32(tensor.encoding, bytes, &mut out).map_err(|e| e.in_tensor(&slot.to_string()))?;
-    if tensor.plus_one {
-        out.iter_mut().for_each(|value| *value += 1.0);
-    }
-    Ok(out)
-}
-
-/// A `(rows, cols)` tensor of a slice that must fit.
-fn matrix(x: &[f32], rows: usize, cols: usize) -> Result<Tensor, FormatError> {
-    if rows.checked_mul(cols) != Some(x.len()) {
-        return Err(FormatError::new(
-            ErrorCode::Usage,
-            format!("expected {rows} x {cols} values, found {}", x.len()),
-        ));
-    }
-    Tensor::from_slice(x, (rows, cols), &Device::Cpu).map_err(candle)
-}
-
-/// All values of a tensor, row-major.
-fn values(x: &Tensor) -> Result<Vec<f32>, FormatError> {
-    x.flatten_all().and_then(|x| x.to_vec1()).map_err(candle)
-}
-
-/// A tensor operation that candle refuses: shapes that contradict the configuration.
-fn candle(error: candle_core::Error) -> FormatError {
-    let text = error.to_string(); // with a backtrace behind the first line
-    FormatError::new(
-        ErrorCode::WrongShape,
-        format!("oracle: {}", text.lines().next().unwrap_or_default()),
-    )
 }

@@ -4,6 +4,8 @@
 //! tokens come from the file or from the prompts beside it, never from a guess. Nothing is allocated that
 //! the file is not long enough to hold.
 
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
 use crate::reference::golden::{Golden, read_matrices};
 use crate::reference::prompts::{Prompt, read_prompts};
 use bitnet_formats::{

@@ -3,6 +3,8 @@
 //! Invariant: every sequence is non-empty and inside the model's vocabulary and context, so what
 //! computes them need not check again.
 
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
 use bitnet_checkpoint::Config;
 use bitnet_formats::{ErrorCode, FormatError, Limits, parse_json_value, read_file};
 use bitnet_text::{PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
@@ -105,7 +107,10 @@ pub fn built_in_prompts(config: &Config) -> Vec<Prompt> {
     let walk = |seed: u64, len: usize| -> Vec<u32> {
         let len = len.min(config.max_position_embeddings) as u64;
         (0..len)
-            .map(|i| ((seed + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) % vocab) as u32)
+            .map(|i| {
+                let at = seed.wrapping_add(i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                u32::try_from(at.checked_rem(vocab).unwrap_or(0)).unwrap_or(0)
+            })
             .collect()
     };
     let first = config

@@ -23,7 +23,8 @@ pub(crate) fn of(report: &Report, subject: &str, took: Duration) -> Result<Strin
     suite.add_test_cases(report.checks.iter().map(case));
     let mut document = quick_junit::Report::new(PROGRAM);
     document.set_time(took).add_test_suite(suite);
-    let cannot = |e: quick_junit::SerializeError| FormatError::new(ErrorCode::Io, e.to_string());
+    let cannot =
+        |e: quick_junit::SerializeError| FormatError::new(ErrorCode::Io, e.to_string()).because(e);
     document.to_string().map_err(cannot)
 }
 

@@ -240,7 +240,7 @@ fn missing_among(file: &TensorFile, names: &[&str]) -> FormatError {
         Some(info) => {
             let message = format!("expected this tensor, found it as `{}` only", info.name);
             let place = file.parts.get(info.part).map(|part| part.path());
-            let error = FormatError { message, ..error };
+            let error = error.saying(message);
             let error = place.map_or(error.clone(), |path| error.in_file(path));
             error.hint(
                 "the names are those of a wrapper (torch.compile, DataParallel, PEFT): \

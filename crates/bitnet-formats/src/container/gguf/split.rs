@@ -54,7 +54,7 @@ pub(super) fn set_id(parts: &mut [Artifact], headers: &[&[u8]]) -> Result<(), Fo
     for part in parts.iter_mut() {
         all.update(part.sha256()?.as_bytes());
     }
-    let failed = |e: std::io::Error| malformed(e.to_string()).in_tensor(SPLIT_ID_KEY);
+    let failed = |e: std::io::Error| malformed(e.to_string()).in_tensor(SPLIT_ID_KEY).because(e);
     let id = all.finish().map_err(failed)?;
     let id = id.get(..NO_ID.len()).unwrap_or(NO_ID);
     for (part, header) in parts.iter_mut().zip(headers) {

@@ -35,7 +35,8 @@ impl Place {
         if let Some(error) = self.error {
             return error;
         }
-        let mut out = FormatError::new(self.code.unwrap_or(ErrorCode::Malformed), error.message);
+        let mut out = FormatError::new(self.code.unwrap_or(ErrorCode::Malformed), error.message)
+            .because(error.cause);
         out.tensor = self.name;
         out.offset = error.offset.map(|offset| offset.saturating_add(start));
         out
@@ -46,6 +47,7 @@ pub(in crate::container) struct JsonError {
     pub(in crate::container) message: String,
     /// From the start of the JSON text, where it has one line.
     pub(in crate::container) offset: Option<u64>,
+    cause: serde_json::Error,
 }
 
 pub(in crate::container) fn parse_json<'de, S: DeserializeSeed<'de>>(
@@ -61,7 +63,11 @@ pub(in crate::container) fn parse_json<'de, S: DeserializeSeed<'de>>(
         let place = format!(" at line {} column {}", e.line(), e.column());
         let message = message.strip_suffix(&place).unwrap_or(&message).to_owned();
         let offset = (e.line() == 1).then(|| e.column().saturating_sub(1) as u64);
-        JsonError { message, offset }
+        JsonError {
+            message,
+            offset,
+            cause: e,
+        }
     })
 }
 

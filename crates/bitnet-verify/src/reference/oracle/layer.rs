@@ -7,7 +7,7 @@ use super::deviation::{Deviation, Reading};
 use super::mixer::Mixer;
 use super::mlp::Mlp;
 use super::pass::{LayerTensors, Operator, Pass, Tap};
-use super::{candle, matrix, values};
+use super::tensors::{candle, matrix, values};
 use crate::reference::divergence::relative_error;
 use crate::reference::golden::Recorded;
 use bitnet_checkpoint::{Checkpoint, Config};

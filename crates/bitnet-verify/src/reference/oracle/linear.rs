@@ -4,7 +4,7 @@
 //! was trained; what is not finite is an error that names the place.
 
 use super::deviation::{Reading, Rounding, ScaleAs};
-use super::{candle, matrix, values};
+use super::tensors::{candle, matrix, values};
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix};

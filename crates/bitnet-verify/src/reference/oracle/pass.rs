@@ -5,7 +5,7 @@
 
 use super::deviation::Reading;
 use super::linear::Linear;
-use super::{candle, gain};
+use super::tensors::{candle, gain};
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
 use bitnet_formats::FormatError;
 use candle_core::{D, DType, Tensor};

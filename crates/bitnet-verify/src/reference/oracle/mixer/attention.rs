@@ -2,7 +2,7 @@
 //!
 //! Invariant: scores, mask and softmax are whole matrices, as the definition has them.
 
-use crate::reference::oracle::candle;
+use crate::reference::oracle::tensors::candle;
 use crate::reference::oracle::deviation::Reading;
 use crate::reference::oracle::pass::{Branch, LayerTensors, Operator, Pass};
 use crate::reference::oracle::rope::{rotary_tables, rotate, rotate_neighbours};

@@ -2,7 +2,7 @@
 //!
 //! Invariant: every linear is one dense product.
 
-use crate::reference::oracle::candle;
+use crate::reference::oracle::tensors::candle;
 use crate::reference::oracle::pass::{Branch, LayerTensors, Operator, Pass};
 use bitnet_checkpoint::{self as config, Activation, LayerSlot};
 use bitnet_formats::FormatError;
