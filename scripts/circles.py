@@ -31,12 +31,6 @@ FLOORS = {
     ],
 }
 
-# circles that are being taken apart
-KNOWN = [
-    {"vocabulary", "weights"},
-    {"chat", "generate"},
-]
-
 IDENT = r"(?:r#)?[A-Za-z_]\w*"
 
 
@@ -307,8 +301,6 @@ def main():
         for a, b in found:
             graph.setdefault(a, set()).add(b)
         for circle in circles(graph):
-            if {p.stem for p in circle} in KNOWN:
-                continue
             bad = 1
             print(f"circle of {len(circle)} modules in {name}: {', '.join(p.stem for p in circle)}")
             for a in circle:

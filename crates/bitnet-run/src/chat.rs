@@ -5,7 +5,6 @@
 //! wrong context.
 
 use crate::args::Generate;
-use crate::generate::stop_tokens;
 use crate::open::{self, Loaded};
 use crate::prompts;
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure};
@@ -51,7 +50,7 @@ pub fn interactive(
     let context = args
         .ctx
         .unwrap_or(model.config().max_position_embeddings.min(4096));
-    let stop_tokens = stop_tokens(args, model, Some(&tokenizer));
+    let stop_tokens = open::stop_tokens(args, model, Some(&tokenizer));
     let mut generation = Generation::new(model, context, sampler, stop_tokens)?;
     let mut messages: Vec<ChatMessage> = args.system.iter().map(ChatMessage::system).collect();
     let mut fed: Vec<u32> = Vec::new(); // what the session has seen

@@ -62,7 +62,7 @@ pub fn run(
         .hint("give a text that is not empty: -p TEXT"));
     }
     let context = context(args, &model, ids.len())?;
-    let stop_tokens = stop_tokens(args, &model, tokenizer.as_ref());
+    let stop_tokens = open::stop_tokens(args, &model, tokenizer.as_ref());
     let mut generation = Generation::new(&model, context, sampler, stop_tokens)?;
     let live = args.stream && !console.is_json();
     let (mut text, most) = (String::new(), args.max_new_tokens);
@@ -167,12 +167,4 @@ fn context(args: &Generate, model: &Model, prompt: usize) -> Result<usize, Failu
         ));
     }
     Ok(context)
-}
-
-/// Tokens that end a text; none for raw token ids.
-pub fn stop_tokens(args: &Generate, model: &Model, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
-    match tokenizer {
-        Some(tokenizer) if !args.ignore_eos => Generation::stop_tokens(model, tokenizer),
-        _ => Vec::new(),
-    }
 }

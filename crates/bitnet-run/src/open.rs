@@ -2,12 +2,12 @@
 //!
 //! Invariant: a kernel that was named is the kernel that runs, or an error.
 
-use crate::args::{ComputeArgs, KvTypeArg};
+use crate::args::{ComputeArgs, Generate, KvTypeArg};
 use bitnet_checkpoint::{Checkpoint, OpenOptions};
 use bitnet_cli::{Console, ErrorCode, Failure};
 use bitnet_formats::FormatError;
 use bitnet_kernels::{Backend, KernelError};
-use bitnet_model::{KvType, LoadOptions, Model, TilesIn};
+use bitnet_model::{Generation, KvType, LoadOptions, Model, TilesIn};
 use bitnet_text::Tokenizer;
 use std::path::Path;
 
@@ -123,4 +123,12 @@ pub fn announce(console: &mut Console<'_>, loaded: &Loaded) -> Result<(), Failur
         model.backend().name(),
         model.threads()
     ))
+}
+
+/// Tokens that end a text; none for raw token ids.
+pub fn stop_tokens(args: &Generate, model: &Model, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
+    match tokenizer {
+        Some(tokenizer) if !args.ignore_eos => Generation::stop_tokens(model, tokenizer),
+        _ => Vec::new(),
+    }
 }
