@@ -321,20 +321,17 @@ fn unpack_block<const BLOCK: usize, const BYTES: usize>(
     bytes: &[u8; BYTES],
     trits: &mut [i8; BLOCK],
 ) -> u8 {
-    // by way of copies: inlined, `bytes` and `trits` might overlap for all the compiler knows, which then takes byte by byte
-    let bytes = *bytes;
-    let mut fields = [[0; BYTES]; 4];
+    let (a, rest) = trits.split_at_mut(BYTES);
+    let (b, rest) = rest.split_at_mut(BYTES);
+    let (c, d) = rest.split_at_mut(BYTES);
     let mut bad = 0;
     for j in 0..BYTES {
         let byte = bytes[j];
         bad |= byte & byte >> 1;
-        fields[0][j] = (byte >> 6) as i8 - 1;
-        fields[1][j] = (byte >> 4 & 3) as i8 - 1;
-        fields[2][j] = (byte >> 2 & 3) as i8 - 1;
-        fields[3][j] = (byte & 3) as i8 - 1;
-    }
-    for (to, field) in trits.as_chunks_mut::<BYTES>().0.iter_mut().zip(fields) {
-        *to = field;
+        a[j] = (byte >> 6) as i8 - 1;
+        b[j] = (byte >> 4 & 3) as i8 - 1;
+        c[j] = (byte >> 2 & 3) as i8 - 1;
+        d[j] = (byte & 3) as i8 - 1;
     }
     bad & 0x55
 }
