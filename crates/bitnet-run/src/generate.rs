@@ -7,7 +7,6 @@ use crate::args::Generate;
 use crate::{chat, open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
 use bitnet_model::{Generation, Model, Sampler, SamplerOptions, TextStream};
-use bitnet_text::Tokenizer;
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::time::Instant;
