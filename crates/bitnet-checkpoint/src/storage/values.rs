@@ -391,7 +391,7 @@ pub(crate) fn trits_by_value(
 ) -> Result<Vec<i8>, FormatError> {
     let mut trits = vec![0; bytes.chunks_exact(plain.size()).len()];
     let fine = |out: &mut i8, v: i64| {
-        *out = v as i8;
+        *out = i8::try_from(v).unwrap_or(0);
         (-1..=1).contains(&v)
     };
     match integers(plain, bytes, &mut trits, fine) {
@@ -417,7 +417,7 @@ pub(crate) fn bytes_by_value(
     }
     let mut out = vec![0; bytes.chunks_exact(plain.size()).len()];
     let fine = |out: &mut u8, v: i64| {
-        *out = v as u8;
+        *out = u8::try_from(v).unwrap_or(0);
         (0..=255).contains(&v)
     };
     match integers(plain, bytes, &mut out, fine) {
