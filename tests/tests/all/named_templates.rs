@@ -533,11 +533,7 @@ fn what_is_no_template_is_refused() {
     refused(&ran, "limit-exceeded", "at most 64");
     let source = self::source(|dir| put(dir, "rag", vec![b'x'; (128 << 10) + 1]));
     let ran = try_convert(source.path(), &path("no.gguf"), "gguf-i2_s");
-    refused(
-        &ran,
-        "limit-exceeded",
-        "at most 131072 bytes, found 131073",
-    );
+    refused(&ran, "limit-exceeded", "at most 131072 bytes, found 131073");
 
     // keys of GGUF that are no templates
     let source = self::source(as_files);

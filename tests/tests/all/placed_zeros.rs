@@ -155,7 +155,7 @@ fn holds_the_model(source: &Path, target: &str, others: &[&str], dir: &Path) -> 
         for info in a.tensors() {
             let copy = b.tensor(&info.name).unwrap();
             assert!(
-                a.read(info).unwrap()[..] == b.read(copy).unwrap()[..],
+                a.read(info).unwrap() == b.read(copy).unwrap(),
                 "{other}: {}",
                 info.name
             );

@@ -8,7 +8,10 @@ use candle_core::{Device, Tensor};
 use std::ops::Range;
 
 /// The gain of a norm, `(n,)`.
-pub(in crate::reference::oracle) fn gain(checkpoint: &Checkpoint, slot: Slot) -> Result<Tensor, FormatError> {
+pub(in crate::reference::oracle) fn gain(
+    checkpoint: &Checkpoint,
+    slot: Slot,
+) -> Result<Tensor, FormatError> {
     let dense = checkpoint.dense(slot)?;
     let gain = dense_rows(&dense, slot, 0..1)?;
     let n = gain.len();
@@ -46,7 +49,11 @@ pub(in crate::reference::oracle) fn dense_rows(
 }
 
 /// A `(rows, cols)` tensor of a slice that must fit.
-pub(in crate::reference::oracle) fn matrix(x: &[f32], rows: usize, cols: usize) -> Result<Tensor, FormatError> {
+pub(in crate::reference::oracle) fn matrix(
+    x: &[f32],
+    rows: usize,
+    cols: usize,
+) -> Result<Tensor, FormatError> {
     if rows.checked_mul(cols) != Some(x.len()) {
         return Err(FormatError::new(
             ErrorCode::Usage,

@@ -2,10 +2,10 @@
 //!
 //! Invariant: scores, mask and softmax are whole matrices, as the definition has them.
 
-use crate::reference::oracle::tensors::candle;
 use crate::reference::oracle::deviation::Reading;
 use crate::reference::oracle::pass::{Branch, LayerTensors, Operator, Pass};
 use crate::reference::oracle::rope::{rotary_tables, rotate, rotate_neighbours};
+use crate::reference::oracle::tensors::candle;
 use bitnet_checkpoint::{self as config, LayerSlot, Rope};
 use bitnet_formats::FormatError;
 use candle_core::{D, DType, Device, Tensor};

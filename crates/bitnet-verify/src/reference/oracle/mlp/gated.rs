@@ -2,8 +2,8 @@
 //!
 //! Invariant: every linear is one dense product.
 
-use crate::reference::oracle::tensors::candle;
 use crate::reference::oracle::pass::{Branch, LayerTensors, Operator, Pass};
+use crate::reference::oracle::tensors::candle;
 use bitnet_checkpoint::{self as config, Activation, LayerSlot};
 use bitnet_formats::FormatError;
 use candle_core::Tensor;
