@@ -251,6 +251,7 @@ pub(crate) mod counting {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use std::io::Write;
@@ -300,9 +301,7 @@ mod tests {
     #[test]
     fn only_regular_files() {
         let dir = tempfile::tempdir().unwrap();
-        let openers: [fn(&Path) -> Result<Arc<dyn Source>, FormatError>; 3] =
-            [open_mapped, open_pread, open_in_memory];
-        for open in openers {
+        for open in [open_mapped, open_pread, open_in_memory] {
             let error = open(dir.path()).unwrap_err();
             assert_eq!(error.code, ErrorCode::Io);
             assert!(

@@ -45,6 +45,8 @@ mod os {
     }
 
     impl Place {
+        // a value to copy, never shared
+        #[allow(clippy::declare_interior_mutable_const)]
         const FREE: Self = Self {
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
@@ -72,6 +74,8 @@ mod os {
     }
 
     impl Places {
+        // as above
+        #[allow(clippy::declare_interior_mutable_const)]
         const FREE: Self = Self {
             places: [Place::FREE; 64],
             more: OnceLock::new(),
@@ -186,8 +190,12 @@ mod os {
         // before anything else may read a zero
         place.lost.store(true, Ordering::SeqCst);
         let page = PAGE.load(Ordering::SeqCst);
-        let start = address & !(page - 1);
-        let len = end.next_multiple_of(page) - start;
+        // a power of two
+        let start = address & page.wrapping_neg();
+        let Some(end) = end.checked_next_multiple_of(page) else {
+            return false;
+        };
+        let len = end.saturating_sub(start);
         // SAFETY: a thread just read `address`, so its mapping is alive and stays so until that read is done: the
         // pages from there to its end belong to it alone, and what is behind its end in the last page nobody
         // maps. They stay readable, which is all that views of the mapping ask. To the end, because a file that
@@ -271,6 +279,7 @@ mod os {
 }
 
 #[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use std::io::Write;
     use std::os::unix::process::ExitStatusExt;
