@@ -38,7 +38,15 @@ fn refusal(source: &Path, target: &str, output: &Path, more: &[&str]) -> Value {
     assert!(error["hint"].is_string(), "{error}");
     let planned = run(source, target, output, &[more, &["--dry-run"]].concat());
     assert_eq!(planned.status.code(), 2, "{target}: {}", planned.stdout);
-    assert_eq!(planned.json()["error"], error, "{target}");
+    // a plan looks at fewer tensors, so it counts fewer behind the first that does not fit
+    let place = |error: &Value| {
+        let message = error["message"].as_str().unwrap();
+        (
+            error["code"].clone(),
+            message.split(';').next().unwrap().to_owned(),
+        )
+    };
+    assert_eq!(place(&planned.json()["error"]), place(&error), "{target}");
     error
 }
 
