@@ -10,13 +10,28 @@ use serde_json::Value;
 const FREE_VALUES: usize = 1 << 16;
 /// Bytes of text for each further value.
 const BYTES_PER_VALUE: usize = 64;
+/// Most values of a table. The largest published tokenizer (262,145 tokens, 514,906 merges) has 1,858,256.
+const TABLE_VALUES: usize = 1 << 22;
 
 /// Parses JSON into a value; of repeated keys the last wins, and a byte order mark in front is ignored.
 ///
 /// # Errors
 /// `malformed`, with what was found if it is not JSON at all; `limit-exceeded` for text of more values than its length warrants.
 pub fn parse_json_value(text: &[u8]) -> Result<Value, FormatError> {
-    let most = FREE_VALUES.saturating_add(text.len() / BYTES_PER_VALUE);
+    parse_at_most(text, text.len() / BYTES_PER_VALUE)
+}
+
+/// As [`parse_json_value`], for tables of short values (vocabularies, merges), whose values have few bytes each:
+/// one value for every 4 bytes, and at most 4 million.
+///
+/// # Errors
+/// As [`parse_json_value`].
+pub fn parse_json_table(text: &[u8]) -> Result<Value, FormatError> {
+    parse_at_most(text, (text.len() / 4).min(TABLE_VALUES))
+}
+
+fn parse_at_most(text: &[u8], further: usize) -> Result<Value, FormatError> {
+    let most = FREE_VALUES.saturating_add(further);
     let found = count_values(text);
     if found > most {
         let len = text.len();
@@ -59,8 +74,13 @@ mod tests {
         let error = parse_json_value(small.as_bytes()).unwrap_err();
         assert_eq!(error.code, ErrorCode::LimitExceeded);
         assert!(error.message.contains("at most 81161 values"), "{error}");
+        let table: Value = parse_json_table(small.as_bytes()).unwrap();
+        assert_eq!(table.as_array().map(Vec::len), Some(500_001));
         let long = format!("[\"{}\"]", ",".repeat(1_000_000));
         assert!(parse_json_value(long.as_bytes()).is_ok());
+        let tiny = format!("[{}0]", "0,".repeat(5_000_000));
+        let error = parse_json_table(tiny.as_bytes()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::LimitExceeded);
         let few = format!("[{}0]", "0,".repeat(60_000));
         assert!(parse_json_value(few.as_bytes()).is_ok());
         let error = parse_json_value(b"[1,").unwrap_err();

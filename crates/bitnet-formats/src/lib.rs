@@ -40,7 +40,7 @@ pub use evidence::{CodeLength, DECISIVE_BITS, code_length, doubtful_code_length}
 pub use foreign::{FOREIGN_TYPES, ForeignType, foreign_type_by_name};
 pub use hex::hex;
 pub use input::{Input, check_side_file, open_regular, read_file, read_side_file, read_to_limit};
-pub use json_value::parse_json_value;
+pub use json_value::{parse_json_table, parse_json_value};
 pub use limits::Limits;
 pub use packing::{
     Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, UnitRows, affine_rows, affine_scales,

@@ -342,7 +342,7 @@ impl<'p> Source<'p> {
             side.class = Class::of(&side, Some(&parsed.value));
             if added::changed(&parsed.value, &side).map_err(located)? {
                 drop(parsed);
-                let whole = place.parse(TOKENIZER_JSON, &bytes)?;
+                let whole = place.parse_table(TOKENIZER_JSON, &bytes)?;
                 return Self::settled(whole, side).map_err(located).map(Some);
             }
             return Ok(Some(Self {
@@ -433,7 +433,7 @@ impl<'p> Source<'p> {
         if added::drop_beyond(&mut self.parsed.value, rows).is_empty() {
             return Ok(Vec::new());
         }
-        let mut whole = place.parse(TOKENIZER_JSON, &self.bytes)?;
+        let mut whole = place.parse_table(TOKENIZER_JSON, &self.bytes)?;
         let dropped = added::drop_beyond(&mut whole, rows);
         self.bytes = Cow::Owned(compact(&whole)?);
         self.parsed = build(&self.bytes)?;

@@ -149,6 +149,22 @@ fn refused(name: &str, dir: &Path) -> FormatError {
 }
 
 #[test]
+fn a_vocabulary_of_published_size_is_read_from_vocab_json() {
+    let mut files = Files::fixture();
+    let settings = files.settings.as_object_mut().unwrap();
+    settings.remove("added_tokens_decoder").unwrap();
+    let vocab = files.tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let known = vocab.len();
+    for id in known..known + 200_000 {
+        vocab.insert(format!("t{id}"), json!(id));
+    }
+    let tokenizer = Tokenizer::from_directory(files.in_two_files().path());
+    let tokenizer = tokenizer.unwrap().unwrap();
+    let text = tokenizer.decode(&[known as u32 + 199_999], false);
+    assert_eq!(text.unwrap(), format!("t{}", known + 199_999));
+}
+
+#[test]
 fn vocabulary_and_merges_in_two_files_are_read_by_class() {
     let files = Files::fixture();
     check("one file", &files.write(), PLAIN, true);

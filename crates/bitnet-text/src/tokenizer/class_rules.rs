@@ -210,7 +210,7 @@ pub(super) fn from_two_files(
         let error = FormatError::new(ErrorCode::Tokenizer, what);
         return Err(error.in_file(&place.path(VOCAB_JSON)).hint(SAVE_AGAIN));
     };
-    let vocab = place.parse(VOCAB_JSON, &vocab)?;
+    let vocab = place.parse_table(VOCAB_JSON, &vocab)?;
     if !vocab.is_object() {
         let error = FormatError::new(ErrorCode::Tokenizer, "expected an object of tokens and ids");
         return Err(error.in_file(&place.path(VOCAB_JSON)));

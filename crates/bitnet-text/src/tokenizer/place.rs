@@ -2,7 +2,7 @@
 //!
 //! Invariant: a file larger than [`Limits::side_file_bytes`] is not read.
 
-use bitnet_formats::{FormatError, Limits, parse_json_value, read_side_file};
+use bitnet_formats::{FormatError, Limits, parse_json_table, parse_json_value, read_side_file};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -49,6 +49,11 @@ impl<'a> Place<'a> {
     /// The JSON of a file that was read.
     pub(super) fn parse(self, name: &str, bytes: &[u8]) -> Result<Value, FormatError> {
         parse_json_value(bytes).map_err(|e| e.in_file(&self.path(name)))
+    }
+
+    /// The JSON of a file that was read and holds a vocabulary.
+    pub(super) fn parse_table(self, name: &str, bytes: &[u8]) -> Result<Value, FormatError> {
+        parse_json_table(bytes).map_err(|e| e.in_file(&self.path(name)))
     }
 
     /// Names of files in a directory below that end so.

@@ -143,7 +143,7 @@ fn compare_files(
 
 /// The meaning of a JSON side file, whoever wrote it.
 fn meaning(bytes: &[u8]) -> Result<Value, FormatError> {
-    let mut value = bitnet_formats::parse_json_value(bytes)?;
+    let mut value = bitnet_formats::parse_json_table(bytes)?;
     if let Value::Object(keys) = &mut value {
         keys.retain(|key, _| !WRITER_KEYS.contains(&key.as_str()));
     }
