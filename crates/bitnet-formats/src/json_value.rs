@@ -74,7 +74,9 @@ mod tests {
         let error = parse_json_value(small.as_bytes()).unwrap_err();
         assert_eq!(error.code, ErrorCode::LimitExceeded);
         assert!(error.message.contains("at most 81161 values"), "{error}");
-        let table: Value = parse_json_table(small.as_bytes()).unwrap();
+        let table = format!("[{}\"\"]", "\"ab\",".repeat(500_000));
+        assert!(parse_json_value(table.as_bytes()).is_err());
+        let table = parse_json_table(table.as_bytes()).unwrap();
         assert_eq!(table.as_array().map(Vec::len), Some(500_001));
         let long = format!("[\"{}\"]", ",".repeat(1_000_000));
         assert!(parse_json_value(long.as_bytes()).is_ok());
