@@ -8,6 +8,7 @@ pub mod counting;
 pub mod digest;
 pub mod fixtures;
 pub mod flips;
+pub mod gguf;
 pub mod other_runtime;
 pub mod packed_model;
 pub mod program;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: an open checkpoint has every slot of its configuration, each with the right shape and a
 //! way in which its bytes become numbers, and no tensor besides. The numbers themselves (NaN, code 3,
-//! a second magnitude) are checked by whoever reads a tensor first, so that opening reads headers
+//! a second magnitude) are checked when a tensor is read for the first time, so that opening reads headers
 //! only and converting reads every byte once.
 
 #![cfg_attr(
@@ -243,7 +243,7 @@ impl Checkpoint {
         self.sources.get(&slot).map(Source::info)
     }
 
-    /// Refuses weights in another basis, for whoever computes with them as they are.
+    /// Refuses rotated weights, for callers that compute without undoing the rotation.
     ///
     /// # Errors
     /// `unsupported-config`.

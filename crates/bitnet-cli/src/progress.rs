@@ -32,7 +32,7 @@ impl Progress {
         }
     }
 
-    /// No bars, for whoever works without a console.
+    /// No bars, for callers without a console.
     pub fn hidden() -> Self {
         Self {
             bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),

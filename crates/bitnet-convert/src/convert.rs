@@ -438,7 +438,7 @@ fn print_plan(
         ))?;
     }
     if plan.losses.is_empty() {
-        console.line("lossless as far as can be seen without reading the weights")?;
+        console.line("no loss is known before the weights are read")?;
     } else {
         console.line(format_args!("would lose{}", loss_summary(&plan.losses)))?;
     }

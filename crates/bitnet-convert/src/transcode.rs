@@ -96,7 +96,7 @@ fn cut(from: &dyn Packing, to: &dyn Packing, (rows, cols): (usize, usize)) -> Op
 /// Packs `source` as `to`, with one scale, into the units of `packed` (without what
 /// [`trailer`](Packing::trailer) says), and its codes into `codes` if that is not empty: as
 /// [`trit_codes`], [`code_row_len`] bytes a row. `true` when a trit is not 0; `None` where `to` is not packed
-/// in bands, or does not hold the matrix exactly: whoever has all of it can say why. Works on the current
+/// in bands, or does not hold the matrix exactly: the caller, which has all of the matrix, reports the reason. Works on the current
 /// rayon pool.
 ///
 /// # Errors

@@ -76,7 +76,7 @@ impl Input {
         &self.path
     }
 
-    /// Whether nothing wrote to the file since it was opened, as far as the path still leads to it: a file that was
+    /// Whether nothing wrote to the file since it was opened, if the path still leads to it: a file that was
     /// renamed, removed or replaced keeps its bytes for those who have it open. One system call.
     ///
     /// # Errors

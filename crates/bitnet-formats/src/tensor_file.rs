@@ -294,7 +294,7 @@ impl TensorFile {
     }
 
     /// Whether the bytes that were read are still those of the files that were opened, as
-    /// [`Source::intact`] says. For whoever keeps computing with bytes of this file.
+    /// [`Source::intact`] says. For callers that keep computing with bytes of this file.
     ///
     /// # Errors
     /// `input-changed`.
@@ -311,7 +311,7 @@ impl TensorFile {
         source.map_or(Ok(()), |source| source.check())
     }
 
-    /// The same header without the files: for whoever asks what other metadata would mean.
+    /// The same header without the files, to ask what other metadata would mean.
     pub fn without_bytes(&self) -> Self {
         Self::new(
             self.container,

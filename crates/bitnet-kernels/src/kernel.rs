@@ -1,6 +1,6 @@
 //! One row of the table of kernels.
 //!
-//! Invariant: a row is data: making one runs nothing, and calling what it holds is for whoever asked the CPU first.
+//! Invariant: a row is data: making one runs nothing, and callers check the CPU before they call what it holds.
 
 use crate::contract::TernaryOps;
 use crate::float_table::FloatOps;

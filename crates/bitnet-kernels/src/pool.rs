@@ -1,12 +1,12 @@
 //! A pool of threads for regions of a few microseconds: a decoded token enters some 150 of them. Written by hand, because
 //! rayon's workers sleep in the serial gaps between regions and take as long to wake as a region lasts.
 //!
-//! A region is a number of items; whoever is free takes the next one, the caller included. Helpers
+//! A region is a number of items; a free thread, the caller included, takes the next item. Helpers
 //! that have nothing to do spin for tens of microseconds, then yield, then park: the gaps inside a
 //! token cost no system call, and an idle pool costs no CPU. Nobody waits for a helper that took no
 //! item, so more threads than cores, or a machine that is busy otherwise, cost time but never a stop.
 //!
-//! Invariant: the closure of a region is called only by whoever took one of its items, and
+//! Invariant: the closure of a region is called only by a thread that took one of its items, and
 //! [`Pool::run`] returns only after every item that was taken is done. It is never called after that.
 //! `tests/pool-model` tries this file with every order of steps that the memory model of the language allows.
 
@@ -36,7 +36,7 @@ struct Shared {
     left: Apart<AtomicUsize>,
     /// Items of the region that are done.
     done: Apart<AtomicUsize>,
-    /// Written by the caller between regions only; read by whoever took an item.
+    /// Written by the caller between regions only; read by threads that took an item.
     job: Apart<Slot<Job>>,
     stop: AtomicBool,
     /// Whether `busy` is kept.
@@ -135,7 +135,7 @@ impl Pool {
         let shared = &*self.shared;
         let started = shared.timed.load(Ordering::Relaxed).then(Instant::now);
         shared.busy.0.store(0, Ordering::Relaxed);
-        // SAFETY: only the lifetime changes. The closure is called by whoever took an item of this
+        // SAFETY: only the lifetime changes. The closure is called by threads that took an item of this
         // region, and below we wait until every item is done, panics included, before `f` can end.
         let closure = unsafe {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(f)
@@ -160,7 +160,7 @@ impl Pool {
             match turns {
                 0..SPINS => thread::spin_loop(),
                 SPINS..WAITS => thread::yield_now(),
-                // whoever has the last item is not running
+                // the thread with the last item is not running
                 _ => thread::sleep(Duration::from_micros(50)),
             }
         }

@@ -21,7 +21,7 @@ pub(crate) const WORTH_A_REGION: usize = 1 << 17;
 /// Multiplications that an element of an elementwise operation counts for, memory included.
 pub(crate) const PER_ELEMENT: usize = 16;
 
-/// Pieces per thread: whoever is slower takes fewer.
+/// Pieces per thread: a slower thread takes fewer.
 const PIECES: usize = 4;
 
 thread_local! {

@@ -1,7 +1,7 @@
 //! Scales of a ternary matrix: what a trit is multiplied with.
 //!
 //! Invariant: a scale is always a multiplier (`weight = trit * scale`), never an inverse.
-//! Checkpoints that store `1 / absmean` are turned round once, at the door, by
+//! Checkpoints that store `1 / absmean` are inverted once, on reading, by
 //! `fl32(1 / weight_scale)`; from there on every container of one model holds the same bits.
 
 /// Group sizes (columns of one row that share a scale) that kernels and packings may rely on.

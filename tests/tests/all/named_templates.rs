@@ -4,15 +4,14 @@
 //! transformers would use, and verification notices each that is missing, added or changed.
 
 use bitnet_cli::ExitStatus;
-use bitnet_formats::{
-    Container, Gguf, Limits, MetaArray, MetaValue, Metadata, PlannedTensor, TensorFile, WritePlan,
-};
+use bitnet_formats::{Limits, MetaArray, MetaValue, Metadata};
 use bitnet_tests::conversions::certificate_of;
 use bitnet_tests::fixtures::checkpoint;
+use bitnet_tests::gguf::rewritten;
 use bitnet_tests::program::{Ran, run};
 use bitnet_text::ChatTemplates;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tempfile::TempDir;
 
 const FIXTURE: &str = "bitnet-2b4t-bf16";
@@ -146,32 +145,6 @@ fn three() -> Vec<(String, String)> {
     let all = [("default", DEFAULT), ("rag", RAG), ("tool_use", TOOLS)];
     all.map(|(name, text)| (name.to_owned(), text.to_owned()))
         .into()
-}
-
-/// The GGUF file at `model` with other metadata.
-fn rewritten(model: &Path, to: PathBuf, change: impl FnOnce(&mut Metadata)) -> PathBuf {
-    let file: TensorFile = bitnet_formats::open(model, &Limits::default()).unwrap();
-    let mut metadata = file.metadata.clone();
-    change(&mut metadata);
-    let tensors = file.tensors().iter().map(|t| PlannedTensor {
-        name: t.name.clone(),
-        encoding: t.encoding,
-        shape: t.shape.clone(),
-        len: t.len,
-    });
-    let plan = WritePlan {
-        metadata,
-        tensors: tensors.collect(),
-    };
-    let header = Gguf.header(&plan).unwrap();
-    let mut bytes = header.bytes.clone();
-    for (tensor, offset) in file.tensors().iter().zip(&header.offsets) {
-        bytes.resize(*offset as usize, 0);
-        bytes.extend_from_slice(&file.read(tensor).unwrap());
-    }
-    bytes.resize(header.total as usize, 0);
-    std::fs::write(&to, bytes).unwrap();
-    to
 }
 
 fn list(names: &[&str]) -> MetaValue {

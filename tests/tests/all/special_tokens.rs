@@ -5,10 +5,9 @@
 //! one of them is different.
 
 use bitnet_cli::ExitStatus;
-use bitnet_formats::{
-    Container, Gguf, Limits, MetaArray, MetaValue, Metadata, PlannedTensor, TensorFile, WritePlan,
-};
+use bitnet_formats::{MetaArray, MetaValue, Metadata};
 use bitnet_tests::fixtures::checkpoint;
+use bitnet_tests::gguf::rewritten;
 use bitnet_tests::program::run;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -60,32 +59,6 @@ fn verify(artifact: &Path, against: &Path) -> (ExitStatus, String) {
 fn is_same(artifact: &Path, against: &Path) {
     let (status, report) = verify(artifact, against);
     assert_eq!(status, ExitStatus::Done, "{report}");
-}
-
-/// The GGUF file at `model` with other metadata.
-fn rewritten(model: &Path, to: PathBuf, change: impl FnOnce(&mut Metadata)) -> PathBuf {
-    let file: TensorFile = bitnet_formats::open(model, &Limits::default()).unwrap();
-    let mut metadata = file.metadata.clone();
-    change(&mut metadata);
-    let tensors = file.tensors().iter().map(|t| PlannedTensor {
-        name: t.name.clone(),
-        encoding: t.encoding,
-        shape: t.shape.clone(),
-        len: t.len,
-    });
-    let plan = WritePlan {
-        metadata,
-        tensors: tensors.collect(),
-    };
-    let header = Gguf.header(&plan).unwrap();
-    let mut bytes = header.bytes.clone();
-    for (tensor, offset) in file.tensors().iter().zip(&header.offsets) {
-        bytes.resize(*offset as usize, 0);
-        bytes.extend_from_slice(&file.read(tensor).unwrap());
-    }
-    bytes.resize(header.total as usize, 0);
-    std::fs::write(&to, bytes).unwrap();
-    to
 }
 
 fn without(metadata: &mut Metadata, name: &str) {

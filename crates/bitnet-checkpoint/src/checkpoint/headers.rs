@@ -8,7 +8,7 @@ use bitnet_formats::{Container, GGUF_LAYOUT_KEY, Gguf, Limits, TensorFile, read_
 use std::path::Path;
 
 /// Whether a family takes the network of a file, by its metadata or the `config.json` beside it. A configuration
-/// that cannot be read at all counts as known: what is wrong with it is for whoever opens it to say.
+/// that cannot be read at all counts as known: opening it reports what is wrong.
 pub fn has_known_family(path: &Path, file: &TensorFile) -> bool {
     if brings_everything(file) {
         return family::family_of_gguf(file).is_ok();

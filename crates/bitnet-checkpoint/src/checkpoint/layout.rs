@@ -2,7 +2,7 @@
 //!
 //! Invariant: a layout is never guessed silently. It is forced by the user, recorded in the file, equal
 //! to another copy of the model, decided by the data ([`bitnet_formats::code_length`]), or assumed; and
-//! whoever reads a [`LayoutEvidence`] learns which.
+//! a [`LayoutEvidence`] says which.
 
 use super::headers::records_layout;
 use super::readings::{LayoutReading, LayoutSample, layout_readings};
@@ -124,7 +124,7 @@ impl Checkpoint {
         })
     }
 
-    /// A few linears from both ends of the network, of every kind: for whoever wants to know what the weights
+    /// A few linears from both ends of the network, of every kind, for callers that want to know what the weights
     /// look like without reading them all.
     pub fn sampled_linears(&self) -> Vec<Slot> {
         let linears = self.slots().into_iter().filter(|slot| slot.is_ternary());

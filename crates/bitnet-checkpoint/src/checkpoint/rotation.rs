@@ -1,7 +1,7 @@
 //! Weights that were rotated before they were made ternary (`formats/packing/q2_0.md`).
 //!
 //! Invariant: a file with any key of the rotation has a whole and consistent set of them, or is not opened:
-//! whoever computed with such weights as they are would print nonsense, and nothing else would show it.
+//! a program that computes with such weights directly prints noise without any other sign.
 
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata, TensorFile};
 use std::collections::{BTreeMap, BTreeSet};

@@ -10,6 +10,45 @@ use bitnet_formats::{ErrorCode, FormatError, PackedTensor, Packing, UnreadBits, 
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
 
+/// What a row answers whose bytes are codes of its packing, with the scales in them or beside them: the
+/// functions of this module.
+macro_rules! answers {
+    () => {
+        fn describe(&self, linear: &$crate::storage::contract::LinearSource) -> String {
+            $crate::storage::codes::describe(linear)
+        }
+
+        fn read(
+            &self,
+            stored: &$crate::storage::contract::Stored<'_>,
+        ) -> Result<(Vec<i8>, bitnet_ternary::Scales), bitnet_formats::FormatError> {
+            $crate::storage::codes::read(stored)
+        }
+
+        fn scales(
+            &self,
+            stored: &$crate::storage::contract::Stored<'_>,
+        ) -> Result<Option<bitnet_ternary::Scales>, bitnet_formats::FormatError> {
+            $crate::storage::codes::scales(stored)
+        }
+
+        fn one_scale(&self, stored: &$crate::storage::contract::Stored<'_>) -> Option<f32> {
+            $crate::storage::codes::one_scale(stored)
+        }
+
+        fn weight_scale<'a>(
+            &self,
+            linear: &'a $crate::storage::contract::LinearSource,
+        ) -> Option<(
+            &'a bitnet_formats::TensorInfo,
+            $crate::family::ScaleDirection,
+        )> {
+            linear.outside()
+        }
+    };
+}
+pub(super) use answers;
+
 /// Columns of a row that stands for any: a multiple of every block.
 const SAMPLE: usize = 256;
 

@@ -7,7 +7,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::codes;
-use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
+use super::contract::{Asked, Found, LinearSource, Marks, Storage};
 use super::scale_types::{SharedScales, check_float};
 use super::tensors::{Tensors, error, missing};
 use super::written::{Form, Made, Output, Part, ScaleForm, WriteStorage, part, scale_name};
@@ -19,7 +19,7 @@ use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, PlainType, Pytorch, ScaleRounding, TensorInfo,
 };
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_ternary::TernaryMatrix;
 
 /// The packing of such checkpoints.
 pub const GPU_PACKING: &str = "ms_gpu_int2";
@@ -145,28 +145,7 @@ impl Storage for GpuInt2 {
         Ok(Some(linear.into()))
     }
 
-    fn describe(&self, linear: &LinearSource) -> String {
-        codes::describe(linear)
-    }
-
-    fn read(&self, stored: &Stored<'_>) -> Result<(Vec<i8>, Scales), FormatError> {
-        codes::read(stored)
-    }
-
-    fn scales(&self, stored: &Stored<'_>) -> Result<Option<Scales>, FormatError> {
-        codes::scales(stored)
-    }
-
-    fn one_scale(&self, stored: &Stored<'_>) -> Option<f32> {
-        codes::one_scale(stored)
-    }
-
-    fn weight_scale<'a>(
-        &self,
-        linear: &'a LinearSource,
-    ) -> Option<(&'a TensorInfo, ScaleDirection)> {
-        linear.outside()
-    }
+    codes::answers!();
 
     fn marks_itself(&self) -> bool {
         true

@@ -6,13 +6,13 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::codes;
-use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
+use super::contract::{Asked, Found, LinearSource, Marks, Storage};
 use super::scale_types::{SharedScales, is_exact_scale};
 use super::tensors::{Tensors, error, missing};
 use super::written::{Form, Made, Output, Part, ScaleForm, WriteStorage, part, scale_name};
 use crate::family::{HfStorage, Quantization, ScaleDirection};
-use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, ScaleRounding, TensorInfo};
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType, ScaleRounding};
+use bitnet_ternary::TernaryMatrix;
 
 /// The packing of transformers' U8 tensors.
 pub const HF_PACKING: &str = "hf_u8";
@@ -95,28 +95,7 @@ impl Storage for HfU8 {
         Ok(Some(linear.into()))
     }
 
-    fn describe(&self, linear: &LinearSource) -> String {
-        codes::describe(linear)
-    }
-
-    fn read(&self, stored: &Stored<'_>) -> Result<(Vec<i8>, Scales), FormatError> {
-        codes::read(stored)
-    }
-
-    fn scales(&self, stored: &Stored<'_>) -> Result<Option<Scales>, FormatError> {
-        codes::scales(stored)
-    }
-
-    fn one_scale(&self, stored: &Stored<'_>) -> Option<f32> {
-        codes::one_scale(stored)
-    }
-
-    fn weight_scale<'a>(
-        &self,
-        linear: &'a LinearSource,
-    ) -> Option<(&'a TensorInfo, ScaleDirection)> {
-        linear.outside()
-    }
+    codes::answers!();
 
     fn needs_quantization_config(&self) -> bool {
         true

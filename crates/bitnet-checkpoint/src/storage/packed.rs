@@ -6,15 +6,13 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::codes;
-use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored, UnreadPart};
+use super::contract::{Asked, Found, LinearSource, Marks, Storage, UnreadPart};
 use super::scale_types::SharedScales;
 use super::tensors::{Tensors, error};
 use super::written::{Form, Made, Output, Part, WriteStorage};
 use crate::family::ScaleDirection;
-use bitnet_formats::{
-    Encoding, ErrorCode, FormatError, Packing, ScaleRounding, TensorInfo, packing_by_name,
-};
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, Packing, ScaleRounding, packing_by_name};
+use bitnet_ternary::TernaryMatrix;
 
 /// The row.
 #[derive(Debug)]
@@ -66,28 +64,7 @@ impl Storage for Packed {
         Ok(Some(linear.into()))
     }
 
-    fn describe(&self, linear: &LinearSource) -> String {
-        codes::describe(linear)
-    }
-
-    fn read(&self, stored: &Stored<'_>) -> Result<(Vec<i8>, Scales), FormatError> {
-        codes::read(stored)
-    }
-
-    fn scales(&self, stored: &Stored<'_>) -> Result<Option<Scales>, FormatError> {
-        codes::scales(stored)
-    }
-
-    fn one_scale(&self, stored: &Stored<'_>) -> Option<f32> {
-        codes::one_scale(stored)
-    }
-
-    fn weight_scale<'a>(
-        &self,
-        linear: &'a LinearSource,
-    ) -> Option<(&'a TensorInfo, ScaleDirection)> {
-        linear.outside()
-    }
+    codes::answers!();
 
     fn unread(&self, linear: &LinearSource) -> Option<UnreadPart> {
         codes::unread(linear)

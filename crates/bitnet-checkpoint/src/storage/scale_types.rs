@@ -97,7 +97,7 @@ pub struct SharedScales {
     pub plain: PlainType,
 }
 
-/// Group and type, as far as the linears that were looked at leave them.
+/// Group and type that fit all linears looked at so far.
 pub struct ScaleTypes {
     groups: Vec<usize>,
     /// The type to take first, and the other one; whether each holds every scale.

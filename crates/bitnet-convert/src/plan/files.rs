@@ -104,7 +104,7 @@ impl Planner<'_> {
         Ok(metadata)
     }
 
-    /// Refuses a chat template that harms whoever renders it.
+    /// Refuses a chat template that passes a limit when it is rendered.
     fn check_chat_templates(&mut self) -> Result<(), FormatError> {
         let templates = self.checkpoint.chat_templates()?;
         let notes = templates.check()?.into_iter();

@@ -48,7 +48,7 @@ pub(super) fn by_name(name: &str) -> Option<&'static dyn Packing> {
     Some(packing)
 }
 
-/// The tilings that programs ship, as far as they fit all of `shapes` and put trits elsewhere than `packing`,
+/// The shipped tilings that fit all of `shapes` and put trits elsewhere than `packing`,
 /// which chooses by shape: presets, and each of their tilings for every shape.
 pub(super) fn shipped(
     packing: &dyn Packing,

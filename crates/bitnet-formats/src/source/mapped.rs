@@ -97,7 +97,7 @@ impl Mapped {
         }
     }
 
-    /// A range of the mapping, as far as it is there.
+    /// The part of a range that lies inside the mapping.
     #[cfg(unix)]
     fn clipped(&self, range: Range<u64>) -> Option<(&Mmap, usize, usize)> {
         let map = &self.mapping.as_ref()?.map;

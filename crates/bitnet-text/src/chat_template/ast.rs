@@ -214,7 +214,7 @@ impl Names {
 /// What a variable is when its frame begins.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Load {
-    /// What whoever enters the frame gives.
+    /// A value that the caller of the frame passes in.
     Parameter,
     /// What the context has under the name.
     Resolve,

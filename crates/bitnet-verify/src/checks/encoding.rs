@@ -75,7 +75,7 @@ fn compare(
     match linear.packing {
         Some(packing) => {
             let bytes = artifact.file.read(&linear.info)?;
-            // copied bytes are the source's own, whoever encoded them
+            // copied bytes are the source's own, no matter which program encoded them
             if let Some(original) = source.tensor_range(slot)
                 && source.file.read(original)? == bytes
             {

@@ -13,7 +13,7 @@ use std::path::Path;
 /// Reads a certificate.
 ///
 /// # Errors
-/// A file that is none, of another version, or without a key of this one.
+/// Not a certificate, another version, or a key of this version is missing.
 pub(crate) fn read(path: &Path) -> Result<Certificate, FormatError> {
     let text = read_file(path, Limits::default().certificate_bytes)?;
     Certificate::from_slice(&text).map_err(|e| e.in_file(path))

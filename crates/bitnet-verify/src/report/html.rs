@@ -115,7 +115,7 @@ fn differences(checks: &[Verdict]) -> Markup {
     }
 }
 
-/// Errors of layers, statistics of logits, trits and scales: as far as they were measured.
+/// Errors of layers, statistics of logits, trits and scales, if they were measured.
 fn figures(report: &Report, thresholds: &Thresholds) -> Markup {
     html! {
         @if let Some((from, errors)) = &report.layers {

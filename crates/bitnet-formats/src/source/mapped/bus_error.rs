@@ -1,7 +1,7 @@
 //! What happens when a page of a mapped file is read and the file has no such page any more.
 //!
 //! Invariant: for an address in a watched mapping, the signal ends in pages of zeros and a note that the mapping is
-//! lost; the note is written before the zeros can be read. For every other address, whoever handled the signal
+//! lost; the note is written before the zeros can be read. For every other address, the handler that was installed
 //! before this module handles it.
 //!
 //! The kernel sends SIGBUS to the thread that reads a page behind the end of a file that shrank. No check before a

@@ -141,7 +141,7 @@ fn compare_files(
     Ok((compared.join(", "), fault))
 }
 
-/// The meaning of a JSON side file, whoever wrote it.
+/// The meaning of a JSON side file, without the keys that name its writer.
 fn meaning(bytes: &[u8]) -> Result<Value, FormatError> {
     let mut value = bitnet_formats::parse_json_table(bytes)?;
     if let Value::Object(keys) = &mut value {

@@ -153,7 +153,7 @@ fn chat(
     findings: &mut Vec<Finding>,
 ) {
     if tokenizer.chat_template().is_none() {
-        // whoever chats names a template
+        // the user of a chat names a template
         return;
     }
     let template = match tokenizer.chat() {
