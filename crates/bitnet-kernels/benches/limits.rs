@@ -1,6 +1,6 @@
 //! Every available kernel beside the machine's limits, measured in turn in the same run.
 //!
-//! `cargo bench -p bitnet-kernels --bench limits -- [ROUNDS] [stack|matvec|matmul|float|regions] [KERNEL]`. The limits: a plain streaming read of the packed
+//! `cargo bench -p bitnet-kernels --bench limits -- [ROUNDS] [stack|fixed-stack|matvec|matmul|fixed|regions] [KERNEL]`. The limits: a plain streaming read of the packed
 //! bytes, and the peak of the kernel's multiply instruction. A machine
 //! shared with others flips between speeds, so a share of a limit says more than a speed.
 
@@ -19,7 +19,14 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let rounds = words.iter().find_map(|w| w.parse().ok()).unwrap_or(9);
     // no word of a kind named means all of that kind
-    let kinds = ["stack", "matvec", "matmul", "float", "regions"];
+    let kinds = [
+        "stack",
+        "fixed-stack",
+        "matvec",
+        "matmul",
+        "fixed",
+        "regions",
+    ];
     let wanted = |word: &str, all: &[&str]| {
         words.iter().any(|w| w == word) || !words.iter().any(|w| all.contains(&w.as_str()))
     };
@@ -40,7 +47,10 @@ fn main() {
         }
     }
     if wanted("stack", &kinds) {
-        stack(&backends, rounds);
+        stack(&backends, rounds, &INT8);
+    }
+    if wanted("fixed-stack", &kinds) {
+        stack(&backends, rounds, &FIXED);
     }
     if wanted("matvec", &kinds) {
         println!("matvec: GB/s best (median), share of the probe in the same round, best (median)");
@@ -76,11 +86,21 @@ fn main() {
     if wanted("regions", &kinds) {
         regions(rounds);
     }
-    if wanted("float", &kinds) {
-        println!("activations that are not quantised: GMAC/s best (median)");
+    if wanted("fixed", &kinds) {
+        println!("fixed-point activations, scales per 128 columns: GMAC/s best (median)");
         for backend in &backends {
-            for (scales, tokens) in [(None, 1), (None, 64), (Some(128), 1), (Some(128), 64)] {
-                float(*backend, scales, tokens, rounds);
+            for (shape, tokens) in [
+                ((2048, 2048), 1),
+                ((2048, 2048), 4),
+                ((2048, 2048), 8),
+                ((2048, 2048), 12),
+                ((2048, 2048), 16),
+                ((2048, 2048), 32),
+                ((2048, 2048), 128),
+                ((6144, 2048), 256),
+                ((2048, 6144), 256),
+            ] {
+                fixed(*backend, shape, tokens, rounds);
             }
         }
     }
@@ -115,18 +135,65 @@ fn regions(rounds: usize) {
     }
 }
 
-fn pack(backend: Backend, (rows, cols): (usize, usize)) -> PackedMatrix {
+fn pack(backend: Backend, shape: (usize, usize)) -> PackedMatrix {
+    pack_scaled(backend, shape, Scales::PerTensor(0.5))
+}
+
+/// With scales of 16 bits per 128 columns.
+fn pack_grouped(backend: Backend, shape: (usize, usize)) -> PackedMatrix {
+    let scales = (0..shape.0 * shape.1 / 128).map(|i| 0.5 + (i % 8) as f32);
+    let scales = scales.collect();
+    pack_scaled(backend, shape, Scales::PerGroup { group: 128, scales })
+}
+
+fn pack_scaled(backend: Backend, (rows, cols): (usize, usize), scales: Scales) -> PackedMatrix {
     let trits = (0..rows * cols)
         .map(|i| (i * i % 7 % 3) as i8 - 1)
         .collect();
-    let matrix = TernaryMatrix::new(rows, cols, trits, Scales::PerTensor(0.5)).unwrap();
-    backend.pack(&matrix)
+    backend.pack(&TernaryMatrix::new(rows, cols, trits, scales).unwrap())
 }
 
 /// Matrices that read the same input: the rows of each, and the columns.
 type Group = (&'static [usize], usize);
 
-/// Products of one token with matrices that read the same input, of 2560 columns or of 6912: whole, or in
+/// The linears of a model.
+struct Stack {
+    layers: usize,
+    layer: [Group; 4],
+    head: Option<(usize, usize)>,
+    pack: fn(Backend, (usize, usize)) -> PackedMatrix,
+    activations: fn(Backend, usize, usize) -> ActivationBatch,
+}
+
+/// A model of 2 billion weights.
+static INT8: Stack = Stack {
+    layers: 30,
+    layer: [
+        (&[2560, 640, 640], 2560),
+        (&[2560], 2560),
+        (&[6912, 6912], 2560),
+        (&[2560], 6912),
+    ],
+    head: None,
+    pack,
+    activations: quantize,
+};
+
+/// A model of 1.7 billion weights, whose activations are not quantized, and its head.
+static FIXED: Stack = Stack {
+    layers: 28,
+    layer: [
+        (&[2048, 1024, 1024], 2048),
+        (&[2048], 2048),
+        (&[6144, 6144], 2048),
+        (&[2048], 6144),
+    ],
+    head: Some((151_680, 2048)),
+    pack: pack_grouped,
+    activations: fix,
+};
+
+/// Products of one token with matrices that read the same input, of the first layer's columns or the last's: whole, or in
 /// pieces of rows for threads to take.
 fn multiply(
     pool: &mut Pool,
@@ -153,38 +220,39 @@ fn multiply(
         items.push((matrix, rest));
     }
     pool.run_each(items, |(matrix, mut out)| {
-        matrix.multiply(&x[usize::from(matrix.cols() == 6912)], &mut out);
+        let last = matrix.cols() != x[0].cols();
+        matrix.multiply(&x[usize::from(last)], &mut out);
     });
 }
 
-/// One token through all linear layers of the 2B model from DRAM, on one thread and on two, the kernels and
+/// One token through all linears of a model from DRAM, on one thread and on two, the kernels and
 /// the probe in turn.
-fn stack(backends: &[Backend], rounds: usize) {
-    const LAYER: [Group; 4] = [
-        (&[2560, 640, 640], 2560),
-        (&[2560], 2560),
-        (&[6912, 6912], 2560),
-        (&[2560], 6912),
-    ];
+fn stack(backends: &[Backend], rounds: usize, shape: &Stack) {
     const THREADS: [usize; 2] = [1, 2];
     println!(
-        "stack of 30 layers: ms best (median), GB/s median, share of the probe, best (median)"
+        "stack of {} layers: ms best (median), GB/s median, share of the probe, best (median)",
+        shape.layers
     );
     let mut all = Vec::new();
     for backend in backends.iter().filter(|b| b.name() != "scalar") {
-        let one = LAYER.map(|(rows, cols)| {
-            let packed = rows.iter().map(|rows| pack(*backend, (*rows, cols)));
+        let one = shape.layer.map(|(rows, cols)| {
+            let packed = rows
+                .iter()
+                .map(|rows| (shape.pack)(*backend, (*rows, cols)));
             packed.collect::<Vec<_>>()
         });
-        let groups: Vec<Vec<PackedMatrix>> = (0..30).flat_map(|_| one.clone()).collect();
+        let layers = (0..shape.layers).flat_map(|_| one.clone());
+        let head = shape.head.map(|head| vec![(shape.pack)(*backend, head)]);
+        let groups: Vec<Vec<PackedMatrix>> = layers.chain(head).collect();
         let bytes: usize = groups.iter().flatten().map(PackedMatrix::byte_len).sum();
-        let x = [2560, 6912].map(|cols| quantize(*backend, 1, cols));
+        let x = [0, 3].map(|group| (shape.activations)(*backend, 1, shape.layer[group].1));
         let figures = THREADS.map(|_| (vec![], vec![]));
         all.push((backend, groups, bytes, x, figures));
     }
     let plain = MemoryProbe::new(all.iter().map(|a| a.2).max().unwrap_or(0));
     let mut pools = THREADS.map(Pool::new);
-    let mut y = [(); 3].map(|()| vec![0.0; 6912]);
+    let most = shape.head.map_or(0, |head| head.0).max(8192);
+    let mut y = [(); 3].map(|()| vec![0.0; most]);
     for _ in 0..rounds {
         for (_, groups, bytes, x, figures) in &mut all {
             for (pool, (times, shares)) in pools.iter_mut().zip(figures) {
@@ -221,31 +289,34 @@ fn stack(backends: &[Backend], rounds: usize) {
         }
     }
 }
-fn float(backend: Backend, group: Option<usize>, tokens: usize, rounds: usize) {
-    let shape = (2560, 2560);
-    let trits = (0..shape.0 * shape.1)
-        .map(|i| (i * i % 7 % 3) as i8 - 1)
-        .collect();
-    let scales = group.map_or(Scales::PerTensor(0.5), |group| Scales::PerGroup {
-        group,
-        scales: vec![0.5; shape.0 * (shape.1 / group)],
-    });
-    let packed = backend.pack(&TernaryMatrix::new(shape.0, shape.1, trits, scales).unwrap());
-    let x: Vec<f32> = (0..tokens * shape.1).map(|i| (i % 251) as f32).collect();
+
+fn fixed(backend: Backend, shape: (usize, usize), tokens: usize, rounds: usize) {
+    let packed = pack_grouped(backend, shape);
+    let x = fix(backend, tokens, shape.1);
     let mut y = vec![0.0; tokens * shape.0];
     let macs = (shape.0 * shape.1 * tokens) as f64 / 1e9;
     let speeds = (0..rounds)
         .map(|_| {
             let out = &mut Output::new(&mut y, tokens, shape.0);
-            macs / seconds(|| packed.multiply_float(black_box(&x), out))
+            macs / seconds(|| packed.multiply(black_box(&x), out))
         })
         .collect();
     let (a, b) = best_median(speeds);
     println!(
-        "  {:<12} {tokens:>4} tokens, {}: {a:6.1} ({b:6.1})",
+        "  {:<12} {:>4} x {:<4} {tokens:>4} tokens: {a:6.1} ({b:6.1})",
         backend.name(),
-        packed.scales().structure(),
+        shape.0,
+        shape.1,
     );
+}
+
+fn fix(backend: Backend, tokens: usize, cols: usize) -> ActivationBatch {
+    let x: Vec<f32> = (0..tokens * cols)
+        .map(|i| (i % 251) as f32 - 125.5)
+        .collect();
+    let mut batch = ActivationBatch::default();
+    backend.fix(&x, cols, &mut batch).unwrap();
+    batch
 }
 
 fn quantize(backend: Backend, tokens: usize, cols: usize) -> ActivationBatch {

@@ -3,7 +3,8 @@
 //! Invariant: a [`Backend`] is made in [`Backend::of`] only, which asks the CPU first.
 
 use crate::attention::{self, AttentionScratch};
-use crate::kernel::Kernel;
+use crate::delta::DeltaHead;
+use crate::kernel::{Inputs, Kernel};
 use crate::kernels::KERNELS;
 use crate::lanes::DenseType;
 use crate::output::Output;
@@ -12,6 +13,27 @@ use bitnet_ternary::Scales;
 use std::fmt;
 
 /// A kernel that this CPU can run.
+///
+/// ```
+/// use bitnet_kernels::{ActivationBatch, Backend, Output, Scales, TernaryMatrix};
+///
+/// let trits = vec![1, 0, -1, 1, 0, 1, 1, 0];
+/// let matrix = TernaryMatrix::new(2, 4, trits, Scales::PerTensor(0.5)).unwrap();
+/// let x = [10.0, 20.0, 30.0, 127.0]; // one token; the largest value becomes 127
+///
+/// let mut products = Vec::new();
+/// for backend in Backend::available() {
+///     let packed = backend.pack(&matrix);
+///     let mut batch = ActivationBatch::default();
+///     backend.quantize(&x, 4, &mut batch).unwrap();
+///     let mut y = [0.0; 2];
+///     packed.multiply(&batch, &mut Output::new(&mut y, 1, 2));
+///     products.push(y);
+/// }
+/// // 0.5 * (10 - 30 + 127) and 0.5 * (20 + 30), with the same bits by every kernel
+/// assert!(products.iter().all(|y| *y == products[0]));
+/// assert!((products[0][0] - 53.5).abs() < 1e-4 && (products[0][1] - 25.0).abs() < 1e-4);
+/// ```
 #[derive(Clone, Copy)]
 pub struct Backend(&'static Kernel);
 
@@ -119,9 +141,9 @@ impl Backend {
         self.0.name
     }
 
-    /// The layout in which this kernel reads a matrix with these scales.
+    /// The layout in which this kernel reads a matrix with these scales, for int8 activations.
     pub fn layout(&self, scales: &Scales) -> &'static str {
-        self.0.ternary_for(scales).layout
+        self.0.ternary_for(scales, Inputs::Int8).layout
     }
 }
 
@@ -208,10 +230,49 @@ impl Backend {
         unsafe { (self.0.float.rotate_halves)(x, cos, sin) }
     }
 
+    /// `x = H (signs * x)` for each block of `block` features of `x`, `(n,)`, `H` the normalized Walsh-Hadamard transform
+    /// in natural order (`formats/numerics.md`). `signs` are +1 and -1, `(n,)`; none count as ones.
+    ///
+    /// # Panics
+    /// If `block` is no power of two, or does not divide `n`.
+    pub fn hadamard(&self, x: &mut [f32], signs: &[f32], block: usize) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.hadamard)(x, signs, block) }
+    }
+
+    /// `x = signs * (H x)` for each block: undoes [`hadamard`](Self::hadamard), up to rounding.
+    ///
+    /// # Panics
+    /// As [`hadamard`](Self::hadamard).
+    pub fn hadamard_inverse(&self, x: &mut [f32], signs: &[f32], block: usize) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.hadamard_inverse)(x, signs, block) }
+    }
+
     /// Numbers `x`, `(n,)`, as f16 in little-endian bytes, `(2 * n,)`, rounded to nearest even.
     pub fn narrow(&self, x: &[f32], out: &mut [u8]) {
         // SAFETY: as in `dot`: self exists.
         unsafe { (self.0.float.narrow)(x, out) }
+    }
+
+    /// `x[i] = x[i] * sigmoid(gate[i])`, as the quotient `x / (1 + exp(-gate))`.
+    pub fn sigmoid_mul(&self, x: &mut [f32], gate: &[f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.sigmoid_mul)(x, gate) }
+    }
+
+    /// One token of a causal convolution of each channel by itself: `out[c] = silu(sum of kernel[tap][c] *
+    /// window[tap][c])`, taps in order. `window` and `kernel` are `(taps, channels)`, `out` is `(channels,)`.
+    pub fn conv_silu(&self, window: &[f32], kernel: &[f32], out: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.conv_silu)(window, kernel, out) }
+    }
+
+    /// The delta rule of one head on the tokens of one sequence, in order: `S *= decay; d = (v - S^T k) * beta;
+    /// S += k d^T; out = S^T q`. `state` is `(key_dim, value_dim)`, `out` is `(tokens, value_dim)`.
+    pub fn delta_rule(&self, head: &DeltaHead<'_>, state: &mut [f32], out: &mut [f32]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.delta_rule)(head, state, out) }
     }
 
     /// Softmax attention of some queries over one block of positions (`formats/numerics.md`), before the

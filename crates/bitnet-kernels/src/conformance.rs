@@ -4,7 +4,10 @@
 //! Invariant: nothing here knows a kernel by name, so a new row of [`KERNELS`] is tested at once.
 
 use crate::lanes::{LANES, Lanes, add_lanes};
-use crate::{ActivationBatch, Backend, DenseType, KERNELS, KernelError, Output, PackedMatrix};
+use crate::{
+    ActivationBatch, Backend, DeltaHead, DenseType, Inputs, KERNELS, KernelError, Output,
+    PackedMatrix,
+};
 use bitnet_ternary::{
     ActivationError, GROUP_SIZES, Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16,
     f32_to_f16, quantize_row,
@@ -80,11 +83,10 @@ fn multiply(packed: &PackedMatrix, x: &ActivationBatch) -> Vec<f32> {
     y
 }
 
-fn multiply_float(packed: &PackedMatrix, x: &[f32]) -> Vec<f32> {
-    let tokens = x.len() / packed.cols();
-    let mut y = vec![f32::NAN; tokens * packed.rows()];
-    packed.multiply_float(x, &mut Output::new(&mut y, tokens, packed.rows()));
-    y
+fn fixed(backend: Backend, x: &[f32], cols: usize) -> ActivationBatch {
+    let mut batch = ActivationBatch::default();
+    backend.fix(x, cols, &mut batch).unwrap();
+    batch
 }
 
 #[track_caller]
@@ -329,7 +331,8 @@ fn parts_of_the_rows_give_the_whole() {
                 let mut quantized = ActivationBatch::default();
                 backend.quantize(x, cols, &mut quantized).unwrap();
                 let whole = multiply(&packed, &quantized);
-                let whole_float = multiply_float(&packed, x);
+                let fixed = fixed(backend, x, cols);
+                let whole_fixed = multiply(&packed, &fixed);
                 for cut in (0..=rows)
                     .step_by(packed.tile_rows())
                     .step_by(if tokens == 1 { 1 } else { 3 })
@@ -340,10 +343,10 @@ fn parts_of_the_rows_give_the_whole() {
                     packed.multiply(&quantized, &mut high);
                     packed.multiply(&quantized, &mut low);
                     let (mut low, mut high) = Output::new(&mut z, tokens, rows).split_at(cut);
-                    packed.multiply_float(x, &mut high);
-                    packed.multiply_float(x, &mut low);
+                    packed.multiply(&fixed, &mut high);
+                    packed.multiply(&fixed, &mut low);
                     assert_bits(&y, &whole, (backend, tokens, cut));
-                    assert_bits(&z, &whole_float, (backend, tokens, cut));
+                    assert_bits(&z, &whole_fixed, (backend, tokens, cut));
                 }
                 // the end of a part may lie inside a tile
                 let mut y = vec![f32::NAN; tokens * rows];
@@ -358,49 +361,194 @@ fn parts_of_the_rows_give_the_whole() {
     }
 }
 
+/// The rule of fixed-point activations as written: the integers and steps of one token.
+fn integers(x: &[f32]) -> (Vec<i64>, Vec<f32>) {
+    let (mut integers, mut steps) = (Vec::new(), Vec::new());
+    for group in x.chunks(128) {
+        let max = group.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let step = (max / 8_355_711.0).max(2f32.powi(-126));
+        let round = |x: &f32| f64::from(x / step).round_ties_even() as i64;
+        integers.extend(group.iter().map(|x| round(x).clamp(-8_355_711, 8_355_711)));
+        steps.push(step);
+    }
+    (integers, steps)
+}
+
+/// The rule as written, one token: `(rows,)`.
+fn fixed_by_the_rules(m: &TernaryMatrix, x: &[f32]) -> Vec<f32> {
+    let (rows, cols) = (m.rows(), m.cols());
+    let (integers, steps) = integers(x);
+    let width = columns_per_group(m).min(128);
+    let row = |r: usize| {
+        let mut sum = 0f32;
+        for start in (0..cols).step_by(width) {
+            let dot: i64 = (start..cols.min(start + width))
+                .map(|k| i64::from(m.row(r)[k]) * integers[k])
+                .sum();
+            let (dot, step) = (dot as f32, steps[start / 128]);
+            sum = match m.scales() {
+                Scales::PerGroup { .. } => (dot * step).mul_add(m.scales().at(r, start, cols), sum),
+                _ => dot.mul_add(step, sum),
+            };
+        }
+        match m.scales() {
+            Scales::PerGroup { .. } => sum,
+            scales => sum * scales.at(r, 0, cols),
+        }
+    };
+    (0..rows).map(row).collect()
+}
+
 #[test]
-fn float_activations_follow_the_rules() {
+fn fixed_point_activations_follow_the_rules() {
     let mut noise = Noise(6);
-    for (rows, cols) in [
-        (1, 1),
-        (5, 17),
-        (33, 64),
-        (70, 768),
-        (31, 1000),
-        (34, 20),
-        (33, 321),
-        (40, 5120),
-        (65, 33),
+    for (rows, cols, most) in [
+        (1, 1, 20),
+        (5, 17, 20),
+        (33, 64, 20),
+        (70, 768, 33),
+        (31, 1000, 20),
+        (34, 20, 20),
+        (33, 321, 20),
+        (40, 5120, 17),
+        (65, 33, 20),
+        (2100, 96, 40),
+        (32, 160, 65),
     ] {
         for scales in structures(&mut noise, rows, cols) {
             let m = matrix(rows, cols, noise.trits(rows * cols), scales);
-            let group = columns_per_group(&m);
-            for tokens in [1, 2, 7, 14] {
-                let x = noise.floats(tokens * cols);
-                let mut want = Vec::new();
-                for x in x.chunks_exact(cols) {
-                    for r in 0..rows {
-                        let sum = |g: usize| {
-                            canonical(
-                                (g * group..(g + 1) * group)
-                                    .map(|k| (f32::from(m.row(r)[k]), x[k])),
-                            )
-                        };
-                        want.push(match m.scales() {
-                            Scales::PerGroup { .. } => canonical(
-                                (0..cols / group)
-                                    .map(|g| (sum(g), m.scales().at(r, g * group, cols))),
-                            ),
-                            scales => sum(0) * scales.at(r, 0, cols),
-                        });
+            // groups of columns of very different size
+            let x: Vec<f32> = (0..most * cols)
+                .map(|i| noise.float() * [1.0, 1e-6, 300.0, 0.0, 1e-33][i / 100 % 5])
+                .collect();
+            let want: Vec<f32> = x
+                .chunks_exact(cols)
+                .flat_map(|x| fixed_by_the_rules(&m, x))
+                .collect();
+            for backend in Backend::available() {
+                // the layout for int8 serves, too
+                for inputs in [Inputs::Float, Inputs::Int8] {
+                    let packed = backend.pack_for(inputs, &m);
+                    assert_eq!(packed.unpack(), m);
+                    for tokens in [1, 2, 7, 14, 16, 17, most] {
+                        let what = (backend, rows, cols, m.scales().structure(), tokens);
+                        let got = multiply(&packed, &fixed(backend, &x[..tokens * cols], cols));
+                        assert_bits(&got, &want[..tokens * rows], what);
                     }
-                }
-                for backend in Backend::available() {
-                    let what = (backend, rows, cols, m.scales().structure(), tokens);
-                    assert_bits(&multiply_float(&backend.pack(&m), &x), &want, what);
                 }
             }
         }
+    }
+}
+
+#[test]
+fn fixed_point_extremes_do_not_overflow() {
+    let mut noise = Noise(14);
+    for cols in [1, 16, 127, 128, 129, 256, 640] {
+        for trit in [1i8, -1, 0] {
+            for magnitude in [1.0, f32::MAX, f32::MIN_POSITIVE, 1e-31, 1e-40, 1e-45, 0.0] {
+                for scales in structures(&mut noise, 33, cols) {
+                    // products of the largest numbers are none
+                    let scales = match scales {
+                        Scales::PerTensor(_) => Scales::PerTensor(1e-3),
+                        Scales::PerRow(s) => Scales::PerRow(vec![1e-3; s.len()]),
+                        Scales::PerGroup { group, scales } => Scales::PerGroup {
+                            group,
+                            scales: vec![1e-3; scales.len()],
+                        },
+                    };
+                    let m = matrix(33, cols, vec![trit; 33 * cols], scales);
+                    let signs = (0..20 * cols).map(|i| match i % 7 == 6 && i / cols % 2 == 1 {
+                        true => -magnitude,
+                        false => magnitude,
+                    });
+                    let x: Vec<f32> = signs.collect();
+                    let want: Vec<f32> = x
+                        .chunks_exact(cols)
+                        .flat_map(|x| fixed_by_the_rules(&m, x))
+                        .collect();
+                    for backend in Backend::available() {
+                        let got = multiply(&backend.pack(&m), &fixed(backend, &x, cols));
+                        let what = (backend, cols, trit, magnitude, m.scales().structure());
+                        assert_bits(&got, &want, what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reused_batch_changes_its_form() {
+    let mut noise = Noise(15);
+    for backend in Backend::available() {
+        let mut batch = ActivationBatch::default();
+        for (cols, tokens) in [(100, 20), (35, 3), (35, 18), (64, 1), (33, 20), (100, 13)] {
+            let m = matrix(20, cols, noise.trits(20 * cols), Scales::PerTensor(0.5));
+            let packed = backend.pack(&m);
+            let x = noise.floats(tokens * cols);
+            backend.quantize(&x, cols, &mut batch).unwrap();
+            let int8 = multiply(&packed, &batch);
+            backend.fix(&x, cols, &mut batch).unwrap();
+            assert_eq!((batch.tokens(), batch.cols()), (tokens, cols));
+            let want: Vec<f32> = x
+                .chunks_exact(cols)
+                .flat_map(|x| fixed_by_the_rules(&m, x))
+                .collect();
+            let got = multiply(&packed, &batch);
+            assert_bits(&got, &want, (backend, cols, tokens));
+            assert_ne!(got, int8);
+        }
+    }
+}
+
+/// Against f64, relative to the norm of the products: what the rule of `formats/numerics.md` costs.
+#[test]
+fn fixed_point_products_are_as_exact_as_floats() {
+    let mut noise = Noise(16);
+    let (rows, cols) = (64, 6144);
+    let (group, scales) = (128, noise.scales(rows * cols / 128));
+    let m = matrix(
+        rows,
+        cols,
+        noise.trits(rows * cols),
+        Scales::PerGroup { group, scales },
+    );
+    let normal = |noise: &mut Noise| (0..6).map(|_| noise.float()).sum::<f32>();
+    let inputs: [(&str, f64, Vec<f32>); 3] = [
+        (
+            "normal",
+            1.5e-7,
+            (0..cols).map(|_| normal(&mut noise)).collect(),
+        ),
+        (
+            "cubed",
+            5e-7,
+            (0..cols).map(|_| normal(&mut noise).powi(9)).collect(),
+        ),
+        (
+            "outliers",
+            5e-7,
+            (0..cols)
+                .map(|k| normal(&mut noise) * if k % 500 == 7 { 2000.0 } else { 1.0 })
+                .collect(),
+        ),
+    ];
+    for (name, most, x) in inputs {
+        let got = multiply(&Backend::best().pack(&m), &fixed(Backend::best(), &x, cols));
+        let (mut error, mut norm) = (0.0, 0.0);
+        for (r, got) in got.iter().enumerate() {
+            let exact: f64 = (0..cols)
+                .map(|k| {
+                    let scale = f64::from(m.scales().at(r, k, cols));
+                    f64::from(m.row(r)[k]) * f64::from(x[k]) * scale
+                })
+                .sum();
+            error += (f64::from(*got) - exact).powi(2);
+            norm += exact.powi(2);
+        }
+        let relative = (error / norm).sqrt();
+        assert!(relative <= most, "{name}: {relative:.2e}");
     }
 }
 
@@ -446,6 +594,8 @@ fn quantisation_refuses_what_is_not_finite() {
             x[2 * 40 + index] = bad;
             for backend in Backend::available() {
                 let got = backend.quantize(&x, 40, &mut ActivationBatch::default());
+                assert_eq!(got, Err((2, ActivationError { index })), "{backend:?}");
+                let got = backend.fix(&x, 40, &mut ActivationBatch::default());
                 assert_eq!(got, Err((2, ActivationError { index })), "{backend:?}");
             }
         }
@@ -541,12 +691,113 @@ fn elementwise_operations_agree_and_mean_what_they_say() {
             |b, x, y| b.gelu_tanh_mul(x, y),
             |x, y| gelu(x) * y,
         );
+        check_elementwise(
+            xy,
+            5e-7,
+            |b, x, y| b.sigmoid_mul(x, y),
+            |x, y| x / (1.0 + (-y).exp()),
+        );
         let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n as f64;
         let norm = |b: Backend, x: &mut [f32], y: &[f32]| {
             let input = x.to_vec();
             b.rms_norm(&input, y, 1e-5, x);
         };
         check_elementwise(xy, 1e-6, norm, |x, y| y * x / (mean + 1e-5).sqrt());
+    }
+}
+
+#[test]
+fn a_convolution_runs_over_the_taps_in_order() {
+    let mut noise = Noise(21);
+    for (channels, taps) in [(1, 1), (5, 4), (16, 4), (47, 3), (256, 7)] {
+        let (window, kernel) = (noise.floats(taps * channels), noise.floats(taps * channels));
+        let want: Vec<f32> = (0..channels)
+            .map(|c| {
+                let products =
+                    (0..taps).map(|t| (kernel[t * channels + c], window[t * channels + c]));
+                products.fold(0.0, |sum, (w, x)| w.mul_add(x, sum))
+            })
+            .collect();
+        let mut silu = want;
+        let ones = vec![1.0; channels];
+        Backend::by_name("scalar")
+            .unwrap()
+            .silu_mul(&mut silu, &ones);
+        for backend in Backend::available() {
+            let mut out = vec![f32::NAN; channels];
+            backend.conv_silu(&window, &kernel, &mut out);
+            assert_bits(&out, &silu, (backend, channels, taps));
+        }
+    }
+}
+
+#[test]
+fn the_delta_rule_is_the_recurrence_as_written_whatever_came_together() {
+    let mut noise = Noise(22);
+    for (keys, values, tokens) in [
+        (1, 1, 1),
+        (3, 5, 2),
+        (16, 16, 9),
+        (32, 80, 3),
+        (128, 128, 5),
+    ] {
+        // one head behind another one, with something between them
+        let (width, gate_width) = (2 * keys + values + 3, 5);
+        let rows = noise.floats(tokens * width);
+        let gates: Vec<f32> = noise
+            .floats(tokens * gate_width)
+            .iter()
+            .map(|g| g.abs())
+            .collect();
+        let (places, gate_places) = ([1, keys + 1, 2 * keys + 2], [3, 1]);
+        let begin = noise.floats(keys * values);
+        let mut state = begin.clone();
+        let mut want = Vec::new();
+        for (row, gates) in rows.chunks(width).zip(gates.chunks(gate_width)) {
+            let [q, k, v] = places.map(|place| &row[place..]);
+            let (decay, beta) = (gates[3], gates[1]);
+            let mut d = vec![0.0f32; values];
+            for j in 0..values {
+                let seen = (0..keys).fold(0.0f32, |sum, i| {
+                    (state[i * values + j] * decay).mul_add(k[i], sum)
+                });
+                d[j] = (v[j] - seen) * beta;
+            }
+            for i in 0..keys {
+                for j in 0..values {
+                    let old = state[i * values + j] * decay;
+                    state[i * values + j] = k[i].mul_add(d[j], old);
+                }
+            }
+            for j in 0..values {
+                want.push(
+                    (0..keys).fold(0.0f32, |sum, i| state[i * values + j].mul_add(q[i], sum)),
+                );
+            }
+        }
+        for backend in Backend::available() {
+            for together in [1, 2, tokens] {
+                let (mut now, mut out) = (begin.clone(), vec![f32::NAN; tokens * values]);
+                let parts = rows
+                    .chunks(together * width)
+                    .zip(gates.chunks(together * gate_width));
+                for ((rows, gates), out) in parts.zip(out.chunks_mut(together * values)) {
+                    let head = DeltaHead {
+                        rows,
+                        width,
+                        places,
+                        gates,
+                        gate_width,
+                        gate_places,
+                        key_dim: keys,
+                        value_dim: values,
+                    };
+                    backend.delta_rule(&head, &mut now, out);
+                }
+                assert_bits(&out, &want, (backend, keys, values, together));
+                assert_bits(&now, &state, (backend, keys, values, together));
+            }
+        }
     }
 }
 
@@ -574,6 +825,71 @@ fn rotation_rounds_every_product_and_sum() {
             let mut got = x.clone();
             backend.rotate_halves(&mut got, &cos, &sin);
             assert_bits(&got, &want, (backend, half));
+        }
+    }
+}
+
+#[test]
+fn the_walsh_hadamard_transform_has_one_order_on_every_kernel() {
+    let mut noise = Noise(12);
+    for block in (0..=13).map(|n| 1usize << n) {
+        for blocks in [1, 3] {
+            let x = noise.floats(blocks * block);
+            let signs: Vec<f32> = x
+                .iter()
+                .map(|_| (noise.next() % 2) as f32 * 2.0 - 1.0)
+                .collect();
+            let ones = vec![1.0; x.len()];
+            // the definition: strides 1, 2, 4, ..., then the factor
+            let transformed = |mut x: Vec<f32>| {
+                for x in x.chunks_exact_mut(block) {
+                    let mut stride = 1;
+                    while stride < block {
+                        for i in (0..block).filter(|i| i & stride == 0) {
+                            let (a, b) = (x[i], x[i + stride]);
+                            (x[i], x[i + stride]) = (a + b, a - b);
+                        }
+                        stride *= 2;
+                    }
+                    let factor = (1.0 / (block as f64).sqrt()) as f32;
+                    x.iter_mut().for_each(|x| *x *= factor);
+                }
+                x
+            };
+            let times = |x: &[f32], signs: &[f32]| -> Vec<f32> {
+                x.iter().zip(signs).map(|(x, s)| x * s).collect()
+            };
+            for own in [&signs, &ones] {
+                let forward = transformed(times(&x, own));
+                let inverse = times(&transformed(x.clone()), own);
+                for backend in Backend::available() {
+                    let given = if own == &ones { &[][..] } else { own };
+                    let mut got = x.clone();
+                    backend.hadamard(&mut got, given, block);
+                    assert_bits(&got, &forward, (backend, block, blocks));
+                    let mut got = x.clone();
+                    backend.hadamard_inverse(&mut got, given, block);
+                    assert_bits(&got, &inverse, (backend, block, blocks));
+                    // there and back
+                    backend.hadamard(&mut got, given, block);
+                    for (got, x) in got.iter().zip(&x) {
+                        assert!((got - x).abs() < 2e-6, "{backend:?} {block}");
+                    }
+                }
+                // some elements against the matrix, in f64
+                for i in (0..x.len()).step_by(97) {
+                    let start = i / block * block;
+                    let sum: f64 = (start..start + block)
+                        .map(|j| {
+                            let parity = ((i - start) & (j - start)).count_ones() % 2;
+                            let sign = if parity == 0 { 1.0 } else { -1.0 };
+                            sign * f64::from(x[j] * own[j])
+                        })
+                        .sum();
+                    let want = sum / (block as f64).sqrt();
+                    assert!((f64::from(forward[i]) - want).abs() < 2e-6, "{block}: {i}");
+                }
+            }
         }
     }
 }

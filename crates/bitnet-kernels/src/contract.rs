@@ -4,6 +4,7 @@
 //! whoever holds the proof, [`Backend`](crate::Backend).
 
 use crate::activations::{Activations, Panel};
+use crate::fixed_point::{FixedPoint, FixedToken, Segment};
 use crate::lines::Line;
 use crate::output::Places;
 use std::ops::Range;
@@ -37,8 +38,63 @@ pub(crate) struct TernaryOps {
     pub dots: Dots,
     /// Many tokens with many tiles at once, where that is faster than tile by tile.
     pub many_tokens: Option<ManyTokens>,
-    /// The same sums over float activations `x: (tokens, cols)`, by rule 3 within each group.
-    pub sums: unsafe fn(&Tile<'_>, x: &[f32], sums: &mut [f32]),
+    /// What the next two read, if not these tiles: writes a tile of `cols` columns in the layout of
+    /// [`Kernel::grouped`](crate::kernel::Kernel).
+    pub two_bits: Option<TwoBits>,
+    /// One token of fixed-point activations with one tile.
+    pub fixed: Fixed,
+    /// Many tokens of fixed-point activations, if that is faster.
+    pub many_fixed: Option<ManyFixed>,
+}
+
+/// Writes `tile`, of some columns, as a tile of two bits a trit.
+pub(crate) type TwoBits = unsafe fn(tile: &[Line], cols: usize, two_bits: &mut [Line]);
+
+/// Computes `sums: (tile_rows,)` of one token (`formats/numerics.md`): over the segments in order, times
+/// the scales if there are groups.
+pub(crate) type Fixed = unsafe fn(&FixedTiles<'_>, &FixedToken<'_>, sums: &mut [f32]);
+
+/// Fixed-point products whose preparation of the tokens pays over many rows.
+pub(crate) struct ManyFixed {
+    /// Fewest tokens, in a panel of their own, for which it does.
+    pub fewest: usize,
+    /// Computes the sums of some panels with all tiles and hands them out.
+    pub sums: unsafe fn(&FixedTiles<'_>, &FixedPoint, tokens: Range<usize>, done: Done<'_>),
+}
+
+/// Some tiles of a packed matrix, or one.
+#[derive(Clone, Copy)]
+pub(crate) struct FixedTiles<'a> {
+    /// `(tiles, tile_lines)`
+    pub lines: &'a [Line],
+    /// Columns of the matrix, not 0.
+    pub cols: usize,
+    /// Columns per group of scales, if they are in groups.
+    pub group: Option<usize>,
+    /// With groups their scales, `(tiles, groups, tile_rows)`.
+    pub scales: &'a [f32],
+}
+
+impl FixedTiles<'_> {
+    /// The segments of a row, in order.
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + use<> {
+        Segment::all(self.cols, self.group)
+    }
+
+    /// Columns of every segment but the last.
+    #[cfg(target_arch = "x86_64")]
+    pub fn width(&self) -> usize {
+        Segment::width(self.group)
+    }
+
+    /// Groups of scales per row; 0 without groups.
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        allow(dead_code)
+    )]
+    pub fn groups(&self) -> usize {
+        self.group.map_or(0, |group| self.cols / group)
+    }
 }
 
 /// Leaves half of an L2 of 1 MiB to weights and outputs.
@@ -77,7 +133,7 @@ pub(crate) struct Tiles<'a> {
     pub cols: usize,
     /// Columns per group of scales; `cols` when there is one group.
     pub group: usize,
-    /// Group scales `(rows that exist, groups)` from the first tile on. With them a sum is that of rule 2,
+    /// Group scales `(tiles, groups, tile_rows)`. With them a sum is that of rule 2,
     /// `sum_g dot_g * scale_g`; without it is the dot, which is exact in f32.
     pub scales: Option<&'a [f32]>,
 }

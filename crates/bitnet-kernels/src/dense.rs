@@ -1,4 +1,4 @@
-//! Dense rows times float activations: the head, and whatever else a checkpoint left unquantised.
+//! Dense rows times float activations: the head, and whatever else a checkpoint left unquantized.
 //!
 //! Invariant: every product is the canonical dot (`lanes`); several rows and tokens run side by
 //! side only to hide latency and to widen a row once for several tokens.

@@ -6,7 +6,7 @@
 //! instruction set.
 
 use crate::lanes::{LANES, add_lanes, exp1, fill_lanes, greater, mul_add_lanes, mul_add_tail};
-use bitnet_ternary::{activation_scale, f32_to_f16};
+use bitnet_ternary::{activation_scale, bf16_to_f32, f16_to_f32, f32_to_f16};
 
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -149,6 +149,24 @@ pub(crate) fn narrow(x: &[f32], out: &mut [u8]) {
     assert_eq!(2 * x.len(), out.len());
     for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
         *out = f32_to_f16(*x).to_le_bytes();
+    }
+}
+
+/// f16 to f32, exactly.
+#[inline(always)]
+pub(crate) fn widen_f16(bits: &[u16], out: &mut [f32]) {
+    assert_eq!(bits.len(), out.len());
+    for (bits, out) in bits.iter().zip(out) {
+        *out = f16_to_f32(*bits);
+    }
+}
+
+/// bf16 to f32, exactly.
+#[inline(always)]
+pub(crate) fn widen_bf16(bits: &[u16], out: &mut [f32]) {
+    assert_eq!(bits.len(), out.len());
+    for (bits, out) in bits.iter().zip(out) {
+        *out = bf16_to_f32(*bits);
     }
 }
 

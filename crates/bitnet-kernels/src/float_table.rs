@@ -6,6 +6,8 @@
 
 use crate::attention::AttentionOps;
 use crate::candidates::{Factors, RowBound, ScreenQuery, UpperBlock};
+use crate::delta::DeltaHead;
+use crate::fixed_point::FixedRow;
 use crate::lines::Line;
 use crate::output::Output;
 use crate::scaling::Finish;
@@ -16,8 +18,8 @@ pub(crate) type Quantize = unsafe fn(&[f32], &mut [i8]) -> Option<(f32, i32)>;
 /// [`screen_bounds`](crate::candidates::screen_bounds), instantiated.
 pub(crate) type Bound = unsafe fn(&[&[f32]; 3], &Factors, &[i32], &mut [f32], &mut [f32]);
 
-/// One instruction set's instances of the bodies in `float_ops`, `attention`, `dense`, `candidates` and
-/// `scaling`.
+/// One instruction set's instances of the bodies in `float_ops`, `hadamard`, `attention`, `delta`, `dense`,
+/// `candidates` and `scaling`.
 ///
 /// Calling an entry is sound when the CPU has the features it was instantiated with; a
 /// [`Backend`](crate::Backend) is the proof of that.
@@ -35,8 +37,16 @@ pub(crate) struct FloatOps {
     pub gelu_tanh_mul: unsafe fn(&mut [f32], &[f32]),
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub rotate_halves: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub hadamard: unsafe fn(&mut [f32], &[f32], usize),
+    pub hadamard_inverse: unsafe fn(&mut [f32], &[f32], usize),
     pub narrow: unsafe fn(&[f32], &mut [u8]),
+    pub sigmoid_mul: unsafe fn(&mut [f32], &[f32]),
+    pub conv_silu: unsafe fn(&[f32], &[f32], &mut [f32]),
+    pub delta_rule: unsafe fn(&DeltaHead<'_>, &mut [f32], &mut [f32]),
+    pub widen_f16: unsafe fn(&[u16], &mut [f32]),
+    pub widen_bf16: unsafe fn(&[u16], &mut [f32]),
     pub quantize: Quantize,
+    pub fix: unsafe fn(&[f32], FixedRow<'_>) -> bool,
     pub finish_dots: Finish<i32>,
     pub finish_sums: Finish<f32>,
     pub dense_f32: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
@@ -53,8 +63,8 @@ pub(crate) struct FloatOps {
 macro_rules! instantiate {
     ($(#[$isa:meta])*) => {{
         use $crate::{
-            Scales, attention, candidates, dense, float_ops, float_table, lanes, lines::Line, output::Output,
-            scaling, scaling::Place,
+            attention, candidates, delta, dense, fixed_point, float_ops, float_table, hadamard as transform, lanes,
+            lines::Line, output::Output, scaling, scaling::Place,
         };
         $(#[$isa])* fn dot(a: &[f32], b: &[f32]) -> f32 { float_ops::dot(a, b) }
         $(#[$isa])* fn sum(a: &[f32]) -> f32 { float_ops::sum(a) }
@@ -75,18 +85,36 @@ macro_rules! instantiate {
         $(#[$isa])* fn rotate_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) {
             float_ops::rotate_halves(x, cos, sin)
         }
+        $(#[$isa])* fn hadamard(x: &mut [f32], signs: &[f32], block: usize) {
+            transform::forward(x, signs, block)
+        }
+        $(#[$isa])* fn hadamard_inverse(x: &mut [f32], signs: &[f32], block: usize) {
+            transform::inverse(x, signs, block)
+        }
         $(#[$isa])* fn narrow(x: &[f32], out: &mut [u8]) { float_ops::narrow(x, out) }
+        $(#[$isa])* fn sigmoid_mul(x: &mut [f32], gate: &[f32]) { delta::sigmoid_mul(x, gate) }
+        $(#[$isa])* fn conv_silu(window: &[f32], kernel: &[f32], out: &mut [f32]) {
+            delta::conv_silu(window, kernel, out)
+        }
+        $(#[$isa])* fn delta_rule(head: &delta::DeltaHead<'_>, state: &mut [f32], out: &mut [f32]) {
+            delta::delta_rule(head, state, out)
+        }
+        $(#[$isa])* fn widen_f16(bits: &[u16], out: &mut [f32]) { float_ops::widen_f16(bits, out) }
+        $(#[$isa])* fn widen_bf16(bits: &[u16], out: &mut [f32]) { float_ops::widen_bf16(bits, out) }
         $(#[$isa])* fn quantize(x: &[f32], out: &mut [i8]) -> Option<(f32, i32)> {
             float_ops::quantize(x, out)
         }
+        $(#[$isa])* fn fix(x: &[f32], row: fixed_point::FixedRow<'_>) -> bool {
+            fixed_point::fix(x, row)
+        }
         $(#[$isa])* fn finish_dots(
-            sums: &[i32], place: &Place, scales: &Scales, token: usize, s: &[f32],
+            sums: &[i32], place: &Place, scales: scaling::TileScales<'_>, token: usize, s: &[f32],
             out: &mut Output<'_>,
         ) {
             scaling::finish(sums, place, scales, token, s, out)
         }
         $(#[$isa])* fn finish_sums(
-            sums: &[f32], place: &Place, scales: &Scales, token: usize, s: &[f32],
+            sums: &[f32], place: &Place, scales: scaling::TileScales<'_>, token: usize, s: &[f32],
             out: &mut Output<'_>,
         ) {
             scaling::finish(sums, place, scales, token, s, out)
@@ -121,7 +149,8 @@ macro_rules! instantiate {
         }
         float_table::FloatOps {
             dot, sum, sum_squares, axpy, scale, add, max, exp, silu_mul, relu2_mul, gelu_tanh_mul,
-            rms_norm, rotate_halves, narrow, quantize, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
+            rms_norm, rotate_halves, hadamard, hadamard_inverse, narrow, sigmoid_mul, conv_silu, delta_rule, widen_f16,
+            widen_bf16, quantize, fix, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
             attention: attention::instantiate!($(#[$isa])*), screen_row, screen_dots,
             screen_bounds, screen_lower,
         }

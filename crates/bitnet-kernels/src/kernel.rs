@@ -25,6 +25,15 @@ macro_rules! lacking {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use lacking;
 
+/// What a matrix will be multiplied with, mostly: its layout is chosen for that, and serves both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inputs {
+    /// Int8 activations.
+    Int8,
+    /// Float activations, in fixed point.
+    Float,
+}
+
 /// One way of computing ternary x int8 products: the integers
 /// `dot[g][r] = sum over k in group g of trit[r][k] * a[k]`, and everything beside them.
 pub struct Kernel {
@@ -46,11 +55,18 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The layout of a matrix with these scales.
-    pub(crate) fn ternary_for(&self, scales: &Scales) -> &TernaryOps {
-        match (scales, &self.grouped) {
-            (Scales::PerGroup { .. }, Some(grouped)) => grouped,
+    /// The layout of a matrix with these scales and inputs.
+    pub(crate) fn ternary_for(&self, scales: &Scales, inputs: Inputs) -> &TernaryOps {
+        match (scales, inputs, &self.grouped) {
+            (Scales::PerGroup { .. }, _, Some(grouped)) | (_, Inputs::Float, Some(grouped)) => {
+                grouped
+            }
             _ => &self.ternary,
         }
+    }
+
+    /// From how many tokens on fixed-point activations are looked up, if ever; the same in both layouts.
+    pub(crate) fn fewest_fixed(&self) -> Option<usize> {
+        self.ternary.many_fixed.as_ref().map(|many| many.fewest)
     }
 }

@@ -22,6 +22,8 @@ mod avx512_vbmi;
 mod avx512_vnni;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod fixed_lookup;
 #[cfg(target_arch = "x86_64")]
 mod lookup;
 #[cfg(target_arch = "aarch64")]

@@ -42,12 +42,16 @@ mod pool;
 mod primitives;
 
 mod activations;
+mod fixed_point;
+
 mod contract;
 
 mod attention;
 mod candidates;
+mod delta;
 mod dense;
 mod float_ops;
+mod hadamard;
 mod scaling;
 mod token_attention;
 
@@ -73,7 +77,8 @@ pub use batch::ActivationBatch;
 pub use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
 pub use candidates::ScreenQuery;
 pub use cpu::{cpu_features, cpu_model};
-pub use kernel::Kernel;
+pub use delta::DeltaHead;
+pub use kernel::{Inputs, Kernel};
 pub use kernels::KERNELS;
 pub use lanes::DenseType;
 pub use lines::{AlignedBytes, SharedBytes};

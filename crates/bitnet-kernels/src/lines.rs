@@ -126,7 +126,7 @@ impl Region {
         })
     }
 
-    /// Gives the system some advice about all of it, as far as it takes it.
+    /// Gives the system advice about all of it; a system may ignore advice.
     fn advise(&self, advice: &[i32]) {
         for &advice in advice {
             advice::give(self.start, self.lines * LINE, advice);
@@ -303,7 +303,7 @@ impl Deref for Lines {
     type Target = [Line];
 
     fn deref(&self) -> &[Line] {
-        // SAFETY: `start` is valid for `count` initialised lines (zeroed, resident), or dangling and count is 0.
+        // SAFETY: `start` is valid for `count` initialized lines (zeroed, resident), or dangling and count is 0.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
     }
 }
@@ -404,7 +404,7 @@ impl Deref for SharedLines {
     type Target = [Line];
 
     fn deref(&self) -> &[Line] {
-        // SAFETY: new() took them from a borrow of the owner: as many initialised bytes, aligned (checked
+        // SAFETY: new() took them from a borrow of the owner: as many initialized bytes, aligned (checked
         // there), any of which make a Line. The borrow may last as long as the owner does, which is at
         // least as long as self: an Arc neither moves what it holds nor lends it mutably while two
         // have it, and nothing here writes.

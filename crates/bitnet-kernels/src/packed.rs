@@ -3,17 +3,23 @@
 //! Invariant: the layout and the kernel that reads it travel together.
 
 mod mapped;
+mod scales;
 
 pub use mapped::MapError;
 
 use crate::activations::Activations;
 use crate::backend::Backend;
-use crate::batch::ActivationBatch;
-use crate::contract::{Sink, TernaryOps, Tile, Tiles};
+use crate::batch::{ActivationBatch, Prepared};
+use crate::contract::{FixedTiles, Sink, TernaryOps, Tile, Tiles};
+use crate::fixed_point::{FixedPoint, FixedToken, PANEL, Segment};
+use crate::kernel::Inputs;
+use crate::lanes::DenseType;
 use crate::lines::{self, LINE, Line, Lines, ReadLines};
 use crate::output::{Output, Places};
-use crate::scaling::{Finish, Place, Sum};
+use crate::scaling::{Place, TileScales};
 use bitnet_ternary::{MAX_COLS, Scales, TernaryMatrix};
+use scales::PackedScales;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Bytes of the sums of one tile, beside the activations in L2.
@@ -23,9 +29,10 @@ const SUMS_BYTES: usize = 256 << 10;
 #[derive(Clone)]
 pub struct PackedMatrix {
     backend: Backend,
+    ops: &'static TernaryOps, // of the backend
     rows: usize,
     cols: usize,
-    scales: Scales,
+    scales: PackedScales,
     lines: ReadLines, // (tiles, tile_lines)
 }
 
@@ -67,8 +74,8 @@ impl Strip<'_> {
 }
 
 impl PackedMatrix {
-    pub(crate) fn new(backend: Backend, matrix: &TernaryMatrix) -> Self {
-        let ops = backend.kernel().ternary_for(matrix.scales());
+    pub(crate) fn new(backend: Backend, matrix: &TernaryMatrix, inputs: Inputs) -> Self {
+        let ops = backend.kernel().ternary_for(matrix.scales(), inputs);
         let (rows, cols) = (matrix.rows(), matrix.cols());
         let tiles = rows.div_ceil(ops.tile_rows);
         let mut lines = Lines::resident(tiles * (ops.tile_lines)(cols));
@@ -77,9 +84,10 @@ impl PackedMatrix {
             let trits_only = unsafe { (ops.pack)(matrix.trits(), cols, &mut lines) };
             assert!(trits_only, "a TernaryMatrix holds nothing but trits");
         }
-        let scales = matrix.scales().clone();
+        let scales = PackedScales::new(matrix.scales().clone(), (rows, cols), ops.tile_rows);
         Self {
             backend,
+            ops,
             rows,
             cols,
             scales,
@@ -98,6 +106,24 @@ impl PackedMatrix {
     /// If `scales` do not fit the shape.
     pub fn by_strips<E>(
         backend: Backend,
+        shape: (usize, usize),
+        scales: Scales,
+        rows_per_strip: usize,
+        fill: impl FnOnce(Vec<Strip<'_>>) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        Self::by_strips_for(Inputs::Int8, backend, shape, scales, rows_per_strip, fill)
+    }
+
+    /// [`by_strips`](Self::by_strips) for these inputs.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    ///
+    /// # Panics
+    /// If `scales` do not fit the shape.
+    pub fn by_strips_for<E>(
+        inputs: Inputs,
+        backend: Backend,
         (rows, cols): (usize, usize),
         scales: Scales,
         rows_per_strip: usize,
@@ -110,7 +136,7 @@ impl PackedMatrix {
             expected,
             "scales of {rows} x {cols}"
         );
-        let ops = backend.kernel().ternary_for(&scales);
+        let ops = backend.kernel().ternary_for(&scales, inputs);
         let tiles = rows.div_ceil(ops.tile_rows);
         let tile_lines = (ops.tile_lines)(cols);
         let mut lines = Lines::resident(tiles * tile_lines);
@@ -130,9 +156,10 @@ impl PackedMatrix {
         }
         Ok(Self {
             backend,
+            ops,
             rows,
             cols,
-            scales,
+            scales: PackedScales::new(scales, (rows, cols), ops.tile_rows),
             lines: ReadLines::Own(lines),
         })
     }
@@ -148,8 +175,8 @@ impl PackedMatrix {
     }
 
     /// The scales, as the matrix had them.
-    pub fn scales(&self) -> &Scales {
-        &self.scales
+    pub fn scales(&self) -> Scales {
+        self.scales.to_scales(self.rows)
     }
 
     /// Whose layout this is.
@@ -159,12 +186,12 @@ impl PackedMatrix {
 
     /// Row ranges must start at a multiple of this.
     pub fn tile_rows(&self) -> usize {
-        self.ops().tile_rows
+        self.ops.tile_rows
     }
 
     /// Bytes that one matvec reads: packed trits and scales.
     pub fn byte_len(&self) -> usize {
-        self.lines.len() * LINE + size_of_val(self.scales.as_slice())
+        self.lines.len() * LINE + self.scales.byte_len()
     }
 
     /// The packed trits, whatever they mean to the backend, from a cache line on.
@@ -172,34 +199,32 @@ impl PackedMatrix {
         lines::as_bytes(&self.lines)
     }
 
-    /// `out[t][r] = dot[t][r] * (alpha / s[t])`, and with group scales
-    /// `(sum_g dot_g[t][r] * alpha[r][g]) * (1 / s[t])` (`formats/numerics.md`, rule 2), for the rows
-    /// that `out` owns.
+    /// `out[t][r] = sum_k x[t][k] * weight[r][k]` for the rows that `out` owns, in the arithmetic of the batch
+    /// (`formats/numerics.md`). Int8 activations: `dot[t][r] * (alpha / s[t])`, and with group scales
+    /// `(sum_g dot_g[t][r] * alpha[r][g]) * (1 / s[t])`.
     ///
     /// # Panics
     /// If `x` was prepared for another backend, if shapes differ, or if the rows of `out` do not start
     /// at a multiple of [`tile_rows`](Self::tile_rows).
     pub fn multiply(&self, x: &ActivationBatch, out: &mut Output<'_>) {
         let x = self.prepared(x);
-        assert_eq!(x.tokens(), out.tokens(), "tokens");
-        let done = self.multiply_many(x, out);
-        let finish = self.backend.kernel().float.finish_dots;
-        self.drive(
-            out,
-            done..x.tokens(),
-            x.scales(),
-            finish,
-            |tile, tokens, scratch, dots, sink| {
-                // SAFETY: self.backend exists, so the CPU has what its kernel requires.
-                unsafe { (self.ops().dots)(tile, x, tokens, scratch, dots, sink) }
-            },
-        );
+        match x {
+            Prepared::Int8(x) => {
+                assert_eq!(x.tokens(), out.tokens(), "tokens");
+                let done = self.multiply_many(x, out);
+                self.multiply_few(x, done..x.tokens(), out);
+            }
+            Prepared::Fixed(x) => {
+                assert_eq!(x.tokens(), out.tokens(), "tokens");
+                self.multiply_fixed(x, out);
+            }
+        }
     }
 
     /// [`multiply`](Self::multiply) for as many of the first tokens as the kernel prefers to do together.
     /// Returns how many that were.
     fn multiply_many(&self, x: &Activations, out: &mut Output<'_>) -> usize {
-        let (ops, tiles) = (self.ops(), self.tiles(out));
+        let (ops, tiles) = (self.ops, self.tiles(out));
         let Some(many) = &ops.many_tokens else {
             return 0;
         };
@@ -211,64 +236,142 @@ impl PackedMatrix {
         if tokens == 0 || tiles.is_empty() || self.cols == 0 {
             return 0;
         }
-        // scales of groups are part of the sums, those of rows or the tensor are not
-        let whole = Scales::PerTensor(1.0);
-        let (in_sums, scales) = match &self.scales {
-            Scales::PerGroup { scales, .. } => {
-                let start = tiles.start * ops.tile_rows * self.groups();
-                (Some(&scales[start..]), &whole)
-            }
-            scales => (None, scales),
-        };
-        let lines = (ops.tile_lines)(self.cols);
+        let mut scales = Vec::new();
+        self.widen(tiles.clone(), &mut scales);
         let some = Tiles {
-            lines: &self.lines[tiles.start * lines..tiles.end * lines],
+            lines: self.lines_of(tiles.clone()),
             cols: self.cols,
             group: self.group(),
-            scales: in_sums,
+            scales: self.scales.group().map(|_| &scales[..]),
         };
-        let finish = self.backend.kernel().float.finish_sums;
         let mut done = |tile: usize, tokens: Range<usize>, sums: &[f32]| {
-            let place = Place {
-                groups: 1,
-                tile_rows: ops.tile_rows,
-                row: (tiles.start + tile) * ops.tile_rows,
-            };
             let s = &x.scales()[tokens.clone()];
-            // SAFETY: self.backend exists, so the CPU has what its kernel requires.
-            unsafe { finish(sums, &place, scales, tokens.start, s, out) }
+            self.finish_sums(tiles.start + tile, sums, tokens.start, s, out);
         };
-        // SAFETY: as above.
+        // SAFETY: self.backend exists, so the CPU has what its kernel requires.
         unsafe { (many.sums)(&some, x, 0..tokens, &mut done) };
         tokens
     }
 
-    /// `out[t][r] = sum_g alpha[r][g] * (sum over k in g of trit[r][k] * x[t][k])`: activations that
-    /// are not quantised, `x: (tokens, cols)`; sums over columns and over groups by rule 3.
-    ///
-    /// # Panics
-    /// As [`multiply`](Self::multiply).
-    pub fn multiply_float(&self, x: &[f32], out: &mut Output<'_>) {
-        assert_eq!(x.len(), out.tokens() * self.cols, "activations");
+    /// Hands out sums that have the scales of groups in them, `(tokens, tile_rows)`, but those of rows or the
+    /// tensor not.
+    fn finish_sums(
+        &self,
+        tile: usize,
+        sums: &[f32],
+        token: usize,
+        s: &[f32],
+        out: &mut Output<'_>,
+    ) {
+        let place = Place {
+            groups: 1,
+            tile_rows: self.ops.tile_rows,
+            row: tile * self.ops.tile_rows,
+        };
+        let scales = match self.scales {
+            PackedScales::Whole(_) => self.scales.of_tile(place.row, &[]),
+            PackedScales::Groups { .. } => TileScales::Tensor(1.0),
+        };
         let finish = self.backend.kernel().float.finish_sums;
-        let ones = vec![1.0; out.tokens()];
-        let tokens = 0..out.tokens();
-        self.drive(out, tokens, &ones, finish, |tile, tokens, _, sums, sink| {
-            let x = &x[tokens.start * self.cols..tokens.end * self.cols];
-            let sums = &mut sums[..tokens.len() * self.groups() * self.tile_rows()];
-            // SAFETY: self.backend exists, so the CPU has what its kernel requires.
-            unsafe { (self.ops().sums)(tile, x, sums) };
-            sink.done(tokens, sums);
+        // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+        unsafe { finish(sums, &place, scales, token, s, out) }
+    }
+
+    /// [`multiply`](Self::multiply) of fixed-point activations.
+    fn multiply_fixed(&self, x: &FixedPoint, out: &mut Output<'_>) {
+        let (ops, tiles) = (self.ops, self.tiles(out));
+        if self.cols == 0 {
+            for token in 0..out.tokens() {
+                out.token_mut(token).fill(0.0);
+            }
+            return;
+        }
+        let done = match &ops.many_fixed {
+            Some(many) if x.tokens() >= many.fewest && !tiles.is_empty() => {
+                let rest = x.tokens() % PANEL;
+                let tokens = match rest < many.fewest {
+                    true => x.tokens() - rest,
+                    false => x.tokens(),
+                };
+                let mut scales = Vec::new();
+                self.widen(tiles.clone(), &mut scales);
+                let some = FixedTiles {
+                    lines: &self.two_bits(tiles.clone()),
+                    cols: self.cols,
+                    group: self.scales.group(),
+                    scales: &scales,
+                };
+                let ones = [1.0; PANEL];
+                let mut done = |tile: usize, tokens: Range<usize>, sums: &[f32]| {
+                    let s = &ones[..tokens.len()];
+                    self.finish_sums(tiles.start + tile, sums, tokens.start, s, out);
+                };
+                // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+                unsafe { (many.sums)(&some, x, 0..tokens, &mut done) };
+                tokens
+            }
+            _ => 0,
+        };
+        if done == x.tokens() {
+            return;
+        }
+        let group = self.scales.group();
+        let rest: Vec<FixedToken<'_>> = (done..x.tokens())
+            .map(|token| x.token(token, Segment::all(self.cols, group)))
+            .collect();
+        let (mut scales, mut sums) = (Vec::new(), vec![0.0; ops.tile_rows]);
+        for tile in tiles {
+            self.widen(tile..tile + 1, &mut scales);
+            let one = FixedTiles {
+                lines: &self.two_bits(tile..tile + 1),
+                cols: self.cols,
+                group,
+                scales: &scales,
+            };
+            for (token, x) in rest.iter().enumerate() {
+                // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+                unsafe { (ops.fixed)(&one, x, &mut sums) };
+                self.finish_sums(tile, &sums, done + token, &[1.0], out);
+            }
+        }
+    }
+
+    /// Writes the group scales of some tiles, `(tiles, groups, tile_rows)`; nothing without groups.
+    fn widen(&self, tiles: Range<usize>, to: &mut Vec<f32>) {
+        let float = &self.backend.kernel().float;
+        // SAFETY: self.backend exists, so the CPU has what the entries were instantiated with.
+        self.scales.widen(tiles, to, |dtype, bits, to| unsafe {
+            match dtype {
+                DenseType::F16 => (float.widen_f16)(bits, to),
+                _ => (float.widen_bf16)(bits, to),
+            }
         });
+    }
+
+    /// Some tiles as fixed-point products read them.
+    fn two_bits(&self, tiles: Range<usize>) -> Cow<'_, [Line]> {
+        let lines = self.lines_of(tiles.clone());
+        let (Some(two_bits), Some(grouped)) = (self.ops.two_bits, &self.backend.kernel().grouped)
+        else {
+            return Cow::Borrowed(lines);
+        };
+        let len = (grouped.tile_lines)(self.cols);
+        let mut to = vec![Line([0; LINE]); tiles.len() * len];
+        let each = (self.ops.tile_lines)(self.cols);
+        for (to, tile) in to.chunks_exact_mut(len).zip(lines.chunks_exact(each)) {
+            // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+            unsafe { two_bits(tile, self.cols, to) };
+        }
+        Cow::Owned(to)
     }
 
     /// The matrix this was packed from.
     pub fn unpack(&self) -> TernaryMatrix {
         let mut trits = vec![0; self.rows * self.cols];
         if self.cols > 0 {
-            (self.ops().unpack)(&self.lines, self.cols, &mut trits);
+            (self.ops.unpack)(&self.lines, self.cols, &mut trits);
         }
-        TernaryMatrix::new(self.rows, self.cols, trits, self.scales.clone())
+        TernaryMatrix::new(self.rows, self.cols, trits, self.scales())
             .expect("packed from a ternary matrix")
     }
 
@@ -282,27 +385,29 @@ impl PackedMatrix {
         if self.cols == 0 {
             return;
         }
-        let tile_rows = self.ops().tile_rows;
+        let tile_rows = self.ops.tile_rows;
         let mut trits = vec![0; tile_rows * self.cols]; // (tile_rows, cols)
         let tile = self.tile(row / tile_rows);
-        (self.ops().unpack)(tile.lines, self.cols, &mut trits);
+        (self.ops.unpack)(tile.lines, self.cols, &mut trits);
         let trits = &trits[row % tile_rows * self.cols..][..self.cols];
         let group = self.group();
         for (g, (out, trits)) in out.chunks_mut(group).zip(trits.chunks(group)).enumerate() {
-            let scale = self.scales.at(row, g * group, self.cols);
+            let scale = self.scales.at(row, g);
             for (out, trit) in out.iter_mut().zip(trits) {
                 *out = f32::from(*trit) * scale;
             }
         }
     }
 
-    /// The exact integers behind [`multiply`](Self::multiply) for one token, `(groups, rows)`.
+    /// The exact integers behind [`multiply`](Self::multiply) of int8 activations for one token, `(groups, rows)`.
     ///
     /// # Panics
-    /// If `x` was prepared for another backend or has other columns.
+    /// If `x` was prepared for another backend, has other columns or is not int8.
     pub fn dots(&self, x: &ActivationBatch, token: usize) -> Vec<i32> {
-        let x = self.prepared(x);
-        let (ops, groups) = (self.ops(), self.groups());
+        let Prepared::Int8(x) = self.prepared(x) else {
+            panic!("dots are of int8 activations");
+        };
+        let (ops, groups) = (self.ops, self.groups());
         let mut scratch = Lines::zeroed(ops.scratch_lines);
         let mut tile_dots = vec![0; groups * ops.tile_rows];
         let mut dots = vec![0; groups * self.rows];
@@ -319,40 +424,38 @@ impl PackedMatrix {
         dots
     }
 
-    fn ops(&self) -> &'static TernaryOps {
-        self.backend.kernel().ternary_for(&self.scales)
-    }
-
     /// Columns per group, all of them when there are no groups.
     fn group(&self) -> usize {
-        match self.scales {
-            Scales::PerGroup { group, .. } => group,
-            Scales::PerTensor(_) | Scales::PerRow(_) => self.cols.max(1),
-        }
+        self.scales.group().unwrap_or(self.cols.max(1))
     }
 
     fn groups(&self) -> usize {
         self.cols.max(1) / self.group()
     }
 
+    /// Lines of some tiles.
+    fn lines_of(&self, tiles: Range<usize>) -> &[Line] {
+        let lines = (self.ops.tile_lines)(self.cols);
+        &self.lines[tiles.start * lines..tiles.end * lines]
+    }
+
     fn tile(&self, tile: usize) -> Tile<'_> {
-        let lines = (self.ops().tile_lines)(self.cols);
         Tile {
-            lines: &self.lines[tile * lines..(tile + 1) * lines],
+            lines: self.lines_of(tile..tile + 1),
             cols: self.cols,
             group: self.group(),
         }
     }
 
     /// What the kernel reads of a batch that was prepared for it.
-    fn prepared<'x>(&self, x: &'x ActivationBatch) -> &'x Activations {
+    fn prepared<'x>(&self, x: &'x ActivationBatch) -> Prepared<'x> {
         assert_eq!(
             x.backend(),
             Some(self.backend),
             "activations prepared for another backend"
         );
         assert_eq!(x.cols(), self.cols, "columns");
-        x.activations()
+        x.prepared()
     }
 
     /// The tiles of the rows that `out` owns.
@@ -367,16 +470,9 @@ impl PackedMatrix {
     }
 
     /// Walks blocks of tokens and, inside, all tiles: the block's activations stay in L2, one tile at
-    /// a time in L1. `run` computes the sums of one tile and hands them to the sink.
-    fn drive<T: Sum>(
-        &self,
-        out: &mut Output<'_>,
-        tokens: Range<usize>,
-        token_scales: &[f32],
-        finish: Finish<T>,
-        run: impl Fn(&Tile<'_>, Range<usize>, &mut [Line], &mut [T], &mut dyn Sink<T>),
-    ) {
-        let (ops, groups, tiles) = (self.ops(), self.groups(), self.tiles(out));
+    /// a time in L1.
+    fn multiply_few(&self, x: &Activations, tokens: Range<usize>, out: &mut Output<'_>) {
+        let (ops, groups, tiles) = (self.ops, self.groups(), self.tiles(out));
         let tile_sums = groups * ops.tile_rows;
         let panel = ops.panel.tokens.max(1);
         let block = token_block(self.cols, tile_sums, panel, ops.block_bytes);
@@ -384,6 +480,7 @@ impl PackedMatrix {
         let most = block.min(tokens.len().next_multiple_of(panel));
         let mut sums = Lines::zeroed((tile_sums * most).div_ceil(LINE / 4));
         let sums = lines::as_words_mut(&mut sums);
+        let mut scales = Vec::new();
         for start in tokens.clone().step_by(block) {
             let tokens = start..tokens.end.min(start + block);
             let sums = &mut sums[..tile_sums * tokens.len().next_multiple_of(panel)];
@@ -394,20 +491,17 @@ impl PackedMatrix {
                     tile_rows: ops.tile_rows,
                     row,
                 };
+                self.widen(tile..tile + 1, &mut scales);
                 let mut sink = Scaling {
-                    scales: &self.scales,
-                    token_scales,
+                    backend: self.backend,
+                    scales: self.scales.of_tile(row, &scales),
+                    token_scales: x.scales(),
                     place,
-                    finish,
                     out: &mut *out,
                 };
-                run(
-                    &self.tile(tile),
-                    tokens.clone(),
-                    &mut scratch,
-                    sums,
-                    &mut sink,
-                );
+                let (tile, tokens) = (self.tile(tile), tokens.clone());
+                // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+                unsafe { (ops.dots)(&tile, x, tokens, &mut scratch, sums, &mut sink) };
             }
         }
     }
@@ -421,15 +515,15 @@ fn token_block(cols: usize, tile_sums: usize, panel: usize, bytes: usize) -> usi
 }
 
 /// The sink of [`PackedMatrix::multiply`].
-struct Scaling<'a, 'b, T> {
-    scales: &'a Scales,
+struct Scaling<'a, 'b> {
+    backend: Backend,
+    scales: TileScales<'a>,
     token_scales: &'a [f32], // (tokens,)
     place: Place,
-    finish: Finish<T>,
     out: &'a mut Output<'b>,
 }
 
-impl<T> Sink<T> for Scaling<'_, '_, T> {
+impl Sink<i32> for Scaling<'_, '_> {
     fn soon(&mut self, tokens: Range<usize>) {
         let rows = self.place.rows(self.out);
         for token in tokens {
@@ -441,11 +535,11 @@ impl<T> Sink<T> for Scaling<'_, '_, T> {
         self.out.places(token, self.place.rows(self.out).start)
     }
 
-    fn done(&mut self, tokens: Range<usize>, sums: &[T]) {
+    fn done(&mut self, tokens: Range<usize>, sums: &[i32]) {
         let s = &self.token_scales[tokens.clone()];
-        // SAFETY: `finish` is an entry of the kernel of the backend that `drive` belongs to, so the
-        // CPU has what it was instantiated with.
-        unsafe { (self.finish)(sums, &self.place, self.scales, tokens.start, s, self.out) }
+        let finish = self.backend.kernel().float.finish_dots;
+        // SAFETY: the backend exists, so the CPU has what the entry was instantiated with.
+        unsafe { finish(sums, &self.place, self.scales, tokens.start, s, self.out) }
     }
 }
 
@@ -461,8 +555,13 @@ impl<T> Sink<T> for Nowhere {
 }
 
 impl Backend {
-    /// Packs a matrix into this kernel's layout.
+    /// Packs a matrix into this kernel's layout for int8 activations.
     pub fn pack(&self, matrix: &TernaryMatrix) -> PackedMatrix {
-        PackedMatrix::new(*self, matrix)
+        self.pack_for(Inputs::Int8, matrix)
+    }
+
+    /// Packs a matrix into this kernel's layout for these inputs.
+    pub fn pack_for(&self, inputs: Inputs, matrix: &TernaryMatrix) -> PackedMatrix {
+        PackedMatrix::new(*self, matrix, inputs)
     }
 }

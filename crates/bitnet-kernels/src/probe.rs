@@ -123,7 +123,7 @@ impl<'a> MemoryProbe<'a> {
         self.byte_len() as f64 / seconds / 1e9
     }
 
-    /// Reads these chunks of all parts, end to end, as far as they are there.
+    /// Reads these chunks of all parts, end to end, up to their ends.
     fn read_range(&self, range: Range<usize>) {
         let mut first = 0;
         for part in self.parts() {

@@ -5,7 +5,6 @@
 use crate::lanes::{LANES, add_lanes};
 use crate::lines::Word;
 use crate::output::Output;
-use bitnet_ternary::Scales;
 use std::ops::Range;
 
 /// What a kernel sums: `i32` or `f32`.
@@ -43,15 +42,26 @@ impl Place {
     }
 }
 
+/// The scales of a tile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TileScales<'a> {
+    /// One of the whole tensor.
+    Tensor(f32),
+    /// One of each row that exists, from the tile's first on.
+    Rows(&'a [f32]),
+    /// Those of groups of columns, `(groups, tile_rows)`.
+    Groups(&'a [f32]),
+}
+
 /// [`finish`], instantiated.
-pub(crate) type Finish<T> = unsafe fn(&[T], &Place, &Scales, usize, &[f32], &mut Output<'_>);
+pub(crate) type Finish<T> = unsafe fn(&[T], &Place, TileScales<'_>, usize, &[f32], &mut Output<'_>);
 
 /// Rule 2: scales the sums of the tokens from `token` on, whose activations were multiplied by `s`.
 #[inline(always)]
 pub(crate) fn finish<T: Sum>(
     sums: &[T],
     place: &Place,
-    scales: &Scales,
+    scales: TileScales<'_>,
     token: usize,
     s: &[f32],
     out: &mut Output<'_>,
@@ -61,7 +71,7 @@ pub(crate) fn finish<T: Sum>(
     for (t, (s, sums)) in s.iter().zip(sums.chunks_exact(tile_sums)).enumerate() {
         let out = &mut out.token_mut(token + t)[rows.clone()];
         match scales {
-            Scales::PerTensor(alpha) => {
+            TileScales::Tensor(alpha) => {
                 let f = alpha / s;
                 let (sums, sums_tail) = sums[..out.len()].as_chunks::<LANES>();
                 let (o, o_tail) = out.as_chunks_mut::<LANES>();
@@ -77,20 +87,18 @@ pub(crate) fn finish<T: Sum>(
                     *o = sum.to_f32() * f;
                 }
             }
-            Scales::PerRow(alpha) => {
-                for ((o, sum), alpha) in out.iter_mut().zip(sums).zip(&alpha[place.row..]) {
+            TileScales::Rows(alpha) => {
+                for ((o, sum), alpha) in out.iter_mut().zip(sums).zip(alpha) {
                     *o = sum.to_f32() * (alpha / s);
                 }
             }
-            Scales::PerGroup { scales, .. } => {
-                let alpha = scales[place.row * place.groups..].chunks_exact(place.groups);
-                for (r, (o, alpha)) in out.iter_mut().zip(alpha).enumerate() {
+            TileScales::Groups(alpha) => {
+                for (r, o) in out.iter_mut().enumerate() {
                     let mut lanes = [0.0; LANES];
-                    for (g, alpha) in alpha.iter().enumerate() {
+                    let groups = sums[r..].iter().zip(&alpha[r..]);
+                    for (g, (sum, alpha)) in groups.step_by(place.tile_rows).enumerate() {
                         let lane = &mut lanes[g % LANES];
-                        *lane = sums[g * place.tile_rows + r]
-                            .to_f32()
-                            .mul_add(*alpha, *lane);
+                        *lane = sum.to_f32().mul_add(*alpha, *lane);
                     }
                     *o = add_lanes(lanes) * (1.0 / s);
                 }

@@ -10,7 +10,7 @@
 //! Invariant: a reciprocal and two products, one rounding each, which is how PyTorch evaluates
 //! `127 / tensor`: an ulp in `s` moves activations at a half by one level, and then a model gives
 //! other logits than it was trained and published with. NaN and infinity are errors, never
-//! numbers. Dequantised, `x ~ q / s`.
+//! numbers. Dequantized, `x ~ q / s`.
 
 use std::fmt;
 
@@ -46,7 +46,7 @@ pub fn activation_scale(absmax: f32) -> f32 {
     127.0 * (1.0 / absmax.max(1e-5))
 }
 
-/// Quantises one token. `out` is `(cols,)`; returns `(scale, sum of out)`.
+/// Quantizes one token. `out` is `(cols,)`; returns `(scale, sum of out)`.
 ///
 /// # Errors
 /// The first NaN or infinity.
@@ -71,7 +71,7 @@ pub fn quantize_row(x: &[f32], out: &mut [i8]) -> Result<(f32, i32), ActivationE
 }
 
 impl QuantizedActivations {
-    /// Quantises one token `x` of shape `(cols,)`.
+    /// Quantizes one token `x` of shape `(cols,)`.
     ///
     /// # Errors
     /// The first NaN or infinity.

@@ -39,7 +39,7 @@ pub trait FloatElement {
     fn widen(magnitude: u32) -> f32;
     /// The largest magnitude of the elements in `bytes`, 0 if there is none.
     fn max_magnitude(bytes: &[u8]) -> u32;
-    /// See [`ternarize`]; each type spells the loop so that it vectorises.
+    /// See [`ternarize`]; each type spells the loop so that it vectorizes.
     fn ternarize(bytes: &[u8], threshold: u32, out: &mut [i8]);
 }
 
@@ -179,7 +179,7 @@ pub fn block_magnitude<E: FloatElement>(bytes: &[u8]) -> BlockMagnitude {
     }
     let sum = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6]))
         + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-    // a second pass over a block that is in cache: the two vectorise apart, not together
+    // a second pass over a block that is in cache: the two vectorize apart, not together
     BlockMagnitude {
         sum,
         max: E::max_magnitude(bytes),
@@ -192,7 +192,7 @@ pub fn mean_magnitude<E: FloatElement>(bytes: &[u8]) -> (f64, u32) {
     blocks.fold((0.0, 0), |(sum, max), b| (sum + b.sum, max.max(b.max)))
 }
 
-/// The quantiser of one tensor.
+/// The quantizer of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Absmean {
     /// `max(mean |w|, 1e-5)`
@@ -203,7 +203,7 @@ pub struct Absmean {
     pub scale: f32,
 }
 
-/// The quantiser for a tensor of `count` elements whose magnitudes sum to `sum`.
+/// The quantizer for a tensor of `count` elements whose magnitudes sum to `sum`.
 pub fn absmean_scale(sum: f64, count: usize) -> Absmean {
     let mean = if count == 0 {
         0.0

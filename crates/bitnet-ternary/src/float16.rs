@@ -2,7 +2,7 @@
 //!
 //! Invariant: widening is exact for every bit pattern; narrowing rounds to nearest even and keeps
 //! NaN a NaN. Written out (and not taken from a crate) because this crate depends on nothing and
-//! the loops must vectorise; the tests compare every one of the 65,536 patterns.
+//! the loops must vectorize; the tests compare every one of the 65,536 patterns.
 
 /// Widens a bfloat16 bit pattern; exact.
 #[inline(always)]

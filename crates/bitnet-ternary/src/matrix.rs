@@ -3,7 +3,7 @@
 //! Invariant: `trits.len() == rows * cols`, every trit is −1, 0 or +1, `cols < MAX_COLS`, the scale
 //! count fits the shape and every scale is finite and not negative. The constructor is the only
 //! gate, so nothing behind it checks again. Trits are `i8` rather than an enum because every loop
-//! over them is to be vectorised by the compiler.
+//! over them is to be vectorized by the compiler.
 
 use crate::scales::{GROUP_SIZES, Scales};
 use std::fmt;
@@ -13,6 +13,20 @@ use std::fmt;
 pub const MAX_COLS: usize = 132_104;
 
 /// A matrix of trits with its scales: `weight[r][c] = trits[r * cols + c] * scale(r, c)`.
+///
+/// ```
+/// use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
+///
+/// let trits = vec![1, 0, -1, 0, 1, 1];
+/// let matrix = TernaryMatrix::new(2, 3, trits, Scales::PerRow(vec![0.5, 2.0]))?;
+/// assert_eq!(matrix.row(1), [0, 1, 1]);
+/// assert_eq!(matrix.scales().at(1, 0, matrix.cols()), 2.0);
+/// assert_eq!(matrix.counts(), [1, 2, 3]); // -1, 0, +1
+///
+/// let not_a_trit = TernaryMatrix::new(1, 1, vec![2], Scales::PerTensor(1.0));
+/// assert!(matches!(not_a_trit, Err(MatrixError::NotATrit { .. })));
+/// # Ok::<(), MatrixError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TernaryMatrix {
     rows: usize,
@@ -124,7 +138,7 @@ impl TernaryMatrix {
                 found: trits.len(),
             });
         }
-        // one branch-free pass, so that it vectorises; the slow search runs only on failure
+        // one branch-free pass, so that it vectorizes; the slow search runs only on failure
         let bad = trits
             .iter()
             .fold(0u8, |acc, &t| acc | u8::from(t.wrapping_add(1) as u8 > 2));

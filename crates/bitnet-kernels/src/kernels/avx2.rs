@@ -7,16 +7,19 @@
 //! One token reads the packed bytes once. Every second field is multiplied as it lies in the byte, 4 times
 //! too large, which saves half of the shifts. Many tokens are looked up ([`lookup`]).
 
-use super::avx2_lines::{load, prefetch, store, store_dots};
+use super::avx2_lines::{fetch, load, prefetch, store, store_dots};
+use super::fixed_lookup::{self, BASE_THREE, Dots, Sums, Vector};
 use super::lookup;
-use super::streams::two_streams;
-use super::tile::{self, BLOCK, COLS, FLOAT_ROWS, ROWS};
+use super::streams::{PREFETCH, two_streams};
+use super::tile::{self, BLOCK, COLS, ROWS, quads_of};
 use super::tile_pack::{self, TwoBits};
 use crate::activations::{Activations, Panel};
-use crate::contract::{BLOCK_BYTES, ManyTokens, Sink, TernaryOps, Tile};
+use crate::contract::{
+    BLOCK_BYTES, Done, FixedTiles, ManyFixed, ManyTokens, Sink, TernaryOps, Tile,
+};
+use crate::fixed_point::{FixedPoint, FixedToken, GROUP, PLANES};
 use crate::float_table::{self, FloatOps};
 use crate::kernel::{Kernel, lacking};
-use crate::lanes::{LANES, Lanes};
 use crate::lines::{LINE, Line};
 use crate::peak;
 use std::arch::x86_64::*;
@@ -49,7 +52,12 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     are_codes: tile_pack::are_codes::<4, TwoBits>,
     dots,
     many_tokens: Some(MANY_TOKENS),
-    sums,
+    two_bits: None,
+    fixed,
+    many_fixed: Some(ManyFixed {
+        fewest: 6,
+        sums: many_fixed,
+    }),
 };
 
 /// Blocks until a 16-bit accumulator is widened: each adds two products of pairs, see the module's invariant.
@@ -182,57 +190,223 @@ fn widen(acc: &mut [[__m256i; 2]; 4], sums: &mut [__m256i; 4]) {
     }
 }
 
-/// Float activations: the 16 lanes of rule 3 are two registers.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
-    tile::sums(tile, x, sums, |lines, row, x| float_lanes(lines, row, x))
+fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
+    fixed_one_by_one(tile, x, sums, |blocks, planes, sum, half| {
+        [
+            segment_dots(blocks, planes, sum, half, 0),
+            segment_dots(blocks, planes, sum, half, 1),
+        ]
+    });
 }
 
-/// The lanes of [`FLOAT_ROWS`] rows from `row` on.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn float_lanes(lines: &[[Line; BLOCK]], row: usize, x: &[f32]) -> [Lanes; FLOAT_ROWS] {
-    // lane k of a block is column k: where its code lies in the dword of the row
-    let shifts = [
-        _mm256_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26),
-        _mm256_setr_epi32(4, 12, 20, 28, 6, 14, 22, 30),
-    ];
-    // this permutation reads two bits of an index: the code
-    let trits = _mm256_setr_ps(-1.0, 0.0, 1.0, 0.0, -1.0, 0.0, 1.0, 0.0);
-    let mut acc = [[_mm256_setzero_ps(); 2]; FLOAT_ROWS];
-    for (block, x) in lines.iter().zip(x.chunks(COLS)) {
-        // a column that is not there is 0, and adding a zero to a sum that is never -0 changes nothing
-        let mut tail = [0.0; COLS];
-        let columns = x.first_chunk().unwrap_or_else(|| {
-            tail[..x.len()].copy_from_slice(x);
-            &tail
-        });
-        let columns = [load_floats(columns, 0), load_floats(columns, 1)];
-        let dwords = block[row / 16].0.as_chunks::<4>().0;
-        for r in 0..FLOAT_ROWS {
-            let dword = _mm256_set1_epi32(i32::from_le_bytes(dwords[row % 16 + r]));
+/// The quads of some blocks in the three planes.
+pub(super) type Planes<'a> = [&'a [[[i8; 4]; 4]]; PLANES];
+
+/// The entry `fixed` of a kernel whose `segment_dots` computes the dots of a segment for the rows `16 half ..`, from
+/// its blocks, the activations and their sum.
+#[inline(always)]
+pub(super) fn fixed_one_by_one(
+    tile: &FixedTiles<'_>,
+    x: &FixedToken<'_>,
+    sums: &mut [f32],
+    segment_dots: impl Fn(&[[Line; BLOCK]], Planes<'_>, i32, usize) -> [__m256i; 2],
+) {
+    let [low, middle, high] = x.planes;
+    let quads = |plane| quads_of(plane, tile.width() / COLS);
+    let planes = quads(low).zip(quads(middle)).zip(quads(high));
+    let blocks = tile.lines.as_chunks::<BLOCK>().0;
+    let segments = blocks
+        .chunks(tile.width() / COLS)
+        .zip(planes)
+        .zip(&x.segments);
+    let scales = tile.scales.as_chunks::<8>().0.as_chunks::<4>().0;
+    let mut all = [[0.0; 8]; 4];
+    for ((blocks, ((low, middle), high)), of) in segments {
+        for half in 0..2 {
+            let dots = segment_dots(blocks, [low, middle, high], of.sum, half);
             for i in 0..2 {
-                let trit = _mm256_permutevar_ps(trits, _mm256_srlv_epi32(dword, shifts[i]));
-                acc[r][i] = _mm256_fmadd_ps(trit, columns[i], acc[r][i]);
+                let scale = scales.get(of.scale).map(|scales| &scales[2 * half + i]);
+                // SAFETY: this is part of a kernel with AVX2 and FMA.
+                unsafe { add_dots(dots[i], of.step, scale, &mut all[2 * half + i]) };
             }
         }
     }
-    let mut lanes = [[0.0; LANES]; FLOAT_ROWS];
-    for r in 0..FLOAT_ROWS {
-        for i in 0..2 {
-            let to = &mut lanes[r].as_chunks_mut::<8>().0[i];
-            // SAFETY: the reference covers 32 bytes; the store is unaligned.
-            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), acc[r][i]) }
-        }
-    }
-    lanes
+    sums.copy_from_slice(all.as_flattened());
 }
 
-/// Half of 16 columns.
+/// Adds the dots of 8 rows and a segment, scaled.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn add_dots(dots: __m256i, step: f32, scale: Option<&[f32; 8]>, all: &mut [f32; 8]) {
+    let (dots, step) = (_mm256_cvtepi32_ps(dots), _mm256_set1_ps(step));
+    let so_far = load_floats(all);
+    let sum = match scale {
+        None => _mm256_fmadd_ps(dots, step, so_far),
+        Some(scale) => _mm256_fmadd_ps(_mm256_mul_ps(dots, step), load_floats(scale), so_far),
+    };
+    // SAFETY: the reference covers 32 bytes; the store is unaligned.
+    unsafe { _mm256_storeu_ps(all.as_mut_ptr(), sum) }
+}
+
+/// The dots of a segment, at most [`WIDEN`] blocks, for the rows `16 half + 8 i ..`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load_floats(columns: &[f32; COLS], half: usize) -> __m256 {
-    let columns = &columns.as_chunks::<8>().0[half];
+fn segment_dots(
+    blocks: &[[Line; BLOCK]],
+    planes: Planes<'_>,
+    sum: i32,
+    half: usize,
+    i: usize,
+) -> __m256i {
+    const { assert!(GROUP <= WIDEN * COLS) };
+    let masks = [_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c)];
+    // of each plane: fields 0 and 2, and fields 1 and 3, which are 4 times too large
+    let mut acc = [[_mm256_setzero_si256(); 2]; PLANES];
+    let [low, middle, high] = planes;
+    let quads = low.iter().zip(middle).zip(high);
+    for (block, ((low, middle), high)) in blocks.iter().zip(quads) {
+        if i == 0 {
+            fetch(&block[half], PREFETCH);
+        }
+        let v = load(&block[half], i);
+        let v = [v, _mm256_srli_epi16::<4>(v)];
+        for f in 0..4 {
+            let u = _mm256_and_si256(v[f / 2], masks[f % 2]);
+            for (p, quads) in [low, middle, high].into_iter().enumerate() {
+                let a = _mm256_set1_epi32(tile::dword(&quads[f]));
+                let acc = &mut acc[p][f % 2];
+                *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(u, a));
+            }
+        }
+    }
+    let mut dots = [_mm256_setzero_si256(); PLANES];
+    for p in 0..PLANES {
+        let even = _mm256_madd_epi16(acc[p][0], _mm256_set1_epi16(4));
+        dots[p] = _mm256_add_epi32(even, _mm256_madd_epi16(acc[p][1], _mm256_set1_epi16(1)));
+    }
+    join(dots, sum)
+}
+
+/// The dots of a segment from 4 times those of its planes, and the sum of its activations.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn join([low, middle, high]: [__m256i; PLANES], sum: i32) -> __m256i {
+    // 4 times the two lower planes stay below 2^26, and 4 times the highest is shifted two bits less
+    let lower = _mm256_add_epi32(low, _mm256_slli_epi32::<8>(middle));
+    let high = _mm256_sub_epi32(_mm256_slli_epi32::<14>(high), _mm256_set1_epi32(sum));
+    _mm256_add_epi32(_mm256_srai_epi32::<2>(lower), high)
+}
+
+/// Many tokens of fixed-point activations.
+#[target_feature(enable = "avx2,fma")]
+fn many_fixed(tiles: &FixedTiles<'_>, x: &FixedPoint, tokens: Range<usize>, done: Done<'_>) {
+    // SAFETY: AVX2 is enabled here.
+    unsafe { fixed_lookup::sums::<Tokens>(tiles, x, tokens, done) }
+}
+
+/// The tokens of a panel in two registers.
+#[derive(Clone, Copy)]
+struct Tokens([__m256i; 2]);
+
+impl Vector for Tokens {
+    #[inline(always)]
+    unsafe fn load(dots: &Dots) -> Self {
+        let halves = dots.0.as_chunks::<8>().0;
+        // SAFETY: a reference to half of them covers 32 bytes at a 32-byte boundary; the CPU has AVX2 and FMA (the caller's).
+        let load = |half: usize| unsafe { _mm256_load_si256(halves[half].as_ptr().cast()) };
+        Self([load(0), load(1)])
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, dots: &mut Dots) {
+        for (half, v) in dots.0.as_chunks_mut::<8>().0.iter_mut().zip(self.0) {
+            // SAFETY: as above.
+            unsafe { _mm256_store_si256(half.as_mut_ptr().cast(), v) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: &Dots) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let [low, high] = Self::load(other).0;
+            Self([
+                _mm256_add_epi32(self.0[0], low),
+                _mm256_add_epi32(self.0[1], high),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn close(self, step: &[f32; 16], sums: &mut Sums) {
+        let halves = sums.0.as_chunks_mut::<8>().0.iter_mut();
+        for ((sums, step), dots) in halves.zip(step.as_chunks::<8>().0).zip(self.0) {
+            // SAFETY: as above.
+            unsafe {
+                let dots = _mm256_cvtepi32_ps(dots);
+                let sum = _mm256_fmadd_ps(dots, load_floats(step), load_floats(sums));
+                _mm256_store_ps(sums.as_mut_ptr(), sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn close_scaled(self, step: &[f32; 16], scale: f32, sums: &mut Sums) {
+        let halves = sums.0.as_chunks_mut::<8>().0.iter_mut();
+        for ((sums, step), dots) in halves.zip(step.as_chunks::<8>().0).zip(self.0) {
+            // SAFETY: as above.
+            unsafe {
+                let steps = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), load_floats(step));
+                let sum = _mm256_fmadd_ps(steps, _mm256_set1_ps(scale), load_floats(sums));
+                _mm256_store_ps(sums.as_mut_ptr(), sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers<const F: u32>(line: &Line) -> [u16; 16] {
+        // SAFETY: as above.
+        unsafe { quad_numbers(line, F as i32) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(sums: &[Sums; ROWS], to: &mut [f32; 16 * ROWS]) {
+        // SAFETY: as above.
+        unsafe { transpose_sums(sums, to) }
+    }
+}
+
+/// The numbers of the field that lies `shift` bits from bit 0.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn quad_numbers(line: &Line, shift: i32) -> [u16; 16] {
+    let half = |half: usize| {
+        let shifted = _mm256_srl_epi32(load(line, half), _mm_cvtsi32_si128(shift));
+        let codes = _mm256_and_si256(shifted, _mm256_set1_epi8(3));
+        let products = _mm256_mullo_epi32(codes, _mm256_set1_epi32(BASE_THREE));
+        _mm256_srli_epi32::<24>(products)
+    };
+    // packing takes the lanes of 128 bits in turn
+    let packed = _mm256_packus_epi32(half(0), half(1));
+    let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+    let mut numbers = [0; 16];
+    // SAFETY: the array is 32 bytes; the store is unaligned.
+    unsafe { _mm256_storeu_si256(numbers.as_mut_ptr().cast(), packed) };
+    numbers
+}
+
+/// `(rows, tokens)` to `(tokens, rows)`.
+#[target_feature(enable = "avx2")]
+pub(super) fn transpose_sums(sums: &[Sums; ROWS], to: &mut [f32; 16 * ROWS]) {
+    lookup::transpose(to, |row, half| {
+        load_floats(&sums[row].0.as_chunks::<8>().0[half])
+    });
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_floats(floats: &[f32; 8]) -> __m256 {
     // SAFETY: the reference covers 32 bytes; the load is unaligned.
-    unsafe { _mm256_loadu_ps(columns.as_ptr()) }
+    unsafe { _mm256_loadu_ps(floats.as_ptr()) }
 }

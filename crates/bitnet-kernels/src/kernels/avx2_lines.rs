@@ -39,3 +39,10 @@ pub(super) fn prefetch(block: &[Line; BLOCK], ahead: usize) {
         _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(ahead).cast());
     }
 }
+
+/// Fetches the line some bytes behind this one.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn fetch(line: &Line, ahead: usize) {
+    _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(ahead).cast());
+}

@@ -19,7 +19,7 @@ use super::tile_pack::{self, Code};
 use crate::activations::Activations;
 use crate::contract::{BLOCK_BYTES, Sink, TernaryOps, Tile};
 use crate::kernel::{Kernel, lacking};
-use crate::lines::{LINE, Line, Lines};
+use crate::lines::{LINE, Line};
 use crate::peak;
 use bitnet_ternary::MAX_COLS;
 use std::arch::x86_64::*;
@@ -57,7 +57,8 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     are_codes: tile_pack::are_codes::<QUADS, BaseThree>,
     dots,
     many_tokens: None,
-    sums,
+    two_bits: Some(two_bits),
+    ..avx512_vnni::TERNARY
 };
 
 /// 32 rows in blocks of 20 columns (`formats/packing/tile32.md`).
@@ -252,15 +253,14 @@ fn unpack(packed: &[[Line; BLOCK]], weights: &mut [[[Line; BLOCK]; QUADS]]) {
     }
 }
 
-/// Float activations: by way of the 2-bit tile.
+/// The same trits in the 2-bit tile, for fixed-point activations: their segments are no multiples of 20 columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
-    let mut codes = Lines::zeroed(tile.lines.len() * QUADS);
-    let to = codes.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<QUADS>().0;
-    unpack(tile.lines.as_chunks::<BLOCK>().0, to);
+fn two_bits(tile: &[Line], _cols: usize, to: &mut [Line]) {
+    let mut codes = vec![Line([0; LINE]); tile.len() * QUADS];
+    let spread = codes.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<QUADS>().0;
+    unpack(tile.as_chunks::<BLOCK>().0, spread);
     let quads = codes.as_chunks::<BLOCK>().0.chunks(4);
-    let mut lines = Lines::zeroed(tile::lines::<4>(tile.cols));
-    for (block, quads) in lines.as_chunks_mut::<BLOCK>().0.iter_mut().zip(quads) {
+    for (block, quads) in to.as_chunks_mut::<BLOCK>().0.iter_mut().zip(quads) {
         for half in 0..2 {
             let mut bytes = _mm512_setzero_si512();
             for quad in quads.iter().rev() {
@@ -269,6 +269,4 @@ fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
             store(&mut block[half], bytes);
         }
     }
-    let lines = &lines;
-    avx512_vnni::sums(&Tile { lines, ..*tile }, x, sums);
 }

@@ -9,12 +9,15 @@
 //! two vector ports do nothing but `vpdpbusd`. The first panel unpacks, a few blocks ahead of its products;
 //! the others read what it left in L1 and L2.
 
+use super::avx2;
 use super::avx512_lines::{load, load_sums, prefetch, store, store_sums};
+use super::fixed_lookup::{self, BASE_THREE, Dots, Sums, Vector};
 use super::streams::{PREFETCH, two_streams};
-use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS};
+use super::tile::{self, BLOCK, CHUNK, COLS, ROWS, quads_of};
 use super::tile_pack::{self, TwoBits};
 use crate::activations::{Activations, Panel};
-use crate::contract::{BLOCK_BYTES, Sink, TernaryOps, Tile};
+use crate::contract::{BLOCK_BYTES, Done, FixedTiles, ManyFixed, Sink, TernaryOps, Tile};
+use crate::fixed_point::{FixedPoint, FixedToken, PLANES};
 use crate::float_table::{self, FloatOps};
 use crate::kernel::{Kernel, lacking};
 use crate::lines::{LINE, Line};
@@ -59,7 +62,12 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     are_codes: tile_pack::are_codes::<4, TwoBits>,
     dots,
     many_tokens: None,
-    sums,
+    two_bits: None,
+    fixed,
+    many_fixed: Some(ManyFixed {
+        fewest: FEWEST_FIXED,
+        sums: many_fixed,
+    }),
 };
 
 /// Tokens of a panel: 12 x 32 rows are 24 accumulators.
@@ -336,110 +344,176 @@ impl Products<'_> {
     }
 }
 
-/// Float activations `x: (tokens, cols)`: the 16 lanes of rule 3 are one register.
+/// Fewer tokens of fixed-point activations are taken one by one.
+const FEWEST_FIXED: usize = 14;
+
+/// The codes of two fields of a line, and 4 times those of two others.
+#[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
-    let tile_sums = tile.groups() * ROWS;
-    let mut tokens = x.chunks_exact(4 * tile.cols);
-    let mut to = sums.chunks_exact_mut(4 * tile_sums);
-    for (x, sums) in tokens.by_ref().zip(to.by_ref()) {
-        float_tokens::<4>(tile, x, sums);
+fn fields(line: &Line) -> [__m512i; 4] {
+    let masks = [_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c)];
+    let v = load(line);
+    let high = _mm512_srli_epi32::<4>(v);
+    [
+        _mm512_and_si512(v, masks[0]),
+        _mm512_and_si512(v, masks[1]),
+        _mm512_and_si512(high, masks[0]),
+        _mm512_and_si512(high, masks[1]),
+    ]
+}
+
+/// One token of fixed-point activations: `sums: (32,)`.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
+    let [low, middle, high] = x.planes;
+    let quads = |plane| quads_of(plane, tile.width() / COLS);
+    let planes = quads(low).zip(quads(middle)).zip(quads(high));
+    let blocks = tile.lines.as_chunks::<BLOCK>().0;
+    let segments = blocks
+        .chunks(tile.width() / COLS)
+        .zip(planes)
+        .zip(&x.segments);
+    let scales = tile.scales.as_chunks::<16>().0.as_chunks::<2>().0;
+    let mut all = [_mm512_setzero_ps(); 2];
+    for ((blocks, ((low, middle), high)), of) in segments {
+        let dots = segment_dots(blocks, [low, middle, high], of.sum);
+        let step = _mm512_set1_ps(of.step);
+        for half in 0..2 {
+            let dot = _mm512_cvtepi32_ps(dots[half]);
+            all[half] = match tile.group {
+                None => _mm512_fmadd_ps(dot, step, all[half]),
+                Some(_) => {
+                    let scale = load_floats(&scales[of.scale][half]);
+                    _mm512_fmadd_ps(_mm512_mul_ps(dot, step), scale, all[half])
+                }
+            };
+        }
     }
-    let x = tokens.remainder().chunks_exact(tile.cols);
-    for (x, sums) in x.zip(to.into_remainder().chunks_exact_mut(tile_sums)) {
-        float_tokens::<1>(tile, x, sums);
+    for (sums, all) in sums.as_chunks_mut::<16>().0.iter_mut().zip(all) {
+        // SAFETY: the reference covers 64 bytes; the store is unaligned.
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), all) };
     }
 }
 
-/// `T` tokens: `x: (T, cols)`, `sums: (T, groups, 32)`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn float_tokens<const T: usize>(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
-    let x: [&[f32]; T] = std::array::from_fn(|t| &x[t * tile.cols..(t + 1) * tile.cols]);
-    let blocks = tile.group.div_ceil(COLS);
-    let lines = tile.lines.as_chunks::<BLOCK>().0;
-    for (g, lines) in lines.chunks_exact(blocks).enumerate() {
-        let x = x.map(|x| &x[g * tile.group..(g + 1) * tile.group]);
-        for row in (0..ROWS).step_by(FLOAT_ROWS) {
-            for (t, four) in float_rows(lines, row, x).into_iter().enumerate() {
-                let at = (t * tile.groups() + g) * ROWS + row;
-                sums[at..at + FLOAT_ROWS].copy_from_slice(&four);
+fn load_floats(floats: &[f32; 16]) -> __m512 {
+    // SAFETY: the reference covers 64 bytes; the load is unaligned.
+    unsafe { _mm512_loadu_ps(floats.as_ptr()) }
+}
+
+/// The dots of a segment, for rows 0-15 and 16-31; `sum` is that of its activations.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn segment_dots(
+    blocks: &[[Line; BLOCK]],
+    planes: [&[[[i8; 4]; 4]]; PLANES],
+    sum: i32,
+) -> [__m512i; 2] {
+    // of each half and plane: fields 0 and 2, and fields 1 and 3, which are 4 times too large
+    let mut acc = [[[_mm512_setzero_si512(); 2]; PLANES]; 2];
+    let [low, middle, high] = planes;
+    let quads = low.iter().zip(middle).zip(high);
+    for (block, ((low, middle), high)) in blocks.iter().zip(quads) {
+        let mut u = [[_mm512_setzero_si512(); 4]; 2];
+        for half in 0..2 {
+            u[half] = fields(&block[half]);
+            prefetch(&block[half], PREFETCH);
+        }
+        for f in 0..4 {
+            for (p, quads) in [low, middle, high].into_iter().enumerate() {
+                let a = _mm512_set1_epi32(tile::dword(&quads[f]));
+                for half in 0..2 {
+                    let acc = &mut acc[half][p][f % 2];
+                    *acc = _mm512_dpbusd_epi32(*acc, u[half][f], a);
+                }
             }
         }
     }
-}
-
-/// The sums of [`FLOAT_ROWS`] rows from `row` on over the columns of one group.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn float_rows<const T: usize>(
-    lines: &[[Line; BLOCK]],
-    row: usize,
-    x: [&[f32]; T],
-) -> [[f32; FLOAT_ROWS]; T] {
-    // lane k of a block is column k: where its code lies in the dword of the row
-    let shifts = _mm512_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30);
-    // a permutation reads four bits of an index: the code and, above it, whatever comes there
-    let trits = _mm512_castsi512_ps(_mm512_broadcast_i32x4(_mm_castps_si128(_mm_setr_ps(
-        -1.0, 0.0, 1.0, 0.0,
-    ))));
-    let mut acc = [[_mm512_setzero_ps(); FLOAT_ROWS]; T];
-    for (b, block) in lines.iter().enumerate() {
-        let mut columns = [_mm512_setzero_ps(); T];
-        let mut live = 0xffff;
-        for t in 0..T {
-            (columns[t], live) = load_columns(&x[t][b * COLS..]);
-        }
-        let quads = block[row / 16].0.as_chunks::<4>().0;
-        for r in 0..FLOAT_ROWS {
-            let dword = _mm512_set1_epi32(i32::from_le_bytes(quads[row % 16 + r]));
-            let trit = _mm512_permutexvar_ps(_mm512_srlv_epi32(dword, shifts), trits);
-            for t in 0..T {
-                // a lane without a column keeps its sum
-                acc[t][r] = _mm512_mask3_fmadd_ps(trit, columns[t], acc[t][r], live);
-            }
-        }
-    }
-    let mut sums = [[0.0; FLOAT_ROWS]; T];
-    for t in 0..T {
-        sums[t] = add_lanes_of_four(acc[t]);
-    }
-    sums
-}
-
-/// [`add_lanes`](crate::lanes::add_lanes) of four registers at once: the same additions, at distances 8, 4, 2
-/// and 1.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn add_lanes_of_four([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-    let distance_8 = |a, b| {
-        let (low, high) = (
-            _mm512_shuffle_f32x4::<0x44>(a, b),
-            _mm512_shuffle_f32x4::<0xee>(a, b),
+    let mut dots = [_mm512_setzero_si512(); 2];
+    for half in 0..2 {
+        let [low, middle, high] = acc[half];
+        // 4 times the two lower planes stay below 2^26, and 4 times the highest is shifted two bits less
+        let odd = _mm512_add_epi32(low[1], _mm512_slli_epi32::<8>(middle[1]));
+        let odd = _mm512_add_epi32(
+            _mm512_srai_epi32::<2>(odd),
+            _mm512_slli_epi32::<14>(high[1]),
         );
-        _mm512_add_ps(low, high)
-    };
-    let (ab, cd) = (distance_8(a, b), distance_8(c, d));
-    let even = _mm512_shuffle_f32x4::<0x88>(ab, cd);
-    let sums = _mm512_add_ps(even, _mm512_shuffle_f32x4::<0xdd>(ab, cd));
-    let sums = _mm512_add_ps(sums, _mm512_permute_ps::<0b01_00_11_10>(sums));
-    let sums = _mm512_add_ps(sums, _mm512_permute_ps::<0b10_11_00_01>(sums));
-    let mut to = [0.0; 4];
-    let first = _mm512_maskz_compress_ps(0x1111, sums);
-    // SAFETY: the reference covers 16 bytes; the store is unaligned.
-    unsafe { _mm_storeu_ps(to.as_mut_ptr(), _mm512_castps512_ps128(first)) };
-    to
+        let even = _mm512_add_epi32(low[0], _mm512_slli_epi32::<8>(middle[0]));
+        let even = _mm512_add_epi32(even, _mm512_slli_epi32::<16>(high[0]));
+        let even = _mm512_sub_epi32(even, _mm512_set1_epi32(sum));
+        dots[half] = _mm512_add_epi32(even, odd);
+    }
+    dots
 }
 
-/// The first 16 columns, or as many as there are, and which those are.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_columns(x: &[f32]) -> (__m512, __mmask16) {
-    let live = if x.len() >= COLS {
-        0xffff
-    } else {
-        (1 << x.len()) - 1
-    };
-    // SAFETY: only the lanes of `live` are read, which lie in the slice.
-    (unsafe { _mm512_maskz_loadu_ps(live, x.as_ptr()) }, live)
+/// The tokens of a panel in one register.
+#[derive(Clone, Copy)]
+struct Tokens(__m512i);
+
+impl Vector for Tokens {
+    #[inline(always)]
+    unsafe fn load(dots: &Dots) -> Self {
+        // SAFETY: the reference covers 64 bytes at a 64-byte boundary; the CPU has AVX-512 (the caller's).
+        Self(unsafe { _mm512_load_si512(dots.0.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, dots: &mut Dots) {
+        // SAFETY: as above.
+        unsafe { _mm512_store_si512(dots.0.as_mut_ptr().cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: &Dots) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm512_add_epi32(self.0, Self::load(other).0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn close(self, step: &[f32; 16], sums: &mut Sums) {
+        // SAFETY: as above.
+        unsafe {
+            let dots = _mm512_cvtepi32_ps(self.0);
+            let sum = _mm512_fmadd_ps(dots, load_floats(step), load_floats(&sums.0));
+            _mm512_store_ps(sums.0.as_mut_ptr(), sum);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn close_scaled(self, step: &[f32; 16], scale: f32, sums: &mut Sums) {
+        // SAFETY: as above.
+        unsafe {
+            let steps = _mm512_mul_ps(_mm512_cvtepi32_ps(self.0), load_floats(step));
+            let sum = _mm512_fmadd_ps(steps, _mm512_set1_ps(scale), load_floats(&sums.0));
+            _mm512_store_ps(sums.0.as_mut_ptr(), sum);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers<const F: u32>(line: &Line) -> [u16; 16] {
+        let mut numbers = [0; 16];
+        // SAFETY: as above, and the store writes the 32 bytes of the array.
+        unsafe {
+            let codes = _mm512_and_si512(_mm512_srli_epi32::<F>(load(line)), _mm512_set1_epi8(3));
+            let products = _mm512_mullo_epi32(codes, _mm512_set1_epi32(BASE_THREE));
+            let narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<24>(products));
+            _mm256_storeu_si256(numbers.as_mut_ptr().cast(), narrow);
+        }
+        numbers
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(sums: &[Sums; ROWS], to: &mut [f32; 16 * ROWS]) {
+        // SAFETY: as above: every CPU with AVX-512 has AVX2.
+        unsafe { avx2::transpose_sums(sums, to) }
+    }
+}
+
+/// Many tokens of fixed-point activations.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn many_fixed(tiles: &FixedTiles<'_>, x: &FixedPoint, tokens: Range<usize>, done: Done<'_>) {
+    // SAFETY: AVX-512 is enabled here.
+    unsafe { fixed_lookup::sums::<Tokens>(tiles, x, tokens, done) }
 }

@@ -7,13 +7,14 @@
 //! byte, 4 times too large, and is shifted down once at the end. Many tokens are looked up ([`lookup`]): that adds
 //! 64 products where `vpdpbusd` multiplies 32.
 
-use super::avx2;
-use super::avx2_lines::{load, prefetch, store_dots};
+use super::avx2::{self, Planes};
+use super::avx2_lines::{fetch, load, prefetch, store_dots};
 use super::lookup;
-use super::streams::two_streams;
+use super::streams::{PREFETCH, two_streams};
 use super::tile::{self, BLOCK};
 use crate::activations::Activations;
-use crate::contract::{ManyTokens, Sink, TernaryOps, Tile};
+use crate::contract::{FixedTiles, ManyTokens, Sink, TernaryOps, Tile};
+use crate::fixed_point::{FixedToken, PLANES};
 use crate::kernel::{Kernel, lacking};
 use crate::lines::Line;
 use crate::peak;
@@ -28,6 +29,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     ternary: TernaryOps {
         dots,
         many_tokens: Some(MANY_TOKENS),
+        fixed,
         ..avx2::TERNARY
     },
     peak: Some(peak::VPDPBUSD_YMM),
@@ -83,4 +85,54 @@ fn group_dots(
         let sums = _mm256_add_epi32(a, _mm256_srai_epi32::<2>(b));
         store_dots(dots, sums, sum);
     }
+}
+
+#[target_feature(enable = "avx2,fma,avxvnni")]
+fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
+    avx2::fixed_one_by_one(tile, x, sums, |blocks, planes, sum, half| {
+        segment_dots(blocks, planes, sum, half)
+    });
+}
+
+/// The dots of a segment for the rows `16 half ..`: twelve accumulators, so that no product waits for another.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+fn segment_dots(
+    blocks: &[[Line; BLOCK]],
+    planes: Planes<'_>,
+    sum: i32,
+    half: usize,
+) -> [__m256i; 2] {
+    let masks = [_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c)];
+    // of each 8 rows and plane: fields 0 and 2, and fields 1 and 3, which are 4 times too large
+    let mut acc = [[[_mm256_setzero_si256(); 2]; PLANES]; 2];
+    let [low, middle, high] = planes;
+    let quads = low.iter().zip(middle).zip(high);
+    for (block, ((low, middle), high)) in blocks.iter().zip(quads) {
+        fetch(&block[half], PREFETCH);
+        for f in 0..4 {
+            let mut u = [_mm256_setzero_si256(); 2];
+            for i in 0..2 {
+                let v = load(&block[half], i);
+                let v = if f < 2 { v } else { _mm256_srli_epi16::<4>(v) };
+                u[i] = _mm256_and_si256(v, masks[f % 2]);
+            }
+            for (p, quads) in [low, middle, high].into_iter().enumerate() {
+                let a = _mm256_set1_epi32(tile::dword(&quads[f]));
+                for i in 0..2 {
+                    acc[i][p][f % 2] = _mm256_dpbusd_avx_epi32(acc[i][p][f % 2], u[i], a);
+                }
+            }
+        }
+    }
+    let mut dots = [_mm256_setzero_si256(); 2];
+    for i in 0..2 {
+        let mut planes = [_mm256_setzero_si256(); PLANES];
+        for p in 0..PLANES {
+            let [even, odd] = acc[i][p];
+            planes[p] = _mm256_add_epi32(_mm256_slli_epi32::<2>(even), odd);
+        }
+        dots[i] = avx2::join(planes, sum);
+    }
+    dots
 }

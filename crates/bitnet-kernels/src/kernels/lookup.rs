@@ -502,7 +502,7 @@ fn widen(sums: __m256i, first: bool, wide: &mut Wide<i32>) {
 }
 
 /// Rule 2: the lane `group % 16` of every row takes the product of the group's dot, `wide + narrow`, and
-/// its scale. `scales: (rows that exist, groups)`, `sums: (rows, W, lanes)`.
+/// its scale. `scales: (tiles, groups, 32)`, `sums: (rows, W, lanes)`.
 #[target_feature(enable = "avx2,fma")]
 fn close_group<const W: usize>(
     narrow: &[[Narrow; W]],
@@ -513,12 +513,13 @@ fn close_group<const W: usize>(
     sums: &mut [Wide<f32>],
 ) {
     let lanes = groups.min(LANES);
+    let scales = scales.as_chunks::<ROWS>().0.iter().skip(group);
     let rows = narrow
         .iter()
         .zip(sums.chunks_exact_mut(lanes * W))
-        .zip(scales.chunks_exact(groups));
-    for (row, ((narrow, sums), scales)) in rows.enumerate() {
-        let scale = _mm256_set1_ps(scales[group]);
+        .zip(scales.step_by(groups).flatten());
+    for (row, ((narrow, sums), scale)) in rows.enumerate() {
+        let scale = _mm256_set1_ps(*scale);
         for (w, sums) in sums.chunks_exact_mut(lanes).enumerate() {
             let lane = &mut sums[group % LANES];
             let dots = widened(narrow[w].load());
@@ -557,7 +558,7 @@ fn add_lanes(lanes: &[Wide<f32>], half: usize) -> __m256 {
 /// `sums: (16 tokens, 32 rows)` from `load(row, half)`, 8 tokens of one row.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transpose(sums: &mut [f32; VECTOR * ROWS], load: impl Fn(usize, usize) -> __m256) {
+pub(super) fn transpose(sums: &mut [f32; VECTOR * ROWS], load: impl Fn(usize, usize) -> __m256) {
     let to = sums.as_chunks_mut::<8>().0; // (tokens, 4) of 8 rows
     for rows in 0..ROWS / 8 {
         for half in 0..2 {

@@ -8,14 +8,15 @@
 //! columns of a tile into L1 and multiply them with panels of 3 tokens: 16 rows x 3 tokens are 24
 //! accumulators, four weights and three broadcasts fit the 32 registers.
 
+use super::fixed_lookup::{self, BASE_THREE, Dots, Sums, Vector};
 use super::neon_float;
 use super::neon_lines::{QUARTERS, RowSums, add_sums, load, store};
-use super::tile::{self, BLOCK, CHUNK, COLS, FLOAT_ROWS, ROWS};
+use super::tile::{self, BLOCK, CHUNK, COLS, ROWS};
 use super::tile_pack::{self, TwoBits};
 use crate::activations::{Activations, Panel};
-use crate::contract::{BLOCK_BYTES, Sink, TernaryOps, Tile};
+use crate::contract::{BLOCK_BYTES, Done, FixedTiles, ManyFixed, Sink, TernaryOps, Tile};
+use crate::fixed_point::{self, FixedPoint, FixedToken, GROUP};
 use crate::kernel::{Kernel, lacking};
-use crate::lanes::{LANES, Lanes};
 use crate::lines::{LINE, Line};
 use crate::peak::Peak;
 use std::arch::aarch64::*;
@@ -52,7 +53,12 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     are_codes: tile_pack::are_codes::<4, TwoBits>,
     dots,
     many_tokens: None,
-    sums,
+    two_bits: None,
+    fixed,
+    many_fixed: Some(ManyFixed {
+        fewest: 4,
+        sums: many_fixed,
+    }),
 };
 
 /// Tokens of a panel: 3 x 16 rows are 24 accumulators of 16-bit sums.
@@ -353,58 +359,127 @@ fn half_panel(columns: &Columns<'_, PANEL>, half: usize, dots: &mut [RowSums]) {
     }
 }
 
-/// Float activations: the 16 lanes of rule 3 are four registers.
 #[target_feature(enable = "neon")]
-pub(super) fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
-    tile::sums(tile, x, sums, |lines, row, x| float_lanes(lines, row, x))
+fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
+    fixed_by_planes(tile, x, sums, |lines, quads, dots| {
+        part_dots(lines, quads, dots);
+    });
 }
 
-/// The lanes of [`FLOAT_ROWS`] rows from `row` on.
-#[inline]
-#[target_feature(enable = "neon")]
-fn float_lanes(lines: &[[Line; BLOCK]], row: usize, x: &[f32]) -> [Lanes; FLOAT_ROWS] {
-    // column 4 f + j of a block is lane j of register f: how far its code lies below bit 30
-    const SHIFTS: [[i32; 4]; 4] = [
-        [30, 22, 14, 6],
-        [28, 20, 12, 4],
-        [26, 18, 10, 2],
-        [24, 16, 8, 0],
-    ];
-    let mut shifts = [vdupq_n_s32(0); 4];
-    for f in 0..4 {
-        // SAFETY: the array is 16 bytes.
-        shifts[f] = unsafe { vld1q_s32(SHIFTS[f].as_ptr()) };
-    }
-    let mut acc = [[vdupq_n_f32(0.0); 4]; FLOAT_ROWS];
-    for (block, x) in lines.iter().zip(x.chunks(COLS)) {
-        // a column that is not there is 0, and adding a zero to a sum that is never -0 changes nothing
-        let mut tail = [0.0; COLS];
-        let columns: &[f32; COLS] = x.first_chunk().unwrap_or_else(|| {
-            tail[..x.len()].copy_from_slice(x);
-            &tail
+/// One token of fixed-point activations, plane by plane: `segment_dots` adds the sums of `u * a` over a segment, at
+/// most 128 columns, to the dots of the rows.
+#[inline(always)]
+pub(super) fn fixed_by_planes(
+    tile: &FixedTiles<'_>,
+    x: &FixedToken<'_>,
+    sums: &mut [f32],
+    segment_dots: impl Fn(&[Line], &[[i8; 4]], &mut [RowSums; ROWS / 4]),
+) {
+    const { assert!(GROUP <= PRODUCTS) };
+    let scales = tile.scales.as_chunks::<ROWS>().0;
+    let mut all = [0.0; ROWS];
+    for (segment, of) in tile.segments().zip(&x.segments) {
+        let blocks = fixed_point::blocks(&segment, COLS);
+        let lines = &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK];
+        let dots = x.planes.map(|plane| {
+            let quads = &plane.as_chunks::<4>().0[blocks.start * 4..blocks.end * 4];
+            let mut dots = [[0; 4]; ROWS / 4];
+            segment_dots(lines, quads, &mut dots);
+            dots
         });
-        let mut a = [vdupq_n_f32(0.0); 4];
-        for f in 0..4 {
-            // SAFETY: 4 f + 4 is at most the 16 of the array.
-            a[f] = unsafe { vld1q_f32(columns.as_ptr().add(4 * f)) };
+        let [low, middle, high] = dots.each_ref().map(|dots| dots.as_flattened());
+        for r in 0..ROWS {
+            let dot = fixed_point::join([low[r], middle[r], high[r]]).wrapping_sub(of.sum);
+            all[r] = match tile.group {
+                None => fixed_point::add(dot, of.step, all[r]),
+                Some(_) => fixed_point::add_scaled(dot, of.step, scales[of.scale][r], all[r]),
+            };
         }
-        let dwords = block[row / 16].0.as_chunks::<4>().0;
-        for r in 0..FLOAT_ROWS {
-            // code ^ 1 is minus the trit, as a signed number of two bits
-            let dword = i32::from_le_bytes(dwords[row % 16 + r]) ^ 0x5555_5555;
-            let dword = vdupq_n_s32(dword);
-            for f in 0..4 {
-                let negated = vshrq_n_s32::<30>(vshlq_s32(dword, shifts[f]));
-                acc[r][f] = vfmsq_f32(acc[r][f], vcvtq_f32_s32(negated), a[f]);
+    }
+    sums.copy_from_slice(&all);
+}
+
+/// Many tokens of fixed-point activations.
+#[target_feature(enable = "neon")]
+fn many_fixed(tiles: &FixedTiles<'_>, x: &FixedPoint, tokens: Range<usize>, done: Done<'_>) {
+    // SAFETY: NEON is enabled here.
+    unsafe { fixed_lookup::sums::<Tokens>(tiles, x, tokens, done) }
+}
+
+/// The tokens of a panel in four registers.
+#[derive(Clone, Copy)]
+struct Tokens([int32x4_t; 4]);
+
+impl Vector for Tokens {
+    #[inline(always)]
+    unsafe fn load(dots: &Dots) -> Self {
+        let quarters = dots.0.as_chunks::<4>().0;
+        // SAFETY: a reference to a quarter of them covers 16 bytes; the CPU has NEON (the caller's).
+        let load = |i: usize| unsafe { vld1q_s32(quarters[i].as_ptr()) };
+        Self([load(0), load(1), load(2), load(3)])
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, dots: &mut Dots) {
+        for (quarter, v) in dots.0.as_chunks_mut::<4>().0.iter_mut().zip(self.0) {
+            // SAFETY: as above.
+            unsafe { vst1q_s32(quarter.as_mut_ptr(), v) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(mut self, other: &Dots) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            for (sum, other) in self.0.iter_mut().zip(Self::load(other).0) {
+                *sum = vaddq_s32(*sum, other);
+            }
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn close(self, step: &[f32; 16], sums: &mut Sums) {
+        let quarters = sums.0.as_chunks_mut::<4>().0.iter_mut();
+        for ((sums, step), dots) in quarters.zip(step.as_chunks::<4>().0).zip(self.0) {
+            // SAFETY: as above, of floats.
+            unsafe {
+                let (dots, step) = (vcvtq_f32_s32(dots), vld1q_f32(step.as_ptr()));
+                let sum = vfmaq_f32(vld1q_f32(sums.as_ptr()), dots, step);
+                vst1q_f32(sums.as_mut_ptr(), sum);
             }
         }
     }
-    let mut lanes = [[0.0; LANES]; FLOAT_ROWS];
-    for r in 0..FLOAT_ROWS {
-        for f in 0..4 {
-            // SAFETY: 4 f + 4 is at most the 16 lanes.
-            unsafe { vst1q_f32(lanes[r].as_mut_ptr().add(4 * f), acc[r][f]) };
+
+    #[inline(always)]
+    unsafe fn close_scaled(self, step: &[f32; 16], scale: f32, sums: &mut Sums) {
+        let quarters = sums.0.as_chunks_mut::<4>().0.iter_mut();
+        for ((sums, step), dots) in quarters.zip(step.as_chunks::<4>().0).zip(self.0) {
+            // SAFETY: as above, of floats.
+            unsafe {
+                let steps = vmulq_f32(vcvtq_f32_s32(dots), vld1q_f32(step.as_ptr()));
+                let sum = vfmaq_n_f32(vld1q_f32(sums.as_ptr()), steps, scale);
+                vst1q_f32(sums.as_mut_ptr(), sum);
+            }
         }
     }
-    lanes
+
+    #[inline(always)]
+    unsafe fn numbers<const F: u32>(line: &Line) -> [u16; 16] {
+        let mut numbers = [0; 16];
+        for (number, dword) in numbers.iter_mut().zip(line.0.as_chunks::<4>().0) {
+            let codes = u32::from_le_bytes(*dword) >> F & 0x0303_0303;
+            *number = (codes.wrapping_mul(BASE_THREE as u32) >> 24) as u16;
+        }
+        numbers
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(sums: &[Sums; ROWS], to: &mut [f32; 16 * ROWS]) {
+        for (t, to) in to.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+            for (to, sums) in to.iter_mut().zip(sums) {
+                *to = sums.0[t];
+            }
+        }
+    }
 }

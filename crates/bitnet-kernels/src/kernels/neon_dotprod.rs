@@ -15,7 +15,8 @@ use super::neon_lines::{QUARTERS, RowSums, add_sums, load};
 use super::tile::{self, BLOCK, ROWS};
 use super::{neon_float, neon_screen};
 use crate::activations::{Activations, Panel};
-use crate::contract::{Sink, TernaryOps, Tile};
+use crate::contract::{FixedTiles, Sink, TernaryOps, Tile};
+use crate::fixed_point::FixedToken;
 use crate::float_table::FloatOps;
 use crate::kernel::{Kernel, lacking};
 use crate::lines::Line;
@@ -35,6 +36,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     ternary: TernaryOps {
         panel: Panel::of(PANEL),
         dots,
+        fixed,
         ..neon::TERNARY
     },
     grouped: None,
@@ -125,6 +127,13 @@ fn dots(
     } else {
         many_tokens(tile, x, tokens, scratch, dots, sink);
     }
+}
+
+#[target_feature(enable = "neon,dotprod")]
+fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
+    neon::fixed_by_planes(tile, x, sums, |lines, quads, dots| {
+        group_dots(lines, quads, dots);
+    });
 }
 
 /// `dots[row] += sum of u * a` over the columns of one group.

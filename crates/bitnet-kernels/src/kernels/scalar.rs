@@ -3,10 +3,10 @@
 //! Layout: one row is one tile, one trit is one `i8`, padded with zero trits to a whole line.
 
 use crate::activations::{Activations, Panel};
-use crate::contract::{BLOCK_BYTES, Sink, TernaryOps, Tile};
+use crate::contract::{BLOCK_BYTES, FixedTiles, Sink, TernaryOps, Tile};
+use crate::fixed_point::{self, FixedToken};
 use crate::float_table;
 use crate::kernel::Kernel;
-use crate::lanes::{LANES, add_lanes};
 use crate::lines::{LINE, Line, as_bytes};
 use std::ops::Range;
 
@@ -27,7 +27,9 @@ pub(super) const KERNEL: Kernel = Kernel {
         are_codes,
         dots,
         many_tokens: None,
-        sums,
+        two_bits: None,
+        fixed,
+        many_fixed: None,
     },
     grouped: None,
     float: float_table::instantiate!(),
@@ -95,21 +97,21 @@ fn dots(
     sink.done(tokens, dots);
 }
 
-/// The same with float activations: within a group, lane `k % 16` takes column `k` (rule 3).
-fn sums(tile: &Tile<'_>, x: &[f32], sums: &mut [f32]) {
+/// One token of fixed-point activations.
+fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
     let row = &as_bytes(tile.lines)[..tile.cols];
-    for (x, sums) in x
-        .chunks_exact(tile.cols)
-        .zip(sums.chunks_exact_mut(tile.groups()))
-    {
-        let groups = row.chunks_exact(tile.group).zip(x.chunks_exact(tile.group));
-        for ((trits, x), sum) in groups.zip(sums) {
-            let mut lanes = [0.0; LANES];
-            for (k, (t, x)) in trits.iter().zip(x).enumerate() {
-                let lane = &mut lanes[k % LANES];
-                *lane = f32::from(*t as i8).mul_add(*x, *lane);
-            }
-            *sum = add_lanes(lanes);
+    let [low, middle, high] = x.planes;
+    let mut sum = 0.0;
+    for (segment, of) in tile.segments().zip(&x.segments) {
+        let mut dot = 0;
+        for k in segment.start..segment.end {
+            let q = fixed_point::join([low[k], middle[k], high[k]].map(i32::from));
+            dot += i32::from(row[k] as i8) * q;
         }
+        sum = match tile.group {
+            None => fixed_point::add(dot, of.step, sum),
+            Some(_) => fixed_point::add_scaled(dot, of.step, tile.scales[of.scale], sum),
+        };
     }
+    sums.fill(sum);
 }

@@ -9,9 +9,6 @@
 //! code 1 (trit 0), so it adds `a` to a dot like every zero trit, and the sum of activations that is
 //! subtracted in the end takes it out again.
 
-use crate::contract::Tile;
-use crate::lanes::{Lanes, add_lanes};
-use crate::lines::Line;
 use std::ops::Range;
 
 /// Rows of a tile.
@@ -90,7 +87,7 @@ pub(super) fn chunks_of<const F: usize>(
 #[cfg(target_arch = "aarch64")]
 #[inline(always)]
 pub(super) fn start_at_minus_sums(
-    tile: &Tile<'_>,
+    tile: &crate::contract::Tile<'_>,
     x: &crate::activations::Activations,
     tokens: Range<usize>,
     dots: &mut [i32],
@@ -103,32 +100,9 @@ pub(super) fn start_at_minus_sums(
     }
 }
 
-/// Rows that go together for float activations: their sums hide each other's latency.
-pub(super) const FLOAT_ROWS: usize = 4;
-
-/// Sums over float activations `x: (tokens, cols)`, by rule 3 in every group, of the 2-bit tile. `lanes`
-/// computes those of [`FLOAT_ROWS`] rows from a row on, over some blocks and their columns.
+/// The quads of a plane of fixed-point activations, some blocks at a time.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(super) fn sums(
-    tile: &Tile<'_>,
-    x: &[f32],
-    sums: &mut [f32],
-    lanes: impl Fn(&[[Line; BLOCK]], usize, &[f32]) -> [Lanes; FLOAT_ROWS],
-) {
-    let blocks = tile.group.div_ceil(COLS);
-    for (x, sums) in x
-        .chunks_exact(tile.cols)
-        .zip(sums.chunks_exact_mut(tile.groups() * ROWS))
-    {
-        let groups = tile.lines.as_chunks::<BLOCK>().0.chunks_exact(blocks);
-        let groups = groups.zip(x.chunks_exact(tile.group));
-        for ((lines, x), sums) in groups.zip(sums.chunks_exact_mut(ROWS)) {
-            for (i, sums) in sums.chunks_exact_mut(FLOAT_ROWS).enumerate() {
-                let lanes = lanes(lines, i * FLOAT_ROWS, x);
-                for (sum, lanes) in sums.iter_mut().zip(lanes) {
-                    *sum = add_lanes(lanes);
-                }
-            }
-        }
-    }
+pub(super) fn quads_of(plane: &[i8], blocks: usize) -> std::slice::Chunks<'_, [[i8; 4]; 4]> {
+    plane.as_chunks::<4>().0.as_chunks::<4>().0.chunks(blocks)
 }

@@ -12,7 +12,7 @@ use std::array;
 
 /// How `F` quads of a row become a dword.
 pub(super) trait Code<const F: usize> {
-    /// 0 for the byte that `encode` makes of some trits; another number for a byte that is none.
+    /// 0 for the byte that `encode` makes of some trits; another number for an invalid byte.
     fn wrong(byte: u8) -> u8;
 
     /// The dword of these quads of codes `u = trit + 1`, a byte each.

@@ -3,8 +3,9 @@
 //! Invariant: a mapped matrix is one that [`Backend::pack`] could have made, but for what stands outside
 //! its rows and columns, which no result depends on.
 
-use super::PackedMatrix;
+use super::{PackedMatrix, PackedScales};
 use crate::backend::Backend;
+use crate::kernel::Inputs;
 use crate::lines::{LINE, Line, Lines, ReadLines, SharedBytes, SharedLines};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
 use std::fmt;
@@ -82,7 +83,7 @@ impl PackedMatrix {
         range: Range<usize>,
     ) -> Result<Self, MapError> {
         TernaryMatrix::check(rows, cols, &scales).map_err(MapError::Shape)?;
-        let ops = backend.kernel().ternary_for(&scales);
+        let ops = backend.kernel().ternary_for(&scales, Inputs::Int8);
         let expected = rows
             .div_ceil(ops.tile_rows)
             .saturating_mul((ops.tile_lines)(cols))
@@ -101,9 +102,10 @@ impl PackedMatrix {
         }
         Ok(Self {
             backend,
+            ops,
             rows,
             cols,
-            scales,
+            scales: PackedScales::new(scales, (rows, cols), ops.tile_rows),
             lines: ReadLines::Shared(lines),
         })
     }
@@ -169,7 +171,7 @@ mod tests {
         scales: &Scales,
         seed: &mut u64,
     ) -> (SharedBytes, Vec<i8>) {
-        let ops = backend.kernel().ternary_for(scales);
+        let ops = backend.kernel().ternary_for(scales, Inputs::Int8);
         let tile_lines = (ops.tile_lines)(cols);
         let mut wide = cols; // the most columns in as many lines
         while (ops.tile_lines)(wide + 1) == tile_lines {
@@ -217,12 +219,14 @@ mod tests {
                             .map(|_| noise(&mut seed) as f32 / 1e9 - 1.0)
                             .collect();
                         let mut batch = ActivationBatch::default();
+                        let mut fixed = batch.clone();
                         backend.quantize(&x, cols, &mut batch).unwrap();
+                        backend.fix(&x, cols, &mut fixed).unwrap();
                         let run = |m: &PackedMatrix| {
                             let mut y = vec![0f32; 2 * tokens * rows];
                             let (ints, floats) = y.split_at_mut(tokens * rows);
                             m.multiply(&batch, &mut Output::new(ints, tokens, rows));
-                            m.multiply_float(&x, &mut Output::new(floats, tokens, rows));
+                            m.multiply(&fixed, &mut Output::new(floats, tokens, rows));
                             y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
                         };
                         let expected = run(&packed);
@@ -254,7 +258,7 @@ mod tests {
     fn bytes_that_no_trits_have_are_refused() {
         for backend in Backend::available() {
             for scales in scales_of(40, 64) {
-                let ops = backend.kernel().ternary_for(&scales);
+                let ops = backend.kernel().ternary_for(&scales, Inputs::Int8);
                 let lines = 40usize.div_ceil(ops.tile_rows) * (ops.tile_lines)(64);
                 let mut codes = 0;
                 for byte in 0..=u8::MAX {
