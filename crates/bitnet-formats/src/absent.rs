@@ -97,10 +97,10 @@ impl<'a> Repository<'a> {
         let revision = revision.map_or(String::new(), |r| format!(" --revision {r}"));
         match file {
             None => format!(
-                "download it first: `hf download {name}{revision} --local-dir {short}`, then give ./{short}"
+                "give hf://{name}, or download it first: `hf download {name}{revision} --local-dir {short}`, then give ./{short}"
             ),
             Some(file) => format!(
-                "download it first: `hf download {name} {file}{revision} --local-dir {short}`, then give ./{short}/{file}"
+                "give hf://{name}/{file}, or download it first: `hf download {name} {file}{revision} --local-dir {short}`, then give ./{short}/{file}"
             ),
         }
     }

@@ -12,6 +12,7 @@ mod os;
 mod owned;
 mod publish;
 mod restore;
+mod scratch;
 mod sha256_stream;
 
 pub use directory::ArtifactDirectory;
@@ -19,6 +20,7 @@ pub use inputs::Inputs;
 pub use lock::OutputLock;
 pub use owned::OlderFile;
 pub use publish::{Staged, publish};
+pub use scratch::ScratchDirectory;
 pub use sha256_stream::Sha256Stream;
 
 use crate::error::{ErrorCode, FormatError};
@@ -263,12 +265,9 @@ fn partial_prefix(name: &OsStr) -> OsString {
         hash.update(name.as_encoded_bytes());
         let hash = hash.finish().unwrap_or_default();
         let text = name.to_string_lossy();
-        let mut end = LONGEST_PREFIX.min(text.len());
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        prefix.push(&text[..end]);
-        prefix.push(&hash[..16.min(hash.len())]);
+        let end = text.floor_char_boundary(LONGEST_PREFIX);
+        prefix.push(text.get(..end).unwrap_or_default());
+        prefix.push(hash.get(..16).unwrap_or(&hash));
     }
     prefix.push(".partial-");
     prefix
@@ -397,8 +396,6 @@ pub struct Artifact {
     hash: Sha256Stream,
     position: u64,
     reserved: bool,
-    /// Bytes were replaced: `hash` is not that of the file.
-    changed: bool,
 }
 
 impl Artifact {
@@ -461,7 +458,6 @@ impl Artifact {
             hash: Sha256Stream::new(),
             position: 0,
             reserved: false,
-            changed: false,
         }
     }
 
@@ -511,8 +507,8 @@ impl Artifact {
         let mut left = count;
         while left > 0 {
             let step = left.min(ZEROS.len() as u64);
-            self.write(&ZEROS[..step as usize])?;
-            left -= step;
+            self.write(ZEROS.get(..step as usize).unwrap_or(&ZEROS))?;
+            left = left.saturating_sub(step);
         }
         Ok(())
     }
@@ -520,31 +516,6 @@ impl Artifact {
     /// Bytes written so far.
     pub fn position(&self) -> u64 {
         self.position
-    }
-
-    /// SHA-256 of what was written so far, lower-case hexadecimal. Bytes may be replaced after it, no longer
-    /// appended.
-    ///
-    /// # Errors
-    /// The hashing thread died.
-    pub fn sha256(&mut self) -> Result<String, FormatError> {
-        let hash = std::mem::take(&mut self.hash);
-        self.changed = true;
-        hash.finish().map_err(|e| self.target.failed(&e))
-    }
-
-    /// Replaces bytes that were written. The file is then read once more for its hash.
-    ///
-    /// # Errors
-    /// Whatever the operating system refuses.
-    pub fn replace(&mut self, at: u64, bytes: &[u8]) -> Result<(), FormatError> {
-        self.changed = true;
-        let file = &mut self.file;
-        file.seek(SeekFrom::Start(at))
-            .and_then(|_| file.write_all(bytes))
-            .and_then(|()| file.seek(SeekFrom::End(0)))
-            .map_err(|e| self.target.failed(&e))?;
-        Ok(())
     }
 
     /// Makes the bytes durable; gives them a temporary name where they have none.
@@ -560,17 +531,13 @@ impl Artifact {
             hash,
             position,
             reserved,
-            changed,
         } = self;
         let failed = |e: io::Error| target.failed(&e);
         if reserved {
             // gives back what was reserved beyond the end
             file.set_len(position).map_err(failed)?;
         }
-        let sha256 = match changed {
-            true => sha256_of(&mut file).map_err(failed)?,
-            false => hash.finish().map_err(failed)?,
-        };
+        let sha256 = hash.finish().map_err(failed)?;
         file.sync_all().map_err(failed)?;
         let (file, partial, inside) = match place {
             Place::Unnamed => match target.new_partial(|path| os::link(&file, path)) {
@@ -611,18 +578,46 @@ impl Artifact {
     }
 }
 
-/// SHA-256 of a file from its beginning.
-fn sha256_of(file: &mut File) -> io::Result<String> {
-    file.seek(SeekFrom::Start(0))?;
-    let mut hash = Sha256Stream::new();
-    let mut buffer = vec![0; HASH_BUFFER];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return hash.finish(),
-            Ok(n) => hash.update(&buffer[..n]),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+/// SHA-256 of a file, lower-case hexadecimal, and its length.
+///
+/// # Errors
+/// Whatever the operating system refuses.
+pub fn file_digest(path: &Path) -> Result<FileDigest, FormatError> {
+    let read = || -> io::Result<(u64, String)> {
+        let mut file = File::open(path)?;
+        let (mut hash, mut bytes) = (Sha256Stream::new(), 0u64);
+        let mut buffer = vec![0; HASH_BUFFER];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok((bytes, hash.finish()?)),
+                Ok(n) => {
+                    hash.update(buffer.get(..n).unwrap_or(&buffer));
+                    bytes = bytes.saturating_add(n as u64);
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
+    };
+    let (bytes, sha256) = read().map_err(|e| FormatError::io(path, &e))?;
+    Ok(FileDigest {
+        path: path.to_owned(),
+        bytes,
+        sha256,
+    })
+}
+
+/// Gives a finished file a second name: a hard link, or a copy where the file system has no links.
+fn link_or_copy(from: &Path, to: &Path) -> io::Result<File> {
+    match fs::hard_link(from, to) {
+        Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => Err(e),
+        Err(_) => {
+            let mut copy = create_new(to)?;
+            io::copy(&mut File::open(from)?, &mut copy)?;
+            copy.sync_all()?;
+            Ok(copy)
+        }
+        Ok(()) => File::open(to),
     }
 }
 

@@ -19,15 +19,16 @@ pub use gguf::{
 pub use pytorch::{Frames, Pytorch};
 pub use safetensors::Safetensors;
 
+use crate::artifact::is_plain_file_name;
 use crate::encoding::Encoding;
-use crate::error::FormatError;
+use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
 use crate::packing::Packing;
 use crate::source::{Opener, open_source};
 use crate::strange::HEAD;
 use crate::tensor_file::{Metadata, TensorFile, TensorInfo};
 use crate::unread::{Unread, UnreadBits};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A tensor about to be written. Tensors are written in plan order.
 #[derive(Debug, Clone)]
@@ -164,7 +165,7 @@ fn gaps(file: &TensorFile, part: usize, start: u64) -> Vec<Unread> {
 /// refused. A split model and a file of its name are two models.
 ///
 /// # Errors
-/// `unknown-container` when nothing recognises the file or the directory has no model or several;
+/// `unknown-container` when nothing recognizes the file or the directory has no model or several;
 /// `adapter` when an adapter lies beside the model or instead of it; otherwise whatever is wrong with the
 /// files.
 pub fn open(path: &Path, limits: &Limits) -> Result<TensorFile, FormatError> {
@@ -226,6 +227,39 @@ pub fn open_with(path: &Path, how: &Reading<'_>) -> Result<TensorFile, FormatErr
         }
         None => Err(unknown(path, &head)),
     }
+}
+
+/// Which files the model at a path consists of, its index among them, by names and indices alone: files of weights
+/// may be placeholders. The first is the one to open.
+///
+/// # Errors
+/// As [`open`], for what shows without a look into the weights.
+pub fn weight_files(path: &Path, limits: &Limits) -> Result<Vec<PathBuf>, FormatError> {
+    let model = match path.is_dir() {
+        true => directory::model_of_directory(path, limits)?,
+        false => path.to_owned(),
+    };
+    let name = model.file_name().and_then(|n| n.to_str());
+    let name = name.unwrap_or_default();
+    if let Some(split) = gguf::split_parts(&model) {
+        return Ok(split);
+    }
+    let mut index = name.ends_with(shards::INDEX_SUFFIX).then(|| model.clone());
+    for extension in [".safetensors", pytorch::EXTENSION] {
+        if index.is_none() && name.ends_with(extension) {
+            index = shards::index_of(&model, name, extension, limits)?;
+        }
+    }
+    let Some(index) = index else {
+        return Ok(vec![model]);
+    };
+    let shards = shards::shard_names(&index, limits)?;
+    if let Some(shard) = shards.iter().find(|shard| !is_plain_file_name(shard)) {
+        let message = format!("expected a file name in the same directory, found `{shard}`");
+        return Err(FormatError::new(ErrorCode::Malformed, message).in_file(&index));
+    }
+    let shards = shards.iter().map(|shard| index.with_file_name(shard));
+    Ok(std::iter::once(index.clone()).chain(shards).collect())
 }
 
 fn unknown(path: &Path, head: &[u8]) -> FormatError {

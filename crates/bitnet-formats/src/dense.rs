@@ -37,9 +37,10 @@ impl Exactness {
         }
     }
 
-    fn of(source: &[f32], stored: &[f32]) -> Self {
+    /// What storing some values as others changes.
+    pub fn of(source: &[f32], stored: &[f32]) -> Self {
         let mut worst = Self::default();
-        // mostly nothing has changed, and finding that out vectorises
+        // mostly nothing has changed, and finding that out vectorizes
         if !source
             .iter()
             .zip(stored)
@@ -111,15 +112,13 @@ pub(crate) fn blocks_len(
     if !row_len.is_multiple_of(block) || !elements.is_multiple_of(block) {
         return Err(not_whole_blocks(encoding, block, row_len));
     }
-    (elements / block)
-        .checked_mul(bytes)
-        .map(|n| n as u64)
-        .ok_or_else(|| {
-            FormatError::new(
-                ErrorCode::LimitExceeded,
-                format!("{elements} elements are more than any file holds"),
-            )
-        })
+    let blocks = elements.checked_div(block).unwrap_or(0);
+    blocks.checked_mul(bytes).map(|n| n as u64).ok_or_else(|| {
+        FormatError::new(
+            ErrorCode::LimitExceeded,
+            format!("{elements} elements are more than any file holds"),
+        )
+    })
 }
 
 fn not_whole_blocks(encoding: Encoding, block: usize, row_len: usize) -> FormatError {
@@ -188,6 +187,14 @@ pub fn dense_to_f32(encoding: Encoding, bytes: &[u8], out: &mut [f32]) -> Result
     Ok(())
 }
 
+/// Where the first element of `numbers` is that is not finite, and the element of `source` there.
+#[cold]
+fn first_infinite(numbers: &[f32], source: &[f32]) -> (usize, f32) {
+    let mut pairs = numbers.iter().zip(source).enumerate();
+    let found = pairs.find(|(_, (x, _))| !x.is_finite());
+    found.map_or((0, 0.0), |(at, (_, x))| (at, *x))
+}
+
 /// Narrows one row (or several whole rows) and appends it to `out`; on error `out` is as before.
 ///
 /// # Errors
@@ -203,18 +210,15 @@ pub fn encode_dense(
         .iter()
         .fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
     if magnitude >= f32::INFINITY.to_bits() {
-        let at = source.iter().position(|x| !x.is_finite()).unwrap_or(0);
+        let (at, found) = first_infinite(source, source);
         return Err(FormatError::new(
             ErrorCode::NonFinite,
-            format!(
-                "element {at}: expected a finite number, found {}",
-                source[at]
-            ),
+            format!("element {at}: expected a finite number, found {found}"),
         ));
     }
     let start = out.len();
-    out.resize(start + len, 0);
-    let bytes = &mut out[start..];
+    out.resize(start.saturating_add(len), 0);
+    let bytes = out.get_mut(start..).unwrap_or_default();
     match to {
         Encoding::Plain(PlainType::F32) => {
             for (b, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(source) {
@@ -246,10 +250,10 @@ pub fn encode_dense(
         }
     }
     let mut stored = vec![0.0; source.len()];
-    dense_to_f32(to, &out[start..], &mut stored)?;
-    if let Some(at) = stored.iter().position(|x| !x.is_finite()) {
+    dense_to_f32(to, bytes, &mut stored)?;
+    if stored.iter().any(|x| !x.is_finite()) {
         out.truncate(start);
-        let (x, name) = (source[at], to.name());
+        let ((at, x), name) = (first_infinite(&stored, source), to.name());
         return Err(FormatError::new(
             ErrorCode::TargetCannotHold,
             format!("element {at}: {x} would become infinite in {name}"),

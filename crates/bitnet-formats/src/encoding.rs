@@ -1,7 +1,7 @@
 //! How the elements of one tensor are stored.
 //!
 //! Invariant: whatever a container says about a type ends as one of five kinds here: plain
-//! numbers, a dense block quantisation (embeddings and heads only), a ternary packing, a type that is
+//! numbers, a dense block quantization (embeddings and heads only), a ternary packing, a type that is
 //! known by name and size only, or a type id that is not known. The last two are never interpreted.
 
 use crate::foreign::{ForeignType, foreign_type_by_name};
@@ -78,7 +78,7 @@ impl PlainType {
     }
 }
 
-/// Dense block quantisations, for embeddings and output heads only.
+/// Dense block quantizations, for embeddings and output heads only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types)]
 pub enum BlockType {
@@ -93,7 +93,7 @@ pub enum BlockType {
 pub enum Encoding {
     /// Plain numbers.
     Plain(PlainType),
-    /// A dense block quantisation.
+    /// A dense block quantization.
     Block(BlockType),
     /// Ternary weights in one of [`crate::PACKINGS`].
     Ternary(&'static dyn Packing),

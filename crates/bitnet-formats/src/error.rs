@@ -16,6 +16,8 @@ pub enum ErrorCode {
     Io,
     /// A file changed while it was read.
     InputChanged,
+    /// Jobs of a plan have not left their parts.
+    MissingPart,
     /// A side file of a model is a link to a file outside of the model's repository.
     OutsideLink,
     /// The file ends before what its header promises.
@@ -24,7 +26,7 @@ pub enum ErrorCode {
     Malformed,
     /// A size beyond [`crate::Limits`].
     LimitExceeded,
-    /// No container recognises the file.
+    /// No container recognizes the file.
     UnknownContainer,
     /// An adapter (LoRA) beside a model or instead of one.
     Adapter,
@@ -40,7 +42,7 @@ pub enum ErrorCode {
     WrongType,
     /// A configuration key is absent or has a value that this program does not know.
     UnsupportedConfig,
-    /// A quantisation method other than BitNet's.
+    /// A quantization method other than BitNet's.
     UnknownQuantization,
     /// Float weights that no ternary training made.
     NotTernary,
@@ -64,6 +66,20 @@ pub enum ErrorCode {
     ChatTemplate,
     /// A kernel that is unknown or that this CPU cannot run.
     Kernel,
+    /// The network or a server failed, and kept failing.
+    Network,
+    /// A server refuses access: no token, a wrong one, or a gated repository.
+    AccessDenied,
+    /// A repository, revision, object or file that a server does not have.
+    NotFound,
+    /// A server answered with something else than its protocol says.
+    BadResponse,
+    /// Offline mode, and the cache does not have it.
+    Offline,
+    /// What was fetched has another size or hash than the server promised.
+    Checksum,
+    /// The disk has not enough room for what is to be fetched.
+    NoSpace,
     /// A request that makes no sense.
     Usage,
 }
@@ -74,6 +90,7 @@ impl ErrorCode {
         match self {
             Self::Io => "io",
             Self::InputChanged => "input-changed",
+            Self::MissingPart => "missing-part",
             Self::OutsideLink => "outside-link",
             Self::Truncated => "truncated",
             Self::Malformed => "malformed",
@@ -98,6 +115,13 @@ impl ErrorCode {
             Self::Tokenizer => "tokenizer",
             Self::ChatTemplate => "chat-template",
             Self::Kernel => "kernel",
+            Self::Network => "network",
+            Self::AccessDenied => "access-denied",
+            Self::NotFound => "not-found",
+            Self::BadResponse => "bad-response",
+            Self::Offline => "offline",
+            Self::Checksum => "checksum",
+            Self::NoSpace => "no-space",
             Self::Usage => "usage",
         }
     }
@@ -257,6 +281,7 @@ impl FormatError {
 impl fmt::Display for FormatError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
+            let file = crate::origin::shown(file);
             write!(f, "{}: ", OneLine(&file.display().to_string()))?;
         }
         if let Some(tensor) = &self.tensor {

@@ -4,15 +4,17 @@
 //! trit where its row and column are, and weights are not the same everywhere: rows and columns differ in
 //! their share of zeros, and columns follow the norm that feeds them. A wrong layout tears some of that
 //! apart. So each candidate is read, and the reading that can be *described* in the fewest bits is the right
-//! one (minimum description length: Rissanen, *Modeling by shortest data description*, 1978). Neighbours are
+//! one (minimum description length: Rissanen, *Modeling by shortest data description*, 1978). Neighbors are
 //! no reason to believe in a layout: channels have no order that means anything, and what looks like one is
 //! as easily made by a wrong layout as destroyed. But they are a reason to doubt: a layout is only ruled
 //! out where blocks and runs do not describe it as shortly either ([`doubtful_code_length`]).
 //!
 //! Invariant: a code length is an honest one: what the best choice of parameters costs is in it, exactly (the
-//! normalised maximum likelihood: Rissanen, *Fisher information and stochastic complexity*, 1996), so that
+//! normalized maximum likelihood: Rissanen, *Fisher information and stochastic complexity*, 1996), so that
 //! structure which is not there never shortens it by more than a few bits, and [`DECISIVE_BITS`] are an
 //! accident of one in `2^64`.
+
+use crate::packing::div_rem;
 
 /// By how many bits the best reading has to beat the next.
 pub const DECISIVE_BITS: f64 = 64.0;
@@ -39,14 +41,14 @@ type Counts = [u32; 3];
 /// of the contexts. `gains`: one number per column that the weights of the column may follow.
 pub fn code_length(trits: &[i8], cols: usize, gains: Option<&[f32]>) -> CodeLength {
     let cols = cols.max(1);
-    let rows = count(trits, trits.len() / cols, |i| i / cols);
+    let rows: Vec<Counts> = trits.chunks_exact(cols).map(counts_of).collect();
     let mut candidates = vec![
         ("trits", bits(&[sum(&rows)])),
         ("rows", bits(&rows)),
         ("columns", bits(&count_columns(trits, cols))),
     ];
-    if let Some(bin) = gains.filter(|g| g.len() == cols).and_then(bins) {
-        candidates.push(("norm gains", bits(&count(trits, BINS, |i| bin[i % cols]))));
+    if let Some(bins) = gains.filter(|g| g.len() == cols).and_then(bins) {
+        candidates.push(("norm gains", bits(&count_bins(trits, &bins))));
     }
     let shortest = candidates.into_iter().min_by(|a, b| a.1.total_cmp(&b.1));
     let (model, bits) = shortest.unwrap_or(("trits", 0.0));
@@ -55,116 +57,168 @@ pub fn code_length(trits: &[i8], cols: usize, gains: Option<&[f32]>) -> CodeLeng
 
 /// As [`code_length`], in bits, with what weights rarely have and wrong layouts easily make of other
 /// structure: blocks of columns, bands of rows, rows that repeat, all of these at once, trits that follow
-/// their neighbours.
+/// their neighbors.
 /// No reason to believe in a layout, but one not to rule it out.
 pub fn doubtful_code_length(trits: &[i8], cols: usize, gains: Option<&[f32]>) -> f64 {
     let cols = cols.max(1);
     let mut shortest = code_length(trits, cols, gains).bits;
     let mut meet = |counts: &[Counts]| shortest = shortest.min(bits(counts));
-    let rows = count(trits, trits.len() / cols, |i| i / cols);
+    let rows: Vec<Counts> = trits.chunks_exact(cols).map(counts_of).collect();
     // the columns as one block where they are not whole cells
     let per_row = if cols.is_multiple_of(CELL) {
         cols / CELL
     } else {
         1
     };
-    let cells = match per_row {
+    let cells: Vec<Counts> = match per_row {
         1 => rows.clone(),
-        _ => count(trits, rows.len() * per_row, |i| i / CELL),
+        _ => {
+            let cells = trits.chunks_exact(CELL).map(counts_of);
+            cells.take(at(rows.len(), per_row, 0)).collect()
+        }
     };
-    let mut size = 1;
-    while size < 2 * per_row {
+    let mut size: usize = 1;
+    while size < per_row.saturating_mul(2) {
         let blocks = per_row.div_ceil(size);
         // (rows, blocks)
-        let runs = folded(
-            &cells,
-            |i| i / per_row * blocks + i % per_row / size,
-            rows.len() * blocks,
-        );
+        let block = |i: usize| {
+            let (row, cell) = div_rem(i, per_row);
+            at(row, blocks, div_rem(cell, size).0)
+        };
+        let runs = folded(&cells, block, at(rows.len(), blocks, 0));
         meet(&runs);
         for n in [1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64] {
             let (bands, period) = (rows.len().div_ceil(n), n.min(rows.len().max(1)));
-            meet(&folded(
-                &runs,
-                |i| i / blocks / n * blocks + i % blocks,
-                bands * blocks,
-            ));
-            meet(&folded(
-                &runs,
-                |i| i / blocks % n * blocks + i % blocks,
-                period * blocks,
-            ));
+            let band = |i: usize| {
+                let (row, block) = div_rem(i, blocks);
+                at(div_rem(row, n).0, blocks, block)
+            };
+            meet(&folded(&runs, band, at(bands, blocks, 0)));
+            let phase = |i: usize| {
+                let (row, block) = div_rem(i, blocks);
+                at(div_rem(row, n).1, blocks, block)
+            };
+            meet(&folded(&runs, phase, at(period, blocks, 0)));
         }
-        size *= 2;
+        size = size.saturating_mul(2);
     }
     for distance in [1, 2, 4, cols] {
-        let before = |i: usize| match i.checked_sub(distance) {
-            Some(before) => usize::from((trits[before] + 1) as u8).min(2),
-            None => 3,
-        };
-        meet(&count(trits, 4, before));
+        meet(&count_after(trits, distance));
     }
     shortest
 }
 
+/// Where a row's element `col` is in a table of `width` columns.
+fn at(row: usize, width: usize, col: usize) -> usize {
+    row.saturating_mul(width).saturating_add(col)
+}
+
 /// Each column's bin: as many columns in each, ordered by the absolute gain. `None` for gains that do not
-/// say where a bin ends: such bins would be blocks of neighbours.
+/// say where a bin ends: such bins would be blocks of neighbors.
 fn bins(gains: &[f32]) -> Option<Vec<usize>> {
     if gains.len() < 4 * BINS {
         return None;
     }
-    let mut order: Vec<usize> = (0..gains.len()).collect();
-    order.sort_by(|&a, &b| gains[a].abs().total_cmp(&gains[b].abs()).then(a.cmp(&b)));
+    let mut order: Vec<(f32, usize)> = gains.iter().map(|gain| gain.abs()).zip(0..).collect();
+    order.sort_by(|(a, i), (b, j)| a.total_cmp(b).then(i.cmp(j)));
+    let bin = |rank: usize| div_rem(rank.saturating_mul(BINS), gains.len()).0;
     let mut bins = vec![0; gains.len()];
-    let bin = |rank: usize| rank * BINS / gains.len();
-    for (rank, &col) in order.iter().enumerate() {
-        bins[col] = bin(rank);
+    for (rank, (_, col)) in order.iter().enumerate() {
+        if let Some(to) = bins.get_mut(*col) {
+            *to = bin(rank);
+        }
     }
-    let ends = order.windows(2).enumerate();
-    let ends = ends.filter(|(rank, _)| bin(*rank) != bin(rank + 1));
-    let blurred = ends
-        .filter(|(_, pair)| gains[pair[0]].abs() == gains[pair[1]].abs())
-        .count();
-    (blurred == 0).then_some(bins)
+    let neighbors = order.iter().zip(order.iter().skip(1)).zip((0..).zip(1..));
+    let blurred = neighbors
+        .filter(|(_, (rank, next))| bin(*rank) != bin(*next))
+        .any(|(((a, _), (b, _)), _)| a == b);
+    (!blurred).then_some(bins)
 }
 
-/// How often each trit stands in each context.
-fn count(trits: &[i8], contexts: usize, context: impl Fn(usize) -> usize) -> Vec<Counts> {
-    let mut counts = vec![[0; 3]; contexts];
-    for (i, &t) in trits.iter().enumerate() {
-        // trits behind the last whole row have no context
-        if let Some(counts) = counts.get_mut(context(i)) {
-            counts[usize::from((t + 1) as u8).min(2)] += 1;
+/// Which of [`Counts`] a trit adds to.
+#[inline(always)]
+fn kind(trit: i8) -> usize {
+    match trit {
+        i8::MIN..=-1 => 0,
+        0 => 1,
+        _ => 2,
+    }
+}
+
+/// Counts one trit in a context.
+#[inline(always)]
+fn add(counts: &mut [Counts], context: usize, trit: i8) {
+    let count = counts.get_mut(context).and_then(|c| c.get_mut(kind(trit)));
+    if let Some(count) = count {
+        *count = count.saturating_add(1);
+    }
+}
+
+/// Adds a trit to the counts of its context.
+#[inline(always)]
+fn add_to([negative, zero, positive]: &mut Counts, trit: i8) {
+    *negative = negative.saturating_add(u32::from(trit < 0));
+    *zero = zero.saturating_add(u32::from(trit == 0));
+    *positive = positive.saturating_add(u32::from(trit > 0));
+}
+
+/// How often each trit stands in one context.
+fn counts_of(trits: &[i8]) -> Counts {
+    let mut counts = [0; 3];
+    trits.iter().for_each(|trit| add_to(&mut counts, *trit));
+    counts
+}
+
+/// The counts of each column of whole rows.
+fn count_columns(trits: &[i8], cols: usize) -> Vec<Counts> {
+    let mut counts = vec![[0; 3]; cols];
+    for row in trits.chunks_exact(cols) {
+        for (counts, trit) in counts.iter_mut().zip(row) {
+            add_to(counts, *trit);
         }
     }
     counts
 }
 
-/// [`count`] with the column as context.
-fn count_columns(trits: &[i8], cols: usize) -> Vec<Counts> {
-    let mut counts = vec![[0; 3]; cols];
-    for row in trits.chunks_exact(cols) {
-        for (counts, &t) in counts.iter_mut().zip(row) {
-            counts[0] += u32::from(t < 0);
-            counts[1] += u32::from(t == 0);
-            counts[2] += u32::from(t > 0);
+/// The counts of each bin of columns.
+fn count_bins(trits: &[i8], bins: &[usize]) -> Vec<Counts> {
+    let mut counts = vec![[0; 3]; BINS];
+    for row in trits.chunks(bins.len()) {
+        for (bin, trit) in bins.iter().zip(row) {
+            add(&mut counts, *bin, *trit);
         }
     }
+    counts
+}
+
+/// The counts of trits behind each other trit by `distance`, and of the first ones.
+fn count_after(trits: &[i8], distance: usize) -> [Counts; 4] {
+    let mut counts = [[0; 3]; 4];
+    let (first, others) = trits.split_at(distance.min(trits.len()));
+    for (before, trit) in trits.iter().zip(others) {
+        add(&mut counts, kind(*before), *trit);
+    }
+    counts[3] = counts_of(first);
     counts
 }
 
 fn sum(counts: &[Counts]) -> Counts {
-    counts
-        .iter()
-        .fold([0; 3], |a, b| [a[0] + b[0], a[1] + b[1], a[2] + b[2]])
+    counts.iter().fold([0; 3], |[a, b, c], [x, y, z]| {
+        [
+            a.saturating_add(*x),
+            b.saturating_add(*y),
+            c.saturating_add(*z),
+        ]
+    })
 }
 
 /// Contexts joined: those of the same `place` become one of `n`.
 fn folded(counts: &[Counts], place: impl Fn(usize) -> usize, n: usize) -> Vec<Counts> {
     let mut joined = vec![[0; 3]; n];
     for (i, counts) in counts.iter().enumerate() {
-        let to = &mut joined[place(i)];
-        *to = sum(&[*to, *counts]);
+        if let Some(to) = joined.get_mut(place(i)) {
+            *to = sum(&[*to, *counts]);
+        }
     }
     joined
 }

@@ -2,8 +2,7 @@
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |d: u8| char::from(DIGITS[usize::from(d & 15)]);
+    let digit = |d: u8| char::from_digit(u32::from(d & 15), 16).unwrap_or_default();
     bytes
         .iter()
         .flat_map(|b| [digit(b >> 4), digit(*b)])

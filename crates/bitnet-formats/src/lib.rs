@@ -5,6 +5,12 @@
 //! Containers (how named tensors lie in a file) and packings (how trits lie in bytes) are separate
 //! axes: after parsing, every container is the same plain [`TensorFile`].
 
+// bytes, sizes and settings of files are interpreted here
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 mod absent;
 mod artifact;
 mod bytes;
@@ -18,6 +24,7 @@ mod hex;
 mod input;
 mod json_value;
 mod limits;
+mod origin;
 mod packing;
 mod source;
 mod strange;
@@ -25,13 +32,13 @@ mod tensor_file;
 mod unread;
 
 pub use artifact::{
-    Artifact, ArtifactDirectory, FileDigest, Inputs, OlderFile, OutputLock, Sha256Stream, Staged,
-    check_output_name, publish, remove_partial_outputs,
+    Artifact, ArtifactDirectory, FileDigest, Inputs, OlderFile, OutputLock, ScratchDirectory,
+    Sha256Stream, Staged, check_output_name, file_digest, publish, remove_partial_outputs,
 };
 pub use container::{
     CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry, Header,
     PlannedTensor, Pytorch, Reading, Safetensors, WritePlan, adapter_alone, container_by_name,
-    gguf_type_rivals, open, open_as, open_with, refuse_adapter_beside, stale_index,
+    gguf_type_rivals, open, open_as, open_with, refuse_adapter_beside, stale_index, weight_files,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};
@@ -42,12 +49,15 @@ pub use hex::hex;
 pub use input::{Input, check_side_file, open_regular, read_file, read_side_file, read_to_limit};
 pub use json_value::{parse_json_table, parse_json_value};
 pub use limits::Limits;
+pub use origin::{Origin, named, origin_of, shown};
 pub use packing::{
     Affine, PACKINGS, PackedTensor, Packing, ScaleRounding, UnitRows, affine_rows, affine_scales,
-    layouts_like, name_with_parameters, packing_by_name, same_layout_id, ternary_of_affine,
+    binary_rows, layouts_like, name_with_parameters, packing_by_name, same_layout_id,
+    ternary_of_affine,
 };
 pub use source::{
-    Bytes, Memory, Opener, Pread, Source, open_in_memory, open_mapped, open_pread, open_source,
+    Bytes, Memory, Mount, Opener, Pread, Source, checked_range, open_in_memory, open_mapped,
+    open_pread, open_source,
 };
 pub use strange::without_byte_order_mark;
 pub use tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorFile, TensorInfo};

@@ -13,6 +13,7 @@ mod i2_s;
 mod iq1_bn;
 mod iq2_bn;
 mod iq2_bn_r4;
+mod mlx_1bit;
 mod mlx_2bit;
 mod ms_gpu_int2;
 mod pq2_0;
@@ -28,7 +29,9 @@ mod tl1;
 mod tl2;
 mod tq1_0;
 mod tq2_0;
+mod trailer;
 
+pub use mlx_1bit::binary_rows;
 pub use mlx_2bit::{Affine, affine_rows, affine_scales, ternary_of_affine};
 
 use crate::error::{ErrorCode, FormatError};
@@ -193,7 +196,7 @@ pub trait Packing: Sync + Debug {
         self.check_trits(matrix)?;
         self.check_scales(matrix, rounding)?;
         let trailer = self.trailer(matrix);
-        let mut out = vec![0; len - trailer.len()];
+        let mut out = vec![0; len.saturating_sub(trailer.len())];
         self.pack_units(matrix, 0, &mut out);
         out.extend_from_slice(&trailer);
         Ok(out)
@@ -237,7 +240,7 @@ pub trait Packing: Sync + Debug {
 pub static PACKINGS: &[&dyn Packing] = &[
     &hf_u8::HfU8,
     &i2_s::I2S,
-    &i2_s::I2SArm64,
+    &i2_s::I2S_ARM64,
     &i2_s::I2SRows4,
     &tq1_0::Tq1_0,
     &tq2_0::Tq2_0,
@@ -344,13 +347,12 @@ impl PackedTensor<'_> {
     /// the matrix.
     fn check_rows(&self, needed: u64, first: usize, out_len: usize) -> Result<(), FormatError> {
         self.check_len(needed)?;
-        let fits = if self.cols == 0 {
-            out_len == 0
-        } else {
-            out_len.is_multiple_of(self.cols)
-                && first
-                    .checked_add(out_len / self.cols)
-                    .is_some_and(|end| end <= self.rows)
+        let fits = match out_len.checked_div(self.cols) {
+            None => out_len == 0,
+            Some(rows) => {
+                out_len.is_multiple_of(self.cols)
+                    && first.checked_add(rows).is_some_and(|end| end <= self.rows)
+            }
         };
         if fits {
             return Ok(());
@@ -382,30 +384,95 @@ fn code(trit: i8) -> u8 {
     (trit as u8).wrapping_add(1)
 }
 
+/// The trit of the lowest bit pair of a byte; 2 for code 3.
+#[inline(always)]
+fn trit(codes: u8) -> i8 {
+    ((codes & 3) as i8).wrapping_sub(1)
+}
+
+/// Packs four runs of trits, one of each in a byte: the first in the lowest bit pair.
+#[inline(always)]
+fn encode_runs<'a>(runs: [impl IntoIterator<Item = &'a i8>; 4], bytes: &mut [u8]) {
+    let [a, b, c, d] = runs.map(IntoIterator::into_iter);
+    let quads = a.zip(b).zip(c.zip(d));
+    for (byte, ((a, b), (c, d))) in bytes.iter_mut().zip(quads) {
+        *byte = code(*a) | code(*b) << 2 | code(*c) << 4 | code(*d) << 6;
+    }
+}
+
+/// Unpacks what [`encode_runs`] packs; returns a byte that is not zero if a code was 3.
+#[inline(always)]
+fn decode_runs<const N: usize>(bytes: &[u8; N], [a, b, c, d]: [&mut [i8; N]; 4]) -> u8 {
+    let mut bad = 0;
+    let quads = a.iter_mut().zip(b).zip(c.iter_mut().zip(d));
+    for (&byte, ((a, b), (c, d))) in bytes.iter().zip(quads) {
+        bad |= byte & byte >> 1;
+        (*a, *b) = (trit(byte), trit(byte >> 2));
+        (*c, *d) = (trit(byte >> 4), trit(byte >> 6));
+    }
+    bad & 0x55
+}
+
+/// The four runs of `N` trits in a block of `4 N`.
+#[inline(always)]
+fn runs<const N: usize>(block: &[i8]) -> Option<[&[i8; N]; 4]> {
+    let [a, b, c, d] = block.as_chunks::<N>().0 else {
+        return None;
+    };
+    Some([a, b, c, d])
+}
+
+/// As [`runs`], to write.
+#[inline(always)]
+fn runs_mut<const N: usize>(block: &mut [i8]) -> Option<[&mut [i8; N]; 4]> {
+    let [a, b, c, d] = block.as_chunks_mut::<N>().0 else {
+        return None;
+    };
+    Some([a, b, c, d])
+}
+
 /// The 2-bit codes of four trits, each in a byte of its own.
 #[inline(always)]
 fn codes_of_4(trits: [i8; 4]) -> u32 {
     let t = u32::from_le_bytes(trits.map(|t| t as u8));
     // one more in each byte, without a carry to the next
-    ((t & 0x7f7f_7f7f) + 0x0101_0101) ^ (t & 0x8080_8080)
+    (t & 0x7f7f_7f7f).wrapping_add(0x0101_0101) ^ (t & 0x8080_8080)
 }
 
 /// Unpacks one bit pair of each byte; returns the largest code met.
 fn unpack_pair<const SHIFT: u32>(codes: &[u8], trits: &mut [i8]) -> u8 {
     let mut worst = 0;
     for (t, b) in trits.iter_mut().zip(codes) {
-        let code = b >> SHIFT & 3;
+        let code = b.wrapping_shr(SHIFT) & 3;
         worst = worst.max(code);
-        *t = code as i8 - 1;
+        *t = trit(code);
     }
     worst
+}
+
+/// Quotient and remainder, for divisors that are 0 for no shape that was checked.
+#[inline(always)]
+pub(crate) fn div_rem(n: usize, by: usize) -> (usize, usize) {
+    n.checked_div(by).zip(n.checked_rem(by)).unwrap_or_default()
+}
+
+/// The bytes from `at` on.
+#[inline(always)]
+fn from(bytes: &[u8], at: usize) -> &[u8] {
+    bytes.get(at..).unwrap_or_default()
+}
+
+/// Row and column of the first `wrong` in `trits`, rows `first ..` of a matrix.
+fn place_of(wrong: i8, first: usize, cols: usize, trits: &[i8]) -> (usize, usize) {
+    let at = trits.iter().position(|&t| t == wrong).unwrap_or(0);
+    let (row, col) = div_rem(at, cols);
+    (first.saturating_add(row), col)
 }
 
 /// The error for code 3 (unpacked as the trit 2) somewhere in `trits`, rows `first ..` of a matrix.
 #[cold]
 fn bad_code(first: usize, cols: usize, trits: &[i8]) -> FormatError {
-    let at = trits.iter().position(|&t| t == 2).unwrap_or(0);
-    let (row, col) = (first + at / cols.max(1), at % cols.max(1));
+    let (row, col) = place_of(2, first, cols, trits);
     FormatError::new(
         ErrorCode::BadCode,
         format!("row {row}, column {col}: expected a code 0, 1 or 2, found 3"),

@@ -7,9 +7,11 @@
 
 mod mapped;
 mod memory;
+mod mount;
 mod pread;
 
 pub use self::memory::Memory;
+pub use self::mount::Mount;
 pub use self::pread::Pread;
 
 use self::mapped::Mapped;
@@ -61,6 +63,11 @@ pub trait Source: fmt::Debug + Send + Sync {
         Ok(())
     }
 
+    /// How far one reader may be ahead of another without that the bytes between them are fetched twice.
+    fn window(&self) -> u64 {
+        u64::MAX
+    }
+
     /// A hint: these bytes will be read soon.
     fn will_need(&self, _range: Range<u64>) {}
 
@@ -75,11 +82,15 @@ pub trait Source: fmt::Debug + Send + Sync {
 /// How a file is opened.
 pub type Opener<'a> = dyn Fn(&Path) -> Result<Arc<dyn Source>, FormatError> + Sync + 'a;
 
-/// Opens a file of this disk: mapped where a mapping is safe, else read by range.
+/// Opens a file of this disk: mapped where a mapping is safe, else read by range. A path that stands for a remote file
+/// ([`Mount`]) opens that.
 ///
 /// # Errors
 /// The file cannot be opened, or is not a regular file (a directory, a pipe, a device).
 pub fn open_source(path: &Path) -> Result<Arc<dyn Source>, FormatError> {
+    if let Some(source) = mount::mounted(path) {
+        return Ok(source);
+    }
     match Mapped::is_safe() {
         true => open_mapped(path),
         false => open_pread(path),
@@ -123,8 +134,11 @@ pub(crate) fn as_opened<T>(
     found
 }
 
-/// The end of a range that lies in a source, in memory's units.
-fn checked_range(source: &dyn Source, range: &Range<u64>) -> Result<Range<usize>, FormatError> {
+/// A range that lies in a source, in memory's units.
+///
+/// # Errors
+/// `truncated`, `limit-exceeded`.
+pub fn checked_range(source: &dyn Source, range: &Range<u64>) -> Result<Range<usize>, FormatError> {
     let (start, end, len) = (range.start, range.end, source.len());
     if start > end || end > len {
         let needed = end.saturating_sub(start);

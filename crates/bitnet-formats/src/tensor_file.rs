@@ -244,6 +244,24 @@ pub struct TensorInfo {
 }
 
 /// One or more files of one container kind, parsed.
+///
+/// Read one ternary matrix of a GGUF file:
+///
+/// ```
+/// use bitnet_formats::{Encoding, FormatError, Limits, PackedTensor, open};
+/// # let path = std::path::Path::new("../../formats/vectors/gguf-files/llama_packed-tq2_0.gguf");
+///
+/// let file = open(path, &Limits::default())?;
+/// let tensor = file.tensor("blk.0.attn_q.weight").expect("every layer has this tensor");
+/// if let (Encoding::Ternary(packing), &[rows, cols]) = (tensor.encoding, &tensor.shape[..]) {
+///     let bytes = file.read(tensor)?;
+///     let packed = PackedTensor { bytes: &bytes, rows, cols, outside: None };
+///     let matrix = packing.unpack(&packed)?;
+///     assert_eq!((packing.name(), matrix.rows()), ("tq2_0", rows));
+/// }
+/// # else { panic!("not ternary: {tensor:?}") }
+/// # Ok::<(), FormatError>(())
+/// ```
 #[derive(Debug)]
 pub struct TensorFile {
     /// `gguf`, `safetensors` or `pytorch`.

@@ -40,7 +40,7 @@ pub enum UnreadBits {
         /// Bytes of an element.
         size: usize,
     },
-    /// Of JSON text, what could be spelt otherwise.
+    /// Of JSON text, what could be spelled otherwise.
     JsonSpelling,
 }
 
@@ -70,8 +70,8 @@ impl Unread {
     pub fn count(&self, bytes: &[u8]) -> u64 {
         let ones = |mask: u8| u64::from(mask.count_ones());
         match &self.bits {
-            UnreadBits::All => 8 * bytes.len() as u64,
-            UnreadBits::Mask(bits) => ones(*bits) * bytes.len() as u64,
+            UnreadBits::All => (bytes.len() as u64).saturating_mul(8),
+            UnreadBits::Mask(bits) => ones(*bits).saturating_mul(bytes.len() as u64),
             UnreadBits::Masks(each) => each.iter().map(|m| ones(*m)).sum(),
             UnreadBits::SignsOfZeros { size } => {
                 let elements = bytes.chunks_exact((*size).max(1));

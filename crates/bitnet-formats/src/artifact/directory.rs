@@ -4,7 +4,10 @@
 //! target's name in one step. A directory that is replaced held nothing but files of this program.
 
 use super::owned::foreign_entry;
-use super::{Artifact, Partial, Place, Target, create_new, is_plain_file_name, os, sync_directory};
+use super::{
+    Artifact, FileDigest, Partial, Place, Staged, Target, create_new, is_plain_file_name,
+    link_or_copy, os, sync_directory,
+};
 use crate::error::{ErrorCode, FormatError};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -72,6 +75,40 @@ impl ArtifactDirectory {
     /// `usage` when `name` is not a plain file name, or two of them; `exists` when it is there already; whatever the
     /// operating system refuses.
     pub fn file(&self, name: &str) -> Result<Artifact, FormatError> {
+        let (target, partial, file) = self.place(name, create_new)?;
+        Ok(Artifact::with(
+            target,
+            self.force,
+            file,
+            Place::Inside(partial),
+        ))
+    }
+
+    /// Takes a finished file that lies elsewhere on the same disk into it. The file at `existing.path` stays.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file).
+    pub fn existing(&self, existing: &FileDigest, name: &str) -> Result<Staged, FormatError> {
+        let (target, partial, file) = self.place(name, |to| link_or_copy(&existing.path, to))?;
+        Ok(Staged {
+            digest: FileDigest {
+                path: target.path.clone(),
+                ..existing.clone()
+            },
+            target,
+            force: self.force,
+            partial,
+            inside: true,
+            _lock: file,
+        })
+    }
+
+    /// Makes the file `name` with `make`, which must fail if the path exists.
+    fn place(
+        &self,
+        name: &str,
+        make: impl FnOnce(&Path) -> io::Result<File>,
+    ) -> Result<(Target, Partial, File), FormatError> {
         let path = self.target.path.join(name);
         let (below, plain) = match name.split_once('/') {
             Some((below, plain)) => (Some(below), plain),
@@ -92,7 +129,7 @@ impl ArtifactDirectory {
             }
         }
         let real = parent.join(plain);
-        let made = Partial::create(|| create_new(&real).map(|file| (real.clone(), file)));
+        let made = Partial::create(|| make(&real).map(|file| (real.clone(), file)));
         let (partial, file) = made.map_err(|e| match e.kind() {
             ErrorKind::AlreadyExists => {
                 FormatError::new(ErrorCode::Exists, "the output has this file twice").in_file(&path)
@@ -105,12 +142,7 @@ impl ArtifactDirectory {
             parent,
             real,
         };
-        Ok(Artifact::with(
-            target,
-            self.force,
-            file,
-            Place::Inside(partial),
-        ))
+        Ok((target, partial, file))
     }
 
     /// Makes the directory durable, then visible under its name. Files must be finished before;

@@ -126,7 +126,7 @@ thread_local! {
     pub(super) static NO_LINKS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// For file systems that cannot refuse to replace: a second name, which is refused where there is one, then
+/// For file systems that cannot refuse to replace: a second name, which is refused if the name exists, then
 /// the first name goes. Directories, and file systems without second names, are looked at first, which
 /// leaves a short race.
 pub(super) fn rename_unless_there(from: &Path, to: &Path) -> io::Result<()> {

@@ -3,7 +3,10 @@
 //! Invariant: before the first file becomes visible, all of them are durable. If a step fails, the steps
 //! before it are undone: the files that were there are there again.
 
-use super::{FileDigest, Partial, Target, interrupted, live, os, remove_any, sync_directory};
+use super::{
+    Artifact, FileDigest, Partial, Target, interrupted, link_or_copy, live, os, remove_any,
+    sync_directory,
+};
 use crate::error::{ErrorCode, FormatError};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -33,6 +36,29 @@ enum Step {
 }
 
 impl Staged {
+    /// A finished file that lies elsewhere on the same disk, ready to become visible at `path` as well. The file
+    /// at `existing.path` stays.
+    ///
+    /// # Errors
+    /// As [`Artifact::create`]; whatever the operating system refuses.
+    pub fn existing(existing: &FileDigest, path: &Path, force: bool) -> Result<Self, FormatError> {
+        let target = Artifact::target(path, force)?;
+        let (partial, file) = target
+            .new_partial(|to| link_or_copy(&existing.path, to))
+            .map_err(|e| target.failed(&e))?;
+        Ok(Self {
+            digest: FileDigest {
+                path: path.to_owned(),
+                ..existing.clone()
+            },
+            target,
+            force,
+            partial,
+            inside: false,
+            _lock: file,
+        })
+    }
+
     /// The file as it will be.
     pub fn digest(&self) -> &FileDigest {
         &self.digest
@@ -49,7 +75,12 @@ impl Staged {
                     return Err(ErrorKind::IsADirectory.into());
                 }
                 Ok(_) if self.force && is_last => {
-                    return fs::rename(from, to).map(|()| Step::Replaced);
+                    fs::rename(from, to)?;
+                    // a rename between two names of one file leaves both
+                    return match fs::remove_file(from) {
+                        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+                        _ => Ok(Step::Replaced),
+                    };
                 }
                 Ok(_) if self.force => match os::swap(from, to) {
                     Ok(true) if fs::symlink_metadata(from).is_ok_and(|m| m.is_dir()) => {

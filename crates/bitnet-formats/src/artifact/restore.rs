@@ -4,7 +4,7 @@
 //! sha256; nothing is lost that was not a temporary file.
 
 use super::owned::{Certified, certified_files};
-use super::{Target, partial_prefix, sha256_of};
+use super::{Target, file_digest, partial_prefix};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -60,9 +60,7 @@ fn moves(target: &Target, certificate: &Path) -> Option<Vec<(PathBuf, PathBuf)>>
 
 fn is(path: &Path, expected: &Certified) -> bool {
     fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == expected.bytes)
-        && File::open(path)
-            .and_then(|mut file| sha256_of(&mut file))
-            .is_ok_and(|sha256| sha256 == expected.sha256)
+        && file_digest(path).is_ok_and(|found| found.sha256 == expected.sha256)
 }
 
 /// The temporary files of an output whose writers are dead.

@@ -99,7 +99,7 @@ impl Sha256Stream {
                 let next = match spare.try_recv() {
                     Ok(buffer) => buffer,
                     Err(_) if *buffers < HASH_BUFFERS => {
-                        *buffers += 1;
+                        *buffers = buffers.saturating_add(1);
                         Vec::with_capacity(HASH_BUFFER)
                     }
                     // an error here or below means that the helper died, which `finish` reports

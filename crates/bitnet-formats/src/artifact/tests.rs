@@ -402,20 +402,37 @@ fn an_unnamed_file_that_cannot_be_named_is_copied() {
 }
 
 #[test]
-fn replaced_bytes_are_in_the_digest() {
+fn a_finished_file_gets_a_second_name_and_keeps_its_first() {
     let dir = tempfile::tempdir().unwrap();
-    let mut artifact = Artifact::create(&dir.path().join("out"), false).unwrap();
-    artifact.write(b"id 0000 and more").unwrap();
-    assert_eq!(artifact.sha256().unwrap(), sha256(b"id 0000 and more"));
-    artifact.replace(3, b"1234").unwrap();
+    let part = put(&dir.path().join("part"), b"weights", false).unwrap();
+    assert_eq!(file_digest(&part.path).unwrap(), part);
+    let output = dir.path().join("out");
+    // dropped before it is published, it leaves nothing
+    drop(Staged::existing(&part, &output, false).unwrap());
+    assert_eq!(names(dir.path()), ["part"]);
+    let staged = Staged::existing(&part, &output, false).unwrap();
     assert_eq!(
-        artifact.finish().unwrap().sha256,
-        sha256(b"id 1234 and more")
+        (&staged.digest().path, &staged.digest().sha256),
+        (&output, &part.sha256)
     );
+    publish(vec![staged]).unwrap();
+    assert_eq!(fs::read(&output).unwrap(), b"weights");
+    assert_eq!(fs::read(&part.path).unwrap(), b"weights");
+    let exists = Staged::existing(&part, &output, false).unwrap_err();
+    assert_eq!(exists.code, ErrorCode::Exists);
+
+    let target = dir.path().join("directory");
+    let directory = ArtifactDirectory::create(&target, false, Vec::new()).unwrap();
+    let staged = directory.existing(&part, "model.safetensors").unwrap();
+    let twice = directory.existing(&part, "model.safetensors").unwrap_err();
+    assert_eq!(twice.code, ErrorCode::Exists);
+    publish(vec![staged]).unwrap();
+    directory.finish().unwrap();
     assert_eq!(
-        fs::read(dir.path().join("out")).unwrap(),
-        b"id 1234 and more"
+        fs::read(target.join("model.safetensors")).unwrap(),
+        b"weights"
     );
+    assert_eq!(names(dir.path()), ["directory", "out", "part"]);
 }
 
 #[test]

@@ -22,7 +22,6 @@ use self::read::split_key;
 use self::split::{SplitName, read_split};
 use self::write::write_header;
 use super::{Container, Header, Reading, WritePlan};
-use crate::artifact::Artifact;
 use crate::dense::blocks_len;
 use crate::encoding::{BlockType, Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
@@ -202,19 +201,30 @@ impl Gguf {
         unread::metadata(header, limits)
     }
 
-    /// Space for the id of a set, until its parts are written.
+    /// Space for the id of a set, until all headers are known.
     pub fn split_id_placeholder() -> MetaValue {
         MetaValue::text(split::NO_ID)
     }
 
-    /// Gives the written parts of a set, whose headers are `headers`, the id of the set: it follows from their
-    /// bytes, so that the same conversion gives the same bytes.
+    /// Gives the headers of the parts of a set the id of the set. It follows from the headers and from `content`,
+    /// which stands for the weights, so that the same conversion gives the same bytes, whichever part is written first.
     ///
     /// # Errors
-    /// A header without the place for it; whatever the operating system refuses.
-    pub fn set_split_id(parts: &mut [Artifact], headers: &[&[u8]]) -> Result<(), FormatError> {
-        split::set_id(parts, headers)
+    /// A header without the place for it.
+    pub fn set_split_id(headers: &mut [&mut Vec<u8>], content: &[u8]) -> Result<(), FormatError> {
+        split::set_id(headers, content)
     }
+}
+
+/// The parts of the split model that a path names one of.
+pub(super) fn split_parts(path: &Path) -> Option<Vec<PathBuf>> {
+    let split = SplitName::parse(path)?;
+    let parts = 0..split.count;
+    Some(
+        parts
+            .map(|part| Gguf::split_name(&split.whole, part, split.count))
+            .collect(),
+    )
 }
 
 fn malformed(message: impl Into<String>) -> FormatError {

@@ -55,7 +55,7 @@ impl Container for Safetensors {
         write_header(plan)
     }
 
-    /// The tensors leave no gaps; what the header says can be spelt in several ways.
+    /// The tensors leave no gaps; what the header says can be spelled in several ways.
     fn unread(&self, file: &TensorFile) -> Result<Vec<Unread>, FormatError> {
         let header = |part: &Arc<dyn Source>| {
             let len = Cursor::over(&**part).in_steps_of(8).u64("header length");

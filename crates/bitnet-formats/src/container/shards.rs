@@ -56,7 +56,7 @@ pub(super) fn read(
 }
 
 /// The index that names a file, if one lies beside it.
-fn index_of(
+pub(super) fn index_of(
     path: &Path,
     name: &str,
     extension: &str,

@@ -7,6 +7,11 @@ pub(super) const Q6_K_BYTES: usize = 210;
 /// Elements that share one int8 scale.
 const Q6_K_GROUP: usize = 16;
 
+/// Bytes of the parts of a block.
+const LOW: usize = 128;
+const HIGH: usize = 64;
+const SCALES: usize = 16;
+
 // block: 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 int8 scales, f16 d.
 // Each half block of 128 elements is four runs of 32; element l of run r has its low four bits in
 // ql[64 half + 32 (r % 2) + l], nibble r / 2, its high two bits in qh[32 half + l], pair r.
@@ -14,11 +19,15 @@ const Q6_K_GROUP: usize = 16;
 
 pub(super) fn decode_q6_k(block: &[u8; Q6_K_BYTES], out: &mut [f32; Q6_K_BLOCK]) {
     let d = f16_to_f32(u16::from_le_bytes([block[208], block[209]]));
-    for (half, out) in out.as_chunks_mut::<128>().0.iter_mut().enumerate() {
-        let (low, high) = (&block[64 * half..][..64], &block[128 + 32 * half..][..32]);
-        let scales = &block[192 + 8 * half..][..8];
-        let (runs, _) = out.as_chunks_mut::<32>();
-        if let [a, b, c, e] = runs {
+    let low = block[..LOW].as_chunks::<64>().0.iter();
+    let high = block[LOW..LOW + HIGH].as_chunks::<32>().0.iter();
+    let scales = block[LOW + HIGH..LOW + HIGH + SCALES]
+        .as_chunks::<8>()
+        .0
+        .iter();
+    let halves = low.zip(high).zip(scales);
+    for (((low, high), scales), out) in halves.zip(out.as_chunks_mut::<128>().0) {
+        if let [a, b, c, e] = out.as_chunks_mut::<32>().0 {
             decode_run::<0, 0>(d, &low[..32], high, &scales[..2], a);
             decode_run::<0, 2>(d, &low[32..], high, &scales[2..4], b);
             decode_run::<4, 4>(d, &low[..32], high, &scales[4..6], c);
@@ -46,8 +55,8 @@ fn decode_run<const LOW: u32, const HIGH: u32>(
         // d * scale is exact in f32 (11 + 8 bits), so there is one rounding
         let step = d * f32::from(*scale as i8);
         for ((x, l), h) in out.iter_mut().zip(low).zip(high) {
-            let q = l >> LOW & 15 | (h >> HIGH & 3) << 4;
-            *x = step * f32::from(q as i8 - 32);
+            let q = l.wrapping_shr(LOW) & 15 | (h.wrapping_shr(HIGH) & 3) << 4;
+            *x = step * f32::from((q as i8).wrapping_sub(32));
         }
     }
 }
@@ -55,7 +64,7 @@ fn decode_run<const LOW: u32, const HIGH: u32>(
 /// Levels tried for the largest element of a group, besides the full range of 32.
 const Q6_K_TRIES: [f32; 9] = [-32.0, -31.5, -31.0, -30.5, -30.0, -29.0, 31.0, 30.5, 30.0];
 
-/// Our own search (the format fixes only decoding): for each group of 16 the step that minimises
+/// Our own search (the format fixes only decoding): for each group of 16 the step that minimizes
 /// the squared error after a least-squares fit, over a few places for its largest element; then
 /// the block scale that puts the largest step on -128 or 127, whichever fits all groups better;
 /// then every element to its nearest level under the stored steps.
@@ -77,7 +86,7 @@ pub(super) fn encode_q6_k(x: &[f32; Q6_K_BLOCK]) -> [u8; Q6_K_BYTES] {
     best.to_bytes()
 }
 
-/// A quantised block before it is laid out.
+/// A quantized block before it is laid out.
 struct Q6K {
     error: f32, // squared
     d: u16,
@@ -110,11 +119,11 @@ impl Q6K {
                 .iter()
                 .zip(codes.as_chunks_mut::<4>().0)
             {
-                for j in 0..4 {
-                    let q = level(x[j] * inverse);
-                    let off = x[j] - step * q;
-                    errors[j] += off * off;
-                    codes[j] = (q as i32 + 32) as u8;
+                for ((x, code), error) in x.iter().zip(codes).zip(&mut errors) {
+                    let q = level(x * inverse);
+                    let off = x - step * q;
+                    *error += off * off;
+                    *code = (q as i32).wrapping_add(32) as u8;
                 }
             }
             out.error += (errors[0] + errors[2]) + (errors[1] + errors[3]);
@@ -124,18 +133,31 @@ impl Q6K {
 
     fn to_bytes(&self) -> [u8; Q6_K_BYTES] {
         let mut block = [0; Q6_K_BYTES];
-        for (half, codes) in self.codes.as_chunks::<128>().0.iter().enumerate() {
-            for l in 0..32 {
-                let [a, b, c, d] = [codes[l], codes[32 + l], codes[64 + l], codes[96 + l]];
-                block[64 * half + l] = a & 15 | c << 4;
-                block[64 * half + 32 + l] = b & 15 | d << 4;
-                block[128 + 32 * half + l] = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
+        let (low, rest) = block.split_at_mut(LOW);
+        let (high, rest) = rest.split_at_mut(HIGH);
+        let (scales, d) = rest.split_at_mut(SCALES);
+        let halves = low.as_chunks_mut::<64>().0.iter_mut();
+        let halves = halves.zip(high.as_chunks_mut::<32>().0);
+        for ((low, high), codes) in halves.zip(self.codes.as_chunks::<128>().0) {
+            let ([first, second], [a, b, c, d]) =
+                (low.as_chunks_mut::<32>().0, codes.as_chunks::<32>().0)
+            else {
+                continue;
+            };
+            let codes = a.iter().zip(b).zip(c.iter().zip(d));
+            let bytes = first.iter_mut().zip(second).zip(high);
+            for (((first, second), high), ((a, b), (c, d))) in bytes.zip(codes) {
+                *first = a & 15 | c << 4;
+                *second = b & 15 | d << 4;
+                *high = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
             }
         }
-        for (byte, scale) in block[192..208].iter_mut().zip(self.scales) {
+        for (byte, scale) in scales.iter_mut().zip(self.scales) {
             *byte = scale as u8;
         }
-        block[208..].copy_from_slice(&self.d.to_le_bytes());
+        for (byte, d) in d.iter_mut().zip(self.d.to_le_bytes()) {
+            *byte = d;
+        }
         block
     }
 }
@@ -150,10 +172,10 @@ fn best_step(group: &[f32; Q6_K_GROUP]) -> f32 {
         let inverse = reciprocal(peak / at);
         let (mut xq, mut qq) = ([0f32; 4], [0f32; 4]);
         for x in group.as_chunks::<4>().0 {
-            for j in 0..4 {
-                let q = level(x[j] * inverse);
-                xq[j] += x[j] * q;
-                qq[j] += q * q;
+            for ((x, xq), qq) in x.iter().zip(&mut xq).zip(&mut qq) {
+                let q = level(x * inverse);
+                *xq += x * q;
+                *qq += q * q;
             }
         }
         let xq = (xq[0] + xq[2]) + (xq[1] + xq[3]);

@@ -229,7 +229,7 @@ fn bad_codes_are_named_with_their_row_and_column() {
         let fits = |&(rows, cols): &(usize, usize)| p.stored_len(rows, cols).is_ok();
         let (rows, cols) = shapes.into_iter().find(fits).unwrap();
         let mut seen = vec![0; rows * cols];
-        // one step from the code of +1, or of -1, is the code that is none
+        // one step from the code of +1, or of -1, is the invalid code
         for trit in [1, -1] {
             let same = matrix(rows, cols, vec![trit; rows * cols], ONE);
             let mut bytes = encode(*p, &same);

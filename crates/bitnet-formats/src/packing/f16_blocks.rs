@@ -13,7 +13,8 @@ use bitnet_ternary::{
 };
 use std::fmt::Debug;
 
-/// The layout of one block type. Slices handed in have exactly the lengths the constants say.
+/// The layout of one block type. Slices handed in have exactly the lengths the constants say; codes are the bytes of a
+/// block without its scale, which stands first or last.
 pub(super) trait F16Block: Sync + Debug {
     const NAME: &'static str;
     const GGUF_TYPE: u32;
@@ -24,7 +25,7 @@ pub(super) trait F16Block: Sync + Debug {
     const TRITS: usize;
     /// Bytes per block, scale included.
     const BYTES: usize;
-    /// Where in the block the f16 scale stands.
+    /// Where in the block the f16 scale stands: 0, or `BYTES - 2`.
     const SCALE_AT: usize;
     /// What to do instead of writing, for layouts that are only read.
     const READ_ONLY: Option<&'static str> = None;
@@ -44,17 +45,74 @@ pub(super) trait F16Block: Sync + Debug {
         None
     }
 
-    /// Whether the stored scale is 0.
-    fn has_zero_scale(block: &[u8]) -> bool {
-        block[Self::SCALE_AT] == 0 && block[Self::SCALE_AT + 1] & 0x7f == 0
-    }
-
-    /// Writes the codes of one block, `(TRITS,)` into `(BYTES,)`; leaves the scale alone.
-    fn encode(trits: &[i8], block: &mut [u8]);
+    /// Writes the codes of one block, `(TRITS,)` into `(BYTES - 2,)`.
+    fn encode(trits: &[i8], codes: &mut [u8]);
     /// Reads the codes of one block, code 3 as the trit 2; whether there was none.
-    fn decode(block: &[u8], trits: &mut [i8]) -> bool;
-    /// Whether all trits of the block are 0.
-    fn is_silent(block: &[u8]) -> bool;
+    fn decode(codes: &[u8], trits: &mut [i8]) -> bool;
+    /// Whether the codes say that all trits of the block are 0.
+    fn is_silent(_codes: &[u8]) -> bool {
+        false
+    }
+}
+
+/// The codes of a block.
+#[inline(always)]
+fn codes<B: F16Block>(block: &[u8]) -> &[u8] {
+    let codes = match B::SCALE_AT {
+        0 => block.get(2..),
+        at => block.get(..at),
+    };
+    codes.unwrap_or_default()
+}
+
+/// The codes of a block and its scale, to write.
+#[inline(always)]
+fn parts_mut<B: F16Block>(block: &mut [u8]) -> Option<(&mut [u8], &mut [u8; 2])> {
+    match B::SCALE_AT {
+        0 => block
+            .split_first_chunk_mut()
+            .map(|(scale, codes)| (codes, scale)),
+        _ => block.split_last_chunk_mut(),
+    }
+}
+
+/// The bits of the scale of a block.
+#[inline(always)]
+fn scale_bits<B: F16Block>(block: &[u8]) -> u16 {
+    let scale = block.get(B::SCALE_AT..).and_then(|at| at.first_chunk());
+    u16::from_le_bytes(scale.copied().unwrap_or_default())
+}
+
+fn read_scale<B: F16Block>(block: &[u8]) -> f32 {
+    f16_to_f32(scale_bits::<B>(block))
+}
+
+/// Whether the stored scale is 0.
+fn has_zero_scale<B: F16Block>(block: &[u8]) -> bool {
+    scale_bits::<B>(block) & 0x7fff == 0
+}
+
+/// Whether all trits of a block are 0.
+fn is_silent<B: F16Block>(block: &[u8]) -> bool {
+    match B::ZERO_BY_SCALE {
+        Some(_) => has_zero_scale::<B>(block),
+        None => B::is_silent(codes::<B>(block)),
+    }
+}
+
+/// Blocks in a row of `cols` columns.
+fn blocks_in<B: F16Block>(cols: usize) -> usize {
+    cols.checked_div(B::TRITS).unwrap_or(0)
+}
+
+/// Bytes of a row of `cols` columns.
+fn row_len<B: F16Block>(cols: usize) -> usize {
+    blocks_in::<B>(cols).saturating_mul(B::BYTES)
+}
+
+/// The first column of block `at` of a row.
+fn column<B: F16Block>(at: usize) -> usize {
+    at.saturating_mul(B::TRITS)
 }
 
 impl<B: F16Block> Packing for B {
@@ -110,7 +168,7 @@ impl<B: F16Block> Packing for B {
             .hint("choose a target without blocks of that size, such as hf-packed"));
         }
         elements(rows, cols)?;
-        elements(rows, cols / B::TRITS * B::BYTES)
+        elements(rows, row_len::<B>(cols))
     }
 
     fn holds_any_trits(&self) -> bool {
@@ -127,8 +185,9 @@ impl<B: F16Block> Packing for B {
                 let Some(voter) = trits.iter().position(|&t| t != 0) else {
                     continue;
                 };
-                let from = at * B::TRITS;
-                let has_scale = matrix.scales().at(row, from + voter, cols) != 0.0;
+                let from = column::<B>(at);
+                let column = from.saturating_add(voter);
+                let has_scale = matrix.scales().at(row, column, cols) != 0.0;
                 let silent = || {
                     let name = B::NAME;
                     format!(
@@ -195,7 +254,7 @@ impl<B: F16Block> Packing for B {
 
     /// One row of blocks.
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
-        (cols / B::TRITS * B::BYTES).max(1)
+        row_len::<B>(cols).max(1)
     }
 
     fn unit_rows(&self, _rows: usize, _cols: usize) -> UnitRows {
@@ -203,18 +262,20 @@ impl<B: F16Block> Packing for B {
     }
 
     fn pack_units(&self, matrix: &TernaryMatrix, first: usize, out: &mut [u8]) {
-        let per_row = matrix.cols() / B::TRITS;
-        if per_row == 0 {
+        let cols = matrix.cols();
+        if blocks_in::<B>(cols) == 0 {
             return;
         }
-        let rows = out.chunks_exact_mut(per_row * B::BYTES);
+        let rows = out.chunks_exact_mut(row_len::<B>(cols));
         for (row, bytes) in (first..matrix.rows()).zip(rows) {
             let blocks = bytes.chunks_exact_mut(B::BYTES);
             let trits = matrix.row(row).chunks_exact(B::TRITS);
             for (at, (block, trits)) in blocks.zip(trits).enumerate() {
-                B::encode(trits, block);
-                let d = block_scale::<B>(matrix.scales(), row, at, per_row, trits);
-                block[B::SCALE_AT..B::SCALE_AT + 2].copy_from_slice(&f32_to_f16(d).to_le_bytes());
+                if let Some((codes, scale)) = parts_mut::<B>(block) {
+                    B::encode(trits, codes);
+                    let d = block_scale::<B>(matrix, row, at, trits);
+                    *scale = f32_to_f16(d).to_le_bytes();
+                }
             }
         }
     }
@@ -229,14 +290,17 @@ impl<B: F16Block> Packing for B {
             bytes, rows, cols, ..
         } = *tensor;
         tensor.check_rows(self.stored_len(rows, cols)?, first, out.len())?;
-        let blocks = bytes.chunks_exact(B::BYTES).skip(first * (cols / B::TRITS));
+        let before = first.saturating_mul(blocks_in::<B>(cols));
+        let blocks = bytes.chunks_exact(B::BYTES).skip(before);
         let mut clean = true;
         for (trits, block) in out.chunks_exact_mut(B::TRITS).zip(blocks) {
-            clean &= B::decode(block, trits);
-            if B::ZERO_BY_SCALE.is_some() && B::has_zero_scale(block) {
+            clean &= B::decode(codes::<B>(block), trits);
+            if B::ZERO_BY_SCALE.is_some() && has_zero_scale::<B>(block) {
                 trits.fill(0);
             } else if B::SIGNED_SCALES && clean && read_scale::<B>(block) < 0.0 {
-                trits.iter_mut().for_each(|trit| *trit = -*trit);
+                trits
+                    .iter_mut()
+                    .for_each(|trit| *trit = trit.wrapping_neg());
             }
         }
         if clean {
@@ -246,16 +310,15 @@ impl<B: F16Block> Packing for B {
         }
     }
 
-    /// The block scales in normal form: per tensor, else per row, else per group, as far as blocks
-    /// with a non-zero trit agree; 0 where nobody votes. Groups are the coarsest that say the same,
+    /// The block scales in normal form: per tensor, else per row, else per group, if the blocks
+    /// with a non-zero trit agree; 0 without such a block. Groups are the coarsest that say the same,
     /// so that groups of 128 stored twice in blocks of 64 come back as groups of 128.
     fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
         let PackedTensor {
             bytes, rows, cols, ..
         } = *tensor;
         tensor.check_len(self.stored_len(rows, cols)?)?;
-        let per_row = cols / B::TRITS;
-        if per_row == 0 {
+        if blocks_in::<B>(cols) == 0 {
             // no blocks; and the number of rows is then a bare claim, not to be allocated for
             return Ok(Scales::PerTensor(0.0));
         }
@@ -264,11 +327,10 @@ impl<B: F16Block> Packing for B {
         let mut by_row = Vec::with_capacity(rows);
         let mut rows_agree = true;
         let mut order = ScaleOrder::default();
-        for row in 0..rows {
+        let by_row_of_bytes = bytes.chunks_exact(row_len::<B>(cols)).take(rows);
+        for (row, bytes) in by_row_of_bytes.enumerate() {
             let mut row_scale = Vote::Silent;
-            for at in 0..per_row {
-                let start = (row * per_row + at) * B::BYTES;
-                let block = &bytes[start..start + B::BYTES];
+            for (at, block) in bytes.chunks_exact(B::BYTES).enumerate() {
                 let stored = read_scale::<B>(block);
                 let magnitude = if B::SIGNED_SCALES {
                     stored.abs()
@@ -276,10 +338,10 @@ impl<B: F16Block> Packing for B {
                     stored
                 };
                 let d = checked_scale(magnitude, || {
-                    format!("row {row}, columns from {}: block scale", at * B::TRITS)
+                    format!("row {row}, columns from {}: block scale", column::<B>(at))
                 })?;
-                if !B::is_silent(block) {
-                    order.meet(stored, || (row, at * B::TRITS));
+                if !is_silent::<B>(block) {
+                    order.meet(stored, || (row, column::<B>(at)));
                     row_scale.meet(d);
                     tensor_scale.meet(d);
                 }
@@ -293,7 +355,7 @@ impl<B: F16Block> Packing for B {
             Vote::Split => {
                 let votes = bytes.chunks_exact(B::BYTES).map(|b| {
                     let mut vote = Vote::Silent;
-                    if !B::is_silent(b) {
+                    if !is_silent::<B>(b) {
                         vote.meet(read_scale::<B>(b).abs());
                     }
                     vote
@@ -323,8 +385,9 @@ struct ScaleOrder {
 
 impl ScaleOrder {
     fn meet(&mut self, scale: f32, place: impl Fn() -> (usize, usize)) {
-        self.blocks += 1;
-        self.large += usize::from(scale.abs() >= 2.0);
+        self.blocks = self.blocks.saturating_add(1);
+        let is_large = usize::from(scale.abs() >= 2.0);
+        self.large = self.large.saturating_add(is_large);
         if scale < 0.0 && self.negative.is_none() {
             let (row, col) = place();
             self.negative = Some((row, col, scale));
@@ -368,32 +431,29 @@ impl Vote {
 
 /// Group scales, groups joined while all pairs agree and the columns allow it.
 fn coarsest_groups(mut votes: Vec<Vote>, mut group: usize, cols: usize) -> Scales {
-    while GROUP_SIZES.contains(&(group * 2)) && cols.is_multiple_of(group * 2) {
+    loop {
+        let twice = group.saturating_mul(2);
+        if !GROUP_SIZES.contains(&twice) || !cols.is_multiple_of(twice) {
+            break;
+        }
         let join = |pair: &[Vote; 2]| match *pair {
             [Vote::Silent, other] | [other, Vote::Silent] => Some(other),
-            [Vote::One(a), Vote::One(b)] if a.to_bits() == b.to_bits() => Some(pair[0]),
+            [one @ Vote::One(a), Vote::One(b)] if a.to_bits() == b.to_bits() => Some(one),
             _ => None,
         };
         // rows are whole pairs, so no pair reaches into the next
         let Some(joined) = votes.as_chunks().0.iter().map(join).collect() else {
             break;
         };
-        (votes, group) = (joined, group * 2);
+        (votes, group) = (joined, twice);
     }
     let scales = votes.iter().map(Vote::value).collect();
     Scales::PerGroup { group, scales }
 }
 
 pub(super) fn is_zero(trits: &[i8]) -> bool {
-    // no early exit: almost every block has a non-zero trit, and the loop vectorises without
+    // no early exit: almost every block has a non-zero trit, and the loop vectorizes without
     trits.iter().fold(0, |any, &t| any | t) == 0
-}
-
-fn read_scale<B: F16Block>(block: &[u8]) -> f32 {
-    f16_to_f32(u16::from_le_bytes([
-        block[B::SCALE_AT],
-        block[B::SCALE_AT + 1],
-    ]))
 }
 
 /// The refusal of a scale that f16 holds with this relative error.
@@ -443,22 +503,22 @@ fn two_scales_in_a_block(
     scales: &[f32],
     trits: usize,
 ) -> Option<TwoScales> {
-    let (cols, per_block) = (matrix.cols(), trits / group);
-    if per_block < 2 || cols == 0 {
+    let per_block = trits.checked_div(group)?;
+    let per_row = matrix.cols().checked_div(group)?;
+    if per_block < 2 || per_row == 0 {
         return None;
     }
-    for (row, scales) in scales.chunks_exact(cols / group).enumerate() {
-        for (at, scales) in scales.chunks(per_block).enumerate() {
+    for (row, scales) in scales.chunks_exact(per_row).enumerate() {
+        let blocks = scales.chunks(per_block).zip(matrix.row(row).chunks(trits));
+        for (at, (scales, block)) in blocks.enumerate() {
             // groups of equal scale need no look at their trits
-            if scales.iter().all(|s| s.to_bits() == scales[0].to_bits()) {
+            let first = scales.first().map(|s| s.to_bits());
+            if scales.iter().all(|s| Some(s.to_bits()) == first) {
                 continue;
             }
-            let col = at * trits;
+            let col = at.saturating_mul(trits);
             let mut vote = Vote::Silent;
-            for (&b, trits) in scales
-                .iter()
-                .zip(matrix.row(row)[col..].chunks_exact(group))
-            {
+            for (&b, trits) in scales.iter().zip(block.chunks_exact(group)) {
                 if is_zero(trits) {
                     continue;
                 }
@@ -474,23 +534,16 @@ fn two_scales_in_a_block(
 }
 
 /// The scale of one block: 0 where all its trits are, else that of its first trits that vote.
-fn block_scale<B: F16Block>(
-    scales: &Scales,
-    row: usize,
-    at: usize,
-    per_row: usize,
-    trits: &[i8],
-) -> f32 {
+fn block_scale<B: F16Block>(matrix: &TernaryMatrix, row: usize, at: usize, trits: &[i8]) -> f32 {
     if is_zero(trits) {
         return 0.0;
     }
-    match scales {
+    match matrix.scales() {
         Scales::PerTensor(s) => *s,
-        Scales::PerRow(s) => s[row],
-        Scales::PerGroup { group, scales } => {
-            let row_scales = &scales[row * per_row * B::TRITS / group..];
+        scales => {
             let voter = trits.iter().position(|&t| t != 0).unwrap_or(0);
-            row_scales[(at * B::TRITS + voter) / group]
+            let voter = column::<B>(at).saturating_add(voter);
+            scales.at(row, voter, matrix.cols())
         }
     }
 }

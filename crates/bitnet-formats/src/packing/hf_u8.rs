@@ -5,8 +5,8 @@
 //! scale is a tensor beside the codes and never in them.
 
 use super::{
-    PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, code, elements, one_scale,
-    outside_scales, unpack_pair,
+    PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, code, div_rem, elements, encode_runs,
+    one_scale, outside_scales, unpack_pair,
 };
 use crate::error::FormatError;
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -71,19 +71,17 @@ impl Packing for HfU8 {
                 return;
             }
             // the last rows of the last quarter may be missing: they stay code 0
-            match [i, i + quarter, i + 2 * quarter, i + 3 * quarter] {
+            let row_of = |pair: usize| i.saturating_add(pair.saturating_mul(quarter));
+            match [0, 1, 2, 3].map(row_of) {
                 [a, b, c, d] if d < rows => {
-                    let quad = matrix.row(a).iter().zip(matrix.row(b));
-                    let quad = quad.zip(matrix.row(c).iter().zip(matrix.row(d)));
-                    for (byte, ((a, b), (c, d))) in bytes.iter_mut().zip(quad) {
-                        *byte = code(*a) | code(*b) << 2 | code(*c) << 4 | code(*d) << 6;
-                    }
+                    encode_runs([a, b, c, d].map(|row| matrix.row(row)), bytes);
                 }
                 partial => {
                     bytes.fill(0);
-                    for (pair, row) in partial.into_iter().enumerate().filter(|&(_, r)| r < rows) {
+                    let shifts = [0, 2, 4, 6].into_iter().zip(partial);
+                    for (shift, row) in shifts.filter(|&(_, row)| row < rows) {
                         for (byte, t) in bytes.iter_mut().zip(matrix.row(row)) {
-                            *byte |= code(*t) << (2 * pair);
+                            *byte |= code(*t).wrapping_shl(shift);
                         }
                     }
                 }
@@ -106,12 +104,12 @@ impl Packing for HfU8 {
         }
         let quarter = rows.div_ceil(4);
         let mut worst = 0;
-        for (n, trits) in out.chunks_exact_mut(cols).enumerate() {
-            let row = first + n;
-            let at = row % quarter * cols;
-            let codes = &bytes[at..at + cols];
+        for (row, trits) in (first..).zip(out.chunks_exact_mut(cols)) {
+            // the row is one of the matrix, and its bytes as many as it needs
+            let (pair, at) = div_rem(row, quarter);
+            let codes = bytes.chunks_exact(cols).nth(at).unwrap_or_default();
             // the shift is a constant in each copy of the loop: SSE2 has no shift by lane
-            worst = worst.max(match row / quarter {
+            worst = worst.max(match pair {
                 0 => unpack_pair::<0>(codes, trits),
                 1 => unpack_pair::<2>(codes, trits),
                 2 => unpack_pair::<4>(codes, trits),

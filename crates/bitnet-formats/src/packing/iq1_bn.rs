@@ -14,6 +14,8 @@ pub(super) struct Iq1Bn;
 /// The five trits of every byte, first to last; the rest is there for the index to be a shift.
 static TRITS: [[i8; 8]; 256] = trits();
 
+// evaluated by the compiler, which refuses an index that is out of bounds
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 const fn trits() -> [[i8; 8]; 256] {
     let mut table = [[0; 8]; 256];
     let mut byte = 0;
@@ -30,9 +32,14 @@ const fn trits() -> [[i8; 8]; 256] {
     table
 }
 
+#[inline(always)]
+fn trits_of(byte: &u8) -> [i8; 8] {
+    TRITS.get(usize::from(*byte)).copied().unwrap_or_default()
+}
+
 /// `ceil(256 q / 243)`, with `256 q = 243 q + 13 q`.
 fn byte_of(q: u8) -> u8 {
-    q.wrapping_add((13 * u16::from(q)).div_ceil(243) as u8)
+    q.wrapping_add(u16::from(q).wrapping_mul(13).div_ceil(243) as u8)
 }
 
 impl ScaledRows for Iq1Bn {
@@ -45,30 +52,32 @@ impl ScaledRows for Iq1Bn {
 
     #[inline(always)]
     fn encode(_: usize, trits: &[i8; BLOCK], block: &mut [u8]) {
-        let mut extra = 0u8;
+        let digit = |q: u8, t: &i8| q.wrapping_mul(3).wrapping_add(code(*t));
         let runs = trits.as_chunks::<16>().0;
-        for (run, bytes) in runs.iter().zip(block.chunks_exact_mut(3)) {
+        let (threes, last) = block.as_chunks_mut::<3>();
+        for (run, bytes) in runs.iter().zip(threes) {
             for (five, byte) in run.as_chunks::<5>().0.iter().zip(bytes) {
-                let digits = five.iter().rev();
-                *byte = byte_of(digits.fold(0, |q, &t| q * 3 + code(t)));
+                *byte = byte_of(five.iter().rev().fold(0, digit));
             }
         }
-        for run in runs.iter().rev() {
-            extra = extra * 3 + code(run[15]);
+        for byte in last {
+            let extra = runs.iter().rev().map(|run| &run[15]);
+            *byte = byte_of(extra.fold(0, digit));
         }
-        block[12] = byte_of(extra);
     }
 
     #[inline(always)]
     fn decode(_: usize, block: &[u8], trits: &mut [i8; BLOCK]) -> bool {
-        // the fifth digit of the last byte is always 0 and belongs to nobody
-        let extra = &TRITS[usize::from(block[12])];
         let runs = trits.as_chunks_mut::<16>().0.iter_mut();
-        for ((run, bytes), last) in runs.zip(block.chunks_exact(3)).zip(extra) {
+        let (threes, last) = block.as_chunks::<3>();
+        // the fifth digit of the last byte is always 0 and belongs to no trit
+        let extra = last.first().map_or([0; 8], trits_of);
+        for ((run, bytes), last) in runs.zip(threes).zip(extra) {
             for (five, byte) in run.as_chunks_mut::<5>().0.iter_mut().zip(bytes) {
-                five.copy_from_slice(&TRITS[usize::from(*byte)][..5]);
+                let [a, b, c, d, e, ..] = trits_of(byte);
+                *five = [a, b, c, d, e];
             }
-            run[15] = *last;
+            run[15] = last;
         }
         true
     }

@@ -3,12 +3,12 @@
 //! Invariant: a row is a stream of 2-bit codes, the first in the lowest bits, code = trit + 1: as
 //! little-endian u32 what MLX stores. Scales and biases are tensors beside the codes; what is
 //! written has bias = -scale. What is read may be any affine code whose used values are -m, 0 and +m
-//! ([`ternary_of_affine`]); everything else is refused, because the stock MLX quantiser makes packs
-//! of ternary weights that are none.
+//! ([`ternary_of_affine`]); everything else is refused, because MLX's own quantizer packs ternary weights as
+//! other values.
 
 use super::{
-    PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, decode_quads, elements, encode_quads,
-    matrix_error, outside_scales,
+    PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, decode_quads, div_rem, elements,
+    encode_quads, from, matrix_error, outside_scales,
 };
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -80,7 +80,7 @@ impl Packing for Mlx2bit {
             bytes, rows, cols, ..
         } = *tensor;
         tensor.check_rows(self.stored_len(rows, cols)?, first, out.len())?;
-        if decode_quads(&bytes[first * (cols / 4)..], out) {
+        if decode_quads(from(bytes, first.saturating_mul(cols / 4)), out) {
             Ok(())
         } else {
             Err(bad_code(first, cols, out))
@@ -127,7 +127,7 @@ pub fn ternary_of_affine(affine: &Affine<'_>) -> Result<TernaryMatrix, FormatErr
 
 impl Affine<'_> {
     /// The codes, as a packed tensor whose scales lie beside it.
-    fn packed(&self) -> PackedTensor<'_> {
+    pub(super) fn packed(&self) -> PackedTensor<'_> {
         PackedTensor {
             bytes: self.codes,
             rows: self.rows,
@@ -138,6 +138,13 @@ impl Affine<'_> {
 
     /// Whether the tensors fit each other.
     fn check(&self) -> Result<(), FormatError> {
+        let len = Mlx2bit.packed_len(self.rows, self.cols)?;
+        self.packed().check_len(len)?;
+        self.check_numbers()
+    }
+
+    /// Whether scales and biases fit the shape.
+    pub(super) fn check_numbers(&self) -> Result<(), FormatError> {
         let Affine {
             codes: _,
             rows,
@@ -146,7 +153,6 @@ impl Affine<'_> {
             scales,
             biases,
         } = *self;
-        self.packed().check_len(Mlx2bit.packed_len(rows, cols)?)?;
         let per_row = cols.checked_div(group).unwrap_or(0);
         let fits = GROUPS.contains(&group)
             && cols.is_multiple_of(group)
@@ -188,15 +194,15 @@ pub fn affine_rows(
     affine
         .packed()
         .check_rows(Mlx2bit.packed_len(rows, cols)?, first, trits.len())?;
-    if magnitudes.len() != trits.len() / group {
-        let (found, expected) = (magnitudes.len(), trits.len() / group);
+    let (found, (expected, _)) = (magnitudes.len(), div_rem(trits.len(), group));
+    if found != expected {
         let message = format!("expected room for {expected} scales, found {found}");
         return Err(FormatError::new(ErrorCode::Usage, message));
     }
-    let per_row = cols / group;
-    let start = first * per_row;
-    let codes = codes[first * (cols / 4)..].chunks_exact(group / 4);
-    let numbers = scales[start..].iter().zip(&biases[start..]);
+    let (per_row, _) = div_rem(cols, group);
+    let start = first.saturating_mul(per_row);
+    let codes = from(codes, first.saturating_mul(cols / 4)).chunks_exact(group / 4);
+    let numbers = scales.iter().zip(biases).skip(start);
     let out = trits.chunks_exact_mut(group).zip(magnitudes);
     for (at, (((trits, magnitude), codes), (&scale, &bias))) in
         (start..).zip(out.zip(codes).zip(numbers))
@@ -207,12 +213,13 @@ pub fn affine_rows(
             continue;
         }
         *magnitude = unusual_group(codes, trits, scale, bias).map_err(|(code, found)| {
-            let (row, col) = (at / per_row, at % per_row * group);
+            let (row, number) = div_rem(at, per_row);
+            let col = number.saturating_mul(group);
             FormatError::new(
                 code,
                 format!("row {row}, columns from {col}: expected an affine code of -m, 0 and +m, found {found} (scale {scale}, bias {bias})"),
             )
-            .hint("MLX's own quantiser does not keep ternary weights; convert from the model it was made of")
+            .hint("convert the model it was made from: MLX's own quantizer does not keep ternary weights")
         })?;
     }
     Ok(())
@@ -233,30 +240,28 @@ fn unusual_group(
     }
     let mut used = [false; 4];
     for (byte, quad) in codes.iter().zip(trits.as_chunks_mut::<4>().0) {
-        for (pair, t) in quad.iter_mut().enumerate() {
-            let code = byte >> (2 * pair) & 3;
-            used[usize::from(code)] = true;
-            *t = code as i8;
+        *quad = [0, 2, 4, 6].map(|shift| (byte.wrapping_shr(shift) & 3) as i8);
+        for (code, used) in (0..).zip(&mut used) {
+            *used |= quad.contains(&code);
         }
     }
     // f64 holds the product and the sum of two 16-bit floats exactly, of two f32 mostly
     let value = |code: u8| f64::from(scale) * f64::from(code) + f64::from(bias);
     let values = [0u8, 1, 2, 3].map(value);
-    let magnitude = (0..4)
-        .filter(|&c| used[c])
-        .map(|c| values[c].abs())
-        .fold(0.0, f64::max);
-    let mut meaning = [0i8; 4];
-    for code in (0..4).filter(|&c| used[c]) {
-        meaning[code] = match values[code] {
-            0.0 => 0,
-            v if v == magnitude => 1,
-            v if v == -magnitude => -1,
-            v => return Err((ErrorCode::NotTernary, format!("{v} beside {magnitude}"))),
-        };
+    let of_used = || values.into_iter().zip(used).filter(|(_, used)| *used);
+    let magnitude = of_used().map(|(value, _)| value.abs()).fold(0.0, f64::max);
+    let meaning = |value: f64| match value {
+        0.0 => Some(0),
+        v if v == magnitude => Some(1),
+        v if v == -magnitude => Some(-1),
+        _ => None,
+    };
+    if let Some((v, _)) = of_used().find(|(value, _)| meaning(*value).is_none()) {
+        return Err((ErrorCode::NotTernary, format!("{v} beside {magnitude}")));
     }
+    let meanings = values.map(|value| meaning(value).unwrap_or(0));
     for t in trits {
-        *t = meaning[*t as usize & 3];
+        *t = meanings.get(*t as usize & 3).copied().unwrap_or_default();
     }
     let narrow = magnitude as f32;
     if f64::from(narrow) == magnitude {
@@ -290,10 +295,14 @@ pub fn affine_scales(matrix: &TernaryMatrix, group: usize) -> Result<Vec<f32>, F
         Scales::PerGroup { group: fine, .. } if *fine < group => *fine,
         _ => group,
     };
-    let mut out = Vec::with_capacity(matrix.trits().len() / group);
+    let mut out = Vec::with_capacity(div_rem(matrix.trits().len(), group).0);
     for row in 0..matrix.rows() {
         for (at, trits) in matrix.row(row).chunks_exact(group).enumerate() {
-            let scale = |part: usize| matrix.scales().at(row, at * group + part * fine, cols);
+            let col = at.saturating_mul(group);
+            let scale = |part: usize| {
+                let col = col.saturating_add(part.saturating_mul(fine));
+                matrix.scales().at(row, col, cols)
+            };
             let mut parts = trits.chunks_exact(fine).enumerate();
             let mut votes = parts
                 .by_ref()
@@ -301,7 +310,6 @@ pub fn affine_scales(matrix: &TernaryMatrix, group: usize) -> Result<Vec<f32>, F
                 .map(|(part, _)| scale(part));
             let first = votes.next().unwrap_or_else(|| scale(0));
             if let Some(other) = votes.find(|s| s.to_bits() != first.to_bits()) {
-                let col = at * group;
                 return Err(cannot(format!(
                     "row {row}, columns from {col}: mlx_2bit holds one scale per {group}, found {first} and {other}"
                 )));

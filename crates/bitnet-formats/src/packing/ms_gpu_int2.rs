@@ -24,7 +24,13 @@ const TILE: usize = 128;
 /// Which of the words of a tile holds the half `half` (16 columns) of row `n` (of 16).
 #[inline(always)]
 fn word(n: usize, half: usize) -> usize {
-    n / 8 * 16 + half * 8 + n % 8
+    // a row of 16 and a half of 2: bit 3 of the row counts twice, the half is between
+    (n & 8) << 1 | (half & 1) << 3 | n & 7
+}
+
+/// Bytes of a row of tiles.
+fn band_len(cols: usize) -> usize {
+    (cols / COLS).saturating_mul(TILE)
 }
 
 impl Packing for MsGpuInt2 {
@@ -63,7 +69,7 @@ impl Packing for MsGpuInt2 {
 
     /// One row of tiles.
     fn unit_len(&self, _rows: usize, cols: usize) -> usize {
-        (cols / COLS * TILE).max(1)
+        band_len(cols).max(1)
     }
 
     fn unit_rows(&self, _rows: usize, _cols: usize) -> UnitRows {
@@ -75,14 +81,17 @@ impl Packing for MsGpuInt2 {
         if cols < COLS {
             return;
         }
-        let bands = matrix.trits().chunks_exact(ROWS * cols).skip(first);
-        for (bytes, rows) in out.chunks_exact_mut(cols / COLS * TILE).zip(bands) {
+        let bands = matrix.trits().chunks_exact(cols.saturating_mul(ROWS));
+        let out = out.chunks_exact_mut(band_len(cols));
+        for (bytes, rows) in out.zip(bands.skip(first)) {
             for (n, row) in rows.chunks_exact(cols).enumerate() {
                 let tiles = bytes.as_chunks_mut::<TILE>().0.iter_mut();
                 for (tile, trits) in tiles.zip(row.as_chunks::<COLS>().0) {
                     let words = tile.as_chunks_mut::<4>().0;
                     for (half, run) in trits.as_chunks::<16>().0.iter().enumerate() {
-                        encode_16::<2>(run, &mut words[word(n, half)]);
+                        if let Some(word) = words.get_mut(word(n, half)) {
+                            encode_16::<2>(run, word);
+                        }
                     }
                 }
             }
@@ -102,15 +111,18 @@ impl Packing for MsGpuInt2 {
         if out.is_empty() {
             return Ok(());
         }
-        let band = cols / COLS * TILE;
         for (row, trits) in (first..).zip(out.chunks_exact_mut(cols)) {
             let n = row % ROWS;
-            let tiles = bytes[row / ROWS * band..][..band].as_chunks::<TILE>().0;
+            // the row is one of the matrix, and its bytes as many as it needs
+            let band = bytes.chunks_exact(band_len(cols)).nth(row / ROWS);
+            let tiles = band.unwrap_or_default().as_chunks::<TILE>().0;
             let mut all = 0x5555_5555;
             for (tile, trits) in tiles.iter().zip(trits.as_chunks_mut::<COLS>().0) {
                 let words = tile.as_chunks::<4>().0;
                 for (half, run) in trits.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-                    let bytes = &words[word(n, half)];
+                    let Some(bytes) = words.get(word(n, half)) else {
+                        continue;
+                    };
                     decode_16::<2>(bytes, run);
                     let codes = u32::from_le_bytes(*bytes);
                     all &= codes | codes >> 1; // a pair of zeros clears its bit

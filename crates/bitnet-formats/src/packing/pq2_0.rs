@@ -22,14 +22,14 @@ impl F16Block for Pq2_0 {
     const SIGNED_SCALES: bool = true;
 
     #[inline(always)]
-    fn encode(trits: &[i8], block: &mut [u8]) {
-        encode_quads(trits, &mut block[2..]);
+    fn encode(trits: &[i8], codes: &mut [u8]) {
+        encode_quads(trits, codes);
     }
     #[inline(always)]
-    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
-        decode_quads(&block[2..], trits)
+    fn decode(codes: &[u8], trits: &mut [i8]) -> bool {
+        decode_quads(codes, trits)
     }
-    fn is_silent(block: &[u8]) -> bool {
-        block[2..].iter().fold(0, |any, b| any | (b ^ 0x55)) == 0
+    fn is_silent(codes: &[u8]) -> bool {
+        codes.iter().fold(0, |any, b| any | (b ^ 0x55)) == 0
     }
 }

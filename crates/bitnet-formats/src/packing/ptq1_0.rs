@@ -5,7 +5,7 @@
 //! runs are not. Every byte value decodes, so there is no bad code.
 
 use super::f16_blocks::F16Block;
-use super::tq1_0::{decode_run, encode_run};
+use super::tq1_0::{are_zeros, decode_run, encode_run};
 
 /// GGUF type 143; see the module.
 #[derive(Debug)]
@@ -22,23 +22,27 @@ impl F16Block for Ptq1_0 {
     const SIGNED_SCALES: bool = true;
 
     #[inline(always)]
-    fn encode(trits: &[i8], block: &mut [u8]) {
-        encode_run::<16, 5>(&trits[..80], &mut block[..16]);
-        encode_run::<8, 5>(&trits[80..120], &mut block[16..24]);
-        encode_run::<2, 4>(&trits[120..128], &mut block[24..26]);
+    fn encode(trits: &[i8], codes: &mut [u8]) {
+        if let (Some(trits), Some(codes)) = (trits.first_chunk(), codes.first_chunk_mut()) {
+            let (trits, codes): (&[i8; 128], &mut [u8; 26]) = (trits, codes);
+            encode_run::<16, 5>(&trits[..80], &mut codes[..16]);
+            encode_run::<8, 5>(&trits[80..120], &mut codes[16..24]);
+            encode_run::<2, 4>(&trits[120..], &mut codes[24..]);
+        }
     }
 
     #[inline(always)]
-    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
-        decode_run::<16>(&block[..16], &mut trits[..80]);
-        decode_run::<8>(&block[16..24], &mut trits[80..120]);
-        decode_run::<2>(&block[24..26], &mut trits[120..128]);
+    fn decode(codes: &[u8], trits: &mut [i8]) -> bool {
+        if let (Some(codes), Some(trits)) = (codes.first_chunk(), trits.first_chunk_mut()) {
+            let (codes, trits): (&[u8; 26], &mut [i8; 128]) = (codes, trits);
+            decode_run::<16>(&codes[..16], &mut trits[..80]);
+            decode_run::<8>(&codes[16..24], &mut trits[80..120]);
+            decode_run::<2>(&codes[24..], &mut trits[120..]);
+        }
         true
     }
 
-    fn is_silent(block: &[u8]) -> bool {
-        // 0x80 alone decodes to five zeros, 0x7f to 0x81 to four
-        let fives = block[..24].iter().fold(0, |any, b| any | (b ^ 0x80));
-        fives == 0 && block[24..26].iter().all(|b| (0x7f..=0x81).contains(b))
+    fn is_silent(codes: &[u8]) -> bool {
+        codes.split_last_chunk::<2>().is_some_and(are_zeros)
     }
 }

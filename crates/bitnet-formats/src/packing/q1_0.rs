@@ -23,16 +23,16 @@ impl F16Block for Q1_0 {
         Some("choose a target with a code for 0, such as gguf-pq2_0 or gguf-ptq1_0");
 
     fn misfit(trits: &[i8], from: usize) -> Option<String> {
-        let column = from + trits.iter().position(|&t| t == 0)?;
-        let last = from + Self::TRITS - 1;
+        let column = from.checked_add(trits.iter().position(|&t| t == 0)?)?;
+        let last = from.checked_add(Self::TRITS - 1)?;
         Some(format!(
             "column {column}: q1_0 holds no 0 beside other trits in a block (columns {from} to {last}), found one"
         ))
     }
 
     #[inline(always)]
-    fn encode(trits: &[i8], block: &mut [u8]) {
-        for (byte, eight) in block[2..].iter_mut().zip(trits.as_chunks::<8>().0) {
+    fn encode(trits: &[i8], codes: &mut [u8]) {
+        for (byte, eight) in codes.iter_mut().zip(trits.as_chunks::<8>().0) {
             // as the reference: what is not negative is +1; the product brings the signs together
             let t = u64::from_le_bytes(eight.map(|t| t as u8));
             let positive = (!t & 0x8080_8080_8080_8080) >> 7;
@@ -41,16 +41,14 @@ impl F16Block for Q1_0 {
     }
 
     #[inline(always)]
-    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
-        for (byte, eight) in block[2..].iter().zip(trits.as_chunks_mut::<8>().0) {
-            for (bit, t) in eight.iter_mut().enumerate() {
-                *t = (byte >> bit & 1) as i8 * 2 - 1;
+    fn decode(codes: &[u8], trits: &mut [i8]) -> bool {
+        for (byte, eight) in codes.iter().zip(trits.as_chunks_mut::<8>().0) {
+            for (bit, t) in (0..).zip(eight) {
+                *t = ((byte.wrapping_shr(bit) & 1) as i8)
+                    .wrapping_mul(2)
+                    .wrapping_sub(1);
             }
         }
         true
-    }
-
-    fn is_silent(block: &[u8]) -> bool {
-        Self::has_zero_scale(block)
     }
 }

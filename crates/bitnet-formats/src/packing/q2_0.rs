@@ -33,15 +33,15 @@ impl F16Block for Q2_0 {
     const SIGNED_SCALES: bool = true;
 
     #[inline(always)]
-    fn encode(trits: &[i8], block: &mut [u8]) {
-        encode_quads(trits, &mut block[2..]);
+    fn encode(trits: &[i8], codes: &mut [u8]) {
+        encode_quads(trits, codes);
     }
     #[inline(always)]
-    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
-        decode_quads(&block[2..], trits)
+    fn decode(codes: &[u8], trits: &mut [i8]) -> bool {
+        decode_quads(codes, trits)
     }
-    fn is_silent(block: &[u8]) -> bool {
-        block[2..].iter().fold(0, |any, b| any | (b ^ 0x55)) == 0
+    fn is_silent(codes: &[u8]) -> bool {
+        codes.iter().fold(0, |any, b| any | (b ^ 0x55)) == 0
     }
 }
 
@@ -58,15 +58,15 @@ impl F16Block for Q2_0G128 {
         Some("write pq2_0: the same bytes under an id of their own");
 
     #[inline(always)]
-    fn encode(trits: &[i8], block: &mut [u8]) {
-        Q2_0::encode(trits, block);
+    fn encode(trits: &[i8], codes: &mut [u8]) {
+        Q2_0::encode(trits, codes);
     }
     #[inline(always)]
-    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
-        Q2_0::decode(block, trits)
+    fn decode(codes: &[u8], trits: &mut [i8]) -> bool {
+        Q2_0::decode(codes, trits)
     }
-    fn is_silent(block: &[u8]) -> bool {
-        Q2_0::is_silent(block)
+    fn is_silent(codes: &[u8]) -> bool {
+        Q2_0::is_silent(codes)
     }
 }
 
@@ -81,14 +81,14 @@ impl F16Block for Q2_0G128Last {
     const READ_ONLY: Option<&'static str> = Some("write pq2_0 or q2_0");
 
     #[inline(always)]
-    fn encode(trits: &[i8], block: &mut [u8]) {
-        encode_quads(trits, &mut block[..32]);
+    fn encode(trits: &[i8], codes: &mut [u8]) {
+        encode_quads(trits, codes);
     }
     #[inline(always)]
-    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
-        decode_quads(&block[..32], trits)
+    fn decode(codes: &[u8], trits: &mut [i8]) -> bool {
+        decode_quads(codes, trits)
     }
-    fn is_silent(block: &[u8]) -> bool {
-        block[..32].iter().fold(0, |any, b| any | (b ^ 0x55)) == 0
+    fn is_silent(codes: &[u8]) -> bool {
+        codes.iter().fold(0, |any, b| any | (b ^ 0x55)) == 0
     }
 }

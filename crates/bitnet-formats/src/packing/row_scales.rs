@@ -6,10 +6,14 @@
 //! refused on writing. A type of this kind says how codes lie ([`ScaledRows`]).
 
 use super::f16_blocks::{Vote, f16_error, is_zero, not_f16};
-use super::{PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, checked_scale, elements};
+use super::{
+    PackedTensor, Packing, ScaleRounding, UnitRows, bad_code, checked_scale, div_rem, elements,
+    runs,
+};
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix, f16_to_f32, f32_is_f16_exact, f32_to_f16};
 use std::fmt::Debug;
+use std::slice::ChunksExact;
 
 /// Columns per block; all types of this kind have the same.
 pub(super) const BLOCK: usize = 64;
@@ -34,25 +38,35 @@ pub(super) trait ScaledRows: Sync + Debug {
 
 /// Bytes of `ROWS` rows.
 fn unit<B: ScaledRows>(cols: usize) -> usize {
-    B::ROWS * (B::SCALE + cols / BLOCK * B::BYTES)
+    let codes = (cols / BLOCK).saturating_mul(B::BYTES);
+    codes.saturating_add(B::SCALE).saturating_mul(B::ROWS)
+}
+
+/// Bytes of the scales of `ROWS` rows.
+fn scales_len<B: ScaledRows>() -> usize {
+    B::ROWS.saturating_mul(B::SCALE)
+}
+
+/// The blocks of `ROWS` rows, behind their scales.
+fn blocks<B: ScaledRows>(unit: &[u8]) -> ChunksExact<'_, u8> {
+    let codes = unit.get(scales_len::<B>()..).unwrap_or_default();
+    codes.chunks_exact(B::ROWS.saturating_mul(B::BYTES))
 }
 
 fn read_scale<B: ScaledRows>(unit: &[u8], k: usize) -> f32 {
-    let bytes = &unit[k * B::SCALE..(k + 1) * B::SCALE];
-    match *bytes {
-        [a, b] => f16_to_f32(u16::from_le_bytes([a, b])),
-        [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+    match unit.chunks_exact(B::SCALE).nth(k) {
+        Some(&[a, b]) => f16_to_f32(u16::from_le_bytes([a, b])),
+        Some(&[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
         _ => f32::NAN,
     }
 }
 
 impl<B: ScaledRows> Rows<B> {
     fn write_scale(unit: &mut [u8], k: usize, scale: f32) {
-        let bytes = &mut unit[k * B::SCALE..(k + 1) * B::SCALE];
-        if B::SCALE == 2 {
-            bytes.copy_from_slice(&f32_to_f16(scale).to_le_bytes());
-        } else {
-            bytes.copy_from_slice(&scale.to_le_bytes());
+        match unit.chunks_exact_mut(B::SCALE).nth(k) {
+            Some([a, b]) => [*a, *b] = f32_to_f16(scale).to_le_bytes(),
+            Some([a, b, c, d]) => [*a, *b, *c, *d] = scale.to_le_bytes(),
+            _ => {}
         }
     }
 }
@@ -93,7 +107,7 @@ impl<B: ScaledRows> Packing for Rows<B> {
             // no row, no scale: the number of rows is then a bare claim
             return Ok(0);
         }
-        elements(rows / B::ROWS, unit::<B>(cols))
+        elements(div_rem(rows, B::ROWS).0, unit::<B>(cols))
     }
 
     fn check_scales(
@@ -120,9 +134,9 @@ impl<B: ScaledRows> Packing for Rows<B> {
             Ok(())
         };
         if let Scales::PerTensor(s) = matrix.scales() {
-            let cols = matrix.cols().max(1);
+            let cols = matrix.cols();
             if let Some(voter) = matrix.trits().iter().position(|&t| t != 0) {
-                meet(voter / cols, *s)?;
+                meet(div_rem(voter, cols).0, *s)?;
             }
         } else {
             for row in 0..matrix.rows() {
@@ -163,7 +177,8 @@ impl<B: ScaledRows> Packing for Rows<B> {
             for (k, row) in (top..rows).take(B::ROWS).enumerate() {
                 let scale = row_vote(matrix, row).value();
                 Self::write_scale(unit, k, scale);
-                let codes = unit[B::ROWS * B::SCALE..].chunks_exact_mut(B::ROWS * B::BYTES);
+                let codes = unit.get_mut(scales_len::<B>()..).unwrap_or_default();
+                let codes = codes.chunks_exact_mut(B::ROWS.saturating_mul(B::BYTES));
                 let blocks = matrix.row(row).as_chunks::<BLOCK>().0;
                 for (block, trits) in codes.zip(blocks) {
                     let trits = if scale == 0.0 { &[1; BLOCK] } else { trits };
@@ -188,9 +203,10 @@ impl<B: ScaledRows> Packing for Rows<B> {
         }
         let unit_len = unit::<B>(cols);
         for (row, trits) in (first..).zip(out.chunks_exact_mut(cols)) {
-            let (at, k) = (row / B::ROWS * unit_len, row % B::ROWS);
-            let unit = &bytes[at..at + unit_len];
-            let codes = unit[B::ROWS * B::SCALE..].chunks_exact(B::ROWS * B::BYTES);
+            let (n, k) = div_rem(row, B::ROWS);
+            // the rows are those of the matrix, and its bytes as many as they need
+            let unit = bytes.chunks_exact(unit_len).nth(n).unwrap_or_default();
+            let codes = blocks::<B>(unit);
             let mut clean = true;
             for (trits, block) in trits.as_chunks_mut::<BLOCK>().0.iter_mut().zip(codes) {
                 clean &= B::decode(k, block, trits);
@@ -218,7 +234,7 @@ impl<B: ScaledRows> Packing for Rows<B> {
         let mut by_row = Vec::with_capacity(rows);
         for (n, unit) in bytes.chunks_exact(unit::<B>(cols)).enumerate() {
             for k in 0..B::ROWS {
-                let row = n * B::ROWS + k;
+                let row = n.saturating_mul(B::ROWS).saturating_add(k);
                 let scale =
                     checked_scale(read_scale::<B>(unit, k), || format!("row {row}: scale"))?;
                 let votes = scale != 0.0 && !is_silent::<B>(k, unit);
@@ -238,12 +254,10 @@ impl<B: ScaledRows> Packing for Rows<B> {
 /// Whether all trits of a row are 0; almost every row says no in its first block.
 fn is_silent<B: ScaledRows>(k: usize, unit: &[u8]) -> bool {
     let mut trits = [0; BLOCK];
-    unit[B::ROWS * B::SCALE..]
-        .chunks_exact(B::ROWS * B::BYTES)
-        .all(|block| {
-            B::decode(k, block, &mut trits);
-            trits.iter().all(|&t| t == 0)
-        })
+    blocks::<B>(unit).all(|block| {
+        B::decode(k, block, &mut trits);
+        trits.iter().all(|&t| t == 0)
+    })
 }
 
 /// What the non-zero trits of a row say about its scale.
@@ -252,12 +266,12 @@ fn row_vote(matrix: &TernaryMatrix, row: usize) -> Vote {
     match matrix.scales() {
         _ if is_zero(trits) => Vote::Silent,
         Scales::PerTensor(s) => Vote::One(*s),
-        Scales::PerRow(s) => Vote::One(s[row]),
+        Scales::PerRow(_) => Vote::One(matrix.scales().at(row, 0, matrix.cols())),
         Scales::PerGroup { group, scales } => {
-            let per_row = matrix.cols() / group;
+            let (per_row, _) = div_rem(matrix.cols(), *group);
+            let scales = scales.iter().skip(row.saturating_mul(per_row));
             let mut vote = Vote::Silent;
-            let groups = trits.chunks_exact(*group);
-            for (trits, &s) in groups.zip(&scales[row * per_row..]) {
+            for (trits, &s) in trits.chunks_exact(*group).zip(scales) {
                 if !is_zero(trits) {
                     vote.meet(s);
                 }
@@ -271,21 +285,25 @@ fn row_vote(matrix: &TernaryMatrix, row: usize) -> Vote {
 /// `trit + BASE`, lowest pair first.
 #[inline(always)]
 pub(super) fn encode_16<const BASE: u8>(trits: &[i8; 16], bytes: &mut [u8; 4]) {
-    let code = |t: i8| (t as u8).wrapping_add(BASE);
-    for i in 0..4 {
-        bytes[i] = code(trits[i])
-            | code(trits[i + 4]) << 2
-            | code(trits[i + 8]) << 4
-            | code(trits[i + 12]) << 6;
+    let code = |t: &i8| (*t as u8).wrapping_add(BASE);
+    let Some([a, b, c, d]) = runs::<4>(trits) else {
+        return;
+    };
+    let quads = a.iter().zip(b).zip(c.iter().zip(d));
+    for (byte, ((a, b), (c, d))) in bytes.iter_mut().zip(quads) {
+        *byte = code(a) | code(b) << 2 | code(c) << 4 | code(d) << 6;
     }
 }
 
 /// Reads what [`encode_16`] writes.
 #[inline(always)]
-pub(super) fn decode_16<const BASE: i8>(bytes: &[u8; 4], trits: &mut [i8; 16]) {
-    for i in 0..4 {
-        for m in 0..4 {
-            trits[4 * m + i] = (bytes[i] >> (2 * m) & 3) as i8 - BASE;
-        }
+pub(super) fn decode_16<const BASE: u8>(bytes: &[u8; 4], trits: &mut [i8; 16]) {
+    let word = u32::from_le_bytes(*bytes);
+    for (run, shift) in trits.as_chunks_mut::<4>().0.iter_mut().zip([0, 2, 4, 6]) {
+        let codes = word.wrapping_shr(shift) & 0x0303_0303;
+        // less BASE in each byte, without a borrow from the next
+        let base = u32::from_le_bytes([BASE; 4]);
+        let trits = (codes | 0x8080_8080).wrapping_sub(base) ^ 0x8080_8080;
+        *run = trits.to_le_bytes().map(|trit| trit as i8);
     }
 }

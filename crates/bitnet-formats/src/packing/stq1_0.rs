@@ -5,6 +5,7 @@
 //! only other block is that of zeros, 42 zero bytes. Every byte decodes, so there is no bad code.
 
 use super::f16_blocks::F16Block;
+use super::{runs, runs_mut};
 
 /// GGUF type 43; see the module.
 #[derive(Debug)]
@@ -15,15 +16,14 @@ pub(super) struct Stq1_0;
 const GROUPS: usize = 64;
 /// Columns from one trit of a group to the next.
 const STRIDE: usize = 16;
+/// Columns in which as many groups as [`STRIDE`] stand.
+const SPAN: usize = 4 * STRIDE;
 /// Where the sign bits begin.
 const SIGNS: usize = 32;
 
-/// The column, in its block, of the first trit of a group.
-const fn first_of(group: usize) -> usize {
-    group / STRIDE * (4 * STRIDE) + group % STRIDE
-}
-
 /// The trits of each nibble, with the sign bit as the fifth.
+// evaluated by the compiler, which refuses an index that is out of bounds
+#[allow(clippy::indexing_slicing)]
 const TRITS: [[i8; 4]; 32] = {
     let mut table = [[0; 4]; 32];
     let mut code = 0;
@@ -46,20 +46,33 @@ const TRITS: [[i8; 4]; 32] = {
 
 /// The nibble and the sign bit of four trits, one of them 0; of others those of trits like them.
 #[inline(always)]
-fn code_of(trits: [i8; 4]) -> u8 {
-    let zero = trits.iter().position(|&t| t == 0).unwrap_or(0);
-    let mut kept = [0u8; 3];
-    let others = (0..4).filter(|lane| *lane != zero);
-    for (negative, lane) in kept.iter_mut().zip(others) {
-        *negative = u8::from(trits[lane] < 0);
-    }
-    let [first, second, third] = kept;
-    first << 4 | (zero as u8) << 2 | (third ^ first) << 1 | (second ^ first)
+fn code_of([a, b, c, d]: [i8; 4]) -> u8 {
+    let negative = |trit: i8| u8::from(trit < 0);
+    let zero = match (a, b, c, d) {
+        (0, _, _, _) => 0,
+        (_, 0, _, _) => 1,
+        (_, _, 0, _) => 2,
+        _ => 3,
+    };
+    // the three around the zero
+    let first = negative(if a == 0 { b } else { a });
+    let second = negative(if a == 0 || b == 0 { c } else { b });
+    let third = negative(if d == 0 { c } else { d });
+    first << 4 | zero << 2 | (third ^ first) << 1 | (second ^ first)
 }
 
-fn group_of(trits: &[i8], group: usize) -> [i8; 4] {
-    let first = first_of(group);
-    [0, 1, 2, 3].map(|lane| trits[first + STRIDE * lane])
+/// The groups that stand in some columns, in order.
+#[inline(always)]
+fn groups(span: &[i8; SPAN]) -> impl Iterator<Item = [i8; 4]> {
+    let [a, b, c, d] = runs::<STRIDE>(span).unwrap_or([&[0; STRIDE]; 4]);
+    let lanes = a.iter().zip(b).zip(c.iter().zip(d));
+    lanes.map(|((a, b), (c, d))| [*a, *b, *c, *d])
+}
+
+/// All groups of a block, each with its first column.
+fn all_groups(trits: &[i8]) -> impl Iterator<Item = (usize, [i8; 4])> {
+    let spans = (0..).step_by(SPAN).zip(trits.as_chunks().0);
+    spans.flat_map(|(from, span)| (from..).zip(groups(span)))
 }
 
 impl F16Block for Stq1_0 {
@@ -75,45 +88,66 @@ impl F16Block for Stq1_0 {
         Some("choose a target that holds any trits, such as gguf-tq1_0 or gguf-q2_0");
 
     fn misfit(trits: &[i8], from: usize) -> Option<String> {
-        let zeros = |group| group_of(trits, group).iter().filter(|t| **t == 0).count();
-        let (group, found) = (0..GROUPS)
-            .map(|group| (group, zeros(group)))
+        let zeros = |group: [i8; 4]| group.iter().filter(|t| **t == 0).count();
+        let (first, found) = all_groups(trits)
+            .map(|(first, group)| (first, zeros(group)))
             .find(|(_, found)| *found != 1)?;
-        let [a, b, c, d] = [0, 1, 2, 3].map(|lane| from + first_of(group) + STRIDE * lane);
+        let first = from.checked_add(first)?;
+        let [a, b, c, d] =
+            [0, 1, 2, 3].map(|lane: usize| first.saturating_add(lane.saturating_mul(STRIDE)));
         Some(format!(
             "columns {a}, {b}, {c} and {d}: stq1_0 holds exactly one 0 among these four, found {found}"
         ))
     }
 
     #[inline(always)]
-    fn encode(trits: &[i8], block: &mut [u8]) {
-        block[..Self::SCALE_AT].fill(0);
-        if super::f16_blocks::is_zero(trits) {
-            return;
+    fn encode(trits: &[i8], codes: &mut [u8]) {
+        let mut of_groups = [0; GROUPS];
+        if !super::f16_blocks::is_zero(trits) {
+            let spans = trits.as_chunks().0.iter();
+            for (codes, span) in of_groups.as_chunks_mut::<STRIDE>().0.iter_mut().zip(spans) {
+                for (code, group) in codes.iter_mut().zip(groups(span)) {
+                    *code = code_of(group);
+                }
+            }
         }
-        for group in 0..GROUPS {
-            let code = code_of(group_of(trits, group));
-            block[group / 2] |= (code & 15) << (group % 2 * 4);
-            block[SIGNS + group / 8] |= (code >> 4) << (group % 8);
+        let Some((nibbles, signs)) = codes.split_first_chunk_mut::<SIGNS>() else {
+            return;
+        };
+        for (byte, [low, high]) in nibbles.iter_mut().zip(of_groups.as_chunks().0) {
+            *byte = low & 15 | high << 4;
+        }
+        for (byte, eight) in signs.iter_mut().zip(of_groups.as_chunks::<8>().0) {
+            *byte = eight.iter().rev().fold(0, |all, code| all << 1 | code >> 4);
         }
     }
 
     #[inline(always)]
-    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
-        for group in 0..GROUPS {
-            let slot = block[group / 2] >> (group % 2 * 4) & 15;
-            let sign = block[SIGNS + group / 8] >> (group % 8) & 1;
-            let four = TRITS[usize::from(sign << 4 | slot)];
-            let first = first_of(group);
-            for (lane, trit) in four.into_iter().enumerate() {
-                trits[first + STRIDE * lane] = trit;
+    fn decode(codes: &[u8], trits: &mut [i8]) -> bool {
+        let Some((nibbles, signs)) = codes.split_first_chunk::<SIGNS>() else {
+            return true;
+        };
+        let mut of_groups = [0; GROUPS];
+        for (pair, byte) in of_groups.as_chunks_mut().0.iter_mut().zip(nibbles) {
+            *pair = [byte & 15, byte >> 4];
+        }
+        for (eight, byte) in of_groups.as_chunks_mut::<8>().0.iter_mut().zip(signs) {
+            for (bit, code) in (0..).zip(eight) {
+                *code |= (byte.wrapping_shr(bit) & 1) << 4;
+            }
+        }
+        let spans = trits.as_chunks_mut::<SPAN>().0.iter_mut();
+        for (span, codes) in spans.zip(of_groups.as_chunks::<STRIDE>().0) {
+            let Some([a, b, c, d]) = runs_mut::<STRIDE>(span) else {
+                continue;
+            };
+            let lanes = a.iter_mut().zip(b).zip(c.iter_mut().zip(d));
+            for (code, ((a, b), (c, d))) in codes.iter().zip(lanes) {
+                let four = TRITS.get(usize::from(code & 31));
+                [*a, *b, *c, *d] = four.copied().unwrap_or_default();
             }
         }
         true
-    }
-
-    fn is_silent(block: &[u8]) -> bool {
-        Self::has_zero_scale(block)
     }
 }
 
@@ -138,8 +172,10 @@ mod tests {
 
     #[test]
     fn trits_of_a_group_stand_16_columns_apart() {
-        let mut seen: Vec<usize> = (0..GROUPS)
-            .flat_map(|group| (0..4).map(move |lane| first_of(group) + STRIDE * lane))
+        let columns: Vec<i8> = (0..=255u8).map(|column| column as i8).collect();
+        let mut seen: Vec<usize> = all_groups(&columns)
+            .inspect(|(first, group)| assert_eq!(*first, usize::from(group[0] as u8)))
+            .flat_map(|(_, group)| group.map(|column| usize::from(column as u8)))
             .collect();
         assert_eq!(seen[..8], [0, 16, 32, 48, 1, 17, 33, 49]);
         assert_eq!(seen[64..68], [64, 80, 96, 112]);

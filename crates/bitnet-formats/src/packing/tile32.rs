@@ -7,7 +7,9 @@
 //! outside the matrix is written as trit 0. A byte that is no such number is refused wherever it
 //! stands, because kernels would not agree on what it means.
 
-use super::{PackedTensor, Packing, ScaleRounding, UnitRows, codes_of_4, elements, outside_scales};
+use super::{
+    PackedTensor, Packing, ScaleRounding, UnitRows, codes_of_4, div_rem, elements, outside_scales,
+};
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix};
 use std::fmt::Debug;
@@ -25,9 +27,9 @@ const BLOCK: usize = ROWS * QUAD;
 pub(super) trait Digits<const F: usize>: Sync + Debug {
     const NAME: &'static str;
 
-    /// The byte of some codes, the first the lowest digit.
-    fn join(codes: [u8; F]) -> u8;
-    /// The inverse, of all bytes; anything for a byte that is none.
+    /// The bytes of codes, the first the lowest digit.
+    fn join(codes: [&[u8]; F], block: &mut [u8; BLOCK]);
+    /// The codes of all bytes; any codes for a byte that [`join`](Self::join) never makes.
     fn split(block: &[u8; BLOCK]) -> [[u8; BLOCK]; F];
     /// 0 for a byte that [`join`](Self::join) makes.
     fn wrong(byte: u8) -> u8;
@@ -41,9 +43,13 @@ impl Digits<5> for BaseThree {
     const NAME: &'static str = "tile32-1.6bit";
 
     #[inline(always)]
-    fn join([a, b, c, d, e]: [u8; 5]) -> u8 {
-        let times_3 = |n: u8| n.wrapping_add(n).wrapping_add(n);
-        times_3(times_3(times_3(times_3(e) + d) + c) + b) + a
+    fn join([a, b, c, d, e]: [&[u8]; 5], block: &mut [u8; BLOCK]) {
+        // sums, because no instruction set multiplies bytes
+        let push = |n: u8, code: &u8| n.wrapping_add(n).wrapping_add(n).wrapping_add(*code);
+        let codes = a.iter().zip(b).zip(c.iter().zip(d)).zip(e);
+        for (byte, (((a, b), (c, d)), e)) in block.iter_mut().zip(codes) {
+            *byte = push(push(push(push(*e, d), c), b), a);
+        }
     }
 
     #[inline(always)]
@@ -55,7 +61,7 @@ impl Digits<5> for BaseThree {
                 // what wraps below 0 is above what it was taken from
                 let once = (*rest).min(rest.wrapping_sub(weight));
                 let twice = once.min(once.wrapping_sub(weight));
-                *code = u8::from(once != *rest) + u8::from(twice != once);
+                *code = u8::from(once != *rest).wrapping_add(u8::from(twice != once));
                 *rest = twice;
             }
         }
@@ -76,13 +82,21 @@ impl Digits<4> for BaseFour {
     const NAME: &'static str = "tile32-2bit";
 
     #[inline(always)]
-    fn join([a, b, c, d]: [u8; 4]) -> u8 {
-        a | b << 2 | c << 4 | d << 6
+    fn join([a, b, c, d]: [&[u8]; 4], block: &mut [u8; BLOCK]) {
+        let codes = a.iter().zip(b).zip(c.iter().zip(d));
+        for (byte, ((a, b), (c, d))) in block.iter_mut().zip(codes) {
+            *byte = a | b << 2 | c << 4 | d << 6;
+        }
     }
 
     #[inline(always)]
     fn split(block: &[u8; BLOCK]) -> [[u8; BLOCK]; 4] {
-        [0, 2, 4, 6].map(|shift| block.map(|byte| byte >> shift & 3))
+        [
+            block.map(|byte| byte & 3),
+            block.map(|byte| byte >> 2 & 3),
+            block.map(|byte| byte >> 4 & 3),
+            block.map(|byte| byte >> 6),
+        ]
     }
 
     #[inline(always)]
@@ -97,7 +111,12 @@ pub(super) struct Tile32<const F: usize, D>(pub(super) D);
 
 /// Bytes of a tile.
 fn tile_len<const F: usize>(cols: usize) -> usize {
-    cols.div_ceil(QUAD * F).saturating_mul(BLOCK)
+    cols.div_ceil(width::<F>()).saturating_mul(BLOCK)
+}
+
+/// Columns of a block.
+const fn width<const F: usize>() -> usize {
+    QUAD.saturating_mul(F)
 }
 
 impl<const F: usize, D: Digits<F>> Packing for Tile32<F, D> {
@@ -142,27 +161,30 @@ impl<const F: usize, D: Digits<F>> Packing for Tile32<F, D> {
         if cols == 0 {
             return;
         }
-        let tiles = matrix.trits().chunks(ROWS * cols).skip(first);
+        let tiles = matrix.trits().chunks(cols.saturating_mul(ROWS)).skip(first);
         for (rows, tile) in tiles.zip(out.chunks_exact_mut(tile_len::<F>(cols))) {
             // the last block may reach beyond the columns
             let blocks = tile.as_chunks_mut::<BLOCK>().0.iter_mut();
-            for (b, block) in blocks.enumerate() {
-                let from = b * QUAD * F;
+            for (from, block) in (0..).step_by(width::<F>()).zip(blocks) {
                 // (F, 32, 4): digit, row, column of a quad
-                let mut codes = [[1u8; BLOCK]; F];
+                let mut codes = [[[1u8; QUAD]; ROWS]; F];
                 for (r, row) in rows.chunks_exact(cols).take(ROWS).enumerate() {
-                    let mut edge = [0; MOST];
-                    let trits = row.get(from..from + QUAD * F).unwrap_or_else(|| {
-                        edge[..cols - from].copy_from_slice(&row[from..]);
-                        &edge[..QUAD * F]
-                    });
+                    let columns = row.get(from..).unwrap_or_default();
+                    let edge;
+                    let trits = match columns.get(..width::<F>()) {
+                        Some(trits) => trits,
+                        None => {
+                            edge = padded(columns);
+                            edge.get(..width::<F>()).unwrap_or_default()
+                        }
+                    };
                     for (codes, quad) in codes.iter_mut().zip(trits.as_chunks().0) {
-                        codes.as_chunks_mut().0[r] = codes_of_4(*quad).to_le_bytes();
+                        if let Some(codes) = codes.get_mut(r) {
+                            *codes = codes_of_4(*quad).to_le_bytes();
+                        }
                     }
                 }
-                for (i, byte) in block.iter_mut().enumerate() {
-                    *byte = D::join(std::array::from_fn(|f| codes[f][i]));
-                }
+                D::join(codes.each_ref().map(|codes| codes.as_flattened()), block);
             }
         }
     }
@@ -180,41 +202,47 @@ impl<const F: usize, D: Digits<F>> Packing for Tile32<F, D> {
         if out.is_empty() {
             return Ok(());
         }
-        let end = first + out.len() / cols;
+        let end = first.saturating_add(div_rem(out.len(), cols).0);
         let mut rest = out;
         for t in first / ROWS..end.div_ceil(ROWS) {
-            let (top, bottom) = (
-                first.max(t * ROWS) - t * ROWS,
-                end.min((t + 1) * ROWS) - t * ROWS,
-            );
-            let (trits, later) = rest.split_at_mut((bottom - top) * cols);
+            let start = t.saturating_mul(ROWS);
+            let top = first.saturating_sub(start);
+            let bottom = end.saturating_sub(start).min(ROWS);
+            let asked = bottom.saturating_sub(top).saturating_mul(cols);
+            let (trits, later) = rest.split_at_mut(asked);
             rest = later;
             // rows behind the last one are looked at with it
-            let checked = if t * ROWS + bottom == rows {
+            let checked = if start.saturating_add(bottom) == rows {
                 ROWS
             } else {
                 bottom
             };
-            let tile = &bytes[t * tile_len::<F>(cols)..][..tile_len::<F>(cols)];
-            for (b, block) in tile.as_chunks::<BLOCK>().0.iter().enumerate() {
-                let wrong = block[QUAD * top..QUAD * checked]
-                    .iter()
-                    .fold(0, |any, byte| any | D::wrong(*byte));
-                if wrong != 0 {
-                    return Err(bad_byte::<F, D>(block, top, t, b));
+            let tile = bytes.chunks_exact(tile_len::<F>(cols)).nth(t);
+            let blocks = tile.unwrap_or_default().as_chunks::<BLOCK>().0;
+            for (from, block) in (0..).step_by(width::<F>()).zip(blocks) {
+                let looked_at = block.as_chunks::<QUAD>().0.get(top..checked);
+                let looked_at = looked_at.unwrap_or_default().as_flattened().iter();
+                if looked_at.fold(0, |any, byte| any | D::wrong(*byte)) != 0 {
+                    return Err(bad_byte::<F, D>(block, (start, from), top));
                 }
                 let codes = D::split(block);
-                let from = b * QUAD * F;
                 for (row, r) in trits.chunks_exact_mut(cols).zip(top..) {
-                    let mut edge = [0; MOST];
-                    let whole = row.get_mut(from..from + QUAD * F);
-                    let inside = whole.is_some();
-                    let trits = whole.unwrap_or(&mut edge[..QUAD * F]);
-                    for (quad, codes) in trits.as_chunks_mut::<QUAD>().0.iter_mut().zip(&codes) {
-                        *quad = codes.as_chunks::<QUAD>().0[r].map(|c| (c as i8).wrapping_sub(1));
-                    }
-                    if !inside {
-                        row[from..].copy_from_slice(&edge[..cols - from]);
+                    let columns = row.get_mut(from..).unwrap_or_default();
+                    let quads = codes.iter().map(|codes| {
+                        let quad = codes.as_chunks::<QUAD>().0.get(r);
+                        quad.copied()
+                            .unwrap_or_default()
+                            .map(|c| (c as i8).wrapping_sub(1))
+                    });
+                    if let Some(whole) = columns.get_mut(..width::<F>()) {
+                        for (to, quad) in whole.as_chunks_mut().0.iter_mut().zip(quads) {
+                            *to = quad;
+                        }
+                    } else {
+                        columns
+                            .iter_mut()
+                            .zip(quads.flatten())
+                            .for_each(|(to, t)| *to = t);
                     }
                 }
             }
@@ -227,18 +255,29 @@ impl<const F: usize, D: Digits<F>> Packing for Tile32<F, D> {
     }
 }
 
-/// The error for the first wrong byte from row `top` of a block on.
+/// The last columns of a row, with zeros behind them.
+#[cold]
+fn padded(columns: &[i8]) -> [i8; MOST] {
+    let mut padded = [0; MOST];
+    for (to, trit) in padded.iter_mut().zip(columns) {
+        *to = *trit;
+    }
+    padded
+}
+
+/// The error for the first wrong byte from row `top` on of the block at a row and a column.
 #[cold]
 fn bad_byte<const F: usize, D: Digits<F>>(
     block: &[u8; BLOCK],
+    (row, col): (usize, usize),
     top: usize,
-    tile: usize,
-    number: usize,
 ) -> FormatError {
-    let wrong = (QUAD * top..BLOCK).find(|&i| D::wrong(block[i]) != 0);
-    let at = wrong.unwrap_or(QUAD * top);
-    let (row, col) = (tile * ROWS + at / QUAD, number * QUAD * F + at % QUAD);
-    let found = block[at];
+    let looked_at = (0..).zip(block).skip(top.saturating_mul(QUAD));
+    let wrong = looked_at
+        .into_iter()
+        .find(|(_, byte)| D::wrong(**byte) != 0);
+    let (at, found): (usize, _) = wrong.unwrap_or((0, &0));
+    let (row, col) = (row.saturating_add(at / QUAD), col.saturating_add(at % QUAD));
     FormatError::new(
         ErrorCode::BadCode,
         format!("row {row}, column {col}: expected the byte of {F} trits, found {found}"),

@@ -3,11 +3,9 @@
 //! Invariant: a file records no tiling, so a packing's name has to fix it: `tl1` chooses from the
 //! shape alone and always the same; [`tiling_names`](super::tiling_names) reads the names that say it.
 
-use super::codes_of_4;
+use super::{codes_of_4, place_of};
 use crate::error::{ErrorCode, FormatError};
 
-/// f32 scale and 28 bytes of zeros.
-pub(super) const TRAILER: usize = 32;
 /// One tiling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tiling {
@@ -53,7 +51,7 @@ impl Tilings {
             Self::ByShape => presets
                 .iter()
                 .flat_map(|(_, list)| list.iter())
-                .find(|p| p[..2] == [rows, cols])
+                .find(|[m, k, ..]| (*m, *k) == (rows, cols))
                 .map(|&[_, _, rows, cols, block]| Tiling { rows, cols, block })
                 .or_else(by_rule),
             Self::Given(_, rules) => rules
@@ -95,8 +93,9 @@ pub(super) fn does_not_fit(
 
 /// The largest multiple of `step` up to `most` that divides `n`.
 pub(super) fn divisor(n: usize, step: usize, most: usize) -> Option<usize> {
-    let multiples = (1..=most / step).rev().map(|i| i * step);
-    multiples.into_iter().find(|d| n.is_multiple_of(*d))
+    let multiples = (1..=most.checked_div(step)?).rev();
+    let mut multiples = multiples.map(|i| i.saturating_mul(step));
+    multiples.find(|d| n.is_multiple_of(*d))
 }
 
 /// The bytes of trits, four each: two pairs `3a + b + 4`, the first in the high nibble.
@@ -105,7 +104,7 @@ pub(super) fn encode_pairs(trits: &[i8], bytes: &mut [u8]) {
         // codes 0 to 2 in four lanes, then pairs in two; no sum leaves its lane
         let codes = codes_of_4(*quad);
         let first = codes & 0x00ff_00ff;
-        let pairs = first + (first << 1) + (codes >> 8 & 0x00ff_00ff);
+        let pairs = first.wrapping_mul(3).wrapping_add(codes >> 8 & 0x00ff_00ff);
         *byte = (pairs << 4 | pairs >> 16) as u8;
     }
 }
@@ -113,16 +112,18 @@ pub(super) fn encode_pairs(trits: &[i8], bytes: &mut [u8]) {
 /// Decodes what [`encode_pairs`] encodes, a pair that no encoder writes as 2, 2; whether there was none.
 pub(super) fn decode_pairs(bytes: &[u8], trits: &mut [i8]) -> bool {
     // of a nibble from 9 on the top bit is set, and one of the others
-    let wrong = bytes
-        .iter()
-        .fold(0, |any, &byte| any | byte & ((byte & 0x77) + 0x77));
+    let wrong = bytes.iter().fold(0, |any, &byte| {
+        any | byte & (byte & 0x77).wrapping_add(0x77)
+    });
     for (byte, quad) in bytes.iter().zip(trits.as_chunks_mut::<4>().0) {
-        *quad = PAIRS[usize::from(*byte)];
+        *quad = PAIRS.get(usize::from(*byte)).copied().unwrap_or_default();
     }
     wrong & 0x88 == 0
 }
 
 /// The four trits of every byte; a pair that no encoder writes is 2, 2.
+// evaluated by the compiler, which refuses an index that is out of bounds
+#[allow(clippy::indexing_slicing)]
 static PAIRS: [[i8; 4]; 256] = {
     let mut table = [[2; 4]; 256];
     let mut byte = 0;
@@ -144,8 +145,7 @@ static PAIRS: [[i8; 4]; 256] = {
 /// The error for a code that no encoder writes; it stands as 2 in `trits`, rows `first ..`.
 #[cold]
 pub(super) fn bad_tile_code(first: usize, cols: usize, trits: &[i8]) -> FormatError {
-    let at = trits.iter().position(|&t| t == 2).unwrap_or(0);
-    let (row, col) = (first + at / cols.max(1), at % cols.max(1));
+    let (row, col) = place_of(2, first, cols, trits);
     FormatError::new(
         ErrorCode::BadCode,
         format!(

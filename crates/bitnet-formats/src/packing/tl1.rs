@@ -5,10 +5,10 @@
 //! say the tiling: `tl1` takes the one of the shape, `tl1-BM-BK-bm` another.
 
 use super::tilings::{
-    Preset, TRAILER, Tiling, Tilings, bad_tile_code, decode_pairs, divisor, does_not_fit,
-    encode_pairs,
+    Preset, Tiling, Tilings, bad_tile_code, decode_pairs, divisor, does_not_fit, encode_pairs,
 };
-use super::{PackedTensor, Packing, ScaleRounding, UnitRows, checked_scale, elements, one_scale};
+use super::trailer::{UNREAD, len_of_quads, stored_scale, trailer};
+use super::{PackedTensor, Packing, ScaleRounding, UnitRows, div_rem, elements, one_scale};
 use crate::error::FormatError;
 use bitnet_ternary::{Scales, TernaryMatrix};
 
@@ -70,18 +70,24 @@ struct Place {
 
 impl Place {
     /// Calls `f` with the place in a tile row of the 16 bytes of the rows from `x` (a multiple of
-    /// 16) on and four columns, and with the first of those, for all columns.
+    /// 16) on and four columns, and with the number of those four, for all columns.
     #[inline(always)]
     fn walk(&self, x: usize, mut f: impl FnMut(usize, usize)) {
         let Tiling { rows, cols, block } = self.tiling;
-        let by = 256 / block;
-        let (rb, rq) = (x / block, x % block / 16);
-        for kb in 0..self.cols / cols {
-            for kc in 0..cols / by {
-                let n = (kb * (rows / block) + rb) * (cols / by) + kc;
-                for kj in 0..by / 4 {
-                    let at = ((n * (block / 16) + rq) * (by / 4) + kj) * 16;
-                    f(at, kb * cols + kc * by + kj * 4);
+        let (by, _) = div_rem(256, block);
+        let (per_block, _) = div_rem(cols, by);
+        let (rb, within) = div_rem(x, block);
+        // bytes: of a tile, of its `block` rows, of 16 of them and `by` columns; none is 0 in a tiling that fits
+        let tile = bytes_of(rows, cols).max(1);
+        let first = rb
+            .saturating_mul(bytes_of(block, cols))
+            .saturating_add((within / 16).saturating_mul(bytes_of(16, by)));
+        let mut quad: usize = 0;
+        for at in (first..self.unit()).step_by(tile) {
+            for at in (at..).step_by(64).take(per_block) {
+                for at in (at..).step_by(16).take(by / 4) {
+                    f(at, quad);
+                    quad = quad.wrapping_add(1);
                 }
             }
         }
@@ -89,7 +95,7 @@ impl Place {
 
     /// Bytes of a tile row.
     fn unit(&self) -> usize {
-        self.tiling.rows * self.cols / 4
+        bytes_of(self.tiling.rows, self.cols)
     }
 
     /// Packs whole tile rows.
@@ -100,20 +106,29 @@ impl Place {
         }
         let quads = cols / 4;
         // (16, K / 4): rows become bytes where they lie, then bytes go to their places
-        let mut codes = vec![0; 16 * quads];
-        let tiles = trits.chunks_exact(self.tiling.rows * cols);
-        for (bytes, trits) in out.chunks_exact_mut(self.unit()).zip(tiles) {
-            for (x, trits) in trits.chunks_exact(16 * cols).enumerate() {
+        let mut codes = vec![0; quads.saturating_mul(16)];
+        let tiles = trits.chunks_exact(self.tiling.rows.saturating_mul(cols).max(1));
+        for (bytes, trits) in out.chunks_exact_mut(self.unit().max(1)).zip(tiles) {
+            let sixteens = trits.chunks_exact(cols.saturating_mul(16));
+            for (x, trits) in (0..).step_by(16).zip(sixteens) {
                 encode_pairs(trits, &mut codes);
-                self.walk(16 * x, |at, col| {
-                    let bytes = &mut bytes[at..at + 16];
-                    for (byte, row) in bytes.iter_mut().zip(codes.chunks_exact(quads)) {
-                        *byte = row[col / 4];
+                self.walk(x, |at, quad| {
+                    let Some(bytes) = bytes.get_mut(at..).and_then(|b| b.first_chunk_mut::<16>())
+                    else {
+                        return;
+                    };
+                    for (byte, row) in bytes.iter_mut().zip(codes.chunks_exact(quads.max(1))) {
+                        *byte = row.get(quad).copied().unwrap_or_default();
                     }
                 });
             }
         }
     }
+}
+
+/// Bytes of the codes of some weights.
+fn bytes_of(rows: usize, cols: usize) -> usize {
+    rows.saturating_mul(cols) / 4
 }
 
 impl Tl1 {
@@ -122,7 +137,7 @@ impl Tl1 {
             let block = if cols.is_multiple_of(8) { 32 } else { 64 };
             Some(Tiling {
                 rows: divisor(rows, block, 128)?,
-                cols: divisor(cols, 256 / block, 64)?,
+                cols: divisor(cols, 256usize.checked_div(block)?, 64)?,
                 block,
             })
         };
@@ -138,7 +153,9 @@ impl Tl1 {
             && rows.is_multiple_of(tile_rows)
             && cols.is_multiple_of(tile_cols)
             && tile_rows.is_multiple_of(block)
-            && tile_cols.is_multiple_of(256 / block);
+            && 256usize
+                .checked_div(block)
+                .is_some_and(|by| tile_cols.is_multiple_of(by));
         if fits {
             return Ok(Place { tiling, cols });
         }
@@ -178,7 +195,7 @@ impl Packing for Tl1 {
         if n > 0 {
             self.place(rows, cols)?;
         }
-        Ok(n / 4 + TRAILER as u64)
+        Ok(len_of_quads(n))
     }
 
     fn check_scales(&self, m: &TernaryMatrix, _: ScaleRounding) -> Result<f64, FormatError> {
@@ -209,17 +226,17 @@ impl Packing for Tl1 {
         let Ok(place) = self.place(rows, cols) else {
             return;
         };
-        let skip = first.saturating_mul(place.tiling.rows * cols);
+        let skip = first.saturating_mul(place.tiling.rows.saturating_mul(cols));
         if let Some(trits) = matrix.trits().get(skip..) {
             place.pack(trits, out);
         }
     }
 
     fn trailer(&self, matrix: &TernaryMatrix) -> Vec<u8> {
-        trailer(matrix)
+        trailer(matrix, self.name())
     }
     fn unread_tail(&self) -> usize {
-        TRAILER - size_of::<f32>()
+        UNREAD
     }
 
     fn unpack_rows(
@@ -240,21 +257,26 @@ impl Packing for Tl1 {
         let mut bad = false;
         let mut row = first;
         let mut rest = &mut out[..];
-        let mut gathered = vec![0; 16 * quads]; // (16, K / 4)
+        let mut gathered = vec![0; quads.saturating_mul(16)]; // (16, K / 4)
         while !rest.is_empty() {
             // the rows that are asked for of the sixteen that `row` is in
             let low = row % 16;
-            let n = (16 - low).min(rest.len() / cols);
-            let (rows, others) = rest.split_at_mut(n * cols);
-            let codes = &bytes[row / tile * unit..][..unit];
-            place.walk((row - low) % tile, |at, col| {
-                let codes = &codes[at + low..at + low + n];
+            let n = 16usize.saturating_sub(low).min(div_rem(rest.len(), cols).0);
+            let (rows, others) = rest.split_at_mut(n.saturating_mul(cols));
+            // the row is one of the matrix, and its bytes as many as it needs
+            let (t, x) = div_rem(row, tile);
+            let codes = bytes.chunks_exact(unit).nth(t).unwrap_or_default();
+            place.walk(x.saturating_sub(low), |at, quad| {
+                let at = at.saturating_add(low);
+                let codes = codes.get(at..at.saturating_add(n)).unwrap_or_default();
                 for (byte, row) in codes.iter().zip(gathered.chunks_exact_mut(quads)) {
-                    row[col / 4] = *byte;
+                    if let Some(code) = row.get_mut(quad) {
+                        *code = *byte;
+                    }
                 }
             });
-            bad |= !decode_pairs(&gathered[..n * quads], rows);
-            (rest, row) = (others, row + n);
+            bad |= !decode_pairs(&gathered, rows);
+            (rest, row) = (others, row.saturating_add(n));
         }
         if bad {
             return Err(bad_tile_code(first, cols, out));
@@ -263,25 +285,6 @@ impl Packing for Tl1 {
     }
 
     fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
-        tensor.check_len(self.stored_len(tensor.rows, tensor.cols)?)?;
-        stored_scale(tensor)
+        stored_scale(tensor, self.stored_len(tensor.rows, tensor.cols)?)
     }
-}
-
-/// The scale behind the codes of TL1 and TL2; the caller has checked the length.
-pub(super) fn stored_scale(tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
-    let at = tensor.bytes.len().saturating_sub(TRAILER);
-    let mut le = [0; 4];
-    le.copy_from_slice(&tensor.bytes[at..at + 4]);
-    let place = || format!("scale at byte {at} of the tensor");
-    checked_scale(f32::from_le_bytes(le), place).map(Scales::PerTensor)
-}
-
-/// The f32 scale and 28 zeros.
-pub(super) fn trailer(matrix: &TernaryMatrix) -> Vec<u8> {
-    // `check_scales` has passed, so there is one scale
-    let scale = one_scale(matrix, "tl1").unwrap_or(f32::NAN);
-    let mut out = vec![0; TRAILER];
-    out[..4].copy_from_slice(&scale.to_le_bytes());
-    out
 }

@@ -5,12 +5,12 @@
 //! The file does not say the tiling: `tl2` takes the one of the shape, `tl2-BM-BK` another.
 
 use super::tilings::{
-    Preset, TRAILER, Tiling, Tilings, bad_tile_code, decode_pairs, divisor, does_not_fit,
-    encode_pairs,
+    Preset, Tiling, Tilings, bad_tile_code, decode_pairs, divisor, does_not_fit, encode_pairs,
 };
-use super::tl1::{stored_scale, trailer};
+use super::trailer::{TRAILER, UNREAD, stored_scale, trailer};
 use super::{
-    PackedTensor, Packing, ScaleRounding, decode_quads, elements, encode_quads, one_scale,
+    PackedTensor, Packing, ScaleRounding, decode_quads, div_rem, elements, encode_quads, from,
+    one_scale,
 };
 use crate::error::FormatError;
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -74,10 +74,12 @@ struct Regions {
 /// Where row `ri` of 32 stands in 32 bytes: the second and the third eight change places.
 #[inline(always)]
 fn position(ri: usize) -> usize {
-    [0, 16, 8, 24][ri / 8] + ri % 8
+    ri & 7 | (ri & 8) << 1 | (ri & 16) >> 1
 }
 
 /// The three trits of a sign bit (16) and a magnitude; 2 where no encoder writes it.
+// evaluated by the compiler, which refuses an index that is out of bounds
+#[allow(clippy::indexing_slicing)]
 const TRIPLES: [[i8; 3]; 32] = {
     let mut table = [[2; 3]; 32];
     let mut code = 0;
@@ -101,6 +103,8 @@ const SIGNS: u16 = 0xa000;
 
 /// Six trits of every byte of two magnitudes and two sign bits (0x100, 0x200), then 1 where no encoder
 /// writes them.
+// evaluated by the compiler, which refuses an index that is out of bounds
+#[allow(clippy::indexing_slicing)]
 static SIXES: [[i8; 8]; 1024] = {
     let mut table = [[0; 8]; 1024];
     let mut code = 0;
@@ -115,6 +119,8 @@ static SIXES: [[i8; 8]; 1024] = {
 };
 
 /// The inverse, of six 2-bit codes: the byte, and the signs as in [`SIGNS`].
+// evaluated by the compiler, which refuses an index that is out of bounds
+#[allow(clippy::indexing_slicing)]
 static CODES: [u16; 4096] = {
     let mut table = [0; 4096];
     let mut codes = 0;
@@ -150,24 +156,33 @@ struct Part {
     pack_row: fn(ri: usize, codes: &[u8], run: &mut [u8]),
 }
 
+#[inline(always)]
+fn put(line: &mut [u8; 32], at: usize, byte: u8) {
+    if let Some(to) = line.get_mut(at) {
+        *to = byte;
+    }
+}
+
 fn pack_triples(ri: usize, codes: &[u8], run: &mut [u8]) {
     let at = position(ri);
     for (six, bytes) in codes.as_chunks().0.iter().zip(run.as_chunks_mut::<128>().0) {
-        for (c, code) in sixes(six).enumerate() {
-            bytes[32 * c + at] = code as u8;
+        for (line, code) in bytes.as_chunks_mut::<32>().0.iter_mut().zip(sixes(six)) {
+            put(line, at, code as u8);
         }
     }
 }
 
 fn pack_signs(ri: usize, codes: &[u8], run: &mut [u8]) {
     // rows ri and ri + 16 share a word
-    let at = 2 * (ri % 16);
     for (six, words) in codes.as_chunks().0.iter().zip(run.as_chunks_mut::<32>().0) {
         let signs = sixes(six).zip([0, 4, 8, 12]);
-        let signs = signs.fold(0, |all, (code, shift)| all | (code & SIGNS) >> shift);
-        let [low, high] = (signs >> (ri / 16)).to_le_bytes();
-        words[at] |= low;
-        words[at + 1] |= high;
+        let signs = signs.fold(0, |all, (code, shift)| {
+            all | (code & SIGNS).wrapping_shr(shift)
+        });
+        let signs = if ri < 16 { signs } else { signs >> 1 };
+        if let Some(word) = words.as_chunks_mut::<2>().0.get_mut(ri % 16) {
+            *word = (u16::from_le_bytes(*word) | signs).to_le_bytes();
+        }
     }
 }
 
@@ -177,8 +192,46 @@ fn pack_pairs(ri: usize, codes: &[u8], run: &mut [u8]) {
     decode_quads(codes, &mut trits);
     encode_pairs(&trits, &mut bytes);
     for (line, byte) in run.as_chunks_mut::<32>().0.iter_mut().zip(bytes) {
-        line[position(ri)] = byte;
+        put(line, position(ri), byte);
     }
+}
+
+/// `N` trits of a row, from a column on.
+#[inline(always)]
+fn at_mut<const N: usize>(row: &mut [i8], column: usize) -> Option<&mut [i8; N]> {
+    row.get_mut(column..)?.first_chunk_mut()
+}
+
+/// Unpacks 24 columns of row `ri` of 32; returns a byte that is not zero if no encoder writes one of the codes.
+#[inline(always)]
+fn unpack_triples(ri: usize, lines: &[u8; 128], words: &[u8; 32], trits: &mut [i8; 24]) -> i8 {
+    let word = words.as_chunks().0.get(ri % 16);
+    let word = usize::from(u16::from_le_bytes(word.copied().unwrap_or_default()));
+    // the signs of this row's triples are every other bit, from the top
+    let mut signs = if ri < 16 { word } else { word << 1 };
+    let at = position(ri);
+    let mut bad = 0;
+    let sixes = trits.as_chunks_mut::<6>().0.iter_mut();
+    for (six, line) in sixes.zip(lines.as_chunks::<32>().0) {
+        let signs_of_six = signs >> 7 & 0x100 | signs >> 4 & 0x200;
+        let index = line.get(at).copied().unwrap_or_default();
+        let entry = SIXES.get(signs_of_six | usize::from(index));
+        let [a, b, c, d, e, f, wrong, _] = entry.copied().unwrap_or_default();
+        *six = [a, b, c, d, e, f];
+        bad |= wrong;
+        signs <<= 4;
+    }
+    bad
+}
+
+/// As [`unpack_triples`], of 32 columns in pairs.
+#[inline(always)]
+fn unpack_pairs(ri: usize, lines: &[u8; 256], trits: &mut [i8; 32]) -> i8 {
+    let mut codes = [0; 8];
+    for (code, line) in codes.iter_mut().zip(lines.as_chunks::<32>().0) {
+        *code = line.get(position(ri)).copied().unwrap_or_default();
+    }
+    i8::from(!decode_pairs(&codes, trits))
 }
 
 /// What [`CODES`] says of 24 columns, six at a time.
@@ -186,41 +239,64 @@ fn pack_pairs(ri: usize, codes: &[u8], run: &mut [u8]) {
 fn sixes(codes: &[u8; 6]) -> impl Iterator<Item = u16> {
     let [a, b, c, d, e, f] = codes.map(u64::from);
     let all = a | b << 8 | c << 16 | d << 24 | e << 32 | f << 40;
-    (0..4).map(move |i| CODES[(all >> (12 * i) & 0xfff) as usize])
+    [0, 12, 24, 36].into_iter().map(move |shift| {
+        let code = CODES.get((all.wrapping_shr(shift) & 0xfff) as usize);
+        code.copied().unwrap_or_default()
+    })
 }
 
 impl Regions {
+    /// Bytes of the triples of 32 rows of a tile.
+    fn len_of_triples(&self) -> usize {
+        (self.tile_cols / 6).saturating_mul(32)
+    }
+
+    /// Bytes of the signs of 32 rows of a tile.
+    fn len_of_words(&self) -> usize {
+        (self.tile_cols / 24).saturating_mul(32)
+    }
+
+    /// Tiles of triples side by side.
+    fn tiles(&self) -> usize {
+        div_rem(self.k3, self.tile_cols).0
+    }
+
     /// Where in the first region the 32 bytes of block `block` of rows (counted over the matrix),
     /// column tile `kb`, are; in units of 32 bytes times the triples pairs of a tile.
     #[inline(always)]
     fn tile(&self, block: usize, kb: usize, tiles: usize) -> usize {
-        let (mb, rb) = (block / self.blocks, block % self.blocks);
-        (mb * tiles + kb) * self.blocks + rb
+        let (mb, rb) = div_rem(block, self.blocks);
+        let before = mb.saturating_mul(tiles).saturating_add(kb);
+        before.saturating_mul(self.blocks).saturating_add(rb)
     }
 
     /// The inverse: `(block, kb)` of run `i` of a region.
     fn place(&self, i: usize, tiles: usize) -> (usize, usize) {
-        let (mb, kb) = (i / (tiles * self.blocks), i / self.blocks % tiles);
-        (mb * self.blocks + i % self.blocks, kb)
+        let (before, rb) = div_rem(i, self.blocks);
+        let (mb, kb) = div_rem(before, tiles);
+        (mb.saturating_mul(self.blocks).saturating_add(rb), kb)
     }
 
     /// First byte of the triples of `(block, kb)`; 32 bytes per six columns.
     #[inline(always)]
     fn triples(&self, block: usize, kb: usize) -> usize {
-        self.tile(block, kb, self.k3 / self.tile_cols) * (self.tile_cols / 6) * 32
+        let tile = self.tile(block, kb, self.tiles());
+        tile.saturating_mul(self.len_of_triples())
     }
 
     /// First byte of the signs of `(block, kb)`; 16 words per 24 columns.
     #[inline(always)]
     fn words(&self, block: usize, kb: usize) -> usize {
-        self.signs + self.tile(block, kb, self.k3 / self.tile_cols) * (self.tile_cols / 24) * 32
+        let tile = self.tile(block, kb, self.tiles());
+        let words = tile.saturating_mul(self.len_of_words());
+        self.signs.saturating_add(words)
     }
 
     fn parts(&self) -> [Part; 3] {
-        let (tile_cols, tiles) = (self.tile_cols, self.k3 / self.tile_cols);
+        let (tile_cols, tiles) = (self.tile_cols, self.tiles());
         let triples = Part {
             at: 0,
-            len: tile_cols / 6 * 32,
+            len: self.len_of_triples(),
             col: 0,
             cols: tile_cols,
             tiles,
@@ -228,7 +304,7 @@ impl Regions {
         };
         let signs = Part {
             at: self.signs,
-            len: tile_cols / 24 * 32,
+            len: self.len_of_words(),
             pack_row: pack_signs,
             ..triples
         };
@@ -246,7 +322,8 @@ impl Regions {
     /// First byte of the pairs of `(block, kb)`; 32 bytes per four columns.
     #[inline(always)]
     fn codes(&self, block: usize, kb: usize) -> usize {
-        self.pairs + self.tile(block, kb, self.k2 / 32) * 8 * 32
+        let tile = self.tile(block, kb, self.k2 / 32);
+        self.pairs.saturating_add(tile.saturating_mul(8 * 32))
     }
 }
 
@@ -288,20 +365,22 @@ impl Tl2 {
             && rows.is_multiple_of(tile_rows)
             && tile_rows.is_multiple_of(32)
             && tile_cols.is_multiple_of(24)
-            && (cols % tile_cols).is_multiple_of(32);
+            && div_rem(cols, tile_cols).1.is_multiple_of(32);
         if !fits {
             return refuse("M % BM, BM % 32, BK % 24 and (K % BK) % 32 are 0, bm is 32");
         }
         if cols < 256 {
             return refuse("K is at least 256");
         }
-        let (k2, k3) = (cols % tile_cols, cols - cols % tile_cols);
+        let (_, k2) = div_rem(cols, tile_cols);
+        let k3 = cols.saturating_sub(k2);
         // rows are a multiple of 32 and the product fits, so all of these do
         let (m, k) = (rows as u64, cols as u64);
-        let reserved = (k - 256) * m / 3 * 5 / 8 + 256 * m / 2 * 4 / 8;
-        let signs = m * (k3 as u64 / 6);
-        let pairs = signs + m / 8 * (k3 as u64 / 3);
-        if pairs + m * (k2 as u64 / 4) > reserved {
+        let reserved = (k.saturating_sub(256).saturating_mul(m) / 3).saturating_mul(5) / 8;
+        let reserved = reserved.saturating_add((m.saturating_mul(256) / 2).saturating_mul(4) / 8);
+        let signs = m.saturating_mul(k3 as u64 / 6);
+        let pairs = signs.saturating_add((m / 8).saturating_mul(k3 as u64 / 3));
+        if pairs.saturating_add(m.saturating_mul(k2 as u64 / 4)) > reserved {
             return refuse("the layout has room for at most 256 columns in pairs");
         }
         Ok(Regions {
@@ -349,7 +428,7 @@ impl Packing for Tl2 {
     }
 
     fn packed_len(&self, rows: usize, cols: usize) -> Result<u64, FormatError> {
-        Ok((self.regions(rows, cols)?.len + TRAILER) as u64)
+        Ok(self.regions(rows, cols)?.len.saturating_add(TRAILER) as u64)
     }
 
     fn check_scales(&self, m: &TernaryMatrix, _: ScaleRounding) -> Result<f64, FormatError> {
@@ -373,41 +452,46 @@ impl Packing for Tl2 {
         let start = first.saturating_mul(32);
         let end = start.saturating_add(out.len());
         // the rows of one row of tiles as 2-bit codes, (BM, K / 4), and which
-        let tile_rows = 32 * regions.blocks;
-        let mut codes = vec![0; tile_rows * (cols / 4)];
+        let (tile_rows, quads) = (regions.blocks.saturating_mul(32), cols / 4);
+        let mut codes = vec![0; tile_rows.saturating_mul(quads)];
         let mut coded = None;
         for part in regions.parts() {
             let mut run = vec![0; part.len];
-            let before = start.saturating_sub(part.at) / part.len;
-            for i in before..part.tiles * (rows / 32) {
-                let at = part.at + i * part.len;
+            let (before, _) = div_rem(start.saturating_sub(part.at), part.len);
+            for i in before..part.tiles.saturating_mul(rows / 32) {
+                let at = part.at.saturating_add(i.saturating_mul(part.len));
                 if at >= end {
                     break;
                 }
                 let (block, kb) = regions.place(i, part.tiles);
-                let tile = block / regions.blocks;
+                let (tile, rb) = div_rem(block, regions.blocks);
                 if coded != Some(tile) {
-                    encode_quads(&matrix.trits()[tile * tile_rows * cols..], &mut codes);
+                    let first = tile.saturating_mul(tile_rows).saturating_mul(cols);
+                    let trits = matrix.trits().get(first..).unwrap_or_default();
+                    encode_quads(trits, &mut codes);
                     coded = Some(tile);
                 }
                 run.fill(0);
-                let rows = codes.chunks_exact(cols / 4);
-                for (ri, row) in rows.skip(block % regions.blocks * 32).take(32).enumerate() {
-                    let from = (part.col + kb * part.cols) / 4;
-                    (part.pack_row)(ri, &row[from..from + part.cols / 4], &mut run);
+                let column = part.col.saturating_add(kb.saturating_mul(part.cols));
+                let rows = codes.chunks_exact(quads.max(1));
+                for (ri, row) in rows.skip(rb.saturating_mul(32)).take(32).enumerate() {
+                    let row = from(row, column / 4).get(..part.cols / 4);
+                    (part.pack_row)(ri, row.unwrap_or_default(), &mut run);
                 }
                 // the window may begin or end inside
-                let (low, high) = (at.max(start), (at + part.len).min(end));
-                out[low - start..high - start].copy_from_slice(&run[low - at..high - at]);
+                let window = out.get_mut(at.saturating_sub(start)..).unwrap_or_default();
+                for (to, byte) in window.iter_mut().zip(from(&run, start.saturating_sub(at))) {
+                    *to = *byte;
+                }
             }
         }
     }
 
     fn trailer(&self, matrix: &TernaryMatrix) -> Vec<u8> {
-        trailer(matrix)
+        trailer(matrix, self.name())
     }
     fn unread_tail(&self) -> usize {
-        TRAILER - size_of::<f32>()
+        UNREAD
     }
 
     fn unpack_rows(
@@ -430,43 +514,33 @@ impl Packing for Tl2 {
         while !rest.is_empty() {
             // the rows that are asked for of the 32 that `row` is in
             let (block, low) = (row / 32, row % 32);
-            let n = (32 - low).min(rest.len() / cols);
-            let (rows, others) = rest.split_at_mut(n * cols);
-            for kb in 0..regions.k3 / regions.tile_cols {
-                let (triples, words) = (regions.triples(block, kb), regions.words(block, kb));
-                let columns = kb * regions.tile_cols;
-                for kq in 0..regions.tile_cols / 24 {
-                    let indices = &bytes[triples + 128 * kq..][..128];
-                    let words = &bytes[words + 32 * kq..][..32];
+            let n = 32usize.saturating_sub(low).min(div_rem(rest.len(), cols).0);
+            let (rows, others) = rest.split_at_mut(n.saturating_mul(cols));
+            let columns = (0..)
+                .step_by(regions.tile_cols.max(1))
+                .take(regions.tiles());
+            for (kb, columns) in columns.enumerate() {
+                let triples = from(bytes, regions.triples(block, kb));
+                let words = from(bytes, regions.words(block, kb));
+                let tile = triples.as_chunks().0.iter().zip(words.as_chunks().0);
+                let columns = (columns..).step_by(24).take(regions.tile_cols / 24);
+                for (column, (triples, words)) in columns.zip(tile) {
                     for (ri, row) in (low..).zip(rows.chunks_exact_mut(cols)) {
-                        let at = 2 * (ri % 16);
-                        let word = u16::from_le_bytes([words[at], words[at + 1]]);
-                        // the signs of this row's triples are every other bit, from the top
-                        let mut signs = usize::from(word) << (ri / 16);
-                        let trits = &mut row[columns + 24 * kq..][..24];
-                        let at = position(ri);
-                        for (c, six) in trits.as_chunks_mut::<6>().0.iter_mut().enumerate() {
-                            let signs_of_six = signs >> 7 & 0x100 | signs >> 4 & 0x200;
-                            let entry = &SIXES[signs_of_six | usize::from(indices[32 * c + at])];
-                            signs <<= 4;
-                            bad |= entry[6];
-                            six.copy_from_slice(&entry[..6]);
+                        if let Some(trits) = at_mut(row, column) {
+                            bad |= unpack_triples(ri, triples, words, trits);
                         }
                     }
                 }
             }
-            for kb in 0..regions.k2 / 32 {
-                let codes = bytes[regions.codes(block, kb)..][..256].as_chunks::<32>().0;
+            for (kb, column) in (regions.k3..).step_by(32).take(regions.k2 / 32).enumerate() {
+                let codes = from(bytes, regions.codes(block, kb)).first_chunk();
                 for (ri, row) in (low..).zip(rows.chunks_exact_mut(cols)) {
-                    let trits = &mut row[regions.k3 + 32 * kb..][..32];
-                    let mut row_codes = [0; 8];
-                    for (code, line) in row_codes.iter_mut().zip(codes) {
-                        *code = line[position(ri)];
+                    if let (Some(codes), Some(trits)) = (codes, at_mut(row, column)) {
+                        bad |= unpack_pairs(ri, codes, trits);
                     }
-                    bad |= i8::from(!decode_pairs(&row_codes, trits));
                 }
             }
-            (rest, row) = (others, row + n);
+            (rest, row) = (others, row.saturating_add(n));
         }
         if bad != 0 {
             return Err(bad_tile_code(first, cols, out));
@@ -475,7 +549,6 @@ impl Packing for Tl2 {
     }
 
     fn scales(&self, tensor: &PackedTensor<'_>) -> Result<Scales, FormatError> {
-        tensor.check_len(self.stored_len(tensor.rows, tensor.cols)?)?;
-        stored_scale(tensor)
+        stored_scale(tensor, self.stored_len(tensor.rows, tensor.cols)?)
     }
 }

@@ -23,25 +23,35 @@ impl F16Block for Tq1_0 {
     const SCALE_AT: usize = 52;
 
     #[inline(always)]
-    fn encode(trits: &[i8], block: &mut [u8]) {
-        encode_run::<32, 5>(&trits[..160], &mut block[..32]);
-        encode_run::<16, 5>(&trits[160..240], &mut block[32..48]);
-        encode_run::<4, 4>(&trits[240..256], &mut block[48..52]);
+    fn encode(trits: &[i8], codes: &mut [u8]) {
+        if let (Some(trits), Some(codes)) = (trits.first_chunk(), codes.first_chunk_mut()) {
+            let (trits, codes): (&[i8; 256], &mut [u8; 52]) = (trits, codes);
+            encode_run::<32, 5>(&trits[..160], &mut codes[..32]);
+            encode_run::<16, 5>(&trits[160..240], &mut codes[32..48]);
+            encode_run::<4, 4>(&trits[240..], &mut codes[48..]);
+        }
     }
 
     #[inline(always)]
-    fn decode(block: &[u8], trits: &mut [i8]) -> bool {
-        decode_run::<32>(&block[..32], &mut trits[..160]);
-        decode_run::<16>(&block[32..48], &mut trits[160..240]);
-        decode_run::<4>(&block[48..52], &mut trits[240..256]);
+    fn decode(codes: &[u8], trits: &mut [i8]) -> bool {
+        if let (Some(codes), Some(trits)) = (codes.first_chunk(), trits.first_chunk_mut()) {
+            let (codes, trits): (&[u8; 52], &mut [i8; 256]) = (codes, trits);
+            decode_run::<32>(&codes[..32], &mut trits[..160]);
+            decode_run::<16>(&codes[32..48], &mut trits[160..240]);
+            decode_run::<4>(&codes[48..], &mut trits[240..]);
+        }
         true
     }
 
-    fn is_silent(block: &[u8]) -> bool {
-        // 0x80 alone decodes to five zeros, 0x7f to 0x81 to four
-        let fives = block[..48].iter().fold(0, |any, b| any | (b ^ 0x80));
-        fives == 0 && block[48..52].iter().all(|b| (0x7f..=0x81).contains(b))
+    fn is_silent(codes: &[u8]) -> bool {
+        codes.split_last_chunk::<4>().is_some_and(are_zeros)
     }
+}
+
+/// Whether these bytes of five trits and of four hold zeros alone: 0x80 is five of them, 0x7f to 0x81 are four.
+pub(super) fn are_zeros<const N: usize>((fives, fours): (&[u8], &[u8; N])) -> bool {
+    fives.iter().fold(0, |any, b| any | (b ^ 0x80)) == 0
+        && fours.iter().all(|b| (0x7f..=0x81).contains(b))
 }
 
 /// Byte `m` from the trits `m`, `m + STRIDE`, ...; the first digit weighs most.
@@ -56,19 +66,21 @@ pub(super) fn encode_run<const STRIDE: usize, const DIGITS: u32>(trits: &[i8], b
     for (byte, q) in bytes.iter_mut().zip(q) {
         let q = if DIGITS == 4 { q.wrapping_mul(3) } else { q };
         // ceil(256 q / 243), with 256 q = 243 q + 13 q to stay in 16 bits
-        *byte = q.wrapping_add((13 * u16::from(q)).div_ceil(243) as u8);
+        *byte = q.wrapping_add(u16::from(q).wrapping_mul(13).div_ceil(243) as u8);
     }
 }
 
 /// The trits `m`, `m + STRIDE`, ... from byte `m`.
 #[inline(always)]
 pub(super) fn decode_run<const STRIDE: usize>(bytes: &[u8], trits: &mut [i8]) {
-    let mut rest = [0u8; STRIDE];
-    rest.copy_from_slice(bytes);
+    let Some(mut rest) = bytes.first_chunk::<STRIDE>().copied() else {
+        return;
+    };
     for run in trits.as_chunks_mut::<STRIDE>().0 {
         for (u, t) in rest.iter_mut().zip(run) {
             // the digit floor(3 u / 256) as two comparisons, which stay in 8 bits
-            *t = i8::from(*u >= 86) + i8::from(*u >= 171) - 1;
+            let digit = i8::from(*u >= 86).wrapping_add(i8::from(*u >= 171));
+            *t = digit.wrapping_sub(1);
             *u = u.wrapping_mul(3);
         }
     }

@@ -4,7 +4,7 @@
 //! Invariant: nothing here judges: text that is no JSON gives positions that mean nothing, in bounds
 //! all the same.
 
-#![deny(clippy::indexing_slicing)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::ops::Range;
 
@@ -70,7 +70,7 @@ impl Iterator for Tokens<'_> {
             ),
             other => (Token::Punctuation(other), 1),
         };
-        let range = self.at..self.at + len;
+        let range = self.at..self.at.saturating_add(len);
         self.at = range.end;
         Some((token, range))
     }
@@ -93,7 +93,7 @@ fn string_len(text: &[u8]) -> usize {
         match byte {
             _ if escaped => escaped = false,
             b'\\' => escaped = true,
-            b'"' => return at + 1,
+            b'"' => return at.saturating_add(1),
             _ => {}
         }
     }
@@ -118,7 +118,7 @@ pub fn json_entries(text: &[u8]) -> Vec<JsonEntry> {
             Some(key) => String::from_utf8_lossy(text.get(key.clone())?).into_owned(),
             None => count.to_string(),
         };
-        *count += 1;
+        *count = count.saturating_add(1);
         let path = match parent.and_then(|p| entries.get(p)) {
             Some(parent) => format!("{}.{name}", parent.path),
             None => name,
@@ -129,7 +129,7 @@ pub fn json_entries(text: &[u8]) -> Vec<JsonEntry> {
             value,
             scalar,
         });
-        Some(entries.len() - 1)
+        entries.len().checked_sub(1)
     };
     for (token, range) in tokens(text) {
         if !matches!(token, Token::Blank | Token::Punctuation(b':'))
@@ -146,7 +146,7 @@ pub fn json_entries(text: &[u8]) -> Vec<JsonEntry> {
             Token::Punctuation(b':') => {
                 key = string
                     .take()
-                    .map(|quoted| quoted.start + 1..quoted.end.saturating_sub(1));
+                    .map(|quoted| quoted.start.saturating_add(1)..quoted.end.saturating_sub(1));
             }
             Token::Punctuation(b'{' | b'[') => {
                 let entry = begin(&mut entries, &mut open, key.take(), range, None);
@@ -165,7 +165,7 @@ pub fn json_entries(text: &[u8]) -> Vec<JsonEntry> {
     entries
 }
 
-/// Marks what could be spelt otherwise: blanks, the case of hexadecimal letters and exponents, digits
+/// Marks what could be spelled otherwise: blanks, the case of hexadecimal letters and exponents, digits
 /// beyond what a float holds.
 pub(super) fn spelling(text: &[u8], masks: &mut [u8]) {
     const CASE: u8 = 0x20;
@@ -177,11 +177,11 @@ pub(super) fn spelling(text: &[u8], masks: &mut [u8]) {
         match token {
             Token::Blank => masks.fill(0xff),
             Token::Scalar(JsonScalar::String) => {
-                let mut left = 0; // hexadecimal digits of an escape that are to come
+                let mut left: u8 = 0; // hexadecimal digits of an escape that are to come
                 let mut escaped = false;
                 for (byte, mask) in token_text.iter().zip(masks) {
                     if left > 0 {
-                        left -= 1;
+                        left = left.saturating_sub(1);
                         if byte.is_ascii_alphabetic() {
                             *mask |= CASE;
                         }

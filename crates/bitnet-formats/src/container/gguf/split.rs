@@ -9,7 +9,7 @@ use super::joined::read_part;
 use super::read::{recorded_layout, split_key};
 use super::unread::entries_of;
 use super::{Gguf, SPLIT_ID_KEY, limit_exceeded, malformed};
-use crate::artifact::{Artifact, Sha256Stream};
+use crate::artifact::Sha256Stream;
 use crate::bytes::Cursor;
 use crate::container::{Container, Reading};
 use crate::error::FormatError;
@@ -49,22 +49,31 @@ impl SplitName {
 pub(super) const NO_ID: &str = "00000000000000000000000000000000";
 
 /// See [`Gguf::set_split_id`].
-pub(super) fn set_id(parts: &mut [Artifact], headers: &[&[u8]]) -> Result<(), FormatError> {
+pub(super) fn set_id(headers: &mut [&mut Vec<u8>], content: &[u8]) -> Result<(), FormatError> {
     let mut all = Sha256Stream::new();
-    for part in parts.iter_mut() {
-        all.update(part.sha256()?.as_bytes());
+    for header in headers.iter() {
+        all.update(&header.len().to_le_bytes());
+        all.update(header);
     }
+    all.update(content);
     let failed = |e: std::io::Error| malformed(e.to_string()).in_tensor(SPLIT_ID_KEY).because(e);
     let id = all.finish().map_err(failed)?;
     let id = id.get(..NO_ID.len()).unwrap_or(NO_ID);
-    for (part, header) in parts.iter_mut().zip(headers) {
+    for header in headers {
         let entries = entries_of(Cursor::new(header), &Limits::default())?;
         let place = entries.into_iter().find(|e| e.key == SPLIT_ID_KEY);
-        let place = place.map(|e| e.value_range).unwrap_or_default();
-        if place.end.saturating_sub(place.start) != id.len() as u64 {
-            return Err(malformed("expected a place for the id of the set").in_tensor(SPLIT_ID_KEY));
+        let place = place.and_then(|e| {
+            let (start, end) = (e.value_range.start, e.value_range.end);
+            header.get_mut(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
+        });
+        match place {
+            Some(place) if place.len() == id.len() => place.copy_from_slice(id.as_bytes()),
+            _ => {
+                return Err(
+                    malformed("expected a place for the id of the set").in_tensor(SPLIT_ID_KEY)
+                );
+            }
         }
-        part.replace(place.start, id.as_bytes())?;
     }
     Ok(())
 }
