@@ -78,6 +78,9 @@ impl ChatMessage {
     }
 }
 
+/// Variables by which published templates turn thinking on and off, each a boolean; the usual one first.
+const THINKING: [&str; 4] = ["enable_thinking", "thinking", "reasoning", "think"];
+
 /// What a template is rendered with.
 #[derive(Debug, Clone, Default)]
 pub struct ChatContext {
@@ -158,6 +161,35 @@ impl ChatTemplate {
     pub fn render_context(&self, context: &ChatContext) -> Result<String, FormatError> {
         let rendered = self.outcome(context)?;
         rendered.map_err(|error| self.failed(&error))
+    }
+
+    /// The variable by which this template turns thinking on (true) and off (false): of the names that published
+    /// templates have, the first that changes the prompt of a short conversation.
+    ///
+    /// # Errors
+    /// A template that passes a limit.
+    pub fn thinking_variable(&self) -> Result<Option<&'static str>, FormatError> {
+        let (system, user) = (ChatMessage::system("Be brief."), ChatMessage::user("Hello"));
+        for name in THINKING
+            .into_iter()
+            .filter(|name| self.source.contains(name))
+        {
+            for messages in [&[user.clone()][..], &[system.clone(), user.clone()]] {
+                let with = |on: bool| {
+                    let mut context = ChatContext::of_messages(messages, true);
+                    context.variables.insert(name.to_owned(), on.into());
+                    self.outcome(&context)
+                };
+                match (with(true)?, with(false)?) {
+                    (Ok(on), Ok(off)) if on != off => return Ok(Some(name)),
+                    (Err(error), _) | (_, Err(error)) if error.kind == Ended::Limit => {
+                        return Err(self.failed(&error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn outcome(&self, context: &ChatContext) -> Result<Result<String, Error>, FormatError> {

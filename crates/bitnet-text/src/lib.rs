@@ -7,10 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod chat_template;
+mod model_input;
 mod prompt_file;
 mod tokenizer;
 
 pub use chat_template::{ChatContext, ChatMessage, ChatTemplate};
+pub use model_input::TextSettings;
 pub use prompt_file::{PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
 pub use tokenizer::{
     ChatTemplates, DecodeStream, TEMPLATE_TOKENS, TemplateHashes, Tokenizer, TokenizerDigest,

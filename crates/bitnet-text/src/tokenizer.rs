@@ -28,6 +28,7 @@ mod pre_tokenizer;
 mod sentencepiece;
 mod side_files;
 mod special_tokens;
+mod splice;
 mod templates;
 mod words;
 
@@ -71,6 +72,16 @@ const OTHER_MODEL: &str =
 const MOST_ADDED: usize = 1 << 16;
 
 /// A tokenizer with the special tokens and the chat template of its model.
+///
+/// ```
+/// use bitnet_text::Tokenizer;
+/// # let directory = std::path::Path::new("../../tests/fixtures/demo/packed");
+///
+/// let tokenizer = Tokenizer::from_directory(directory)?.expect("the model has a tokenizer");
+/// let ids = tokenizer.encode("Add 34 and 28.", true)?;
+/// assert_eq!(tokenizer.decode(&ids, true)?, "Add 34 and 28.");
+/// # Ok::<(), bitnet_formats::FormatError>(())
+/// ```
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: Engine,
@@ -222,6 +233,17 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The bytes that a token stands for in a text, special tokens included; `None` for an id without a token.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        self.decoding.bytes(&self.inner, id, false)
+    }
+
+    /// Whether a token is special: it gives no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        let text = self.inner.id_to_token(id);
+        text.is_some_and(|text| self.inner.is_special(&text))
+    }
+
     /// The token that a text begins with, where the model has one.
     pub fn bos(&self) -> Option<u32> {
         self.bos
@@ -320,7 +342,9 @@ pub fn pre_tokenizer_of_vocabulary(
 struct Source<'p> {
     parsed: Parsed,
     /// The bytes of `tokenizer.json`; empty where there is none.
-    bytes: Cow<'p, [u8]>,
+    text: Cow<'p, [u8]>,
+    /// Whether `parsed` has other added tokens than `text`.
+    is_changed: bool,
     side: SideFiles,
     /// Where the directory has `tokenizer.model` only.
     pieces: Option<GgmlTokenizer>,
@@ -337,21 +361,11 @@ impl<'p> Source<'p> {
                 true => Cow::Owned(without_byte_order_mark(&bytes).to_vec()),
                 false => bytes,
             };
-            let parsed = build(&bytes).map_err(located)?;
+            let reading = json::read(&bytes).map_err(located)?;
             let mut side = SideFiles::read(place)?;
-            side.class = Class::of(&side, Some(&parsed.value));
-            if added::changed(&parsed.value, &side).map_err(located)? {
-                drop(parsed);
-                let whole = place.parse_table(TOKENIZER_JSON, &bytes)?;
-                return Self::settled(whole, side).map_err(located).map(Some);
-            }
-            return Ok(Some(Self {
-                parsed,
-                bytes,
-                side,
-                pieces: None,
-                lost: Vec::new(),
-            }));
+            side.class = Class::of(&side, Some(&reading.rules));
+            let read = Self::of_file(bytes, reading, side);
+            return read.map_err(located).map(Some);
         }
         let model = place.read(TOKENIZER_MODEL)?;
         let of_two_files = |side: &SideFiles| {
@@ -385,22 +399,54 @@ impl<'p> Source<'p> {
         let parsed = pieces.reading().and_then(Parsed::new).map_err(located)?;
         Ok(Some(Self {
             parsed,
-            bytes: Cow::Borrowed(&[]),
+            text: Cow::Borrowed(&[]),
+            is_changed: false,
             side,
             pieces: Some(pieces),
             lost: Vec::new(),
         }))
     }
 
-    /// A whole `tokenizer.json` whose added tokens other files change.
-    fn settled(mut whole: Value, side: SideFiles) -> Result<Self, FormatError> {
-        let before = added::ids_and_texts(&whole);
-        added::settle(&mut whole, &side)?;
-        let mut source = Self::whole(&whole, side)?;
-        let is_lost = |text: &str| source.parsed.inner.token_to_id(text).is_none();
-        let lost = before.into_iter().filter(|(_, text)| is_lost(text));
-        source.lost = lost.collect();
-        Ok(source)
+    /// A `tokenizer.json`, with the added tokens that other files give it.
+    fn of_file(
+        text: Cow<'p, [u8]>,
+        mut reading: Reading,
+        side: SideFiles,
+    ) -> Result<Self, FormatError> {
+        engine::added_tokens(reading.rules.get("added_tokens").unwrap_or(&Value::Null))?;
+        let is_changed = added::changed(&reading.rules, &side)?;
+        let before = match is_changed {
+            true => added::ids_and_texts(&reading.rules),
+            false => Vec::new(),
+        };
+        if is_changed {
+            let added = added::settled(&reading.rules, reading.bpe.words(), &side)?;
+            added::put(&mut reading.rules, added);
+        }
+        let parsed = Parsed::new(reading)?;
+        if is_changed {
+            added::check_ids(&parsed.value, &parsed.inner)?;
+        }
+        let is_lost = |(_, text): &(u32, String)| parsed.inner.token_to_id(text).is_none();
+        let lost = before.into_iter().filter(is_lost).collect();
+        Ok(Self {
+            parsed,
+            text,
+            is_changed,
+            side,
+            pieces: None,
+            lost,
+        })
+    }
+
+    /// The bytes of `tokenizer.json` with the added tokens that the tokenizer has.
+    fn bytes(&self) -> Result<Cow<'_, [u8]>, FormatError> {
+        match self.parsed.value.get("added_tokens") {
+            Some(list) if self.is_changed => {
+                splice::with_added_tokens(&self.text, list).map(Cow::Owned)
+            }
+            _ => Ok(Cow::Borrowed(&self.text)),
+        }
     }
 
     /// Builds a `tokenizer.json` that was made here.
@@ -410,7 +456,8 @@ impl<'p> Source<'p> {
         added::check_ids(whole, &parsed.inner)?;
         Ok(Self {
             parsed,
-            bytes: Cow::Owned(bytes),
+            text: Cow::Owned(bytes),
+            is_changed: false,
             side,
             pieces: None,
             lost: Vec::new(),
@@ -430,14 +477,26 @@ impl<'p> Source<'p> {
             }
             return Ok(dropped);
         }
-        if added::drop_beyond(&mut self.parsed.value, rows).is_empty() {
-            return Ok(Vec::new());
+        let mut rules = self.parsed.value.clone();
+        let dropped = added::drop_beyond(&mut rules, rows);
+        if dropped.is_empty() {
+            return Ok(dropped);
         }
-        let mut whole = place.parse_table(TOKENIZER_JSON, &self.bytes)?;
-        let dropped = added::drop_beyond(&mut whole, rows);
-        self.bytes = Cow::Owned(compact(&whole)?);
-        self.parsed = build(&self.bytes)?;
-        added::check_ids(&whole, &self.parsed.inner)?;
+        let words = self.parsed.inner.bpe().words();
+        let has_row = |id: u32| usize::try_from(id).is_ok_and(|id| id < rows);
+        let mut in_vocab = dropped.iter().filter_map(|(_, text)| words.id(text));
+        if in_vocab.any(|id| !has_row(id)) {
+            let mut whole = place.parse_table(TOKENIZER_JSON, &self.bytes()?)?;
+            added::drop_beyond(&mut whole, rows);
+            self.text = Cow::Owned(compact(&whole)?);
+            self.is_changed = false;
+            self.parsed = build(&self.text)?;
+        } else {
+            let bpe = json::read(&self.text)?.bpe;
+            self.parsed = Parsed::new(Reading { rules, bpe })?;
+            self.is_changed = true;
+        }
+        added::check_ids(&self.parsed.value, &self.parsed.inner)?;
         Ok(dropped)
     }
 
@@ -641,12 +700,15 @@ pub fn tokenizer_to_gguf_with_notes(
     notes.extend(notes::lost(&lost, &source.side.class));
     notes.extend(source.notes());
     let special = source.specials()?;
+    let bytes = match (&source.pieces, source.is_changed) {
+        (None, true) => source.bytes()?.into_owned(),
+        _ => std::mem::take(&mut source.text).into_owned(),
+    };
     let Source {
         parsed: Parsed { inner, value },
-        bytes,
         side,
         pieces,
-        lost: _,
+        ..
     } = source;
     let (ggml, bytes) = match pieces {
         Some(pieces) => {
@@ -658,7 +720,7 @@ pub fn tokenizer_to_gguf_with_notes(
         None => {
             let ggml = huggingface::to_ggml(&value, &inner, &side, vocab_size)
                 .map_err(|e| e.in_file(&dir.join(TOKENIZER_JSON)))?;
-            (ggml, bytes.into_owned())
+            (ggml, bytes)
         }
     };
     drop(value);

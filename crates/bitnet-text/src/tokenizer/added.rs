@@ -5,8 +5,10 @@
 //! files state, the tokenizer is refused: one of the two is wrong, and nothing says which.
 
 use super::class::Class;
+use super::json::{ADDED_BYTES, exceeded};
 use super::pre_tokenizer::short;
 use super::side_files::{SideFiles, described};
+use super::words::Words;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -126,16 +128,44 @@ impl Additions {
     }
 }
 
+/// The vocabulary under the added tokens.
+pub(super) trait Vocabulary {
+    /// Tokens.
+    fn count(&self) -> usize;
+    /// The id of a token.
+    fn id_of(&self, text: &str) -> Option<u32>;
+}
+
+impl Vocabulary for Words {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn id_of(&self, text: &str) -> Option<u32> {
+        self.id(text)
+    }
+}
+
+impl Vocabulary for serde_json::Map<String, Value> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn id_of(&self, text: &str) -> Option<u32> {
+        u32::try_from(self.get(text)?.as_u64()?).ok()
+    }
+}
+
 /// The ids that the `tokenizers` library gives to tokens that are added one after the other.
 struct Assigner<'v> {
-    vocab: &'v serde_json::Map<String, Value>,
+    vocab: &'v dyn Vocabulary,
     ids: HashMap<String, u32>,
     tokens: BTreeMap<u32, AddedToken>,
 }
 
 impl Assigner<'_> {
     fn add(&mut self, tokens: impl IntoIterator<Item = AddedToken>) {
-        let size = u32::try_from(self.vocab.len()).unwrap_or(u32::MAX);
+        let size = u32::try_from(self.vocab.count()).unwrap_or(u32::MAX);
         let last = self.tokens.last_key_value().map(|(id, _)| *id);
         let mut next = match last {
             Some(last) if last >= size => last.saturating_add(1),
@@ -145,10 +175,7 @@ impl Assigner<'_> {
             if token.content.is_empty() {
                 continue;
             }
-            let in_vocab = || {
-                let id = self.vocab.get(&token.content)?.as_u64()?;
-                u32::try_from(id).ok()
-            };
+            let in_vocab = || self.vocab.id_of(&token.content);
             let id = match self.ids.get(&token.content).copied().or_else(in_vocab) {
                 Some(id) => id,
                 None => {
@@ -170,14 +197,16 @@ pub(super) fn changed(json: &Value, side: &SideFiles) -> Result<bool, FormatErro
     Ok(!additions.change_nothing(&own, &side.class))
 }
 
-/// Puts the added tokens of the directory into a whole `tokenizer.json`.
-pub(super) fn settle(json: &mut Value, side: &SideFiles) -> Result<(), FormatError> {
+/// The added tokens of the directory, as a `tokenizer.json` lists them. `json` may lack the long lists.
+pub(super) fn settled(
+    json: &Value,
+    vocab: &dyn Vocabulary,
+    side: &SideFiles,
+) -> Result<Value, FormatError> {
     let own = of_file(json);
     let additions = Additions::of(&own, side)?;
-    let nothing = serde_json::Map::new();
-    let vocab = json.pointer("/model/vocab").and_then(Value::as_object);
     let mut assigner = Assigner {
-        vocab: vocab.unwrap_or(&nothing),
+        vocab,
         ids: HashMap::new(),
         tokens: BTreeMap::new(),
     };
@@ -197,7 +226,12 @@ pub(super) fn settle(json: &mut Value, side: &SideFiles) -> Result<(), FormatErr
             .hint("save the tokenizer again: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in Python"));
         }
     }
-    let added: Vec<Value> = assigner
+    let texts = assigner.tokens.values().map(|token| token.content.len());
+    if texts.sum::<usize>() > ADDED_BYTES {
+        let what = format!("more than {ADDED_BYTES} bytes of text in `added_tokens`");
+        return Err(exceeded("added_tokens", what));
+    }
+    let added = assigner
         .tokens
         .iter()
         .map(|(id, t)| {
@@ -207,10 +241,23 @@ pub(super) fn settle(json: &mut Value, side: &SideFiles) -> Result<(), FormatErr
             })
         })
         .collect();
-    if let Some(object) = json.as_object_mut() {
-        object.insert("added_tokens".to_owned(), Value::Array(added));
-    }
+    Ok(Value::Array(added))
+}
+
+/// Puts the added tokens of the directory into a whole `tokenizer.json`.
+pub(super) fn settle(json: &mut Value, side: &SideFiles) -> Result<(), FormatError> {
+    let nothing = serde_json::Map::new();
+    let vocab = json.pointer("/model/vocab").and_then(Value::as_object);
+    let added = settled(json, vocab.unwrap_or(&nothing), side)?;
+    put(json, added);
     Ok(())
+}
+
+/// Replaces the list of added tokens.
+pub(super) fn put(json: &mut Value, added: Value) {
+    if let Some(object) = json.as_object_mut() {
+        object.insert("added_tokens".to_owned(), added);
+    }
 }
 
 /// Adds what `add_bos_token` and `add_eos_token` ask for to a tokenizer that has no post-processor.
@@ -272,7 +319,8 @@ pub(super) fn check_ids(json: &Value, inner: &super::engine::Engine) -> Result<(
     Ok(())
 }
 
-/// Leaves the added tokens out that have no row; gives their ids and texts.
+/// Leaves the added tokens out that have no row, also of the vocabulary if `json` has one; gives their
+/// ids and texts.
 pub(super) fn drop_beyond(json: &mut Value, rows: usize) -> Vec<(u32, String)> {
     let id_beyond = |id: &Value| {
         let id = u32::try_from(id.as_u64()?).ok()?;

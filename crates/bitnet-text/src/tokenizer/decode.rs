@@ -59,7 +59,7 @@ impl Decoding {
     }
 
     /// The bytes of one token; `None` if the id has no token or a special one is not wanted.
-    fn bytes(self, inner: &Engine, id: u32, skip_special: bool) -> Option<Vec<u8>> {
+    pub(super) fn bytes(self, inner: &Engine, id: u32, skip_special: bool) -> Option<Vec<u8>> {
         let text = inner.id_to_token(id)?;
         if skip_special && inner.is_special(&text) {
             return None;

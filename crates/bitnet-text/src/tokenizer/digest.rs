@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Behind the word of a pre-tokenizer whose text is first normalised to NFC.
+/// Behind the word of a pre-tokenizer whose text is first normalized to NFC.
 const NFC: &str = " nfc";
 
 /// The optional part of a digest.
@@ -234,7 +234,7 @@ impl TokenizerDigest {
         let word = rules(&normalizer, &pre, ggml.has_bytes(), ignores, first)?;
         let merges = ggml.merges_or_derived()?;
         let text = |id: u32| ggml.tokens.get(id as usize).map_or("", |(text, _)| text);
-        // llama.cpp normalises nothing, whatever the word
+        // llama.cpp normalizes nothing, whatever the word
         let cut = |word: &str| word.trim_end_matches(NFC).to_owned();
         let mut all = vec![
             (

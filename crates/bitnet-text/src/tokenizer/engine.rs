@@ -186,7 +186,8 @@ impl Engine {
     }
 }
 
-fn added_tokens(list: &Value) -> Result<Vec<AddedToken>, FormatError> {
+/// The tokens of an `added_tokens` list.
+pub(super) fn added_tokens(list: &Value) -> Result<Vec<AddedToken>, FormatError> {
     let key = "added_tokens";
     let list = match list {
         Value::Null => return Ok(Vec::new()),

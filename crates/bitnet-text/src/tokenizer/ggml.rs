@@ -25,7 +25,7 @@
 //! transformers' own converter), so both take the same merges. They can differ only where one piece
 //! has two decompositions that overlap in the text (`a`+`aa` and `aa`+`a` in `aaa`), where two
 //! pieces have equal scores, or where a piece contains a character that is no piece itself. Control
-//! tokens in text are recognised, as llama.cpp and transformers do and sentencepiece does not.
+//! tokens in text are recognized, as llama.cpp and transformers do and sentencepiece does not.
 
 use super::bpe::{Bpe, Settings};
 use super::json::{Reading, Resolver};
@@ -255,7 +255,7 @@ impl GgmlTokenizer {
             {
                 return Err(refuse(
                     "tokenizer.ggml.remove_extra_whitespaces",
-                    "is true; this normalisation is not supported",
+                    "is true; this normalization is not supported",
                 ));
             }
             Model::SentencePiece { space_prefix }

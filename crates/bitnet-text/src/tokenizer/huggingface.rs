@@ -137,7 +137,7 @@ pub(super) fn typed_tokens(inner: &Engine) -> Vec<(u32, &str, TokenType)> {
     });
     let added = inner.added_tokens().into_iter().filter_map(|(id, token)| {
         let text = token.content.as_str();
-        // a space run that merges make (Gemma) is an ordinary token, whoever else lists it
+        // a space run that merges make (Gemma) is an ordinary token, also if another file lists it
         let is_run = bytes && text.contains('▁') && inner.bpe().words().id(text).is_some();
         if !token.special && is_run {
             return None;

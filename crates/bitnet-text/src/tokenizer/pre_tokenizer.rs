@@ -20,6 +20,12 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 const QWEN2_PLAIN: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// Digits by threes, runs of Chinese and Japanese characters, words.
+const HUNYUAN: [&str; 3] = [
+    r"\p{N}{1,3}",
+    "[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+",
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+];
 /// What llama.cpp does with `pre = "default"`: these four, one after the other.
 const DEFAULT: [&str; 4] = [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"];
 
@@ -32,6 +38,8 @@ enum Cut {
     Gpt2,
     /// Every digit alone, then the expression built into `ByteLevel`.
     DigitsGpt2,
+    /// Several `Split`, one after the other.
+    Splits(&'static [&'static str]),
     /// llama.cpp's `default`.
     Default,
 }
@@ -92,6 +100,14 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         ignore_merges: false,
         adds_bos: false,
         nfc: true,
+    },
+    PreTokenizer {
+        name: "hunyuan-dense",
+        aliases: &[],
+        cut: Cut::Splits(&HUNYUAN),
+        ignore_merges: false,
+        adds_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         name: "gpt-2",
@@ -204,6 +220,13 @@ impl PreTokenizer {
                 json!({"type": "Digits", "individual_digits": true}),
                 byte_level(true),
             ]),
+            Cut::Splits(expressions) => sequence(
+                expressions
+                    .iter()
+                    .map(|r| split(r))
+                    .chain([byte_level(false)])
+                    .collect(),
+            ),
             Cut::Default => sequence(
                 DEFAULT
                     .iter()
@@ -281,6 +304,12 @@ pub(super) fn from_json(
                 .find(|c| matches!(c, Cut::Regex(s) if s.contains(&regex)))
                 .ok_or_else(|| refuse(format!("unknown splitting expression `{}`", short(regex))))?
         }
+        (several @ [_, _, ..], false)
+            if splits(several).is_some_and(|e| known_splits(&e).is_some()) =>
+        {
+            let expressions = splits(several).unwrap_or_default();
+            known_splits(&expressions).unwrap_or(Cut::Default)
+        }
         _ => {
             let kinds: Vec<_> = steps.iter().map(|s| text(s, "type")).collect();
             return Err(refuse(format!(
@@ -296,6 +325,24 @@ pub(super) fn from_json(
     falcon
         .or_else(|| rows().next())
         .ok_or_else(|| refuse("unknown pre-tokenizer".into()))
+}
+
+/// The expressions of steps that cut and keep every part; `None` if one of them does something else.
+fn splits<'v>(steps: &[&'v Value]) -> Option<Vec<&'v str>> {
+    let expression = |step: &&'v Value| {
+        let text = |key: &str| step.get(key).and_then(Value::as_str);
+        let inverts = step.get("invert").and_then(Value::as_bool).unwrap_or(false);
+        let cuts = text("type") == Some("Split") && text("behavior") == Some("Isolated");
+        let regex = step.pointer("/pattern/Regex").and_then(Value::as_str);
+        regex.filter(|_| cuts && !inverts)
+    };
+    steps.iter().map(expression).collect()
+}
+
+/// The row of several expressions, one after the other.
+fn known_splits(expressions: &[&str]) -> Option<Cut> {
+    let mut cuts = PRE_TOKENIZERS.iter().map(|p| p.cut);
+    cuts.find(|cut| matches!(cut, Cut::Splits(known) if *known == expressions))
 }
 
 /// Unfolds nested sequences.

@@ -1,8 +1,8 @@
-//! `tokenizer.model`: the protobuf that sentencepiece writes, as far as BPE models need it. Written by hand, because a
+//! `tokenizer.model`: the protobuf that sentencepiece writes, the part that BPE models need. Written by hand, because a
 //! protobuf library needs a build step and a compiler for a dozen fields, and copies every piece before a limit is checked.
 //!
 //! Invariant: nothing is allocated beyond the file's own length, every length is checked against the
-//! bytes that are left, and a model whose text normalisation we do not reproduce is refused.
+//! bytes that are left, and a model whose text normalization we do not reproduce is refused.
 //!
 //! Field numbers are those of sentencepiece's published `sentencepiece_model.proto`.
 
@@ -159,7 +159,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<GgmlTokenizer, FormatError> {
     }
     if charsmap > 0 || extra_spaces || !escape || suffix {
         return Err(refuse(format!(
-            "sentencepiece normaliser with a character map of {charsmap} bytes, remove_extra_whitespaces {extra_spaces}, escape_whitespaces {escape}, whitespace as suffix {suffix}; expected 0, false, true, false"
+            "sentencepiece normalizer with a character map of {charsmap} bytes, remove_extra_whitespaces {extra_spaces}, escape_whitespaces {escape}, whitespace as suffix {suffix}; expected 0, false, true, false"
         )));
     }
     if !byte_fallback {
