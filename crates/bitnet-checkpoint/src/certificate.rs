@@ -10,18 +10,22 @@
 
 mod consistency;
 mod json;
+mod partial;
 mod stream;
 mod text;
 
 pub use self::consistency::Seal;
+pub use self::partial::{HashedFile, PARTIAL_CERTIFICATE_VERSION, PartialCertificate};
 pub use self::text::{Certified, TextDigest};
 
 use self::consistency::{SEAL, seal_of, seal_of_pieces};
 use self::json::{
-    Field, config_from_json, config_to_json, dense_from_json, file_from_json, ternary_from_json,
+    Field, config_from_json, config_to_json, dense_from_json, dense_to_json, file_from_json,
+    file_to_json, ternary_from_json, ternary_to_json,
 };
 use crate::checkpoint::DenseTensor;
 use crate::config::Config;
+use crate::slot::Slot;
 use bitnet_formats::{Encoding, ErrorCode, FormatError, hex};
 use bitnet_ternary::{Scales, TernaryMatrix, encode_quads};
 use rayon::prelude::*;
@@ -52,6 +56,17 @@ pub struct TensorDigest {
     pub scale_bits: Option<u32>,
     /// Of the scales in normal form, f32 little-endian, lower-case hex.
     pub scales_sha256: String,
+    /// The basis of the columns, if they are rotated.
+    pub basis: Option<Basis>,
+}
+
+/// The basis of the columns of a rotated matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Basis {
+    /// Columns that are transformed together.
+    pub block_size: usize,
+    /// Of the signs of the columns, one byte each, 0x01 or 0xff; lower-case hex.
+    pub signs_sha256: String,
 }
 
 impl TensorDigest {
@@ -90,7 +105,26 @@ impl TensorDigest {
                 _ => None,
             },
             scales_sha256: hex(&digest.finalize()),
+            basis: None,
         }
+    }
+
+    /// The same digest of a matrix in this place of a network: rotated columns are another matrix.
+    pub fn in_place(mut self, config: &Config, slot: Slot) -> Self {
+        let rotation = config.rotation.as_deref();
+        self.basis = rotation.filter(|r| r.turns(slot)).map(|rotation| {
+            let signs = rotation
+                .signs_of(self.cols)
+                .iter()
+                .map(|sign| sign.to_le_bytes()[0]);
+            let mut bytes: Vec<u8> = signs.collect();
+            bytes.resize(self.cols, 1);
+            Basis {
+                block_size: rotation.block_size,
+                signs_sha256: hex(&Sha256::digest(&bytes)),
+            }
+        });
+        self
     }
 
     /// The canonical line, newline included.
@@ -102,9 +136,13 @@ impl TensorDigest {
             trits_sha256,
             scale_structure,
             scales_sha256,
+            basis,
             ..
         } = self;
-        format!("{name} {rows} {cols} {trits_sha256} {scale_structure} {scales_sha256}\n")
+        let basis = basis.as_ref().map_or(String::new(), |basis| {
+            format!(" hadamard-{} {}", basis.block_size, basis.signs_sha256)
+        });
+        format!("{name} {rows} {cols} {trits_sha256} {scale_structure} {scales_sha256}{basis}\n")
     }
 }
 
@@ -196,7 +234,7 @@ pub fn scale_normal_form(matrix: &TernaryMatrix) -> Scales {
 }
 
 /// sha256 of a dense tensor's values, whatever type they are stored in: widened to f32 (exact; see
-/// [`DenseTensor::plus_one`]),
+/// [`DenseTensor::meaning`]),
 /// little-endian, in blocks of 2^20 values; the digest is that of the blocks' digests one after
 /// another, so that blocks can be hashed in parallel.
 ///
@@ -300,6 +338,8 @@ pub struct Certificate {
     pub config: Config,
     /// Files read.
     pub source: Vec<FileRecord>,
+    /// Where they were read from, if not from a disk.
+    pub origin: Option<SourceOrigin>,
     /// Files written, the certificate excepted.
     pub output: Vec<FileRecord>,
     /// Ternary tensors, by name.
@@ -318,42 +358,38 @@ pub struct Certificate {
     pub seal: Seal,
 }
 
+/// Where a source was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceOrigin {
+    /// `hf://OWNER/NAME`, or a URL without credentials.
+    pub location: String,
+    /// `OWNER/NAME`, of a source from a Hub.
+    pub repository: Option<String>,
+    /// The commit that was read.
+    pub commit: Option<String>,
+}
+
+impl SourceOrigin {
+    fn from_json(source: &Field<'_>) -> Result<Option<Self>, FormatError> {
+        let text = |key: &str| source.maybe(key)?.map(|field| field.text()).transpose();
+        Ok(match text("location")? {
+            None => None,
+            Some(location) => Some(Self {
+                location,
+                repository: text("repository")?,
+                commit: text("commit")?,
+            }),
+        })
+    }
+}
+
 impl Certificate {
     /// The JSON of `OUT.certificate.json`, with the hash over it unless it has none.
     ///
     /// # Errors
     /// A number that JSON has no word for.
     pub fn to_json(&self) -> Result<Value, FormatError> {
-        let files = |files: &[FileRecord]| -> Value {
-            files
-                .iter()
-                .map(|f| json!({"name": f.name, "bytes": f.bytes, "sha256": f.sha256}))
-                .collect()
-        };
-        let with_verdict = |mut record: Value, verdict: Verdict| {
-            let (word, error) = verdict.to_json();
-            set(&mut record, "verdict", word);
-            if let Some(error) = error {
-                set(&mut record, "max_relative_error", error);
-            }
-            record
-        };
-        let ternary = self.ternary.iter().map(|TernaryRecord { digest: d, verdict }| {
-            let bits = d.scale_bits.map(|b| format!("{b:08x}"));
-            let scales =
-                json!({"structure": d.scale_structure, "bits": bits, "sha256": d.scales_sha256});
-            let record = json!({
-                "name": d.name, "rows": d.rows, "cols": d.cols,
-                "trits_sha256": d.trits_sha256, "scales": scales,
-            });
-            with_verdict(record, *verdict)
-        });
-        let dense = self.dense.iter().map(|d| {
-            let record = json!({
-                "name": d.name, "shape": d.shape, "values_sha256": d.values_sha256,
-            });
-            with_verdict(record, d.verdict)
-        });
+        let files = |files: &[FileRecord]| -> Value { files.iter().map(file_to_json).collect() };
         let mut object = json!({
             "certificate": CERTIFICATE_VERSION,
             "tool": self.tool,
@@ -365,9 +401,20 @@ impl Certificate {
             "source": {"files": files(&self.source)},
             "output": {"files": files(&self.output)},
             "wiring": config_to_json(&self.config),
-            "ternary": ternary.collect::<Value>(),
-            "dense": dense.collect::<Value>(),
+            "ternary": self.ternary.iter().map(ternary_to_json).collect::<Value>(),
+            "dense": self.dense.iter().map(dense_to_json).collect::<Value>(),
         });
+        if let (Some(origin), Some(source)) = (&self.origin, object.get_mut("source")) {
+            set(source, "location", origin.location.as_str().into());
+            for (key, value) in [
+                ("repository", &origin.repository),
+                ("commit", &origin.commit),
+            ] {
+                if let Some(value) = value {
+                    set(source, key, value.as_str().into());
+                }
+            }
+        }
         for (key, value) in self.text.to_json() {
             set(&mut object, key, value);
         }
@@ -423,6 +470,7 @@ impl Certificate {
             target: root.at("target")?.text()?,
             config: config_from_json(&root.at("wiring")?)?,
             source: root.at("source")?.at("files")?.each(file_from_json)?,
+            origin: SourceOrigin::from_json(&root.at("source")?)?,
             output: root.at("output")?.at("files")?.each(file_from_json)?,
             ternary,
             dense,

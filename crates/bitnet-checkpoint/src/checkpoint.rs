@@ -18,30 +18,31 @@ mod linears;
 mod names;
 mod readings;
 mod resolve;
-mod rotation;
+mod shaping;
 mod side_files;
 mod text;
 mod tiles;
 mod unread;
 
-pub use dense::DenseTensor;
+pub use dense::{DenseMeaning, DenseTensor};
 pub use headers::{has_known_family, is_vocabulary_alone, records_layout};
 pub use layout::{LayoutEvidence, LayoutReason};
 pub use linears::TernaryRows;
 pub use names::NAME_KEY;
 pub use readings::{LayoutReading, LayoutSample, layout_readings};
-pub use rotation::{ROTATION_KEYS, Rotation};
-pub use side_files::side_file_names;
+pub use shaping::{shape_for_gguf, shape_for_hf};
+pub use side_files::{REWRITTEN_SIDE_FILES, side_file_names};
 pub use text::{TokenizerSummary, pretty_json};
 pub use tiles::Tiles;
 pub use unread::WRITER_KEYS;
 
+use self::shaping::Form;
 use crate::config::Config;
-use crate::family::{Family, UnknownKey};
+use crate::family::{self, Family, UnknownKey};
 use crate::slot::Slot;
 use crate::storage::LinearSource;
 use bitnet_formats::{
-    ErrorCode, FormatError, Input, Limits, TensorFile, TensorInfo, read_side_file,
+    ErrorCode, FormatError, Input, Limits, Metadata, TensorFile, TensorInfo, read_side_file,
 };
 use serde_json::Value;
 use std::collections::HashMap;
@@ -66,8 +67,10 @@ enum Source {
     Linear(LinearSource),
     Dense {
         info: TensorInfo,
-        /// Whether the values are 1 plus the numbers stored.
-        plus_one: bool,
+        /// The shape of the slot; that of the file may have axes of one besides.
+        shape: Vec<usize>,
+        /// What the numbers stored mean.
+        form: Form,
         finite: AtomicBool,
     },
 }
@@ -90,6 +93,17 @@ impl Source {
 }
 
 /// An open model: files, family, configuration, and a source for every slot.
+///
+/// ```
+/// use bitnet_checkpoint::{Checkpoint, LayerSlot, OpenOptions, Slot};
+/// # let path = std::path::Path::new("../../tests/fixtures/demo/packed");
+///
+/// let checkpoint = Checkpoint::open(path, &OpenOptions::default())?;
+/// assert_eq!(checkpoint.config.hidden_size, 256);
+/// let query = checkpoint.ternary(Slot::Layer(0, LayerSlot::QProj))?;
+/// assert_eq!((query.rows(), query.cols()), (256, 256));
+/// # Ok::<(), bitnet_formats::FormatError>(())
+/// ```
 #[derive(Debug)]
 pub struct Checkpoint {
     /// As given.
@@ -109,10 +123,13 @@ pub struct Checkpoint {
     pub layout: Option<LayoutEvidence>,
     /// The size of the vocabulary that the configuration says, where the tensors say another: these decide.
     pub declared_vocab_size: Option<usize>,
-    /// What was done to the weights before they were made ternary, if anything.
-    pub rotation: Option<Rotation>,
     /// Keys of the configuration that nothing here reads and that are not known to be harmless.
     pub unknown_keys: Vec<UnknownKey>,
+    /// Tensors of parts of the model that are carried along and not computed: blocks that predict further tokens, a
+    /// vision tower.
+    pub carried: Vec<TensorInfo>,
+    /// Tensors of other parts of a model of which only the language model is read, by name.
+    pub skipped: Vec<String>,
     /// An index beside the file that was read, if none of its shards exist.
     pub stale_index: Option<PathBuf>,
     /// `config.json` and the files beside the weights, as they were before any was read.
@@ -143,15 +160,16 @@ impl Checkpoint {
             directory,
             config_json,
             declared_vocab_size,
+            skipped,
             sources,
+            carried,
         } = resolved.map_err(|e| e.in_file(&whole))?;
         if directory.is_none() {
             side_inputs.clear();
         }
         let vocab_size = config.vocab_size;
-        let rotation = Rotation::read(&file).map_err(|e| e.in_file(&whole))?;
         let unknown_keys = match &config_json {
-            Some(json) => Family::unknown_keys(json),
+            Some(json) => family.unknown_keys(json),
             None => family.unknown_gguf_keys(&file),
         };
         let stale_index = path.is_dir().then(|| bitnet_formats::stale_index(path));
@@ -166,8 +184,9 @@ impl Checkpoint {
             config_json,
             layout: None,
             declared_vocab_size: declared_vocab_size.filter(|n| *n != vocab_size),
-            rotation,
             unknown_keys,
+            carried,
+            skipped,
             stale_index: stale_index.flatten(),
             side_inputs,
             limits,
@@ -243,25 +262,9 @@ impl Checkpoint {
         self.sources.get(&slot).map(Source::info)
     }
 
-    /// Refuses rotated weights, for callers that compute without undoing the rotation.
-    ///
-    /// # Errors
-    /// `unsupported-config`.
-    pub fn refuse_rotation(&self) -> Result<(), FormatError> {
-        match &self.rotation {
-            None => Ok(()),
-            Some(rotation) => Err(FormatError::new(
-                ErrorCode::UnsupportedConfig,
-                format!(
-                    "{} weights are rotated by a Hadamard transform in blocks of {}, which is not computed here",
-                    rotation.folded.len(),
-                    rotation.block_size
-                ),
-            )
-            .in_tensor(ROTATION_KEYS)
-            .in_file(&self.path)
-            .hint("the model would run and print nonsense; conversions from GGUF to GGUF keep the rotation")),
-        }
+    /// How the weights are rotated, as the keys of GGUF metadata say it; none if they are not.
+    pub fn rotation_keys(&self) -> Metadata {
+        Metadata(family::rotation::gguf_rotation(self.family, &self.config))
     }
 
     /// A file beside the weights (`tokenizer.json`), if there is one. GGUF files bring everything

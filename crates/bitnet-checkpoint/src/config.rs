@@ -4,11 +4,15 @@
 //! [`Config::checked`]), and nothing about the wiring is guessed: an unknown value in a checkpoint's
 //! configuration is an error naming key and value, never a default.
 
+mod rotated;
+
 pub use crate::block::Activation;
-use crate::block::{Attention, Block, Gated, Mixer, Mlp};
+use crate::block::{Attention, Block, Experts, Gated, GatedDeltaNet, Mixer, Mlp};
+use crate::rotation::Rotation;
 use crate::slot::Slot;
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_ternary::MAX_COLS;
+use std::sync::Arc;
 
 /// Whether inputs of ternary linears are quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +78,33 @@ impl Yarn {
     }
 }
 
+/// Divisors of the rotary frequencies, one list for short and one for long contexts (`longrope`).
+///
+/// The model's own context decides which list counts, for every position of every text: the key of the cache of a
+/// token never changes. Each number is one that f32 holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// Divisors for contexts beyond the original one, `(head_dim / 2,)`.
+    pub long: Vec<f32>,
+    /// Divisors for contexts up to the original one, `(head_dim / 2,)`.
+    pub short: Vec<f32>,
+    /// Context that the frequencies were trained on.
+    pub original_max_position_embeddings: usize,
+    /// What cosines and sines are multiplied by, at every position.
+    pub attention_factor: f32,
+}
+
+impl LongRope {
+    /// `sqrt(1 + ln(context / original) / ln(original))`, in f64; 1 for a context up to the original one.
+    pub fn attention_factor_of(context: f64, original: f64) -> f64 {
+        let scale = context / original;
+        if scale <= 1.0 || original <= 1.0 {
+            return 1.0;
+        }
+        libm::sqrt(1.0 + libm::log(scale) / libm::log(original))
+    }
+}
+
 /// Rotary position embedding.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
@@ -86,8 +117,10 @@ pub struct Rope {
 /// Norms that only some networks have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ExtraNorms {
-    /// Whether every head of queries and keys is normed before rotation (`q_norm`, `k_norm`).
+    /// Whether every head of queries and keys is normed (`q_norm`, `k_norm`).
     pub heads: bool,
+    /// Whether heads are normed after rotation; before it otherwise.
+    pub heads_after_rope: bool,
     /// Whether q, k, v, gate and up each have an input norm of their own (`q_proj.norm`), behind the
     /// one they share. Those of o and down are `attn_sub_norm` and `ffn_sub_norm` by another name.
     pub projections: bool,
@@ -128,6 +161,82 @@ pub struct SlidingWindow {
     pub rope_theta: f64,
     /// Which layers, `(num_hidden_layers,)`.
     pub layers: Vec<bool>,
+    /// Whether the other layers rotate queries and keys; without it they know no positions.
+    pub full_rope: bool,
+}
+
+/// Layers whose MLP is a mixture of experts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MixtureOfExperts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Experts that each token goes to.
+    pub used: usize,
+    /// Width of one expert.
+    pub intermediate_size: usize,
+    /// Whether the weights of the chosen experts are divided by their sum.
+    pub normalize: bool,
+    /// What bounds the gate from above and the other factor on both sides, in front of the activation function.
+    pub clamp: Option<f32>,
+    /// Which layers, `(num_hidden_layers,)`; the others have one gated MLP.
+    pub layers: Vec<bool>,
+}
+
+impl MixtureOfExperts {
+    /// Most linears of all experts together: as many as a model may have tensors.
+    const MOST: usize = 131_072;
+
+    fn check(&self, layers: usize) -> Result<(), FormatError> {
+        let bad = |key: &str, found: usize, expected: &str| {
+            Err(bad_key(key, &found.to_string(), expected))
+        };
+        let linears = self.count.saturating_mul(layers).saturating_mul(3);
+        if self.count == 0 || self.count > usize::from(u16::MAX) || linears > Self::MOST {
+            let expected = format!(
+                "1 or more, and at most {} linears in {layers} layers",
+                Self::MOST
+            );
+            return bad("num_experts", self.count, &expected);
+        }
+        if self.used == 0 || self.used > self.count {
+            let expected = format!("a number from 1 to num_experts = {}", self.count);
+            return bad("num_experts_per_tok", self.used, &expected);
+        }
+        if self.intermediate_size == 0 || self.intermediate_size >= MAX_COLS {
+            let expected = format!("a number from 1 to {}", MAX_COLS - 1);
+            return bad("moe_intermediate_size", self.intermediate_size, &expected);
+        }
+        if self.layers.len() != layers {
+            let expected = format!("num_hidden_layers = {layers}");
+            return bad("layers with experts", self.layers.len(), &expected);
+        }
+        match self.clamp {
+            Some(most) if !(most.is_finite() && most > 0.0) => {
+                let found = most.to_string();
+                Err(bad_key("clamp of experts", &found, "a positive number"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a hybrid of attention and recurrent layers has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hybrid {
+    /// Sizes of the layers with a recurrent state.
+    pub delta: GatedDeltaNet,
+    /// Which layers have one, `(num_hidden_layers,)`; the others have attention with an output gate.
+    pub recurrent: Vec<bool>,
+    /// Leading dimensions of a head of attention that are rotated.
+    pub rotary_dim: usize,
+    /// How many frequencies turn with each of the three coordinates of an image's position; the positions of a text
+    /// have three equal ones.
+    pub rope_sections: [usize; 3],
+}
+
+impl Hybrid {
+    /// `mrope_section` where nothing says otherwise.
+    pub const ROPE_SECTIONS: [usize; 3] = [11, 11, 10];
 }
 
 /// How the hidden states of a text become one vector; then divided by its length.
@@ -217,6 +326,10 @@ pub struct Config {
     pub rms_norm_eps: f32,
     /// Rotary embedding.
     pub rope: Rope,
+    /// Dimensions of a head that are rotated, the first ones; the others pass as they are.
+    pub rotary_dim: usize,
+    /// Divisors of its frequencies by the length of the context, if it has some; `rope` is not scaled otherwise then.
+    pub long_rope: Option<LongRope>,
     /// The MLP's activation function.
     pub hidden_act: Activation,
     /// Whether `o_proj` has an input norm (`attn_sub_norm`).
@@ -225,10 +338,18 @@ pub struct Config {
     pub ffn_sub_norm: bool,
     /// Norms that only some networks have.
     pub norms: ExtraNorms,
+    /// Whether q, k and v have biases.
+    pub biases: bool,
     /// Factors that leave most networks as they are.
     pub factors: Factors,
     /// Layers that see only the last tokens.
     pub sliding: Option<SlidingWindow>,
+    /// Layers with a recurrent state, if there are any.
+    pub hybrid: Option<Hybrid>,
+    /// What was done to the inputs of some matrices before they were made ternary, if anything.
+    pub rotation: Option<Arc<Rotation>>,
+    /// Layers with experts.
+    pub experts: Option<MixtureOfExperts>,
     /// How hidden states become one vector, if that is what the network is for.
     pub pooling: Option<Pooling>,
     /// What the pipeline of an embedding model does besides.
@@ -296,7 +417,17 @@ impl Config {
                 "an even number",
             ));
         }
-        if self.num_attention_heads * self.head_dim >= MAX_COLS {
+        if !self.rotary_dim.is_multiple_of(2)
+            || self.rotary_dim == 0
+            || self.rotary_dim > self.head_dim
+        {
+            return Err(bad_key(
+                "rotary_dim",
+                &self.rotary_dim.to_string(),
+                &format!("an even number from 2 to head_dim = {}", self.head_dim),
+            ));
+        }
+        if self.num_attention_heads.saturating_mul(self.head_dim) >= MAX_COLS {
             return Err(bad_key(
                 "head_dim",
                 &self.head_dim.to_string(),
@@ -341,7 +472,17 @@ impl Config {
             }
         }
         self.check_factors()?;
+        self.check_long_rope()?;
         self.check_sliding()?;
+        self.check_hybrid()?;
+        if let Some(experts) = &self.experts {
+            experts.check(self.num_hidden_layers)?;
+            let norms = self.norms;
+            if norms.projections || norms.branches || self.ffn_sub_norm {
+                let expected = "experts without norms of their own";
+                return Err(bad_key("norms of linears", "some", expected));
+            }
+        }
         Ok(self)
     }
 
@@ -368,6 +509,49 @@ impl Config {
         Ok(())
     }
 
+    fn check_long_rope(&self) -> Result<(), FormatError> {
+        let Some(long_rope) = &self.long_rope else {
+            return Ok(());
+        };
+        let positive = |x: f32| x.is_finite() && x > 0.0;
+        for (key, list) in [
+            ("long_factor", &long_rope.long),
+            ("short_factor", &long_rope.short),
+        ] {
+            if list.len() != self.head_dim / 2 {
+                let found = format!("{} numbers", list.len());
+                let expected = format!("{} numbers, half the head width", self.head_dim / 2);
+                return Err(bad_key(key, &found, &expected));
+            }
+            if let Some(wrong) = list.iter().find(|n| !positive(**n)) {
+                return Err(bad_key(key, &wrong.to_string(), "positive numbers"));
+            }
+        }
+        if long_rope.original_max_position_embeddings == 0 {
+            let key = "original_max_position_embeddings";
+            return Err(bad_key(key, "0", "a number from 1 on"));
+        }
+        if !positive(long_rope.attention_factor) {
+            let found = long_rope.attention_factor.to_string();
+            return Err(bad_key("attention_factor", &found, "a positive number"));
+        }
+        if self.rope.scaling != RopeScaling::None {
+            let found = format!("{:?}", self.rope.scaling);
+            return Err(bad_key("rope_scaling", &found, "longrope alone"));
+        }
+        Ok(())
+    }
+
+    /// The divisors of the rotary frequencies that count for the model's own context.
+    pub fn rope_divisors(&self) -> Option<&[f32]> {
+        let long_rope = self.long_rope.as_ref()?;
+        let is_long = self.max_position_embeddings > long_rope.original_max_position_embeddings;
+        Some(match is_long {
+            true => &long_rope.long,
+            false => &long_rope.short,
+        })
+    }
+
     fn check_sliding(&self) -> Result<(), FormatError> {
         let Some(sliding) = &self.sliding else {
             return Ok(());
@@ -387,6 +571,70 @@ impl Config {
         Ok(())
     }
 
+    fn check_hybrid(&self) -> Result<(), FormatError> {
+        /// Largest width of a state, and of a convolution.
+        const MOST: usize = 4096;
+        let Some(hybrid) = &self.hybrid else {
+            return Ok(());
+        };
+        let delta = hybrid.delta;
+        for (key, value, most) in [
+            ("linear_num_value_heads", delta.value_heads, MOST),
+            ("linear_num_key_heads", delta.key_heads, delta.value_heads),
+            ("linear_key_head_dim", delta.key_dim, MOST),
+            ("linear_value_head_dim", delta.value_dim, MOST),
+            ("linear_conv_kernel_dim", delta.conv_kernel, 64),
+        ] {
+            if value == 0 || value > most {
+                let expected = format!("a number from 1 to {most}");
+                return Err(bad_key(key, &value.to_string(), &expected));
+            }
+        }
+        if !delta.value_heads.is_multiple_of(delta.key_heads) {
+            let found = delta.key_heads.to_string();
+            let expected = format!(
+                "a divisor of linear_num_value_heads = {}",
+                delta.value_heads
+            );
+            return Err(bad_key("linear_num_key_heads", &found, &expected));
+        }
+        for (key, width) in [
+            ("linear_key_head_dim", delta.key_width()),
+            ("linear_value_head_dim", delta.value_width()),
+        ] {
+            if width >= MAX_COLS {
+                let expected = format!("heads times their width below {MAX_COLS}");
+                return Err(bad_key(key, &width.to_string(), &expected));
+            }
+        }
+        if hybrid.recurrent.len() != self.num_hidden_layers {
+            let found = format!("{} layers", hybrid.recurrent.len());
+            let expected = format!("num_hidden_layers = {}", self.num_hidden_layers);
+            return Err(bad_key("layer_types", &found, &expected));
+        }
+        let rotary = hybrid.rotary_dim;
+        if rotary == 0 || rotary > self.head_dim || !rotary.is_multiple_of(2) {
+            let found = format!("{rotary} of {} dimensions of a head", self.head_dim);
+            let expected = "an even number of rotated dimensions of a head";
+            return Err(bad_key("partial_rotary_factor", &found, expected));
+        }
+        let frequencies = hybrid
+            .rope_sections
+            .iter()
+            .try_fold(0usize, |a, b| a.checked_add(*b));
+        if frequencies.is_none_or(|n| n > MOST) {
+            let found = format!("{:?}", hybrid.rope_sections);
+            return Err(bad_key("mrope_section", &found, "three small numbers"));
+        }
+        Ok(())
+    }
+
+    /// Leading dimensions of a head that are rotated.
+    pub fn rotary_dim(&self) -> usize {
+        let hybrid = self.hybrid.as_ref();
+        hybrid.map_or(self.rotary_dim, |hybrid| hybrid.rotary_dim)
+    }
+
     /// Times attention scores, f32: the number under the root is taken in f64, as transformers does.
     pub fn attention_factor(&self) -> f32 {
         let scalar = self.factors.query_pre_attn_scalar.map(f64::from);
@@ -397,6 +645,14 @@ impl Config {
     pub fn window(&self, layer: usize) -> Option<usize> {
         let sliding = self.sliding.as_ref()?;
         sliding.layers.get(layer)?.then_some(sliding.tokens)
+    }
+
+    /// Dimensions of a head that a layer rotates; 0 in a layer that knows no positions.
+    pub fn rotary_dim_of(&self, layer: usize) -> usize {
+        match &self.sliding {
+            Some(sliding) if !sliding.full_rope && self.window(layer).is_none() => 0,
+            _ => self.rotary_dim(),
+        }
     }
 
     /// The rotary embedding of layers with a window, if there are any.
@@ -410,28 +666,55 @@ impl Config {
     /// What a layer is made of.
     pub fn block(&self, layer: usize) -> Block {
         let (hidden_size, norms) = (self.hidden_size, self.norms);
-        Block {
-            mixer: Mixer::Attention(Attention {
+        let hybrid = self.hybrid.as_ref();
+        let recurrent = hybrid.filter(|hybrid| hybrid.recurrent.get(layer) == Some(&true));
+        let mixer = match recurrent {
+            Some(hybrid) => Mixer::GatedDeltaNet(hybrid.delta),
+            None => Mixer::Attention(Attention {
                 hidden_size,
                 heads: self.num_attention_heads,
                 kv_heads: self.num_key_value_heads,
                 head_dim: self.head_dim,
                 factor: self.attention_factor(),
                 window: self.window(layer),
+                rotary_dim: self.rotary_dim_of(layer),
                 input_norms: norms.projections,
+                biases: self.biases,
                 head_norms: norms.heads,
+                norms_after_rope: norms.heads_after_rope,
                 sub_norm: self.attn_sub_norm,
                 branch_norm: norms.branches,
+                output_gate: hybrid.is_some(),
             }),
-            mlp: Mlp::Gated(Gated {
-                hidden_size,
-                intermediate_size: self.intermediate_size,
-                act: self.hidden_act,
-                input_norms: norms.projections,
-                sub_norm: self.ffn_sub_norm,
-                branch_norm: norms.branches,
-            }),
+        };
+        Block {
+            mixer,
+            mlp: self.mlp(layer),
         }
+    }
+
+    fn mlp(&self, layer: usize) -> Mlp {
+        let hidden_size = self.hidden_size;
+        let has_experts = |e: &&MixtureOfExperts| e.layers.get(layer) == Some(&true);
+        if let Some(experts) = self.experts.as_ref().filter(has_experts) {
+            return Mlp::Experts(Experts {
+                hidden_size,
+                count: experts.count,
+                used: experts.used,
+                intermediate_size: experts.intermediate_size,
+                act: self.hidden_act,
+                normalize: experts.normalize,
+                clamp: experts.clamp,
+            });
+        }
+        Mlp::Gated(Gated {
+            hidden_size,
+            intermediate_size: self.intermediate_size,
+            act: self.hidden_act,
+            input_norms: self.norms.projections,
+            sub_norm: self.ffn_sub_norm,
+            branch_norm: self.norms.branches,
+        })
     }
 
     /// Every layer, in order.

@@ -16,33 +16,44 @@ mod gemma3;
 mod gguf_keys;
 mod gpu_names;
 mod hf_config;
+mod hunyuan;
 mod json_values;
 mod known_keys;
 mod llama_b1_58;
+mod maple;
 mod minicpm;
 mod module_patterns;
 mod names;
+mod nested;
 mod pooling;
 mod quantization;
+mod qwen2;
 mod qwen3;
+mod qwen35;
+mod qwen3_moe;
+pub(crate) mod rotation;
 
 pub use described::{GGUF_ARCHITECTURE_KEY, GGUF_FILE_TYPE_KEY, gguf_architecture};
 pub(crate) use described::{carried_keys, descriptions, gguf_name};
 pub use hf_config::HfStorage;
 pub use known_keys::UnknownKey;
+pub use names::stacked_hf;
+pub(crate) use names::{Shared, shared_hf, stacked};
 pub use quantization::{Quantization, ScaleDirection};
 
 pub(crate) use gguf_keys::{
-    ROPE_FREQUENCIES, check_rope_frequencies, declared_vocab_size, infer_rope_scaling,
+    LONG_ROPE, ROPE_FREQUENCIES, check_rope_frequencies, declared_vocab_size, infer_rope_scaling,
     rope_frequency_factors, says_activations, unread_rope_frequencies,
 };
 pub use gpu_names::{GPU_SCALES, GpuPlace, check_gpu_network, gpu_place};
 pub(crate) use hf_config::{add_generation_config, parse_json, parse_value};
+pub(crate) use nested::{PREFIX as LANGUAGE_MODEL, language_model};
 pub use pooling::pooling_settings;
 pub(crate) use pooling::{add_pooling, pooling_files};
-pub(crate) use quantization::{affine_group, affine_says_activations};
+pub(crate) use quantization::{AffineForm, affine_form, affine_says_activations};
 
 use crate::config::{Activation, ActivationQuantization, Config, Factors, RopeScaling, Yarn};
+use crate::row_order::{StoredOrder, TiledHeads};
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError, MetaValue, Metadata, TensorFile};
 use serde_json::Value;
@@ -71,6 +82,8 @@ pub struct Family {
     pub matches: fn(&Value) -> bool,
     /// Sizes and wiring from `config.json`.
     pub config: fn(&Value) -> Result<Config, FormatError>,
+    /// What the architecture decides and `config.json` does not say.
+    hf_wiring: &'static hf_config::Wiring,
     /// The Hugging Face name of a slot's tensor.
     pub tensor_name: fn(Slot) -> String,
     /// Whether Hugging Face checkpoints store `gain - 1` in a slot of a norm. GGUF always stores the gain.
@@ -106,18 +119,37 @@ pub struct GgufWiring {
     pub output_head: bool,
     /// Whether heads of queries and keys are normed.
     pub head_norms: bool,
+    /// Whether they are normed after rotation.
+    pub norms_after_rope: bool,
+    /// Whether the file says how many dimensions of a head are rotated.
+    pub partial_rope: bool,
     /// Whether linears may each have an input norm of their own; the tensors tell.
     pub projection_norms: bool,
     /// Whether what attention and MLP add to the residual stream is normed.
     pub branch_norms: bool,
+    /// Whether q, k and v have biases.
+    pub biases: bool,
     /// Whether embedding rows are multiplied by the root of their width.
     pub embedding_root: bool,
     /// How inputs of linears without a norm of their own are quantised where the file does not say.
     pub activations: ActivationQuantization,
     /// Whether the file says by what embeddings, residual additions and the final hidden state are scaled.
     pub factor_keys: bool,
+    /// Whether readers take divisors of the rotary frequencies by the length of the context.
+    pub long_rope: bool,
     /// Which layers see the last tokens only, if the file says how many.
     pub windows: Option<GgufWindows>,
+    /// Whether layers may have a recurrent state; attention has an output gate then, and value heads are tiled.
+    pub hybrid: bool,
+    /// Mixtures of experts, if the architecture has some.
+    pub experts: Option<GgufExperts>,
+}
+
+/// Mixtures of experts, as readers know them: in every layer, and the weights of chosen experts divided by their sum.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GgufExperts {
+    /// Whether the file says by what the inputs of the activation function are bounded.
+    pub clamp: bool,
 }
 
 /// Layers with a window, as readers know them.
@@ -127,9 +159,23 @@ pub struct GgufWindows {
     pub every: usize,
     /// Base of the rotary frequencies in the others.
     pub rope_theta: f64,
+    /// Whether the file lists the layers, which it then has to, and bases that are not said are those of all layers.
+    pub flags: bool,
+    /// Whether layers that see everything rotate queries and keys.
+    pub full_rope: bool,
 }
 
 impl GgufWindows {
+    /// One layer in so many sees everything, and the others have this base.
+    const fn every(every: usize, rope_theta: f64) -> Self {
+        Self {
+            every,
+            rope_theta,
+            flags: false,
+            full_rope: true,
+        }
+    }
+
     /// Whether each of `layers` has a window.
     fn layers(self, layers: usize) -> Vec<bool> {
         windows_every(self.every, layers)
@@ -149,12 +195,18 @@ impl GgufWiring {
             sub_norms: false,
             output_head: false,
             head_norms: false,
+            norms_after_rope: false,
+            partial_rope: false,
             projection_norms: false,
             branch_norms: false,
+            biases: false,
             embedding_root: false,
             factor_keys: false,
+            long_rope: false,
             activations: ActivationQuantization::Int8PerToken,
             windows: None,
+            hybrid: false,
+            experts: None,
         }
     }
 
@@ -196,6 +248,72 @@ impl Family {
         self.gguf_architectures.first().copied().unwrap_or_default()
     }
 
+    /// In which order GGUF files of this family keep the rows or columns of a tensor, where that is not the one of the
+    /// Hugging Face checkpoint.
+    pub fn gguf_order(&self, config: &Config, slot: Slot) -> Option<StoredOrder> {
+        let Slot::Layer(_, role) = slot else {
+            return None;
+        };
+        let is_qk = matches!(role, LayerSlot::QProj | LayerSlot::KProj);
+        if is_qk {
+            let head_dim = config.head_dim;
+            return self
+                .permutes_qk
+                .then_some(StoredOrder::PairedRows { head_dim });
+        }
+        let delta = config.hybrid.as_ref()?.delta;
+        let (keys, width) = (delta.key_width().saturating_mul(2), delta.value_dim);
+        let rows =
+            |before, width| TiledHeads::of(&delta, before, width).map(StoredOrder::TiledRows);
+        match role {
+            LayerSlot::InProjQkv | LayerSlot::Conv1d => rows(keys, width),
+            LayerSlot::InProjZ => rows(0, width),
+            LayerSlot::InProjA | LayerSlot::InProjB | LayerSlot::ALog | LayerSlot::DtBias => {
+                rows(0, 1)
+            }
+            // rotated columns stay as they were rotated: neighbors are mixed
+            LayerSlot::OutProj if config.rotation.as_deref().is_some_and(|r| r.turns(slot)) => None,
+            LayerSlot::OutProj => TiledHeads::of(&delta, 0, width).map(StoredOrder::TiledColumns),
+            _ => None,
+        }
+    }
+
+    /// Whether a tensor belongs to a part of the model that is carried along and not computed: blocks that predict
+    /// further tokens, a vision tower.
+    pub(crate) fn is_carried(&self, name: &str, config: &Config) -> bool {
+        /// Beginnings of names in Hugging Face checkpoints.
+        const PARTS: [&str; 8] = [
+            "mtp.",
+            "model.mtp.",
+            "language_model.mtp.",
+            "model.visual.",
+            "visual.",
+            "vision_tower.",
+            "model.vision_tower.",
+            "nextn.",
+        ];
+        let is_later_block = || {
+            let block = name.strip_prefix("blk.")?.split('.').next()?;
+            Some(block.parse::<usize>().ok()? >= config.num_hidden_layers)
+        };
+        self.gguf_wiring.hybrid
+            && (PARTS.iter().any(|part| name.starts_with(part)) || is_later_block() == Some(true))
+    }
+
+    /// The Hugging Face name of a slot's tensor in a checkpoint with this `config.json`, or in one that is written
+    /// from nothing.
+    pub fn hf_name(&self, config_json: Option<&Value>, slot: Slot) -> String {
+        let name = (self.tensor_name)(slot);
+        let is_nested = match config_json {
+            Some(json) => json.get(hf_config::hybrid::TEXT).is_some(),
+            None => self.gguf_wiring.hybrid,
+        };
+        match name.strip_prefix("model.") {
+            Some(rest) if is_nested => format!("model.language_model.{rest}"),
+            _ => name,
+        }
+    }
+
     /// The metadata GGUF readers need, `general.file_type` and the tokenizer excepted.
     ///
     /// # Errors
@@ -207,12 +325,18 @@ impl Family {
     ) -> Result<Vec<(String, MetaValue)>, FormatError> {
         self.check_gguf_wiring(config)?;
         let wiring = &self.gguf_wiring;
-        Ok(gguf_keys::metadata(
-            wiring,
-            self.gguf_architecture(),
-            config,
-            name,
-        ))
+        let mut metadata = gguf_keys::metadata(wiring, self.gguf_architecture(), config, name);
+        metadata.extend(rotation::gguf_rotation(self, config));
+        Ok(metadata)
+    }
+
+    /// The file beside a Hugging Face checkpoint that says how its weights are rotated, if they are.
+    pub fn hf_rotation(
+        &self,
+        config: &Config,
+        config_json: Option<&Value>,
+    ) -> Option<(&'static str, Value)> {
+        rotation::hf_rotation(self, config, config_json)
     }
 
     /// Adds what the keys of a tokenizer in `metadata` do not say of `config`'s special tokens.
@@ -220,14 +344,26 @@ impl Family {
         gguf_keys::settle_special_tokens(config, metadata);
     }
 
+    /// Counts the blocks behind the layers, which predict further tokens, if a file has them; a file without them says
+    /// nothing of them.
+    pub fn settle_blocks(&self, config: &Config, has_them: bool, metadata: &mut Metadata) {
+        gguf_keys::settle_blocks(self.gguf_architecture(), config, has_them, metadata);
+    }
+
     /// Tensors that GGUF readers want besides the slots: `rope_freqs.weight` (f32) when frequencies
-    /// are scaled by band.
+    /// are scaled by band, `rope_factors_long.weight` and `rope_factors_short.weight` when by the length of the context.
     pub fn gguf_extra_tensors(&self, config: &Config) -> Vec<(String, Vec<f32>)> {
-        let factors = rope_frequency_factors(config);
-        factors
-            .into_iter()
-            .map(|f| (ROPE_FREQUENCIES.to_owned(), f))
-            .collect()
+        let factors = rope_frequency_factors(config).into_iter();
+        let factors = factors.map(|f| (ROPE_FREQUENCIES.to_owned(), f));
+        let [long, short] = LONG_ROPE.map(str::to_owned);
+        let long_rope = config.long_rope.iter();
+        let long_rope = long_rope.flat_map(|l| {
+            [
+                (long.clone(), l.long.clone()),
+                (short.clone(), l.short.clone()),
+            ]
+        });
+        factors.chain(long_rope).collect()
     }
 
     /// The `config.json` of a checkpoint stored as `storage`. Keys of `original` (a `config.json` of
@@ -238,6 +374,7 @@ impl Family {
         original: Option<&Value>,
         storage: HfStorage,
     ) -> Value {
+        let original = original.filter(|json| !rotation::is_pack(json));
         let quantization = match storage {
             HfStorage::MasterWeights => match original {
                 Some(original) if !self.needs_marking(config, original) => {
@@ -290,6 +427,10 @@ impl Family {
             let (found, expected) = (config.hidden_act.as_str(), wiring.activation.as_str());
             return refuse("hidden_act", found.to_owned(), expected.to_owned());
         }
+        if config.long_rope.is_some() && !wiring.long_rope {
+            let expected = "frequencies that do not change with the context".to_owned();
+            return refuse("rope_scaling", "longrope".to_owned(), expected);
+        }
         if let RopeScaling::Yarn(yarn) = config.rope.scaling {
             let found = (yarn.beta_fast, yarn.beta_slow);
             let readers = (Yarn::BETA_FAST, Yarn::BETA_SLOW);
@@ -310,10 +451,22 @@ impl Family {
                 wiring.head_norms,
             ),
             (
+                "q_norm",
+                "norms of heads after rotation",
+                config.norms.heads_after_rope,
+                wiring.norms_after_rope,
+            ),
+            (
                 "q_proj.norm",
                 "norms of single linears",
                 projections,
                 projections && wiring.projection_norms,
+            ),
+            (
+                "q_proj.bias",
+                "biases of q, k and v",
+                config.biases,
+                wiring.biases,
             ),
             (
                 "post_feedforward_layernorm",
@@ -325,6 +478,10 @@ impl Family {
             if found != expected {
                 return refuse(key, say(found, what), say(expected, what));
             }
+        }
+        if config.rotary_dim != config.head_dim && !wiring.partial_rope {
+            let say = |dim| format!("rotation of {dim} dimensions of a head");
+            return refuse("rotary_dim", say(config.rotary_dim), say(config.head_dim));
         }
         let factors = match wiring.factor_keys {
             true => Factors {
@@ -340,7 +497,15 @@ impl Family {
                 format!("{factors:?}"),
             );
         }
-        if let Some(sliding) = &config.sliding {
+        if let Some(sliding) = &config.sliding
+            && let Some(windows) = wiring.windows.filter(|windows| windows.flags)
+        {
+            if sliding.full_rope != windows.full_rope {
+                let say = |rotates| say(rotates, "rotation in layers without a window");
+                let (found, expected) = (say(sliding.full_rope), say(windows.full_rope));
+                return refuse("sliding_window", found, expected);
+            }
+        } else if let Some(sliding) = &config.sliding {
             let windows = |windows: &GgufWindows| {
                 let layers = windows.layers(config.num_hidden_layers);
                 (layers, windows.rope_theta)
@@ -357,6 +522,7 @@ impl Family {
                 return refuse("sliding_window", show(found), expected);
             }
         }
+        self.check_gguf_experts(config)?;
         if !config.tie_word_embeddings && !wiring.output_head {
             let expected = "the embedding as output head".to_owned();
             return refuse(
@@ -366,6 +532,68 @@ impl Family {
             );
         }
         Ok(())
+    }
+
+    /// Refuses experts that readers of the architecture would compute otherwise.
+    fn check_gguf_experts(&self, config: &Config) -> Result<(), FormatError> {
+        let Some(experts) = &config.experts else {
+            return match self.gguf_wiring.experts {
+                None => Ok(()),
+                Some(_) => Err(self.no_gguf("num_experts", "experts", "none")),
+            };
+        };
+        let Some(readers) = self.gguf_wiring.experts else {
+            return Err(self.no_gguf("num_experts", "no experts", "some"));
+        };
+        if !experts.normalize {
+            let key = "norm_topk_prob";
+            let expected = "weights of experts divided by their sum";
+            return Err(self.no_gguf(key, expected, "weights that are not divided"));
+        }
+        if experts.layers.contains(&false) {
+            let found = "layers without experts";
+            return Err(self.no_gguf("mlp_only_layers", "experts in every layer", found));
+        }
+        if experts.clamp.is_some() && !readers.clamp {
+            let found = "bounds of the activation function's inputs";
+            return Err(self.no_gguf("swiglu_clamp_exp", "no bounds", found));
+        }
+        Ok(())
+    }
+
+    fn no_gguf(&self, key: &str, expected: &str, found: &str) -> FormatError {
+        let arch = self.gguf_architecture();
+        let message =
+            format!("readers of architecture `{arch}` compute {expected}, the model has {found}");
+        FormatError::new(ErrorCode::TargetCannotHold, message)
+            .in_tensor(key)
+            .hint("choose a Hugging Face target")
+    }
+
+    /// Refuses a network that `config.json` of the family cannot say.
+    ///
+    /// # Errors
+    /// `target-cannot-hold`.
+    pub fn check_hf_network(&self, config: &Config) -> Result<(), FormatError> {
+        let (Some(experts), Some(wiring)) = (&config.experts, self.hf_wiring.experts) else {
+            return Ok(());
+        };
+        if experts.clamp == wiring.clamp {
+            return Ok(());
+        }
+        let say = |clamp: Option<f32>| match clamp {
+            Some(most) => format!("experts bounded at {most}"),
+            None => "experts without bounds".to_owned(),
+        };
+        let message = format!(
+            "programs that read `{}` compute {}, the model has {}",
+            self.hf_identity.1,
+            say(wiring.clamp),
+            say(experts.clamp)
+        );
+        Err(FormatError::new(ErrorCode::TargetCannotHold, message)
+            .in_tensor("swiglu_clamp_exp")
+            .hint("choose a GGUF target"))
     }
 
     /// What `config.json` says about the linears.
@@ -382,8 +610,8 @@ impl Family {
     }
 
     /// Keys of a `config.json` that nothing here reads and that are not known to be harmless.
-    pub fn unknown_keys(config_json: &Value) -> Vec<UnknownKey> {
-        hf_config::unknown_keys(config_json)
+    pub fn unknown_keys(&self, config_json: &Value) -> Vec<UnknownKey> {
+        hf_config::unknown_keys(config_json, self.hf_wiring)
     }
 
     /// Keys of GGUF metadata that nothing here reads and that are not known to be harmless.
@@ -394,7 +622,10 @@ impl Family {
     /// The modules of the linears of all layers, as transformers names them. Models without a head are modules
     /// of their own, and parts of one with a head where that is loaded instead: both names count then.
     fn linear_modules(&self, config_json: &Value, headless: bool) -> Vec<String> {
-        let layers = config_json.get("num_hidden_layers").and_then(Value::as_u64);
+        let text = config_json
+            .get(hf_config::hybrid::TEXT)
+            .unwrap_or(config_json);
+        let layers = text.get("num_hidden_layers").and_then(Value::as_u64);
         let layers = layers.unwrap_or(1).clamp(1, MOST_LAYERS) as usize;
         let mut modules = Vec::new();
         for layer in 0..layers {
@@ -406,6 +637,9 @@ impl Family {
                 }
                 modules.push(module);
             }
+            for module in ["experts", "experts.0"] {
+                modules.push(format!("model.layers.{layer}.mlp.{module}"));
+            }
         }
         modules
     }
@@ -416,9 +650,14 @@ pub static FAMILIES: &[&Family] = &[
     &bitnet_2b_4t::FAMILY,
     &llama_b1_58::FAMILY,
     &bitnet_b1_58::FAMILY,
+    &qwen2::FAMILY,
     &qwen3::FAMILY,
+    &qwen35::FAMILY,
     &gemma3::FAMILY,
     &minicpm::FAMILY,
+    &hunyuan::FAMILY,
+    &maple::FAMILY,
+    &qwen3_moe::FAMILY,
 ];
 
 /// The family of this name.

@@ -12,33 +12,39 @@ mod certificate;
 mod checkpoint;
 mod config;
 mod family;
+mod rotation;
 mod row_order;
 mod slot;
 mod storage;
 
-pub use block::{Activation, Attention, Block, Gated, Mixer, Mlp};
+pub use block::{Activation, Attention, Block, Experts, Gated, GatedDeltaNet, Mixer, Mlp};
 pub use certificate::{
-    CERTIFICATE_VERSION, Certificate, Certified, DenseRecord, FileRecord, Seal, TensorDigest,
+    Basis, CERTIFICATE_VERSION, Certificate, Certified, DenseRecord, FileRecord, HashedFile,
+    PARTIAL_CERTIFICATE_VERSION, PartialCertificate, Seal, SourceOrigin, TensorDigest,
     TernaryHasher, TernaryRecord, TextDigest, Verdict, code_row_len, dense_sha256,
     scale_normal_form, trit_codes, trit_sha256,
 };
 pub use checkpoint::{
-    Checkpoint, DenseTensor, LayoutEvidence, LayoutReading, LayoutReason, LayoutSample, NAME_KEY,
-    OpenOptions, ROTATION_KEYS, Rotation, TernaryRows, Tiles, TokenizerSummary, WRITER_KEYS,
-    has_known_family, is_vocabulary_alone, layout_readings, pretty_json, records_layout,
-    side_file_names,
+    Checkpoint, DenseMeaning, DenseTensor, LayoutEvidence, LayoutReading, LayoutReason,
+    LayoutSample, NAME_KEY, OpenOptions, REWRITTEN_SIDE_FILES, TernaryRows, Tiles,
+    TokenizerSummary, WRITER_KEYS, has_known_family, is_vocabulary_alone, layout_readings,
+    pretty_json, records_layout, shape_for_gguf, shape_for_hf, side_file_names,
 };
 pub use config::{
-    ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling, Rope,
-    RopeScaling, SlidingWindow, Yarn,
+    ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Hybrid, LongRope,
+    MixtureOfExperts, Pooling, Rope, RopeScaling, SlidingWindow, Yarn,
 };
+pub use family::stacked_hf;
 pub use family::{
     FAMILIES, Family, GGUF_ARCHITECTURE_KEY, GGUF_FILE_TYPE_KEY, GPU_SCALES, GgufWindows,
     GgufWiring, GpuPlace, HfStorage, Quantization, ScaleDirection, UnknownKey, UnmarkedFloats,
     check_gpu_network, family_by_name, gguf_architecture, gpu_place, pooling_settings,
 };
-pub use row_order::{gguf_from_hf_rows, gguf_row, hf_from_gguf_rows, hf_row};
-pub use slot::{LayerSlot, Slot};
+pub use rotation::{ROTATION_KEYS, Rotation};
+pub use row_order::{
+    StoredOrder, TiledHeads, gguf_from_hf_rows, gguf_row, hf_from_gguf_rows, hf_row,
+};
+pub use slot::{ExpertLinear, LayerSlot, Slot};
 pub use storage::{
     Form, GPU_PACKING, HF_PACKING, LinearSource, MLX_PACKING, Made, Output, Part, STORAGES,
     ScaleForm, ScaleTypes, SharedScales, Storage, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION,

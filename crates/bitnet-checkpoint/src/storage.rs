@@ -5,6 +5,7 @@
 //! the rows apart.
 
 mod affine;
+pub(crate) mod among;
 mod beside;
 mod codes;
 mod contract;

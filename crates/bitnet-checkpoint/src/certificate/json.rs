@@ -2,13 +2,18 @@
 //!
 //! Invariant: whatever is absent or of another form is an error that names its path.
 
-use super::{DenseRecord, FileRecord, TensorDigest, TernaryRecord, Verdict};
+use super::{Basis, DenseRecord, FileRecord, TensorDigest, TernaryRecord, Verdict};
+use crate::block::GatedDeltaNet;
 use crate::config::{
-    Activation, ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Pooling,
-    Rope, RopeScaling, SlidingWindow, Yarn,
+    Activation, ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Hybrid,
+    LongRope, MixtureOfExperts, Pooling, Rope, RopeScaling, SlidingWindow, Yarn,
 };
+use crate::rotation::Rotation;
+use crate::slot::Slot;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A value of a certificate and where it stands.
 pub(super) struct Field<'a> {
@@ -119,6 +124,45 @@ impl<'a> Field<'a> {
     }
 }
 
+pub(super) fn file_to_json(file: &FileRecord) -> Value {
+    json!({"name": file.name, "bytes": file.bytes, "sha256": file.sha256})
+}
+
+fn with_verdict(mut record: Value, verdict: Verdict) -> Value {
+    let (word, error) = verdict.to_json();
+    if let Value::Object(keys) = &mut record {
+        keys.insert("verdict".to_owned(), word);
+        keys.extend(error.map(|error| ("max_relative_error".to_owned(), error)));
+    }
+    record
+}
+
+pub(super) fn ternary_to_json(record: &TernaryRecord) -> Value {
+    let TernaryRecord { digest: d, verdict } = record;
+    let bits = d.scale_bits.map(|b| format!("{b:08x}"));
+    let scales = json!({"structure": d.scale_structure, "bits": bits, "sha256": d.scales_sha256});
+    let mut record = json!({
+        "name": d.name, "rows": d.rows, "cols": d.cols,
+        "trits_sha256": d.trits_sha256, "scales": scales,
+    });
+    if let (Some(basis), Value::Object(keys)) = (&d.basis, &mut record) {
+        let Basis {
+            block_size,
+            signs_sha256,
+        } = basis;
+        let basis = json!({"block_size": block_size, "signs_sha256": signs_sha256});
+        keys.insert("rotation".to_owned(), basis);
+    }
+    with_verdict(record, *verdict)
+}
+
+pub(super) fn dense_to_json(record: &DenseRecord) -> Value {
+    let object = json!({
+        "name": record.name, "shape": record.shape, "values_sha256": record.values_sha256,
+    });
+    with_verdict(object, record.verdict)
+}
+
 pub(super) fn file_from_json(field: &Field<'_>) -> Result<FileRecord, FormatError> {
     Ok(FileRecord {
         name: field.at("name")?.text()?,
@@ -145,6 +189,13 @@ pub(super) fn ternary_from_json(field: &Field<'_>) -> Result<TernaryRecord, Form
         scale_structure: scales.at("structure")?.text()?,
         scale_bits,
         scales_sha256: scales.at("sha256")?.digest()?,
+        basis: match field.maybe("rotation")? {
+            None => None,
+            Some(basis) => Some(Basis {
+                block_size: basis.at("block_size")?.size()?,
+                signs_sha256: basis.at("signs_sha256")?.digest()?,
+            }),
+        },
     };
     Ok(TernaryRecord {
         digest,
@@ -230,6 +281,7 @@ pub(super) fn config_to_json(config: &Config) -> Value {
 fn rare_to_json(config: &Config) -> Vec<(&'static str, Value)> {
     let ExtraNorms {
         heads,
+        heads_after_rope,
         projections,
         branches,
     } = config.norms;
@@ -241,6 +293,7 @@ fn rare_to_json(config: &Config) -> Vec<(&'static str, Value)> {
     } = config.factors;
     let norms = [
         ("head_norms", heads),
+        ("norms_after_rope", heads_after_rope),
         ("projection_norms", projections),
         ("branch_norms", branches),
     ];
@@ -249,7 +302,8 @@ fn rare_to_json(config: &Config) -> Vec<(&'static str, Value)> {
         ("residual_factor", residual),
         ("head_divisor", head_divisor),
     ];
-    let norms = norms.into_iter().filter(|(_, there)| *there);
+    let norms = norms.into_iter().chain([("biases", config.biases)]);
+    let norms = norms.filter(|(_, there)| *there);
     let factors = factors.into_iter().filter(|(_, factor)| *factor != 1.0);
     let mut pairs: Vec<_> = norms.map(|(key, there)| (key, json!(there))).collect();
     pairs.extend(factors.map(|(key, factor)| (key, json!(f64::from(factor)))));
@@ -260,10 +314,52 @@ fn rare_to_json(config: &Config) -> Vec<(&'static str, Value)> {
         tokens,
         rope_theta,
         layers,
+        full_rope,
     }) = &config.sliding
     {
-        let sliding = json!({"tokens": tokens, "rope_theta": rope_theta, "layers": layers});
+        let mut sliding = json!({"tokens": tokens, "rope_theta": rope_theta, "layers": layers});
+        if let (false, Some(sliding)) = (full_rope, sliding.as_object_mut()) {
+            sliding.insert("full_rope".to_owned(), json!(false));
+        }
         pairs.push(("sliding_window", sliding));
+    }
+    if let Some(hybrid) = &config.hybrid {
+        pairs.push(("hybrid", hybrid_to_json(hybrid)));
+    }
+    if let Some(rotation) = config.rotation.as_deref() {
+        pairs.push(("rotation", rotation_to_json(rotation)));
+    }
+    if let Some(experts) = &config.experts {
+        let mut object = json!({
+            "count": experts.count,
+            "used": experts.used,
+            "intermediate_size": experts.intermediate_size,
+            "normalize": experts.normalize,
+            "layers": experts.layers,
+        });
+        if let (Some(clamp), Some(object)) = (experts.clamp, object.as_object_mut()) {
+            object.insert("clamp".to_owned(), json!(f64::from(clamp)));
+        }
+        pairs.push(("experts", object));
+    }
+    if config.rotary_dim != config.head_dim {
+        pairs.push(("rotary_dim", json!(config.rotary_dim)));
+    }
+    if let Some(long_rope) = &config.long_rope {
+        let LongRope {
+            long,
+            short,
+            original_max_position_embeddings,
+            attention_factor,
+        } = long_rope;
+        let wide = |list: &[f32]| list.iter().map(|n| json!(f64::from(*n))).collect::<Value>();
+        let long_rope = json!({
+            "long": wide(long),
+            "short": wide(short),
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "attention_factor": f64::from(*attention_factor),
+        });
+        pairs.push(("long_rope", long_rope));
     }
     if let Some(pooling) = config.pooling {
         pairs.push(("pooling", json!(pooling.as_str())));
@@ -282,6 +378,155 @@ fn sliding_from_json(field: &Field<'_>) -> Result<Option<SlidingWindow>, FormatE
         tokens: sliding.at("tokens")?.size()?,
         rope_theta: sliding.at("rope_theta")?.float()?,
         layers: sliding.at("layers")?.each(|layer| layer.flag())?,
+        full_rope: match sliding.maybe("full_rope")? {
+            None => true,
+            Some(rotates) => rotates.flag()?,
+        },
+    }))
+}
+
+fn experts_from_json(field: &Field<'_>) -> Result<Option<MixtureOfExperts>, FormatError> {
+    let Some(experts) = field.maybe("experts")? else {
+        return Ok(None);
+    };
+    Ok(Some(MixtureOfExperts {
+        count: experts.at("count")?.size()?,
+        used: experts.at("used")?.size()?,
+        intermediate_size: experts.at("intermediate_size")?.size()?,
+        normalize: experts.at("normalize")?.flag()?,
+        clamp: match experts.maybe("clamp")? {
+            None => None,
+            Some(clamp) => Some(clamp.float()? as f32),
+        },
+        layers: experts.at("layers")?.each(|layer| layer.flag())?,
+    }))
+}
+
+fn hybrid_to_json(hybrid: &Hybrid) -> Value {
+    let Hybrid {
+        delta,
+        recurrent,
+        rotary_dim,
+        rope_sections,
+    } = hybrid;
+    json!({
+        "key_heads": delta.key_heads,
+        "value_heads": delta.value_heads,
+        "key_dim": delta.key_dim,
+        "value_dim": delta.value_dim,
+        "conv_kernel": delta.conv_kernel,
+        "recurrent": recurrent,
+        "rotary_dim": rotary_dim,
+        "rope_sections": rope_sections,
+    })
+}
+
+fn hybrid_from_json(field: &Field<'_>, hidden_size: usize) -> Result<Option<Hybrid>, FormatError> {
+    let Some(hybrid) = field.maybe("hybrid")? else {
+        return Ok(None);
+    };
+    let size = |key: &str| hybrid.at(key)?.size();
+    let sections = hybrid.at("rope_sections")?;
+    let rope_sections = sections.each(|n| n.size())?.try_into();
+    Ok(Some(Hybrid {
+        delta: GatedDeltaNet {
+            hidden_size,
+            key_heads: size("key_heads")?,
+            value_heads: size("value_heads")?,
+            key_dim: size("key_dim")?,
+            value_dim: size("value_dim")?,
+            conv_kernel: size("conv_kernel")?,
+        },
+        recurrent: hybrid.at("recurrent")?.each(|layer| layer.flag())?,
+        rotary_dim: size("rotary_dim")?,
+        rope_sections: rope_sections.map_err(|_| sections.bad("three whole numbers"))?,
+    }))
+}
+
+/// Signs are texts of `+` and `-`.
+fn rotation_to_json(rotation: &Rotation) -> Value {
+    let text = |signs: &[i8]| -> String {
+        let sign = |sign: &i8| if *sign < 0 { '-' } else { '+' };
+        signs.iter().map(sign).collect()
+    };
+    let signs = rotation.signs.iter();
+    let signs: Map<String, Value> = signs
+        .map(|(width, signs)| (width.to_string(), json!(text(signs))))
+        .collect();
+    let folded: Vec<String> = rotation.folded.iter().map(ToString::to_string).collect();
+    let mut object = json!({
+        "block_size": rotation.block_size,
+        "signs": signs,
+        "folded": folded,
+        "embeddings": rotation.embeddings,
+    });
+    if let (true, Value::Object(keys)) = (rotation.tiled_values, &mut object) {
+        keys.insert("tiled_values".to_owned(), json!(true));
+    }
+    object
+}
+
+/// The rotation of a network whose other settings are `config`.
+fn rotation_from_json(
+    field: &Field<'_>,
+    config: &Config,
+) -> Result<Option<Arc<Rotation>>, FormatError> {
+    let Some(rotation) = field.maybe("rotation")? else {
+        return Ok(None);
+    };
+    let mut signs = BTreeMap::new();
+    let texts = rotation.at("signs")?;
+    let entries = texts.value.as_object();
+    for (width, text) in entries.ok_or_else(|| texts.bad("an object of widths"))? {
+        let bad = || texts.bad("as many of + and - as the width");
+        let width: usize = width.parse().map_err(|_| bad())?;
+        let own = text.as_str().unwrap_or("").chars().map(|c| match c {
+            '+' => Some(1i8),
+            '-' => Some(-1),
+            _ => None,
+        });
+        let own: Option<Vec<i8>> = own.collect();
+        let own = own.filter(|own| own.len() == width && width > 0);
+        signs.insert(width, own.ok_or_else(bad)?);
+    }
+    let slots: BTreeMap<String, Slot> = config
+        .slots()
+        .into_iter()
+        .map(|slot| (slot.to_string(), slot))
+        .collect();
+    let folded = rotation.at("folded")?.each(|name| {
+        let slot = slots.get(&name.text()?);
+        slot.copied()
+            .ok_or_else(|| name.bad("the name of a matrix of this network"))
+    })?;
+    let read = Rotation {
+        block_size: rotation.at("block_size")?.size()?,
+        signs,
+        folded: folded.into_iter().collect(),
+        embeddings: rotation.at("embeddings")?.flag()?,
+        tiled_values: match rotation.maybe("tiled_values")? {
+            None => false,
+            Some(tiled) => tiled.flag()?,
+        },
+    };
+    if !read.block_size.is_power_of_two() {
+        return Err(rotation.at("block_size")?.bad("a power of two"));
+    }
+    config.check_rotation(&read)?;
+    Ok(Some(Arc::new(read)))
+}
+
+fn long_rope_from_json(field: &Field<'_>) -> Result<Option<LongRope>, FormatError> {
+    let Some(long_rope) = field.maybe("long_rope")? else {
+        return Ok(None);
+    };
+    let number = |field: &Field<'_>| field.float().map(|n| n as f32);
+    let original = long_rope.at("original_max_position_embeddings")?;
+    Ok(Some(LongRope {
+        long: long_rope.at("long")?.each(number)?,
+        short: long_rope.at("short")?.each(number)?,
+        original_max_position_embeddings: original.size()?,
+        attention_factor: number(&long_rope.at("attention_factor")?)?,
     }))
 }
 
@@ -358,13 +603,14 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
     let flag = |key: &str| field.maybe(key)?.map_or(Ok(false), |f| f.flag());
     let factor = |key: &str| field.maybe(key)?.map_or(Ok(1.0), |f| f.float());
     let scalar = field.maybe("query_pre_attn_scalar")?;
-    Config {
+    let head_dim = size("head_dim")?;
+    let mut config = Config {
         hidden_size: size("hidden_size")?,
         intermediate_size: size("intermediate_size")?,
         num_hidden_layers: size("num_hidden_layers")?,
         num_attention_heads: size("num_attention_heads")?,
         num_key_value_heads: size("num_key_value_heads")?,
-        head_dim: size("head_dim")?,
+        head_dim,
         vocab_size: size("vocab_size")?,
         max_position_embeddings: size("max_position_embeddings")?,
         rms_norm_eps: field.at("rms_norm_eps")?.float()? as f32,
@@ -391,6 +637,10 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
                 _ => return Err(scaling.bad("none, linear, llama3 or yarn as `type`")),
             },
         },
+        rotary_dim: match field.maybe("rotary_dim")? {
+            None => head_dim,
+            Some(dim) => dim.size()?,
+        },
         hidden_act: known
             .into_iter()
             .find(|a| act.value == a.as_str())
@@ -399,9 +649,12 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
         ffn_sub_norm: field.at("ffn_sub_norm")?.flag()?,
         norms: ExtraNorms {
             heads: flag("head_norms")?,
+            heads_after_rope: flag("norms_after_rope")?,
             projections: flag("projection_norms")?,
             branches: flag("branch_norms")?,
         },
+        biases: flag("biases")?,
+        long_rope: long_rope_from_json(field)?,
         factors: Factors {
             embedding: factor("embedding_factor")? as f32,
             residual: factor("residual_factor")? as f32,
@@ -412,6 +665,9 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
             },
         },
         sliding: sliding_from_json(field)?,
+        hybrid: hybrid_from_json(field, size("hidden_size")?)?,
+        rotation: None,
+        experts: experts_from_json(field)?,
         pooling: pooling_from_json(field)?,
         embedding: embedding_from_json(field)?,
         tie_word_embeddings: field.at("tie_word_embeddings")?.flag()?,
@@ -422,5 +678,7 @@ pub(super) fn config_from_json(field: &Field<'_>) -> Result<Config, FormatError>
         bos_token_id: field.at("bos_token_id")?.token_or_null()?,
         eos_token_ids: field.at("eos_token_ids")?.each(|id| id.token())?,
     }
-    .checked()
+    .checked()?;
+    config.rotation = rotation_from_json(field, &config)?;
+    Ok(config)
 }

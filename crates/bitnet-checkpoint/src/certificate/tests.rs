@@ -100,7 +100,8 @@ fn dense_digests_depend_on_values_only() {
             encoding: info.encoding,
             shape: &info.shape,
             bytes: bytes.into(),
-            plus_one: false,
+            meaning: crate::DenseMeaning::AsStored,
+            is_shaped: false,
             info: &info,
         })
         .unwrap()
@@ -144,6 +145,7 @@ fn a_certificate_reads_back_as_written() {
         family: "llama_b1_58".to_owned(),
         target: "gguf-tq2_0".to_owned(),
         config: Config {
+            rotation: None,
             hidden_size: 8,
             intermediate_size: 8,
             num_hidden_layers: 1,
@@ -162,12 +164,17 @@ fn a_certificate_reads_back_as_written() {
                     original_max_position_embeddings: 8192,
                 },
             },
+            rotary_dim: 4,
             hidden_act: Activation::Silu,
             attn_sub_norm: false,
             ffn_sub_norm: false,
             norms: Default::default(),
             factors: Default::default(),
             sliding: None,
+            biases: false,
+            long_rope: None,
+            hybrid: None,
+            experts: None,
             pooling: None,
             embedding: Default::default(),
             tie_word_embeddings: false,
@@ -176,6 +183,7 @@ fn a_certificate_reads_back_as_written() {
             eos_token_ids: vec![1, 2],
         },
         source: vec![file("model.safetensors")],
+        origin: None,
         output: vec![file("model.gguf")],
         ternary,
         dense: vec![DenseRecord {

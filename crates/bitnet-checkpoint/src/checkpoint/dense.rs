@@ -13,6 +13,29 @@ use bitnet_formats::{
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// What the numbers of a dense tensor mean (`formats/numerics.md`).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub enum DenseMeaning {
+    /// Themselves.
+    #[default]
+    AsStored,
+    /// 1 plus themselves: gains of some norms.
+    PlusOne,
+    /// Themselves times a scale: biases that are added before a linear is scaled.
+    Times(f32),
+}
+
+impl DenseMeaning {
+    /// Makes values of numbers that were widened.
+    pub fn apply(self, numbers: &mut [f32]) {
+        match self {
+            Self::AsStored => {}
+            Self::PlusOne => numbers.iter_mut().for_each(|number| *number += 1.0),
+            Self::Times(scale) => numbers.iter_mut().for_each(|number| *number *= scale),
+        }
+    }
+}
+
 /// A dense tensor as it lies in the file, every value finite.
 #[derive(Debug, Clone)]
 pub struct DenseTensor<'a> {
@@ -22,8 +45,10 @@ pub struct DenseTensor<'a> {
     pub shape: &'a [usize],
     /// The bytes.
     pub bytes: Bytes,
-    /// Whether the values are 1 plus the numbers stored: gains of some norms (`formats/numerics.md`).
-    pub plus_one: bool,
+    /// What the numbers of `bytes` mean.
+    pub meaning: DenseMeaning,
+    /// Whether `bytes` are not those of the file: rates of a Gated DeltaNet, or rows that stand in another order there.
+    pub is_shaped: bool,
     /// Name, place and length in the file.
     pub info: &'a TensorInfo,
 }
@@ -35,9 +60,7 @@ impl DenseTensor<'_> {
     /// A type that is not dense; a length that does not fit.
     pub fn widen(&self, bytes: &[u8], out: &mut [f32]) -> Result<(), FormatError> {
         dense_to_f32(self.encoding, bytes, out).map_err(|e| e.in_tensor(&self.info.name))?;
-        if self.plus_one {
-            out.iter_mut().for_each(|value| *value += 1.0);
-        }
+        self.meaning.apply(out);
         Ok(())
     }
 }
@@ -58,12 +81,20 @@ impl Checkpoint {
         Ok(tensor)
     }
 
-    /// Whether the values of a dense tensor are 1 plus the numbers stored.
-    pub fn dense_plus_one(&self, slot: Slot) -> bool {
+    /// Whether the values of a dense tensor are made of the numbers stored, or stand in another order.
+    pub fn dense_is_shaped(&self, slot: Slot) -> bool {
         matches!(
             self.sources.get(&slot),
-            Some(Source::Dense { plus_one: true, .. })
+            Some(Source::Dense { form, .. }) if form.shaping.is_some()
         )
+    }
+
+    /// What the numbers of a dense tensor mean.
+    pub fn dense_meaning(&self, slot: Slot) -> DenseMeaning {
+        match self.sources.get(&slot) {
+            Some(Source::Dense { form, .. }) => form.meaning,
+            _ => DenseMeaning::AsStored,
+        }
     }
 
     /// A dense tensor without a look at its values: for readers that check the rows they use, and
@@ -76,12 +107,13 @@ impl Checkpoint {
     }
 
     fn dense_source(&self, slot: Slot) -> Result<(DenseTensor<'_>, &AtomicBool), FormatError> {
-        let (info, plus_one, finite) = match self.source(slot)? {
+        let (info, shape, form, finite) = match self.source(slot)? {
             Source::Dense {
                 info,
-                plus_one,
+                shape,
+                form,
                 finite,
-            } => (info, *plus_one, finite),
+            } => (info, shape, form, finite),
             Source::Linear(source) => {
                 return Err(self.place(
                     FormatError::new(
@@ -92,11 +124,20 @@ impl Checkpoint {
                 ));
             }
         };
+        let bytes = self.file.read(info)?;
+        let (encoding, bytes) = match &form.shaping {
+            None => (info.encoding, bytes),
+            Some(shaping) => {
+                let shaped = shaping.canonical(info.encoding, &bytes, shape);
+                shaped.map_err(|e| self.place(e, info))?
+            }
+        };
         let tensor = DenseTensor {
-            encoding: info.encoding,
-            shape: &info.shape,
-            bytes: self.file.read(info)?,
-            plus_one,
+            encoding,
+            shape,
+            bytes,
+            meaning: form.meaning,
+            is_shaped: form.shaping.is_some(),
             info,
         };
         Ok((tensor, finite))

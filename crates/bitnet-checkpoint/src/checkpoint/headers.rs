@@ -17,7 +17,8 @@ pub fn has_known_family(path: &Path, file: &TensorFile) -> bool {
     match read_side_file(directory_of(path), "config.json", limit) {
         Ok(None) => false,
         Ok(Some(bytes)) => {
-            family::parse_json(&bytes).map_or(true, |json| family::family_of_config(&json).is_ok())
+            let json = family::parse_json(&bytes).map(family::language_model);
+            json.map_or(true, |(json, _)| family::family_of_config(&json).is_ok())
         }
         Err(_) => true,
     }

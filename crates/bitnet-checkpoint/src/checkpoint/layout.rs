@@ -7,7 +7,7 @@
 use super::headers::records_layout;
 use super::readings::{LayoutReading, LayoutSample, layout_readings};
 use super::{Checkpoint, OpenOptions};
-use crate::slot::{LayerSlot, Slot};
+use crate::slot::{ExpertLinear, LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError, Packing, layouts_like};
 use std::path::Path;
 
@@ -163,6 +163,9 @@ impl Checkpoint {
             LayerSlot::QProj | LayerSlot::KProj | LayerSlot::VProj => LayerSlot::InputNorm,
             LayerSlot::OProj => LayerSlot::AttnSubNorm,
             LayerSlot::GateProj | LayerSlot::UpProj => LayerSlot::PostAttentionNorm,
+            LayerSlot::Expert(_, ExpertLinear::Gate | ExpertLinear::Up) => {
+                LayerSlot::PostAttentionNorm
+            }
             LayerSlot::DownProj => LayerSlot::FfnSubNorm,
             _ => return Ok(None),
         };
@@ -199,7 +202,7 @@ fn equal_layout(
             if !same {
                 break;
             }
-            // code 3 under one layout is code 3 under all: whoever converts would say so, too
+            // code 3 under one layout is code 3 under all, so a conversion reports it too
             let (found, expected) = (copy.ternary(slot)?, against.ternary(slot)?);
             same = shape == (expected.rows(), expected.cols()) && found.trits() == expected.trits();
         }

@@ -7,7 +7,6 @@
 
 use super::{Checkpoint, Source};
 use crate::family::ScaleDirection;
-use crate::row_order::hf_from_gguf_rows;
 use crate::slot::Slot;
 use crate::storage::{self, LinearSource, Stored};
 use bitnet_formats::{Bytes, ErrorCode, FormatError, PackedTensor, Packing};
@@ -64,7 +63,7 @@ impl Checkpoint {
         };
         // scales that repeat are one scale, which only the trits can tell; those of tiles are as they are
         let known = matches!(scales, Scales::PerTensor(_)) || source.is_mapped();
-        if !known || source.permuted_head_dim.is_some() {
+        if !known || source.order.is_some() {
             return Ok(None);
         }
         Ok(Some(TernaryRows {
@@ -109,10 +108,10 @@ impl Checkpoint {
         let (trits, scales) = source.storage.read(&self.stored(source))?;
         let matrix = TernaryMatrix::new(source.rows, source.cols, trits, scales)
             .map_err(|e| FormatError::new(ErrorCode::Malformed, e.to_string()).because(e))?;
-        Ok(match source.permuted_head_dim {
-            None => matrix,
-            Some(head_dim) => hf_from_gguf_rows(&matrix, head_dim),
-        })
+        match source.order {
+            None => Ok(matrix),
+            Some(order) => order.to_hf(&matrix),
+        }
     }
 
     /// The scale stored beside a linear and what it means, for targets that keep it.

@@ -1,6 +1,6 @@
 //! What matrices look like under each of several layouts that their bytes may have.
 //!
-//! Invariant: a layout is ruled out by codes or scales that are none, or by a description under another that
+//! Invariant: a layout is ruled out by invalid codes or scales, or by a description under another that
 //! is shorter than anything found under it, doubtful structure included; never by mere likelihood. Tilings
 //! are ruled out by codes only: those that are looked at are not all there are.
 
@@ -49,7 +49,7 @@ pub struct LayoutReading {
     pub is_tiling: bool,
 }
 
-/// The trits of the first rows under a layout; `None` where it finds codes or scales that are none.
+/// The trits of the first rows under a layout; `None` if it finds invalid codes or scales.
 fn read(packing: &dyn Packing, sample: &LayoutSample) -> Option<Vec<i8>> {
     let tensor = PackedTensor {
         bytes: &sample.bytes,

@@ -13,11 +13,12 @@ pub(super) use self::gguf::{forced_layout, gguf, settle_activations};
 pub(super) use self::hugging_face::hugging_face;
 
 use super::Source;
+use super::shaping::Form;
 use crate::config::Config;
 use crate::family::Family;
-use crate::slot::Slot;
+use crate::slot::{LayerSlot, Slot};
 use crate::storage::tensors::{Tensors, error, missing};
-use bitnet_formats::{Encoding, ErrorCode, FormatError};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, TensorInfo};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -30,7 +31,10 @@ pub(super) struct Resolved {
     pub directory: Option<PathBuf>,
     pub config_json: Option<Value>,
     pub declared_vocab_size: Option<usize>,
+    pub skipped: Vec<String>,
     pub sources: HashMap<Slot, Source>,
+    /// Tensors of parts that are not computed.
+    pub carried: Vec<TensorInfo>,
 }
 
 /// Fills a slot with a dense tensor.
@@ -39,12 +43,20 @@ fn dense(
     names: &[&str],
     slot: Slot,
     config: &Config,
-    plus_one: bool,
+    form: Form,
     sources: &mut HashMap<Slot, Source>,
 ) -> Result<(), FormatError> {
     let info = tensors.find(names).ok_or_else(|| missing(names))?;
     let expected = config.shape(slot);
-    tensors.check_shape(info, &expected)?;
+    let is_kernel = matches!(slot, Slot::Layer(_, LayerSlot::Conv1d));
+    // one input channel for each: an axis of one, in the middle or at the end
+    let squeezed = match (is_kernel, &info.shape[..]) {
+        (true, [channels, 1, taps] | [channels, taps, 1]) => [*channels, *taps] == expected[..],
+        _ => false,
+    };
+    if !squeezed {
+        tensors.check_shape(info, &expected)?;
+    }
     let vector = expected.len() == 1;
     match info.encoding {
         Encoding::Plain(plain) if plain.is_float_weight() => {}
@@ -66,7 +78,8 @@ fn dense(
     }
     let source = Source::Dense {
         info: info.clone(),
-        plus_one,
+        shape: expected,
+        form,
         finite: AtomicBool::new(false),
     };
     sources.insert(slot, source);

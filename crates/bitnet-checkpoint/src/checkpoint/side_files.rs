@@ -4,6 +4,7 @@
 //! [`Limits::side_file_bytes`]; what looks like one and is not is an error, never left out in silence.
 
 use crate::family::pooling_settings;
+use crate::family::rotation::{HF_FILE, MLX_FILE};
 use bitnet_formats::{ErrorCode, FormatError, Input, Limits, check_side_file, read_side_file};
 use bitnet_text::additional_template_files;
 use std::path::Path;
@@ -11,11 +12,14 @@ use std::path::Path;
 /// The list of the stages of an embedding pipeline.
 const MODULES: &str = "modules.json";
 
+/// Files beside the weights that are read, and written anew.
+pub const REWRITTEN_SIDE_FILES: [&str; 3] = ["config.json", HF_FILE, MLX_FILE];
+
 /// Whether a file beside the weights belongs to the model: tokenizer, templates, generation defaults,
 /// custom code, license. Weights in any form, indices and the files written anew do not.
 fn is_side_file(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
-    let rewritten = lower == "config.json"
+    let rewritten = REWRITTEN_SIDE_FILES.contains(&lower.as_str())
         || lower.ends_with(".index.json")
         || lower.ends_with("certificate.json");
     let known = [
@@ -118,7 +122,7 @@ pub fn side_file_names(directory: &Path, limits: &Limits) -> Result<Vec<String>,
 pub(super) fn inputs(directory: &Path, limits: &Limits) -> Vec<Input> {
     let mut names = candidates(directory).unwrap_or_default();
     names.extend(additional_template_files(directory).unwrap_or_default());
-    names.push("config.json".to_owned());
+    names.extend(REWRITTEN_SIDE_FILES.map(str::to_owned));
     if let Ok(Some(bytes)) = read_side_file(directory, MODULES, limits.config_bytes) {
         names.extend(pooling_settings(&bytes).unwrap_or_default());
     }
@@ -144,6 +148,8 @@ mod tests {
         }
         for name in [
             "config.json",
+            "hadamard.json",
+            "hadamard_packing.json",
             "model.safetensors",
             "model.safetensors.index.json",
             "pytorch_model.bin",

@@ -4,7 +4,9 @@
 //! read it: a setting that may be absent, or another, without the network becoming another one decides
 //! nothing. What belongs to the bytes alone (gaps, tails, spellings) the container and the packing say.
 
+use super::dense::DenseMeaning;
 use super::resolve::settle_activations;
+use super::shaping::same_bits;
 use super::{Checkpoint, Source};
 use crate::config::Config;
 use crate::family::{self, Quantization};
@@ -75,23 +77,26 @@ impl Checkpoint {
                 all.push(self.unread_at(&source.info, range, bits, why));
             }
         }
-        let used: Vec<&TensorInfo> = self
+        for source in self.sources.values() {
+            all.extend(self.unread_of_values(source)?);
+        }
+        let mut used: Vec<&TensorInfo> = self
             .linears()
             .flat_map(|source| &source.beside)
             .chain(self.sources.values().map(Source::info))
             .collect();
+        used.sort_by_key(|u| (u.part, u.offset));
         for info in self.file.tensors() {
-            let inside = |u: &&&TensorInfo| {
-                u.part == info.part
-                    && (info.offset..info.offset.saturating_add(info.len.max(1)))
-                        .contains(&u.offset)
-            };
-            let mut parts: Vec<&&TensorInfo> = used.iter().filter(inside).collect();
+            let end = info.offset.saturating_add(info.len.max(1));
+            let before =
+                |offset: u64| used.partition_point(|u| (u.part, u.offset) < (info.part, offset));
+            let parts = used
+                .get(before(info.offset)..before(end))
+                .unwrap_or_default();
             if parts.is_empty() {
                 all.extend(self.unread_of_leftover(info)?);
                 continue;
             }
-            parts.sort_by_key(|u| u.offset);
             let mut at = info.offset;
             let ends = parts
                 .iter()
@@ -105,6 +110,31 @@ impl Checkpoint {
             }
         }
         Ok(())
+    }
+
+    /// Bits of a vector without which the values made of it would be the same.
+    fn unread_of_values(&self, source: &Source) -> Result<Option<Unread>, FormatError> {
+        let Source::Dense { info, form, .. } = source else {
+            return Ok(None);
+        };
+        let (Encoding::Plain(plain), [_]) = (info.encoding, &info.shape[..]) else {
+            return Ok(None);
+        };
+        let read = || self.file.read(info);
+        let (masks, why) = match (form.shaping, form.meaning == DenseMeaning::PlusOne) {
+            (Some(shaping), _) => (
+                shaping.unread(plain, &read()?)?,
+                "below what f32 shows of a decay rate",
+            ),
+            (None, true) => (
+                Some(unread_of_gains(plain, &read()?)?),
+                "below what f32 shows of 1 and the number",
+            ),
+            (None, false) => return Ok(None),
+        };
+        let masks = masks.filter(|masks| masks.iter().any(|mask| *mask != 0));
+        let range = info.offset..info.offset.saturating_add(info.len);
+        Ok(masks.map(|masks| self.unread_at(info, range, UnreadBits::Masks(masks), why)))
     }
 
     /// Tensors that fill no slot and were let pass. The copy of a tied head is compared with its original.
@@ -189,6 +219,20 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+/// Of numbers `w` that mean `1 + w`, the bits without which the gains would be the same: one mask per byte.
+fn unread_of_gains(plain: PlainType, bytes: &[u8]) -> Result<Vec<u8>, FormatError> {
+    let gain = |bytes: &[u8]| -> Result<Option<u32>, FormatError> {
+        let values = values::small_values(plain, bytes)?;
+        Ok(values.first().map(|w| (1.0 + w).to_bits()))
+    };
+    let mut masks = Vec::with_capacity(bytes.len());
+    for number in bytes.chunks(plain.size().max(1)) {
+        let is = gain(number)?;
+        masks.extend(same_bits(number, |flipped| gain(flipped) == Ok(is)));
+    }
+    Ok(masks)
 }
 
 /// What a setting decides.
@@ -401,7 +445,7 @@ struct JsonReading {
     /// `None` where the tensors themselves say what they are.
     quantization: Option<Quantization>,
     says_activations: bool,
-    groups: Vec<Option<usize>>,
+    forms: Vec<Option<family::AffineForm>>,
 }
 
 /// A `config.json` that can be tried otherwise.
@@ -426,7 +470,7 @@ impl<'a> JsonNetwork<'a> {
     }
 
     fn read(&self, text: &[u8]) -> Option<JsonReading> {
-        let json = family::parse_json(text).ok()?;
+        let (json, _) = family::language_model(family::parse_json(text).ok()?);
         let family = family::family_of_config(&json).ok()?;
         let mut config = (family.config)(&json).ok()?;
         if let Some(generation) = &self.generation {
@@ -439,15 +483,15 @@ impl<'a> JsonNetwork<'a> {
             _ => Vec::new(),
         };
         let quantization = Some(quantization).filter(|_| !self.tensors_say_it);
-        let group = |slot: &Slot| {
+        let form = |slot: &Slot| {
             let name = (family.tensor_name)(*slot);
-            family::affine_group(&json, affine_module(&name)).ok()
+            family::affine_form(&json, affine_module(&name)).ok()
         };
         Some(JsonReading {
             family: family.name,
             quantization,
             says_activations: family::affine_says_activations(&json),
-            groups: slots.iter().map(group).collect::<Option<_>>()?,
+            forms: slots.iter().map(form).collect::<Option<_>>()?,
             config,
         })
     }

@@ -22,6 +22,7 @@ pub(super) static FAMILY: Family = Family {
     is_verified: true,
     matches: |config| hf_config::is_or_unsaid(config, "bitnet", "BitNetForCausalLM"),
     config: |config| hf_config::read(config, &HF),
+    hf_wiring: &HF,
     tensor_name: |slot| names::hf(slot, "attn_sub_norm", "ffn_sub_norm"),
     stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Multiply,

@@ -25,6 +25,7 @@ pub(super) static FAMILY: Family = Family {
             || hf_config::is(config, "bitnet", "BitnetForCausalLM")
     },
     config: |config| hf_config::read(config, &HF),
+    hf_wiring: &HF,
     tensor_name: |slot| names::hf(slot, "inner_attn_ln", "ffn_layernorm"),
     stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Divide,

@@ -6,6 +6,7 @@
 
 use super::Family;
 use super::gguf_keys::ARCHITECTURE;
+use crate::rotation::ROTATION_KEYS;
 use bitnet_formats::{
     GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, MetaArray, MetaValue, Metadata, TensorFile,
 };
@@ -44,7 +45,7 @@ fn is_carried(key: &str) -> bool {
         GGUF_LAYOUT_KEY,
         GGUF_SPLIT_ID_KEY,
     ];
-    let begins = ["split.", "quantize.", "ternary."];
+    let begins = ["split.", "quantize.", "ternary.", ROTATION_KEYS];
     !about_the_file.contains(&key) && !begins.iter().any(|b| key.starts_with(b))
 }
 

@@ -21,10 +21,7 @@ const GGUF: GgufWiring = GgufWiring {
 
 /// What GGUF readers compute and files mostly do not say: every sixth layer sees everything, and the others
 /// have this base.
-const WINDOWS: super::GgufWindows = super::GgufWindows {
-    every: 6,
-    rope_theta: 10_000.0,
-};
+const WINDOWS: super::GgufWindows = super::GgufWindows::every(6, 10_000.0);
 
 const HF: Wiring = Wiring {
     head_norms: true,
@@ -47,6 +44,7 @@ pub(super) static FAMILY: Family = Family {
             || hf_config::is(config, "gemma3_text", HEADLESS)
     },
     config: |config| hf_config::read_for(config, &HF, HEADLESS),
+    hf_wiring: &HF,
     tensor_name,
     stores_gain_minus_one,
     unmarked_scale: ScaleDirection::Multiply,

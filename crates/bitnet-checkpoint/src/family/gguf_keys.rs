@@ -3,6 +3,12 @@
 //! Invariant: what is written reads back as the same `Config`; keys of our own begin with `ternary.`
 //! and only say what no reader's key can.
 
+mod experts;
+mod hybrid;
+mod long_rope;
+
+pub(crate) use long_rope::LONG_ROPE;
+
 use super::hf_config::linear;
 use super::known_keys::UnknownKey;
 use super::{GgufWindows, GgufWiring, names};
@@ -25,6 +31,7 @@ const FACTORS: [&str; 3] = ["embedding_scale", "residual_scale", "logit_scale"];
 const WINDOW: &str = "attention.sliding_window";
 const WINDOW_PATTERN: &str = "attention.sliding_window_pattern";
 const WINDOW_THETA: &str = "rope.freq_base_swa";
+const WINDOW_DIM: &str = "rope.dimension_count_swa";
 const POOLING: &str = "pooling_type";
 const NORMALIZE: &str = "ternary.embedding.normalize";
 const PROMPTS: &str = "ternary.embedding.prompts";
@@ -221,6 +228,7 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
     };
     for &(name, neutral) in NEUTRAL {
         let means_this = name == WINDOW && wiring.windows.is_some()
+            || name == experts::COUNT && wiring.experts.is_some()
             || FACTORS.contains(&name) && wiring.factor_keys;
         if means_this {
             continue;
@@ -258,6 +266,11 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
         }
     };
     for name in ["attention.value_length", "rope.dimension_count"] {
+        if wiring.hybrid && name == hybrid::ROTARY
+            || wiring.partial_rope && name == "rope.dimension_count"
+        {
+            continue;
+        }
         if keys.size(name)?.is_some_and(|n| n != head_dim) {
             return Err(keys.bad(name, &format!("the head width, {head_dim}")));
         }
@@ -268,7 +281,10 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
         Some(&rows) => rows,
         None => keys.required_size("vocab_size")?,
     };
-    let num_hidden_layers = keys.required_size("block_count")?;
+    let num_hidden_layers = match wiring.hybrid {
+        true => hybrid::layers(&keys)?,
+        false => keys.required_size("block_count")?,
+    };
     let own_norm = names::gguf(Slot::Layer(0, LayerSlot::QProjNorm));
     let projections = wiring.projection_norms && file.tensor(&own_norm).is_some();
     let sub_norms = wiring.sub_norms || projections;
@@ -288,16 +304,38 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
             theta: keys.number("rope.freq_base")?.unwrap_or(10_000.0).into(),
             scaling: rope_scaling(&keys)?,
         },
+        rotary_dim: match wiring.partial_rope {
+            true => keys.size("rope.dimension_count")?.unwrap_or(head_dim),
+            false => head_dim,
+        },
+        long_rope: long_rope::read(file, &keys, wiring, head_dim)?,
         hidden_act: wiring.activation,
         attn_sub_norm: sub_norms,
         ffn_sub_norm: sub_norms,
         norms: ExtraNorms {
             heads: wiring.head_norms,
+            heads_after_rope: wiring.norms_after_rope,
             projections,
             branches: wiring.branch_norms,
         },
+        biases: wiring.biases,
         factors: factors(&keys, wiring, hidden_size)?,
         sliding: sliding(&keys, wiring, num_hidden_layers)?,
+        hybrid: match wiring.hybrid {
+            true => Some(hybrid::read(
+                &keys,
+                hidden_size,
+                num_hidden_layers,
+                head_dim,
+            )?),
+            false => None,
+        },
+        // resolved with the names of all tensors
+        rotation: None,
+        experts: match wiring.experts {
+            Some(readers) => experts::read(&keys, readers.clamp, num_hidden_layers)?,
+            None => None,
+        },
         pooling: pooling(&keys)?,
         embedding: embedding_settings(&keys)?,
         tie_word_embeddings: !(wiring.output_head && own_head),
@@ -317,7 +355,9 @@ fn unread<'a>(
     wiring: &GgufWiring,
 ) -> impl Iterator<Item = (&'a str, &'a MetaValue)> + use<'a> {
     let own = format!("{}.", keys.architecture);
-    let windows = wiring.windows.is_some();
+    let (windows, hybrid) = (wiring.windows.is_some(), wiring.hybrid);
+    let flags = wiring.windows.is_some_and(|windows| windows.flags);
+    let has_experts = wiring.experts.is_some();
     let entries = keys.metadata.0.iter();
     entries.filter_map(move |(key, value)| {
         let name = key.strip_prefix(&own)?;
@@ -325,7 +365,10 @@ fn unread<'a>(
         let known = [GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY].contains(&key.as_str())
             || KNOWN.contains(&name)
             || NEUTRAL.iter().any(|(neutral, _)| *neutral == name)
-            || windows && [WINDOW, WINDOW_PATTERN, WINDOW_THETA].contains(&name);
+            || has_experts && experts::KEYS.contains(&name)
+            || flags && name == WINDOW_DIM
+            || windows && [WINDOW, WINDOW_PATTERN, WINDOW_THETA].contains(&name)
+            || hybrid && hybrid::KEYS.contains(&name);
         let number = value.as_u64().map(|v| v as f64).or(value.as_f64());
         let off = match value {
             MetaValue::String(text) => text.is_empty(),
@@ -398,12 +441,30 @@ fn sliding(
     wiring: &GgufWiring,
     num_hidden_layers: usize,
 ) -> Result<Option<SlidingWindow>, FormatError> {
-    let (Some(windows), Some(tokens)) = (wiring.windows, keys.size(WINDOW)?) else {
+    let tokens = keys.size(WINDOW)?;
+    if wiring.windows.is_some_and(|windows| windows.flags) && tokens.unwrap_or(0) == 0 {
+        return Err(keys.bad(WINDOW, "a number from 1 on"));
+    }
+    let (Some(windows), Some(tokens)) = (wiring.windows, tokens) else {
         return Ok(None);
     };
     // `Config::checked` bounds the number later
     if tokens == 0 || num_hidden_layers > 1024 {
         return Ok(None);
+    }
+    if windows.flags {
+        let all = keys.number("rope.freq_base")?.map(f64::from);
+        let own = keys.number(WINDOW_THETA)?.map(f64::from);
+        let (dim, own_dim) = (keys.size("rope.dimension_count")?, keys.size(WINDOW_DIM)?);
+        if own_dim.is_some() && own_dim != dim {
+            return Err(keys.bad(WINDOW_DIM, "what rope.dimension_count says"));
+        }
+        return Ok(Some(SlidingWindow {
+            tokens,
+            rope_theta: own.or(all).unwrap_or(windows.rope_theta),
+            layers: experts::window_flags(keys, num_hidden_layers)?,
+            full_rope: windows.full_rope,
+        }));
     }
     let every = keys.size(WINDOW_PATTERN)?.unwrap_or(windows.every);
     if every == 0 {
@@ -414,6 +475,7 @@ fn sliding(
         tokens,
         rope_theta: theta.unwrap_or(windows.rope_theta),
         layers: GgufWindows { every, ..windows }.layers(num_hidden_layers),
+        full_rope: true,
     }))
 }
 
@@ -476,6 +538,28 @@ fn bos(keys: &Keys<'_>) -> Result<Option<u32>, FormatError> {
     match keys.metadata.get(BOS_TOKEN_ID) {
         Some(_) => keys.token(&format!("/{BOS_TOKEN_ID}")),
         None => keys.token(&format!("/{TOKENIZER_BOS}")),
+    }
+}
+
+/// See [`Family::settle_blocks`](super::Family::settle_blocks).
+pub(super) fn settle_blocks(
+    architecture: &str,
+    config: &Config,
+    has_them: bool,
+    metadata: &mut Metadata,
+) {
+    let key = format!("{architecture}.{}", hybrid::PREDICTORS);
+    let said = metadata.get(&key).and_then(MetaValue::as_u64);
+    let Some(blocks) = said.and_then(|n| u32::try_from(n).ok()) else {
+        return;
+    };
+    match has_them {
+        true => {
+            let layers = u32::try_from(config.num_hidden_layers).unwrap_or(u32::MAX);
+            let all = MetaValue::U32(layers.saturating_add(blocks));
+            metadata.set(format!("{architecture}.block_count"), all);
+        }
+        false => metadata.0.retain(|(known, _)| *known != key),
     }
 }
 
@@ -544,17 +628,22 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, FormatError> {
     let scaling = scaling.map(|v| v.as_str().unwrap_or(""));
     // readers multiply the rotated heads by it whatever the type is
     let relative = keys.number("rope.scaling.attn_factor")?;
-    if scaling != Some("yarn") && relative.is_some_and(|factor| factor != 1.0) {
+    if !matches!(scaling, Some("yarn" | "longrope")) && relative.is_some_and(|factor| factor != 1.0)
+    {
         return Err(keys.bad("rope.scaling.attn_factor", "1"));
     }
     match scaling {
-        Some("none") => Ok(RopeScaling::None),
+        // `long_rope` reads the other numbers
+        Some("none" | "longrope") => Ok(RopeScaling::None),
         None | Some("linear") if factor >= 1.0 => Ok(linear(factor)),
         Some("yarn") if factor >= 1.0 => yarn(keys, factor).map(RopeScaling::Yarn),
         None | Some("linear" | "yarn") => {
             Err(keys.bad("rope.scaling.factor", "a number from 1 on"))
         }
-        Some(_) => Err(keys.bad("rope.scaling.type", "\"none\", \"linear\" or \"yarn\"")),
+        Some(_) => Err(keys.bad(
+            "rope.scaling.type",
+            "\"none\", \"linear\", \"yarn\" or \"longrope\"",
+        )),
     }
 }
 
@@ -625,16 +714,33 @@ pub(super) fn metadata(
             "attention.layer_norm_rms_epsilon",
             MetaValue::F32(config.rms_norm_eps),
         ),
-        ("rope.dimension_count", size(config.head_dim)),
+        ("rope.dimension_count", size(config.rotary_dim())),
         ("rope.freq_base", number(config.rope.theta)),
         ("vocab_size", size(config.vocab_size)),
     ];
     keys.extend(own.map(|(k, v)| (format!("{architecture}.{k}"), v)));
     let own = |key: &str| format!("{architecture}.{key}");
+    if let Some(hybrid) = &config.hybrid {
+        keys.extend(
+            hybrid::metadata(hybrid)
+                .into_iter()
+                .map(|(k, v)| (own(k), v)),
+        );
+    }
     if let (Some(sliding), Some(windows)) = (&config.sliding, wiring.windows) {
         keys.push((own(WINDOW), size(sliding.tokens)));
-        keys.push((own(WINDOW_PATTERN), size(windows.every)));
-        keys.push((own(WINDOW_THETA), number(sliding.rope_theta)));
+        let pattern = match windows.flags {
+            true => MetaValue::Array(MetaArray::Bool(sliding.layers.clone())),
+            false => size(windows.every),
+        };
+        keys.push((own(WINDOW_PATTERN), pattern));
+        if !windows.flags || sliding.rope_theta != config.rope.theta {
+            keys.push((own(WINDOW_THETA), number(sliding.rope_theta)));
+        }
+    }
+    if let (Some(experts), Some(readers)) = (&config.experts, wiring.experts) {
+        let pairs = experts::keys(experts, readers.clamp).into_iter();
+        keys.extend(pairs.map(|(key, value)| (own(key), value)));
     }
     if wiring.factor_keys {
         let Factors {
@@ -670,6 +776,8 @@ pub(super) fn metadata(
     if let Some(tokens) = max_seq_length {
         keys.push((MAX_SEQ_LENGTH.to_owned(), size(*tokens)));
     }
+    let long_rope = config.long_rope.iter().flat_map(long_rope::keys);
+    keys.extend(long_rope.map(|(name, value)| (own(name), value)));
     match config.rope.scaling {
         RopeScaling::None => {}
         RopeScaling::Linear { factor } => {
@@ -737,7 +845,7 @@ pub(crate) fn rope_frequency_factors(config: &Config) -> Option<Vec<f32>> {
     };
     let original = original_max_position_embeddings as f64;
     let divisor = |i: usize| {
-        let exponent = 2.0 * i as f64 / config.head_dim as f64;
+        let exponent = 2.0 * i as f64 / config.rotary_dim as f64;
         let wavelength = 2.0 * std::f64::consts::PI * config.rope.theta.powf(exponent);
         if wavelength < original / high_freq_factor {
             1.0
@@ -750,7 +858,7 @@ pub(crate) fn rope_frequency_factors(config: &Config) -> Option<Vec<f32>> {
         }
     };
     Some(
-        (0..config.head_dim / 2)
+        (0..config.rotary_dim / 2)
             .map(|i| divisor(i) as f32)
             .collect(),
     )
@@ -763,7 +871,7 @@ fn is_divisor(found: f32, ours: f32) -> bool {
 
 /// Of the divisors of a file, as f32, the bits without which they would pass as well: one mask per byte.
 pub(crate) fn unread_rope_frequencies(config: &Config, values: &[f32]) -> Vec<u8> {
-    let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.head_dim / 2]);
+    let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.rotary_dim / 2]);
     let mask = |(found, ours): (&f32, &f32)| {
         let passes = |bit: &u32| is_divisor(f32::from_bits(found.to_bits() ^ bit), *ours);
         let bits = (0..32).map(|n| 1u32.rotate_left(n)).filter(passes);
@@ -815,7 +923,7 @@ pub(crate) fn check_rope_frequencies(
     info: &TensorInfo,
     values: &[f32],
 ) -> Result<(), FormatError> {
-    let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.head_dim / 2]);
+    let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.rotary_dim / 2]);
     let place = |e: FormatError| e.in_tensor(&info.name);
     let differ = |(_, (found, expected)): &(usize, (&f32, &f32))| !is_divisor(**found, **expected);
     let Some((i, (found, expected))) = values.iter().zip(&ours).enumerate().find(differ) else {

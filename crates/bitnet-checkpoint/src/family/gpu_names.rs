@@ -66,7 +66,12 @@ fn alone(slot: Slot, name: String) -> GpuPlace {
 /// `target-cannot-hold`, naming what it computes and what the model has.
 pub fn check_gpu_network(config: &Config) -> Result<(), FormatError> {
     let heads = config.num_attention_heads.saturating_mul(config.head_dim);
-    let says: [(&str, bool, &str); 6] = [
+    let says: [(&str, bool, &str); 8] = [
+        (
+            "rotation",
+            config.rotation.is_none(),
+            "weights that are not rotated",
+        ),
         (
             "hidden_act",
             config.hidden_act == Activation::Relu2,
@@ -82,6 +87,7 @@ pub fn check_gpu_network(config: &Config) -> Result<(), FormatError> {
             config.norms == ExtraNorms::default(),
             "no other norms",
         ),
+        ("biases", !config.biases, "no biases"),
         (
             "activation_quantization",
             config.activation_quantization == ActivationQuantization::Int8PerToken,

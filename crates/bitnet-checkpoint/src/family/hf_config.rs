@@ -4,6 +4,9 @@
 //! that do not change it pass. Numbers that GGUF keeps as f32 are rounded to f32 here, so that both
 //! containers of a model give the same `Config`.
 
+pub(super) mod experts;
+pub(super) mod hybrid;
+mod long_rope;
 mod write;
 
 pub(super) use super::json_values::{decimal, show};
@@ -25,8 +28,23 @@ pub(super) struct Wiring {
     pub sub_norms: bool,
     /// Whether heads of queries and keys are normed.
     pub head_norms: bool,
+    /// Whether they are normed after rotation.
+    pub norms_after_rope: bool,
+    /// Whether a rotary base is scaled by `alpha` (HunYuan's `dynamic`).
+    pub rope_alpha: bool,
+    /// What the architecture decides about its experts, if it has some.
+    pub experts: Option<experts::ExpertWiring>,
+    /// Whether part of a head is rotated, and only in layers with a window.
+    pub window_rope: bool,
+    /// Keys that only this family has, and the values that are computed here; they win over those of all families.
+    pub own_keys: &'static [(&'static str, Neutral)],
+    /// Keys of this family that no known program reads; they are reported as unknown.
+    pub unused_keys: &'static [&'static str],
     /// Whether what attention and MLP add to the residual stream is normed.
     pub branch_norms: bool,
+    /// Whether q, k and v have biases, whatever keys say. Keys of a window count only if `use_sliding_window` is
+    /// true, which is refused, and an absent `rope_theta` is 10,000 then.
+    pub biases: bool,
     /// Whether embedding rows are multiplied by the root of their width.
     pub embedding_root: bool,
     /// Whether keys of windows count, and which layers have none where `layer_types` does not say: one
@@ -38,6 +56,8 @@ pub(super) struct Wiring {
     pub activation_key: &'static str,
     /// What transformers takes an absent `tie_word_embeddings` for.
     pub tied_by_default: bool,
+    /// Whether layers may have a recurrent state; attention has an output gate then, and rotates a part of a head.
+    pub hybrid: bool,
 }
 
 impl Wiring {
@@ -45,12 +65,20 @@ impl Wiring {
     pub(super) const PLAIN: Self = Self {
         sub_norms: false,
         head_norms: false,
+        norms_after_rope: false,
+        rope_alpha: false,
+        experts: None,
+        window_rope: false,
+        own_keys: &[],
+        unused_keys: &[],
         branch_norms: false,
+        biases: false,
         embedding_root: false,
         windows_every: None,
         factors: false,
         activation_key: "hidden_act",
         tied_by_default: false,
+        hybrid: false,
     };
 
     /// Whether a key that would mean another network means this one.
@@ -62,8 +90,15 @@ impl Wiring {
             "layer_types",
         ];
         let factors = ["scale_emb", "scale_depth", "dim_model_base"];
-        self.windows_every.is_some() && windows.contains(&key)
+        let biases = ["attention_bias", "qkv_bias", "sliding_window"];
+        let is_own = |(own, _): &(&str, Neutral)| *own == key;
+        self.own_keys.iter().any(is_own)
+            || self.experts.is_some() && experts::KEYS.iter().any(is_own)
+            || self.window_rope && WINDOW_ROPE.contains(&key)
+            || self.biases && biases.contains(&key)
+            || self.windows_every.is_some() && windows.contains(&key)
             || self.factors && factors.contains(&key)
+            || self.hybrid && hybrid::KEYS.contains(&key)
     }
 }
 
@@ -84,13 +119,17 @@ pub enum HfStorage {
 }
 
 /// The values of a key that leave the network as this program computes it; `null` always does.
-#[derive(Clone, Copy)]
-enum Neutral {
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Neutral {
     Absent,
     False,
     True,
     Zero,
     One,
+    /// A word.
+    Is(&'static str),
+    /// Whatever it is: the family reads the key itself, or the key decides nothing.
+    Any,
 }
 
 /// Keys of other architectures that would change the arithmetic.
@@ -144,6 +183,14 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("num_local_experts", Neutral::Zero),
     ("num_experts", Neutral::Zero),
     ("n_routed_experts", Neutral::Zero),
+];
+
+/// Keys of networks that rotate part of a head, and only in layers with a window.
+const WINDOW_ROPE: [&str; 4] = [
+    "partial_rotary_factor",
+    "nope_on_global_attention",
+    "layer_types",
+    "sliding_window",
 ];
 
 /// Parses a JSON side file; of repeated keys the last wins (HF1BitLLM repeats `quantization_config`).
@@ -254,6 +301,15 @@ impl<'a> Keys<'a> {
         self.number(key)?.ok_or_else(|| self.bad(key, "a number"))
     }
 
+    /// The kind of scaling that an object names.
+    fn kind(self) -> Result<Option<&'a str>, FormatError> {
+        let (new, old) = (self.get("rope_type"), self.get("type"));
+        if new.is_some() && old.is_some() && new != old {
+            return Err(self.bad("type", "what rope_type says"));
+        }
+        Ok(new.or(old).map(|kind| kind.as_str().unwrap_or("")))
+    }
+
     fn flag(self, key: &str) -> Result<Option<bool>, FormatError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -291,10 +347,19 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
     let hidden_act = activation(keys, wiring.activation_key)?;
     let heads = keys.required_size("num_attention_heads")?;
     let hidden_size = keys.required_size("hidden_size")?;
-    let head_dim = match keys.size("head_dim")? {
+    // HunYuan has two keys of one meaning
+    let second = match wiring.understands("attention_head_dim") {
+        true => keys.size("attention_head_dim")?,
+        false => None,
+    };
+    let first = keys.size("head_dim")?;
+    if first.is_some() && second.is_some() && first != second {
+        return Err(keys.bad("attention_head_dim", "what head_dim says"));
+    }
+    let head_dim = match first.or(second) {
         Some(head_dim) => head_dim,
         // transformers' own value for an absent key is not the quotient there
-        None if wiring.windows_every.is_some() => {
+        None if wiring.windows_every.is_some() || wiring.hybrid => {
             return Err(keys.bad("head_dim", "a whole number"));
         }
         None if heads != 0 && hidden_size.is_multiple_of(heads) => {
@@ -308,6 +373,7 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
         }
     };
     let num_hidden_layers = keys.required_size("num_hidden_layers")?;
+    let rope = rope(keys, wiring, head_dim)?;
     Config {
         hidden_size,
         intermediate_size: keys.required_size("intermediate_size")?,
@@ -319,16 +385,23 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
         vocab_size: keys.required_size("vocab_size")?,
         max_position_embeddings: keys.required_size("max_position_embeddings")?,
         rms_norm_eps: keys.required_number("rms_norm_eps")?,
-        rope: rope(keys, wiring)?,
+        rope,
+        rotary_dim: match wiring.window_rope {
+            true => partial(keys, head_dim)?,
+            false => head_dim,
+        },
+        long_rope: long_rope::read(keys, wiring)?,
         hidden_act,
         attn_sub_norm: wiring.sub_norms,
         ffn_sub_norm: wiring.sub_norms,
         norms: ExtraNorms {
             heads: wiring.head_norms,
+            heads_after_rope: wiring.norms_after_rope,
             // whether there are such tensors
             projections: false,
             branches: wiring.branch_norms,
         },
+        biases: wiring.biases,
         factors: Factors {
             query_pre_attn_scalar: match wiring.windows_every {
                 Some(_) => Some(keys.required_number("query_pre_attn_scalar")?)
@@ -342,9 +415,24 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
         },
         sliding: match wiring.windows_every {
             Some(every) => sliding(keys, every, num_hidden_layers)?,
+            None if wiring.window_rope => experts::windows(keys, rope.theta, num_hidden_layers)?,
             None => None,
         },
+        experts: match wiring.experts {
+            Some(wiring) => experts::read(keys, wiring, num_hidden_layers)?,
+            None => None,
+        },
+        hybrid: match wiring.hybrid {
+            true => Some(hybrid::read(
+                keys,
+                hidden_size,
+                num_hidden_layers,
+                head_dim,
+            )?),
+            false => None,
+        },
         // beside `config.json`
+        rotation: None,
         pooling: None,
         embedding: Default::default(),
         // transformers' default for each of these architectures
@@ -360,7 +448,11 @@ pub(super) fn read(config: &Value, wiring: &Wiring) -> Result<Config, FormatErro
 
 fn refuse_other_networks(keys: Keys<'_>, wiring: &Wiring) -> Result<(), FormatError> {
     let others = NEUTRAL.iter().filter(|(key, _)| !wiring.understands(key));
-    for &(key, neutral) in others {
+    let experts: &[_] = match wiring.experts {
+        Some(_) => &experts::KEYS,
+        None => &[],
+    };
+    for &(key, neutral) in others.chain(wiring.own_keys).chain(experts) {
         let Some(value) = keys.get(key) else { continue };
         let (fine, expected) = match neutral {
             Neutral::Absent => (false, "nothing"),
@@ -368,6 +460,8 @@ fn refuse_other_networks(keys: Keys<'_>, wiring: &Wiring) -> Result<(), FormatEr
             Neutral::True => (value == true, "true"),
             Neutral::Zero => (value.as_f64() == Some(0.0), "0"),
             Neutral::One => (value.as_f64() == Some(1.0), "1"),
+            Neutral::Is(word) => (value == word, word),
+            Neutral::Any => (true, ""),
         };
         if !fine {
             return Err(keys.bad(key, expected));
@@ -384,7 +478,9 @@ fn refuse_other_networks(keys: Keys<'_>, wiring: &Wiring) -> Result<(), FormatEr
         }
         _ => {}
     }
-    known_keys::refuse(keys.object, is_compared)
+    known_keys::refuse(keys.object, |key| {
+        is_compared(key) || wiring.understands(key) || wiring.unused_keys.contains(&key)
+    })
 }
 
 /// Whether a key is compared with the value that is computed here, or read by some family.
@@ -393,8 +489,39 @@ fn is_compared(key: &str) -> bool {
 }
 
 /// The keys that nothing reads and that no list of harmless ones has.
-pub(super) fn unknown_keys(config: &Value) -> Vec<UnknownKey> {
-    known_keys::unknown(config, is_compared)
+pub(super) fn unknown_keys(config: &Value, wiring: &Wiring) -> Vec<UnknownKey> {
+    // a configuration that cannot be put on one level was refused before
+    let flat = hybrid::flat(config).unwrap_or(std::borrow::Cow::Borrowed(config));
+    known_keys::unknown(&flat, |key| {
+        is_compared(key) || hybrid::KEYS.contains(&key) || wiring.understands(key)
+    })
+}
+
+/// The first dimensions of a head that are rotated, where `partial_rotary_factor` says how many of them.
+fn partial(keys: Keys<'_>, head_dim: usize) -> Result<usize, FormatError> {
+    match keys.flag("nope_on_global_attention")? {
+        Some(true) => {}
+        _ => return Err(keys.bad("nope_on_global_attention", "true")),
+    }
+    let outer = keys.number("partial_rotary_factor")?;
+    let inner = keys
+        .object
+        .pointer("/rope_parameters/partial_rotary_factor");
+    let inner = inner.and_then(Value::as_f64).map(|factor| factor as f32);
+    if outer.is_some() && inner.is_some() && outer != inner {
+        return Err(keys.bad("partial_rotary_factor", "what rope_parameters says"));
+    }
+    let factor = outer.or(inner);
+    let factor = factor.ok_or_else(|| keys.bad("partial_rotary_factor", "a number"))?;
+    // transformers cuts off, and half of a pair is none
+    let dim = (head_dim as f64 * f64::from(factor)) as usize;
+    match factor > 0.0 && factor <= 1.0 && dim >= 2 && dim.is_multiple_of(2) {
+        true => Ok(dim),
+        false => Err(keys.bad(
+            "partial_rotary_factor",
+            "a part of head_dim with an even number of dimensions",
+        )),
+    }
 }
 
 /// MiniCPM's scales: `scale_emb`, `scale_depth / sqrt(layers)`, and the final hidden state divided by
@@ -454,16 +581,19 @@ fn sliding(
             path: "rope_parameters.sliding_attention.",
         });
     let rope_theta = match own {
-        Some(own) => match refuse_unknown_rope_keys(own).and_then(|()| rope_scaling(own, keys))? {
-            RopeScaling::None => own.required_number("rope_theta")?,
-            _ => return Err(own.bad("rope_type", "\"default\"")),
-        },
+        Some(own) => {
+            match refuse_unknown_rope_keys(own, &[]).and_then(|()| rope_scaling(own, keys))? {
+                RopeScaling::None => own.required_number("rope_theta")?,
+                _ => return Err(own.bad("rope_type", "\"default\"")),
+            }
+        }
         None => keys.required_number("rope_local_base_freq")?,
     };
     Ok(Some(SlidingWindow {
         tokens: keys.required_size("sliding_window")?,
         rope_theta: rope_theta.into(),
         layers,
+        full_rope: true,
     }))
 }
 
@@ -520,9 +650,10 @@ pub(super) fn with_old_rope_keys(mut config: Value) -> Value {
 }
 
 /// `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
-fn rope(keys: Keys<'_>, wiring: &Wiring) -> Result<Rope, FormatError> {
+fn rope(keys: Keys<'_>, wiring: &Wiring, head_dim: usize) -> Result<Rope, FormatError> {
     let mut theta = keys.number("rope_theta")?;
     let mut scaling = None;
+    let mut alpha_theta = None;
     for (key, path) in [
         ("rope_scaling", "rope_scaling."),
         ("rope_parameters", "rope_parameters."),
@@ -544,9 +675,11 @@ fn rope(keys: Keys<'_>, wiring: &Wiring) -> Result<Rope, FormatError> {
                 return Err(inner.bad(per_layer_type, "nothing"));
             }
         }
-        if inner
-            .number("partial_rotary_factor")?
-            .is_some_and(|f| f != 1.0)
+        if !wiring.hybrid
+            && !wiring.window_rope
+            && inner
+                .number("partial_rotary_factor")?
+                .is_some_and(|f| f != 1.0)
         {
             return Err(inner.bad("partial_rotary_factor", "1"));
         }
@@ -559,23 +692,70 @@ fn rope(keys: Keys<'_>, wiring: &Wiring) -> Result<Rope, FormatError> {
             }
             theta = Some(inner_theta);
         }
-        let this = rope_scaling(inner, keys)?;
-        refuse_unknown_rope_keys(inner)?;
+        if wiring.rope_alpha && inner.get("alpha").is_some() {
+            let base = theta.ok_or_else(|| keys.bad("rope_theta", "a number"))?;
+            let scaled = alpha_scaled(inner, base, head_dim)?;
+            if alpha_theta.is_some_and(|other| other != scaled) {
+                return Err(keys.bad(key, "what rope_scaling says"));
+            }
+            alpha_theta = Some(scaled);
+            continue;
+        }
+        let this = match inner.kind()? {
+            // read by `long_rope`
+            Some("longrope") => RopeScaling::None,
+            _ => rope_scaling(inner, keys)?,
+        };
+        let own: &[&str] = match wiring.hybrid {
+            true => &hybrid::ROPE_KEYS,
+            false => &[],
+        };
+        refuse_unknown_rope_keys(inner, own)?;
         if scaling.is_some_and(|other| other != this) {
             return Err(keys.bad(key, "what rope_scaling says"));
         }
         scaling = Some(this);
     }
+    // transformers' default of this architecture
+    let theta = theta.or(wiring.biases.then_some(10_000.0));
     let theta = theta.ok_or_else(|| keys.bad("rope_theta", "a number"))?;
+    if alpha_theta.is_some() && scaling.is_some() {
+        return Err(keys.bad("rope_scaling", "what rope_parameters says"));
+    }
     Ok(Rope {
-        theta: theta.into(),
+        theta: alpha_theta.unwrap_or(theta).into(),
         scaling: scaling.unwrap_or(RopeScaling::None),
     })
 }
 
-/// Refuses keys of an object of scaling numbers that nothing here reads.
-fn refuse_unknown_rope_keys(keys: Keys<'_>) -> Result<(), FormatError> {
-    const KNOWN: [&str; 17] = [
+/// `theta alpha^(d / (d - 2))` of heads of `d` dimensions, in f64 and rounded to f32: HunYuan's base, the same at
+/// every position. Numbers beside `alpha` decide nothing there.
+fn alpha_scaled(keys: Keys<'_>, theta: f32, head_dim: usize) -> Result<f32, FormatError> {
+    let kind = keys.get("rope_type").or(keys.get("type"));
+    if kind.is_none_or(|kind| kind != "dynamic") {
+        return Err(keys.bad("type", "\"dynamic\" beside alpha"));
+    }
+    if keys.number("factor")?.is_some_and(|factor| factor != 1.0) {
+        return Err(keys.bad("factor", "1 beside alpha"));
+    }
+    let alpha = keys.get("alpha").and_then(Value::as_f64);
+    let alpha = alpha.filter(|alpha| *alpha > 0.0);
+    let alpha = alpha.ok_or_else(|| keys.bad("alpha", "a positive number"))?;
+    if head_dim <= 2 {
+        return Err(bad_key("head_dim", &head_dim.to_string(), "more than 2"));
+    }
+    let dim = head_dim as f64;
+    let scaled = f64::from(theta) * libm::pow(alpha, dim / (dim - 2.0));
+    let scaled = scaled as f32;
+    match scaled.is_finite() {
+        true => Ok(scaled),
+        false => Err(keys.bad("alpha", "a base that f32 holds")),
+    }
+}
+
+/// Refuses keys of an object of scaling numbers that nothing here reads; `own`: those of some networks only.
+fn refuse_unknown_rope_keys(keys: Keys<'_>, own: &[&str]) -> Result<(), FormatError> {
+    const KNOWN: [&str; 19] = [
         "attention_factor",
         "beta_fast",
         "beta_slow",
@@ -583,6 +763,7 @@ fn refuse_unknown_rope_keys(keys: Keys<'_>) -> Result<(), FormatError> {
         "finetuned",
         "full_attention",
         "high_freq_factor",
+        "long_factor",
         "low_freq_factor",
         "mscale",
         "mscale_all_dim",
@@ -590,12 +771,14 @@ fn refuse_unknown_rope_keys(keys: Keys<'_>) -> Result<(), FormatError> {
         "partial_rotary_factor",
         "rope_theta",
         "rope_type",
+        "short_factor",
         "sliding_attention",
         "truncate",
         "type",
     ];
     for (key, value) in keys.object.as_object().into_iter().flatten() {
-        if !KNOWN.contains(&key.as_str()) && !value.is_null() && value != false {
+        let is_known = KNOWN.contains(&key.as_str()) || own.contains(&key.as_str());
+        if !is_known && !value.is_null() && value != false {
             return Err(keys.bad(key, "no such key"));
         }
     }
@@ -643,9 +826,6 @@ fn rope_scaling(keys: Keys<'_>, outer: Keys<'_>) -> Result<RopeScaling, FormatEr
             })
         }
         Some("yarn") => yarn(keys, outer).map(RopeScaling::Yarn),
-        Some("longrope") => Err(keys.bad(key, "one of default, linear, llama3, yarn").hint(
-            "longrope changes the frequencies with the length of a text; it is not computed here",
-        )),
         Some(_) => Err(keys.bad(key, "one of default, linear, llama3, yarn")),
     }
 }

@@ -9,6 +9,7 @@ use crate::config::Activation;
 
 const GGUF: GgufWiring = GgufWiring {
     output_head: true,
+    long_rope: true,
     ..GgufWiring::plain(Activation::Silu)
 };
 
@@ -17,6 +18,7 @@ pub(super) static FAMILY: Family = Family {
     is_verified: true,
     matches: |config| hf_config::is_or_unsaid(config, "llama", "LlamaForCausalLM"),
     config: |config| hf_config::read(config, &Wiring::PLAIN),
+    hf_wiring: &Wiring::PLAIN,
     tensor_name: |slot| names::hf(slot, "attn_sub_norm", "ffn_sub_norm"),
     stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Divide,

@@ -2,8 +2,8 @@
 //! the published custom code and of llama.cpp, but no file of it was seen.
 //!
 //! Invariant: a Llama whose embeddings, residual additions and final hidden state are scaled; the three
-//! numbers are in every file, in other terms in each container. Its `longrope` is refused: the frequencies change
-//! with the length of a text there.
+//! numbers are in every file, in other terms in each container. Its `longrope` has one list of divisors for the model's
+//! own context, as in its code.
 
 use super::hf_config::{self, Wiring};
 use super::{Family, GgufWiring, ScaleDirection, UnmarkedFloats, gguf_keys, names};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 const GGUF: GgufWiring = GgufWiring {
     output_head: true,
+    long_rope: true,
     factor_keys: true,
     // as in other families whose published files hold trit * scale and say nothing
     activations: ActivationQuantization::None,
@@ -28,6 +29,7 @@ pub(super) static FAMILY: Family = Family {
     is_verified: false,
     matches: |config| hf_config::is_or_unsaid(config, "minicpm", "MiniCPMForCausalLM"),
     config: |config| hf_config::read(config, &HF),
+    hf_wiring: &HF,
     tensor_name: |slot| names::hf(slot, "attn_sub_norm", "ffn_sub_norm"),
     stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Divide,

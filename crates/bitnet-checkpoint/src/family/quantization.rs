@@ -47,7 +47,7 @@ pub enum Quantization {
     Online,
     /// Trits and a scale of this direction.
     Offline(ScaleDirection),
-    /// MLX's 2-bit codes with scales and biases (`formats/packing/mlx_2bit.md`), in groups of so many columns
+    /// MLX's codes with scales and biases (`formats/packing/mlx_2bit.md`), in groups of so many columns
     /// where a module has no settings of its own.
     Affine {
         /// Columns per scale.
@@ -93,7 +93,7 @@ pub(super) fn read(config: &Value, projection_norms: bool) -> Result<Quantizatio
             Some(twice) if config.get(AFFINE) == Some(twice) => {}
             Some(other) => return Err(unknown(CONFIG, other, "the same as in `quantization`")),
         }
-        let group = affine_settings(section, AFFINE)?;
+        let AffineForm { group, .. } = affine_settings(section, AFFINE)?;
         return Ok(Quantization::Affine { group });
     }
     for (key, known) in [("weight_bits", 1), ("input_bits", 8)] {
@@ -117,7 +117,7 @@ pub(super) fn read(config: &Value, projection_norms: bool) -> Result<Quantizatio
         other => {
             let found = other.unwrap_or(&Value::Null);
             return Err(unknown(&key("quant_method"), found, "\"bitnet\"")
-                .hint("other quantisation methods cannot be converted without loss"));
+                .hint("convert the model it was made from: other quantization methods cannot be converted without loss"));
         }
     }
     match section.get(NORMS) {
@@ -234,14 +234,28 @@ fn affine(config: &Value) -> Result<Option<&Map<String, Value>>, FormatError> {
     }
 }
 
-/// The group size in settings of mlx, which MUST be those of ternary codes.
-fn affine_settings(settings: &Map<String, Value>, path: &str) -> Result<usize, FormatError> {
+/// How MLX stores a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AffineForm {
+    /// Bits of a code: 1 or 2.
+    pub(crate) bits: usize,
+    /// Columns per scale.
+    pub(crate) group: usize,
+}
+
+/// The settings of mlx, which MUST be those of ternary or binary codes.
+fn affine_settings(settings: &Map<String, Value>, path: &str) -> Result<AffineForm, FormatError> {
     let of = |name: &str| settings.get(name).unwrap_or(&Value::Null);
     let key = |name: &str| format!("{path}.{name}");
-    if of("bits").as_u64() != Some(2) {
-        return Err(unknown(&key("bits"), of("bits"), "2")
-            .hint("ternary weights have 2 bits; other widths cannot be converted without loss"));
-    }
+    let bits = match of("bits").as_u64() {
+        Some(bits @ (1 | 2)) => bits as usize,
+        _ => {
+            let error = unknown(&key("bits"), of("bits"), "1 or 2");
+            return Err(error.hint(
+                "ternary weights have 2 bits, binary ones 1; other widths cannot be converted without loss",
+            ));
+        }
+    };
     // modules have keys of their own beside these
     let is_known = |name: &str| ["bits", "group_size", "mode", ACTIVATIONS].contains(&name);
     let is_module = |value: &Value| value.is_object() || value.is_boolean() || value.is_null();
@@ -253,7 +267,10 @@ fn affine_settings(settings: &Map<String, Value>, path: &str) -> Result<usize, F
         return Err(unknown(&key("mode"), mode, "\"affine\""));
     }
     match of("group_size").as_u64() {
-        Some(group @ (32 | 64 | 128)) => Ok(group as usize),
+        Some(group @ (32 | 64 | 128)) => Ok(AffineForm {
+            bits,
+            group: group as usize,
+        }),
         _ => Err(unknown(
             &key("group_size"),
             of("group_size"),
@@ -262,8 +279,8 @@ fn affine_settings(settings: &Map<String, Value>, path: &str) -> Result<usize, F
     }
 }
 
-/// The columns per scale of a module of an MLX checkpoint; `None` for one that is not quantised.
-pub(crate) fn affine_group(config: &Value, module: &str) -> Result<Option<usize>, FormatError> {
+/// How a module of an MLX checkpoint is stored; `None` for one that is not quantised.
+pub(crate) fn affine_form(config: &Value, module: &str) -> Result<Option<AffineForm>, FormatError> {
     let Some(section) = affine(config)? else {
         return Ok(None);
     };
@@ -420,7 +437,7 @@ pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization,
         section.insert(MODE.to_owned(), json!(class.1));
     }
     if let Quantization::Offline(_) = quantization {
-        name_dense_modules(&mut section, meant.tie_word_embeddings);
+        name_dense_modules(&mut section, meant);
     }
     if meant.norms.projections {
         section.insert(NORMS.to_owned(), json!(true));
@@ -435,11 +452,16 @@ pub(super) fn write(config: &mut Map<String, Value>, quantization: Quantization,
 
 /// Writes down which modules are dense, if the section does not: transformers finds the output head by itself, mlx-lm
 /// takes an absent list for an empty one and a null list for an error.
-fn name_dense_modules(section: &mut Map<String, Value>, tied: bool) {
+///
+/// Layers with a recurrent state have dense modules of their own; a list that names these has to name the head, too.
+fn name_dense_modules(section: &mut Map<String, Value>, meant: &Config) {
     if section.get(SKIPPED[0]).is_some_and(|list| !list.is_null()) {
         return;
     }
-    if tied {
+    if meant.hybrid.is_some() {
+        let dense = json!(["lm_head", "in_proj_a", "in_proj_b"]);
+        section.insert(SKIPPED[0].to_owned(), dense);
+    } else if meant.tie_word_embeddings {
         section.shift_remove(SKIPPED[0]);
     } else {
         section.insert(SKIPPED[0].to_owned(), json!(["lm_head"]));

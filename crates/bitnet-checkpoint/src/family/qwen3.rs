@@ -36,6 +36,7 @@ pub(super) static FAMILY: Family = Family {
             || hf_config::is(config, "qwen3", HEADLESS)
     },
     config: |config| hf_config::read_for(config, &HF, HEADLESS),
+    hf_wiring: &HF,
     tensor_name: |slot| names::hf(slot, "o_proj.norm", "down_proj.norm"),
     stores_gain_minus_one: |_| false,
     unmarked_scale: ScaleDirection::Multiply,

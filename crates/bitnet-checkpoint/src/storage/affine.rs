@@ -5,22 +5,29 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use super::among;
 use super::codes::rows_per_piece;
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
 use super::scale_types::{ScaleTypes, SharedScales, check_float, shared_scales_of};
 use super::tensors::{Tensors, error, missing};
 use super::values;
 use super::written::{Form, Made, Output, PackedEntry, Part, ScaleForm, WriteStorage, part};
-use crate::family::{self, HfStorage, Quantization, ScaleDirection};
+use crate::config::Config;
+use crate::family::{self, AffineForm, HfStorage, Quantization, ScaleDirection};
+use crate::rotation::ROTATION_KEYS;
 use bitnet_formats::{
     Affine as Codes, Encoding, ErrorCode, FormatError, PlainType, ScaleRounding, TensorFile,
-    TensorInfo, affine_rows, affine_scales, dense_len,
+    TensorInfo, affine_rows, affine_scales, binary_rows, dense_len,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
 
 /// The packing of such checkpoints.
 pub const MLX_PACKING: &str = "mlx_2bit";
+/// One scale per row, in the place of scales and biases.
+const ROW_SCALE: &str = "row_alpha";
+/// Columns of a scale that is the one of its row.
+const ROW_GROUP: usize = 32;
 /// Codes in one u32.
 const PER_WORD: usize = 16;
 
@@ -31,8 +38,25 @@ pub(crate) fn module(weight: &str) -> &str {
 
 /// Whether a tensor has scales beside it.
 fn is_quantized(file: &TensorFile, weight: &TensorInfo) -> bool {
-    file.tensor(&format!("{}.scales", module(&weight.name)))
-        .is_some()
+    let has = |role| file.tensor(&format!("{}.{role}", module(&weight.name)));
+    has("scales").or_else(|| has(ROW_SCALE)).is_some()
+}
+
+/// Codes of a word of the tensor of weights.
+fn per_word(bits: usize) -> usize {
+    match bits {
+        1 => 32,
+        _ => PER_WORD,
+    }
+}
+
+/// Bits of the codes of a linear that was recognized: its words tell.
+fn bits_of(linear: &LinearSource) -> usize {
+    let words = linear.cols.checked_div(per_word(1)).unwrap_or(0);
+    match linear.info.shape == [linear.rows, words] {
+        true => 1,
+        false => 2,
+    }
 }
 
 /// Refuses a norm that is quantized.
@@ -42,6 +66,45 @@ pub(crate) fn refuse_quantized(file: &TensorFile, weight: &TensorInfo) -> Result
     }
     let message = "expected no scales beside a norm, found some";
     Err(error(ErrorCode::WrongType, weight, message.to_owned()))
+}
+
+/// The one scale of every row of a linear, if it is stored so.
+fn row_scale(
+    asked: &Asked<'_>,
+    tensors: &mut Tensors<'_>,
+) -> Result<Option<TensorInfo>, FormatError> {
+    let module = module(&asked.info.name);
+    let has_scales = asked.marks.file.tensor(&format!("{module}.scales"));
+    let name = format!("{module}.{ROW_SCALE}");
+    let Some(found) = tensors.find(&[&name]).filter(|_| has_scales.is_none()) else {
+        return Ok(None);
+    };
+    let Encoding::Plain(plain) = found.encoding else {
+        let message = format!("expected f16, bf16 or f32, found {}", found.encoding.name());
+        return Err(error(ErrorCode::WrongType, found, message));
+    };
+    if !plain.is_float_weight() {
+        let message = format!(
+            "expected f16, bf16 or f32, found {}",
+            plain.safetensors_name()
+        );
+        return Err(error(ErrorCode::WrongType, found, message));
+    }
+    let (leading, first) = match asked.shared {
+        Some(shared) => (shared.leading.clone(), shared.first),
+        None => (vec![asked.rows], 0),
+    };
+    if found.shape != leading {
+        let message = format!("expected shape {leading:?}, found {:?}", found.shape);
+        return Err(error(ErrorCode::WrongShape, found, message));
+    }
+    let bytes = |rows: usize| (rows as u64).saturating_mul(plain.size() as u64);
+    Ok(Some(TensorInfo {
+        shape: vec![asked.rows],
+        offset: found.offset.saturating_add(bytes(first)),
+        len: bytes(asked.rows),
+        ..found.clone()
+    }))
 }
 
 /// The row.
@@ -74,23 +137,31 @@ impl Storage for Affine {
         if !asked.slot.is_ternary() && !is_quantized(asked.marks.file, info) {
             return Ok(None);
         }
-        let group = family::affine_group(said.config, module(&info.name))
+        let form = family::affine_form(said.config, module(&info.name))
             .map_err(|e| e.in_file(said.path))?;
-        let Some(group) = group else {
+        let Some(AffineForm { bits, group }) = form else {
             return Ok(None);
         };
         if info.encoding != Encoding::Plain(PlainType::U32) {
             let message = format!("expected u32 codes, found {}", info.encoding.name());
-            return Err(error(ErrorCode::WrongType, info, message)
-                .hint("a module that is not quantised says so: quantization.MODULE: false"));
+            return Err(error(ErrorCode::WrongType, info, message).hint(
+                "if the module is not quantized, set quantization.MODULE to false in config.json",
+            ));
         }
-        let words = [rows, cols / PER_WORD];
+        let words = [rows, cols.checked_div(per_word(bits)).unwrap_or(0)];
         if !cols.is_multiple_of(group) || info.shape != words {
             let message = format!(
                 "expected shape {words:?} ({rows} x {cols} in groups of {group}), found {:?}",
                 info.shape
             );
             return Err(error(ErrorCode::WrongShape, info, message));
+        }
+        if let Some(scale) = row_scale(asked, tensors)? {
+            let linear = LinearSource {
+                beside: vec![scale],
+                ..asked.linear(&Self)
+            };
+            return Ok(Some(linear.into()));
         }
         let shape = [rows, cols.checked_div(group).unwrap_or(0)];
         let mut beside = |role: &str| {
@@ -103,21 +174,30 @@ impl Storage for Affine {
                     return Err(error(ErrorCode::WrongType, found, message));
                 }
             }
+            let found = match asked.shared {
+                Some(shared) => among::matrix(found, shared, rows)?,
+                None => found.clone(),
+            };
             if found.shape != shape {
                 let message = format!("expected shape {shape:?}, found {:?}", found.shape);
-                return Err(error(ErrorCode::WrongShape, found, message));
+                return Err(error(ErrorCode::WrongShape, &found, message));
             }
-            Ok(found.clone())
+            Ok(found)
         };
+        let beside = vec![beside("scales")?, beside("biases")?];
+        check_signs(asked, tensors)?;
         let linear = LinearSource {
-            beside: vec![beside("scales")?, beside("biases")?],
+            beside,
             ..asked.linear(&Self)
         };
         Ok(Some(linear.into()))
     }
 
-    fn describe(&self, _linear: &LinearSource) -> String {
-        MLX_PACKING.to_owned()
+    fn describe(&self, linear: &LinearSource) -> String {
+        match bits_of(linear) {
+            1 => "mlx_1bit".to_owned(),
+            _ => MLX_PACKING.to_owned(),
+        }
     }
 
     /// The codes, by the values that they stand for.
@@ -126,20 +206,33 @@ impl Storage for Affine {
             rows, cols, beside, ..
         } = stored.linear;
         let (rows, cols) = (*rows, *cols);
-        let [scales, biases] = beside.as_slice() else {
-            return Err(missing(&[&format!(
-                "{}.scales",
-                module(&stored.linear.info.name)
-            )]));
-        };
-        let groups = scales.shape.last().copied().unwrap_or(0);
-        let group = cols.checked_div(groups).unwrap_or(0);
         let numbers = |info: &TensorInfo| match info.encoding {
             Encoding::Plain(plain) => values::small_values(plain, &stored.bytes_of(info)?)
                 .map_err(|e| stored.place(e, info)),
             _ => Ok(Vec::new()),
         };
-        let (scales, biases) = (numbers(scales)?, numbers(biases)?);
+        let (group, scales, biases) = match beside.as_slice() {
+            [scales, biases] => {
+                let groups = scales.shape.last().copied().unwrap_or(0);
+                let group = cols.checked_div(groups).unwrap_or(0);
+                (group, numbers(scales)?, numbers(biases)?)
+            }
+            [alpha] => {
+                let groups = cols.checked_div(ROW_GROUP).unwrap_or(0);
+                let repeated = |alpha: f32| std::iter::repeat_n(alpha, groups);
+                let scales: Vec<f32> = numbers(alpha)?.into_iter().flat_map(repeated).collect();
+                let biases = scales.iter().map(|scale| -scale).collect();
+                (ROW_GROUP, scales, biases)
+            }
+            _ => {
+                let name = format!("{}.scales", module(&stored.linear.info.name));
+                return Err(missing(&[&name]));
+            }
+        };
+        let read = match bits_of(stored.linear) {
+            1 => binary_rows,
+            _ => affine_rows,
+        };
         let codes = stored.bytes()?;
         let affine = Codes {
             codes: &codes,
@@ -158,7 +251,7 @@ impl Storage for Affine {
             .zip(magnitudes.par_chunks_mut(step.saturating_mul(per_row)))
             .enumerate()
             .try_for_each(|(i, (trits, magnitudes))| {
-                affine_rows(&affine, i.saturating_mul(step), trits, magnitudes)
+                read(&affine, i.saturating_mul(step), trits, magnitudes)
             })?;
         let scales = Scales::PerGroup {
             group,
@@ -242,8 +335,25 @@ impl WriteStorage for Affine {
         }))
     }
 
+    /// Programs for MLX rotate only what a pack of their own kind says is rotated.
+    fn check_network(&self, config: &Config) -> Result<(), FormatError> {
+        if config.rotation.is_none() {
+            return Ok(());
+        }
+        let message =
+            "the weights are rotated, and no program for MLX rotates the inputs of this network";
+        Err(FormatError::new(ErrorCode::TargetCannotHold, message)
+            .in_tensor(ROTATION_KEYS)
+            .hint("choose a GGUF target, packed, hf-packed or hf-f16, which keep the rotation"))
+    }
+
     fn file_metadata(&self, _packed: &[PackedEntry]) -> Vec<(String, String)> {
         vec![("format".to_owned(), "mlx".to_owned())]
+    }
+
+    /// mlx-lm stacks experts by their weights alone, so that codes have to be stacked before.
+    fn stacks_experts(&self) -> bool {
+        true
     }
 
     fn hf_storage(
@@ -252,6 +362,45 @@ impl WriteStorage for Affine {
         _kept: Option<ScaleDirection>,
     ) -> Option<HfStorage> {
         shared.map(|SharedScales { group, .. }| HfStorage::Affine { group })
+    }
+}
+
+/// Refuses signs of a module that are not those of the rotation: programs for MLX read the tensor, not the keys.
+fn check_signs(asked: &Asked<'_>, tensors: &mut Tensors<'_>) -> Result<(), FormatError> {
+    let name = format!("{}.signs", module(&asked.info.name));
+    let rotation = asked.config.rotation.as_deref();
+    let rotation = rotation.filter(|rotation| rotation.turns(asked.slot));
+    let (info, rotation) = match (tensors.find(&[&name]), rotation) {
+        (None, None) => return Ok(()),
+        (Some(info), Some(rotation)) => (info, rotation),
+        (None, Some(_)) => return Err(missing(&[&name])),
+        (Some(info), None) => {
+            let message = "expected no signs beside a module that is not rotated, found some";
+            return Err(error(ErrorCode::ExtraTensor, info, message.to_owned()));
+        }
+    };
+    let Encoding::Plain(plain) = info.encoding else {
+        let message = format!("expected plain numbers, found {}", info.encoding.name());
+        return Err(error(ErrorCode::WrongType, info, message));
+    };
+    tensors.check_shape(info, &[asked.cols])?;
+    let found = values::small_values(plain, &asked.marks.file.read(info)?)
+        .map_err(|e| e.in_tensor(&info.name))?;
+    let signs = rotation.signs_of(asked.cols);
+    let sign = |at: usize| f32::from(signs.get(at).copied().unwrap_or(1));
+    match found
+        .iter()
+        .enumerate()
+        .find(|(at, found)| **found != sign(*at))
+    {
+        None => Ok(()),
+        Some((at, found)) => {
+            let message = format!(
+                "index {at}: expected {}, as the keys of the rotation say, found {found}",
+                sign(at)
+            );
+            Err(error(ErrorCode::Malformed, info, message))
+        }
     }
 }
 

@@ -7,7 +7,8 @@
 use super::tensors::Tensors;
 pub use super::values::UnreadPart;
 use crate::config::Config;
-use crate::family::{Family, Quantization, ScaleDirection};
+use crate::family::{Family, Quantization, ScaleDirection, Shared};
+use crate::row_order::StoredOrder;
 use crate::slot::Slot;
 use bitnet_formats::{Bytes, Encoding, FormatError, Packing, PlainType, TensorFile, TensorInfo};
 use bitnet_ternary::Scales;
@@ -33,8 +34,8 @@ pub struct LinearSource {
     pub beside: Vec<TensorInfo>,
     /// What the one scale beside the weights means, if there is one.
     pub direction: Option<ScaleDirection>,
-    /// Rows per head, when the rows are stored in GGUF's paired order and have to be put back.
-    pub permuted_head_dim: Option<usize>,
+    /// In which order rows or columns are stored, when they have to be put back.
+    pub order: Option<StoredOrder>,
 }
 
 impl LinearSource {
@@ -148,10 +149,12 @@ pub struct Asked<'a> {
     pub rows: usize,
     /// Columns of the matrix.
     pub cols: usize,
-    /// The tensor with the name of the slot.
+    /// The tensor with the name of the slot, or the rows of one that are the matrix.
     pub info: &'a TensorInfo,
-    /// Rows per head, where the rows are in GGUF's paired order.
-    pub permuted_head_dim: Option<usize>,
+    /// Where these rows lie, if the tensor holds other matrices too.
+    pub shared: Option<&'a Shared>,
+    /// In which order the file keeps rows or columns, where that is not the one of the Hugging Face checkpoint.
+    pub order: Option<StoredOrder>,
     /// What the checkpoint says about all linears.
     pub marks: &'a Marks<'a>,
 }
@@ -167,7 +170,7 @@ impl Asked<'_> {
             packing: None,
             beside: Vec::new(),
             direction: None,
-            permuted_head_dim: self.permuted_head_dim,
+            order: self.order,
         }
     }
 

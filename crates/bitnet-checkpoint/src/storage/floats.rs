@@ -7,13 +7,12 @@
 
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored, UnreadPart};
 use super::hf_u8::{direction, missing_scale};
-use super::scale_types::{SharedScales, check_float};
 use super::tensors::Tensors;
 use super::written::{Form, Made, Output, Part, WriteStorage};
 use super::{beside, values};
 use crate::family::{Quantization, ScaleDirection};
-use bitnet_formats::{Encoding, FormatError, PlainType, ScaleRounding, TensorInfo, dense_len};
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_formats::{Encoding, FormatError, PlainType, TensorInfo, dense_len};
+use bitnet_ternary::Scales;
 
 /// The row.
 #[derive(Debug)]
@@ -154,25 +153,6 @@ impl WriteStorage for Floats {
 
     fn write(&self, output: &Output<'_>) -> Result<Vec<Part>, FormatError> {
         numbers(output)
-    }
-
-    fn check(
-        &self,
-        form: &Form,
-        _shared: Option<SharedScales>,
-        matrix: &TernaryMatrix,
-        rounding: ScaleRounding,
-    ) -> Result<f64, FormatError> {
-        check_float(matrix, form.plain, rounding)
-    }
-
-    fn fits(
-        &self,
-        form: &Form,
-        matrix: &TernaryMatrix,
-        rounding: ScaleRounding,
-    ) -> Result<f64, FormatError> {
-        check_float(matrix, form.plain, rounding)
     }
 
     fn gguf_file_type(&self, form: &Form) -> Option<u32> {

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::family::{
     GPU_SCALES, GpuPlace, HfStorage, ScaleDirection, check_gpu_network, gpu_place,
 };
+use crate::row_order::StoredOrder;
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
     Container, Encoding, ErrorCode, FormatError, PlainType, Pytorch, ScaleRounding, TensorInfo,
@@ -139,7 +140,9 @@ impl Storage for GpuInt2 {
             packing: Some(packing),
             beside: vec![scale],
             direction: Some(ScaleDirection::Multiply),
-            permuted_head_dim: is_qk.then_some(asked.config.head_dim),
+            order: is_qk.then_some(StoredOrder::PairedRows {
+                head_dim: asked.config.head_dim,
+            }),
             ..asked.linear(&Self)
         };
         Ok(Some(linear.into()))

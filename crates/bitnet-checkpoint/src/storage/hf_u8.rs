@@ -159,6 +159,10 @@ impl WriteStorage for HfU8 {
         form.required_packing()?.check_scales(matrix, rounding)
     }
 
+    fn scales_biases(&self, kept: Option<ScaleDirection>) -> bool {
+        kept.unwrap_or(ScaleDirection::Multiply) == ScaleDirection::Multiply
+    }
+
     fn hf_storage(
         &self,
         _shared: Option<SharedScales>,

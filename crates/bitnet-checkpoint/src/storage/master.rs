@@ -7,13 +7,12 @@
 
 use super::contract::{Asked, Found, LinearSource, Marks, Storage, Stored};
 use super::hf_u8::wrong_shape;
-use super::scale_types::{SharedScales, check_float};
 use super::tensors::{Tensors, error};
-use super::written::{Form, Made, Output, Part, WriteStorage};
+use super::written::{Made, Output, Part, WriteStorage};
 use super::{floats, values};
 use crate::family::Quantization;
-use bitnet_formats::{Encoding, ErrorCode, FormatError, ScaleRounding};
-use bitnet_ternary::{Scales, TernaryMatrix};
+use bitnet_formats::{Encoding, ErrorCode, FormatError};
+use bitnet_ternary::Scales;
 
 /// The row.
 #[derive(Debug)]
@@ -106,24 +105,5 @@ impl WriteStorage for Master {
             info.len,
             Made::AsStored,
         )])
-    }
-
-    fn check(
-        &self,
-        form: &Form,
-        _shared: Option<SharedScales>,
-        matrix: &TernaryMatrix,
-        rounding: ScaleRounding,
-    ) -> Result<f64, FormatError> {
-        check_float(matrix, form.plain, rounding)
-    }
-
-    fn fits(
-        &self,
-        form: &Form,
-        matrix: &TernaryMatrix,
-        rounding: ScaleRounding,
-    ) -> Result<f64, FormatError> {
-        check_float(matrix, form.plain, rounding)
     }
 }

@@ -26,6 +26,26 @@ pub struct Tensors<'a> {
     used: HashSet<&'a str>,
 }
 
+/// Whether the first rows of floats are no trits times scales. What is not on this disk would otherwise be fetched
+/// whole for a look.
+pub(crate) fn begins_as_numbers(
+    file: &TensorFile,
+    info: &TensorInfo,
+    cols: usize,
+) -> Result<bool, FormatError> {
+    /// Bytes of a look, unless a row is longer.
+    const LOOK: u64 = 16 << 10;
+    let Encoding::Plain(plain) = info.encoding else {
+        return Ok(false);
+    };
+    let row = (cols.saturating_mul(plain.size())).max(1) as u64;
+    let rows = LOOK.checked_div(row).unwrap_or(0).max(1);
+    let look = file.read_part(info, 0..row.saturating_mul(rows))?;
+    values::evidence(plain, &look, cols)
+        .map(|found| found == values::Evidence::Master)
+        .map_err(|e| e.in_tensor(&info.name))
+}
+
 impl<'a> Tensors<'a> {
     pub fn new(file: &'a TensorFile) -> Self {
         Self {
@@ -41,6 +61,11 @@ impl<'a> Tensors<'a> {
         Some(info)
     }
 
+    /// Whether something asked for a tensor.
+    pub(crate) fn is_used(&self, info: &TensorInfo) -> bool {
+        self.used.contains(info.name.as_str())
+    }
+
     /// Whether the numbers of a table of rows (embeddings, output head) are trits times scales: whatever wrote
     /// them, the network computes the same as from packed ones.
     pub fn is_ternary_table(
@@ -52,6 +77,9 @@ impl<'a> Tensors<'a> {
             (Encoding::Plain(plain), [_, cols])
                 if plain.is_float_weight() && info.shape == shape =>
             {
+                if begins_as_numbers(self.file, info, *cols)? {
+                    return Ok(false);
+                }
                 values::is_ternary(plain, &self.file.read(info)?, *cols)
                     .map_err(|e| e.in_tensor(&info.name))
             }

@@ -1,12 +1,13 @@
 //! Floats that nothing marks: trits times scales, or master weights.
 //!
-//! Invariant: evidence in the values decides, and master weights are read as such only if somebody vouches that
-//! the model was trained for it.
+//! Invariant: evidence in the values decides, and master weights are read as such only if the caller states that
+//! the model was trained with the absmean rule.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::contract::{LinearSource, Stored};
 use super::master::Master;
+use super::tensors::begins_as_numbers;
 use super::values::{self, Evidence};
 use bitnet_formats::{Encoding, ErrorCode, FormatError, TensorFile};
 
@@ -19,6 +20,9 @@ pub(crate) fn shows_master(file: &TensorFile, linear: &LinearSource) -> Result<b
     let Encoding::Plain(plain) = linear.info.encoding else {
         return Ok(false);
     };
+    if begins_as_numbers(file, &linear.info, linear.cols)? {
+        return Ok(true);
+    }
     values::evidence(plain, &stored.bytes()?, linear.cols)
         .map(|found| found == Evidence::Master)
         .map_err(|e| e.in_tensor(&linear.info.name))
@@ -31,7 +35,7 @@ pub(crate) fn take_as_master(linear: &mut LinearSource) {
     linear.direction = None;
 }
 
-/// The error for weights that are not ternary and that nobody vouches for.
+/// The error for weights that are not ternary, without a statement that they are master weights.
 pub(crate) fn not_ternary(file: &TensorFile, linear: &LinearSource) -> FormatError {
     let stored = Stored { file, linear };
     let place = |e: FormatError| stored.place(e, &linear.info);

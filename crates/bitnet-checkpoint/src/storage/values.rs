@@ -222,7 +222,7 @@ pub(crate) enum Evidence {
 }
 
 /// Looks at the beginning of a tensor. A million elements of one magnitude per group are no accident,
-/// and whoever reads the tensor checks the rest; master weights show themselves in the first group
+/// and the reader of the tensor checks the rest; master weights show themselves in the first group
 /// that is not all zero.
 pub(crate) fn evidence(
     plain: PlainType,

@@ -6,7 +6,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::contract::{LinearSource, Storage};
-use super::scale_types::SharedScales;
+use super::scale_types::{SharedScales, check_float};
 use crate::config::Config;
 use crate::family::{HfStorage, ScaleDirection};
 use crate::slot::Slot;
@@ -194,17 +194,19 @@ pub trait WriteStorage: Sync + Debug {
     fn write(&self, output: &Output<'_>) -> Result<Vec<Part>, FormatError>;
 
     /// Whether a form holds the scales of some rows: the largest relative error. `shared` is what the scales of
-    /// all linears have in common.
+    /// all linears have in common. The default is that of numbers `trit * scale` of the type of the form.
     ///
     /// # Errors
     /// `scale-rounding`, `target-cannot-hold`.
     fn check(
         &self,
         form: &Form,
-        shared: Option<SharedScales>,
+        _shared: Option<SharedScales>,
         matrix: &TernaryMatrix,
         rounding: ScaleRounding,
-    ) -> Result<f64, FormatError>;
+    ) -> Result<f64, FormatError> {
+        check_float(matrix, form.plain, rounding)
+    }
 
     /// Whether a form holds a matrix: the relative error that storing its scales causes.
     ///
@@ -218,7 +220,7 @@ pub trait WriteStorage: Sync + Debug {
     ) -> Result<f64, FormatError> {
         let grouped = matches!(matrix.scales(), Scales::PerGroup { .. });
         let Some(packing) = self.packing_for(form, grouped) else {
-            return Ok(0.0);
+            return self.check(form, None, matrix, rounding);
         };
         packing.packed_len(matrix.rows(), matrix.cols())?;
         packing.check_trits(matrix)?;
@@ -244,6 +246,12 @@ pub trait WriteStorage: Sync + Debug {
     /// What the scales of all linears may have in common, if they have to; `computed_in` is the type to prefer.
     fn shared_scales(&self, _computed_in: Option<PlainType>) -> Option<super::ScaleTypes> {
         None
+    }
+
+    /// Whether readers of a checkpoint directory multiply the bias of a linear by its scale; `kept` is the direction
+    /// of scales that are copied.
+    fn scales_biases(&self, _kept: Option<ScaleDirection>) -> bool {
+        false
     }
 
     /// The container of a checkpoint directory.
@@ -285,6 +293,11 @@ pub trait WriteStorage: Sync + Debug {
     /// Whether matrices are fused: written in the order of the network, rows of q and k as paired rotary
     /// dimensions stand, and the output head by its name even where it is the embeddings.
     fn is_fused(&self) -> bool {
+        false
+    }
+
+    /// Whether the linears of all experts of a layer are one tensor of a checkpoint directory. In GGUF they always are.
+    fn stacks_experts(&self) -> bool {
         false
     }
 

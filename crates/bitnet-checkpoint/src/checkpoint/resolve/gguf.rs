@@ -5,17 +5,19 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::{Resolved, dense};
-use crate::checkpoint::{OpenOptions, Source};
+use crate::checkpoint::shaping::{Form, Shaping};
+use crate::checkpoint::{DenseMeaning, OpenOptions, Source};
 use crate::config::{ActivationQuantization, Config};
 use crate::family::{self, Family, UnmarkedFloats};
 use crate::slot::{LayerSlot, Slot};
 use crate::storage::tensors::{Tensors, error, missing};
-use crate::storage::{Asked, Found, Marks, Rows, unmarked, values};
+use crate::storage::{self, Asked, Found, Marks, Rows, unmarked, values};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, MetaValue, Packing, TensorFile, packing_by_name,
 };
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Sums up a GGUF file, which brings everything along.
 pub(in crate::checkpoint) fn gguf(
@@ -33,7 +35,18 @@ pub(in crate::checkpoint) fn gguf(
     let family = family::family_of_gguf(file)?;
     let mut config = (family.gguf_config)(file)?;
     refuse_other_quantizations(file, family, &config)?;
+    // which columns are moved depends on it
+    config.rotation = family::rotation::read_gguf(file, family, &config)?.map(Arc::new);
     let divisors = rope_frequencies(file, &config)?;
+    if let Some(long_rope) = &mut config.long_rope {
+        let shape = [config.head_dim / 2];
+        let [long, short] = family::LONG_ROPE.map(|name| divisors_in(file, name, shape));
+        let missing = |name| missing(&[name]);
+        let [long_name, short_name] = family::LONG_ROPE;
+        long_rope.long = long?.ok_or_else(|| missing(long_name))?.1;
+        long_rope.short = short?.ok_or_else(|| missing(short_name))?.1;
+        config = config.checked()?;
+    }
     if let Some((_, divisors)) = &divisors {
         family::infer_rope_scaling(&mut config, divisors);
     }
@@ -50,17 +63,28 @@ pub(in crate::checkpoint) fn gguf(
         let name = (family.gguf_tensor_name)(slot);
         let names = [name.as_str()];
         let info = tensors.find(&names).ok_or_else(|| missing(&names))?;
+        let is_expert = matches!(slot, Slot::Layer(_, LayerSlot::Expert(..)));
+        let shared = is_expert.then(|| family::stacked(name.clone(), slot, &config));
+        let rows_of = |shared| {
+            storage::among::matrix(
+                info,
+                shared,
+                config.shape(slot).first().copied().unwrap_or(0),
+            )
+        };
+        let part = shared.as_ref().map(rows_of).transpose()?;
+        let info = part.as_ref().unwrap_or(info);
         let is_table = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
         let found = match config.shape(slot)[..] {
             [rows_of, cols] if slot.is_ternary() || is_table => {
-                let rotary = matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj));
                 let asked = Asked {
                     slot,
                     config: &config,
                     rows: rows_of,
                     cols,
                     info,
-                    permuted_head_dim: (rotary && family.permutes_qk).then_some(config.head_dim),
+                    shared: shared.as_ref(),
+                    order: family.gguf_order(&config, slot),
                     marks: &marks,
                 };
                 let found = rows.recognize(&asked, &mut tensors)?;
@@ -76,7 +100,11 @@ pub(in crate::checkpoint) fn gguf(
             is_unmarked,
         }) = found
         else {
-            dense(&mut tensors, &names, slot, &config, false, &mut sources)?;
+            let form = Form {
+                meaning: DenseMeaning::AsStored,
+                shaping: Shaping::of_gguf(slot, family.gguf_order(&config, slot)),
+            };
+            dense(&mut tensors, &names, slot, &config, form, &mut sources)?;
             continue;
         };
         if is_unmarked && unmarked::shows_master(file, &linear)? {
@@ -93,11 +121,23 @@ pub(in crate::checkpoint) fn gguf(
         .get(&Slot::TokenEmbeddings)
         .map(|s| s.info().clone());
     let head_name = (family.gguf_tensor_name)(Slot::OutputHead);
+    let mut carried = Vec::new();
+    for info in file.tensors() {
+        if !tensors.is_used(info) && family.is_carried(&info.name, &config) {
+            carried.push(info.clone());
+        }
+    }
     tensors.finish(|info| {
         if let Some((name, divisors)) = &divisors
             && info.name == *name
         {
             family::check_rope_frequencies(&config, info, divisors)?;
+            return Ok(true);
+        }
+        if family.is_carried(&info.name, &config) {
+            return Ok(true);
+        }
+        if config.long_rope.is_some() && family::LONG_ROPE.contains(&info.name.as_str()) {
             return Ok(true);
         }
         match &embedding {
@@ -113,7 +153,9 @@ pub(in crate::checkpoint) fn gguf(
         directory: None,
         config_json: None,
         declared_vocab_size: family::declared_vocab_size(file),
+        skipped: Vec::new(),
         sources,
+        carried,
     })
 }
 
@@ -122,14 +164,22 @@ fn rope_frequencies<'a>(
     file: &'a TensorFile,
     config: &Config,
 ) -> Result<Option<(&'a str, Vec<f32>)>, FormatError> {
-    let Some(info) = file.tensor(family::ROPE_FREQUENCIES) else {
+    divisors_in(file, family::ROPE_FREQUENCIES, [config.rotary_dim / 2])
+}
+
+/// The divisors in a tensor, and its name.
+fn divisors_in<'a>(
+    file: &'a TensorFile,
+    name: &str,
+    shape: [usize; 1],
+) -> Result<Option<(&'a str, Vec<f32>)>, FormatError> {
+    let Some(info) = file.tensor(name) else {
         return Ok(None);
     };
     let Encoding::Plain(plain) = info.encoding else {
         let message = format!("expected plain numbers, found {}", info.encoding.name());
         return Err(error(ErrorCode::WrongType, info, message));
     };
-    let shape = [config.head_dim / 2];
     if info.shape != shape {
         let message = format!("expected shape {shape:?}, found {:?}", info.shape);
         return Err(error(ErrorCode::WrongShape, info, message));

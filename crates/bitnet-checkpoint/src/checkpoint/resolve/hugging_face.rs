@@ -6,16 +6,18 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::{Resolved, dense};
-use crate::checkpoint::{OpenOptions, Source, directory_of};
-use crate::config::ActivationQuantization;
-use crate::family::{self, Family, Quantization, UnmarkedFloats};
+use crate::checkpoint::shaping::{Form, Shaping};
+use crate::checkpoint::{DenseMeaning, OpenOptions, Source, directory_of};
+use crate::config::{ActivationQuantization, Config};
+use crate::family::{self, Family, Quantization, ScaleDirection, Shared, UnmarkedFloats};
 use crate::slot::{LayerSlot, Slot};
 use crate::storage::tensors::{Tensors, error, missing};
-use crate::storage::{self, Asked, Found, Marks, Rows, Said, unmarked};
+use crate::storage::{self, Asked, Found, Marks, Rows, Said, Stored, unmarked};
 use bitnet_formats::{Encoding, ErrorCode, FormatError, TensorFile, TensorInfo, read_side_file};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Rows by which the embeddings may differ from `vocab_size`: one of them counts padding, up to a multiple of
 /// some hundreds. Beyond, they are not of the same model.
@@ -23,13 +25,24 @@ const MOST_PADDING: usize = 1024;
 
 /// Rows of the embeddings, stored as numbers.
 fn table_rows(file: &TensorFile, family: &Family) -> Option<usize> {
-    let name = (family.tensor_name)(Slot::TokenEmbeddings);
-    let short = name.strip_prefix("model.").unwrap_or(&name);
-    let info = file.tensor(&name).or_else(|| file.tensor(short))?;
+    let names = spellings(&(family.tensor_name)(Slot::TokenEmbeddings));
+    let info = names.iter().find_map(|name| file.tensor(name))?;
     match info.shape[..] {
         [rows, _] if rows > 0 => Some(rows),
         _ => None,
     }
+}
+
+/// The names under which a tensor may stand: embedding models and some exports leave the prefix away, models with a
+/// vision tower put the text network one level deeper.
+fn spellings(name: &str) -> [String; 4] {
+    let short = name.strip_prefix("model.").unwrap_or(name);
+    let inner = match name.starts_with("model.") {
+        true => format!("model.language_model.{short}"),
+        false => name.to_owned(),
+    };
+    let outer = format!("language_model.{name}");
+    [name.to_owned(), short.to_owned(), inner, outer]
 }
 
 /// Sums up a file that is not GGUF with the `config.json` beside it.
@@ -53,6 +66,7 @@ pub(in crate::checkpoint) fn hugging_face(
     refuse_adapter(file, &directory)?;
     let config_path = directory.join("config.json");
     let config_json = json("config.json")?.ok_or_else(|| no_config(path, file, &directory))?;
+    let (config_json, is_nested) = family::language_model(config_json);
     let in_config = |e: FormatError| e.in_file(&config_path);
     let family = family::family_of_config(&config_json).map_err(in_config)?;
     let mut config = (family.config)(&config_json).map_err(in_config)?;
@@ -63,15 +77,9 @@ pub(in crate::checkpoint) fn hugging_face(
     }
     family::add_pooling(&mut config, |name| parsed(name, family::parse_value))
         .map_err(|e| e.in_file(&directory))?;
-    let prefixed = |name: &str| {
-        [
-            name.to_owned(),
-            name.strip_prefix("model.").unwrap_or(name).to_owned(),
-        ]
-    };
     let own_norm = (family.tensor_name)(Slot::Layer(0, LayerSlot::QProjNorm));
     if family.gguf_wiring.projection_norms
-        && prefixed(&own_norm)
+        && spellings(&own_norm)
             .iter()
             .any(|name| file.tensor(name).is_some())
     {
@@ -87,6 +95,8 @@ pub(in crate::checkpoint) fn hugging_face(
         config.vocab_size = rows;
     }
 
+    let rotation = family::rotation::read_beside(&directory, &config_json, family, &config, json)?;
+    config.rotation = rotation.map(Arc::new);
     let marks = Marks {
         file,
         family,
@@ -109,14 +119,25 @@ pub(in crate::checkpoint) fn hugging_face(
         let own = rows.name_of(slot)?;
         Ok(own.unwrap_or_else(|| (family.tensor_name)(slot)))
     };
+    let holds_gains = holds_gains(file, family, &config);
     let mut tensors = Tensors::new(file);
     let mut sources = HashMap::new();
     let mut undecided = Vec::new();
     for slot in config.slots() {
-        // embedding models and some exports leave the prefix away
-        let [long, short] = prefixed(&name_of(slot)?);
-        let names = [long.as_str(), short.as_str()];
-        let info = (tensors.find(&names)).ok_or_else(|| missing_among(file, &names))?;
+        let names = spellings(&name_of(slot)?);
+        let names = names.each_ref().map(String::as_str);
+        let (part, shared);
+        let info = match tensors.find(&names) {
+            Some(info) => {
+                shared = None;
+                info
+            }
+            None => {
+                let found = among(&mut tensors, slot, &config)?;
+                (part, shared) = found.ok_or_else(|| missing_among(file, &names))?;
+                &part
+            }
+        };
         let is_table = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
         let found = match config.shape(slot)[..] {
             [rows_of, cols] if slot.is_ternary() || is_table => {
@@ -126,7 +147,8 @@ pub(in crate::checkpoint) fn hugging_face(
                     rows: rows_of,
                     cols,
                     info,
-                    permuted_head_dim: None,
+                    shared: shared.as_ref(),
+                    order: None,
                     marks: &marks,
                 };
                 let found = rows.recognize(&asked, &mut tensors)?;
@@ -149,21 +171,47 @@ pub(in crate::checkpoint) fn hugging_face(
                 if is_affine && !is_table {
                     storage::refuse_quantized(file, info).map_err(in_config)?;
                 }
-                let plus_one = (family.stores_gain_minus_one)(slot);
-                dense(&mut tensors, &names, slot, &config, plus_one, &mut sources)?;
+                let meaning = match (family.stores_gain_minus_one)(slot) && !holds_gains {
+                    true => DenseMeaning::PlusOne,
+                    false => scaled_bias(slot, file, quantization, &sources)?,
+                };
+                let form = Form {
+                    meaning,
+                    shaping: Shaping::of_hf(slot),
+                };
+                dense(&mut tensors, &names, slot, &config, form, &mut sources)?;
             }
         }
     }
     let embedding = sources
         .get(&Slot::TokenEmbeddings)
         .map(|s| s.info().clone());
-    let head_name = name_of(Slot::OutputHead)?;
+    let head_names = spellings(&name_of(Slot::OutputHead)?);
+    let mut carried = Vec::new();
+    for info in file.tensors() {
+        if !tensors.is_used(info) && family.is_carried(&info.name, &config) {
+            carried.push(info.clone());
+        }
+    }
+    let is_of_others = |info: &TensorInfo| {
+        is_nested
+            && !head_names.contains(&info.name)
+            && !info.name.starts_with(family::LANGUAGE_MODEL)
+    };
+    let skipped = file.tensors().iter().filter(|info| is_of_others(info));
+    let skipped = skipped.map(|info| info.name.clone()).collect();
     tensors.finish(|info| {
+        if is_of_others(info) {
+            return Ok(true);
+        }
         if info.name.ends_with(".rotary_emb.inv_freq") {
             return Ok(true); // buffers that old transformers versions saved; made from the configuration
         }
+        if family.is_carried(&info.name, &config) {
+            return Ok(true);
+        }
         match &embedding {
-            Some(embedding) if info.name == head_name && config.tie_word_embeddings => {
+            Some(embedding) if head_names.contains(&info.name) && config.tie_word_embeddings => {
                 tensors.is_tied_copy(info, embedding)
             }
             _ => Ok(false),
@@ -184,8 +232,73 @@ pub(in crate::checkpoint) fn hugging_face(
         directory: Some(directory),
         config_json: Some(config_json),
         declared_vocab_size: Some(declared_vocab_size),
+        skipped,
         sources,
+        carried,
     })
+}
+
+/// Whether norms hold their gains, as mlx keeps them: its loaders take them so if the kernels of the convolutions end
+/// in an axis of one.
+fn holds_gains(file: &TensorFile, family: &Family, config: &Config) -> bool {
+    let Some(hybrid) = &config.hybrid else {
+        return false;
+    };
+    let layers = hybrid.recurrent.iter().enumerate();
+    let mut layers = layers.filter(|(_, recurrent)| **recurrent);
+    let Some((first, _)) = layers.next() else {
+        return false;
+    };
+    let name = (family.tensor_name)(Slot::Layer(first, LayerSlot::Conv1d));
+    let kernel = spellings(&name).iter().find_map(|name| file.tensor(name));
+    let is_last = |info: &TensorInfo| matches!(info.shape[..], [_, taps, 1] if taps > 1);
+    kernel.is_some_and(is_last)
+}
+
+/// The rows of a linear in a tensor that holds others too, if there is such a tensor.
+fn among(
+    tensors: &mut Tensors<'_>,
+    slot: Slot,
+    config: &Config,
+) -> Result<Option<(TensorInfo, Option<Shared>)>, FormatError> {
+    for shared in family::shared_hf(slot, config) {
+        let short = shared.name.strip_prefix("model.").unwrap_or(&shared.name);
+        if let Some(info) = tensors.find(&[&shared.name, short]) {
+            let rows = config.shape(slot).first().copied().unwrap_or(0);
+            let part = storage::among::matrix(info, &shared, rows)?;
+            return Ok(Some((part, Some(shared))));
+        }
+    }
+    Ok(None)
+}
+
+/// What the numbers of a bias mean: transformers' `autobitlinear` adds it before it multiplies by `weight_scale`, so
+/// there the bias that is added to the output is their product. Every other class and mode adds it as it is.
+fn scaled_bias(
+    slot: Slot,
+    file: &TensorFile,
+    quantization: Quantization,
+    sources: &HashMap<Slot, Source>,
+) -> Result<DenseMeaning, FormatError> {
+    let Slot::Layer(layer, role) = slot else {
+        return Ok(DenseMeaning::AsStored);
+    };
+    // the linear stands in front of its bias
+    let linear = role.biased_linear().map(|role| Slot::Layer(layer, role));
+    let linear = match linear.and_then(|slot| sources.get(&slot)) {
+        Some(Source::Linear(linear)) => linear,
+        _ => return Ok(DenseMeaning::AsStored),
+    };
+    match (quantization, linear.outside()) {
+        (Quantization::Offline(ScaleDirection::Multiply), Some((info, _))) => {
+            let scale = storage::scale_value(&Stored { file, linear }, info)?;
+            Ok(match scale == 1.0 {
+                true => DenseMeaning::AsStored,
+                false => DenseMeaning::Times(scale),
+            })
+        }
+        _ => Ok(DenseMeaning::AsStored),
+    }
 }
 
 /// Refuses adapters: beside the weights, and instead of them.

@@ -19,9 +19,15 @@ pub(in crate::family) fn write(
         Some(Value::Object(original)) => original.clone(),
         _ => from_nothing(),
     };
-    if original.is_some_and(|o| o.get("vocab_size").is_some()) {
-        // readers size the tables by it, whatever the original said
-        object.insert("vocab_size".to_owned(), json!(config.vocab_size));
+    // readers size the tables by it, whatever the original said
+    let size = "vocab_size";
+    if original.is_some_and(|o| o.get(size).is_some()) {
+        object.insert(size.to_owned(), json!(config.vocab_size));
+    }
+    if let Some(Value::Object(text)) = object.get_mut(super::hybrid::TEXT)
+        && text.contains_key(size)
+    {
+        text.insert(size.to_owned(), json!(config.vocab_size));
     }
     quantization::write(&mut object, quantization, config);
     Value::Object(object)
@@ -31,7 +37,21 @@ pub(in crate::family) fn write(
 pub(in crate::family) fn from_nothing(family: &Family, config: &Config) -> Map<String, Value> {
     let (model_type, architecture) = family.hf_identity;
     let scaling = match config.rope.scaling {
-        RopeScaling::None => Value::Null,
+        RopeScaling::None => match &config.long_rope {
+            None => Value::Null,
+            Some(long_rope) => {
+                let list = |list: &[f32]| list.iter().map(|n| decimal(*n)).collect::<Value>();
+                let original = long_rope.original_max_position_embeddings;
+                json!({
+                    "rope_type": "longrope",
+                    "type": "longrope",
+                    "long_factor": list(&long_rope.long),
+                    "short_factor": list(&long_rope.short),
+                    "original_max_position_embeddings": original,
+                    "attention_factor": decimal(long_rope.attention_factor),
+                })
+            }
+        },
         RopeScaling::Linear { factor } => {
             json!({"rope_type": "linear", "type": "linear", "factor": factor})
         }
@@ -87,6 +107,12 @@ pub(in crate::family) fn from_nothing(family: &Family, config: &Config) -> Map<S
         ("use_cache", json!(true)),
         ("vocab_size", json!(config.vocab_size)),
     ];
-    let pairs = pairs.into_iter().chain((family.hf_extra_keys)(config));
-    pairs.map(|(k, v)| (k.to_owned(), v)).collect()
+    // readers of the key take it for biases of every linear of attention
+    let pairs = (pairs.into_iter()).filter(|(key, _)| !config.biases || *key != "attention_bias");
+    let pairs = pairs.chain((family.hf_extra_keys)(config));
+    let object = pairs.map(|(k, v)| (k.to_owned(), v)).collect();
+    match config.hybrid {
+        Some(_) => super::hybrid::nest(object, config),
+        None => object,
+    }
 }
