@@ -1,17 +1,22 @@
-//! Ternary linears: activations quantised once, products split over threads by rows and tokens.
+//! Ternary linears: activations prepared once, int8 or in fixed point, products split over threads by rows and tokens.
 //!
 //! Invariant: a linear's input exists only as [`LinearInput`], made once and shared by every linear
 //! that reads it (q, k and v; gate and up), and every value in it is finite. How the tokens lie in
 //! parts and the rows in pieces changes no bit (`formats/numerics.md`).
 
+use crate::rotation::Rotation;
 use crate::threads;
 use bitnet_checkpoint::ActivationQuantization;
 use bitnet_checkpoint::Slot;
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_kernels::{ActivationBatch, Backend, Output, PackedMatrix};
+use std::sync::Arc;
 
 /// Fewest tokens in a part: below, unpacking weights twice costs more than a second thread gives.
 const PART_TOKENS: usize = 32;
+
+/// Parts of fixed-point activations are multiples of it, the tokens that a kernel looks up together.
+const PANEL_TOKENS: usize = 16;
 
 /// Some tokens on their way into one or more ternary linears.
 ///
@@ -20,28 +25,32 @@ const PART_TOKENS: usize = 32;
 pub(crate) struct LinearInput {
     backend: Backend,
     quantization: ActivationQuantization,
+    rotation: Option<Arc<Rotation>>,
     part_tokens: usize, // tokens of every part but the last
     cols: usize,
-    parts: Vec<ActivationBatch>, // (tokens / part_tokens,), unused without quantisation
-    floats: Vec<f32>,            // (tokens, cols), unused with it
+    parts: Vec<ActivationBatch>, // (tokens / part_tokens,)
 }
 
 impl LinearInput {
     /// An empty input.
-    pub(crate) fn new(backend: Backend, quantization: ActivationQuantization) -> Self {
+    pub(crate) fn new(
+        backend: Backend,
+        quantization: ActivationQuantization,
+        rotation: Option<Arc<Rotation>>,
+    ) -> Self {
         Self {
             backend,
             quantization,
+            rotation,
             part_tokens: 1,
             cols: 1,
             parts: Vec::new(),
-            floats: Vec::new(),
         }
     }
 
-    /// Takes tokens of `cols` columns, each quantised as soon as it is made, while it is in the cache:
+    /// Takes tokens of `cols` columns, each prepared as soon as it is made, while it is in the cache:
     /// `make` writes one from its row of `source`, `(tokens, width)`, which it may change. `slot` is the
-    /// (first) linear that reads them: errors name it.
+    /// (first) linear that reads them: errors name it, and if its weights are rotated, the tokens are.
     pub(crate) fn prepare(
         &mut self,
         slot: Slot,
@@ -51,51 +60,90 @@ impl LinearInput {
     ) -> Result<(), FormatError> {
         let tokens = source.len() / width;
         let pieces = threads::pieces(threads::PER_ELEMENT * source.len());
-        let pieces = pieces
-            .min(threads::count())
-            .min(tokens / PART_TOKENS)
-            .max(1);
+        // in fixed point the tables of the tokens are built for every piece of rows: rather cut the tokens
+        let most = match self.quantization {
+            ActivationQuantization::Int8PerToken => threads::count(),
+            ActivationQuantization::None => pieces,
+        };
+        let pieces = pieces.min(most).min(tokens / PART_TOKENS).max(1);
         self.cols = cols;
-        self.part_tokens = tokens.div_ceil(pieces).max(1);
+        let share = tokens.div_ceil(pieces).max(1);
+        self.part_tokens = match (pieces, self.quantization) {
+            (2.., ActivationQuantization::None) => share.next_multiple_of(PANEL_TOKENS),
+            _ => share,
+        };
         let parts = tokens.div_ceil(self.part_tokens);
         self.parts
             .resize_with(parts.max(self.parts.len()), ActivationBatch::default);
-        let floats = match self.quantization {
-            ActivationQuantization::Int8PerToken => 0,
-            ActivationQuantization::None => tokens * cols,
-        };
-        self.floats.resize(floats, 0.0);
-        let mut floats = self.floats.chunks_mut(self.part_tokens * cols);
         let Self {
             backend,
             quantization,
             part_tokens,
             ..
         } = *self;
+        let rotation = self.rotation.as_deref();
+        let turn = rotation.and_then(|rotation| rotation.of_input(slot, cols));
         let items = source
             .chunks_mut(part_tokens * width)
             .zip(&mut self.parts)
-            .map(|(source, batch)| (source, batch, floats.next().unwrap_or_default()))
             .enumerate()
             .collect();
-        threads::try_for_each(pieces, items, |(part, (source, batch, floats))| {
-            let first = part * part_tokens;
-            let tokens = source.len() / width;
-            let mut make = |token: usize, x: &mut [f32]| {
-                make(first + token, &mut source[token * width..][..width], x);
-            };
-            match quantization {
-                ActivationQuantization::Int8PerToken => backend
-                    .quantize_made((tokens, cols), batch, make)
-                    .map_err(|(token, error)| not_finite(slot, first + token, error.index)),
-                ActivationQuantization::None => {
-                    for (token, x) in floats.chunks_exact_mut(cols).enumerate() {
-                        make(token, x);
+        threads::try_for_each(
+            pieces,
+            items,
+            |(part, (source, batch)): (usize, (&mut [f32], &mut ActivationBatch))| {
+                let first = part * part_tokens;
+                let shape = (source.len() / width, cols);
+                let make = |token: usize, x: &mut [f32]| {
+                    make(first + token, &mut source[token * width..][..width], x);
+                    if let Some(turn) = turn {
+                        turn.apply(backend, x);
                     }
-                    finite(slot, floats, cols, first)
-                }
+                };
+                let made = match quantization {
+                    ActivationQuantization::Int8PerToken => {
+                        backend.quantize_made(shape, batch, make)
+                    }
+                    ActivationQuantization::None => backend.fix_made(shape, batch, make),
+                };
+                made.map_err(|(token, error)| not_finite(slot, first + token, error.index))
+            },
+        )
+    }
+
+    /// An empty input of the same network.
+    pub(crate) fn like(other: &Self) -> Self {
+        Self::new(other.backend, other.quantization, other.rotation.clone())
+    }
+
+    /// `out = x * matrix^T` of several inputs, in one parallel region, where `x` is what the input took; every `out`
+    /// is `(tokens of its input, rows)`.
+    pub(crate) fn multiply_each(products: Vec<(&Self, &PackedMatrix, &mut [f32])>) {
+        let size = |input: &Self, out: &[f32]| out.len() * input.cols;
+        let work = products.iter().map(|(x, _, out)| size(x, out)).sum();
+        let pieces = threads::pieces(work);
+        let share = work.div_ceil(pieces).max(1);
+        let mut items = Vec::with_capacity(products.len());
+        for (input, matrix, out) in products {
+            let length = input.part_tokens * matrix.rows();
+            for (part, out) in out.chunks_mut(length).enumerate() {
+                let pieces = size(input, out).div_ceil(share);
+                let tokens = out.len() / matrix.rows();
+                let out = Output::new(out, tokens, matrix.rows());
+                let jobs = cut(vec![Job { part, matrix, out }], pieces);
+                items.extend(jobs.into_iter().map(|jobs| (input, jobs)));
             }
-        })
+        }
+        threads::for_each(pieces, items, |(input, jobs): (&Self, Vec<Job<'_>>)| {
+            for Job {
+                part,
+                matrix,
+                mut out,
+            } in jobs
+            {
+                matrix.multiply(&input.parts[part], &mut out);
+            }
+        });
     }
 
     /// `out = x * matrix^T` for every pair, in one parallel region, where `x` is what
@@ -123,11 +171,6 @@ impl LinearInput {
             .into_iter()
             .flat_map(|jobs| cut(jobs, pieces.div_ceil(parts)))
             .collect();
-        let floats = |part: usize| {
-            let from = part * self.part_tokens * self.cols;
-            let x = &self.floats;
-            &x[from..x.len().min(from + self.part_tokens * self.cols)]
-        };
         threads::for_each(pieces, items, |jobs: Vec<Job<'_>>| {
             for Job {
                 part,
@@ -135,12 +178,7 @@ impl LinearInput {
                 mut out,
             } in jobs
             {
-                match self.quantization {
-                    ActivationQuantization::Int8PerToken => {
-                        matrix.multiply(&self.parts[part], &mut out);
-                    }
-                    ActivationQuantization::None => matrix.multiply_float(floats(part), &mut out),
-                }
+                matrix.multiply(&self.parts[part], &mut out);
             }
         });
     }

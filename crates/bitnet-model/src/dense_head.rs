@@ -178,8 +178,9 @@ impl DenseMatrix {
             info,
             encoding,
             bytes,
-            // heads are no gains
-            plus_one: _,
+            // heads are no gains, and none of their rows is moved
+            meaning: _,
+            is_shaped: _,
         } = checkpoint.dense_unread(slot)?;
         let expected = checkpoint.config.shape(slot);
         let (&[rows, cols], true) = (shape, shape == expected) else {

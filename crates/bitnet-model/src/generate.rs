@@ -3,6 +3,7 @@
 //! Invariant: the tokens follow from the prompt, the model and the sampler alone. No text that belongs to a stop
 //! string is handed out, however the tokens cut it.
 
+use crate::logit_rules::{LogitOptions, LogitRules};
 use crate::model::Model;
 use crate::sampler::Sampler;
 use crate::session::{Logits, Session};
@@ -72,6 +73,7 @@ pub struct Generation<'m> {
     model: &'m Model,
     session: Session,
     sampler: Sampler,
+    rules: LogitRules,
     stop_tokens: Vec<u32>,
 }
 
@@ -90,8 +92,16 @@ impl<'m> Generation<'m> {
             model,
             session: model.session(context)?,
             sampler,
+            rules: LogitRules::default(),
             stop_tokens,
         })
+    }
+
+    /// Changes logits before each draw.
+    #[must_use]
+    pub fn with_logit_options(mut self, options: LogitOptions) -> Self {
+        self.rules = LogitRules::new(options);
+        self
     }
 
     /// Tokens that end a text by what model and tokenizer say.
@@ -118,6 +128,11 @@ impl<'m> Generation<'m> {
     /// As [`Model::forward`].
     pub fn next(&mut self, ids: &[u32]) -> Result<u32, FormatError> {
         Ok(match self.sampler.top_k() {
+            _ if !self.rules.is_empty() => {
+                let mut logits = self.model.forward(&mut self.session, ids, Logits::Last)?;
+                self.rules.apply(&mut logits);
+                self.sampler.sample(&logits)
+            }
             Some(k) => {
                 let top = self.model.forward_top_k(&mut self.session, ids, k)?;
                 self.sampler.sample_top(&top)
@@ -146,6 +161,7 @@ impl<'m> Generation<'m> {
             prompt_time: Duration::ZERO,
             decode_time: Duration::ZERO,
         };
+        self.rules.see_prompt(ids);
         let started = Instant::now();
         let mut first = None; // when the first token came
         let (mut fed, mut last);
@@ -158,6 +174,7 @@ impl<'m> Generation<'m> {
                 break;
             }
             generated.tokens.push(token);
+            self.rules.see(token);
             if each(token)?.is_break() {
                 generated.stopped = Stopped::StopString;
                 break;
@@ -199,6 +216,7 @@ impl<'m> Generation<'m> {
 /// Token ids on their way to text, up to a stop string.
 #[derive(Debug)]
 pub struct TextStream<'t> {
+    tokenizer: &'t Tokenizer,
     decoder: DecodeStream<'t>,
     stops: StopStrings,
 }
@@ -207,9 +225,27 @@ impl<'t> TextStream<'t> {
     /// The text of a tokenizer, which ends in front of the first of `stops`; empty ones do not count.
     pub fn new(tokenizer: &'t Tokenizer, stops: &[String]) -> Self {
         Self {
+            tokenizer,
             decoder: tokenizer.stream(),
             stops: StopStrings::new(stops),
         }
+    }
+
+    /// The text behind a prompt of these tokens: a tokenizer that drops the space in front of a text keeps it then.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn behind(mut self, prompt: &[u32]) -> Result<Self, FormatError> {
+        for token in prompt {
+            self.decoder.push(*token)?;
+        }
+        Ok(self)
+    }
+
+    /// As [`push`](Self::push), for a special token, which gives its text all the same.
+    pub fn push_kept(&mut self, token: u32) -> String {
+        let text = self.tokenizer.token(token).unwrap_or_default();
+        self.stops.push(&text)
     }
 
     /// The text that is certain with one token more: without what may become a stop string.
@@ -231,7 +267,9 @@ impl<'t> TextStream<'t> {
     /// # Errors
     /// Those of the tokenizer.
     pub fn finish(self) -> Result<String, FormatError> {
-        let Self { decoder, mut stops } = self;
+        let Self {
+            decoder, mut stops, ..
+        } = self;
         let mut text = stops.push(&decoder.finish()?);
         text.push_str(&stops.held);
         Ok(text)

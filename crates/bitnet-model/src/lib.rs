@@ -7,15 +7,20 @@
 
 mod bit_linear;
 mod dense_head;
+mod dense_rows;
 mod embed;
 mod generate;
 mod kv_cache;
+mod likelihood;
 mod load;
+mod logit_rules;
 mod mixer;
 mod mlp;
 mod model;
 mod profile;
+mod recurrent;
 mod rope;
+mod rotation;
 mod round;
 mod sampler;
 mod sequence;
@@ -30,7 +35,10 @@ mod workspace;
 
 pub use generate::{Generated, Generation, Stopped, TextStream};
 pub use kv_cache::{KvCache, KvType};
+pub use likelihood::Likelihoods;
 pub use load::{LoadOptions, TilesIn, best_backend};
+pub use logit_rules::{LogitOptions, LogitRules};
+pub use mlp::experts::{Choice, Routing};
 pub use model::{HeadPasses, Model};
 pub use profile::{Part, Profile};
 pub use sampler::{Sampler, SamplerOptions};

@@ -8,10 +8,11 @@ mod tiles;
 
 pub use tiles::best_backend;
 
+use crate::dense_rows::DenseRows;
 use crate::kv_cache::KvType;
-use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
-use bitnet_formats::{ErrorCode, FormatError};
-use bitnet_kernels::{Backend, PackedMatrix};
+use bitnet_checkpoint::{ActivationQuantization, Checkpoint, LayerSlot, Slot};
+use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType};
+use bitnet_kernels::{Backend, DenseType, Inputs, PackedMatrix};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -127,6 +128,55 @@ impl<'a> LayerTensors<'a> {
         gain
     }
 
+    /// Reads a small dense matrix, in its own type if kernels read it.
+    pub(crate) fn small_matrix(
+        &self,
+        layer: usize,
+        slot: LayerSlot,
+    ) -> Result<SmallMatrix, FormatError> {
+        let slot = Slot::Layer(layer, slot);
+        let tensor = self.checkpoint.dense(slot)?;
+        check_shape(slot, tensor.shape, &self.checkpoint.config.shape(slot))?;
+        let dtype = match tensor.encoding {
+            Encoding::Plain(PlainType::F16) => Some(DenseType::F16),
+            Encoding::Plain(PlainType::Bf16) => Some(DenseType::Bf16),
+            _ => None,
+        };
+        let matrix = match dtype {
+            Some(dtype) => SmallMatrix {
+                dtype,
+                bytes: tensor.bytes.to_vec(),
+            },
+            None => {
+                let mut values = vec![0.0; tensor.shape.iter().product()];
+                tensor.widen(&tensor.bytes, &mut values)?;
+                SmallMatrix {
+                    dtype: DenseType::F32,
+                    bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                }
+            }
+        };
+        self.checkpoint.release(slot);
+        (self.tick)();
+        Ok(matrix)
+    }
+
+    /// Reads a small dense matrix.
+    pub(crate) fn rows(&self, layer: usize, slot: LayerSlot) -> Result<DenseRows, FormatError> {
+        let slot = Slot::Layer(layer, slot);
+        let tensor = self.checkpoint.dense(slot)?;
+        let expected = self.checkpoint.config.shape(slot);
+        check_shape(slot, tensor.shape, &expected)?;
+        let [rows, cols] = expected[..] else {
+            return Err(FormatError::new(ErrorCode::WrongShape, "expected a matrix")
+                .in_tensor(&slot.to_string()));
+        };
+        let found = DenseRows::new(&tensor, rows, cols);
+        self.checkpoint.release(slot);
+        (self.tick)();
+        found
+    }
+
     /// Reads the gain of a norm that the network may have.
     pub(crate) fn gain_if(
         &self,
@@ -136,6 +186,15 @@ impl<'a> LayerTensors<'a> {
     ) -> Result<Option<Vec<f32>>, FormatError> {
         there.then(|| self.gain(layer, slot)).transpose()
     }
+}
+
+/// A dense matrix of few rows, in memory.
+#[derive(Debug)]
+pub(crate) struct SmallMatrix {
+    /// How its numbers are stored.
+    pub dtype: DenseType,
+    /// Its numbers, row-major, little-endian.
+    pub bytes: Vec<u8>,
 }
 
 /// A linear that the file holds in the layout of the kernel; `None` if it is to be packed.
@@ -188,11 +247,17 @@ pub(crate) fn linear(
         return Ok(matrix);
     }
     let backend = options.backend;
+    // a head's input is never quantized
+    let inputs = match (checkpoint.config.activation_quantization, slot) {
+        (ActivationQuantization::Int8PerToken, Slot::Layer(..)) => Inputs::Int8,
+        _ => Inputs::Float,
+    };
     if let Some(source) = checkpoint.ternary_rows(slot)? {
         let (rows, cols) = source.shape();
         check_shape(slot, &[rows, cols], &checkpoint.config.shape(slot))?;
         let scales = source.scales().clone();
-        return PackedMatrix::by_strips(backend, (rows, cols), scales, STRIP_ROWS, |strips| {
+        let shape = (rows, cols);
+        return PackedMatrix::by_strips_for(inputs, backend, shape, scales, STRIP_ROWS, |strips| {
             let mut trits = vec![0; STRIP_ROWS * cols]; // (rows of the strip, cols)
             for strip in strips {
                 trits.resize(strip.rows().len() * cols, 0);
@@ -205,11 +270,12 @@ pub(crate) fn linear(
     let matrix = checkpoint.ternary(slot)?;
     let shape = [matrix.rows(), matrix.cols()];
     check_shape(slot, &shape, &checkpoint.config.shape(slot))?;
-    Ok(backend.pack(&in_normal_form(matrix).map_err(|error| {
+    let matrix = in_normal_form(matrix).map_err(|error| {
         FormatError::new(ErrorCode::Malformed, error.to_string())
             .in_tensor(&slot.to_string())
             .because(error)
-    })?))
+    })?;
+    Ok(backend.pack_for(inputs, &matrix))
 }
 
 /// The matrix with its scales in normal form: a container that repeats one scale in every block says

@@ -4,6 +4,7 @@
 //! rows of a round; only what depends on a sequence's past goes sequence by sequence.
 
 pub(crate) mod attention;
+pub(crate) mod gated_delta_net;
 
 use crate::load::LayerTensors;
 use crate::round::Round;
@@ -12,18 +13,22 @@ use attention::{Attention, AttentionBuffers};
 use bitnet_checkpoint::{self as config, LayerSlot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::PackedMatrix;
+use gated_delta_net::{DeltaBuffers, GatedDeltaNet};
 
 /// Scratch of mixers, one of each kind.
 #[derive(Debug, Default)]
 pub(crate) struct MixerBuffers {
     attention: AttentionBuffers,
+    delta: DeltaBuffers,
 }
 
 /// The mixer of one block.
 #[derive(Debug)]
 pub(crate) enum Mixer {
     /// Softmax attention to keys and values.
-    Attention(Attention),
+    Attention(Box<Attention>),
+    /// A recurrent state.
+    GatedDeltaNet(Box<GatedDeltaNet>),
 }
 
 impl Mixer {
@@ -34,9 +39,12 @@ impl Mixer {
         tensors: &mut LayerTensors<'_>,
     ) -> Result<Self, FormatError> {
         match shape {
-            config::Mixer::Attention(shape) => {
-                Attention::load(layer, shape, tensors).map(Self::Attention)
-            }
+            config::Mixer::Attention(shape) => Attention::load(layer, shape, tensors)
+                .map(Box::new)
+                .map(Self::Attention),
+            config::Mixer::GatedDeltaNet(shape) => GatedDeltaNet::load(layer, shape, tensors)
+                .map(Box::new)
+                .map(Self::GatedDeltaNet),
         }
     }
 
@@ -52,6 +60,7 @@ impl Mixer {
             Self::Attention(attention) => {
                 attention.forward(state, round, stream, &mut buffers.attention)
             }
+            Self::GatedDeltaNet(delta) => delta.forward(state, round, stream, &mut buffers.delta),
         }
     }
 
@@ -59,6 +68,15 @@ impl Mixer {
     pub(crate) fn linear(&self, slot: LayerSlot) -> Option<&PackedMatrix> {
         match self {
             Self::Attention(attention) => attention.linear(slot),
+            Self::GatedDeltaNet(delta) => delta.linear(slot),
+        }
+    }
+
+    /// The bias of a linear, if it has one.
+    pub(crate) fn bias(&self, slot: LayerSlot) -> Option<&[f32]> {
+        match self {
+            Self::Attention(attention) => attention.bias(slot),
+            Self::GatedDeltaNet(_) => None,
         }
     }
 
@@ -66,6 +84,7 @@ impl Mixer {
     pub(crate) fn linears(&self) -> Vec<&PackedMatrix> {
         match self {
             Self::Attention(attention) => attention.linears().to_vec(),
+            Self::GatedDeltaNet(delta) => delta.linears().to_vec(),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::dense_head::Screen;
 use crate::kv_cache::KvType;
 use crate::load::LoadOptions;
 use crate::rope::Ropes;
+use crate::rotation::Rotation;
 use crate::round::RowOps;
 use crate::sampler;
 use crate::sequence::Sequence;
@@ -28,12 +29,36 @@ static NUMBERS: AtomicU64 = AtomicU64::new(0);
 
 /// A loaded network. It owns its weights, or shares the bytes of the files that hold them, and never looks back at
 /// the checkpoint.
+///
+/// ```
+/// use bitnet_checkpoint::{Checkpoint, OpenOptions};
+/// use bitnet_formats::FormatError;
+/// use bitnet_model::{Generation, LoadOptions, Model, Sampler, TextStream};
+/// # let path = std::path::Path::new("../../tests/fixtures/demo/packed");
+///
+/// let checkpoint = Checkpoint::open(path, &OpenOptions::default())?;
+/// let tokenizer = checkpoint.tokenizer()?.expect("the model has a tokenizer");
+/// let model = Model::load(&checkpoint, &LoadOptions::default())?;
+///
+/// let stop_tokens = Generation::stop_tokens(&model, &tokenizer);
+/// let mut generation = Generation::new(&model, 64, Sampler::greedy(), stop_tokens)?;
+/// let prompt = tokenizer.encode("<|user|>Add 34 and 28.<|end|><|assistant|>", true)?;
+/// let mut answer = String::new();
+/// let text = TextStream::new(&tokenizer, &[]);
+/// generation.run_text(text, &prompt, 40, |piece| {
+///     answer.push_str(piece);
+///     Ok::<(), FormatError>(())
+/// })?;
+/// assert_eq!(answer, "4+8=12, 1+3+2=6, so 62");
+/// # Ok::<(), FormatError>(())
+/// ```
 #[derive(Debug)]
 pub struct Model {
     pub(crate) number: u64,
     pub(crate) config: Arc<Config>,
     pub(crate) backend: Backend,
     pub(crate) kv_type: KvType,
+    pub(crate) rotation: Option<Arc<Rotation>>,
     pub(crate) weights: Arc<Weights>,
     pub(crate) threads: ModelThreads,
     ropes: Arc<RwLock<Ropes>>,
@@ -68,7 +93,7 @@ impl Model {
     /// # Errors
     /// Whatever is wrong with a tensor.
     pub fn load(checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Result<Self, FormatError> {
-        checkpoint.refuse_rotation()?;
+        let rotation = Rotation::new(&checkpoint.config)?;
         let threads = ModelThreads::new(options.threads);
         let weights = threads.load(|| Weights::load(checkpoint, options))?;
         // if a file changed, every other error is a consequence
@@ -79,6 +104,7 @@ impl Model {
             config: Arc::new(checkpoint.config.clone()),
             backend: options.backend,
             kv_type: options.kv_type,
+            rotation,
             weights: Arc::new(weights),
             threads,
             ropes: Arc::new(RwLock::new(Ropes::new(&checkpoint.config))),
@@ -94,6 +120,7 @@ impl Model {
             config: Arc::clone(&self.config),
             backend: self.backend,
             kv_type: self.kv_type,
+            rotation: self.rotation.clone(),
             weights: Arc::clone(&self.weights),
             threads: ModelThreads::new(threads),
             ropes: Arc::clone(&self.ropes),
@@ -146,7 +173,8 @@ impl Model {
     /// Scratch for steps that go through the layers up to `most_rows` tokens at a time: its memory is in proportion.
     /// The number changes no bit.
     pub fn workspace_of(&self, most_rows: usize) -> Workspace {
-        Workspace::new(self.number, self.backend, &self.config, most_rows)
+        let network = (&*self.config, self.rotation.clone());
+        Workspace::new(self.number, self.backend, network, most_rows)
     }
 
     /// Bytes of the packed ternary matrices.
@@ -170,12 +198,17 @@ impl Model {
             Some(Some(screen)) => screen.byte_len(),
             _ => self.weights.output_head.byte_len(),
         };
-        self.ternary_bytes() + head
+        self.ternary_bytes() - self.idle_bytes() + head
+    }
+
+    /// Bytes of experts that a token does not go to.
+    fn idle_bytes(&self) -> usize {
+        self.weights.layers.iter().map(Block::idle_bytes).sum()
     }
 
     /// As [`bytes_per_token`](Self::bytes_per_token), of a token whose logits are all computed.
     pub fn full_bytes_per_token(&self) -> usize {
-        self.ternary_bytes() + self.weights.output_head.byte_len()
+        self.ternary_bytes() - self.idle_bytes() + self.weights.output_head.byte_len()
     }
 
     /// The memory that a generated token reads: ternary matrices, a ternary head or the copy that screens a
@@ -232,6 +265,9 @@ impl Model {
         let hidden = self.config().hidden_size;
         for (token, x) in tokens.iter().zip(x.chunks_exact_mut(hidden)) {
             self.weights.embeddings.row(*token as usize, x)?;
+            if let Some(rotation) = &self.rotation {
+                rotation.turn_back(self.backend, x);
+            }
             self.row_ops().scale(self.config().factors.embedding, x);
         }
         Ok(())
@@ -248,14 +284,17 @@ impl Model {
     /// What the head multiplies with, both `(tokens, hidden)`.
     pub(crate) fn head_input(&self, x: &[f32], out: &mut [f32]) {
         self.output_norm(x, out);
-        self.divide_for_head(out);
+        self.finish_for_head(out);
     }
 
-    /// `h /= head_divisor`, one rounding each.
-    pub(crate) fn divide_for_head(&self, h: &mut [f32]) {
+    /// `h /= head_divisor`, one rounding each; then rotated if the head is. `h` is `(tokens, hidden)`.
+    pub(crate) fn finish_for_head(&self, h: &mut [f32]) {
         let divisor = self.config().factors.head_divisor;
         if divisor != 1.0 {
             h.iter_mut().for_each(|h| *h /= divisor);
+        }
+        if let Some(rotation) = &self.rotation {
+            rotation.turn_for_head(self.backend, h, self.config().hidden_size);
         }
     }
 

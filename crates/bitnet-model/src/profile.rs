@@ -14,7 +14,7 @@ pub enum Part {
     Linears,
     /// RoPE, storing keys and values, scores, softmax and weighted values.
     Attention,
-    /// Norms, quantisation of activations, activation functions, residual additions, embedding.
+    /// Norms, quantization of activations, activation functions, residual additions, embedding.
     Elementwise,
     /// The final norm and the output head.
     Head,

@@ -12,8 +12,8 @@ use std::f64::consts::PI;
 pub(crate) struct RopeTable {
     inv_freq: Vec<f32>, // (head_dim / 2,)
     factor: f32,        // of every entry; 1 but for YaRN
-    cos: Vec<f32>,      // (positions, head_dim / 2)
-    sin: Vec<f32>,      // (positions, head_dim / 2)
+    cos: Vec<f32>,      // (positions, rotary_dim / 2)
+    sin: Vec<f32>,      // (positions, rotary_dim / 2)
 }
 
 impl RopeTable {
@@ -28,6 +28,14 @@ impl RopeTable {
             cos: Vec::new(),
             sin: Vec::new(),
         }
+    }
+
+    /// Divides the frequencies of a table without positions, which are not scaled: `1 / (divisor power)`.
+    fn divide(&mut self, divisors: &[f32], factor: f32) {
+        for (frequency, divisor) in self.inv_freq.iter_mut().zip(divisors) {
+            *frequency /= divisor;
+        }
+        self.factor = factor;
     }
 
     /// How many positions are there.
@@ -46,7 +54,7 @@ impl RopeTable {
         }
     }
 
-    /// `(cos, sin)` of one position, `(head_dim / 2,)` each.
+    /// `(cos, sin)` of one position, `(rotary_dim / 2,)` each.
     pub(crate) fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let half = self.inv_freq.len();
         let range = position * half..(position + 1) * half;
@@ -64,9 +72,13 @@ pub(crate) struct Ropes {
 impl Ropes {
     /// Tables without positions.
     pub(crate) fn new(config: &Config) -> Self {
-        let table = |rope: &Rope| RopeTable::new(rope, config.head_dim);
+        let table = |rope: &Rope| RopeTable::new(rope, config.rotary_dim());
+        let mut full = table(&config.rope);
+        if let (Some(divisors), Some(long_rope)) = (config.rope_divisors(), &config.long_rope) {
+            full.divide(divisors, long_rope.attention_factor);
+        }
         Self {
-            full: table(&config.rope),
+            full,
             sliding: config.sliding_rope().as_ref().map(table),
         }
     }

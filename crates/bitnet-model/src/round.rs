@@ -70,6 +70,16 @@ impl RowOps<'_> {
         });
     }
 
+    /// Adds a bias, `(width,)`, to every row of `x`, `(rows, width)`.
+    pub(crate) fn add_bias(self, bias: &[f32], x: &mut [f32]) {
+        let width = bias.len();
+        threads::for_tokens(x, width, |_, x| {
+            for x in x.chunks_exact_mut(width) {
+                self.backend.add(bias, x);
+            }
+        });
+    }
+
     /// `x *= factor`
     pub(crate) fn scale(self, factor: f32, x: &mut [f32]) {
         if factor != 1.0 {

@@ -127,6 +127,10 @@ impl Model {
         let lengths: Vec<usize> = batch.iter().map(|slice| slice.tokens.len()).collect();
         let result = self.threads.enter(|| {
             workspace.clock.start();
+            self.read_again(batch, workspace)?;
+            for slice in &mut *batch {
+                slice.sequence.begin_step(slice.tokens);
+            }
             for pieces in plan(&lengths, workspace.most_rows) {
                 self.round(batch, &pieces, workspace)?;
                 done(batch, &pieces, workspace)?;
@@ -137,10 +141,34 @@ impl Model {
         let result = self.weights.intact().and(result);
         if result.is_err() {
             for (slice, before) in batch.iter_mut().zip(before) {
-                slice.sequence.truncate(before);
+                slice.sequence.roll_back(before);
             }
         }
         result
+    }
+
+    /// Recurrent states that went back to a snapshot read the tokens behind it again.
+    fn read_again(
+        &self,
+        batch: &mut [Slice<'_>],
+        workspace: &mut Workspace,
+    ) -> Result<(), FormatError> {
+        let unread: Vec<Vec<u32>> = batch.iter_mut().map(|s| s.sequence.rewind()).collect();
+        let mut again: Vec<Slice<'_>> = Vec::new();
+        for (slice, tokens) in batch.iter_mut().zip(&unread) {
+            if !tokens.is_empty() {
+                again.push(Slice {
+                    sequence: &mut *slice.sequence,
+                    tokens,
+                    want: Want::Nothing,
+                });
+            }
+        }
+        let lengths: Vec<usize> = again.iter().map(|slice| slice.tokens.len()).collect();
+        for pieces in plan(&lengths, workspace.most_rows) {
+            self.round(&mut again, &pieces, workspace)?;
+        }
+        Ok(())
     }
 
     /// Refuses what would fail on the way.

@@ -4,8 +4,10 @@
 //! block wants to add.
 
 use crate::bit_linear::LinearInput;
+use crate::rotation::Rotation;
 use bitnet_checkpoint::Config;
 use bitnet_kernels::Backend;
+use std::sync::Arc;
 
 /// Scratch that is larger than what a round needs by more than this factor is given back.
 const KEPT_SCRATCH: usize = 8;
@@ -21,9 +23,9 @@ pub(crate) struct Stream {
 
 impl Stream {
     /// Empty buffers.
-    pub(crate) fn new(backend: Backend, config: &Config) -> Self {
+    pub(crate) fn new(backend: Backend, config: &Config, rotation: Option<Arc<Rotation>>) -> Self {
         Self {
-            input: LinearInput::new(backend, config.activation_quantization),
+            input: LinearInput::new(backend, config.activation_quantization, rotation),
             x: Vec::new(),
             y: Vec::new(),
             n: Vec::new(),
@@ -33,7 +35,8 @@ impl Stream {
     /// Makes room for some rows.
     pub(crate) fn resize(&mut self, config: &Config, rows: usize) {
         let (hidden, norms) = (config.hidden_size, config.norms);
-        let spare = match norms.projections || norms.branches {
+        let is_shared = norms.projections || norms.branches || config.hybrid.is_some();
+        let spare = match is_shared {
             true => hidden,
             false => 0,
         };

@@ -5,7 +5,7 @@
 //!
 //! A forward pass runs on a [`Pool`], not on rayon: it has some 150 short regions per token, and
 //! rayon's workers sleep in the serial gaps between them. A model has one pool, and [`ModelThreads::enter`] lends it to one pass
-//! at a time. Inside, [`for_each`] and its neighbours find it without being handed it; outside of a
+//! at a time. Inside, [`for_each`] and its neighbors find it without being handed it; outside of a
 //! pass, and inside a region, they run on this thread alone. Loading alone runs on rayon.
 
 use bitnet_formats::{ErrorCode, FormatError};

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a row is its stored numbers, exactly. A ternary head is a ternary linear whose input is
 //! never quantised, whatever the layers do (`formats/numerics.md`), and packed or not it gives the
-//! same bits, because tables of numbers that are trits times scales count as ternary, too.
+//! same bits, because tables of numbers that are trits times scales count as ternary, too. What a rotated table
+//! multiplies was rotated before.
 
 use crate::bit_linear::LinearInput;
 use crate::dense_head::{DenseMatrix, Screen};
@@ -110,7 +111,7 @@ impl Vocabulary {
             Self::Ternary(slot, matrix) => (*slot, matrix),
         };
         let cols = matrix.cols();
-        let mut input = LinearInput::new(backend, ActivationQuantization::None);
+        let mut input = LinearInput::new(backend, ActivationQuantization::None, None);
         let mut x = x.to_vec();
         input.prepare(slot, cols, (&mut x, cols), |_, x, to| to.copy_from_slice(x))?;
         input.multiply([(matrix, out)]);

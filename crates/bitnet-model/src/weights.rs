@@ -55,6 +55,16 @@ impl Block {
         self.mixer.linear(slot).or_else(|| self.mlp.linear(slot))
     }
 
+    /// Bytes of weights that one token does not read.
+    pub(crate) fn idle_bytes(&self) -> usize {
+        self.mlp.idle_bytes()
+    }
+
+    /// The bias of a linear, if it has one.
+    pub(crate) fn bias(&self, slot: LayerSlot) -> Option<&[f32]> {
+        self.mixer.bias(slot)
+    }
+
     /// All linears, in the order of the forward pass.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &PackedMatrix> {
         self.mixer.linears().into_iter().chain(self.mlp.linears())

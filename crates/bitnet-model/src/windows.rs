@@ -3,15 +3,16 @@
 //! Invariant: what they compute is what the forward pass computes of the same values, bit for bit.
 
 use crate::bit_linear::LinearInput;
+use crate::mlp::experts::Routing;
 use crate::model::{Model, ROUND_TOKENS};
 use crate::round::{Round, Span};
 use crate::sequence::Sequence;
 use crate::workspace::Workspace;
-use bitnet_checkpoint::Slot;
+use bitnet_checkpoint::{Mlp, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
 
 impl Model {
-    /// One ternary linear of `x`, `(tokens, cols)`, its activation quantisation included; returns
+    /// One ternary linear of `x`, `(tokens, cols)`, its activation quantisation and its bias included; returns
     /// `(tokens, rows)`.
     ///
     /// # Errors
@@ -33,7 +34,7 @@ impl Model {
         let mut out = vec![0.0; tokens * matrix.rows()]; // (tokens, rows)
         let quantization = self.config().activation_quantization;
         self.threads.enter(|| {
-            let mut input = LinearInput::new(self.backend, quantization);
+            let mut input = LinearInput::new(self.backend, quantization, self.rotation.clone());
             let cols = matrix.cols();
             let mut x = x.to_vec();
             input.prepare(slot, cols, (&mut x, cols), |_, x, row| {
@@ -42,6 +43,13 @@ impl Model {
             input.multiply([(matrix, &mut out)]);
             Ok(())
         })?;
+        if let Slot::Layer(layer, slot) = slot
+            && let Some(bias) = self.weights.layers.get(layer).and_then(|l| l.bias(slot))
+        {
+            for row in out.chunks_exact_mut(bias.len()) {
+                self.backend.add(bias, row);
+            }
+        }
         Ok(out)
     }
 
@@ -51,6 +59,20 @@ impl Model {
     /// # Errors
     /// `usage` for a layer that is not there or an `x` of another length, `non-finite`.
     pub fn layer(&self, layer: usize, x: &[f32], tokens: usize) -> Result<Vec<f32>, FormatError> {
+        self.layer_with_routing(layer, x, tokens)
+            .map(|(out, _)| out)
+    }
+
+    /// As [`layer`](Self::layer), with the experts that every token went to; `None` of a layer without experts.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer).
+    pub fn layer_with_routing(
+        &self,
+        layer: usize,
+        x: &[f32],
+        tokens: usize,
+    ) -> Result<(Vec<f32>, Option<Routing>), FormatError> {
         let hidden = self.config().hidden_size;
         check_len(x, tokens, hidden)?;
         if layer >= self.weights.layers.len() {
@@ -75,6 +97,8 @@ impl Model {
             ..
         } = &mut workspace;
         let mut out = Vec::with_capacity(x.len()); // (tokens, hidden)
+        let is_routed = matches!(self.config().block(layer).mlp, Mlp::Experts(_));
+        let mut routing = is_routed.then(Routing::default);
         self.threads.enter(|| {
             for (x, positions) in x
                 .chunks(ROUND_TOKENS * hidden)
@@ -96,10 +120,29 @@ impl Model {
                 block.forward(0, &mut round, stream, mixer, mlp)?;
                 sequence.advance(positions.len());
                 out.extend_from_slice(&stream.x);
+                if let Some(routing) = &mut routing {
+                    routing.append(mlp.routing());
+                }
             }
             Ok(())
         })?;
-        Ok(out)
+        Ok((out, routing))
+    }
+
+    /// The experts that the tokens of a text go to, layer by layer; `None` of a layer without experts.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn routing(&self, tokens: &[u32]) -> Result<Vec<Option<Routing>>, FormatError> {
+        let mut x = vec![0.0; tokens.len() * self.config().hidden_size];
+        self.look_up(tokens, &mut x)?;
+        let mut found = Vec::new();
+        for layer in 0..self.weights.layers.len() {
+            let (next, routing) = self.layer_with_routing(layer, &x, tokens.len())?;
+            x = next;
+            found.push(routing);
+        }
+        Ok(found)
     }
 
     /// The output head alone: the logits of a final hidden state `h`, `(hidden,)`.
@@ -109,7 +152,7 @@ impl Model {
     pub fn head(&self, h: &[f32]) -> Result<Vec<f32>, FormatError> {
         check_len(h, 1, self.config().hidden_size)?;
         let mut h = h.to_vec();
-        self.divide_for_head(&mut h);
+        self.finish_for_head(&mut h);
         let mut logits = vec![0.0; self.weights.output_head.rows()]; // (vocab,)
         self.threads.enter(|| {
             let head = &self.weights.output_head;
@@ -125,7 +168,7 @@ impl Model {
     pub fn head_top_k(&self, h: &[f32], k: usize) -> Result<Vec<(u32, f32)>, FormatError> {
         check_len(h, 1, self.config().hidden_size)?;
         let mut h = h.to_vec();
-        self.divide_for_head(&mut h);
+        self.finish_for_head(&mut h);
         self.threads.enter(|| self.top_k(&h, k))
     }
 

@@ -6,9 +6,11 @@
 use crate::mixer::MixerBuffers;
 use crate::mlp::MlpBuffers;
 use crate::profile::{Clock, Profile};
+use crate::rotation::Rotation;
 use crate::stream::Stream;
 use bitnet_checkpoint::Config;
 use bitnet_kernels::Backend;
+use std::sync::Arc;
 
 /// Memory in which a model computes. Reuse it: one serves any sequences of its model, one step after the other.
 #[derive(Debug)]
@@ -24,11 +26,16 @@ pub struct Workspace {
 
 impl Workspace {
     /// For model number `model`, and rounds of `most_rows` tokens at most.
-    pub(crate) fn new(model: u64, backend: Backend, config: &Config, most_rows: usize) -> Self {
+    pub(crate) fn new(
+        model: u64,
+        backend: Backend,
+        (config, rotation): (&Config, Option<Arc<Rotation>>),
+        most_rows: usize,
+    ) -> Self {
         Self {
             model,
             most_rows: most_rows.max(1),
-            stream: Stream::new(backend, config),
+            stream: Stream::new(backend, config, rotation),
             mixer: MixerBuffers::default(),
             mlp: MlpBuffers::default(),
             h: Vec::new(),

@@ -373,9 +373,13 @@ mod tests {
             factor: (1.0 / 20f64.sqrt()) as f32,
             window: None,
             input_norms: false,
+            biases: false,
             head_norms: false,
+            norms_after_rope: false,
             sub_norm: false,
             branch_norm: false,
+            rotary_dim: 20,
+            output_gate: false,
         }
     }
 
