@@ -121,13 +121,14 @@ impl<'a> Console<'a> {
         Ok(())
     }
 
-    /// The one object, on stdout, only under `--json`. Call it once.
+    /// The one object, on stdout, only under `--json`, flushed. Call it once.
     ///
     /// # Errors
     /// A closed pipe or a full disk.
     pub fn json(&mut self, object: &Value) -> Result<(), Failure> {
         if self.json {
             writeln!(self.out, "{object}")?;
+            self.out.flush()?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 /// More threads than this is a typing error.
 const MOST_THREADS: usize = 1024;
 
-/// When output is coloured.
+/// When output is colored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum ColorWhen {
     /// On a terminal, unless `NO_COLOR` is set.

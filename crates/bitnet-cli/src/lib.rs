@@ -1,13 +1,13 @@
-//! Manners shared by the programs: exit status, error text, progress, report.
+//! What the programs share: exit status, error text, progress, report.
 //!
 //! Invariant: a program is a library function `run(args, out, err) -> ExitStatus` that prints
-//! nothing anywhere else. stdout (`out`) is data, stderr (`err`) is talk; `--json` prints exactly one
-//! JSON object on stdout, also on failure. Signals, terminals and the process's exit code are met
-//! in [`main`] alone, so a test calls `run` and sees all there is.
+//! nothing anywhere else. Results go to stdout (`out`), messages to stderr (`err`). `--json` prints exactly one
+//! JSON object on stdout, also on failure. Only [`main`] handles signals, terminals and the exit code of the
+//! process, so a test that calls `run` sees all output.
 //!
 //! A program looks like this:
 //!
-//! ```no_run
+//! ```
 //! use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs};
 //! use std::{ffi::OsString, io::Write};
 //!
@@ -38,7 +38,11 @@
 //! }
 //!
 //! // main.rs: fn main() -> std::process::ExitCode { bitnet_cli::main(bitnet_example::run) }
-//! # fn main() -> std::process::ExitCode { bitnet_cli::main(run) }
+//! let (mut out, mut err) = (Vec::new(), Vec::new());
+//! let args = ["bitnet-example", "model.gguf"].map(OsString::from);
+//! assert_eq!(run(args.into_iter(), &mut out, &mut err), ExitStatus::Done);
+//! assert_eq!(out, b"model.gguf\n");
+//! assert_eq!(err, b"opening\n");
 //! ```
 
 #![forbid(unsafe_code)]
@@ -49,6 +53,7 @@ mod exit_status;
 mod failure;
 mod generate;
 mod global;
+mod located;
 mod main_entry;
 mod process;
 mod progress;
@@ -65,10 +70,11 @@ pub use exit_status::ExitStatus;
 pub use failure::Failure;
 pub use generate::{Shell, completions, man_page};
 pub use global::{ColorWhen, GlobalArgs, threads};
+pub use located::{locate, locate_all, publish, push};
 pub use main_entry::main;
-pub use process::interrupted;
+pub use process::{interrupted, on_interrupt};
 pub use progress::{Bar, Progress};
-pub use resources::{ResourceMonitor, peak_rss_bytes, resident_bytes};
+pub use resources::{ResourceMonitor, available_bytes, peak_rss_bytes, resident_bytes};
 pub use size::{human_bytes, human_duration, parse_size};
 pub use suggest::{did_you_mean, nearest};
 pub use table::Table;
@@ -76,3 +82,4 @@ pub use values::{number, whole, whole_from};
 pub use words::{is_flag, is_told_by_clap, words_without_command};
 
 pub use bitnet_formats::{ErrorCode, FormatError};
+pub use bitnet_remote::{Located, Location, Reads};

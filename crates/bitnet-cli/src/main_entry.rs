@@ -4,7 +4,7 @@
 //! whatever it was doing. A file that reaches a size limit is an error of the write, never a signal.
 
 use crate::exit_status::ExitStatus;
-use crate::process::{INTERRUPTED, STANDARD_STREAMS};
+use crate::process::{INTERRUPTED, STANDARD_STREAMS, take_hook};
 #[cfg(unix)]
 use signal_hook::consts::SIGXFSZ;
 use std::env::ArgsOs;
@@ -27,6 +27,9 @@ fn fail_writes_beyond_the_size_limit() {
 pub fn main(run: impl FnOnce(ArgsOs, &mut dyn Write, &mut dyn Write) -> ExitStatus) -> ExitCode {
     STANDARD_STREAMS.store(true, Ordering::Relaxed);
     let installed = ctrlc::set_handler(|| {
+        if let Some(hook) = take_hook() {
+            return hook();
+        }
         INTERRUPTED.store(true, Ordering::Relaxed);
         bitnet_formats::remove_partial_outputs();
         std::process::exit(130);

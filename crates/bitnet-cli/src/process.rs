@@ -3,6 +3,7 @@
 //! Invariant: [`main`](crate::main) alone sets these; a test that calls `run` finds neither.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Whether `out` and `err` are the process's own stdout and stderr.
 pub(crate) static STANDARD_STREAMS: AtomicBool = AtomicBool::new(false);
@@ -12,4 +13,19 @@ pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Whether SIGINT, SIGTERM or SIGHUP arrived: the process is about to exit, start nothing new.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// What the first signal does instead of ending the process.
+static HOOK: Mutex<Option<Hook>> = Mutex::new(None);
+
+/// Lets the first SIGINT, SIGTERM or SIGHUP call `hook` instead of ending the process; the second one ends it.
+pub fn on_interrupt(hook: impl FnOnce() + Send + 'static) {
+    *HOOK.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
+}
+
+/// The hook, once.
+pub(crate) fn take_hook() -> Option<Hook> {
+    HOOK.lock().unwrap_or_else(PoisonError::into_inner).take()
 }

@@ -31,6 +31,14 @@ pub fn resident_bytes() -> Option<u64> {
     status_field("VmRSS")
 }
 
+/// Memory that the system can give without swapping (`MemAvailable`).
+pub fn available_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// Measures a run from its creation on.
 #[derive(Debug)]
 pub struct ResourceMonitor {

@@ -1,0 +1,334 @@
+//! Checkpoints that are not on this disk: the Hugging Face Hub, HTTP servers, object stores.
+//!
+//! Invariant: asynchronous code does not leave this crate. Tokens, keys and the query strings of signed URLs are in
+//! no name, error or report.
+
+#![forbid(unsafe_code)]
+
+mod location;
+#[cfg(feature = "net")]
+mod net;
+mod settings;
+
+pub use location::{Location, Repository};
+pub use settings::{Secret, Settings};
+
+use bitnet_formats::{FormatError, Mount, ScratchDirectory};
+use std::path::{Path, PathBuf};
+
+/// How much of the weights is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// All of them, more than once or in any order: a Hub's files are downloaded into the cache.
+    Whole,
+    /// All of them about once, in ranges; nothing is stored.
+    Ranges,
+    /// Headers.
+    Headers,
+}
+
+/// Hears how far a transfer is.
+pub trait Watch: Sync {
+    /// A transfer of so many bytes begins.
+    fn begin(&self, name: &str, total: u64);
+    /// So many more bytes are there.
+    fn advance(&self, bytes: u64);
+    /// The transfer has ended.
+    fn end(&self);
+}
+
+/// Nobody hears.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoWatch;
+
+impl Watch for NoWatch {
+    fn begin(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn end(&self) {}
+}
+
+/// A path that stands for a model, wherever it is. The path is good until this is dropped.
+#[derive(Debug)]
+pub struct Located {
+    path: PathBuf,
+    note: Option<String>,
+    // before the scratch directory, which it points into
+    _mount: Option<Mount>,
+    _scratch: Option<ScratchDirectory>,
+}
+
+impl Located {
+    /// A path of this disk.
+    pub fn plain(path: PathBuf) -> Self {
+        Self {
+            path,
+            note: None,
+            _mount: None,
+            _scratch: None,
+        }
+    }
+
+    /// What readers open.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the user is to be warned of.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+}
+
+/// Makes a path of an argument: the path itself, or one that stands for a remote model.
+///
+/// # Errors
+/// `usage` for what is no location; `network`, `access-denied`, `not-found`, `bad-response`, `offline`, `checksum`,
+/// `no-space`, `unknown-container`.
+pub fn locate(argument: &Path, reads: Reads, watch: &dyn Watch) -> Result<Located, FormatError> {
+    match Location::parse(argument)? {
+        None => Ok(Located::plain(argument.to_owned())),
+        Some(Location::File(path)) => Ok(Located::plain(path)),
+        Some(location) => fetch(&location, reads, watch),
+    }
+}
+
+#[cfg(feature = "net")]
+fn fetch(location: &Location, reads: Reads, watch: &dyn Watch) -> Result<Located, FormatError> {
+    let here = |e: FormatError| e.in_file(Path::new(&location.to_string()));
+    net::locate::locate(location, reads, &Settings::from_env(), watch).map_err(here)
+}
+
+#[cfg(not(feature = "net"))]
+fn fetch(location: &Location, _: Reads, _: &dyn Watch) -> Result<Located, FormatError> {
+    let message = "this build reads models of this disk only";
+    Err(FormatError::new(bitnet_formats::ErrorCode::Usage, message)
+        .in_file(Path::new(&location.to_string()))
+        .hint("build the program with the feature `remote`, or download the model first"))
+}
+
+/// A small file of a commit, from the cache or the Hub.
+///
+/// # Errors
+/// As [`locate`].
+pub fn read_text(repository: &str, commit: &str, name: &str) -> Result<String, FormatError> {
+    let repository = Repository {
+        id: repository.to_owned(),
+        revision: Some(commit.to_owned()),
+        path: None,
+    };
+    #[cfg(feature = "net")]
+    {
+        let bytes = net::locate::small(&repository, commit, name, &Settings::from_env())?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+    #[cfg(not(feature = "net"))]
+    {
+        let _ = (commit, name);
+        Err(not_compiled(&repository.to_string()))
+    }
+}
+
+/// What is uploaded to a repository.
+#[derive(Debug, Clone, Default)]
+pub struct Upload {
+    /// Names in the repository, and the files.
+    pub files: Vec<(String, PathBuf)>,
+    /// Names in the repository, and the content of small files that are on no disk.
+    pub texts: Vec<(String, String)>,
+    /// The message of the commit.
+    pub message: String,
+    /// Whether the repository, if it has to be created, is a private one.
+    pub private: bool,
+}
+
+/// A commit that was made.
+#[derive(Debug, Clone)]
+pub struct Pushed {
+    /// Its id.
+    pub commit: String,
+    /// The page of the repository.
+    pub url: String,
+    /// Bytes of large files that the server did not have before.
+    pub bytes_sent: u64,
+}
+
+/// Uploads files to a repository of a Hub as one commit; creates repository and branch if they are not there.
+///
+/// # Errors
+/// `access-denied`, `network`, `bad-response`, `offline`, `input-changed`.
+pub fn push(
+    repository: &Repository,
+    upload: &Upload,
+    watch: &dyn Watch,
+) -> Result<Pushed, FormatError> {
+    #[cfg(feature = "net")]
+    {
+        let settings = Settings::from_env();
+        if settings.offline {
+            let message = "HF_HUB_OFFLINE is set";
+            return Err(
+                FormatError::new(bitnet_formats::ErrorCode::Offline, message)
+                    .in_file(Path::new(&repository.to_string()))
+                    .hint("unset HF_HUB_OFFLINE to upload"),
+            );
+        }
+        let hub = net::hub::Hub::new(&settings, repository)?;
+        net::block_on(net::push::push(&hub, upload, watch))
+    }
+    #[cfg(not(feature = "net"))]
+    {
+        let _ = (upload, watch);
+        Err(not_compiled(&repository.to_string()))
+    }
+}
+
+/// An output in an object store: a directory of this disk until it is uploaded.
+#[derive(Debug)]
+pub struct StoreOutput {
+    path: PathBuf,
+    #[cfg(feature = "net")]
+    store: net::store::Store,
+    #[cfg(feature = "net")]
+    parent: String,
+    _mount: Mount,
+    scratch: ScratchDirectory,
+}
+
+impl StoreOutput {
+    /// Prepares an output at a location, which names a file or a directory.
+    ///
+    /// # Errors
+    /// `usage` for locations that cannot be written to; `access-denied`, `not-found` and `network` if the store cannot be.
+    pub fn prepare(location: &Location) -> Result<Self, FormatError> {
+        let refuse = |message: &str, hint: &str| {
+            Err(FormatError::new(bitnet_formats::ErrorCode::Usage, message)
+                .in_file(Path::new(&location.to_string()))
+                .hint(hint))
+        };
+        match location {
+            Location::Hub(_) => refuse(
+                "an output cannot be written to a Hub directly",
+                "write it to this disk, then run: bitnet-convert push OUT hf://OWNER/NAME",
+            ),
+            Location::Http(_) => refuse(
+                "an output cannot be written to a web server",
+                "write it to this disk or to an object store (s3://, gs://, az://)",
+            ),
+            Location::File(_) => refuse(
+                "expected an object store, found a path",
+                "write the path without file://",
+            ),
+            Location::Store { key, .. } if key.is_empty() => refuse(
+                "the output needs a name behind the bucket",
+                "name it: s3://BUCKET/NAME.gguf",
+            ),
+            Location::Store {
+                scheme,
+                bucket,
+                key,
+            } => Self::of(scheme, bucket, key),
+        }
+    }
+
+    #[cfg(feature = "net")]
+    fn of(scheme: &str, bucket: &str, key: &str) -> Result<Self, FormatError> {
+        let store = net::store::Store::open(scheme, bucket, Settings::from_env().silence)?;
+        net::block_on(net::upload::check(&store, key))?;
+        let (parent, name) = key.rsplit_once('/').unwrap_or(("", key));
+        let scratch = ScratchDirectory::create()?;
+        let root = scratch.path().to_owned();
+        let origin = bitnet_formats::Origin {
+            name: store.name_of(parent).trim_end_matches('/').to_owned(),
+            is_temporary: true,
+            ..bitnet_formats::Origin::default()
+        };
+        Ok(Self {
+            path: root.join(name),
+            store,
+            parent: parent.to_owned(),
+            _mount: Mount::new(root, origin, Default::default()),
+            scratch,
+        })
+    }
+
+    #[cfg(not(feature = "net"))]
+    fn of(scheme: &str, bucket: &str, key: &str) -> Result<Self, FormatError> {
+        Err(not_compiled(&format!("{scheme}://{bucket}/{key}")))
+    }
+
+    /// Where the output is written first.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Uploads files below [`path`](Self::path), or beside it, and makes them visible when all bytes of all of them are
+    /// in the store; the last one is visible last.
+    ///
+    /// # Errors
+    /// `exists`, unless objects may be replaced; `access-denied`, `network`.
+    pub fn publish(
+        &self,
+        files: &[PathBuf],
+        replace: bool,
+        watch: &dyn Watch,
+    ) -> Result<(), FormatError> {
+        #[cfg(feature = "net")]
+        {
+            let below = |path: &Path| {
+                let below = path.strip_prefix(self.scratch.path()).unwrap_or(path);
+                let below = below
+                    .to_string_lossy()
+                    .replace(std::path::MAIN_SEPARATOR, "/");
+                match self.parent.is_empty() {
+                    true => below,
+                    false => format!("{}/{below}", self.parent),
+                }
+            };
+            let files: Vec<(String, PathBuf)> =
+                files.iter().map(|f| (below(f), f.clone())).collect();
+            let keys: Vec<String> = files.iter().map(|(key, _)| key.clone()).collect();
+            net::block_on(async {
+                if !replace {
+                    net::upload::refuse_existing(&self.store, &keys).await?;
+                }
+                net::upload::upload(&self.store, &files, watch).await
+            })
+        }
+        #[cfg(not(feature = "net"))]
+        {
+            let _ = (files, replace, watch, &self.scratch);
+            Ok(())
+        }
+    }
+
+    /// Refuses to begin when the output exists already.
+    ///
+    /// # Errors
+    /// `exists`.
+    pub fn refuse_existing(&self) -> Result<(), FormatError> {
+        #[cfg(feature = "net")]
+        {
+            let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+            let key = match self.parent.is_empty() {
+                true => name.into_owned(),
+                false => format!("{}/{name}", self.parent),
+            };
+            let keys = [
+                format!("{key}/certificate.json"),
+                format!("{key}.certificate.json"),
+                key,
+            ];
+            net::block_on(net::upload::refuse_existing(&self.store, &keys))
+        }
+        #[cfg(not(feature = "net"))]
+        Ok(())
+    }
+}
+
+#[cfg(not(feature = "net"))]
+fn not_compiled(place: &str) -> FormatError {
+    let message = "this build knows no servers";
+    FormatError::new(bitnet_formats::ErrorCode::Usage, message)
+        .in_file(Path::new(place))
+        .hint("build the program with the feature `remote`")
+}

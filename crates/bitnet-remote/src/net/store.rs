@@ -1,0 +1,320 @@
+//! Object stores: S3, Google Cloud Storage, Azure Blob Storage.
+//!
+//! Invariant: errors are said in this program's words: those of the library may repeat URLs with signatures.
+
+use super::chunks::Ranges;
+use super::client::{Failed, Patience};
+use crate::location::is_plain_path;
+use bitnet_formats::{ErrorCode, FormatError};
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path as Key;
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Objects below one prefix.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    store: Arc<dyn ObjectStore>,
+    /// `s3://bucket`
+    root: String,
+}
+
+/// An object, as a listing tells it.
+#[derive(Debug, Clone)]
+pub(crate) struct Object {
+    /// Below the prefix.
+    pub(crate) name: String,
+    pub(crate) len: u64,
+    pub(crate) etag: Option<String>,
+}
+
+/// The most objects below a prefix that are listed.
+const MOST: usize = 100_000;
+
+/// What an error of the library means.
+pub(crate) fn said(error: &object_store::Error, name: &str) -> FormatError {
+    use object_store::Error;
+    let access = "set the credentials of the provider: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY";
+    let (code, message, hint) = match error {
+        Error::NotFound { .. } => (
+            ErrorCode::NotFound,
+            "the store has no such object or bucket",
+            "check bucket and prefix",
+        ),
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+            (ErrorCode::AccessDenied, "the store refuses access", access)
+        }
+        Error::Precondition { .. } | Error::NotModified { .. } => (
+            ErrorCode::InputChanged,
+            "the input changed while it was read: the store has another version (ETag)",
+            "wait until the object stays as it is, then run the command again",
+        ),
+        Error::AlreadyExists { .. } => (
+            ErrorCode::Exists,
+            "the object exists",
+            "--force replaces it",
+        ),
+        Error::InvalidPath { .. } => (
+            ErrorCode::Usage,
+            "the store has no such names",
+            "correct the prefix",
+        ),
+        Error::UnknownConfigurationKey { .. } => (
+            ErrorCode::Usage,
+            "a variable of the provider is not known",
+            access,
+        ),
+        _ if matches!(status(error), Some(401 | 403)) => {
+            (ErrorCode::AccessDenied, "the store refuses access", access)
+        }
+        _ => (
+            ErrorCode::Network,
+            "the store cannot be reached, or fails",
+            access,
+        ),
+    };
+    FormatError::new(code, message)
+        .in_file(Path::new(name))
+        .hint(hint)
+}
+
+/// The status of an answer that the library has no kind for: some routes say it in words alone.
+fn status(error: &object_store::Error) -> Option<u16> {
+    // the listing of S3 puts the answer of the server below its own words
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = source {
+        let text = error.to_string();
+        for before in [
+            "status code: ",
+            "status ",
+            "Server returned error response: ",
+        ] {
+            let behind = text.split_once(before).map(|(_, behind)| behind);
+            let number = behind.and_then(|behind| behind.get(..3)?.parse().ok());
+            if number.is_some() {
+                return number;
+            }
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// Whether another attempt may succeed.
+fn is_passing(error: &object_store::Error) -> bool {
+    !matches!(status(error), Some(400..500))
+        && matches!(
+            error,
+            object_store::Error::Generic { .. } | object_store::Error::JoinError { .. }
+        )
+}
+
+impl Store {
+    pub(crate) fn open(scheme: &str, bucket: &str, silence: Duration) -> Result<Self, FormatError> {
+        super::runtime()?;
+        let root = format!("{scheme}://{bucket}");
+        let variable = |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok());
+        let is_plain =
+            |names: &[&str]| variable(names).is_some_and(|url| url.starts_with("http://"));
+        let options = ClientOptions::new()
+            .with_connect_timeout(Duration::from_secs(15))
+            .with_timeout(silence.max(Duration::from_secs(300)));
+        let retry = RetryConfig {
+            max_retries: 5,
+            retry_timeout: Duration::from_secs(120),
+            ..RetryConfig::default()
+        };
+        let built: Result<Arc<dyn ObjectStore>, object_store::Error> = match scheme {
+            "s3" => {
+                // a store of one's own is named without TLS at times
+                let plain = is_plain(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]);
+                let mut builder = AmazonS3Builder::from_env()
+                    .with_client_options(if plain {
+                        options.with_allow_http(true)
+                    } else {
+                        options
+                    })
+                    .with_bucket_name(bucket)
+                    .with_retry(retry);
+                if let Some(endpoint) = variable(&["AWS_ENDPOINT_URL_S3"]) {
+                    builder = builder.with_endpoint(endpoint);
+                }
+                builder.build().map(|s| Arc::new(s) as _)
+            }
+            "gs" => GoogleCloudStorageBuilder::from_env()
+                .with_client_options(options)
+                .with_bucket_name(bucket)
+                .with_retry(retry)
+                .build()
+                .map(|s| Arc::new(s) as _),
+            _ => {
+                let plain = is_plain(&["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"]);
+                MicrosoftAzureBuilder::from_env()
+                    .with_client_options(if plain {
+                        options.with_allow_http(true)
+                    } else {
+                        options
+                    })
+                    .with_container_name(bucket)
+                    .with_retry(retry)
+                    .build()
+                    .map(|s| Arc::new(s) as _)
+            }
+        };
+        let store = built.map_err(|e| said(&e, &root))?;
+        Ok(Self { store, root })
+    }
+
+    pub(crate) fn name_of(&self, key: &str) -> String {
+        format!("{}/{key}", self.root)
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// What is at a key, if an object is.
+    pub(crate) async fn object(&self, key: &str) -> Result<Option<Object>, FormatError> {
+        match self.store.head(&Key::from(key)).await {
+            Ok(meta) => Ok(Some(Object {
+                name: key.rsplit('/').next().unwrap_or(key).to_owned(),
+                len: meta.size,
+                etag: meta.e_tag,
+            })),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(said(&e, &self.name_of(key))),
+        }
+    }
+
+    /// The objects below a prefix.
+    pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<Object>, FormatError> {
+        let place = self.name_of(prefix);
+        let key = Key::from(prefix);
+        let listed = self
+            .store
+            .list((!prefix.is_empty()).then_some(&key))
+            .take(MOST);
+        let found: Vec<object_store::ObjectMeta> =
+            listed.try_collect().await.map_err(|e| said(&e, &place))?;
+        let objects = found.into_iter().filter_map(|meta| {
+            let name = meta
+                .location
+                .as_ref()
+                .strip_prefix(prefix)?
+                .trim_start_matches('/')
+                .to_owned();
+            is_plain_path(&name).then_some(Object {
+                name,
+                len: meta.size,
+                etag: meta.e_tag,
+            })
+        });
+        Ok(objects.collect())
+    }
+
+    /// An object to be read by range.
+    pub(crate) fn file(&self, key: &str, object: &Object) -> StoredFile {
+        StoredFile {
+            store: Arc::clone(&self.store),
+            key: Key::from(key),
+            name: self.name_of(key),
+            len: object.len,
+            etag: object.etag.clone(),
+            changed: Mutex::default(),
+        }
+    }
+}
+
+/// An object that is read by range.
+#[derive(Debug)]
+pub(crate) struct StoredFile {
+    store: Arc<dyn ObjectStore>,
+    key: Key,
+    name: String,
+    len: u64,
+    etag: Option<String>,
+    changed: Mutex<Option<FormatError>>,
+}
+
+impl StoredFile {
+    /// Appends what one answer brings.
+    async fn attempt(
+        &self,
+        range: Range<u64>,
+        sink: &mut Vec<u8>,
+    ) -> Result<(), object_store::Error> {
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(range)),
+            if_match: self.etag.clone(),
+            ..GetOptions::default()
+        };
+        let got = self.store.get_opts(&self.key, options).await?;
+        let mut stream = got.into_stream();
+        while let Some(part) = stream.next().await {
+            sink.extend_from_slice(&part?);
+        }
+        Ok(())
+    }
+}
+
+impl Ranges for StoredFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn check(&self) -> Result<(), FormatError> {
+        match &*self.changed.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        range: Range<u64>,
+    ) -> BoxFuture<'static, Result<Vec<u8>, FormatError>> {
+        Box::pin(async move {
+            let wanted = (range.end - range.start) as usize;
+            let mut bytes = Vec::with_capacity(wanted);
+            let mut patience = Patience::new(self.name.as_str());
+            while bytes.len() < wanted {
+                let had = bytes.len();
+                let done = self
+                    .attempt(range.start + had as u64..range.end, &mut bytes)
+                    .await;
+                if bytes.len() > had {
+                    patience.progressed();
+                }
+                match done {
+                    Ok(()) if bytes.len() == wanted => break,
+                    Ok(()) => patience.wait(Failed::new("an answer ends early")).await?,
+                    Err(e) if is_passing(&e) => {
+                        patience.wait(Failed::new("the store fails")).await?
+                    }
+                    Err(e) => {
+                        let error = said(&e, &self.name);
+                        if error.code == ErrorCode::InputChanged {
+                            let mut changed =
+                                self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+                            changed.get_or_insert_with(|| error.clone());
+                        }
+                        return Err(error);
+                    }
+                }
+            }
+            bytes.truncate(wanted);
+            Ok(bytes)
+        })
+    }
+}

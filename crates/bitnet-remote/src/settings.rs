@@ -1,0 +1,196 @@
+//! What the environment says about the Hub, as `huggingface_hub` reads it.
+//!
+//! Invariant: a token is printed by nothing, `Debug` included.
+
+use std::collections::HashMap;
+use std::env;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A text that `Debug` does not show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for the one header that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// Where the Hub and its cache are, and who asks.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `HF_ENDPOINT`, without `/` at its end.
+    pub endpoint: String,
+    /// `HF_TOKEN`, or the file of `HF_TOKEN_PATH`.
+    pub token: Option<Secret>,
+    /// `HF_HUB_CACHE`.
+    pub cache: PathBuf,
+    /// `HF_HUB_OFFLINE`.
+    pub offline: bool,
+    /// How long a server may be silent: `HF_HUB_DOWNLOAD_TIMEOUT`.
+    pub silence: Duration,
+}
+
+/// `1`, `ON`, `YES` and `TRUE` in any case.
+fn is_true(value: &str) -> bool {
+    ["1", "ON", "YES", "TRUE"].contains(&value.to_ascii_uppercase().as_str())
+}
+
+impl Settings {
+    /// Those of this process.
+    pub fn from_env() -> Self {
+        let variables = env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Self::of(&variables.collect())
+    }
+
+    /// Those of some variables.
+    pub fn of(variables: &HashMap<String, String>) -> Self {
+        let get = |name: &str| {
+            let value = variables.get(name).map(|value| value.trim());
+            value.filter(|value| !value.is_empty())
+        };
+        let path = |name: &str| get(name).map(|value| expand(value, variables));
+        let home = path("HF_HOME").unwrap_or_else(|| {
+            let cache = path("XDG_CACHE_HOME").unwrap_or_else(|| expand("~/.cache", variables));
+            cache.join("huggingface")
+        });
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+        let implicit = !get("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(is_true);
+        let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let token = get("HF_TOKEN")
+            .or_else(|| get("HUGGING_FACE_HUB_TOKEN"))
+            .map(str::to_owned);
+        let token = token.or_else(|| {
+            let text = bitnet_formats::read_file(&token_file, 1 << 16).ok()?;
+            Some(String::from_utf8(text).ok()?.trim().to_owned())
+        });
+        let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"];
+        let seconds = get("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|s| s.parse::<u32>().ok());
+        let endpoint = get("HF_ENDPOINT").unwrap_or("https://huggingface.co");
+        Self {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: token.filter(|t| implicit && !t.is_empty()).map(Secret::new),
+            cache: cache.unwrap_or_else(|| home.join("hub")),
+            offline: offline
+                .into_iter()
+                .any(|name| get(name).is_some_and(is_true)),
+            silence: Duration::from_secs(seconds.filter(|s| *s > 0).unwrap_or(30).into()),
+        }
+    }
+}
+
+/// A path with `~`, `$NAME` and `${NAME}` replaced.
+fn expand(value: &str, variables: &HashMap<String, String>) -> PathBuf {
+    let mut text = String::new();
+    let mut rest = value;
+    if value == "~" || value.starts_with("~/") {
+        text.push_str(variables.get("HOME").map_or("~", String::as_str));
+        rest = value.get(1..).unwrap_or_default();
+    }
+    while let Some((before, behind)) = rest.split_once('$') {
+        text.push_str(before);
+        let (name, after) = match behind.strip_prefix('{').and_then(|b| b.split_once('}')) {
+            Some(found) => found,
+            None => {
+                let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                behind.split_at(behind.find(|c| !is_name(c)).unwrap_or(behind.len()))
+            }
+        };
+        match variables.get(name) {
+            Some(value) => text.push_str(value),
+            None => {
+                let length = rest
+                    .len()
+                    .saturating_sub(before.len())
+                    .saturating_sub(after.len());
+                let start = before.len();
+                text.push_str(
+                    rest.get(start..start.saturating_add(length))
+                        .unwrap_or_default(),
+                );
+            }
+        }
+        rest = after;
+    }
+    text.push_str(rest);
+    PathBuf::from(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(pairs: &[(&str, &str)]) -> Settings {
+        let variables = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Settings::of(&variables.collect())
+    }
+
+    #[test]
+    fn the_environment_is_read_as_huggingface_hub_reads_it() {
+        let plain = of(&[("HOME", "/h")]);
+        assert_eq!(plain.cache, PathBuf::from("/h/.cache/huggingface/hub"));
+        assert_eq!(
+            (plain.endpoint.as_str(), plain.offline),
+            ("https://huggingface.co", false)
+        );
+        assert_eq!(
+            of(&[("XDG_CACHE_HOME", "/x")]).cache,
+            PathBuf::from("/x/huggingface/hub")
+        );
+        assert_eq!(
+            of(&[("HF_HOME", "~/f"), ("HOME", "/h")]).cache,
+            PathBuf::from("/h/f/hub")
+        );
+        let named = of(&[
+            ("HF_HOME", "/f"),
+            ("HF_HUB_CACHE", "$A/${B}c$D"),
+            ("A", "/a"),
+            ("B", "b"),
+        ]);
+        assert_eq!(named.cache, PathBuf::from("/a/bc$D"));
+        assert!(of(&[("HF_HUB_OFFLINE", "true")]).offline);
+        assert!(!of(&[("HF_HUB_OFFLINE", "0")]).offline);
+        assert_eq!(of(&[("HF_ENDPOINT", "http://a:1/")]).endpoint, "http://a:1");
+    }
+
+    #[test]
+    fn a_token_comes_from_the_variable_or_the_file_and_is_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t");
+        std::fs::write(&file, " hf_file\n").unwrap();
+        let file = file.to_str().unwrap();
+        let token = |pairs: &[(&str, &str)]| of(pairs).token.map(|t| t.reveal().to_owned());
+        assert_eq!(
+            token(&[("HF_TOKEN", "hf_a "), ("HF_TOKEN_PATH", file)]).as_deref(),
+            Some("hf_a")
+        );
+        assert_eq!(
+            token(&[("HF_TOKEN_PATH", file)]).as_deref(),
+            Some("hf_file")
+        );
+        assert_eq!(
+            token(&[("HF_TOKEN", "x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]),
+            None
+        );
+        assert_eq!(token(&[("HF_HOME", "/absent")]), None);
+        assert!(!format!("{:?}", of(&[("HF_TOKEN", "hf_secret")])).contains("hf_secret"));
+    }
+}
