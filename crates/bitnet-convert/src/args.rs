@@ -14,8 +14,23 @@ const EXAMPLES: &str = "\
 Examples:
   bitnet-convert ./bitnet-b1.58-2B-4T-bf16 -o model.gguf
   bitnet-convert model.gguf -o ./packed --to hf-packed
-  bitnet-convert inspect model.gguf
-  bitnet-convert list";
+  bitnet-convert hf://microsoft/bitnet-b1.58-2B-4T-bf16 -o model.gguf
+  bitnet-convert inspect model.gguf";
+
+const PLAN_EXAMPLES: &str = "\
+Example:
+  bitnet-convert plan ./checkpoint -o model.gguf --to gguf-tq2_0 --split-max-size 4G --plan plan.json
+  bitnet-convert job plan.json --index 0      # one for each job, on any machine that sees both paths
+  bitnet-convert finish plan.json";
+
+const JOB_EXAMPLES: &str = "\
+Examples:
+  bitnet-convert job plan.json --index 3
+  sbatch --array=0-7 --wrap 'bitnet-convert job plan.json'";
+
+const FINISH_EXAMPLES: &str = "\
+Example:
+  bitnet-convert finish plan.json --remove-parts";
 
 /// Convert a ternary checkpoint to a packed format, or one packed format to another
 #[derive(Debug, Parser)]
@@ -23,7 +38,7 @@ Examples:
     name = "bitnet-convert",
     version,
     subcommand_negates_reqs = true,
-    override_usage = "bitnet-convert [OPTIONS] SRC -o OUT\n       bitnet-convert inspect MODEL [--tensors]\n       bitnet-convert list",
+    override_usage = "bitnet-convert [OPTIONS] SRC -o OUT\n       bitnet-convert inspect|push|list|plan|job|finish ...",
     after_help = EXAMPLES,
     max_term_width = 100
 )]
@@ -42,6 +57,14 @@ pub enum Command {
     Inspect(InspectArgs),
     /// List targets, sources, exact pairs and model families
     List,
+    /// Plan a conversion as jobs for many machines
+    Plan(PlanArgs),
+    /// Run one job of a plan, for example: bitnet-convert job plan.json --index 3
+    Job(JobArgs),
+    /// Join the parts that the jobs of a plan wrote
+    Finish(FinishArgs),
+    /// Upload an output with its certificate and a model card to a Hub
+    Push(PushArgs),
     /// Print a completion script, for example: bitnet-convert completions bash
     #[command(hide = true)]
     Completions { shell: Shell },
@@ -70,9 +93,17 @@ pub struct SourceArgs {
         long,
         value_name = "MODEL",
         help_heading = "Source",
-        conflicts_with = "layout"
+        conflicts_with = "layout",
+        hide_short_help = true
     )]
     pub against: Option<PathBuf>,
+
+    /// Read a remote model in ranges and store nothing, for example --stream hf://OWNER/NAME
+    ///
+    /// Without this flag a model of the Hub is downloaded into the cache of huggingface_hub, and the next run finds it
+    /// there. Models of web servers and object stores are always read in ranges. `inspect` and --dry-run read headers only.
+    #[arg(long, help_heading = "Source", hide_short_help = true)]
+    pub stream: bool,
 
     /// Confirm that float weights are master weights of a ternary-trained model
     ///
@@ -85,20 +116,8 @@ pub struct SourceArgs {
 
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ConvertArgs {
-    /// Checkpoint directory, or .safetensors, .bin, .pt, index or .gguf file (any part of a split file)
-    #[arg(required = true, value_name = "SRC")]
-    pub source: Option<PathBuf>,
-
-    /// File or directory to write, for example -o model.gguf or -o ./model-packed
-    #[arg(short, long, required = true, value_name = "OUT")]
-    pub output: Option<PathBuf>,
-
-    /// Choose the target format, for example --to gguf-tq2_0; `list` shows all
-    ///
-    /// Without this option the name of the output decides. For `.gguf` the program takes the first of i2_s, tq2_0, tq1_0
-    /// and f32 that holds the source exactly, for a directory hf-packed. It prints the choice to stderr.
-    #[arg(long, value_name = "TARGET", value_parser = target, hide_possible_values = true)]
-    pub to: Option<&'static Target>,
+    #[command(flatten)]
+    pub conversion: ConversionArgs,
 
     /// Print the plan (tensors, types, bytes, memory, losses) and write nothing
     #[arg(long)]
@@ -111,6 +130,25 @@ pub struct ConvertArgs {
     /// output that is or contains an input of the same run is refused, too. Example: --force
     #[arg(long)]
     pub force: bool,
+}
+
+/// What to convert, and to what.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ConversionArgs {
+    /// Checkpoint directory, .safetensors, .bin, .pt, index or .gguf file, or hf://OWNER/NAME, https://â¦, s3://â¦
+    #[arg(required = true, value_name = "SRC")]
+    pub source: Option<PathBuf>,
+
+    /// File or directory to write, for example -o model.gguf, -o ./model-packed or -o s3://bucket/model.gguf
+    #[arg(short, long, required = true, value_name = "OUT")]
+    pub output: Option<PathBuf>,
+
+    /// Choose the target format, for example --to gguf-tq2_0; `list` shows all
+    ///
+    /// Without this option the name of the output decides. For `.gguf` the program takes the first of i2_s, tq2_0, tq1_0
+    /// and f32 that holds the source exactly, for a directory hf-packed. It prints the choice to stderr.
+    #[arg(long, value_name = "TARGET", value_parser = target, hide_possible_values = true)]
+    pub to: Option<&'static Target>,
 
     /// Store embeddings and output head as keep|f32|f16|bf16|q8_0|q6_k [default: keep]
     ///
@@ -132,6 +170,14 @@ pub struct ConvertArgs {
     #[arg(long)]
     pub allow_scale_rounding: bool,
 
+    /// Write the unrotated dense model of rotated weights, for example --unfold --to gguf-f16
+    ///
+    /// Programs that do not rotate activations run the output. Its weights are not ternary any more: they are floats, and
+    /// the report says how much rounding to the type of the target changed (largest error, also in relation to the largest
+    /// weight of the row).
+    #[arg(long, hide_short_help = true)]
+    pub unfold: bool,
+
     /// Split the output into files with at most SIZE of tensors, for example 2GB
     ///
     /// GGUF files are named OUT-00001-of-0000N.gguf. Hugging Face files are named model-00001-of-0000N.safetensors and
@@ -144,8 +190,55 @@ pub struct ConvertArgs {
 }
 
 #[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = PLAN_EXAMPLES)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub conversion: ConversionArgs,
+
+    /// File to write the plan to, for example --plan plan.json
+    #[arg(long, value_name = "PLAN.json")]
+    pub plan: PathBuf,
+
+    /// Replace an older plan
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = JOB_EXAMPLES)]
+pub struct JobArgs {
+    /// File that `bitnet-convert plan` wrote
+    #[arg(value_name = "PLAN.json")]
+    pub plan: PathBuf,
+
+    /// Run this job; give it again for more jobs, for example --index 0 --index 5
+    ///
+    /// Jobs count from 0. Without this flag the number is the value of SLURM_ARRAY_TASK_ID, or else of
+    /// JOB_COMPLETION_INDEX: Slurm sets the first for the tasks of an array, Kubernetes the second for the pods of an
+    /// indexed Job.
+    #[arg(long, value_name = "I", allow_hyphen_values = true)]
+    pub index: Vec<usize>,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = FINISH_EXAMPLES)]
+pub struct FinishArgs {
+    /// File that `bitnet-convert plan` wrote
+    #[arg(value_name = "PLAN.json")]
+    pub plan: PathBuf,
+
+    /// Remove the parts and partial certificates of the jobs when the output is complete
+    #[arg(long)]
+    pub remove_parts: bool,
+
+    /// Replace an output that exists, as in a conversion
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
 pub struct InspectArgs {
-    /// Checkpoint directory, or .safetensors, .bin, .pt, index or .gguf file (any part of a split file)
+    /// Checkpoint directory, .safetensors, .bin, .pt, index or .gguf file, or hf://OWNER/NAME, https://…, s3://…
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
 
@@ -162,6 +255,41 @@ pub struct InspectArgs {
 
     #[command(flatten)]
     pub how: SourceArgs,
+}
+
+/// An upload.
+#[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = "\
+Example:
+  bitnet-convert push model.gguf hf://me/my-model-gguf --private
+  bitnet-convert push ./packed hf://me/my-model --dry-run")]
+pub struct PushArgs {
+    /// File or directory that bitnet-convert wrote, for example model.gguf
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+
+    /// Repository to upload to: hf://OWNER/NAME[@REVISION][/DIRECTORY]
+    ///
+    /// The repository and the branch are created if they do not exist. The token is HF_TOKEN, or the token of `hf auth
+    /// login`. An upload that was interrupted continues: files that the server has are not sent again.
+    #[arg(value_name = "REPOSITORY")]
+    pub repository: PathBuf,
+
+    /// Commit to this branch [default: main], for example --revision v2
+    #[arg(long, value_name = "BRANCH")]
+    pub revision: Option<String>,
+
+    /// Make the repository private if it is created
+    #[arg(long)]
+    pub private: bool,
+
+    /// Set the message of the commit, for example --message "Add TQ2_0"
+    #[arg(long, value_name = "TEXT")]
+    pub message: Option<String>,
+
+    /// Print the files and the model card, and upload nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 fn target(name: &str) -> Result<&'static Target, String> {

@@ -7,8 +7,8 @@ use crate::plan::Plan;
 use crate::source_hash::sha256_hex;
 use crate::targets::Kind;
 use bitnet_checkpoint::{
-    Certificate, Checkpoint, DenseRecord, FileRecord, Seal, TernaryHasher, TernaryRecord,
-    TextDigest, Verdict,
+    Certificate, Checkpoint, DenseRecord, FileRecord, REWRITTEN_SIDE_FILES, Seal, SourceOrigin,
+    TernaryHasher, TernaryRecord, TextDigest, Verdict,
 };
 use bitnet_formats::hex;
 use bitnet_formats::{FileDigest, FormatError, Gguf, Limits};
@@ -77,7 +77,8 @@ pub fn side_digests(checkpoint: &Checkpoint) -> Result<Vec<FileDigest>, FormatEr
     };
     let mut digests = Vec::new();
     let beside = bitnet_checkpoint::side_file_names(directory, &Limits::default())?;
-    for name in std::iter::once("config.json".to_owned()).chain(beside) {
+    let rewritten = REWRITTEN_SIDE_FILES.map(str::to_owned);
+    for name in rewritten.into_iter().chain(beside) {
         if let Some(bytes) = checkpoint.side_file(&name)? {
             let (path, len) = (directory.join(&name), bytes.len() as u64);
             digests.push(FileDigest {
@@ -146,8 +147,13 @@ pub fn build(
         tool: concat!("bitnet-convert ", env!("CARGO_PKG_VERSION")).to_owned(),
         family: checkpoint.family.name.to_owned(),
         target: plan.target.name.to_owned(),
-        config: checkpoint.config.clone(),
+        config: plan.config.clone(),
         source: records(sources),
+        origin: bitnet_formats::origin_of(&checkpoint.path).map(|origin| SourceOrigin {
+            location: origin.name,
+            repository: origin.repository,
+            commit: origin.commit,
+        }),
         output: records(outputs),
         ternary: ternary.collect(),
         dense: digests.dense.values().cloned().collect(),

@@ -3,37 +3,65 @@
 //! Invariant: the order is always check, write, publish, report; an error at any point before
 //! publishing leaves nothing behind. One conversion at a time writes an output.
 
-mod publish;
-
-use self::publish::Published;
-use crate::args::{Args, ConvertArgs};
+use crate::args::{Args, ConversionArgs, ConvertArgs};
 use crate::look_ahead::{self, Depth};
 use crate::plan::{self, Loss, Plan, Request};
+use crate::publish::{self, Published, certificate_path};
 use crate::readers::{self, FileFacts};
 use crate::targets::{self, GGUF_PREFERENCE, Kind, Target};
 use bitnet_checkpoint::{Checkpoint, LayoutReason};
 use bitnet_cli::{
-    Console, Failure, Progress, ResourceMonitor, Table, human_bytes, human_duration, peak_rss_bytes,
+    Console, Failure, Located, Location, Progress, Reads, ResourceMonitor, Table, human_bytes,
+    human_duration, peak_rss_bytes,
 };
-use bitnet_formats::{ErrorCode, FileDigest, Inputs, OutputLock, ScaleRounding};
+use bitnet_formats::{ErrorCode, FileDigest, Inputs, OutputLock, ScaleRounding, named};
+use bitnet_remote::StoreOutput;
 use bitnet_text::TokenizerNote;
 use serde_json::{Value, json};
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Runs a conversion.
 pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
     let monitor = ResourceMonitor::start();
-    let convert = &args.convert;
-    let (Some(source), Some(output)) = (&convert.source, &convert.output) else {
+    let (convert, how) = (&args.convert, &args.convert.conversion.how);
+    let (Some(source), Some(output)) = (&convert.conversion.source, &convert.conversion.output)
+    else {
         return Err(Failure::usage("SRC and -o OUT are missing"));
     };
+    let remote = match Location::parse(output)? {
+        Some(location) => Some(StoreOutput::prepare(&location)?),
+        None => None,
+    };
+    if let Some(remote) = remote.as_ref().filter(|_| !convert.force) {
+        remote.refuse_existing()?;
+    }
+    let output = remote.as_ref().map_or(output.as_path(), StoreOutput::path);
     publish::check_name(output)?;
-    let candidates = candidates(convert.to, output)?;
-    let checkpoint = crate::open(source, &convert.how)?;
+    let candidates = candidates(convert.conversion.to, output)?;
+    let reads = match (convert.dry_run, how.stream) {
+        (true, _) => Reads::Headers,
+        (false, true) => Reads::Ranges,
+        (false, false) => Reads::Whole,
+    };
+    let (held, how) = crate::locate(source, how, reads, console)?;
+    let source = held.first().map_or(source.as_path(), Located::path);
+    let located = Args {
+        convert: ConvertArgs {
+            conversion: ConversionArgs {
+                how,
+                ..convert.conversion.clone()
+            },
+            ..convert.clone()
+        },
+        command: None,
+        global: args.global.clone(),
+    };
+    let (args, convert) = (&located, &located.convert);
+    let how = &convert.conversion.how;
+    let checkpoint = crate::open(source, how)?;
     say_layout(&checkpoint, console)?;
     crate::warn_of_the_source(&checkpoint, console)?;
-    let inputs = publish::inputs(&checkpoint, convert)?;
+    let inputs = publish::inputs(&checkpoint, how)?;
     inputs.refuse(output)?;
     // held until the output and its certificate are there
     let mut _lock = None;
@@ -43,14 +71,18 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
         _lock = Some(OutputLock::take(output)?);
         publish::refuse_existing_certificate(output, kind, convert.force)?;
     }
+    let places = Places {
+        inputs: &inputs,
+        remote: remote.as_ref(),
+    };
     let mut refusals: Vec<String> = Vec::new();
     for (n, &target) in candidates.iter().enumerate() {
-        let request = request(convert, output, target);
+        let request = request(&convert.conversion, output, target);
         let attempt = attempt(
             args,
             &checkpoint,
             &request,
-            &inputs,
+            &places,
             &refusals,
             &monitor,
             console,
@@ -72,7 +104,10 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
 }
 
 /// Which layout an ambiguous source was read in; loud where nothing decided it.
-fn say_layout(checkpoint: &Checkpoint, console: &mut Console<'_>) -> Result<(), Failure> {
+pub(crate) fn say_layout(
+    checkpoint: &Checkpoint,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
     let Some(evidence) = &checkpoint.layout else {
         return Ok(());
     };
@@ -104,19 +139,28 @@ fn is_refusal(failure: &Failure) -> bool {
     )
 }
 
+fn names_a_file(output: &Path) -> bool {
+    let extension = output.extension();
+    extension.is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+}
+
+/// Refuses the name of a file for a target that is a directory.
+pub(crate) fn check_target(target: &Target, output: &Path) -> Result<(), Failure> {
+    if target.kind == Kind::HuggingFace && names_a_file(output) {
+        let message = format!(
+            "{} is a directory, found an output named .gguf",
+            target.name
+        );
+        return Err(Failure::usage(message).hint("--to gguf-i2_s, or another output name"));
+    }
+    Ok(())
+}
+
 /// The targets to try, in order.
 fn candidates(to: Option<&'static Target>, output: &Path) -> Result<Vec<&'static Target>, Failure> {
-    let names_a_file = output
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let names_a_file = names_a_file(output);
     if let Some(target) = to {
-        if target.kind == Kind::HuggingFace && names_a_file {
-            let message = format!(
-                "{} is a directory, found an output named .gguf",
-                target.name
-            );
-            return Err(Failure::usage(message).hint("--to gguf-i2_s, or another output name"));
-        }
+        check_target(target, output)?;
         return Ok(vec![target]);
     }
     if names_a_file {
@@ -139,7 +183,11 @@ fn candidates(to: Option<&'static Target>, output: &Path) -> Result<Vec<&'static
     Ok(targets::by_name("hf-packed").into_iter().collect())
 }
 
-fn request<'a>(convert: &ConvertArgs, output: &'a Path, target: &'static Target) -> Request<'a> {
+pub(crate) fn request<'a>(
+    convert: &ConversionArgs,
+    output: &'a Path,
+    target: &'static Target,
+) -> Request<'a> {
     Request {
         output,
         target,
@@ -149,19 +197,14 @@ fn request<'a>(convert: &ConvertArgs, output: &'a Path, target: &'static Target)
             false => ScaleRounding::Refuse,
         },
         split_max_size: convert.split_max_size,
+        unfold: convert.unfold,
     }
 }
 
-/// `OUT.certificate.json`; for directories inside it.
-fn certificate_path(output: &Path, kind: Kind) -> PathBuf {
-    match kind {
-        Kind::HuggingFace => output.join("certificate.json"),
-        Kind::Gguf => {
-            let mut name: OsString = output.file_name().unwrap_or_default().to_owned();
-            name.push(".certificate.json");
-            output.with_file_name(name)
-        }
-    }
+/// What an output may not replace, and where it goes if not to this disk.
+struct Places<'a> {
+    inputs: &'a Inputs,
+    remote: Option<&'a StoreOutput>,
 }
 
 /// Plans and, unless it is a dry run, converts to one target.
@@ -169,13 +212,13 @@ fn attempt(
     args: &Args,
     checkpoint: &Checkpoint,
     request: &Request<'_>,
-    inputs: &Inputs,
+    places: &Places<'_>,
     refusals: &[String],
     monitor: &ResourceMonitor,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
     let plan = plan::build(checkpoint, request)?;
-    if args.convert.to.is_none() {
+    if args.convert.conversion.to.is_none() {
         for refusal in refusals {
             console.note(format_args!("not {refusal}"))?;
         }
@@ -186,6 +229,9 @@ fn attempt(
     }
     for note in &plan.notes {
         console.warn(&note.message)?;
+    }
+    for sentence in plan.not_computed.sentences() {
+        console.warn(sentence)?;
     }
     let threads = args.global.thread_count();
     if args.convert.dry_run {
@@ -198,21 +244,35 @@ fn attempt(
         checkpoint,
         &plan,
         request,
-        inputs,
+        places.inputs,
         args.convert.force,
         threads,
         &progress,
     );
     progress.clear();
-    report(checkpoint, &plan, request, &published?, monitor, console)
+    let published = published?;
+    if let Some(remote) = places.remote {
+        // readers start at the first file: it is the last to be seen
+        let outputs = published.outputs.iter().rev().map(|file| file.path.clone());
+        let files: Vec<PathBuf> = [published.certificate.clone()]
+            .into_iter()
+            .chain(outputs)
+            .collect();
+        bitnet_cli::publish(remote, &files, args.convert.force, console)?;
+    }
+    report(checkpoint, &plan, request, &published, monitor, console)
 }
 
 fn source_json(checkpoint: &Checkpoint, files: Option<&[FileDigest]>) -> Value {
     let mut object = json!({
-        "path": checkpoint.path.display().to_string(),
+        "path": named(&checkpoint.path).display().to_string(),
         "container": checkpoint.file.container,
         "family": checkpoint.family.name,
     });
+    if let Some(origin) = bitnet_formats::origin_of(&checkpoint.path) {
+        object["repository"] = json!(origin.repository);
+        object["commit"] = json!(origin.commit);
+    }
     if let Some(evidence) = &checkpoint.layout {
         object["layout"] = json!({
             "packing": evidence.packing,
@@ -228,7 +288,8 @@ fn source_json(checkpoint: &Checkpoint, files: Option<&[FileDigest]>) -> Value {
 
 /// A file as reports name it.
 pub fn digest_json(file: &FileDigest) -> Value {
-    json!({"path": file.path.display().to_string(), "bytes": file.bytes, "sha256": file.sha256})
+    let path = named(&file.path);
+    json!({"path": path.display().to_string(), "bytes": file.bytes, "sha256": file.sha256})
 }
 
 fn notes_json(plan: &Plan) -> Value {
@@ -245,7 +306,8 @@ fn bits_per_weight(checkpoint: &Checkpoint, plan: &Plan) -> f64 {
     }
 }
 
-fn report(
+/// Reports a finished conversion.
+pub(crate) fn report(
     checkpoint: &Checkpoint,
     plan: &Plan,
     request: &Request<'_>,
@@ -272,11 +334,11 @@ fn report(
         "target": plan.target.name,
         "source": source_json(checkpoint, Some(sources)),
         "output": {
-            "path": written_at(plan, request).display().to_string(),
+            "path": named(written_at(plan, request)).display().to_string(),
             "container": plan.target.container(),
             "bytes": bytes,
             "files": outputs.iter().map(digest_json).collect::<Value>(),
-            "certificate": certificate.display().to_string(),
+            "certificate": named(certificate).display().to_string(),
         },
         "ternary_sha256": ternary_sha256,
         "source_ternary_sha256": source_ternary_sha256,
@@ -286,7 +348,9 @@ fn report(
         "quantized_masters": masters.tensors,
         "masters_relative_change": masters.relative_change(),
         "unknown_keys": crate::unknown_keys_json(checkpoint),
+        "skipped_parts": crate::skipped_parts(checkpoint),
         "tokenizer_notes": notes_json(plan),
+        "not_computed": plan.not_computed.to_json(),
         "seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "rss_anon_peak_bytes": anon,
@@ -294,18 +358,21 @@ fn report(
     console.line(format_args!(
         "{} from {} ({}, {}) in {}",
         console.bold(plan.target.name),
-        checkpoint.path.display(),
+        named(&checkpoint.path).display(),
         checkpoint.family.name,
         checkpoint.file.container,
         human_duration(seconds),
     ))?;
     console.line(format_args!(
         "  output          {} ({}, {} tensors, {bits:.2} bits per ternary weight)",
-        written_at(plan, request).display(),
+        named(written_at(plan, request)).display(),
         human_bytes(bytes),
         plan.items.len(),
     ))?;
-    console.line(format_args!("  certificate     {}", certificate.display()))?;
+    console.line(format_args!(
+        "  certificate     {}",
+        named(certificate).display()
+    ))?;
     console.line(format_args!("  ternary_sha256  {ternary_sha256}"))?;
     if let Some(change) = masters.relative_change() {
         console.line(format_args!(
@@ -372,7 +439,9 @@ fn print_plan(
     let readers = readers::judge(&FileFacts::of_plan(checkpoint, plan))?;
     let mut files: Vec<Value> = Vec::new();
     for file in &plan.files {
-        files.push(json!({"path": file.path.display().to_string(), "bytes": file.header.total}));
+        files.push(
+            json!({"path": named(&file.path).display().to_string(), "bytes": file.header.total}),
+        );
     }
     for (name, bytes) in &plan.side_files {
         files.push(json!({"path": name, "bytes": bytes.len()}));
@@ -399,7 +468,9 @@ fn print_plan(
         "losses": plan.losses.iter().map(Loss::to_json).collect::<Value>(),
         "quantized_masters": plan.quantized_masters(checkpoint),
         "unknown_keys": crate::unknown_keys_json(checkpoint),
+        "skipped_parts": crate::skipped_parts(checkpoint),
         "tokenizer_notes": notes_json(plan),
+        "not_computed": plan.not_computed.to_json(),
         "readers": readers::to_json(&readers),
     }))?;
     let mut table = Table::new(&["tensor", "from", "to", ">shape", ">bytes"]);
@@ -418,7 +489,7 @@ fn print_plan(
     for file in &plan.files {
         console.line(format_args!(
             "{} ({} bytes)",
-            file.path.display(),
+            named(&file.path).display(),
             file.header.total
         ))?;
     }

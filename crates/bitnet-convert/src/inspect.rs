@@ -10,8 +10,10 @@ use self::data::Data;
 use crate::args::{InspectArgs, SourceArgs};
 use crate::readers::{self, FileFacts};
 use crate::scales;
-use bitnet_checkpoint::{ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, Slot};
-use bitnet_cli::{Console, Failure, Table, human_bytes};
+use bitnet_checkpoint::{
+    ActivationQuantization, Checkpoint, LayoutEvidence, LayoutReason, MixtureOfExperts, Slot,
+};
+use bitnet_cli::{Console, Failure, Reads, Table, human_bytes};
 use bitnet_formats::{ErrorCode, Limits, TensorFile, TensorInfo, gguf_type_rivals};
 use bitnet_text::ChatTemplates;
 use serde_json::{Value, json};
@@ -19,6 +21,15 @@ use std::collections::BTreeMap;
 
 /// Inspects a model.
 pub fn run(args: &InspectArgs, console: &mut Console<'_>) -> Result<(), Failure> {
+    let (held, how) = crate::locate(&args.model, &args.how, Reads::Headers, console)?;
+    let model = held
+        .first()
+        .map_or(args.model.clone(), |located| located.path().to_owned());
+    let args = &InspectArgs {
+        model,
+        how,
+        ..args.clone()
+    };
     let mut not_ternary = None;
     let opened = match crate::open(&args.model, &args.how) {
         // to look at float weights is not to quantize them
@@ -105,6 +116,8 @@ struct Facts {
     /// Meanings of the type ids in the file that its tensors rule out.
     ruled_out: Vec<Collision>,
     data: Data,
+    /// Whether any weights were read.
+    reads_data: bool,
 }
 
 /// A type id that programs gave to several types.
@@ -117,6 +130,9 @@ struct Collision {
 impl Facts {
     fn collect(checkpoint: &Checkpoint) -> Result<Self, Failure> {
         let file = &checkpoint.file;
+        // of a remote model nothing is fetched but headers
+        let origin = bitnet_formats::origin_of(&checkpoint.path);
+        let reads_data = !origin.is_some_and(|origin| origin.headers_only);
         let encodings = encodings_of(file);
         let (mut linears, mut ternary_bytes) = (BTreeMap::new(), 0);
         let (mut parameters, mut ternary_parameters) = (0u64, 0u64);
@@ -130,10 +146,13 @@ impl Facts {
                 ternary_bytes += source.info.len;
                 ternary_bytes += source.scale_tensor().map_or(0, |info| info.len);
                 ternary_parameters += elements;
-                one_scale &= source.is_master() || scales::probe(checkpoint, slot).is_some();
+                one_scale &=
+                    source.is_master() || reads_data && scales::probe(checkpoint, slot).is_some();
             }
         }
-        let head = (checkpoint.family.tensor_name)(Slot::OutputHead);
+        let head = checkpoint
+            .family
+            .hf_name(checkpoint.config_json.as_ref(), Slot::OutputHead);
         let gguf_head = (checkpoint.family.gguf_tensor_name)(Slot::OutputHead);
         let tokenizer = checkpoint.tokenizer_summary()?;
         let layout = checkpoint.layout.as_ref();
@@ -155,10 +174,14 @@ impl Facts {
             chat_templates: chat_templates(checkpoint),
             tied_head_in_file: checkpoint.config.tie_word_embeddings
                 && (file.tensor(&head).is_some() || file.tensor(&gguf_head).is_some()),
-            head_is_a_copy: data::head_is_a_copy(checkpoint)?,
-            rotation: data::rotation(&file.metadata),
+            head_is_a_copy: reads_data && data::head_is_a_copy(checkpoint)?,
+            rotation: data::rotation(&checkpoint.rotation_keys()),
             ruled_out: collisions_of(file, &candidates),
-            data: Data::collect(checkpoint),
+            data: match reads_data {
+                true => Data::collect(checkpoint),
+                false => Data::default(),
+            },
+            reads_data,
         })
     }
 
@@ -171,7 +194,7 @@ impl Facts {
         } = checkpoint;
         let mut object = json!({
             "status": "inspected",
-            "path": checkpoint.path.display().to_string(),
+            "path": bitnet_formats::named(&checkpoint.path).display().to_string(),
             "container": file.container,
             "files": files_json(file),
             "family": family.name,
@@ -183,6 +206,8 @@ impl Facts {
                 "num_attention_heads": config.num_attention_heads,
                 "num_key_value_heads": config.num_key_value_heads,
                 "head_dim": config.head_dim,
+                "rotary_dim": config.rotary_dim,
+                "experts": config.experts.as_ref().map(experts_json),
                 "vocab_size": config.vocab_size,
                 "declared_vocab_size": checkpoint.declared_vocab_size,
                 "max_position_embeddings": config.max_position_embeddings,
@@ -222,7 +247,21 @@ impl Facts {
             "tied_head_in_file": self.tied_head_in_file,
             "head_is_a_copy": self.head_is_a_copy,
             "unknown_keys": crate::unknown_keys_json(checkpoint),
+            "not_computed": checkpoint.carried.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(),
+        "skipped_parts": crate::skipped_parts(checkpoint),
         });
+        if let Some(hybrid) = &config.hybrid {
+            let delta = hybrid.delta;
+            object["wiring"]["linear_attention"] = json!({
+                "layers": hybrid.recurrent,
+                "key_heads": delta.key_heads,
+                "value_heads": delta.value_heads,
+                "key_dim": delta.key_dim,
+                "value_dim": delta.value_dim,
+                "conv_kernel": delta.conv_kernel,
+            });
+            object["wiring"]["rotary_dim"] = json!(hybrid.rotary_dim);
+        }
         if tensors {
             object["tensors"] = tensors_json(file);
         }
@@ -241,7 +280,13 @@ impl Facts {
             family,
             ..
         } = checkpoint;
-        console.line(console.bold(&checkpoint.path.display().to_string()))?;
+        console.line(
+            console.bold(
+                &bitnet_formats::named(&checkpoint.path)
+                    .display()
+                    .to_string(),
+            ),
+        )?;
         let mut line = |key: &str, value: String| console.line(format_args!("  {key:<15} {value}"));
         line("container", container(file, self.bytes))?;
         line(
@@ -260,6 +305,33 @@ impl Facts {
                 config.head_dim,
             ),
         )?;
+        if let Some(hybrid) = &config.hybrid {
+            let (delta, recurrent) = (hybrid.delta, hybrid.recurrent.iter().filter(|r| **r));
+            line(
+                "linear layers",
+                format!(
+                    "{} Gated DeltaNet, heads {} / {} of {} / {}, {} taps; {} of {} dimensions rotated in the others",
+                    recurrent.count(),
+                    delta.value_heads,
+                    delta.key_heads,
+                    delta.value_dim,
+                    delta.key_dim,
+                    delta.conv_kernel,
+                    hybrid.rotary_dim,
+                    config.head_dim,
+                ),
+            )?;
+        }
+        if let Some(experts) = &config.experts {
+            let with = experts.layers.iter().filter(|has| **has).count();
+            line(
+                "experts",
+                format!(
+                    "{} of width {} in {with} layers, {} for each token",
+                    experts.count, experts.intermediate_size, experts.used
+                ),
+            )?;
+        }
         let sub_norms = match (config.attn_sub_norm, config.ffn_sub_norm) {
             (true, true) => "sub-norms",
             (false, false) => "no sub-norms",
@@ -297,8 +369,11 @@ impl Facts {
             ),
         )?;
         let structure = self.scale_structure.or(self.data.structure());
-        let structure =
-            structure.map_or("several structures".to_owned(), |s| format!("one per {s}"));
+        let unknown = match self.reads_data {
+            true => "several structures",
+            false => "not read",
+        };
+        let structure = structure.map_or(unknown.to_owned(), |s| format!("one per {s}"));
         let direction = self
             .scale_direction
             .map_or(String::new(), |d| format!(", weight_scale: {d}"));
@@ -313,6 +388,13 @@ impl Facts {
             line(
                 "ruled out",
                 format!("{} (types of the same id as {taken})", others.join(", ")),
+            )?;
+        }
+        if let Some(first) = checkpoint.carried.first() {
+            let count = checkpoint.carried.len();
+            line(
+                "not computed",
+                format!("{count} tensors, the first is `{}`", first.name),
             )?;
         }
         if let Some(rotation) = &self.rotation {
@@ -411,8 +493,20 @@ fn container(file: &TensorFile, bytes: u64) -> String {
 fn files_json(file: &TensorFile) -> Value {
     let parts = file.parts.iter();
     parts
-        .map(|p| json!({"path": p.path().display().to_string(), "bytes": p.len()}))
+        .map(|p| json!({"path": bitnet_formats::named(p.path()).display().to_string(), "bytes": p.len()}))
         .collect()
+}
+
+/// The experts of a network.
+fn experts_json(experts: &MixtureOfExperts) -> Value {
+    json!({
+        "count": experts.count,
+        "used": experts.used,
+        "intermediate_size": experts.intermediate_size,
+        "normalize": experts.normalize,
+        "clamp": experts.clamp,
+        "layers": experts.layers,
+    })
 }
 
 fn tensors_json(file: &TensorFile) -> Value {
@@ -500,7 +594,7 @@ fn layout_lines(evidence: &LayoutEvidence) -> Vec<String> {
                 "  {:<12} {bits:.5} bits per weight, by {}",
                 reading.packing, reading.model
             ),
-            None => format!("  {:<12} codes or scales that are none", reading.packing),
+            None => format!("  {:<12} invalid codes or scales", reading.packing),
         });
     }
     lines
@@ -509,7 +603,7 @@ fn layout_lines(evidence: &LayoutEvidence) -> Vec<String> {
 fn activations(quantization: ActivationQuantization) -> &'static str {
     match quantization {
         ActivationQuantization::Int8PerToken => "int8 per token",
-        ActivationQuantization::None => "not quantised",
+        ActivationQuantization::None => "not quantized",
     }
 }
 

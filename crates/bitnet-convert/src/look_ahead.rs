@@ -3,9 +3,9 @@
 //! Invariant: what is refused here was refused before a byte of output was written. Tensors whose plan proves that the
 //! target holds them are not read twice, and the first tensor that fails ends the look.
 
-use crate::pipeline::minus_ones;
 use crate::plan::{Action, Item, Plan, Request};
 use crate::scales;
+use crate::stored::Stored;
 use bitnet_checkpoint::{Checkpoint, Slot};
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Packing, PlainType, ScaleRounding, encode_dense,
@@ -92,9 +92,13 @@ impl Look<'_> {
             }
             Action::Recode(to) => is_vector(item) || *to != Encoding::Plain(PlainType::F32),
             Action::Copy => is_vector(item),
-            Action::CopyPacked(_) | Action::CopyMaster | Action::Ready(_) | Action::Scale(_) => {
-                false
-            }
+            Action::Shape(_) => true,
+            Action::CopyPacked(_)
+            | Action::CopyMaster
+            | Action::Unfold(_)
+            | Action::Ready(_)
+            | Action::Scale(_)
+            | Action::Carry(_) => false,
         }
     }
 
@@ -163,7 +167,7 @@ impl Look<'_> {
 
     fn recode(&self, item: &Item, slot: Slot, to: Encoding) -> Result<(), FormatError> {
         let dense = self.checkpoint.dense(slot)?;
-        let minus_one = self.plan.stores_gain_minus_one(self.checkpoint, slot);
+        let stored = Stored::of(self.plan, self.checkpoint, slot)?;
         let cols = item.tensor.shape.last().copied().unwrap_or(1).max(1);
         let rows = item.tensor.shape.iter().product::<usize>() / cols;
         let row = dense.bytes.len() / rows.max(1);
@@ -174,9 +178,9 @@ impl Look<'_> {
             .try_for_each(|bytes| {
                 let mut values = vec![0.0; bytes.len() / row.max(1) * cols];
                 dense.widen(bytes, &mut values)?;
-                let values = match minus_one {
-                    true => minus_ones(&values)?,
-                    false => values,
+                let values = match stored {
+                    Some(stored) => stored.numbers(&values, self.rounding)?,
+                    None => values,
                 };
                 encode_dense(&values, to, &mut Vec::new()).map(|_| ())
             })

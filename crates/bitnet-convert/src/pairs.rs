@@ -35,7 +35,7 @@ impl Source {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Master => "master",
-            Self::Dequantised => "dequantised",
+            Self::Dequantised => "dequantized",
             Self::Packed(packing) => packing.name(),
         }
     }
@@ -43,8 +43,8 @@ impl Source {
     /// One line for `list`.
     pub fn about(&self) -> &'static str {
         match self {
-            Self::Master => "f32, f16 or bf16 master weights, quantised by the absmean rule",
-            Self::Dequantised => "f32, f16 or bf16 that already are trit * scale",
+            Self::Master => "f32, f16 or bf16 master weights, quantized by the absmean rule",
+            Self::Dequantised => "f32, f16 or bf16 values that already equal trit * scale",
             Self::Packed(packing) if packing.is_writable() => "packed",
             Self::Packed(_) => "packed, read only",
         }
@@ -209,7 +209,7 @@ fn probe((rows, cols): (usize, usize), zeros: Zeros, scales: Scales) -> Option<T
     TernaryMatrix::new(rows, cols, trits, scales).ok()
 }
 
-/// Scales of which no neighbours agree.
+/// Scales of which no neighbors agree.
 fn different(n: usize) -> Vec<f32> {
     (0..n).map(|i| EVERYWHERE * (1 + i % 7) as f32).collect()
 }

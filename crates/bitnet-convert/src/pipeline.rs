@@ -10,22 +10,25 @@
 //! ```
 
 use crate::certificate::{DenseDigest, Digests};
-use crate::plan::{Action, Item, Loss, PIECE, Plan, Request, permuted_head_dim};
+use crate::plan::{Action, Item, Loss, PIECE, Plan, Request, stored_order};
 use crate::scales::{self, scale_bytes, scales_of};
 use crate::source_hash::SourceHash;
+use crate::stored::Stored;
+use crate::targets::Kind;
 use crate::transcode::transcode;
+use crate::unfold::{Change, Unfolding, stored_row};
 use bitnet_checkpoint::{
-    Checkpoint, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, code_row_len, dense_sha256,
-    gguf_from_hf_rows, hf_from_gguf_rows,
+    Checkpoint, Config, DenseRecord, DenseTensor, Slot, StoredOrder, TensorDigest, Verdict,
+    code_row_len, dense_sha256, shape_for_gguf, shape_for_hf,
 };
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::{
     Artifact, Bytes, Encoding, ErrorCode, Exactness, FileDigest, FormatError, Frames, PackedTensor,
-    Packing, PlainType, ScaleRounding, dense_to_f32, encode_dense,
+    Packing, PlainType, ScaleRounding, TensorInfo, dense_to_f32, encode_dense,
 };
 use bitnet_ternary::{Scales, TernaryMatrix};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -39,7 +42,8 @@ const TASK: usize = 128 << 10;
 /// What a pass found out.
 #[derive(Debug)]
 pub struct Passed {
-    pub sources: Vec<FileDigest>,
+    /// Of each file of the source, if it was hashed.
+    pub sources: Vec<Option<FileDigest>>,
     pub artifacts: Vec<Artifact>,
     pub digests: Digests,
     pub losses: Vec<Loss>,
@@ -52,9 +56,9 @@ pub struct QuantizedMasters {
     /// Linears.
     pub tensors: usize,
     /// Sum of the squares of what the rule changed.
-    change: f64,
+    pub change: f64,
     /// Sum of the squares of the weights.
-    total: f64,
+    pub total: f64,
 }
 
 impl QuantizedMasters {
@@ -69,14 +73,18 @@ enum Piece {
     Made(Vec<u8>),
     /// Bytes of a source tensor, straight from the map.
     Source(Slot, Range<usize>),
+    /// Bytes of a source tensor that were read.
+    Read(Bytes),
 }
 
-/// Converts everything; the artifacts are written but not finished.
+/// Converts everything in the plan; the artifacts are written but not finished. `walked`: which files of the source
+/// are hashed.
 pub fn run(
     checkpoint: &Checkpoint,
     plan: &Plan,
     request: &Request<'_>,
     artifacts: Vec<Artifact>,
+    walked: Vec<bool>,
     threads: usize,
     progress: &Progress,
 ) -> Result<Passed, FormatError> {
@@ -91,13 +99,13 @@ pub fn run(
             )
             .because(e)
         })?;
-    let walk = SourceHash::new(&checkpoint.file);
+    let walk = SourceHash::new(&checkpoint.file, walked);
     std::thread::scope(|scope| {
         let walker = scope.spawn(|| walk.run(progress));
         let (pieces, to_write) = sync_channel(QUEUE);
         let writer = scope.spawn(|| write(checkpoint, plan, artifacts, to_write, progress));
         let (matrices, to_digest) = sync_channel(1);
-        let digester = scope.spawn(|| digest(to_digest));
+        let digester = scope.spawn(|| digest(&checkpoint.config, to_digest));
 
         let mut converter = Converter {
             checkpoint,
@@ -107,6 +115,7 @@ pub fn run(
             pieces,
             matrices,
             losses: Vec::new(),
+            known_losses: plan.losses.iter().map(|l| l.tensor.clone()).collect(),
             masters: QuantizedMasters::default(),
             dense: BTreeMap::new(),
             scales: HashMap::new(),
@@ -126,6 +135,10 @@ pub fn run(
         let mut digests = join(digester);
         digests.dense = dense;
         let sources = join(walker);
+        // the walk reads first: everything else that failed is a consequence
+        if let Some(failure) = walk.failure() {
+            return Err(failure);
+        }
         // a reader that went away stops the converter: its own error says more than the closed queue
         let artifacts = written?;
         converted?;
@@ -157,6 +170,8 @@ struct Digestible {
     source: Trits,
     /// What the output holds, where that differs, and by which relative error.
     rounded: Option<(TernaryMatrix, f64)>,
+    /// Whether the output holds other numbers than trits times scales.
+    is_unfolded: bool,
 }
 
 /// The trits of a matrix and their scales.
@@ -184,21 +199,26 @@ impl Trits {
 }
 
 /// Digests matrices as they come.
-fn digest(matrices: Receiver<Digestible>) -> Digests {
+fn digest(config: &Config, matrices: Receiver<Digestible>) -> Digests {
     let mut digests = Digests::default();
     for Digestible {
         slot,
         source,
         rounded,
+        is_unfolded,
     } in matrices
     {
         let name = slot.to_string();
-        let of_source = source.digest(&name);
+        let of_source = source.digest(&name).in_place(config, slot);
+        if is_unfolded {
+            digests.source.insert(of_source);
+            continue;
+        }
         digests.output.insert(match rounded {
             None => of_source.clone(),
             Some((matrix, error)) => {
                 digests.rounded.insert(name.clone(), error);
-                TensorDigest::of(&name, &matrix)
+                TensorDigest::of(&name, &matrix).in_place(config, slot)
             }
         });
         digests.source.insert(of_source);
@@ -249,6 +269,7 @@ fn write(
         let source;
         let bytes = match &piece {
             Piece::Made(bytes) => bytes.as_slice(),
+            Piece::Read(bytes) => bytes,
             Piece::Source(slot, range) => {
                 source = match checkpoint.tensor_range(*slot) {
                     Some(info) => {
@@ -304,6 +325,7 @@ struct Converter<'a> {
     pieces: SyncSender<(usize, Piece)>,
     matrices: SyncSender<Digestible>,
     losses: Vec<Loss>,
+    known_losses: HashSet<String>,
     masters: QuantizedMasters,
     dense: BTreeMap<String, DenseRecord>,
     /// Of matrices that are written, until their own tensors are.
@@ -326,6 +348,13 @@ impl Converter<'_> {
             (Action::Ready(bytes), _) => self.send(index, Piece::Made(bytes.clone())),
             (Action::Scale(form), Some(_)) => {
                 let slots = &form.slots;
+                for slot in slots {
+                    // a job of its own may write the matrix
+                    if !self.scales.contains_key(slot) && self.checkpoint.linear(*slot).is_ok() {
+                        let matrix = self.in_target_order(*slot, &self.matrix(*slot)?)?;
+                        self.scales.insert(*slot, scales_of(form, &matrix)?);
+                    }
+                }
                 let scales: Vec<&[f32]> = slots
                     .iter()
                     .map(|slot| self.scales.get(slot).map_or(&[][..], Vec::as_slice))
@@ -341,7 +370,12 @@ impl Converter<'_> {
                 }
                 self.send(index, Piece::Made(bytes))
             }
+            (Action::Carry(info), _) => self.carry(index, info),
             (_, None) => Ok(()),
+            (Action::Shape(to), Some(slot)) => {
+                self.wait_for(slot)?;
+                self.shape(index, item, slot, *to)
+            }
             (Action::Pack(packing), Some(slot)) => {
                 self.wait_for(slot)?;
                 if let Some(packed) = self.transcode(item, slot, *packing)? {
@@ -349,7 +383,7 @@ impl Converter<'_> {
                 }
                 let source = self.matrix(slot)?;
                 self.count_master(slot)?;
-                let matrix = self.in_target_rows(slot, &source);
+                let matrix = self.in_target_order(slot, &source)?;
                 let beside = self.plan.scale_tensor(slot);
                 let plain = beside.map_or(PlainType::F32, |form| form.plain);
                 packing.check_trits(&matrix)?;
@@ -372,7 +406,7 @@ impl Converter<'_> {
             (Action::Dequantise(plain), Some(slot)) => {
                 let source = self.matrix(slot)?;
                 self.count_master(slot)?;
-                let matrix = self.in_target_rows(slot, &source);
+                let matrix = self.in_target_order(slot, &source)?;
                 let error = scales::check_float(&matrix, *plain, self.rounding)?;
                 let rounded = match error > 0.0 {
                     true => Some((scales::rounded(&source, *plain)?, error)),
@@ -381,6 +415,7 @@ impl Converter<'_> {
                 self.digest_matrix(item, slot, source, rounded)?;
                 self.dequantise(index, &matrix, *plain)
             }
+            (Action::Unfold(plain), Some(slot)) => self.unfold(index, item, slot, *plain),
             (Action::CopyPacked(_), Some(slot)) => {
                 let source = self.matrix(slot)?;
                 self.digest_matrix(item, slot, source, None)?;
@@ -396,7 +431,15 @@ impl Converter<'_> {
                 // checks that the values are finite
                 let dense = self.checkpoint.dense(slot)?;
                 self.record(slot, &dense, dense_sha256(&dense)?, Verdict::Exact);
-                self.send_source(index, slot, 0..dense.bytes.len())
+                if dense.is_shaped {
+                    return self.send_source(index, slot, 0..dense.info.len as usize);
+                }
+                for start in (0..dense.bytes.len()).step_by(PIECE as usize) {
+                    let end = dense.bytes.len().min(start + PIECE as usize);
+                    let piece = dense.bytes.slice(start..end).unwrap_or_default();
+                    self.send(index, Piece::Read(piece))?;
+                }
+                Ok(())
             }
             (Action::Recode(to), Some(slot)) => {
                 self.wait_for(slot)?;
@@ -445,11 +488,15 @@ impl Converter<'_> {
         Ok(())
     }
 
-    fn in_target_rows(&self, slot: Slot, matrix: &Arc<TernaryMatrix>) -> Arc<TernaryMatrix> {
+    fn in_target_order(
+        &self,
+        slot: Slot,
+        matrix: &Arc<TernaryMatrix>,
+    ) -> Result<Arc<TernaryMatrix>, FormatError> {
         // before packing: some packings mix rows
-        match permuted_head_dim(self.checkpoint, self.plan.target, slot) {
-            Some(head_dim) => Arc::new(gguf_from_hf_rows(matrix, head_dim)),
-            None => Arc::clone(matrix),
+        match stored_order(self.checkpoint, self.plan.target, slot) {
+            Some(order) => order.from_hf(matrix).map(Arc::new),
+            None => Ok(Arc::clone(matrix)),
         }
     }
 
@@ -470,12 +517,10 @@ impl Converter<'_> {
             cols,
             outside,
         })?;
-        Ok(
-            match permuted_head_dim(self.checkpoint, self.plan.target, slot) {
-                Some(head_dim) => hf_from_gguf_rows(&seen, head_dim),
-                None => seen,
-            },
-        )
+        match stored_order(self.checkpoint, self.plan.target, slot) {
+            Some(order) => order.to_hf(&seen),
+            None => Ok(seen),
+        }
     }
 
     /// Packs a linear straight from its packed bytes, where it has one scale that `to` holds exactly and
@@ -486,7 +531,7 @@ impl Converter<'_> {
         slot: Slot,
         to: &'static dyn Packing,
     ) -> Result<Option<Vec<u8>>, FormatError> {
-        let permuted = permuted_head_dim(self.checkpoint, self.plan.target, slot).is_some();
+        let permuted = stored_order(self.checkpoint, self.plan.target, slot).is_some();
         let Some(rows) = self.checkpoint.ternary_rows(slot)?.filter(|_| !permuted) else {
             return Ok(None);
         };
@@ -528,6 +573,7 @@ impl Converter<'_> {
                 slot,
                 source,
                 rounded: None,
+                is_unfolded: false,
             },
         )?;
         Ok(Some(packed))
@@ -548,6 +594,7 @@ impl Converter<'_> {
                 slot,
                 source,
                 rounded,
+                is_unfolded: false,
             },
         )
     }
@@ -556,10 +603,9 @@ impl Converter<'_> {
     fn digest(&mut self, item: &Item, matrix: Digestible) -> Result<(), FormatError> {
         // those that the plan has seen are in the plan
         let name = &item.tensor.name;
-        if let (Some((_, error)), false) = (
-            &matrix.rounded,
-            self.plan.losses.iter().any(|l| l.tensor == *name),
-        ) {
+        if let Some((_, error)) = &matrix.rounded
+            && !self.known_losses.contains(name)
+        {
             self.losses.push(Loss {
                 tensor: name.clone(),
                 kind: "scale-rounding",
@@ -611,10 +657,123 @@ impl Converter<'_> {
         Ok(())
     }
 
+    /// Rotated weights turned back, row by row.
+    fn unfold(
+        &mut self,
+        index: usize,
+        item: &Item,
+        slot: Slot,
+        to: PlainType,
+    ) -> Result<(), FormatError> {
+        self.wait_for(slot)?;
+        let Some(rotation) = self.checkpoint.config.rotation.clone() else {
+            return Ok(());
+        };
+        let family = self.checkpoint.family;
+        let order = match self.plan.target.kind {
+            Kind::Gguf => family.gguf_order(&self.plan.config, slot),
+            Kind::HuggingFace => None,
+        };
+        let unfolding = Unfolding {
+            rotation: &rotation,
+            columns: match order {
+                Some(StoredOrder::TiledColumns(heads)) => Some(heads),
+                _ => None,
+            },
+            to,
+        };
+        let shape = self.plan.config.shape(slot);
+        let (rows, cols) = match shape[..] {
+            [rows, cols] => (rows, cols.max(1)),
+            _ => return Ok(()),
+        };
+        let source = match self.checkpoint.is_ternary(slot) {
+            true => Some(self.matrix(slot)?),
+            false => None,
+        };
+        // rows as the target keeps them; columns are moved behind
+        let matrix = match &source {
+            Some(source) => Some(self.in_target_order(slot, source)?),
+            None => None,
+        };
+        let dense = match source {
+            Some(_) => None,
+            None => Some(self.checkpoint.dense(slot)?),
+        };
+        let row_of = |row: usize| -> Result<Vec<f64>, FormatError> {
+            if let Some(matrix) = &matrix {
+                return Ok(stored_row(matrix, row));
+            }
+            let Some(dense) = &dense else {
+                return Ok(Vec::new());
+            };
+            let row_bytes = dense.bytes.len() / rows.max(1);
+            let mut values = vec![0f32; cols];
+            dense.widen(
+                &dense.bytes[row * row_bytes..(row + 1) * row_bytes],
+                &mut values,
+            )?;
+            Ok(values.into_iter().map(f64::from).collect())
+        };
+        let rows_per_piece = (PIECE as usize / (cols * to.size())).max(1);
+        let mut written = DenseDigest::default();
+        let mut change = Change::default();
+        for first in (0..rows).step_by(rows_per_piece) {
+            let some = first..rows.min(first + rows_per_piece);
+            let parts: Vec<(Vec<u8>, Vec<f32>, Change)> = some
+                .into_par_iter()
+                .map(|row| {
+                    let (mut bytes, mut values) = (Vec::new(), Vec::new());
+                    let change = unfolding.row(&row_of(row)?, &mut bytes, &mut values);
+                    Ok((bytes, values, change))
+                })
+                .collect::<Result<_, FormatError>>()?;
+            let mut out = Vec::new();
+            for (bytes, values, part) in parts {
+                out.extend_from_slice(&bytes);
+                written.update(&values);
+                change = change.merge(part);
+            }
+            self.send(index, Piece::Made(out))?;
+        }
+        let verdict = match change.absolute > 0.0 {
+            true => Verdict::Rounded(change.relative),
+            false => Verdict::Exact,
+        };
+        let name = slot.to_string();
+        let record = DenseRecord {
+            name: name.clone(),
+            shape,
+            values_sha256: written.finish(),
+            verdict,
+        };
+        self.dense.insert(name, record);
+        if verdict != Verdict::Exact {
+            self.losses.push(Loss {
+                tensor: item.tensor.name.clone(),
+                kind: "dense-rounding",
+                max_relative: Some(change.relative),
+                max_absolute: Some(change.absolute),
+            });
+        }
+        if let Some(source) = source {
+            let matrix = Digestible {
+                slot,
+                source: Trits::Matrix(source),
+                rounded: None,
+                is_unfolded: true,
+            };
+            self.matrices.send(matrix).map_err(|_| stopped())?;
+        }
+        Ok(())
+    }
+
     fn copy_master(&self, index: usize, slot: Slot) -> Result<(), FormatError> {
         let source = self.checkpoint.linear(slot)?;
-        let Some(head_dim) = source.permuted_head_dim else {
-            return self.send_source(index, slot, 0..source.info.len as usize);
+        let head_dim = match source.order {
+            None => return self.send_source(index, slot, 0..source.info.len as usize),
+            Some(StoredOrder::PairedRows { head_dim }) => head_dim,
+            Some(order) => return self.copy_heads(index, slot, order),
         };
         let bytes = self.checkpoint.file.read(&source.info)?;
         // a GGUF of master weights keeps q and k in paired rows: back to the order of the checkpoint
@@ -631,6 +790,96 @@ impl Converter<'_> {
         Ok(())
     }
 
+    /// Master weights of value heads, back in the order of the checkpoint.
+    fn copy_heads(&self, index: usize, slot: Slot, order: StoredOrder) -> Result<(), FormatError> {
+        let source = self.checkpoint.linear(slot)?;
+        let bytes = self.checkpoint.file.read(&source.info)?;
+        let row = bytes.len() / source.rows.max(1);
+        let size = row / source.cols.max(1);
+        let part = |at: usize, len: usize| bytes.get(at..at + len).unwrap_or(&[]);
+        let mut out = Vec::with_capacity(bytes.len());
+        for r in 0..source.rows {
+            match order {
+                StoredOrder::TiledRows(heads) => {
+                    out.extend_from_slice(part(heads.tiled(r) * row, row))
+                }
+                StoredOrder::TiledColumns(heads) => {
+                    for c in 0..source.cols {
+                        out.extend_from_slice(part(r * row + heads.tiled(c) * size, size));
+                    }
+                }
+                StoredOrder::PairedRows { .. } => out.extend_from_slice(part(r * row, row)),
+            }
+            if out.len() as u64 >= PIECE {
+                self.send(index, Piece::Made(std::mem::take(&mut out)))?;
+            }
+        }
+        self.send(index, Piece::Made(out))
+    }
+
+    /// The bytes of a part that is not computed.
+    fn carry(&self, index: usize, info: &TensorInfo) -> Result<(), FormatError> {
+        if !self.walk.wait_for(info, info.len) {
+            return Err(stopped());
+        }
+        self.checkpoint.file.check_part_of(info)?;
+        for start in (0..info.len).step_by(PIECE as usize) {
+            let range = start..info.len.min(start + PIECE);
+            let bytes = self.checkpoint.file.read_part(info, range)?;
+            self.send(index, Piece::Made(bytes.to_vec()))?;
+        }
+        Ok(())
+    }
+
+    /// A small tensor in the order and form of a target of the other kind.
+    fn shape(
+        &mut self,
+        index: usize,
+        item: &Item,
+        slot: Slot,
+        to: Encoding,
+    ) -> Result<(), FormatError> {
+        let dense = self.checkpoint.dense(slot)?;
+        let rows = dense.shape.first().copied().unwrap_or(1);
+        let order = stored_order(self.checkpoint, self.plan.target, slot);
+        let mut bytes = dense.bytes.to_vec();
+        let mut error = 0.0;
+        let to_hf = self.plan.target.kind == Kind::HuggingFace;
+        if to != dense.encoding || to_hf && dense.shape.len() == 1 {
+            let mut values = vec![0f32; dense.shape.iter().product()];
+            dense.widen(&dense.bytes, &mut values)?;
+            if to_hf {
+                (values, error) = shape_for_hf(slot, &values);
+            }
+            bytes.clear();
+            encode_dense(&values, to, &mut bytes)?;
+        }
+        if error > 0.0 && self.rounding == ScaleRounding::Refuse {
+            let message = format!(
+                "no f32 A_log has the rates of this file: the nearest ones mean rates that differ by {error:.1e}"
+            );
+            return Err(FormatError::new(ErrorCode::TargetCannotHold, message).hint(
+                "pass --allow-scale-rounding to store the nearest, or choose a GGUF target",
+            ));
+        }
+        let bytes = shape_for_gguf(&bytes, rows, order)?;
+        let verdict = match error > 0.0 {
+            false => Verdict::Exact,
+            true => Verdict::Rounded(error),
+        };
+        let digest = dense_sha256(&dense)?;
+        self.record(slot, &dense, digest, verdict);
+        if error > 0.0 {
+            self.losses.push(Loss {
+                tensor: item.tensor.name.clone(),
+                kind: "dense-rounding",
+                max_relative: Some(error),
+                max_absolute: None,
+            });
+        }
+        self.send(index, Piece::Made(bytes))
+    }
+
     fn recode(
         &mut self,
         index: usize,
@@ -639,7 +888,8 @@ impl Converter<'_> {
         to: Encoding,
     ) -> Result<(), FormatError> {
         let dense = self.checkpoint.dense(slot)?;
-        let minus_one = self.plan.stores_gain_minus_one(self.checkpoint, slot);
+        let stored = Stored::of(self.plan, self.checkpoint, slot)?;
+        let rounding = self.rounding;
         let row = dense.shape.last().copied().unwrap_or(1).max(1);
         let rows = dense.shape.iter().product::<usize>() / row;
         let row_bytes = dense.bytes.len() / rows.max(1);
@@ -658,9 +908,12 @@ impl Converter<'_> {
                     let mut values = vec![0f32; bytes.len() / row_bytes.max(1) * row];
                     dense.widen(bytes, &mut values)?;
                     let mut out = Vec::new();
-                    if minus_one {
-                        let exactness = encode_dense(&minus_ones(&values)?, to, &mut out)?;
-                        return Ok((out, values, exactness));
+                    if let Some(stored) = stored {
+                        let numbers = stored.numbers(&values, rounding)?;
+                        encode_dense(&numbers, to, &mut out)?;
+                        let read = stored.read(&numbers);
+                        let exactness = Exactness::of(&values, &read);
+                        return Ok((out, read, exactness));
                     }
                     let exactness = encode_dense(&values, to, &mut out)?;
                     if !exactness.is_exact() {
@@ -694,27 +947,6 @@ impl Converter<'_> {
     }
 }
 
-/// What a target stores that keeps gains minus one.
-///
-/// A network only ever sees `fl32(1 + w)`, so that is what has to survive, and it does whenever some f32 `w`
-/// was there before: the difference is exact for a gain from 0.5 on, and a smaller gain that came from an f32
-/// is a multiple of 2^-24. A gain that no `w` gives is refused.
-pub fn minus_ones(gains: &[f32]) -> Result<Vec<f32>, FormatError> {
-    let stored: Vec<f32> = gains.iter().map(|gain| gain - 1.0).collect();
-    let lost = stored
-        .iter()
-        .zip(gains)
-        .position(|(w, gain)| w + 1.0 != *gain);
-    match lost {
-        None => Ok(stored),
-        Some(at) => Err(FormatError::new(
-            ErrorCode::TargetCannotHold,
-            format!("index {at}: no f32 plus 1 is the gain {:e}", gains[at]),
-        )
-        .hint("a GGUF target stores gains as they are")),
-    }
-}
-
 /// Packs a matrix, its units shared out over the pool.
 fn pack(packing: &dyn Packing, matrix: &TernaryMatrix, len: u64) -> Vec<u8> {
     let trailer = packing.trailer(matrix);
@@ -730,22 +962,4 @@ fn pack(packing: &dyn Packing, matrix: &TernaryMatrix, len: u64) -> Vec<u8> {
         });
     out.extend_from_slice(&trailer);
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gains_of_some_f32_come_back_and_others_are_refused() {
-        let weights = [
-            0.0f32, -0.0, 0.01, -0.7, -1.0, -1.5, -3.25, 1e-9, -1e-9, 7.5, 1e6,
-        ];
-        let gains = weights.map(|w| 1.0 + w);
-        let stored = minus_ones(&gains).unwrap();
-        assert!(stored.iter().zip(gains).all(|(w, gain)| w + 1.0 == gain));
-        let error = minus_ones(&[1.0, 1e-9]).unwrap_err();
-        assert_eq!(error.code, ErrorCode::TargetCannotHold);
-        assert!(error.message.starts_with("index 1"), "{error}");
-    }
 }

@@ -310,7 +310,7 @@ mod tests {
                 ("architecture", "llama"),
                 ("linears", "iq2_bn"),
                 ("columns", columns),
-                ("activations", "not quantised"),
+                ("activations", "not quantized"),
             ])
         };
         let narrow = judge(&file("multiple of 256")).unwrap();
@@ -325,7 +325,7 @@ mod tests {
             ("container", "gguf"),
             ("architecture", "llama"),
             ("linears", "f16 ternary"),
-            ("activations", "not quantised"),
+            ("activations", "not quantized"),
             ("rotated", "yes"),
         ]);
         let findings = judge(&file).unwrap();

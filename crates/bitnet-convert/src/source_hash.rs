@@ -2,10 +2,10 @@
 //!
 //! Invariant: bytes are read from disk by this walk and by nobody else: a tensor is converted when
 //! the walk is past it, while its bytes are in the page cache, and the walk never runs further ahead
-//! of the conversion than [`LEAD`], so that they still are.
+//! of the conversion than [`LEAD`], so that they still are. Files that another job walks are read as they are needed.
 
 use bitnet_cli::{Bar, Progress};
-use bitnet_formats::{FileDigest, TensorFile, TensorInfo, hex};
+use bitnet_formats::{FileDigest, FormatError, TensorFile, TensorInfo, hex};
 use sha2::{Digest, Sha256};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 const STEP: u64 = 4 << 20;
 /// How far ahead of the walk the kernel is asked to read.
 const READ_AHEAD: u64 = 48 << 20;
-/// How far the walk may be ahead of the tensor that is converted.
+/// How far the walk may be ahead of the tensor that is converted; less for sources that forget sooner.
 const LEAD: u64 = 256 << 20;
 
 /// Positions count through all files in order.
@@ -25,12 +25,16 @@ struct State {
     wanted: u64,
     /// Nobody needs the walk any more.
     stopped: bool,
+    /// Why the walk could not go on.
+    failure: Option<FormatError>,
 }
 
 /// The walk over all files of a source.
 #[derive(Debug)]
 pub struct SourceHash<'f> {
     file: &'f TensorFile,
+    /// Which files are walked.
+    walked: Vec<bool>,
     /// Position of the first byte of each file.
     starts: Vec<u64>,
     state: Mutex<State>,
@@ -38,8 +42,8 @@ pub struct SourceHash<'f> {
 }
 
 impl<'f> SourceHash<'f> {
-    /// A walk that has not begun.
-    pub fn new(file: &'f TensorFile) -> Self {
+    /// A walk over the files of `walked` that has not begun.
+    pub fn new(file: &'f TensorFile, walked: Vec<bool>) -> Self {
         let lengths = file.parts.iter().map(|p| p.len());
         let starts = lengths
             .scan(0u64, |at, len| {
@@ -50,6 +54,7 @@ impl<'f> SourceHash<'f> {
             .collect();
         Self {
             file,
+            walked,
             starts,
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -61,15 +66,24 @@ impl<'f> SourceHash<'f> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the walk is past the first `bytes` of a tensor. `false` when it was stopped.
+    fn is_walked(&self, part: usize) -> bool {
+        self.walked.get(part).copied().unwrap_or(false)
+    }
+
+    /// Waits until the walk is past the first `bytes` of a tensor, or near them where the source would have forgotten
+    /// its beginning by then. `false` when it was stopped.
     pub fn wait_for(&self, tensor: &TensorInfo, bytes: u64) -> bool {
+        if !self.is_walked(tensor.part) {
+            return !self.state().stopped;
+        }
         let start = self.starts.get(tensor.part).copied().unwrap_or(0);
-        let end = start
-            .saturating_add(tensor.offset)
-            .saturating_add(bytes.min(tensor.len));
+        let start = start.saturating_add(tensor.offset);
+        let wanted = start.saturating_add(bytes.min(tensor.len));
+        let window = self.file.parts.get(tensor.part).map(|part| part.window());
+        let end = wanted.min(start.saturating_add(window.unwrap_or(u64::MAX) / 2));
         let mut state = self.state();
-        if state.wanted < end {
-            state.wanted = end;
+        if state.wanted < wanted {
+            state.wanted = wanted;
             self.changed.notify_all();
         }
         while state.passed < end && !state.stopped {
@@ -93,11 +107,26 @@ impl<'f> SourceHash<'f> {
         self.changed.notify_all();
     }
 
-    /// Walks. `None` when it was stopped.
-    pub fn run(&self, progress: &Progress) -> Option<Vec<FileDigest>> {
+    /// Why the walk could not go on, if it could not.
+    pub fn failure(&self) -> Option<FormatError> {
+        self.state().failure.clone()
+    }
+
+    /// Walks; gives the digests of the files that are walked. `None` when it was stopped.
+    pub fn run(&self, progress: &Progress) -> Option<Vec<Option<FileDigest>>> {
         let mut digests = Vec::with_capacity(self.file.parts.len());
-        for (part, &start) in self.file.parts.iter().zip(&self.starts) {
+        for (number, (part, &start)) in self.file.parts.iter().zip(&self.starts).enumerate() {
             let len = part.len();
+            if !self.is_walked(number) {
+                digests.push(None);
+                let mut state = self.state();
+                state.passed = start.saturating_add(len);
+                // no tensor of a file that is not walked asks for the walk
+                state.wanted = state.wanted.max(state.passed);
+                drop(state);
+                self.changed.notify_all();
+                continue;
+            }
             let name = part
                 .path()
                 .file_name()
@@ -105,6 +134,7 @@ impl<'f> SourceHash<'f> {
                 .to_string_lossy();
             let bar: Bar = progress.bytes(format!("read {name}"), len);
             part.will_need(0..READ_AHEAD);
+            let lead = LEAD.min(part.window());
             let mut hasher = Sha256::new();
             let mut at = 0;
             while at < len {
@@ -113,7 +143,7 @@ impl<'f> SourceHash<'f> {
                 part.will_need(ahead..ahead + STEP);
                 {
                     let mut state = self.state();
-                    while start + at > state.wanted.saturating_add(LEAD) && !state.stopped {
+                    while start + at > state.wanted.saturating_add(lead) && !state.stopped {
                         state = self
                             .changed
                             .wait(state)
@@ -124,10 +154,13 @@ impl<'f> SourceHash<'f> {
                     }
                 }
                 let step = part.check().and_then(|()| part.read(at..end));
-                let Ok(step) = step else {
-                    // the conversion asks again and says what changed
-                    self.stop();
-                    return None;
+                let step = match step {
+                    Ok(step) => step,
+                    Err(error) => {
+                        self.state().failure = Some(error);
+                        self.stop();
+                        return None;
+                    }
                 };
                 hasher.update(&step);
                 bar.advance(end - at);
@@ -137,11 +170,11 @@ impl<'f> SourceHash<'f> {
             }
             bar.finish();
             let path = part.path().to_owned();
-            digests.push(FileDigest {
+            digests.push(Some(FileDigest {
                 path,
                 bytes: len,
                 sha256: hex(&hasher.finalize()),
-            });
+            }));
         }
         Some(digests)
     }

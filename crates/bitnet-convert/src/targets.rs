@@ -157,19 +157,19 @@ pub static TARGETS: &[Target] = &[
         name: "gguf-f32",
         kind: Kind::Gguf,
         form: Form::numbers(&Floats, PlainType::F32),
-        about: "dequantised to f32, always exact",
+        about: "dequantized to f32, always exact",
     },
     Target {
         name: "gguf-f16",
         kind: Kind::Gguf,
         form: Form::numbers(&Floats, PlainType::F16),
-        about: "dequantised to f16",
+        about: "dequantized to f16",
     },
     Target {
         name: "gguf-bf16",
         kind: Kind::Gguf,
         form: Form::numbers(&Floats, PlainType::Bf16),
-        about: "dequantised to bf16",
+        about: "dequantized to bf16",
     },
     Target {
         name: "hf-packed",
@@ -205,7 +205,13 @@ pub static TARGETS: &[Target] = &[
         name: "hf-bf16",
         kind: Kind::HuggingFace,
         form: Form::numbers(&Master, PlainType::Bf16),
-        about: "master weights as they are, otherwise dequantised to bf16",
+        about: "master weights as they are, otherwise dequantized to bf16",
+    },
+    Target {
+        name: "hf-f16",
+        kind: Kind::HuggingFace,
+        form: Form::numbers(&Floats, PlainType::F16),
+        about: "dequantized to f16; what PrismML's converter takes, with hadamard_packing.json if rotated",
     },
 ];
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the bytes are those that packing the whole matrix would give. A band's trits stay in the
 //! cache of the core that unpacked them: no thread ever holds more than [`BAND`] of them, whatever the
-//! matrix, and every byte of the source is read while its neighbours are there, once.
+//! matrix, and every byte of the source is read while its neighbors are there, once.
 
 use bitnet_checkpoint::{TernaryRows, code_row_len, trit_codes};
 use bitnet_formats::{ErrorCode, FormatError, PackedTensor, Packing, ScaleRounding, UnitRows};

@@ -69,7 +69,7 @@ pub(super) fn run(
     let vocabulary = vocabulary(file);
     let mut object = json!({
         "status": "inspected",
-        "path": args.model.display().to_string(),
+        "path": bitnet_formats::named(&args.model).display().to_string(),
         "container": file.container,
         "files": files_json(file),
         "family": null,
@@ -92,7 +92,7 @@ pub(super) fn run(
     if console.is_json() {
         return Ok(());
     }
-    console.line(console.bold(&args.model.display().to_string()))?;
+    console.line(console.bold(&bitnet_formats::named(&args.model).display().to_string()))?;
     let mut line = |key: &str, value: String| console.line(format_args!("  {key:<15} {value}"));
     line("container", container(file, bytes))?;
     if let Some(architecture) = architecture {

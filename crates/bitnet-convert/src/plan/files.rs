@@ -2,7 +2,7 @@
 //!
 //! Invariant: every planned tensor has one place, no two overlap, and the length of each file is known.
 
-use super::{Action, BASE_MEMORY, HF_SHARD, Item, OutputFile, PIECE, Planner};
+use super::{Action, BASE_MEMORY, HF_SHARD, Item, OutputFile, PIECE, Planner, identity};
 use crate::side_files;
 use crate::targets::Kind;
 use bitnet_checkpoint::{
@@ -69,6 +69,11 @@ impl Planner<'_> {
             }
             files.push(self.lay_out(&Gguf, part, path, own)?);
         }
+        if count > 1 {
+            let content = identity::samples(self.checkpoint, count)?;
+            let headers = files.iter_mut().map(|file| &mut file.header.bytes);
+            Gguf::set_split_id(&mut headers.collect::<Vec<_>>(), &content)?;
+        }
         Ok(files)
     }
 
@@ -86,7 +91,8 @@ impl Planner<'_> {
     }
 
     fn gguf_metadata(&mut self) -> Result<Metadata, FormatError> {
-        let Checkpoint { family, config, .. } = self.checkpoint;
+        let (family, config) = (self.checkpoint.family, self.config.clone());
+        let config = &config;
         let name = self.checkpoint.name();
         let mut metadata = Metadata::default();
         for (key, value) in family.gguf_metadata(config, name.as_deref())? {
@@ -99,9 +105,18 @@ impl Planner<'_> {
             metadata.set(GGUF_LAYOUT_KEY, MetaValue::text(&layout));
         }
         self.notes = self.checkpoint.add_gguf_text(&mut metadata)?;
+        self.settle_blocks(&mut metadata);
         self.check_chat_templates()?;
         family.settle_special_tokens(config, &mut metadata);
         Ok(metadata)
+    }
+
+    /// Counts blocks that predict further tokens, if they are carried along.
+    fn settle_blocks(&self, metadata: &mut Metadata) {
+        let Checkpoint { family, config, .. } = self.checkpoint;
+        let mut actions = self.items.iter().map(|item| &item.action);
+        let is_carried = actions.any(|action| matches!(action, Action::Carry(_)));
+        family.settle_blocks(config, is_carried, metadata);
     }
 
     /// Refuses a chat template that passes a limit when it is rendered.
@@ -121,18 +136,17 @@ impl Planner<'_> {
     pub(super) fn hugging_face(
         &mut self,
     ) -> Result<(Vec<OutputFile>, Vec<(String, Vec<u8>)>), FormatError> {
-        let Checkpoint {
-            family,
-            config,
-            rotation,
-            ..
-        } = self.checkpoint;
-        if rotation.is_some() {
-            let message =
-                "the weights are rotated, and nothing in a Hugging Face checkpoint would say so";
+        let (family, config) = (self.checkpoint.family, self.config.clone());
+        let config = &config;
+        if config
+            .rotation
+            .as_deref()
+            .is_some_and(|rotation| rotation.tiled_values)
+        {
+            let message = "out_proj was rotated with value heads in GGUF's order, which hadamard_packing.json cannot say";
             return Err(FormatError::new(ErrorCode::TargetCannotHold, message)
                 .in_tensor(ROTATION_KEYS)
-                .hint("a GGUF target keeps the metadata of the rotation"));
+                .hint("choose a GGUF target, which keeps the order"));
         }
         let storage = self.hf_storage()?;
         if storage == HfStorage::Dequantised && family.dequantised_has_scale(config) {
@@ -159,8 +173,12 @@ impl Planner<'_> {
                 self.index(&files),
             ));
         }
-        let config = side_files::config_json(self.checkpoint, storage);
-        side.push(("config.json".to_owned(), config));
+        let json = side_files::config_json(self.checkpoint, storage);
+        side.push(("config.json".to_owned(), json));
+        let own_json = self.checkpoint.config_json.as_ref();
+        if let Some((name, manifest)) = family.hf_rotation(config, own_json) {
+            side.push((name.to_owned(), pretty_json(&manifest)));
+        }
         side.sort_by(|a, b| a.0.cmp(&b.0));
         Ok((files, side))
     }
@@ -294,19 +312,36 @@ impl Planner<'_> {
     /// Gives every item its file; returns how many files there are.
     pub(super) fn assign_files(&mut self, most: Option<u64>) -> usize {
         let (mut file, mut filled) = (0usize, 0u64);
-        for item in &mut self.items {
-            // a scale stays with its weights
-            let follows =
+        let whole = self.tensor_lengths();
+        let mut before = None;
+        for (item, len) in self.items.iter_mut().zip(whole) {
+            // a scale stays with its weights, and a matrix with the others of its tensor
+            let is_beside =
                 matches!(item.action, Action::Scale(_) | Action::Ready(_)) && item.slot.is_some();
-            let over = most.is_some_and(|most| filled.saturating_add(item.tensor.len) > most);
+            let follows = is_beside || before.as_ref() == Some(&item.tensor.name);
+            let over = most.is_some_and(|most| filled.saturating_add(len) > most);
             if over && filled > 0 && !follows {
                 file += 1;
                 filled = 0;
+            }
+            if before.as_ref() != Some(&item.tensor.name) {
+                before = Some(item.tensor.name.clone());
             }
             filled = filled.saturating_add(item.tensor.len);
             item.file = file;
         }
         file + 1
+    }
+
+    /// Of every item, the bytes of its tensor from the item on: neighbors of one name are one tensor.
+    fn tensor_lengths(&self) -> Vec<u64> {
+        let mut lengths: Vec<u64> = self.items.iter().map(|item| item.tensor.len).collect();
+        for at in (1..lengths.len()).rev() {
+            if self.items[at - 1].tensor.name == self.items[at].tensor.name {
+                lengths[at - 1] = lengths[at - 1].saturating_add(lengths[at]);
+            }
+        }
+        lengths
     }
 
     pub(super) fn lay_out(

@@ -3,14 +3,22 @@
 //! Invariant: a tensor that is planned can be written; scales and types that can be judged without reading weights
 //! have been judged.
 
-use super::{Action, Item, Loss, Planner, permuted_head_dim, stores_gain_minus_one};
+use super::{
+    Action, Item, Loss, NotComputed, Planner, StoredAs, kept_direction, stored_as, stored_order,
+};
 use crate::args::Embeddings;
 use crate::scales;
 use crate::targets::Kind;
-use bitnet_checkpoint::{LinearSource, Made, Output, Part, ScaleDirection, Slot};
-use bitnet_formats::{
-    Encoding, ErrorCode, FormatError, Packing, PlainType, PlannedTensor, ScaleRounding, dense_len,
+use crate::unfold;
+use bitnet_checkpoint::{
+    DenseMeaning, LayerSlot, LinearSource, Made, Output, Part, ScaleDirection, ScaleForm, Slot,
+    stacked_hf,
 };
+use bitnet_formats::{
+    Encoding, ErrorCode, FormatError, Packing, PlainType, PlannedTensor, ScaleRounding, TensorInfo,
+    UnitRows, dense_len,
+};
+use std::collections::HashSet;
 
 impl Planner<'_> {
     pub(super) fn target_name(&self, slot: Slot) -> String {
@@ -18,21 +26,123 @@ impl Planner<'_> {
         match self.request.target.kind {
             Kind::Gguf => (family.gguf_tensor_name)(slot),
             Kind::HuggingFace => {
+                if let (true, Some(name)) = (self.stacks_experts(), stacked_hf(slot)) {
+                    return name;
+                }
                 let own = self.request.target.form.writer.row().name_of(slot);
                 let own = own.ok().flatten();
-                own.unwrap_or_else(|| (family.tensor_name)(slot))
+                own.unwrap_or_else(|| family.hf_name(self.checkpoint.config_json.as_ref(), slot))
             }
         }
     }
 
+    /// Whether the linears of all experts of a layer are one tensor of the target.
+    pub(super) fn stacks_experts(&self) -> bool {
+        match self.request.target.kind {
+            Kind::Gguf => true,
+            Kind::HuggingFace => self.request.target.form.writer.stacks_experts(),
+        }
+    }
+
+    /// The slots with the experts of a tensor next to each other, in the order of their numbers.
+    pub(super) fn stacked(&self, slots: Vec<Slot>) -> Vec<Slot> {
+        let Some(experts) = &self.checkpoint.config.experts else {
+            return slots;
+        };
+        if !self.stacks_experts() {
+            return slots;
+        }
+        let mut seen = HashSet::new();
+        let mut all = Vec::with_capacity(slots.len());
+        for slot in slots {
+            let Slot::Layer(layer, LayerSlot::Expert(_, linear)) = slot else {
+                all.push(slot);
+                continue;
+            };
+            if seen.insert((layer, linear)) {
+                let expert = |expert| Slot::Layer(layer, LayerSlot::expert(expert, linear));
+                all.extend((0..experts.count).map(expert));
+            }
+        }
+        all
+    }
+
+    /// Whether a slot is the last of the experts of its tensor.
+    fn is_last_expert(&self, slot: Slot) -> bool {
+        let experts = self.checkpoint.config.experts.as_ref();
+        let Slot::Layer(_, LayerSlot::Expert(expert, _)) = slot else {
+            return false;
+        };
+        experts.is_some_and(|experts| usize::from(expert) + 1 == experts.count)
+    }
+
+    /// Joins the scales of an expert to those before; the tensor of all when it is the last.
+    fn join_scales(
+        &mut self,
+        slot: Slot,
+        tensor: PlannedTensor,
+        form: ScaleForm,
+    ) -> Option<(PlannedTensor, ScaleForm)> {
+        let same = self
+            .expert_scales
+            .iter_mut()
+            .find(|(t, _)| t.name == tensor.name);
+        match same {
+            None => {
+                let shape = [&[1], &tensor.shape[..]].concat();
+                self.expert_scales.push((
+                    PlannedTensor {
+                        shape,
+                        ..tensor.clone()
+                    },
+                    form,
+                ));
+            }
+            Some((all, slots)) => {
+                all.len = all.len.saturating_add(tensor.len);
+                if let Some(count) = all.shape.first_mut() {
+                    *count += 1;
+                }
+                slots.slots.extend(form.slots);
+            }
+        }
+        if !self.is_last_expert(slot) {
+            return None;
+        }
+        let place = self
+            .expert_scales
+            .iter()
+            .position(|(t, _)| t.name == tensor.name)?;
+        Some(self.expert_scales.remove(place))
+    }
+
     pub(super) fn slot(&mut self, slot: Slot) -> Result<(), FormatError> {
-        if slot.is_ternary() {
+        if self.request.unfold && unfold::is_unfolded(self.checkpoint, slot) {
+            self.unfolded(slot)
+        } else if slot.is_ternary() {
             self.linear(slot)
         } else if self.checkpoint.is_ternary(slot) {
             self.table(slot)
         } else {
             self.dense(slot)
         }
+    }
+
+    /// A rotated matrix as the numbers that it stands for.
+    fn unfolded(&mut self, slot: Slot) -> Result<(), FormatError> {
+        let plain = self.request.target.form.plain;
+        let (encoding, shape) = (Encoding::Plain(plain), self.config.shape(slot));
+        let cols = shape.last().copied().unwrap_or(0);
+        let len = dense_len(encoding, shape.iter().product(), cols)?;
+        let from = match self.checkpoint.linear(slot) {
+            Ok(source) => source.describe(),
+            Err(_) => self
+                .checkpoint
+                .tensor_range(slot)
+                .map_or_else(String::new, |info| info.encoding.name()),
+        };
+        self.push(slot, from, encoding, len, shape, Action::Unfold(plain));
+        Ok(())
     }
 
     pub(super) fn push(
@@ -104,7 +214,27 @@ impl Planner<'_> {
         source: &LinearSource,
         parts: Vec<Part>,
     ) -> Result<(), FormatError> {
-        for Part { tensor, made } in parts {
+        let is_stacked =
+            self.stacks_experts() && matches!(slot, Slot::Layer(_, LayerSlot::Expert(..)));
+        for Part {
+            mut tensor,
+            mut made,
+        } in parts
+        {
+            if is_stacked {
+                if let Made::Scales(form) = made {
+                    let Some((all, forms)) = self.join_scales(slot, tensor, form) else {
+                        continue;
+                    };
+                    (tensor, made) = (all, Made::Scales(forms));
+                } else {
+                    if let Made::Codes(packing) = &made {
+                        stands_alone(*packing, source.rows, source.cols)?;
+                    }
+                    // one of the matrices of a tensor of three dimensions
+                    tensor.shape.insert(0, 1);
+                }
+            }
             let (from, to) = (source.describe(), tensor.encoding.name());
             let own = source.info.name.clone();
             let (source_name, from, to, action) = match made {
@@ -151,8 +281,7 @@ impl Planner<'_> {
             // scales that lie in blocks: nothing behind the last that only one file has
             stored_as == packing.name()
                 && self.request.target.table_packing().is_some()
-                && source.permuted_head_dim
-                    == permuted_head_dim(self.checkpoint, self.request.target, slot)
+                && source.order == stored_order(self.checkpoint, self.request.target, slot)
                 && source.info.len == tensor.len
         })
     }
@@ -252,23 +381,11 @@ impl Planner<'_> {
         holds(&self.checkpoint.ternary(slot)?)
     }
 
-    /// The direction of the source's `weight_scale` tensors, if every linear has one of the same:
-    /// they are then copied bit for bit, whatever their type, and `config.json` goes on saying so.
+    /// As [`kept_direction`].
     pub(super) fn kept_direction(&self) -> Option<ScaleDirection> {
-        let mut directions = self
-            .checkpoint
-            .slots()
-            .into_iter()
-            .filter(|s| s.is_ternary())
-            .map(|s| {
-                self.checkpoint
-                    .linear(s)
-                    .ok()?
-                    .weight_scale()
-                    .map(|(_, d)| d)
-            });
-        let first = directions.next()??;
-        directions.all(|d| d == Some(first)).then_some(first)
+        *self
+            .kept_direction
+            .get_or_init(|| kept_direction(self.checkpoint))
     }
 
     fn dense(&mut self, slot: Slot) -> Result<(), FormatError> {
@@ -281,12 +398,32 @@ impl Planner<'_> {
         let shape = self.checkpoint.config.shape(slot);
         let gguf = self.request.target.kind == Kind::Gguf;
         let embedding = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
-        // a gain and a gain minus one: what widens is the gain
-        let as_stored = self.checkpoint.dense_plus_one(slot)
-            == stores_gain_minus_one(self.request.target, self.checkpoint, slot);
+        // a gain and a gain minus one, a bias and one over a scale: what widens is the gain, the bias
+        let stored = stored_as(self.request.target, self.checkpoint, slot);
+        let as_stored = match self.checkpoint.dense_meaning(slot) {
+            DenseMeaning::AsStored => stored == StoredAs::Values,
+            DenseMeaning::PlusOne => stored == StoredAs::MinusOne,
+            // the scale is copied where it keeps its direction
+            DenseMeaning::Times(_) => {
+                matches!(stored, StoredAs::OverScale(_)) && self.kept_direction().is_some()
+            }
+        };
+        let is_kernel = matches!(slot, Slot::Layer(_, LayerSlot::Conv1d));
+        let is_matrix = shape.len() > 1 && !is_kernel;
+        // a file of the other kind: rows in another order, or rates in place of their logarithms
+        let is_shaped = gguf == self.checkpoint.directory.is_some()
+            && (self.checkpoint.dense_is_shaped(slot)
+                || stored_order(self.checkpoint, self.request.target, slot).is_some());
         let encoding = match self.request.embeddings {
             _ if !as_stored => Encoding::Plain(PlainType::F32),
+            _ if is_shaped && !is_matrix => Encoding::Plain(PlainType::F32),
             Embeddings::As(to) if embedding => to.encoding(),
+            // the type that llama.cpp's own converter gives a router
+            _ if gguf && matches!(slot, Slot::Layer(_, LayerSlot::Router)) => {
+                Encoding::Plain(PlainType::F32)
+            }
+            // llama.cpp multiplies with matrices of these types
+            _ if is_matrix && !embedding => info.encoding,
             // readers of GGUF compute norms from f32 only; every source type widens exactly
             _ if !embedding && gguf => Encoding::Plain(PlainType::F32),
             _ => info.encoding,
@@ -299,7 +436,14 @@ impl Planner<'_> {
         }
         let row = shape.last().copied().unwrap_or(0);
         let len = dense_len(encoding, shape.iter().product(), row)?;
-        let action = if encoding == info.encoding && as_stored {
+        // Hugging Face keeps an axis for the one input channel of each output channel
+        let shape = match (is_kernel && !gguf, &shape[..]) {
+            (true, &[channels, taps]) => vec![channels, 1, taps],
+            _ => shape,
+        };
+        let action = if is_shaped {
+            Action::Shape(encoding)
+        } else if encoding == info.encoding && as_stored {
             Action::Copy
         } else {
             Action::Recode(encoding)
@@ -321,6 +465,43 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Tensors of parts that are not computed: as they are where the target has the same names for them, else they are
+    /// named and left out.
+    pub(super) fn carry(&mut self) {
+        let carried = &self.checkpoint.carried;
+        let gguf = self.request.target.kind == Kind::Gguf;
+        let is_same = gguf == self.checkpoint.directory.is_none();
+        let holds = |info: &TensorInfo| match info.encoding {
+            Encoding::Plain(_) => true,
+            _ => gguf,
+        };
+        let (kept, left): (Vec<_>, Vec<_>) =
+            carried.iter().partition(|info| is_same && holds(info));
+        let names =
+            |tensors: &[&TensorInfo]| tensors.iter().map(|info| info.name.clone()).collect();
+        self.not_computed = NotComputed {
+            carried: names(&kept),
+            left_out: names(&left),
+        };
+        for info in kept {
+            self.items.push(Item {
+                slot: None,
+                source_name: info.name.clone(),
+                from: info.encoding.name(),
+                to: info.encoding.name(),
+                tensor: PlannedTensor {
+                    name: info.name.clone(),
+                    encoding: info.encoding,
+                    shape: info.shape.clone(),
+                    len: info.len,
+                },
+                action: Action::Carry(info.clone()),
+                file: 0,
+                offset: 0,
+            });
+        }
+    }
+
     /// The program of a fused target loads its output head by name, also where it is the embeddings.
     fn tied_head(&mut self, slot: Slot) {
         let tied = self.checkpoint.config.tie_word_embeddings;
@@ -336,6 +517,23 @@ impl Planner<'_> {
             });
         }
     }
+}
+
+/// Refuses a packing of which the bytes of several matrices are not those of the matrices one behind the other.
+fn stands_alone(packing: &dyn Packing, rows: usize, cols: usize) -> Result<(), FormatError> {
+    let unit = match packing.unit_rows(rows, cols) {
+        UnitRows::Consecutive(unit) => unit,
+        UnitRows::Quarters | UnitRows::Mixed => 0,
+    };
+    if unit > 0 && rows.is_multiple_of(unit) && packing.unread_tail() == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "{} does not hold the matrices of several experts in one tensor: its rows do not stand by themselves",
+        packing.name()
+    );
+    Err(FormatError::new(ErrorCode::TargetCannotHold, message)
+        .hint("choose a target with block scales, such as gguf-tq2_0 or gguf-q2_0"))
 }
 
 /// Whether every value of one type is a value of the other.

@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names of facts that rules may ask for.
-pub const FACTS: [&str; 23] = [
+pub const FACTS: [&str; 24] = [
     "container",
     "architecture",
     "linears",
@@ -26,6 +26,7 @@ pub const FACTS: [&str; 23] = [
     "projection_norms",
     "pre_tokenizer",
     "rotated",
+    "rotation_block",
     "layout",
     "embeddings",
     "scale_type",
@@ -53,7 +54,7 @@ impl FileFacts {
         let file = &checkpoint.file;
         facts.add("container", file.container);
         facts.add("architecture", checkpoint.architecture());
-        facts.network(checkpoint);
+        facts.network(checkpoint, &checkpoint.config);
         for slot in checkpoint.slots().into_iter().filter(|s| s.is_ternary()) {
             facts.linear(&checkpoint.linear(slot)?.describe());
         }
@@ -69,8 +70,6 @@ impl FileFacts {
         if let Some(pre_tokenizer) = checkpoint.stated_pre_tokenizer() {
             facts.add("pre_tokenizer", pre_tokenizer);
         }
-        let rotated = checkpoint.rotation.is_some();
-        facts.add("rotated", if rotated { "yes" } else { "no" });
         let assumed = |e: &bitnet_checkpoint::LayoutEvidence| e.reason == LayoutReason::Assumed;
         if checkpoint.layout.as_ref().is_some_and(assumed) {
             facts.add("layout", "undecided");
@@ -89,7 +88,7 @@ impl FileFacts {
                 Kind::HuggingFace => checkpoint.hf_architecture(),
             },
         );
-        facts.network(checkpoint);
+        facts.network(checkpoint, &plan.config);
         for item in plan
             .items
             .iter()
@@ -103,8 +102,10 @@ impl FileFacts {
                     facts.add("linears", format!("{} ternary", plain_name(*plain)));
                 }
                 Action::CopyMaster => facts.add("linears", format!("{} master", item.to)),
-                Action::Copy | Action::Recode(_) => facts.add("linears", item.to.clone()),
-                Action::Ready(_) | Action::Scale(_) => {}
+                Action::Copy | Action::Recode(_) | Action::Unfold(_) => {
+                    facts.add("linears", item.to.clone())
+                }
+                Action::Ready(_) | Action::Scale(_) | Action::Shape(_) | Action::Carry(_) => {}
             }
         }
         let is_table = |item: &&Item| item.slot == Some(Slot::TokenEmbeddings);
@@ -130,8 +131,7 @@ impl FileFacts {
     }
 
     /// What container and packing do not change.
-    fn network(&mut self, checkpoint: &Checkpoint) {
-        let config = &checkpoint.config;
+    fn network(&mut self, checkpoint: &Checkpoint, config: &Config) {
         let shapes: Vec<_> = checkpoint
             .slots()
             .into_iter()
@@ -143,9 +143,14 @@ impl FileFacts {
         let tied = config.tie_word_embeddings;
         self.add("head", if tied { "tied" } else { "own" });
         self.add("hidden_act", config.hidden_act.as_str());
+        let rotation = config.rotation.as_deref();
+        self.add("rotated", if rotation.is_some() { "yes" } else { "no" });
+        if let Some(rotation) = rotation {
+            self.add("rotation_block", rotation.block_size.to_string());
+        }
         let activations = match config.activation_quantization {
             ActivationQuantization::Int8PerToken => "int8 per token",
-            ActivationQuantization::None => "not quantised",
+            ActivationQuantization::None => "not quantized",
         };
         self.add("activations", activations);
         let norms = config.norms.projections;
@@ -162,6 +167,7 @@ impl FileFacts {
             self.add("head_dim", "hidden / heads");
         }
         let name = match config.rope.scaling {
+            RopeScaling::None if config.long_rope.is_some() => "longrope",
             RopeScaling::None => "default",
             RopeScaling::Linear { .. } => "linear",
             RopeScaling::Llama3 { .. } => "llama3",

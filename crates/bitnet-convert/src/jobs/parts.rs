@@ -1,0 +1,192 @@
+//! What the jobs of a plan leave: `OUT.parts/`, with a file and a partial certificate of each.
+//!
+//! Invariant: a part counts only if its partial certificate is of this plan and the file has the hash that stands there. Files
+//! and certificates appear whole, the file first, so what a killed job left is never taken for a part.
+
+use crate::plan::{OutputFile, Plan};
+use bitnet_checkpoint::PartialCertificate;
+use bitnet_cli::{Failure, Progress};
+use bitnet_formats::{
+    Artifact, ErrorCode, FileDigest, FormatError, Limits, file_digest, read_file,
+};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Where the jobs of a plan write.
+#[derive(Debug)]
+pub struct Parts {
+    /// `OUT.parts`
+    pub directory: PathBuf,
+    plan_sha256: String,
+}
+
+/// A finished job.
+#[derive(Debug)]
+pub struct Part {
+    pub certificate: PartialCertificate,
+    /// Its file.
+    pub file: FileDigest,
+}
+
+impl Parts {
+    pub fn new(output: &Path, plan_sha256: &str) -> Self {
+        let mut name = output.file_name().unwrap_or_default().to_owned();
+        name.push(".parts");
+        Self {
+            directory: output.with_file_name(name),
+            plan_sha256: plan_sha256.to_owned(),
+        }
+    }
+
+    /// The file of a job. Its ending is none that readers of models open.
+    pub fn file(&self, index: usize) -> PathBuf {
+        self.directory.join(format!("job-{index:05}.part"))
+    }
+
+    fn certificate(&self, index: usize) -> PathBuf {
+        self.directory.join(format!("job-{index:05}.json"))
+    }
+
+    pub fn make_directory(&self) -> Result<(), FormatError> {
+        match fs::create_dir(&self.directory) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+                Err(FormatError::io(&self.directory, &e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn write_certificate(&self, certificate: &PartialCertificate) -> Result<(), FormatError> {
+        let mut artifact = Artifact::create(&self.certificate(certificate.job), true)?;
+        artifact.write(&bitnet_checkpoint::pretty_json(&certificate.to_json()))?;
+        artifact.finish().map(|_| ())
+    }
+
+    /// The part of a job, if it is there and whole.
+    ///
+    /// # Errors
+    /// Those of reading a file that is there.
+    pub fn part(&self, index: usize, planned: &OutputFile) -> Result<Option<Part>, FormatError> {
+        let path = self.certificate(index);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = read_file(&path, Limits::default().certificate_bytes)?;
+        let Ok(value) = serde_json::from_slice::<Value>(&bytes) else {
+            return Ok(None);
+        };
+        let Ok(certificate) = PartialCertificate::from_json(&value) else {
+            return Ok(None);
+        };
+        let name = planned
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let is_of_plan = certificate.plan_sha256 == self.plan_sha256
+            && certificate.job == index
+            && certificate.output.name == name
+            && certificate.output.bytes == planned.header.total;
+        let file = self.file(index);
+        if !is_of_plan || !fs::symlink_metadata(&file).is_ok_and(|m| m.is_file()) {
+            return Ok(None);
+        }
+        let file = file_digest(&file)?;
+        let is_whole =
+            file.bytes == certificate.output.bytes && file.sha256 == certificate.output.sha256;
+        Ok(is_whole.then_some(Part { certificate, file }))
+    }
+
+    /// The parts of all jobs, in order, or the jobs that have none.
+    ///
+    /// # Errors
+    /// As [`part`](Self::part).
+    pub fn all(
+        &self,
+        plan: &Plan,
+        threads: usize,
+        progress: &Progress,
+    ) -> Result<Result<Vec<Part>, Vec<usize>>, FormatError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|e| {
+                FormatError::new(ErrorCode::Io, format!("cannot start threads: {e}")).because(e)
+            })?;
+        let bar = progress.steps("check parts", plan.files.len() as u64);
+        let found: Vec<Option<Part>> = pool.install(|| {
+            let parts = plan.files.par_iter().enumerate();
+            parts
+                .map(|(index, planned)| {
+                    let part = self.part(index, planned);
+                    bar.advance(1);
+                    part
+                })
+                .collect::<Result<_, FormatError>>()
+        })?;
+        bar.finish();
+        let missing = found.iter().enumerate().filter(|(_, part)| part.is_none());
+        let missing: Vec<usize> = missing.map(|(index, _)| index).collect();
+        Ok(match missing.is_empty() {
+            true => Ok(found.into_iter().flatten().collect()),
+            false => Err(missing),
+        })
+    }
+
+    /// Which jobs to run again.
+    pub fn missing(&self, missing: &[usize], plan: &Path) -> Failure {
+        const NAMED: usize = 20;
+        let mut foreign = 0usize;
+        for index in missing {
+            foreign += usize::from(self.certificate(*index).exists());
+        }
+        let numbers: Vec<String> = missing.iter().take(NAMED).map(usize::to_string).collect();
+        let more = match missing.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let mut message = format!(
+            "{}: expected the parts of all jobs, {} are missing: {}{more}",
+            self.directory.display(),
+            missing.len(),
+            numbers.join(", ")
+        );
+        if foreign > 0 {
+            message +=
+                &format!("; of these, {foreign} have a part of another plan, or a damaged one");
+        }
+        let again: Vec<String> = numbers
+            .iter()
+            .map(|number| format!("--index {number}"))
+            .collect();
+        Failure::new(ErrorCode::MissingPart, message).hint(format!(
+            "run bitnet-convert job {} {}",
+            plan.display(),
+            again.join(" ")
+        ))
+    }
+
+    /// Removes the files of the jobs, and the directory if nothing else is in it.
+    ///
+    /// # Errors
+    /// Whatever the operating system refuses.
+    pub fn remove(&self, jobs: usize) -> Result<(), FormatError> {
+        for path in (0..jobs).flat_map(|index| [self.certificate(index), self.file(index)]) {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    return Err(FormatError::io(&path, &e));
+                }
+                _ => {}
+            }
+        }
+        match fs::remove_dir(&self.directory) {
+            Err(e) if e.kind() != ErrorKind::DirectoryNotEmpty => {
+                Err(FormatError::io(&self.directory, &e))
+            }
+            _ => Ok(()),
+        }
+    }
+}

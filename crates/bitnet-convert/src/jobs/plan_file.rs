@@ -1,0 +1,136 @@
+//! The file of a plan, `PLAN.json`.
+//!
+//! Invariant: it says what to convert and how, and nothing that is different on another machine. Every job plans again from
+//! the headers of the source; `plan_sha256` proves that all jobs mean the same.
+
+use crate::args::{Embeddings, SourceArgs};
+use crate::plan::Request;
+use crate::targets::{self, Target};
+use bitnet_cli::{Failure, Location};
+use bitnet_formats::{ErrorCode, FormatError, Limits, ScaleRounding, read_file};
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+/// The version of the file's layout.
+const VERSION: u64 = 1;
+
+/// What a plan says.
+#[derive(Debug, Clone)]
+pub struct PlanFile {
+    pub plan_sha256: String,
+    pub source: PathBuf,
+    pub output: PathBuf,
+    pub target: &'static Target,
+    pub embeddings: Embeddings,
+    pub allow_scale_rounding: bool,
+    pub split_max_size: Option<u64>,
+    pub layout: Option<String>,
+    pub ternary_trained: bool,
+}
+
+/// A path that means the same in every directory; an address stays as it is.
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    if Location::parse(path)?.is_some() {
+        return Ok(path.to_owned());
+    }
+    std::path::absolute(path).map_err(|e| FormatError::io(path, &e).into())
+}
+
+impl PlanFile {
+    /// The JSON of the file, without what is there for readers only.
+    pub fn to_json(&self) -> Value {
+        let embeddings = self.embeddings.to_possible_value();
+        json!({
+            "plan": VERSION,
+            "tool": concat!("bitnet-convert ", env!("CARGO_PKG_VERSION")),
+            "plan_sha256": self.plan_sha256,
+            "source": self.source.display().to_string(),
+            "output": self.output.display().to_string(),
+            "target": self.target.name,
+            "embeddings": embeddings.as_ref().map(|value| value.get_name()),
+            "allow_scale_rounding": self.allow_scale_rounding,
+            "split_max_size": self.split_max_size,
+            "layout": self.layout,
+            "ternary_trained": self.ternary_trained,
+        })
+    }
+
+    /// Reads a plan.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let bytes = read_file(path, Limits::default().certificate_bytes)?;
+        let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
+            FormatError::new(ErrorCode::Malformed, e.to_string())
+                .in_file(path)
+                .hint("use a plan that `bitnet-convert plan` wrote")
+                .because(e)
+        })?;
+        Self::of_json(&value).map_err(|key| {
+            let found: String = value
+                .get(key)
+                .map_or("nothing".to_owned(), Value::to_string)
+                .chars()
+                .take(60)
+                .collect();
+            let message = format!("{}: the key `{key}` of the plan is {found}", path.display());
+            Failure::new(ErrorCode::Malformed, message)
+                .hint("use a plan that `bitnet-convert plan` of this version wrote")
+        })
+    }
+
+    /// Or the first key that is absent or of another form.
+    fn of_json(value: &Value) -> Result<Self, &'static str> {
+        let empty = Map::new();
+        let object = value.as_object().unwrap_or(&empty);
+        let at = |key: &'static str| object.get(key).ok_or(key);
+        let text = |key: &'static str| at(key)?.as_str().ok_or(key);
+        let flag = |key: &'static str| at(key)?.as_bool().ok_or(key);
+        if at("plan")?.as_u64() != Some(VERSION) {
+            return Err("plan");
+        }
+        Ok(Self {
+            plan_sha256: text("plan_sha256")?.to_owned(),
+            source: text("source")?.into(),
+            output: text("output")?.into(),
+            target: targets::by_name(text("target")?).ok_or("target")?,
+            embeddings: Embeddings::from_str(text("embeddings")?, false)
+                .map_err(|_| "embeddings")?,
+            allow_scale_rounding: flag("allow_scale_rounding")?,
+            split_max_size: match at("split_max_size")? {
+                Value::Null => None,
+                size => Some(size.as_u64().ok_or("split_max_size")?),
+            },
+            layout: match at("layout")? {
+                Value::Null => None,
+                name => Some(name.as_str().ok_or("layout")?.to_owned()),
+            },
+            ternary_trained: flag("ternary_trained")?,
+        })
+    }
+
+    /// How the source is read.
+    pub fn how(&self) -> SourceArgs {
+        SourceArgs {
+            layout: self.layout.clone(),
+            against: None,
+            stream: true,
+            ternary_trained: self.ternary_trained,
+        }
+    }
+
+    /// What is asked for.
+    pub fn request(&self) -> Request<'_> {
+        Request {
+            output: &self.output,
+            target: self.target,
+            embeddings: self.embeddings,
+            rounding: match self.allow_scale_rounding {
+                true => ScaleRounding::Allow,
+                false => ScaleRounding::Refuse,
+            },
+            split_max_size: self.split_max_size,
+            // refused when a plan is made
+            unfold: false,
+        }
+    }
+}
