@@ -4,6 +4,7 @@
 //! `formats/report.md`.
 
 use crate::settings::Bounds;
+use crate::share::Share;
 use bitnet_cli::{Failure, GlobalArgs};
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -23,7 +24,8 @@ use std::path::{Path, PathBuf};
     override_usage = "bitnet-verify ARTIFACT --against SRC [--junit FILE]\n       \
                       bitnet-verify ARTIFACT --certificate FILE\n       \
                       bitnet-verify ARTIFACT --logits [--against SRC] [--golden DIR] [--prompts FILE]\n       \
-                      bitnet-verify doctor MODEL [--fix -o OUT]"
+                      bitnet-verify doctor MODEL [--fix -o OUT]\n       \
+                      bitnet-verify merge REPORT..."
 )]
 pub struct Args {
     /// What is done instead of a comparison.
@@ -43,12 +45,23 @@ pub struct Args {
 pub enum Command {
     /// Find faults in a model without a source
     Doctor(DoctorArgs),
+    /// Join the reports of all shares of a comparison
+    Merge(MergeArgs),
+}
+
+/// The reports of all shares.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:\n  bitnet-verify merge share-1.json share-2.json share-3.json")]
+pub struct MergeArgs {
+    /// What `bitnet-verify ARTIFACT --against SRC --shard I/N --json` printed, one file for each share
+    #[arg(value_name = "REPORT", required = true)]
+    pub reports: Vec<PathBuf>,
 }
 
 /// An examination.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct DoctorArgs {
-    /// The model, for example ./model-i2_s.gguf
+    /// The model, for example ./model-i2_s.gguf or hf://OWNER/NAME
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
 
@@ -92,9 +105,9 @@ pub struct DoctorArgs {
 }
 
 /// A comparison.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct CompareArgs {
-    /// The model to verify, for example ./model-i2_s.gguf
+    /// The model to verify, for example ./model-i2_s.gguf or hf://OWNER/NAME/model.gguf
     #[arg(value_name = "ARTIFACT", required = true)]
     pub artifact: Option<PathBuf>,
 
@@ -105,6 +118,19 @@ pub struct CompareArgs {
     /// difference of each tensor: row, column, expected, found.
     #[arg(long, value_name = "SRC")]
     pub against: Option<PathBuf>,
+
+    /// Compare only part I of N of the tensors, for example --shard 2/8
+    ///
+    /// Each tensor is in one share, so N machines share the work. Save what --json prints of each share, and join the
+    /// reports with `bitnet-verify merge REPORT...`. Every share compares the structure and the settings.
+    #[arg(long, value_name = "I/N", value_parser = Share::parse, requires = "against", hide_short_help = true,
+        conflicts_with_all = ["certificate", "logits", "golden", "logits_from", "prompts", "kernel", "junit", "html", "markdown", "baseline"])]
+    pub shard: Option<Share>,
+    /// Read remote models in ranges and store nothing, for example --stream hf://OWNER/NAME --against ./checkpoint
+    ///
+    /// Without this flag, models of the Hub are downloaded into the cache of huggingface_hub.
+    #[arg(long, hide_short_help = true)]
+    pub stream: bool,
 
     /// Compare with a certificate, for example --certificate model.gguf.certificate.json
     ///

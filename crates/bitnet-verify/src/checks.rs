@@ -65,6 +65,7 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
         let checkpoint = &artifact.checkpoint;
         let mut slots: Vec<Slot> = checkpoint.slots_in_file_order();
         slots.retain(|slot| checkpoint.is_ternary(*slot));
+        let slots = subject.shared(slots);
         let bar: Bar = progress.steps("tensors", slots.len() as u64);
         for slot in slots {
             bar.name(slot.to_string());

@@ -14,6 +14,7 @@ mod diagnose;
 mod reference;
 mod report;
 mod settings;
+mod share;
 mod verdict;
 
 pub use args::Args;
@@ -27,17 +28,18 @@ pub use diagnose::fault::{FAULTS, Fault, FaultName};
 pub use reference::divergence::{Divergence, relative_error};
 pub use reference::golden::{self, Golden};
 pub use reference::oracle::{
-    Deviation, Layer, Operator, Oracle, Replayed, Rounding, RowOrder, ScaleAs, Trace,
+    ClampAt, Deviation, Layer, Operator, Oracle, Replayed, Rounding, RowOrder, ScaleAs, Trace,
 };
 pub use reference::other_runtime::OtherRuntime;
 pub use reference::prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};
 pub use reference::thresholds::Thresholds;
 pub use settings::Bounds;
+pub use share::{Share, ShareRecord};
 pub use verdict::{Difference, Findings, Status, Verdict};
 
 use args::{Command, CompareArgs};
 use bitnet_checkpoint::{Certificate, OpenOptions};
-use bitnet_cli::{Console, ExitStatus, Failure, Progress};
+use bitnet_cli::{Console, ExitStatus, Failure, Progress, Reads};
 use bitnet_formats::{Artifact, ErrorCode, FormatError, Inputs, Limits};
 use bitnet_kernels::{Backend, KernelError};
 use reference::{certificate, prompts::read_json};
@@ -48,7 +50,20 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The program.
+/// Runs the program; `args` includes its name. Results go to stdout (`out`), messages to stderr (`err`).
+///
+/// ```
+/// # use std::ffi::OsString;
+/// use bitnet_cli::ExitStatus;
+///
+/// let model = "../../tests/fixtures/demo/packed";
+/// let (mut out, mut err) = (Vec::new(), Vec::new());
+/// let args = ["bitnet-verify", "doctor", model, "--json"].map(OsString::from);
+/// let status = bitnet_verify::run(args.into_iter(), &mut out, &mut err);
+/// assert_eq!(status, ExitStatus::Done);
+/// let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
+/// assert_eq!(report["status"], "sound");
+/// ```
 pub fn run(
     args: impl Iterator<Item = OsString>,
     out: &mut dyn Write,
@@ -62,8 +77,14 @@ pub fn run(
     let threads = args.global.thread_count();
     let result = match &args.command {
         Some(Command::Doctor(doctor)) => {
-            doctor::run(doctor, &mut console, threads, &compare_with_certificate)
+            let mut doctor = doctor.clone();
+            let models = [&mut doctor.model];
+            // held until the examination is over
+            bitnet_cli::locate_all(models, Reads::Whole, &mut console).and_then(|_held| {
+                doctor::run(&doctor, &mut console, threads, &compare_with_certificate)
+            })
         }
+        Some(Command::Merge(merge)) => share::merge(&merge.reports, &mut console),
         None => work(&args.compare, threads, &mut console),
     };
     console.finish(result)
@@ -75,6 +96,16 @@ fn work(
     console: &mut Console<'_>,
 ) -> Result<ExitStatus, Failure> {
     let started = Instant::now();
+    let named = args;
+    let mut located = args.clone();
+    let models = [&mut located.artifact, &mut located.against];
+    let reads = match args.stream {
+        true => Reads::Ranges,
+        false => Reads::Whole,
+    };
+    // held until the report is written
+    let _held = bitnet_cli::locate_all(models.into_iter().flatten(), reads, console)?;
+    let args = &located;
     check_report_paths(args)?;
     let (bounds, file) = Bounds::read(args.config.as_deref())?;
     if let Some(file) = &file {
@@ -84,7 +115,7 @@ fn work(
     let progress = Progress::new(console);
     let report = verify(args, &bounds, threads, &progress);
     progress.clear();
-    write_reports(args, &bounds, &report, started.elapsed())?;
+    write_reports(named, &bounds, &report, started.elapsed())?;
     let report = report?;
     console.line(text::of(&report).trim_end())?;
     let mut object = json::of(&report);
@@ -256,7 +287,8 @@ fn verify(
         kernels: &kernels,
         thresholds: &thresholds,
         figures: args.html.is_some(),
-        padding: args.against.is_some(),
+        padding: args.against.is_some() && args.shard.is_none(),
+        share: args.shard,
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| {

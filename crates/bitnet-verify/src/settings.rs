@@ -24,7 +24,7 @@ pub struct Bounds {
     #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub max_linear_error: Option<f64>,
 
-    /// Relative error that more than half of the layers stay below [default: 2e-6]
+    /// Relative error that more than half of the tokens behind layers stay below [default: 2e-6]
     #[arg(long, value_name = "X", value_parser = bound, allow_hyphen_values = true, hide_short_help = true)]
     pub typical_layer_error: Option<f64>,
 

@@ -8,6 +8,7 @@ use crate::reference::golden::Golden;
 use crate::reference::other_runtime::OtherRuntime;
 use crate::reference::prompts::Prompt;
 use crate::reference::thresholds::Thresholds;
+use crate::share::Share;
 use bitnet_checkpoint::{Certificate, Checkpoint, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
@@ -73,6 +74,8 @@ pub struct Subject<'a> {
     pub figures: bool,
     /// Whether the report is to name the bits that no reader uses.
     pub padding: bool,
+    /// Which part of the tensors to compare, if not all.
+    pub share: Option<Share>,
 }
 
 impl<'a> Subject<'a> {
@@ -90,7 +93,19 @@ impl<'a> Subject<'a> {
             thresholds,
             figures: false,
             padding: false,
+            share: None,
         }
+    }
+
+    /// Those of the slots that are compared.
+    pub(super) fn shared(&self, slots: Vec<Slot>) -> Vec<Slot> {
+        let Some(share) = self.share else {
+            return slots;
+        };
+        let numbered = slots.into_iter().enumerate();
+        numbered
+            .filter_map(|(position, slot)| share.contains(position).then_some(slot))
+            .collect()
     }
 
     /// What is expected and what was found.

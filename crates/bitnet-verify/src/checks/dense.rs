@@ -10,7 +10,7 @@ use super::unlike::Unlike;
 use crate::blocks::{block_rows, row_bytes, widen};
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::verdict::{Difference, Findings};
-use bitnet_checkpoint::{Checkpoint, Slot};
+use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
 use bitnet_formats::FormatError;
 use rayon::prelude::*;
 
@@ -40,11 +40,9 @@ impl Running for Dense {
             return;
         };
         let (mut tensors, mut values) = (0, 0);
-        for slot in artifact
-            .slots()
-            .into_iter()
-            .filter(|slot| !artifact.is_ternary(*slot))
-        {
+        let mut slots = artifact.slots();
+        slots.retain(|slot| !artifact.is_ternary(*slot));
+        for slot in subject.shared(slots) {
             tensors += 1;
             match compare(source, artifact, slot) {
                 Ok((compared, differing, text)) => {
@@ -55,6 +53,10 @@ impl Running for Dense {
                     if let Some(text) = text {
                         let kind = match slot {
                             Slot::OutputHead => FaultName::OutputHead,
+                            _ if is_offset(source, artifact, slot) => match slot {
+                                Slot::Layer(_, LayerSlot::GatedNorm) => FaultName::GatedNormOffset,
+                                _ => FaultName::NormOffset,
+                            },
                             _ => FaultName::ChangedValues,
                         };
                         report.fault(Fault::at(kind, CHECK.name, slot, text.clone()));
@@ -64,11 +66,48 @@ impl Running for Dense {
                 Err(error) => findings.unreadable(slot.to_string(), &error),
             }
         }
+        tensors += compare_carried(source, artifact, &mut findings);
         let compared = format!("{values} values of {tensors} tensors");
         report
             .checks
             .push(findings.into_verdict(CHECK.name, compared));
     }
+}
+
+/// Compares the bytes of parts that are not computed, as far as the artifact has them; how many tensors.
+fn compare_carried(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Findings) -> usize {
+    for info in &artifact.carried {
+        let Some(of) = source.carried.iter().find(|of| of.name == info.name) else {
+            findings.different(&info.name, "expected no tensor of this name, found one");
+            continue;
+        };
+        let same = (of.encoding, &of.shape) == (info.encoding, &info.shape);
+        match (source.file.read(of), artifact.file.read(info)) {
+            (Ok(expected), Ok(found)) if same && expected == found => {}
+            (Ok(_), Ok(_)) => {
+                findings.different(&info.name, "expected the source's bytes, found others")
+            }
+            (Err(error), _) | (_, Err(error)) => findings.unreadable(&info.name, &error),
+        }
+    }
+    artifact.carried.len()
+}
+
+/// Whether a vector of one side is that of the other with 1 added or taken away everywhere.
+fn is_offset(source: &Checkpoint, artifact: &Checkpoint, slot: Slot) -> bool {
+    let values = |checkpoint: &Checkpoint| -> Option<Vec<f32>> {
+        let tensor = checkpoint.dense(slot).ok()?;
+        let [len] = *tensor.shape else { return None };
+        widen(&tensor, &tensor.bytes, len).ok()
+    };
+    let (Some(e), Some(f)) = (values(source), values(artifact)) else {
+        return false;
+    };
+    let by = |offset: f32| {
+        let mut pairs = e.iter().zip(&f);
+        e.len() == f.len() && pairs.all(|(e, f)| (f - e - offset).abs() <= 1e-6)
+    };
+    by(1.0) || by(-1.0)
 }
 
 /// How many values of a block differ, and the first: index, expected, found.
@@ -98,7 +137,7 @@ fn compare(
             row_bytes(&s, rows, start, end),
             row_bytes(&a, rows, start, end),
         );
-        let same_meaning = (s.encoding, s.plus_one) == (a.encoding, a.plus_one);
+        let same_meaning = (s.encoding, s.meaning) == (a.encoding, a.meaning);
         if same_meaning && s_bytes == a_bytes {
             return Ok((0, None));
         }

@@ -13,9 +13,11 @@ use super::unlike::Unlike;
 use super::{dense, scales, trits};
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::diagnose::naming::{of_digest, of_scales};
+use crate::share::{ShareRecord, identity, lines};
 use crate::verdict::{Findings, Verdict};
 use bitnet_checkpoint::{
-    Certificate, Certified, Checkpoint, FileRecord, Slot, TernaryHasher, TextDigest, trit_sha256,
+    Certificate, Certified, Checkpoint, FileRecord, Slot, TensorDigest, TernaryHasher, TextDigest,
+    trit_sha256,
 };
 use bitnet_formats::{FormatError, Sha256Stream, Source};
 use bitnet_ternary::TernaryMatrix;
@@ -47,18 +49,20 @@ impl Running for Digests {
 
     fn ternary(&mut self, pair: &Pair<'_>, subject: &Subject<'_>) {
         let name = pair.slot.to_string();
+        let add = |hasher: &mut TernaryHasher, matrix: &TernaryMatrix, side: Side<'_>| {
+            hasher.insert(TensorDigest::of(&name, matrix).in_place(side.config(), pair.slot));
+        };
         let (artifact, source) = (&mut self.artifact, &mut self.source);
         rayon::join(
             || {
-                pair.artifact
-                    .as_ref()
-                    .ok()
-                    .map(|matrix| artifact.add(&name, matrix))
+                if let Ok(matrix) = pair.artifact {
+                    add(artifact, matrix, subject.artifact);
+                }
             },
             || {
-                pair.source
-                    .and_then(|s| s.as_ref().ok())
-                    .map(|matrix| source.add(&name, matrix))
+                if let (Some(Ok(matrix)), Some(side)) = (pair.source, subject.source) {
+                    add(source, matrix, side);
+                }
             },
         );
         if let (Some(certificate), Ok(matrix)) = (subject.certificate, pair.artifact) {
@@ -81,6 +85,25 @@ impl Running for Digests {
         std::mem::take(&mut self.faults)
             .into_iter()
             .for_each(|fault| report.fault(fault));
+        if let (Some(share), Some((source, artifact))) = (subject.share, subject.models()) {
+            let identities = [identity(artifact), identity(source)];
+            let [Ok(artifact_is), Ok(source_is)] = identities else {
+                return;
+            };
+            let slots = artifact.slots().into_iter();
+            let record = ShareRecord {
+                share,
+                linears: slots.filter(|slot| artifact.is_ternary(*slot)).count(),
+                models: [artifact_is, source_is],
+                lines: [lines(&self.artifact), lines(&self.source)],
+            };
+            let compared = format!("{} of {} linears", record.lines[0].len(), record.linears);
+            report.share = Some(record);
+            report
+                .checks
+                .push(self.findings.into_verdict(CHECK.name, compared));
+            return;
+        }
         let found = self.artifact.finish();
         if subject.source.is_some() && !self.incomplete {
             self.findings

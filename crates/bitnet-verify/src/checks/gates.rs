@@ -12,12 +12,14 @@ mod answer;
 mod codes;
 mod embeddings;
 mod end_to_end;
+mod experts;
 mod teacher_forced;
 
 pub use answer::Answer;
 pub use codes::{check_codes, name_codes};
 pub use embeddings::{Distance, Embeddings, embeddings};
 pub use end_to_end::{EndToEnd, GreedyMiss, Nll, WrongLength, end_to_end, nll};
+pub use experts::{Chosen, Experts, experts};
 pub use teacher_forced::{LayerErrors, layers, linear_violations, linears};
 
 use crate::reference::golden::Golden;

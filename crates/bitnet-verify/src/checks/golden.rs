@@ -1,7 +1,7 @@
 //! Whether the runtime comes as close to transformers as two correct implementations do.
 //!
 //! Invariant: the five gates of `formats/numerics.md`, each a row of the report; a gate whose record
-//! is absent is skipped, not passed. What does not hold is then explained, as far as it can be.
+//! is absent is skipped, not passed. A gate that does not hold is then explained if possible.
 
 mod codes;
 mod tokens;
@@ -191,6 +191,17 @@ fn forward(
         );
         report.layers = Some(("from the recorded hidden state", errors.layers));
         Ok(Some(compared))
+    });
+    gate(report, "golden-experts", |findings, _| {
+        let measured = gates::experts(golden, |tokens| runtime.routing(tokens))?;
+        let is_recorded = !golden.routing.is_empty();
+        findings.extend(measured.differences.iter().cloned());
+        Ok(is_recorded.then(|| {
+            format!(
+                "{} choices of experts, weights within {:.1e}, {} tokens with a tie",
+                measured.equal, measured.weight, measured.ties
+            )
+        }))
     });
     gate(report, "golden-embeddings", |findings, _| {
         let measured = gates::embeddings(golden, |tokens| runtime.embed(tokens))?;

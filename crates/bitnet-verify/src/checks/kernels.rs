@@ -124,7 +124,7 @@ fn other_product(kernel: &str, rows: usize, (expected, found): (&[f32], &[f32]))
     ))
 }
 
-/// `(TOKENS, cols)` activations that quantise to themselves: whole numbers whose largest magnitude
+/// `(TOKENS, cols)` activations that quantize to themselves: whole numbers whose largest magnitude
 /// is 127. The first tokens agree with the signs of the first and last row, which makes their dots
 /// as large as they get; the others are random.
 fn activations(matrix: &TernaryMatrix, seed: u64) -> Vec<f32> {

@@ -7,14 +7,14 @@
 use super::check::{Check, Running, Subject};
 use super::report::{ComparedLogits, Report};
 use super::side::{Input, Side};
-use crate::checks::gates::{Answer, LayerErrors};
+use crate::checks::gates::{Answer, Chosen, LayerErrors};
 use crate::reference::divergence::{Divergence, relative_error};
 use crate::reference::oracle::Oracle;
 use crate::verdict::{Findings, Verdict};
 use bitnet_checkpoint::{Checkpoint, Pooling, Slot};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
-use bitnet_model::{LoadOptions, Logits, Model, TilesIn};
+use bitnet_model::{LoadOptions, Logits, Model, Routing, TilesIn};
 use sha2::{Digest, Sha256};
 
 pub(super) const CHECK: Check = Check {
@@ -52,6 +52,20 @@ impl Runtime {
     /// One layer on the residual stream of positions `0..tokens`.
     pub(super) fn layer(&self, layer: usize, hidden: &[f32], tokens: usize) -> Answer {
         self.0.layer(layer, hidden, tokens)
+    }
+
+    /// The experts of every token of a text, layer by layer.
+    pub(super) fn routing(&self, tokens: &[u32]) -> Result<Vec<Vec<Chosen>>, FormatError> {
+        let of_row = |routing: &Routing, row| {
+            let choices = routing.row(row).iter();
+            choices.map(|c| (c.expert, c.weight)).collect::<Chosen>()
+        };
+        let of_layer = |routing: Option<Routing>| {
+            routing.map_or_else(Vec::new, |routing| {
+                (0..tokens.len()).map(|row| of_row(&routing, row)).collect()
+            })
+        };
+        Ok(self.0.routing(tokens)?.into_iter().map(of_layer).collect())
     }
 
     /// The vector of a text, by the model's own pooling.

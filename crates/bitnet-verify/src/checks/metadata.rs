@@ -15,10 +15,11 @@ use super::side::Side;
 use crate::diagnose::fault::Fault;
 use crate::verdict::Findings;
 use bitnet_checkpoint::{
-    ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, Pooling, Quantization,
-    RopeScaling, Slot, TILES_FORMAT,
+    ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, Hybrid, Pooling, Quantization,
+    RopeScaling, Rotation, Slot, TILES_FORMAT,
 };
 use bitnet_formats::{Container, MetaValue, Safetensors};
+use sha2::{Digest, Sha256};
 use tokenizers::compare_tokenizers;
 
 pub(super) const CHECK: Check = Check {
@@ -121,12 +122,18 @@ fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         max_position_embeddings,
         rms_norm_eps,
         rope,
+        rotary_dim,
         hidden_act,
         attn_sub_norm,
         ffn_sub_norm,
         norms,
+        biases,
+        long_rope,
         factors,
         sliding,
+        hybrid,
+        rotation,
+        experts,
         pooling,
         embedding: pipeline,
         tie_word_embeddings,
@@ -160,6 +167,7 @@ fn wiring(config: &Config) -> Vec<(&'static str, String)> {
     };
     let ExtraNorms {
         heads,
+        heads_after_rope,
         projections,
         branches,
     } = norms;
@@ -180,6 +188,9 @@ fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         ("attn_sub_norm", attn_sub_norm.to_string()),
         ("ffn_sub_norm", ffn_sub_norm.to_string()),
         ("head_norms", heads.to_string()),
+        ("norms_after_rope", heads_after_rope.to_string()),
+        ("biases", biases.to_string()),
+        ("long_rope", format!("{long_rope:?}")),
         ("projection_norms", projections.to_string()),
         ("branch_norms", branches.to_string()),
         ("embedding_factor", format!("{embedding:e}")),
@@ -194,6 +205,29 @@ fn wiring(config: &Config) -> Vec<(&'static str, String)> {
             sliding
                 .as_ref()
                 .map_or("none".to_owned(), |window| format!("{window:?}")),
+        ),
+        (
+            "linear_attention",
+            hybrid
+                .as_ref()
+                .map_or("none".to_owned(), layers_with_a_state),
+        ),
+        (
+            "rotary_dim",
+            hybrid
+                .as_ref()
+                .map_or(*rotary_dim, |hybrid| hybrid.rotary_dim)
+                .to_string(),
+        ),
+        (
+            "experts",
+            experts
+                .as_ref()
+                .map_or("none".to_owned(), |experts| format!("{experts:?}")),
+        ),
+        (
+            "rotation",
+            rotation.as_deref().map_or("none".to_owned(), rotation_text),
         ),
         (
             "pooling",
@@ -226,6 +260,58 @@ fn wiring(config: &Config) -> Vec<(&'static str, String)> {
         ),
         ("eos_token_id", format!("{eos:?}")),
     ]
+}
+
+/// Which layers have a recurrent state, and which heads they have. Sections of rotary frequencies change nothing in a
+/// text.
+fn layers_with_a_state(hybrid: &Hybrid) -> String {
+    let Hybrid {
+        delta,
+        recurrent,
+        rotary_dim: _,
+        rope_sections: _,
+    } = hybrid;
+    let letters = recurrent.iter().map(|r| if *r { 'l' } else { 'f' });
+    format!(
+        "linear (l) and full (f) layers {}, {} key heads of {}, {} value heads of {}, {} taps",
+        letters.collect::<String>(),
+        delta.key_heads,
+        delta.key_dim,
+        delta.value_heads,
+        delta.value_dim,
+        delta.conv_kernel,
+    )
+}
+
+/// The first digits of a hash, to tell texts apart.
+fn short_sha256(bytes: &[u8]) -> String {
+    let mut digits = bitnet_formats::hex(&Sha256::digest(bytes));
+    digits.truncate(8);
+    digits
+}
+
+/// A rotation as text: equal texts are equal rotations.
+fn rotation_text(rotation: &Rotation) -> String {
+    let signs = rotation.signs.iter().map(|(width, signs)| {
+        let bytes: Vec<u8> = signs.iter().map(|sign| sign.to_le_bytes()[0]).collect();
+        format!("{width}: {}", short_sha256(&bytes))
+    });
+    let signs = match rotation.signs.is_empty() {
+        true => "no signs".to_owned(),
+        false => format!("signs {}", signs.collect::<Vec<_>>().join(", ")),
+    };
+    let names: Vec<String> = rotation.folded.iter().map(ToString::to_string).collect();
+    let names = short_sha256(names.join(" ").as_bytes());
+    format!(
+        "blocks of {}, {signs}, {} matrices ({names}){}",
+        rotation.block_size,
+        rotation.folded.len(),
+        if rotation.embeddings {
+            ", embeddings"
+        } else {
+            ""
+        },
+    )
 }
 
 /// Values of `format` in the metadata of safetensors that transformers loads; metadata without it, too, it

@@ -46,7 +46,8 @@ pub(crate) fn padding(
                     Entry::Occupied(entry) => entry.into_mut(),
                     Entry::Vacant(entry) => {
                         let limit = Limits::default().side_file_bytes;
-                        entry.insert(read_file(&unread.file, limit)?.into())
+                        let text: Bytes = read_file(&unread.file, limit)?.into();
+                        entry.insert(text)
                     }
                 };
                 all.slice(range).unwrap_or_default()

@@ -7,6 +7,7 @@ use super::padding::Padding;
 use super::unlike::Unlike;
 use crate::diagnose::fault::Fault;
 use crate::reference::divergence::Divergence;
+use crate::share::ShareRecord;
 use crate::verdict::{Status, Verdict};
 
 /// Logits and what they were compared with.
@@ -46,6 +47,8 @@ pub struct Report {
     pub padding: Vec<Padding>,
     /// How much of the two sides differs.
     pub unlike: Unlike,
+    /// What a run over a part of the tensors says of the whole.
+    pub share: Option<ShareRecord>,
 }
 
 impl Report {

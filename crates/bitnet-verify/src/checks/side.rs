@@ -102,7 +102,9 @@ impl<'a> Side<'a> {
                 let digest = |slot: Slot| {
                     let name = slot.to_string();
                     let matrix = checkpoint.ternary(slot);
-                    let digest = matrix.map(|matrix| TensorDigest::of(&name, &matrix));
+                    let digest = matrix.map(|matrix| {
+                        TensorDigest::of(&name, &matrix).in_place(&checkpoint.config, slot)
+                    });
                     (name, digest)
                 };
                 slots.into_iter().map(digest).collect()

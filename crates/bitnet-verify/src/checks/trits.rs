@@ -5,10 +5,13 @@
 use super::check::{Check, Pair, Running, Subject};
 use super::report::Report;
 use super::side::{self, Side};
-use crate::diagnose::fault::Fault;
-use crate::diagnose::naming::of_trits;
+use crate::diagnose::fault::{Fault, FaultName};
+use crate::diagnose::naming::{of_heads, of_trits};
+use crate::reference::golden::codes_sha256;
 use crate::verdict::{Findings, Verdict};
 use bitnet_checkpoint::{LayerSlot, Slot, TensorDigest};
+use bitnet_ternary::TernaryMatrix;
+use std::collections::{BTreeMap, HashMap};
 
 pub(super) const CHECK: Check = Check {
     name: "trits",
@@ -27,6 +30,8 @@ struct Trits {
     faults: Vec<Fault>,
     tensors: usize,
     trits: usize,
+    /// Experts that differ: their place, and the hashes of what was expected and found.
+    experts: Vec<(Slot, String, String)>,
     /// Trits that differ and trits, of each linear that was compared.
     compared: Vec<(usize, usize)>,
 }
@@ -76,8 +81,16 @@ impl Running for Trits {
             );
             self.findings.different(place, text);
         }
+        if matches!(pair.slot, Slot::Layer(_, LayerSlot::Expert(..))) {
+            let hash = |m: &TernaryMatrix| codes_sha256(m.trits());
+            self.experts.push((pair.slot, hash(source), hash(artifact)));
+        }
         let head_dim = rotated(pair.slot, subject);
-        let (kind, what) = of_trits(source, artifact, head_dim);
+        let order = subject
+            .models()
+            .and_then(|(source, _)| source.family.gguf_order(&source.config, pair.slot));
+        let (kind, what) = of_heads(source, artifact, order)
+            .unwrap_or_else(|| of_trits(source, artifact, head_dim));
         self.faults
             .push(Fault::at(kind, CHECK.name, pair.slot, what));
     }
@@ -92,14 +105,48 @@ impl Running for Trits {
         for (differing, trits) in &self.compared {
             report.unlike.linear(*differing, *trits);
         }
+        let moved = moved_experts(&self.experts);
+        let is_moved = |fault: &Fault| fault.slot.is_some_and(|slot| moved.contains_key(&slot));
         self.faults
             .into_iter()
+            .filter(|fault| !is_moved(fault))
             .for_each(|fault| report.fault(fault));
+        for (slot, what) in moved {
+            report.fault(Fault::at(
+                FaultName::PermutedExperts,
+                CHECK.name,
+                slot,
+                what,
+            ));
+        }
         let compared = format!("{} trits of {} linears", self.trits, self.tensors);
         report
             .checks
             .push(self.findings.into_verdict(CHECK.name, compared));
     }
+}
+
+/// Experts that are others of their layer, in the order of the network.
+fn moved_experts(experts: &[(Slot, String, String)]) -> BTreeMap<Slot, String> {
+    let kind = |slot: Slot| match slot {
+        Slot::Layer(layer, LayerSlot::Expert(expert, linear)) => Some((layer, linear, expert)),
+        _ => None,
+    };
+    let mut expected = HashMap::new();
+    for (slot, hash, _) in experts {
+        if let Some((layer, linear, expert)) = kind(*slot) {
+            expected.insert((layer, linear, hash.as_str()), expert);
+        }
+    }
+    let moved = experts.iter().filter_map(|(slot, _, found)| {
+        let (layer, linear, own) = kind(*slot)?;
+        let other = expected.get(&(layer, linear, found.as_str()))?;
+        Some((
+            *slot,
+            format!("expected expert {own}, found expert {other}"),
+        ))
+    });
+    moved.collect()
 }
 
 /// The width of a head, for linears whose rows are rotated in pairs.

@@ -51,6 +51,8 @@ pub(crate) fn run(
     if let Some(output) = &args.output {
         repair::refuse_to_replace(&args.model, output, args.force)?;
     }
+    // a directory is never repaired
+    let before = bitnet_formats::Input::of(&args.model).ok();
     let progress = Progress::new(console);
     let examined = pool.install(|| examine(&args.model, args, compare, &progress));
     progress.clear();
@@ -61,7 +63,7 @@ pub(crate) fn run(
             return Err(Failure::usage("--fix writes a copy").hint("name it: -o FIXED.gguf"));
         };
         let repairs: Vec<Repair> = findings.iter().filter_map(|f| f.repair.clone()).collect();
-        let written = repair::write(&args.model, &repairs, output, args.force)?;
+        let written = repair::write(&args.model, before.as_ref(), &repairs, output, args.force)?;
         // what is left is what the copy still has
         let progress = Progress::new(console);
         findings = pool.install(|| examine(output, args, compare, &progress))?;

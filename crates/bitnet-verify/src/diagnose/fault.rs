@@ -9,20 +9,32 @@ use bitnet_checkpoint::{LayerSlot, Slot};
 /// The name of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultName {
-    /// another activation function in the MLP (SiLU in place of ReLU²)
+    /// the MLP uses another activation function (SiLU instead of ReLU²)
     ActivationFunction,
     /// `attn_sub_norm` or `ffn_sub_norm` is on one side only
     MissingSubNorm,
     /// another norm is left out
     MissingNorm,
+    /// biases of q, k and v are left out
+    MissingBias,
     /// another epsilon in the norms
     NormEps,
     /// another base of the rotary frequencies
     RopeTheta,
     /// rotary frequencies scaled on one side only, or otherwise
     RopeScaling,
-    /// neighbours are rotated together in place of halves
+    /// RoPE rotates adjacent elements instead of halves
     RopePairs,
+    /// one side rotates layers that have no rotary positions, or the reverse
+    FullLayerRope,
+    /// heads are normed on the other side of the rotation
+    NormRopeOrder,
+    /// the bound of experts stands behind the activation function, or is missing
+    ExpertClamp,
+    /// weights of experts are divided by their sum on one side only
+    ExpertWeights,
+    /// experts have changed places
+    PermutedExperts,
     /// rows of q or k in GGUF's paired order where the checkpoint's is expected, or the reverse
     PermutedRows,
     /// a scale is used as its inverse
@@ -31,15 +43,15 @@ pub enum FaultName {
     F16Scale,
     /// a scale is rounded to bf16
     Bf16Scale,
-    /// a scale is another one
+    /// a scale has another value
     ChangedScale,
-    /// two blocks of trits have changed places
+    /// two blocks of trits are swapped
     SwappedTrits,
     /// every trit has the other sign
     NegatedTrits,
     /// as many trits of each kind, in other places
     MovedTrits,
-    /// other trits
+    /// trits have other values
     ChangedTrits,
     /// other values in a norm or in the embeddings
     ChangedValues,
@@ -53,6 +65,28 @@ pub enum FaultName {
     PreTokenizer,
     /// text becomes other tokens, and no known pre-tokenizer explains it
     Tokenizer,
+    /// norms that store `w` and mean `1 + w` are used without the 1, or with it twice
+    NormOffset,
+    /// the gated norm of a Gated DeltaNet has 1 added to its gain
+    GatedNormOffset,
+    /// value heads read other key heads: grouped in checkpoints, tiled in GGUF
+    HeadPairing,
+    /// the taps of the convolution are in reverse order: the last one is the current token's
+    ReversedTaps,
+    /// queries of a Gated DeltaNet are not divided by the root of their width
+    UnscaledQuery,
+    /// the state of a Gated DeltaNet is read before it is updated
+    EarlyOutput,
+    /// the correction of a Gated DeltaNet is computed from the state before its decay
+    EarlyPrediction,
+    /// another number of dimensions of a head is rotated
+    RotaryDim,
+    /// columns of `out_proj` are left in GGUF's tiled order of value heads
+    TiledColumns,
+    /// rows of `q_proj` are split in halves: queries and gates alternate head by head
+    GateRows,
+    /// the output gate of attention is left out
+    OutputGate,
     /// activations become integers in another way (halves upwards in place of to even)
     ActivationRounding,
     /// activations are quantised on one side only
@@ -95,14 +129,15 @@ const fn row(
 const WIRING: &str = "compare config.json of the source, general.architecture and the keys of the file; convert again";
 const RUNTIME: &str =
     "if the file has the source's settings, the program that computed the record is wrong";
+const HEADS: &str = "permute value heads once on the way into GGUF (rows and the columns of out_proj), and undo it once";
 const WEIGHTS: &str = "convert again from the source and compare with --against";
 
 /// Every fault that has a name, in the order of their declaration, which is also that of `formats/report.md`.
-pub static FAULTS: [Row; 27] = [
+pub static FAULTS: [Row; 44] = [
     row(
         FaultName::ActivationFunction,
         "activation-function",
-        "another activation function in the MLP (SiLU in place of ReLU²)",
+        "the MLP uses another activation function (SiLU instead of ReLU²)",
         WIRING,
     ),
     row(
@@ -114,37 +149,73 @@ pub static FAULTS: [Row; 27] = [
     row(
         FaultName::MissingNorm,
         "missing-norm",
-        "another norm is left out",
+        "another norm is missing",
         WIRING,
+    ),
+    row(
+        FaultName::MissingBias,
+        "missing-bias",
+        "biases of q, k and v are left out",
+        "convert again with a program that writes the `.bias` tensors of q, k and v",
     ),
     row(
         FaultName::NormEps,
         "norm-eps",
-        "another epsilon in the norms",
+        "the norms use another epsilon",
         WIRING,
     ),
     row(
         FaultName::RopeTheta,
         "rope-theta",
-        "another base of the rotary frequencies",
+        "the rotary frequencies have another base",
         WIRING,
     ),
     row(
         FaultName::RopeScaling,
         "rope-scaling",
-        "rotary frequencies scaled on one side only, or otherwise",
+        "the rotary frequencies are scaled on one side only, or differently",
         WIRING,
     ),
     row(
         FaultName::RopePairs,
         "rope-pairs",
-        "neighbours are rotated together in place of halves",
+        "RoPE rotates adjacent elements instead of halves",
         RUNTIME,
+    ),
+    row(
+        FaultName::FullLayerRope,
+        "full-layer-rope",
+        "one side rotates layers that have no rotary positions, or the reverse",
+        WIRING,
+    ),
+    row(
+        FaultName::NormRopeOrder,
+        "norm-rope-order",
+        "heads are normed on the other side of the rotation",
+        "general.architecture decides: `hunyuan-dense` rotates first, `qwen3` norms first",
+    ),
+    row(
+        FaultName::ExpertClamp,
+        "expert-clamp",
+        "the bound of experts stands behind the activation function, or is missing",
+        WIRING,
+    ),
+    row(
+        FaultName::ExpertWeights,
+        "expert-weights",
+        "weights of experts are divided by their sum on one side only",
+        WIRING,
+    ),
+    row(
+        FaultName::PermutedExperts,
+        "permuted-experts",
+        "experts have changed places",
+        "stack experts in the order of their numbers: 2 comes before 10",
     ),
     row(
         FaultName::PermutedRows,
         "permuted-rows",
-        "rows of q or k in GGUF's paired order where the checkpoint's is expected, or the reverse",
+        "rows of q or k have GGUF's paired order instead of the checkpoint's, or the reverse",
         "rows are paired for architecture `llama` in GGUF only: permute once, and undo it once",
     ),
     row(
@@ -168,13 +239,13 @@ pub static FAULTS: [Row; 27] = [
     row(
         FaultName::ChangedScale,
         "changed-scale",
-        "a scale is another one",
+        "a scale has another value",
         WEIGHTS,
     ),
     row(
         FaultName::SwappedTrits,
         "swapped-trits",
-        "two blocks of trits have changed places",
+        "two blocks of trits are swapped",
         WEIGHTS,
     ),
     row(
@@ -186,25 +257,25 @@ pub static FAULTS: [Row; 27] = [
     row(
         FaultName::MovedTrits,
         "moved-trits",
-        "as many trits of each kind, in other places",
+        "the counts of -1, 0 and +1 are equal, their places differ",
         WEIGHTS,
     ),
     row(
         FaultName::ChangedTrits,
         "changed-trits",
-        "other trits",
+        "trits have other values",
         WEIGHTS,
     ),
     row(
         FaultName::ChangedValues,
         "changed-values",
-        "other values in a norm or in the embeddings",
+        "a norm or the embeddings have other values",
         WEIGHTS,
     ),
     row(
         FaultName::OutputHead,
         "output-head",
-        "another output head: tied where it has its own, or a head that is not the embeddings",
+        "the output head differs: one side ties it to the embeddings and the other does not, or the head is not the embeddings",
         "a tied model has no head of its own: leave output.weight away, or give the source's",
     ),
     row(
@@ -216,49 +287,115 @@ pub static FAULTS: [Row; 27] = [
     row(
         FaultName::LeadingToken,
         "leading-token",
-        "the token in front of a text is missing, added or another one",
+        "the first token of a text is missing, added or different",
         "compare tokenizer.ggml.add_bos_token and the post-processor of tokenizer.json",
     ),
     row(
         FaultName::PreTokenizer,
         "pre-tokenizer",
-        "text is cut into words in another way",
+        "the pre-tokenizer splits text differently",
         "set tokenizer.ggml.pre to the word named",
     ),
     row(
         FaultName::Tokenizer,
         "tokenizer",
-        "text becomes other tokens, and no known pre-tokenizer explains it",
+        "text gives other tokens, and no known pre-tokenizer explains the difference",
         "take the tokenizer files of the source",
+    ),
+    row(
+        FaultName::NormOffset,
+        "norm-offset",
+        "norms that store `w` and mean `1 + w` are used without the 1, or with it twice",
+        WIRING,
+    ),
+    row(
+        FaultName::GatedNormOffset,
+        "gated-norm-offset",
+        "the gated norm of a Gated DeltaNet has 1 added to its gain",
+        WIRING,
+    ),
+    row(
+        FaultName::HeadPairing,
+        "head-pairing",
+        "value heads read other key heads: grouped in checkpoints, tiled in GGUF",
+        HEADS,
+    ),
+    row(
+        FaultName::ReversedTaps,
+        "reversed-taps",
+        "the taps of the convolution are in reverse order: the last one is the current token's",
+        RUNTIME,
+    ),
+    row(
+        FaultName::UnscaledQuery,
+        "unscaled-query",
+        "queries of a Gated DeltaNet are not divided by the root of their width",
+        RUNTIME,
+    ),
+    row(
+        FaultName::EarlyOutput,
+        "early-output",
+        "the state of a Gated DeltaNet is read before it is updated",
+        RUNTIME,
+    ),
+    row(
+        FaultName::EarlyPrediction,
+        "early-prediction",
+        "the correction of a Gated DeltaNet is computed from the state before its decay",
+        RUNTIME,
+    ),
+    row(
+        FaultName::RotaryDim,
+        "rotary-dim",
+        "another number of dimensions of a head is rotated",
+        WIRING,
+    ),
+    row(
+        FaultName::TiledColumns,
+        "tiled-columns",
+        "columns of `out_proj` are left in GGUF's tiled order of value heads",
+        HEADS,
+    ),
+    row(
+        FaultName::GateRows,
+        "gate-rows",
+        "rows of `q_proj` are split in halves: queries and gates alternate head by head",
+        RUNTIME,
+    ),
+    row(
+        FaultName::OutputGate,
+        "output-gate",
+        "the output gate of attention is left out",
+        RUNTIME,
     ),
     row(
         FaultName::ActivationRounding,
         "activation-rounding",
-        "activations become integers in another way (halves upwards in place of to even)",
+        "activations are rounded differently (half up instead of half to even)",
         RUNTIME,
     ),
     row(
         FaultName::ActivationQuantization,
         "activation-quantization",
-        "activations are quantised on one side only",
+        "only one side quantizes activations",
         WIRING,
     ),
     row(
         FaultName::Setting,
         "setting",
-        "another setting that changes results",
+        "another setting that changes results differs",
         WIRING,
     ),
     row(
         FaultName::Runtime,
         "runtime",
-        "the oracle computes what was recorded from this file, this program's runtime does not",
+        "the oracle computes the recorded values from this file, the runtime of this program does not",
         "a defect of this program: report it, with --kernel scalar for comparison",
     ),
     row(
         FaultName::Unexplained,
         "unexplained",
-        "none of these explains it; layer and tensor say where it begins",
+        "no other name explains the difference; layer and tensor say where it begins",
         "compare the operator named with that of the recording program",
     ),
 ];
@@ -334,16 +471,19 @@ impl Fault {
 
     /// A setting of the network that is another one: `key` as the check of metadata spells it.
     pub fn of_setting(check: &'static str, key: &str, expected: &str, found: &str) -> Self {
-        use LayerSlot::{AttnSubNorm, FfnSubNorm, GateProj, InputNorm, QNorm, QProj};
+        use LayerSlot::{AttnSubNorm, FfnSubNorm, GateProj, InputNorm, QBias, QNorm, QProj};
         let first = |role| Slot::Layer(0, role);
         let (kind, slot) = match key {
             "hidden_act" => (FaultName::ActivationFunction, first(GateProj)),
             "rms_norm_eps" => (FaultName::NormEps, first(InputNorm)),
             "rope_theta" => (FaultName::RopeTheta, first(QProj)),
-            "rope_scaling" => (FaultName::RopeScaling, first(QProj)),
+            "rope_scaling" | "long_rope" => (FaultName::RopeScaling, first(QProj)),
             "attn_sub_norm" => (FaultName::MissingSubNorm, first(AttnSubNorm)),
             "ffn_sub_norm" => (FaultName::MissingSubNorm, first(FfnSubNorm)),
+            "biases" => (FaultName::MissingBias, first(QBias)),
             "head_norms" => (FaultName::MissingNorm, first(QNorm)),
+            "norms_after_rope" => (FaultName::NormRopeOrder, first(QNorm)),
+            "rotary_dim" => (FaultName::RotaryDim, first(QProj)),
             "activation_quantization" => (FaultName::ActivationQuantization, first(QProj)),
             "tie_word_embeddings" => (FaultName::OutputHead, Slot::OutputHead),
             _ => {

@@ -5,8 +5,10 @@
 
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::diagnose::naming::permuted;
-use crate::reference::oracle::{Deviation, Rounding, RowOrder, ScaleAs};
-use bitnet_checkpoint::{Activation, ActivationQuantization, Config, LayerSlot, RopeScaling, Slot};
+use crate::reference::oracle::{ClampAt, Deviation, Rounding, RowOrder, ScaleAs};
+use bitnet_checkpoint::{
+    Activation, ActivationQuantization, Config, ExpertLinear, Hybrid, LayerSlot, RopeScaling, Slot,
+};
 
 /// A way in which the record may have been computed.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,6 +137,10 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
             row(kind, says, Deviation::Without(slot));
         }
     }
+    if config.biases {
+        let says = "expected no biases of q, k and v, found some".to_owned();
+        row(FaultName::MissingBias, says, Deviation::NoBiases);
+    }
     for epsilon in EPSILONS {
         if epsilon != config.rms_norm_eps {
             let says = format!("expected {epsilon:e}, found {:e}", config.rms_norm_eps);
@@ -147,9 +153,65 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
             row(FaultName::RopeTheta, says, Deviation::Theta(theta));
         }
     }
-    if config.rope.scaling != RopeScaling::None {
+    if config.rope.scaling != RopeScaling::None || config.long_rope.is_some() {
         let says = "expected frequencies that are not scaled, found scaled ones".to_owned();
         row(FaultName::RopeScaling, says, Deviation::NoRopeScaling);
+    }
+    if norms.heads {
+        let say = |after| match after {
+            true => "rotation first, then the norms of heads",
+            false => "the norms of heads first, then rotation",
+        };
+        let after = norms.heads_after_rope;
+        let says = format!("expected {}, found {}", say(!after), say(after));
+        row(FaultName::NormRopeOrder, says, Deviation::NormsAcrossRope);
+    }
+    for dim in [config.head_dim, config.head_dim / 2, config.head_dim / 4] {
+        if config.hybrid.is_none() && dim != config.rotary_dim && dim > 0 && dim.is_multiple_of(2) {
+            let says = format!(
+                "expected {dim} rotated dimensions of a head, found {}",
+                config.rotary_dim
+            );
+            row(FaultName::RotaryDim, says, Deviation::RotaryDim(dim));
+        }
+    }
+    if let Some(experts) = &config.experts {
+        if experts.clamp.is_some() {
+            for (at, what) in [
+                (ClampAt::Output, "behind the activation function"),
+                (ClampAt::Nowhere, "nowhere"),
+            ] {
+                let says = format!(
+                    "expected the bound {what}, found it in front of the activation function"
+                );
+                row(FaultName::ExpertClamp, says, Deviation::Clamp(at));
+            }
+        }
+        let say = |divided| match divided {
+            true => "weights of experts divided by their sum",
+            false => "weights of experts as they are",
+        };
+        let (found, expected) = (say(experts.normalize), say(!experts.normalize));
+        let says = format!("expected {expected}, found {found}");
+        row(FaultName::ExpertWeights, says, Deviation::ExpertWeights);
+        for places in [1, experts.count - 1] {
+            if places > 0 && experts.count > 1 {
+                let says = format!("expected every expert {places} places behind the one found");
+                row(
+                    FaultName::PermutedExperts,
+                    says,
+                    Deviation::ExpertsShifted(places),
+                );
+            }
+        }
+    }
+    if config.sliding.is_some() {
+        let says = "expected layers without rotation, found it there".to_owned();
+        row(FaultName::FullLayerRope, says, Deviation::RotaryDim(0));
+    }
+    if (0..config.num_hidden_layers).any(|layer| config.rotary_dim_of(layer) == 0) {
+        let says = "expected rotation in every layer, found layers without".to_owned();
+        row(FaultName::FullLayerRope, says, Deviation::RopeEverywhere);
     }
     for which in [Some(LayerSlot::QProj), Some(LayerSlot::KProj), None] {
         for (order, seen_from_the_record) in [
@@ -160,7 +222,7 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
             row(FaultName::PermutedRows, says, Deviation::Rows(which, order));
         }
     }
-    let says = "expected neighbours rotated together, found halves".to_owned();
+    let says = "expected RoPE over adjacent elements, found RoPE over halves".to_owned();
     row(FaultName::RopePairs, says, Deviation::NeighbouringPairs);
     for scale in ScaleAs::ALL {
         let (kind, says) = match scale {
@@ -179,7 +241,7 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
         };
         for which in [None]
             .into_iter()
-            .chain(config.block(0).linears().into_iter().map(Some))
+            .chain(single_linears(config).into_iter().map(Some))
         {
             row(kind, says.to_owned(), Deviation::Scale(which, scale));
         }
@@ -207,18 +269,141 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
             row(kind, says, Deviation::Rounding(rounding));
         }
     }
+    if let Some(hybrid) = &config.hybrid {
+        all.extend(of_hybrids(config, hybrid));
+    }
     all
+}
+
+/// What programs have done otherwise on hybrids.
+fn of_hybrids(config: &Config, hybrid: &Hybrid) -> Vec<Hypothesis> {
+    let delta = hybrid.delta;
+    let recurrent = hybrid.recurrent.contains(&true);
+    let attention = hybrid.recurrent.contains(&false);
+    let moves_heads = recurrent && delta.key_heads > 1 && delta.repeats() > 1;
+    let rows = [
+        (
+            true,
+            FaultName::NormOffset,
+            "gains without the 1",
+            "1 + w",
+            Deviation::NormOffset,
+        ),
+        (
+            recurrent,
+            FaultName::GatedNormOffset,
+            "1 + w in the gated norm",
+            "w",
+            Deviation::GatedNormOffset,
+        ),
+        (
+            moves_heads,
+            FaultName::HeadPairing,
+            "value head h with key head h mod key heads",
+            "consecutive value heads with one key head",
+            Deviation::HeadPairing,
+        ),
+        (
+            moves_heads,
+            FaultName::TiledColumns,
+            "columns of out_proj as GGUF's tiled heads",
+            "grouped heads",
+            Deviation::TiledColumns,
+        ),
+        (
+            recurrent && delta.conv_kernel > 1,
+            FaultName::ReversedTaps,
+            "the first tap for the current token",
+            "the last",
+            Deviation::ReversedTaps,
+        ),
+        (
+            recurrent && delta.key_dim > 1,
+            FaultName::UnscaledQuery,
+            "queries of length 1",
+            "queries divided by the root of their width",
+            Deviation::UnscaledQuery,
+        ),
+        (
+            recurrent,
+            FaultName::EarlyOutput,
+            "the state read before its update",
+            "read behind it",
+            Deviation::EarlyOutput,
+        ),
+        (
+            recurrent,
+            FaultName::EarlyPrediction,
+            "a correction from the state before its decay",
+            "from the decayed state",
+            Deviation::EarlyPrediction,
+        ),
+        (
+            attention && hybrid.rotary_dim < config.head_dim,
+            FaultName::RotaryDim,
+            "all dimensions of a head rotated",
+            "the leading ones",
+            Deviation::WholeRotary,
+        ),
+        (
+            attention && config.num_attention_heads > 1,
+            FaultName::GateRows,
+            "all queries in front of all gates",
+            "queries and gates head by head",
+            Deviation::GateRows,
+        ),
+        (
+            attention,
+            FaultName::OutputGate,
+            "no output gate",
+            "one",
+            Deviation::NoOutputGate,
+        ),
+    ];
+    let there = rows.into_iter().filter(|(there, ..)| *there);
+    there
+        .map(|(_, name, expected, found, deviation)| Hypothesis {
+            name,
+            says: format!("expected {expected}, found {found}"),
+            deviation,
+        })
+        .collect()
+}
+
+/// The linears of a layer, one of many experts excepted: a single one of these explains no record.
+fn single_linears(config: &Config) -> Vec<LayerSlot> {
+    let linears = config.block(0).linears().into_iter();
+    linears
+        .filter(|slot| !matches!(slot, LayerSlot::Expert(..)))
+        .collect()
 }
 
 /// The first tensor of a layer that a deviation is of.
 pub(super) fn begins_at(deviation: Deviation) -> LayerSlot {
     match deviation {
         Deviation::Activation(_) => LayerSlot::GateProj,
+        Deviation::Clamp(_) => LayerSlot::expert(0, ExpertLinear::Gate),
+        Deviation::ExpertWeights | Deviation::ExpertsShifted(_) => LayerSlot::Router,
         Deviation::Without(slot) => slot,
         Deviation::Epsilon(_) => LayerSlot::InputNorm,
+        Deviation::NormsAcrossRope => LayerSlot::QNorm,
         Deviation::Rows(which, _) | Deviation::Scale(which, _) => which.unwrap_or(LayerSlot::QProj),
-        Deviation::Theta(_)
+        Deviation::NormOffset => LayerSlot::InputNorm,
+        Deviation::GatedNormOffset => LayerSlot::GatedNorm,
+        Deviation::HeadPairing => LayerSlot::InProjQkv,
+        Deviation::ReversedTaps => LayerSlot::Conv1d,
+        Deviation::UnscaledQuery | Deviation::EarlyOutput | Deviation::EarlyPrediction => {
+            LayerSlot::InProjQkv
+        }
+        Deviation::TiledColumns => LayerSlot::OutProj,
+        Deviation::WholeRotary
+        | Deviation::GateRows
+        | Deviation::NoOutputGate
+        | Deviation::NoBiases
+        | Deviation::Theta(_)
         | Deviation::NoRopeScaling
+        | Deviation::RotaryDim(_)
+        | Deviation::RopeEverywhere
         | Deviation::NeighbouringPairs
         | Deviation::Rounding(_) => LayerSlot::QProj,
     }

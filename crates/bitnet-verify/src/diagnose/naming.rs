@@ -4,6 +4,7 @@
 
 use super::fault::FaultName;
 use crate::reference::oracle::{RowOrder, ScaleAs};
+use bitnet_checkpoint::StoredOrder;
 use bitnet_ternary::TernaryMatrix;
 
 /// How far the product of a scale and its inverse is from 1, where both were stored in 16 bits.
@@ -43,6 +44,50 @@ pub fn of_scales(pairs: impl Iterator<Item = (f32, f32)>) -> Option<(FaultName, 
             false => (FaultName::ChangedScale, format!("{values}; {of} differ")),
         }
     })
+}
+
+/// Value heads in the order of the other container, where that makes the trits of `found` those of `expected`.
+pub fn of_heads(
+    expected: &TernaryMatrix,
+    found: &TernaryMatrix,
+    order: Option<StoredOrder>,
+) -> Option<(FaultName, String)> {
+    let (rows, cols) = (expected.rows(), expected.cols());
+    let (heads, columns) = match order? {
+        StoredOrder::TiledRows(heads) => (heads, false),
+        StoredOrder::TiledColumns(heads) => (heads, true),
+        StoredOrder::PairedRows { .. } => return None,
+    };
+    for (tiled, what) in [
+        (
+            true,
+            "the value heads found are the expected ones tiled over the key heads, as GGUF keeps them",
+        ),
+        (
+            false,
+            "the value heads expected are the found ones tiled over the key heads, as GGUF keeps them",
+        ),
+    ] {
+        let place = |at: usize| match tiled {
+            true => heads.grouped(at),
+            false => heads.tiled(at),
+        };
+        let fits = match columns {
+            false => (0..rows).all(|row| found.row(row) == expected.row(place(row))),
+            true => (0..rows).all(|row| {
+                let (e, f) = (expected.row(row), found.row(row));
+                (0..cols).all(|col| f[col] == e[place(col)])
+            }),
+        };
+        if fits {
+            let name = match columns {
+                true => FaultName::TiledColumns,
+                false => FaultName::HeadPairing,
+            };
+            return Some((name, what.to_owned()));
+        }
+    }
+    None
 }
 
 /// The one change that makes the trits of `found` those of `expected`, of the same shape, which differ;

@@ -15,7 +15,7 @@ use crate::reference::golden::{Golden, Recorded};
 use crate::reference::oracle::{Layer, Operator, Oracle, Replayed};
 use crate::reference::thresholds::Thresholds;
 use crate::verdict::Difference;
-use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
+use bitnet_checkpoint::{Checkpoint, LayerSlot, Mixer, Slot};
 use bitnet_formats::FormatError;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -28,6 +28,9 @@ const TRACED: &str = "short";
 
 /// Relative error of embeddings and head, which multiply nothing that is rounded.
 const EDGE_ERROR: f64 = 1e-5;
+
+/// Relative error of what the states of a layer answer: others sum in f32, and in another order.
+const STATE_ERROR: f64 = 1e-5;
 
 /// A name has to take an error down by this factor at least: right operators leave at most 4e-7 on what `transformers`
 /// recorded, and nothing is asked below the bound of 1e-6.
@@ -95,8 +98,8 @@ fn by_tokens(checkpoint: &Checkpoint, golden: &Golden) -> Vec<(LayerSlot, Record
         ),
     ] {
         let recorded = |slot: LayerSlot, end| {
-            let name = format!("layer0.{}.{end}", slot.canonical());
-            golden.trace.get(&name)
+            let module = module(checkpoint, golden, 0, slot)?;
+            golden.trace.get(&format!("{module}.{end}"))
         };
         let (Some(x), Some(y)) = (recorded(norm, "in"), recorded(norm, "out")) else {
             continue;
@@ -113,7 +116,10 @@ fn by_tokens(checkpoint: &Checkpoint, golden: &Golden) -> Vec<(LayerSlot, Record
             values.copied().collect::<Vec<f32>>()
         };
         let fits = x.cols == y.cols && x.rows == y.rows && x.rows.is_multiple_of(heads);
-        if fits && x.values != of_linear.values && turned(x) == of_linear.values {
+        // what is normed behind rotation is the output of the linear at position 0 only
+        let first = |values: &[f32]| values.get(..heads * x.cols).map(<[f32]>::to_vec);
+        let token = first(&of_linear.values);
+        if fits && token.is_some() && first(&x.values) != token && first(&turned(x)) == token {
             let values = turned(y);
             found.push((norm, Recorded { values, ..*y }));
         }
@@ -144,6 +150,24 @@ fn step(operator: Operator) -> &'static str {
     }
 }
 
+/// A module of a layer as the trace calls it: by the checkpoint's own name where that is in it, else by the
+/// canonical one.
+fn module(
+    checkpoint: &Checkpoint,
+    golden: &Golden,
+    layer: usize,
+    slot: LayerSlot,
+) -> Option<String> {
+    let own = (checkpoint.family.tensor_name)(Slot::Layer(0, slot));
+    let own = own.split_once("layers.0.").map(|(_, name)| name);
+    let own = own.and_then(|name| name.strip_suffix(".weight"));
+    let canonical = slot.canonical();
+    let names = own.into_iter().chain([&*canonical]);
+    let names = names.flat_map(|n| [n.to_owned(), n.replace("_proj.norm", "_proj.rms_norm")]);
+    let mut names = names.map(|name| format!("layer{layer}.{name}"));
+    names.find(|name| golden.trace.contains_key(&format!("{name}.out")))
+}
+
 struct Patient<'a> {
     checkpoint: &'a Checkpoint,
     oracle: Oracle<'a>,
@@ -158,26 +182,22 @@ impl<'a> Patient<'a> {
         self.golden.trace.get(name)
     }
 
-    /// A module of layer 0 as the trace calls it: by the checkpoint's own name where that is in it, else by the
+    /// A module of a layer as the trace calls it: by the checkpoint's own name where that is in it, else by the
     /// canonical one.
-    fn module(&self, slot: LayerSlot) -> Option<String> {
-        let own = (self.checkpoint.family.tensor_name)(Slot::Layer(0, slot));
-        let own = own.split_once("layers.0.").map(|(_, name)| name);
-        let own = own.and_then(|name| name.strip_suffix(".weight"));
-        let names = own.into_iter().chain([slot.canonical()]);
-        let names = names.flat_map(|n| [n.to_owned(), n.replace("_proj.norm", "_proj.rms_norm")]);
-        let mut names = names.map(|name| format!("layer0.{name}"));
-        names.find(|name| self.recorded(&format!("{name}.out")).is_some())
+    fn module(&self, layer: usize, slot: LayerSlot) -> Option<String> {
+        module(self.checkpoint, self.golden, layer, slot)
     }
 
-    fn end(&self, slot: LayerSlot, end: &str) -> Option<&'a Recorded> {
-        self.recorded(&format!("{}.{end}", self.module(slot)?))
+    fn end(&self, layer: usize, slot: LayerSlot, end: &str) -> Option<&'a Recorded> {
+        self.recorded(&format!("{}.{end}", self.module(layer, slot)?))
     }
 
     /// The recorded output of an operator.
     fn output(&self, layer: usize, operator: Operator) -> Option<&'a Recorded> {
-        use LayerSlot::{AttnSubNorm, DownProj, FfnSubNorm, GateProj, InputNorm, OProj};
-        use LayerSlot::{PostAttentionNorm, QProj};
+        use LayerSlot::{
+            AttnSubNorm, DownProj, FfnSubNorm, GateProj, GatedNorm, InProjQkv, InputNorm,
+        };
+        use LayerSlot::{OProj, OutProj, PostAttentionNorm, QProj};
         if operator == Operator::AddMlp {
             // the record's last hidden state is after the final norm
             return match layer + 1 == self.checkpoint.config.num_hidden_layers {
@@ -185,34 +205,42 @@ impl<'a> Patient<'a> {
                 false => self.recorded(&format!("hidden_states.{}", layer + 1)),
             };
         }
-        if layer > 0 {
-            return None;
-        }
+        let end = |slot, end| self.end(layer, slot, end);
         // what goes into a linear, its own norm excluded
         let into = |norm, there: bool, linear| {
-            let own = self.end(norm, "in");
-            own.or_else(|| self.end(linear, "in").filter(|_| !there))
+            let own = end(norm, "in");
+            own.or_else(|| end(linear, "in").filter(|_| !there))
         };
+        let recurrent = self.is_recurrent(layer);
         let config = &self.checkpoint.config;
         match operator {
             Operator::Norm(slot) => {
                 let reader = match slot {
+                    InputNorm if recurrent => Some(InProjQkv),
                     InputNorm => Some(QProj),
+                    GatedNorm => Some(OutProj),
                     PostAttentionNorm => Some(GateProj),
                     AttnSubNorm => Some(OProj),
                     FfnSubNorm => Some(DownProj),
                     _ => None,
                 };
-                let turned = self.by_heads.iter().find(|(norm, _)| *norm == slot);
-                let own = turned.map(|(_, y)| y).or_else(|| self.end(slot, "out"));
-                own.or_else(|| self.end(reader?, "in"))
+                let turned = self.by_heads.iter().filter(|_| layer == 0);
+                let turned = turned.into_iter().find(|(norm, _)| *norm == slot);
+                let own = turned.map(|(_, y)| y).or_else(|| end(slot, "out"));
+                own.or_else(|| end(reader?, "in"))
             }
-            Operator::Linear(slot) => self.end(slot, "out"),
+            Operator::Linear(slot) => end(slot, "out"),
             Operator::Attention => into(AttnSubNorm, config.attn_sub_norm, OProj),
             Operator::Activation => into(FfnSubNorm, config.ffn_sub_norm, DownProj),
-            Operator::AddAttention => self.end(PostAttentionNorm, "in"),
+            Operator::AddAttention => end(PostAttentionNorm, "in"),
             Operator::AddMlp => None,
         }
+    }
+
+    /// Whether a layer has a recurrent state in place of attention.
+    fn is_recurrent(&self, layer: usize) -> bool {
+        let mixer = self.checkpoint.config.block(layer).mixer;
+        matches!(mixer, Mixer::GatedDeltaNet(_))
     }
 
     fn departs(&mut self, place: impl Into<String>, what: impl Into<String>) {
@@ -291,7 +319,7 @@ impl<'a> Patient<'a> {
             (config.attn_sub_norm, LayerSlot::AttnSubNorm),
             (config.ffn_sub_norm, LayerSlot::FfnSubNorm),
         ] {
-            if there || self.end(norm, "out").is_none() {
+            if there || self.end(0, norm, "out").is_none() {
                 continue;
             }
             let slot = Slot::Layer(0, norm);
@@ -319,7 +347,9 @@ impl<'a> Patient<'a> {
     /// Places compared in a layer, the largest error, and what departs.
     fn replay(&self, index: usize, x: &Recorded) -> Result<(usize, f64, Vec<Found>), FormatError> {
         let recorded = |operator| self.output(index, operator);
-        let sharp = index == 0 && recorded(Operator::Linear(LayerSlot::QProj)).is_some();
+        let linears = self.checkpoint.config.block(index).linears();
+        let is_recorded = |slot: &LayerSlot| recorded(Operator::Linear(*slot)).is_some();
+        let sharp = linears.iter().any(is_recorded);
         let layer = self.oracle.load_layer(index)?;
         let replayed = layer.replay(&x.values, None, recorded)?;
         let error = |r: &Replayed| if sharp { r.error } else { r.median_error };
@@ -359,6 +389,7 @@ impl<'a> Patient<'a> {
     fn is_off(&self, replayed: &Replayed, sharp: bool) -> bool {
         let bounds = self.bounds;
         match (sharp, replayed.operator) {
+            (true, Operator::Norm(LayerSlot::GatedNorm)) => replayed.error > STATE_ERROR,
             (true, Operator::Norm(_) | Operator::Linear(_)) => replayed.error > bounds.linear_error,
             (true, _) => replayed.error > bounds.typical_layer_error,
             (false, _) => {
@@ -376,8 +407,15 @@ impl<'a> Patient<'a> {
         named: Vec<Hypothesis>,
     ) -> Result<Option<Found>, FormatError> {
         let operator = replayed.operator;
-        let slot = Slot::Layer(layer.index(), slot_of(operator));
+        let begins = named.first().map(|h| begins_at(h.deviation));
+        let role = match (operator, begins) {
+            // what stands between the linears and this norm is part of it
+            (Operator::Norm(LayerSlot::GatedNorm), Some(begins)) => begins,
+            _ => slot_of(operator),
+        };
+        let slot = Slot::Layer(layer.index(), role);
         let bound = match operator {
+            Operator::Norm(LayerSlot::GatedNorm) => STATE_ERROR,
             Operator::Norm(_) | Operator::Linear(_) => self.bounds.linear_error,
             _ => self.bounds.typical_layer_error,
         };
@@ -392,7 +430,7 @@ impl<'a> Patient<'a> {
         }
         // what reads the output of a norm that this model lacks
         let config = &self.checkpoint.config;
-        let lacks = |there: bool, norm| !there && self.end(norm, "out").is_some();
+        let lacks = |there: bool, norm| !there && self.end(0, norm, "out").is_some();
         let starved = match operator {
             Operator::Linear(LayerSlot::OProj) => {
                 lacks(config.attn_sub_norm, LayerSlot::AttnSubNorm)
@@ -448,7 +486,7 @@ impl<'a> Patient<'a> {
             return Ok(of_scales(pairs.filter(|(_, s)| *s != 0.0)));
         }
         let input = match slot {
-            Slot::Layer(_, role) => self.end(role, "in"),
+            Slot::Layer(layer, role) => self.end(layer, role, "in"),
             _ => None,
         };
         let truth = self.golden.truth_of(self.checkpoint, slot);

@@ -49,6 +49,13 @@ pub enum TrueScales {
         /// weights, whose summation order is free.
         exact: bool,
     },
+    /// One per row, or per so many columns of a row, 0 where these are zeros.
+    Each {
+        /// Columns, if not the whole row.
+        columns: Option<usize>,
+        /// sha256 of the scales, f32.
+        sha256: String,
+    },
     /// Several, exact.
     Several {
         /// `row` or `group-N`, in normal form (`formats/certificate.md`).
@@ -82,6 +89,57 @@ pub struct Stream {
     pub nll_mean: f64,
 }
 
+/// The experts of the tokens of a prompt in one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedRouting {
+    /// Name of the prompt.
+    pub prompt: String,
+    /// The layer.
+    pub layer: usize,
+    /// Numbers of experts, `(tokens, used)`.
+    pub ids: Vec<u32>,
+    /// Weights of experts, `(tokens, used)`.
+    pub weights: Recorded,
+    /// Logits of the router, `(tokens, experts)`, if they were recorded.
+    pub logits: Option<Recorded>,
+}
+
+impl RecordedRouting {
+    /// How many tokens.
+    pub fn tokens(&self) -> usize {
+        self.weights.rows
+    }
+
+    /// The experts of a token, with their weights.
+    pub fn chosen(&self, token: usize) -> Vec<(u32, f32)> {
+        let used = self.weights.cols;
+        let of = |n: usize| n.saturating_mul(used);
+        let ids = self.ids.iter().skip(of(token)).take(used).copied();
+        let weights = self.weights.values.iter().skip(of(token)).copied();
+        ids.zip(weights).collect()
+    }
+
+    /// By how much the logit of the last chosen expert of a token is above that of the first rejected one; infinite
+    /// where that is not known.
+    pub fn gap(&self, token: usize) -> f32 {
+        let Some(logits) = &self.logits else {
+            return f32::INFINITY;
+        };
+        let mut row: Vec<f32> = logits
+            .values
+            .chunks(logits.cols.max(1))
+            .nth(token)
+            .map(<[f32]>::to_vec)
+            .unwrap_or_default();
+        row.sort_by(|a, b| b.total_cmp(a));
+        let last = self.weights.cols.checked_sub(1).and_then(|n| row.get(n));
+        match (last, row.get(self.weights.cols)) {
+            (Some(last), Some(next)) => last - next,
+            _ => f32::INFINITY,
+        }
+    }
+}
+
 /// Everything that was recorded.
 #[derive(Debug, Clone, Default)]
 pub struct Golden {
@@ -103,6 +161,8 @@ pub struct Golden {
     pub stream: Option<Stream>,
     /// Codes and scales.
     pub ternary: Vec<TernaryTruth>,
+    /// Experts of every token, by prompt and layer.
+    pub routing: Vec<RecordedRouting>,
     /// Inputs and outputs of layer 0, and all hidden states, of the prompt `short`.
     pub trace: BTreeMap<String, Recorded>,
 }
@@ -159,7 +219,11 @@ impl Golden {
         let trace = optional("trace_short_f32.safetensors")
             .map(|p| read_matrices(&p))
             .transpose()?;
+        let routing = optional("moe_f32.safetensors")
+            .map(|p| read_routing(&p, &prompts))
+            .transpose()?;
         Ok(Self {
+            routing: routing.unwrap_or_default(),
             prompts,
             texts,
             logits,
@@ -176,10 +240,12 @@ impl Golden {
     /// What a linear must be, under the checkpoint's own name for it or the canonical one.
     pub fn truth_of(&self, checkpoint: &Checkpoint, slot: Slot) -> Option<&TernaryTruth> {
         let (canonical, name) = (slot.to_string(), (checkpoint.family.tensor_name)(slot));
+        let config_json = checkpoint.config_json.as_ref();
+        let own = checkpoint.family.hf_name(config_json, slot);
         // embedding models leave the prefix away
         let plain = name.strip_prefix("model.");
         let is_it = |t: &&TernaryTruth| {
-            t.name == name || t.name == canonical || Some(t.name.as_str()) == plain
+            t.name == name || t.name == canonical || t.name == own || Some(t.name.as_str()) == plain
         };
         self.ternary.iter().find(is_it)
     }
@@ -233,12 +299,19 @@ fn parse_stream(value: &Value) -> Option<Stream> {
 
 fn parse_ternary(value: &Value) -> Option<Vec<TernaryTruth>> {
     let entry = |(name, v): (&String, &Value)| {
-        let scales = match v.get("scale_structure") {
-            Some(structure) => TrueScales::Several {
+        let scales = match (v.get("scale_structure"), v.get("granularity")) {
+            (None, Some(granularity)) => TrueScales::Each {
+                columns: match granularity.as_str()? {
+                    "row" => None,
+                    block => Some(block.strip_prefix("block")?.parse().ok()?),
+                },
+                sha256: v.get("scale_f32_sha256")?.as_str()?.to_owned(),
+            },
+            (Some(structure), _) => TrueScales::Several {
                 structure: structure.as_str()?.to_owned(),
                 sha256: v.get("scales_sha256")?.as_str()?.to_owned(),
             },
-            None => {
+            (None, None) => {
                 let hex = v.get("alpha_f32_hex")?.as_str()?.strip_prefix("0x")?;
                 TrueScales::One {
                     alpha_bits: u32::from_str_radix(hex, 16).ok()?,
@@ -285,6 +358,51 @@ fn read_logits(path: &Path, prompts: &[Prompt]) -> Result<BTreeMap<String, Recor
     }
     Ok(logits)
 }
+
+/// `<prompt>.layer<N>.expert_ids`, `expert_weights` and `router_logits` of a file.
+fn read_routing(path: &Path, prompts: &[Prompt]) -> Result<Vec<RecordedRouting>, FormatError> {
+    let file: TensorFile = open(path, &Limits::default())?;
+    let mut numbers = read_matrices(path)?;
+    let mut found = Vec::new();
+    for prompt in prompts {
+        for layer in 0.. {
+            let name = |what: &str| format!("{}.layer{layer}.{what}", prompt.name);
+            let Some(info) = file.tensor(&name("expert_ids")) else {
+                if layer < MOST_DENSE {
+                    continue; // a layer without experts
+                }
+                break;
+            };
+            let bad = |text: String| {
+                let error = FormatError::new(ErrorCode::WrongShape, text);
+                error.in_file(path).in_tensor(&info.name)
+            };
+            if info.encoding != Encoding::Plain(PlainType::I32) {
+                return Err(bad(format!("expected i32, found {}", info.encoding.name())));
+            }
+            let bytes = file.read(info)?;
+            let (words, _) = bytes.as_chunks::<4>();
+            let ids = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+            let weights = numbers.remove(&name("expert_weights"));
+            let fits = |w: &Recorded| info.shape == [w.rows, w.cols] && w.rows == prompt.ids.len();
+            let weights = weights
+                .filter(fits)
+                .ok_or_else(|| bad(format!("expected weights of {:?} experts", info.shape)))?;
+            let logits = numbers.remove(&name("router_logits"));
+            found.push(RecordedRouting {
+                prompt: prompt.name.clone(),
+                layer,
+                ids,
+                logits: logits.filter(|l| l.rows == weights.rows),
+                weights,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Layers that are looked at before a record counts as over.
+const MOST_DENSE: usize = 1024;
 
 /// `<prompt>.embedding` of a file, by prompt.
 fn read_vectors(path: &Path) -> Result<BTreeMap<String, Vec<f32>>, FormatError> {

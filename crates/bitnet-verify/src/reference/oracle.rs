@@ -18,9 +18,10 @@ mod mixer;
 mod mlp;
 mod pass;
 mod rope;
+mod rotation;
 mod tensors;
 
-pub use deviation::{Deviation, Rounding, RowOrder, ScaleAs};
+pub use deviation::{ClampAt, Deviation, Rounding, RowOrder, ScaleAs};
 pub use layer::{Layer, Replayed};
 pub use pass::Operator;
 
@@ -31,6 +32,7 @@ use candle_core::Tensor;
 use deviation::Reading;
 use linear::{Linear, dense_weights};
 use pass::rms_norm;
+use rotation::Turn;
 use std::ops::Range;
 use tensors::{candle, dense_rows, gain, matrix, values};
 
@@ -107,8 +109,10 @@ impl<'a> Oracle<'a> {
         let gain = self.norm_gain(Slot::OutputNorm)?;
         let mut normed = Vec::new();
         for (how, hidden) in programs.iter().zip(&streams) {
+            let reading = self.reading(*how);
+            let gain = reading.gain(None, &gain).map_err(candle)?;
             for x in hidden.iter().flatten() {
-                normed.push(rms_norm(x, &gain, self.reading(*how).epsilon()).map_err(candle)?);
+                normed.push(rms_norm(x, &gain, reading.epsilon()).map_err(candle)?);
             }
         }
         let mut logits = self.head(self.head_slot(), normed)?.into_iter();
@@ -194,8 +198,10 @@ impl<'a> Oracle<'a> {
         hidden: &[&[f32]],
         how: Option<Deviation>,
     ) -> Result<Vec<Vec<f32>>, FormatError> {
+        let reading = self.reading(how);
         let gain = self.norm_gain(Slot::OutputNorm)?;
-        let epsilon = self.reading(how).epsilon();
+        let gain = reading.gain(None, &gain).map_err(candle)?;
+        let epsilon = reading.epsilon();
         let norm = |x: &&[f32]| {
             let normed = rms_norm(&self.stream(x)?, &gain, epsilon);
             values(&normed.map_err(candle)?)
@@ -283,7 +289,10 @@ impl<'a> Oracle<'a> {
             x.extend(table.rows(row..row + 1)?);
         }
         let factor = f64::from(self.config().factors.embedding);
-        let x = matrix(&x, tokens.len(), width)?;
+        let mut x = matrix(&x, tokens.len(), width)?;
+        if let Some(turn) = Turn::of(self.config(), Slot::TokenEmbeddings, width)? {
+            x = turn.back(&x).map_err(candle)?;
+        }
         x.affine(factor, 0.0).map_err(candle)
     }
 
@@ -301,7 +310,11 @@ impl<'a> Oracle<'a> {
         let head = Table::open(self.checkpoint, slot)?;
         let divisor = f64::from(self.config().factors.head_divisor);
         let hidden: Result<Vec<Tensor>, _> = normed.iter().map(|x| x / divisor).collect();
-        let hidden = hidden.map_err(candle)?;
+        let mut hidden = hidden.map_err(candle)?;
+        if let Some(turn) = Turn::of(self.config(), slot, width)? {
+            let turned: candle_core::Result<_> = hidden.iter().map(|h| turn.forward(h)).collect();
+            hidden = turned.map_err(candle)?;
+        }
         let mut logits: Vec<Vec<f32>> = Vec::with_capacity(hidden.len());
         for x in &hidden {
             logits.push(vec![0.0; x.dim(0).map_err(candle)? * vocab]);
@@ -333,7 +346,6 @@ enum Table<'a> {
 
 impl<'a> Table<'a> {
     fn open(checkpoint: &'a Checkpoint, slot: Slot) -> Result<Self, FormatError> {
-        checkpoint.refuse_rotation()?;
         if checkpoint.is_ternary(slot) {
             checkpoint.ternary(slot).map(Self::Ternary)
         } else {

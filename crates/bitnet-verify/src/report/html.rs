@@ -58,7 +58,7 @@ pub(crate) fn of(report: &Report, subjects: &Subjects, thresholds: &Thresholds) 
 fn faults(faults: &[Fault]) -> Markup {
     html! {
         section #faults {
-            h2 { "Faults with a name" }
+            h2 { "Named faults" }
             dl {
                 @for fault in faults {
                     dt { (fault.name.as_str()) }
@@ -180,6 +180,7 @@ pub(super) mod tests {
         Report {
             padding: Vec::new(),
             unlike: Unlike::default(),
+            share: None,
             checks: vec![
                 Findings::default().into_verdict("structure", "2 tensors".to_owned()),
                 findings.into_verdict("trits", "all".to_owned()),

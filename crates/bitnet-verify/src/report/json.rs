@@ -34,6 +34,9 @@ pub(crate) fn of(report: &Report) -> Value {
         let errors: Vec<Value> = errors.iter().map(|&e| number(e)).collect();
         object["layers"] = json!({"from": from, "relative_errors": errors});
     }
+    if let Some(share) = &report.share {
+        object["shard"] = share.to_json();
+    }
     if !report.padding.is_empty() {
         object["padding"] = report.padding.iter().map(of_padding).collect();
     }

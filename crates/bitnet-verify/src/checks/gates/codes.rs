@@ -8,6 +8,7 @@ use crate::diagnose::naming::{of_digest, of_scales};
 use crate::reference::golden::{TernaryTruth, TrueScales, codes_sha256};
 use bitnet_checkpoint::TensorDigest;
 use bitnet_ternary::TernaryMatrix;
+use sha2::{Digest, Sha256};
 
 /// Units in the last place that the mean of master weights may be off (3 were seen).
 const ABSMEAN_ULPS: u32 = 4;
@@ -39,6 +40,13 @@ pub fn check_codes(truth: &TernaryTruth, matrix: &TernaryMatrix) -> Result<(), S
             let mut scales = normal.as_slice().iter().filter(|s| **s != 0.0);
             scales.try_for_each(|s| check_scale(*alpha_bits, *exact, *s))
         }
+        TrueScales::Each { columns, sha256 } => {
+            let found = scales_each_sha256(matrix, *columns);
+            match found == *sha256 {
+                true => Ok(()),
+                false => Err(format!("expected scales of sha256 {sha256}, found {found}")),
+            }
+        }
         TrueScales::Several { structure, sha256 } => {
             let found = TensorDigest::of(&truth.name, matrix);
             if (&found.scale_structure, &found.scales_sha256) == (structure, sha256) {
@@ -52,7 +60,7 @@ pub fn check_codes(truth: &TernaryTruth, matrix: &TernaryMatrix) -> Result<(), S
     }
 }
 
-/// What happened to a linear that does not pass, as far as hashes, counts and scales tell; `head_dim` for linears whose
+/// What happened to a linear that does not pass, judged by hashes, counts and scales; `head_dim` for linears whose
 /// rows are rotated.
 pub fn name_codes(
     truth: &TernaryTruth,
@@ -84,11 +92,26 @@ pub fn name_codes(
             let found = normal.as_slice().iter().filter(|s| **s != 0.0);
             of_scales(found.map(|found| (expected, *found)))
         }
-        TrueScales::Several { .. } => Some((
+        TrueScales::Each { .. } | TrueScales::Several { .. } => Some((
             FaultName::ChangedScale,
             "expected scales of another hash".to_owned(),
         )),
     }
+}
+
+/// sha256 of the scales of every row, or of every `columns` of a row: f32, 0 where all trits are.
+fn scales_each_sha256(matrix: &TernaryMatrix, columns: Option<usize>) -> String {
+    let cols = matrix.cols();
+    let run = columns.unwrap_or(cols).max(1);
+    let mut bytes = Vec::with_capacity(matrix.rows() * cols.div_ceil(run) * 4);
+    for row in 0..matrix.rows() {
+        for (n, trits) in matrix.row(row).chunks(run).enumerate() {
+            let at = trits.iter().position(|trit| *trit != 0);
+            let scale = at.map_or(0.0, |at| matrix.scales().at(row, n * run + at, cols));
+            bytes.extend_from_slice(&scale.to_le_bytes());
+        }
+    }
+    bitnet_formats::hex(&Sha256::digest(&bytes))
 }
 
 /// Compares one scale.

@@ -7,8 +7,9 @@ use crate::reference::thresholds::Thresholds;
 use crate::verdict::Difference;
 use bitnet_checkpoint::{LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
+use std::collections::BTreeSet;
 
-/// Gate 2, measured: the relative error of each linear of layer 0 whose input was recorded.
+/// Gate 2, measured: the relative error of each linear whose input was recorded.
 ///
 /// # Errors
 /// Those of the implementation; an input whose output was not recorded.
@@ -17,15 +18,23 @@ pub fn linears(
     mut linear: impl FnMut(Slot, &[f32], usize) -> Answer,
 ) -> Result<Vec<(Slot, f64)>, FormatError> {
     let mut errors = Vec::new();
-    for role in LayerSlot::LINEARS {
-        let name = |end| format!("layer0.{}.{end}", role.canonical());
+    let number = |name: &String| {
+        let layer = name.strip_prefix("layer")?.split('.').next()?;
+        layer.parse::<usize>().ok()
+    };
+    let layers: BTreeSet<usize> = golden.trace.keys().filter_map(number).collect();
+    let roles = layers
+        .iter()
+        .flat_map(|layer| LayerSlot::LINEARS.map(|role| (*layer, role)));
+    for (layer, role) in roles {
+        let name = |end| format!("layer{layer}.{}.{end}", role.canonical());
         // a linear with a norm of its own: what counts is the norm's output
         let input = [name("rms_norm.out"), name("in")];
         let Some(x) = input.iter().find_map(|name| golden.trace.get(name)) else {
             continue;
         };
         let y = recorded(golden, &name("out"))?;
-        let slot = Slot::Layer(0, role);
+        let slot = Slot::Layer(layer, role);
         let found = linear(slot, &x.values, x.rows)?;
         errors.push((slot, relative_error(&y.values, &found)));
     }

@@ -4,10 +4,11 @@ use super::super::check::Subject;
 use super::super::report::Report;
 use super::super::trits::rotated;
 use crate::checks::gates::{check_codes, name_codes};
-use crate::diagnose::fault::Fault;
-use crate::reference::golden::Golden;
+use crate::diagnose::fault::{Fault, FaultName};
+use crate::reference::golden::{Golden, codes_sha256};
 use crate::verdict::{Findings, Verdict};
-use bitnet_checkpoint::Checkpoint;
+use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
+use bitnet_ternary::TernaryMatrix;
 
 const NAME: &str = "golden-codes";
 
@@ -48,10 +49,34 @@ pub(super) fn compare(
             continue;
         };
         findings.different(place, text);
-        let named = name_codes(truth, &matrix, rotated(slot, subject));
+        let named = match moved_expert(checkpoint, golden, slot, &matrix) {
+            Some(what) => Some((FaultName::PermutedExperts, what)),
+            None => name_codes(truth, &matrix, rotated(slot, subject)),
+        };
         faults.extend(named.map(|(kind, what)| Fault::at(kind, NAME, slot, what)));
     }
     let compared = format!("codes and scales of {compared} linears");
     report.checks.push(findings.into_verdict(NAME, compared));
     faults
+}
+
+/// Which expert of its layer a matrix is, where it is another one than its place says.
+fn moved_expert(
+    checkpoint: &Checkpoint,
+    golden: &Golden,
+    slot: Slot,
+    matrix: &TernaryMatrix,
+) -> Option<String> {
+    let Slot::Layer(layer, LayerSlot::Expert(own, linear)) = slot else {
+        return None;
+    };
+    let experts = checkpoint.config.experts.as_ref()?;
+    let found = codes_sha256(matrix.trits());
+    let is_it = |other: &usize| {
+        let slot = Slot::Layer(layer, LayerSlot::expert(*other, linear));
+        let truth = golden.truth_of(checkpoint, slot);
+        truth.is_some_and(|truth| truth.sha256 == found)
+    };
+    let other = (0..experts.count).find(is_it)?;
+    (other != usize::from(own)).then(|| format!("expected expert {own}, found expert {other}"))
 }

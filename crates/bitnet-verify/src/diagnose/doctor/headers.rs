@@ -6,7 +6,7 @@ use super::finding::{Examination, Finding, Patient};
 use super::repair::Repair;
 use bitnet_checkpoint::{
     Activation, Checkpoint, Config, GGUF_ARCHITECTURE_KEY as ARCHITECTURE,
-    GGUF_FILE_TYPE_KEY as FILE_TYPE, Slot, gguf_architecture,
+    GGUF_FILE_TYPE_KEY as FILE_TYPE, ROTATION_KEYS, Slot, gguf_architecture,
 };
 use bitnet_formats::{Container, Encoding, Gguf, MetaValue};
 use std::collections::BTreeSet;
@@ -18,6 +18,7 @@ pub(super) const EXAMINATION: Examination = Examination {
         if let Some(checkpoint) = patient.checkpoint {
             head(patient, checkpoint, findings);
             unread(checkpoint, findings);
+            rotation(checkpoint, findings);
         }
         if patient.file.container == Gguf.name() {
             file_type(patient, findings);
@@ -54,7 +55,7 @@ fn head(patient: &Patient<'_>, checkpoint: &Checkpoint, findings: &mut Vec<Findi
         if gguf {
             (family.gguf_tensor_name)(slot)
         } else {
-            (family.tensor_name)(slot)
+            family.hf_name(checkpoint.config_json.as_ref(), slot)
         }
     };
     let Some(head) = patient.file.tensor(&name(Slot::OutputHead)) else {
@@ -102,6 +103,12 @@ fn unread(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
             false => Finding::warning(code, &key.key, what, remedy),
         });
     }
+    if let Some(first) = checkpoint.carried.first() {
+        let count = checkpoint.carried.len();
+        let what = format!("{count} tensors from here on belong to parts that are not computed");
+        let remedy = "none is needed: they change nothing in a text";
+        findings.push(Finding::note("not-computed", &first.name, what, remedy));
+    }
     if let Some(index) = &checkpoint.stale_index {
         let what = "none of its shards exist, and a model in one file lies beside it";
         let place = index.display().to_string();
@@ -112,6 +119,34 @@ fn unread(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
             "remove the index",
         ));
     }
+}
+
+/// Which programs rotate the inputs of rotated weights.
+fn rotation(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
+    let Some(rotation) = checkpoint.config.rotation.as_deref() else {
+        return;
+    };
+    let (noise, remedy) = match checkpoint.directory {
+        None => (
+            "llama.cpp, ik_llama.cpp, bitnet.cpp and transformers",
+            "run it with bitnet-run or PrismML's llama.cpp (prism-v7 or newer)",
+        ),
+        Some(_) => (
+            "transformers, and mlx-lm unless the checkpoint is a pack of its own kind,",
+            "run it with bitnet-run",
+        ),
+    };
+    let what = format!(
+        "{} matrices are rotated in blocks of {}; {noise} load such weights and print noise (mean KL 7 to 9)",
+        rotation.matrices(),
+        rotation.block_size
+    );
+    findings.push(Finding::warning(
+        "rotated-weights",
+        ROTATION_KEYS,
+        what,
+        remedy,
+    ));
 }
 
 /// Whether `general.file_type` is that of the linears.

@@ -6,7 +6,7 @@
 use bitnet_checkpoint::GGUF_ARCHITECTURE_KEY as ARCHITECTURE;
 use bitnet_cli::Failure;
 use bitnet_formats::{
-    Artifact, Container, FileDigest, FormatError, Gguf, Inputs, Limits, MetaValue, Metadata,
+    Artifact, Container, FileDigest, FormatError, Gguf, Input, Inputs, Limits, MetaValue, Metadata,
     PlannedTensor, WritePlan,
 };
 use std::fmt;
@@ -37,12 +37,29 @@ impl fmt::Display for Repair {
     }
 }
 
-/// Writes a corrected copy of the file at `path`.
+/// Writes a corrected copy of the file at `path`. `examined` is the file as it was when the repairs were chosen: if
+/// it is another one by now, nothing is published.
 pub(super) fn write(
+    path: &Path,
+    examined: Option<&Input>,
+    repairs: &[Repair],
+    output: &Path,
+    force: bool,
+) -> Result<FileDigest, Failure> {
+    let is_same = || examined.map_or(Ok(()), Input::check);
+    match copy(path, repairs, output, force, &is_same) {
+        Ok(digest) => Ok(digest),
+        // whatever failed, the change is the reason
+        Err(error) => Err(is_same().err().map_or(error, Failure::from)),
+    }
+}
+
+fn copy(
     path: &Path,
     repairs: &[Repair],
     output: &Path,
     force: bool,
+    is_same: &dyn Fn() -> Result<(), FormatError>,
 ) -> Result<FileDigest, Failure> {
     let file = bitnet_formats::open(path, &Limits::default())?;
     if repairs.is_empty() {
@@ -94,6 +111,8 @@ pub(super) fn write(
         artifact.write(&file.read(tensor)?)?;
     }
     artifact.write_zeros(header.total.saturating_sub(artifact.position()))?;
+    file.check()?;
+    is_same()?;
     Ok(artifact.finish()?)
 }
 
@@ -130,7 +149,35 @@ pub(super) fn refuse_to_replace(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitnet_formats::MetaArray;
+    use bitnet_formats::{ErrorCode, MetaArray};
+    use std::time::Duration;
+
+    #[test]
+    fn a_file_that_changed_after_its_examination_is_not_repaired() {
+        let vector = "../../formats/vectors/gguf-files/llama_packed-tq2_0.gguf";
+        let repairs = [Repair::Set("general.file_type".into(), MetaValue::U32(37))];
+        let changes: [fn(&Path); 2] = [
+            |path| std::fs::remove_file(path).unwrap(),
+            |path| std::fs::write(path, std::fs::read(path).unwrap()).unwrap(),
+        ];
+        for change in changes {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, output) = (dir.path().join("m.gguf"), dir.path().join("fixed.gguf"));
+            std::fs::copy(vector, &path).unwrap();
+            let examined = Input::of(&path).unwrap();
+            // longer than a tick of the file system's clock
+            std::thread::sleep(Duration::from_millis(20));
+            change(&path);
+            let error = write(&path, Some(&examined), &repairs, &output, false).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InputChanged, "{}", error.message);
+            assert!(!output.exists());
+            if path.exists() {
+                let now = Input::of(&path).unwrap();
+                write(&path, Some(&now), &repairs, &output, false).unwrap();
+                assert!(output.exists());
+            }
+        }
+    }
 
     #[test]
     fn an_architecture_takes_its_keys_along() {

@@ -7,6 +7,7 @@ use bitnet_checkpoint::{
     Activation, ActivationQuantization, Config, LayerSlot, Rope, RopeScaling, gguf_row, hf_row,
 };
 use bitnet_ternary::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use candle_core::Tensor;
 
 /// One thing done otherwise than the checkpoint says.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,12 +16,26 @@ pub enum Deviation {
     Activation(Activation),
     /// A norm is left out.
     Without(LayerSlot),
+    /// Biases are left out.
+    NoBiases,
     /// Another epsilon, in every norm.
     Epsilon(f32),
     /// Another base of the rotary frequencies.
     Theta(f64),
     /// Rotary frequencies are not scaled.
     NoRopeScaling,
+    /// Heads are normed on the other side of rotation.
+    NormsAcrossRope,
+    /// So many dimensions of a head are rotated.
+    RotaryDim(usize),
+    /// Layers that know no positions are rotated as the others are.
+    RopeEverywhere,
+    /// The bound of experts stands elsewhere than in front of the activation function.
+    Clamp(ClampAt),
+    /// Weights of experts are divided by their sum where the network does not, or the reverse.
+    ExpertWeights,
+    /// Every expert is the one so many places behind it.
+    ExpertsShifted(usize),
     /// Neighbouring elements of a head are rotated together, not those half a head apart.
     NeighbouringPairs,
     /// The rows of `q_proj`, `k_proj` or (`None`) of both stand in another order.
@@ -29,6 +44,39 @@ pub enum Deviation {
     Scale(Option<LayerSlot>, ScaleAs),
     /// The inputs of linears are rounded in another way.
     Rounding(Rounding),
+    /// Norms that hold `w` and mean `1 + w` multiply by `w`.
+    NormOffset,
+    /// The gated norm multiplies by `1 + w`, not by `w`.
+    GatedNormOffset,
+    /// Value head `h` reads key head `h mod key heads`, as GGUF's tiled order has them.
+    HeadPairing,
+    /// The taps of the convolution stand in the other order.
+    ReversedTaps,
+    /// Queries of a recurrent layer are not divided by the root of their width.
+    UnscaledQuery,
+    /// The state is read before the token corrects it.
+    EarlyOutput,
+    /// The correction is taken from the state before it decays.
+    EarlyPrediction,
+    /// All dimensions of a head are rotated.
+    WholeRotary,
+    /// Columns of `out_proj` stand in GGUF's tiled order of value heads.
+    TiledColumns,
+    /// The rows of `q_proj` are taken for all queries, then all gates; they alternate head by head.
+    GateRows,
+    /// What attention found is not multiplied by the sigmoid of its gate.
+    NoOutputGate,
+}
+
+/// Where the bound of experts stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClampAt {
+    /// In front of the activation function: the rule.
+    Input,
+    /// Behind it.
+    Output,
+    /// Nowhere.
+    Nowhere,
 }
 
 /// The order of the rows of `q_proj` and `k_proj` (`formats/container/gguf.md`).
@@ -112,7 +160,7 @@ impl Rounding {
             Self::HalfUp => "rounded half up",
             Self::HalfAway => "rounded half away from zero",
             Self::TowardsZero => "cut off towards zero",
-            Self::None => "not quantised",
+            Self::None => "not quantized",
         }
     }
 }
@@ -139,8 +187,27 @@ impl Reading<'_> {
         }
     }
 
+    /// The gain that a norm multiplies with; `None` stands for the norm behind all layers.
+    pub(super) fn gain(
+        &self,
+        slot: Option<LayerSlot>,
+        gain: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        use LayerSlot::{InputNorm, KNorm, PostAttentionNorm, QNorm};
+        let slots = [InputNorm, QNorm, KNorm, PostAttentionNorm];
+        let is_offset = slot.is_none_or(|slot| slots.contains(&slot));
+        match self.how {
+            Some(Deviation::NormOffset) if is_offset => gain - 1.0,
+            _ => Ok(gain.clone()),
+        }
+    }
+
     pub(super) fn leaves_out(&self, norm: LayerSlot) -> bool {
         self.how == Some(Deviation::Without(norm))
+    }
+
+    pub(super) fn leaves_out_biases(&self) -> bool {
+        self.how == Some(Deviation::NoBiases)
     }
 
     pub(super) fn rope(&self, rope: Rope) -> Rope {
@@ -152,6 +219,51 @@ impl Reading<'_> {
             },
             _ => rope,
         }
+    }
+
+    /// Whether heads are normed after rotation, where the network says whether they are.
+    pub(super) fn norms_after_rope(&self, after: bool) -> bool {
+        after != (self.how == Some(Deviation::NormsAcrossRope))
+    }
+
+    /// Where the bound of experts stands.
+    pub(super) fn clamp(&self) -> ClampAt {
+        match self.how {
+            Some(Deviation::Clamp(at)) => at,
+            _ => ClampAt::Input,
+        }
+    }
+
+    /// Whether weights of experts are divided by their sum, where the network says whether they are.
+    pub(super) fn normalizes_experts(&self, normalizes: bool) -> bool {
+        normalizes != (self.how == Some(Deviation::ExpertWeights))
+    }
+
+    /// The expert that computes in the place of another, of so many.
+    pub(super) fn expert(&self, number: usize, count: usize) -> usize {
+        match self.how {
+            Some(Deviation::ExpertsShifted(places)) => (number + places) % count.max(1),
+            _ => number,
+        }
+    }
+
+    /// Dimensions of a head that a layer rotates, where the network rotates so many in it.
+    pub(super) fn rotary_dim(&self, dim: usize, head_dim: usize) -> usize {
+        match self.how {
+            Some(Deviation::WholeRotary) => head_dim,
+            Some(Deviation::RotaryDim(other)) if dim > 0 => other,
+            Some(Deviation::RopeEverywhere) if dim == 0 => self.config.rotary_dim(),
+            _ => dim,
+        }
+    }
+
+    /// Divisors of the rotary frequencies by the length of the context, and the factor of the tables.
+    pub(super) fn long_rope(&self) -> Option<(&[f32], f32)> {
+        if self.how == Some(Deviation::NoRopeScaling) {
+            return None;
+        }
+        let factor = self.config.long_rope.as_ref()?.attention_factor;
+        Some((self.config.rope_divisors()?, factor))
     }
 
     pub(super) fn rotates_neighbours(&self) -> bool {

@@ -32,7 +32,7 @@ pub struct Layer<'a> {
     config: &'a Config,
     index: usize,
     mixer: Mixer,
-    mlp: Mlp,
+    mlp: Mlp<'a>,
 }
 
 impl<'a> Layer<'a> {

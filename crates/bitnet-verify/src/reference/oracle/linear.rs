@@ -4,7 +4,8 @@
 //! was trained; what is not finite is an error that names the place.
 
 use super::deviation::{Reading, Rounding, ScaleAs};
-use super::tensors::{candle, matrix, values};
+use super::rotation::Turn;
+use super::tensors::{candle, gain, matrix, values};
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_ternary::{Scales, TernaryMatrix};
@@ -15,8 +16,10 @@ use std::ops::Range;
 pub(super) struct Linear {
     pub(super) role: LayerSlot,
     slot: Slot,
-    weight: Tensor, // (rows, cols): trit * scale
+    weight: Tensor,       // (rows, cols): trit * scale
+    bias: Option<Tensor>, // (rows,)
     scales: Scales,
+    turn: Option<Turn>,
     rows: usize,
     pub(super) cols: usize,
 }
@@ -26,18 +29,23 @@ impl Linear {
         checkpoint: &Checkpoint,
         slot: Slot,
     ) -> std::result::Result<Self, FormatError> {
-        checkpoint.refuse_rotation()?;
-        let Slot::Layer(_, role) = slot else {
+        let Slot::Layer(layer, role) = slot else {
             let text = "expected a linear of a layer";
             return Err(FormatError::new(ErrorCode::Usage, text).in_tensor(&slot.to_string()));
+        };
+        let bias = match role.bias().filter(|_| checkpoint.config.biases) {
+            Some(bias) => Some(gain(checkpoint, Slot::Layer(layer, bias))?),
+            None => None,
         };
         let ternary = checkpoint.ternary(slot)?;
         let weights = dense_weights(&ternary, 0..ternary.rows());
         Ok(Self {
             role,
             slot,
+            bias,
             weight: matrix(&weights, ternary.rows(), ternary.cols())?,
             scales: ternary.scales().clone(),
+            turn: Turn::of(&checkpoint.config, slot, ternary.cols())?,
             rows: ternary.rows(),
             cols: ternary.cols(),
         })
@@ -63,14 +71,25 @@ impl Linear {
                 Some(scale) => self.weight_as(scale)?,
                 None => self.weight.clone(),
             };
-            let y = fake_quantise(x, reading.rounding())?.matmul(&weight.t()?)?;
-            let Some(order) = reading.rows(self.role) else {
-                return Ok(y);
+            let x = match &self.turn {
+                Some(turn) => turn.forward(x)?,
+                None => x.clone(),
             };
-            let head_dim = reading.config.head_dim;
-            let sources = (0..self.rows).map(|row| order.source(row, head_dim) as u32);
-            let sources = Tensor::from_vec(sources.collect::<Vec<_>>(), self.rows, &Device::Cpu)?;
-            y.index_select(&sources, 1)
+            let y = fake_quantise(&x, reading.rounding())?.matmul(&weight.t()?)?;
+            let y = match reading.rows(self.role) {
+                Some(order) => {
+                    let head_dim = reading.config.head_dim;
+                    let sources = (0..self.rows).map(|row| order.source(row, head_dim) as u32);
+                    let sources = sources.collect::<Vec<_>>();
+                    let sources = Tensor::from_vec(sources, self.rows, &Device::Cpu)?;
+                    y.index_select(&sources, 1)?
+                }
+                None => y,
+            };
+            match &self.bias {
+                Some(bias) if !reading.leaves_out_biases() => y.broadcast_add(bias),
+                _ => Ok(y),
+            }
         };
         run().map_err(candle)
     }

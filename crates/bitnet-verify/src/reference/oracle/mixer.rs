@@ -3,16 +3,19 @@
 //! Invariant: it returns what joins the residual stream, norm and factor included.
 
 mod attention;
+mod gated_delta_net;
 
 use super::pass::{LayerTensors, Pass};
 use attention::Attention;
 use bitnet_checkpoint as config;
 use bitnet_formats::FormatError;
 use candle_core::Tensor;
+use gated_delta_net::GatedDeltaNet;
 
 /// The mixer of one layer.
 pub(super) enum Mixer {
     Attention(Attention),
+    GatedDeltaNet(GatedDeltaNet),
 }
 
 impl Mixer {
@@ -22,6 +25,9 @@ impl Mixer {
     ) -> Result<Self, FormatError> {
         match shape {
             config::Mixer::Attention(shape) => Attention::load(shape, tensors).map(Self::Attention),
+            config::Mixer::GatedDeltaNet(shape) => {
+                GatedDeltaNet::load(shape, tensors).map(Self::GatedDeltaNet)
+            }
         }
     }
 
@@ -29,6 +35,7 @@ impl Mixer {
     pub(super) fn run(&self, pass: &mut Pass<'_, '_>, x: &Tensor) -> Result<Tensor, FormatError> {
         match self {
             Self::Attention(attention) => attention.run(pass, x),
+            Self::GatedDeltaNet(delta) => delta.run(pass, x),
         }
     }
 }

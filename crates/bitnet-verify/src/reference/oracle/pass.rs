@@ -44,6 +44,11 @@ pub(super) struct LayerTensors<'a> {
 }
 
 impl LayerTensors<'_> {
+    /// A tensor of this layer.
+    pub(super) fn slot(self, slot: LayerSlot) -> Slot {
+        Slot::Layer(self.index, slot)
+    }
+
     /// The gain of a norm.
     pub(super) fn norm(self, slot: LayerSlot) -> Result<Tensor, FormatError> {
         gain(self.checkpoint, Slot::Layer(self.index, slot))
@@ -91,7 +96,10 @@ impl Pass<'_, '_> {
     ) -> Result<Tensor, FormatError> {
         let y = match self.reading.leaves_out(slot) {
             true => x.clone(),
-            false => rms_norm(x, gain, self.reading.epsilon()).map_err(candle)?,
+            false => {
+                let gain = self.reading.gain(Some(slot), gain).map_err(candle)?;
+                rms_norm(x, &gain, self.reading.epsilon()).map_err(candle)?
+            }
         };
         (self.tap)(Operator::Norm(slot), y)
     }

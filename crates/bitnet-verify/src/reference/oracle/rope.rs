@@ -19,13 +19,19 @@ pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Tensor::cat(&[turned_low, turned_high], D::Minus1)
 }
 
-/// `cos` and `sin` of positions `0..tokens`, `(1, tokens, head_dim / 2)` each.
+/// `cos` and `sin` of positions `0..tokens`, `(1, tokens, head_dim / 2)` each. `long_rope`: divisors of the
+/// frequencies, and what the tables are multiplied by.
 pub(super) fn rotary_tables(
     rope: &Rope,
+    long_rope: Option<(&[f32], f32)>,
     head_dim: usize,
     tokens: usize,
 ) -> Result<(Tensor, Tensor)> {
-    let frequencies = inverse_frequencies(rope, head_dim);
+    let mut frequencies = inverse_frequencies(rope, head_dim);
+    if let Some((divisors, _)) = long_rope {
+        let divided = frequencies.iter().zip(divisors).map(|(f, d)| f / d);
+        frequencies = divided.collect();
+    }
     let mut angles = Vec::with_capacity(tokens * frequencies.len());
     for position in 0..tokens {
         // the angle is rounded to f32, as transformers does; its sine is not
@@ -34,7 +40,7 @@ pub(super) fn rotary_tables(
     let shape = (1, tokens, frequencies.len());
     let scale = match rope.scaling {
         RopeScaling::Yarn(yarn) => yarn.attention_factor,
-        _ => 1.0,
+        _ => long_rope.map_or(1.0, |(_, factor)| f64::from(factor)),
     };
     let table = |f: fn(f64) -> f64| {
         Tensor::from_vec(

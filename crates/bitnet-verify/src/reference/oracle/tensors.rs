@@ -2,7 +2,7 @@
 //!
 //! Invariant: a slice that does not have the shape it is said to have is an error.
 
-use bitnet_checkpoint::{Checkpoint, DenseTensor, Slot};
+use bitnet_checkpoint::{Checkpoint, DenseMeaning, DenseTensor, Slot};
 use bitnet_formats::{ErrorCode, FormatError, dense_to_f32};
 use candle_core::{Device, Tensor};
 use std::ops::Range;
@@ -16,6 +16,19 @@ pub(in crate::reference::oracle) fn gain(
     let gain = dense_rows(&dense, slot, 0..1)?;
     let n = gain.len();
     Tensor::from_vec(gain, n, &Device::Cpu).map_err(candle)
+}
+
+/// All values of a dense tensor.
+pub(in crate::reference::oracle) fn dense_values(
+    checkpoint: &Checkpoint,
+    slot: Slot,
+) -> Result<Vec<f32>, FormatError> {
+    let dense = checkpoint.dense(slot)?;
+    let rows = match *dense.shape {
+        [rows, _] => rows,
+        _ => 1,
+    };
+    dense_rows(&dense, slot, 0..rows)
 }
 
 /// Some rows of a dense tensor, widened; a vector is one row.
@@ -42,8 +55,10 @@ pub(in crate::reference::oracle) fn dense_rows(
         .unwrap_or(&[]);
     let mut out = vec![0.0; rows.len() * width];
     dense_to_f32(tensor.encoding, bytes, &mut out).map_err(|e| e.in_tensor(&slot.to_string()))?;
-    if tensor.plus_one {
-        out.iter_mut().for_each(|value| *value += 1.0);
+    match tensor.meaning {
+        DenseMeaning::AsStored => {}
+        DenseMeaning::PlusOne => out.iter_mut().for_each(|value| *value += 1.0),
+        DenseMeaning::Times(scale) => out.iter_mut().for_each(|value| *value *= scale),
     }
     Ok(out)
 }
@@ -76,4 +91,17 @@ pub(in crate::reference::oracle) fn candle(error: candle_core::Error) -> FormatE
         format!("oracle: {}", text.lines().next().unwrap_or_default()),
     )
     .because(error)
+}
+
+/// All numbers of a dense tensor, widened.
+pub(in crate::reference::oracle) fn whole(
+    checkpoint: &Checkpoint,
+    slot: Slot,
+) -> Result<Vec<f32>, FormatError> {
+    let dense = checkpoint.dense(slot)?;
+    let rows = match *dense.shape {
+        [rows, _] => rows,
+        _ => 1,
+    };
+    dense_rows(&dense, slot, 0..rows)
 }

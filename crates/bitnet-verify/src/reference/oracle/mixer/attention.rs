@@ -2,7 +2,7 @@
 //!
 //! Invariant: scores, mask and softmax are whole matrices, as the definition has them.
 
-use crate::reference::oracle::deviation::Reading;
+use crate::reference::oracle::deviation::{Deviation, Reading};
 use crate::reference::oracle::pass::{Branch, LayerTensors, Operator, Pass};
 use crate::reference::oracle::rope::{rotary_tables, rotate, rotate_neighbours};
 use crate::reference::oracle::tensors::candle;
@@ -50,8 +50,19 @@ impl Attention {
     pub(super) fn run(&self, pass: &mut Pass<'_, '_>, x: &Tensor) -> Result<Tensor, FormatError> {
         let h = pass.norm(LayerSlot::InputNorm, x, &self.input_norm)?;
         let q = pass.linear(&self.q, &h)?;
+        let (q, gate) = match self.shape.output_gate {
+            true => self.gated(&q, &pass.reading).map_err(candle)?,
+            false => (q, None),
+        };
         let k = pass.linear(&self.k, &h)?;
         let v = pass.linear(&self.v, &h)?;
+        let after = pass.reading.norms_after_rope(self.shape.norms_after_rope);
+        let reading = pass.reading;
+        let turn = |x: &Tensor| self.rotated(x, &reading).map_err(candle);
+        let (q, k) = match after {
+            true => (turn(&q)?, turn(&k)?),
+            false => (q, k),
+        };
         let (q, k) = match &self.head_norms {
             Some((q_gain, k_gain)) => (
                 self.head_norm(pass, LayerSlot::QNorm, &q, q_gain)?,
@@ -59,10 +70,42 @@ impl Attention {
             ),
             None => (q, k),
         };
+        let (q, k) = match after {
+            true => (q, k),
+            false => (turn(&q)?, turn(&k)?),
+        };
         let h = self.attention(&q, &k, &v, &pass.reading).map_err(candle)?;
+        let h = match gate {
+            Some(gate) => h.mul(&sigmoid(&gate).map_err(candle)?).map_err(candle)?,
+            None => h,
+        };
         let h = pass.tap(Operator::Attention, h)?;
         let y = pass.linear(&self.o, &h)?;
         pass.branch(LayerSlot::AttnBranchNorm, y, &self.branch_norm)
+    }
+
+    /// Queries and gates, `(tokens, heads * head_dim)` each, of rows in which a gate stands behind the query of every
+    /// head.
+    fn gated(
+        &self,
+        rows: &Tensor,
+        reading: &Reading<'_>,
+    ) -> candle_core::Result<(Tensor, Option<Tensor>)> {
+        let (tokens, heads, dim) = (rows.dim(0)?, self.shape.heads, self.shape.head_dim);
+        let shape = match reading.how {
+            Some(Deviation::GateRows) => (tokens, 1, 2, heads * dim),
+            _ => (tokens, heads, 2, dim),
+        };
+        let rows = rows.reshape(shape)?;
+        let part = |n| {
+            let part = rows.narrow(2, n, 1)?.contiguous()?;
+            part.reshape((tokens, heads * dim))
+        };
+        let gate = match reading.how {
+            Some(Deviation::NoOutputGate) => None,
+            _ => Some(part(1)?),
+        };
+        Ok((part(0)?, gate))
     }
 
     /// `x` is `(tokens, heads * head_dim)`, normed head by head.
@@ -80,8 +123,38 @@ impl Attention {
         y.reshape((tokens, width)).map_err(candle)
     }
 
-    /// Causal attention with rotary positions from 0; `q` is `(tokens, heads * head_dim)`, `k` and `v`
-    /// are `(tokens, kv_heads * head_dim)`.
+    /// The heads of `x`, `(tokens, some heads * head_dim)`, rotated to positions from 0 on.
+    fn rotated(&self, x: &Tensor, reading: &Reading<'_>) -> candle_core::Result<Tensor> {
+        let config = reading.config;
+        let rotary = reading.rotary_dim(self.shape.rotary_dim, self.shape.head_dim);
+        if rotary == 0 {
+            return Ok(x.clone());
+        }
+        let (tokens, width) = (x.dim(0)?, self.shape.head_dim);
+        let heads = x.dim(1)? / width;
+        let rope: Rope = match (self.shape.window, config.sliding_rope()) {
+            (Some(_), Some(sliding)) => sliding,
+            _ => config.rope,
+        };
+        let (cos, sin) = rotary_tables(&reading.rope(rope), reading.long_rope(), rotary, tokens)?;
+        // (tokens, heads * width) -> (heads, tokens, width)
+        let x = x.reshape((tokens, heads, width))?.transpose(0, 1)?;
+        let turned = x.narrow(2, 0, rotary)?.contiguous()?;
+        let turned = match reading.rotates_neighbours() {
+            true => rotate_neighbours(&turned, &cos, &sin)?,
+            false => rotate(&turned, &cos, &sin)?,
+        };
+        let kept = x.narrow(2, rotary, width - rotary)?.contiguous()?;
+        let x = match rotary == width {
+            true => turned,
+            false => Tensor::cat(&[turned, kept], 2)?,
+        };
+        x.transpose(0, 1)?
+            .contiguous()?
+            .reshape((tokens, heads * width))
+    }
+
+    /// Causal attention; `q` is `(tokens, heads * head_dim)`, `k` and `v` are `(tokens, kv_heads * head_dim)`.
     fn attention(
         &self,
         q: &Tensor,
@@ -92,17 +165,8 @@ impl Attention {
         let config = reading.config;
         let (tokens, width) = (q.dim(0)?, self.shape.head_dim);
         let (heads, kv_heads) = (self.shape.heads, self.shape.kv_heads);
-        let rope: Rope = match (self.shape.window, config.sliding_rope()) {
-            (Some(_), Some(sliding)) => sliding,
-            _ => config.rope,
-        };
-        let (cos, sin) = rotary_tables(&reading.rope(rope), width, tokens)?;
         // (tokens, n * width) -> (n, tokens, width)
         let split = |x: &Tensor, n| x.reshape((tokens, n, width))?.transpose(0, 1)?.contiguous();
-        let turn = |x: &Tensor, n| match reading.rotates_neighbours() {
-            true => rotate_neighbours(&split(x, n)?, &cos, &sin),
-            false => rotate(&split(x, n)?, &cos, &sin),
-        };
         // query head i reads kv head i / (heads / kv_heads)
         let repeat = |x: Tensor| {
             let shape = (kv_heads, heads / kv_heads, tokens, width);
@@ -110,8 +174,8 @@ impl Attention {
                 .expand(shape)?
                 .reshape((heads, tokens, width))
         };
-        let q = turn(q, heads)?;
-        let k = repeat(turn(k, kv_heads)?)?;
+        let q = split(q, heads)?;
+        let k = repeat(split(k, kv_heads)?)?;
         let v = repeat(split(v, kv_heads)?)?;
 
         let scalar = match config.factors.query_pre_attn_scalar {
@@ -136,6 +200,11 @@ impl Attention {
             .contiguous()?
             .reshape((tokens, heads * width))
     }
+}
+
+fn sigmoid(x: &Tensor) -> candle_core::Result<Tensor> {
+    let x = x.to_dtype(DType::F64)?;
+    (x.neg()?.exp()? + 1.0)?.recip()?.to_dtype(DType::F32)
 }
 
 /// Over the last axis, in `f64`.

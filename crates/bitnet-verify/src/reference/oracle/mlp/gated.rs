@@ -44,7 +44,7 @@ impl Gated {
     }
 }
 
-fn activate(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> {
+pub(super) fn activate(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> {
     match activation {
         Activation::Relu2 => x.relu()?.sqr(),
         Activation::Silu => x.silu(),
