@@ -35,14 +35,31 @@ pub enum Command {
     Perplexity(Perplexity),
     /// Measure speed and the read bandwidth of this machine
     Bench(Bench),
+    /// Serve the model over HTTP, with the API of OpenAI
+    Serve(Serve),
     /// List the kernels, which of them run here, and the default
     Kernels,
+}
+
+impl Args {
+    /// The models that the command line names.
+    pub fn models(&mut self) -> Option<&mut PathBuf> {
+        match &mut self.command {
+            Some(Command::Logits(a)) => Some(&mut a.model.model),
+            Some(Command::Embed(a)) => Some(&mut a.model.model),
+            Some(Command::Perplexity(a)) => Some(&mut a.model.model),
+            Some(Command::Bench(a)) => Some(&mut a.model.model),
+            Some(Command::Serve(a)) => Some(&mut a.model.model),
+            Some(Command::Kernels) => None,
+            None => self.generate.model.as_mut(),
+        }
+    }
 }
 
 /// A model and how to compute with it.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// Checkpoint directory, .safetensors, .index.json or .gguf, for example ./model.gguf
+    /// Checkpoint directory, .safetensors, .index.json or .gguf file, or hf://OWNER/NAME, https://…, s3://…
     pub model: PathBuf,
     #[command(flatten)]
     pub compute: ComputeArgs,
@@ -82,6 +99,14 @@ pub struct ComputeArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Think {
+    /// The model may think before it answers
+    On,
+    /// The model answers at once
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvTypeArg {
     /// 4 bytes per value
     F32,
@@ -91,9 +116,37 @@ pub enum KvTypeArg {
 
 #[derive(Debug, clap::Args)]
 pub struct Generate {
-    /// Checkpoint directory, .safetensors, .index.json or .gguf, for example ./model.gguf
+    /// Checkpoint directory, .safetensors, .index.json or .gguf file, or hf://OWNER/NAME, https://…, s3://…
     #[arg(required = true)]
     pub model: Option<PathBuf>,
+    /// Answer every line of a JSONL file, for example --batch requests.jsonl -o answers.jsonl
+    ///
+    /// A line is a request of formats/serve.md (an object with `prompt`, `messages` or `input`) or a line of OpenAI's batches
+    /// (`custom_id`, `url`, `body`). Requests run at once; the answers keep the order of the lines. Started again after an
+    /// interruption, the same command continues.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "output",
+        conflicts_with_all = ["prompt", "tokens", "chat", "stream", "ignore_eos", "stop", "greedy", "temp", "top_k", "top_p", "min_p", "seed"],
+        help_heading = "Batches"
+    )]
+    pub batch: Option<PathBuf>,
+    /// Write the answers of --batch, for example -o answers.jsonl
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        requires = "batch",
+        help_heading = "Batches"
+    )]
+    pub output: Option<PathBuf>,
+    /// Replace the output of --batch if it exists, and start over
+    #[arg(long, requires = "batch", help_heading = "Batches")]
+    pub force: bool,
+    /// Compute N texts of --batch at once [default: 4], for example --parallel 8
+    #[arg(long, value_name = "N", value_parser = parallel, requires = "batch", allow_hyphen_values = true, help_heading = "Batches")]
+    pub parallel: Option<NonZeroUsize>,
     /// Continue TEXT, or standard input with -p -, for example -p "Hello world"
     ///
     /// Standard input may have up to 64 MiB of UTF-8 text; one line break at its end is removed. TEXT may begin with a dash:
@@ -128,6 +181,12 @@ pub struct Generate {
     /// Apply the chat template to the prompt; without -p, start an interactive chat
     #[arg(long, conflicts_with = "tokens")]
     pub chat: bool,
+    /// Turn thinking of --chat on or off, for example --think off
+    ///
+    /// Sets the switch of the chat template (`enable_thinking`, or `thinking` in some). Without this flag, the template
+    /// decides. A template without such a switch is refused.
+    #[arg(long, value_name = "ON|OFF", requires = "chat")]
+    pub think: Option<Think>,
     /// Set the system message of --chat, for example --system "Answer briefly."
     #[arg(
         long,
@@ -202,8 +261,81 @@ pub struct Generate {
         help_heading = "Sampling"
     )]
     pub seed: Option<u64>,
+    /// Divide positive logits of tokens that came already, and multiply negative ones, for example --repetition-penalty 1.1
+    #[arg(long, value_name = "R", value_parser = repetition, allow_hyphen_values = true, help_heading = "Sampling")]
+    pub repetition_penalty: Option<f32>,
+    /// Subtract P from the logits of tokens that were generated, for example --presence-penalty 0.5
+    #[arg(long, value_name = "P", value_parser = penalty, allow_hyphen_values = true, help_heading = "Sampling")]
+    pub presence_penalty: Option<f32>,
+    /// Subtract P for each time that a token was generated, for example --frequency-penalty 0.5
+    #[arg(long, value_name = "P", value_parser = penalty, allow_hyphen_values = true, help_heading = "Sampling")]
+    pub frequency_penalty: Option<f32>,
     #[command(flatten)]
     pub compute: ComputeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Listen on this address, for example --host 0.0.0.0
+    ///
+    /// Without --api-key-file, everybody who reaches the address can use the model.
+    #[arg(
+        long,
+        value_name = "HOST",
+        default_value = "127.0.0.1",
+        help_heading = "Server"
+    )]
+    pub host: String,
+    /// Listen on this port; 0 takes a free one; for example --port 8000
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 8080,
+        help_heading = "Server"
+    )]
+    pub port: u16,
+    /// Name the model in the API [default: the name of its file or directory], for example --alias bitnet
+    #[arg(long, value_name = "NAME", value_parser = some_text, help_heading = "Server")]
+    pub alias: Option<String>,
+    /// Require one of the keys in this file, one key per line, for example --api-key-file keys.txt
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub api_key_file: Option<PathBuf>,
+    /// Let pages of this origin use the server; repeat for several; for example --allow-origin https://chat.example
+    ///
+    /// `*` allows all origins. Without this flag, only the page of the server itself can use it from a browser.
+    #[arg(long, value_name = "ORIGIN", help_heading = "Server")]
+    pub allow_origin: Vec<String>,
+    /// Serve no chat page at /
+    #[arg(long, help_heading = "Server")]
+    pub no_web: bool,
+    /// Ignore unknown fields of requests, and name them in the header x-ignored-fields
+    #[arg(long, help_heading = "Server")]
+    pub lenient: bool,
+    /// Let running requests finish for this many seconds after SIGTERM or SIGINT, for example --grace 10
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = any_count, allow_hyphen_values = true, help_heading = "Server")]
+    pub grace: usize,
+    /// Compute N texts at once, for example --parallel 16; this changes no answer
+    #[arg(long, value_name = "N", default_value = "4", value_parser = parallel, allow_hyphen_values = true, help_heading = "Scheduling")]
+    pub parallel: NonZeroUsize,
+    /// Set the context length of a text in tokens [default: the maximum of the model], for example --ctx 4096
+    #[arg(long, value_name = "N", value_parser = count, allow_hyphen_values = true, help_heading = "Scheduling")]
+    pub ctx: Option<usize>,
+    /// Let N requests wait; further ones are refused with status 429; for example --queue 64
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = any_count, allow_hyphen_values = true, help_heading = "Scheduling")]
+    pub queue: usize,
+    /// Limit the KV cache [default: what --parallel texts need, at most half of the free memory], for example --kv-memory 4GB
+    #[arg(long, value_name = "SIZE", value_parser = bitnet_cli::parse_size, help_heading = "Scheduling")]
+    pub kv_memory: Option<u64>,
+    /// Compute every prompt from its first token
+    ///
+    /// Without this flag, texts that begin alike share their KV cache. This changes no answer.
+    #[arg(long, help_heading = "Scheduling")]
+    pub no_prefix_cache: bool,
+    /// Limit the body of a request, for example --max-body 8MB
+    #[arg(long, value_name = "SIZE", default_value = "32MB", value_parser = bitnet_cli::parse_size, help_heading = "Server")]
+    pub max_body: u64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -322,6 +454,11 @@ pub struct Bench {
     /// measured one at a time.
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [NonZeroUsize::MIN], value_parser = sequences, allow_hyphen_values = true)]
     pub sequences: Vec<NonZeroUsize>,
+    /// Measure only requests that run at once through the scheduler of the server, for example --concurrency 1,4,8
+    ///
+    /// Each request has the first length of -p as its prompt and the first length of -n as its answer.
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = sequences, allow_hyphen_values = true)]
+    pub concurrency: Vec<NonZeroUsize>,
     /// Start each test with these numbers of tokens in the context, for example -d 0,1024,4096
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [0], value_parser = any_count, allow_hyphen_values = true)]
     pub depth: Vec<usize>,
@@ -373,6 +510,22 @@ fn sequences(text: &str) -> Result<NonZeroUsize, String> {
         true => Ok(count),
         false => Err(expected()),
     }
+}
+
+/// Most texts that run at once.
+const MOST_PARALLEL: usize = 1024;
+
+fn parallel(text: &str) -> Result<NonZeroUsize, String> {
+    let count = bitnet_cli::whole(text, 1..=MOST_PARALLEL)?;
+    NonZeroUsize::new(count).ok_or_else(|| "expected a whole number from 1 on".to_owned())
+}
+
+fn penalty(text: &str) -> Result<f32, String> {
+    bitnet_cli::number(text, -2.0..=2.0)
+}
+
+fn repetition(text: &str) -> Result<f32, String> {
+    bitnet_cli::number(text, 0.01..=100.0)
 }
 
 fn some_text(text: &str) -> Result<String, String> {

@@ -5,6 +5,7 @@
 //! the kernel's multiply instruction runs, which bounds prompts. A profile is a run of its own. The report names the CPU, its
 //! instruction sets, how generated tokens found the likeliest logits, and the tokenizer, which is loaded once for its cost.
 
+mod concurrency;
 mod workload;
 
 use crate::args::{Bench as BenchArgs, ComputeArgs, HeadArg, ModelArgs};
@@ -32,6 +33,9 @@ pub fn run(
     global: &GlobalArgs,
     console: &mut Console<'_>,
 ) -> Result<ExitStatus, Failure> {
+    if !args.concurrency.is_empty() {
+        return concurrency::run(args, global, console);
+    }
     let threads: Vec<usize> = if args.thread_counts.is_empty() {
         vec![global.thread_count()]
     } else {

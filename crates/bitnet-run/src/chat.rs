@@ -4,18 +4,48 @@
 //! without a second begin-of-text token; a template that rewrites history costs a fresh start, not a
 //! wrong context.
 
-use crate::args::Generate;
+use crate::args::{Generate, Think};
 use crate::open::{self, Loaded};
 use crate::prompts;
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure};
-use bitnet_model::{Generation, Sampler, TextStream};
-use bitnet_text::{ChatMessage, ChatTemplate, Tokenizer};
+use bitnet_model::{Generation, LogitOptions, Sampler, TextStream};
+use bitnet_text::{ChatContext, ChatMessage, ChatTemplate, Tokenizer};
 
-fn template(tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
-    tokenizer.chat()?.ok_or_else(|| {
-        Failure::new(ErrorCode::ChatTemplate, "this model has no chat template")
-            .hint("without --chat the prompt is continued as plain text")
-    })
+/// A template and what is asked of it.
+struct Template {
+    template: ChatTemplate,
+    /// The variable of thinking and its value.
+    thinking: Option<(&'static str, bool)>,
+}
+
+impl Template {
+    fn new(tokenizer: &Tokenizer, think: Option<Think>) -> Result<Self, Failure> {
+        let template = tokenizer.chat()?.ok_or_else(|| {
+            Failure::new(ErrorCode::ChatTemplate, "this model has no chat template")
+                .hint("without --chat the prompt is continued as plain text")
+        })?;
+        let thinking = match think {
+            None => None,
+            Some(think) => {
+                let variable = template.thinking_variable()?.ok_or_else(|| {
+                    let what = "the chat template of this model has no switch for thinking, such as \
+                        `enable_thinking`";
+                    Failure::new(ErrorCode::ChatTemplate, what).hint("leave out --think")
+                })?;
+                Some((variable, think == Think::On))
+            }
+        };
+        Ok(Self { template, thinking })
+    }
+
+    /// The prompt of a conversation, up to where the assistant speaks.
+    fn render(&self, messages: &[ChatMessage]) -> Result<String, Failure> {
+        let mut context = ChatContext::of_messages(messages, true);
+        if let Some((variable, on)) = self.thinking {
+            context.variables.insert(variable.to_owned(), on.into());
+        }
+        Ok(self.template.render_context(&context)?)
+    }
 }
 
 fn assistant(content: &str) -> ChatMessage {
@@ -26,14 +56,10 @@ fn assistant(content: &str) -> ChatMessage {
 }
 
 /// The token ids of a first user message.
-pub fn first_turn(
-    tokenizer: &Tokenizer,
-    system: Option<&str>,
-    text: &str,
-) -> Result<Vec<u32>, Failure> {
-    let mut messages: Vec<ChatMessage> = system.map(ChatMessage::system).into_iter().collect();
+pub fn first_turn(tokenizer: &Tokenizer, args: &Generate, text: &str) -> Result<Vec<u32>, Failure> {
+    let mut messages: Vec<ChatMessage> = args.system.iter().map(ChatMessage::system).collect();
     messages.push(ChatMessage::user(text));
-    let rendered = template(tokenizer)?.render(&messages, true)?;
+    let rendered = Template::new(tokenizer, args.think)?.render(&messages)?;
     Ok(tokenizer.encode(&rendered, false)?)
 }
 
@@ -42,16 +68,18 @@ pub fn interactive(
     args: &Generate,
     loaded: &Loaded,
     sampler: Sampler,
+    logits: LogitOptions,
     console: &mut Console<'_>,
 ) -> Result<ExitStatus, Failure> {
     let Loaded { checkpoint, model } = loaded;
     let tokenizer = open::tokenizer(checkpoint)?;
-    let template = template(&tokenizer)?;
+    let template = Template::new(&tokenizer, args.think)?;
     let context = args
         .ctx
         .unwrap_or(model.config().max_position_embeddings.min(4096));
     let stop_tokens = open::stop_tokens(args, model, Some(&tokenizer));
-    let mut generation = Generation::new(model, context, sampler, stop_tokens)?;
+    let mut generation =
+        Generation::new(model, context, sampler, stop_tokens)?.with_logit_options(logits);
     let mut messages: Vec<ChatMessage> = args.system.iter().map(ChatMessage::system).collect();
     let mut fed: Vec<u32> = Vec::new(); // what the session has seen
     console.note("one message per line; end with Ctrl-D")?;
@@ -61,7 +89,7 @@ pub fn interactive(
             continue;
         }
         messages.push(ChatMessage::user(&line));
-        let ids = tokenizer.encode(&template.render(&messages, true)?, false)?;
+        let ids = tokenizer.encode(&template.render(&messages)?, false)?;
         if !ids.starts_with(&fed) || ids.len() == fed.len() {
             generation.truncate(0);
             fed.clear();

@@ -4,7 +4,6 @@
 //! number for every kernel and thread count.
 
 use crate::args::{Embed, PoolingArg};
-use crate::prompts::TextSettings;
 use crate::{open, prompts};
 use bitnet_checkpoint::{EmbeddingSettings, Pooling};
 use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs};
@@ -12,6 +11,7 @@ use bitnet_formats::{
     Artifact, Container, Encoding, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan,
 };
 use bitnet_model::Model;
+use bitnet_text::TextSettings;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::Path;

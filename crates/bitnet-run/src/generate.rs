@@ -6,7 +6,7 @@
 use crate::args::Generate;
 use crate::{chat, open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
-use bitnet_model::{Generation, Model, Sampler, SamplerOptions, TextStream};
+use bitnet_model::{Generation, LogitOptions, Model, Sampler, SamplerOptions, TextStream};
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -36,7 +36,7 @@ pub fn run(
     let load_seconds = started.elapsed().as_secs_f64();
     open::announce(console, &loaded)?;
     if args.chat && args.prompt.is_none() {
-        return chat::interactive(args, &loaded, sampler, console);
+        return chat::interactive(args, &loaded, sampler, logit_options(args), console);
     }
     let open::Loaded { checkpoint, model } = loaded;
 
@@ -48,7 +48,7 @@ pub fn run(
     let ids = match (&args.tokens, &prompt, &tokenizer) {
         (Some(ids), _, _) => ids.clone(),
         (None, Some(text), Some(tokenizer)) if args.chat => {
-            chat::first_turn(tokenizer, args.system.as_deref(), text)?
+            chat::first_turn(tokenizer, args, text)?
         }
         (None, Some(text), Some(tokenizer)) => tokenizer.encode(text, true)?,
         _ => Vec::new(),
@@ -62,7 +62,8 @@ pub fn run(
     }
     let context = context(args, &model, ids.len())?;
     let stop_tokens = open::stop_tokens(args, &model, tokenizer.as_ref());
-    let mut generation = Generation::new(&model, context, sampler, stop_tokens)?;
+    let mut generation = Generation::new(&model, context, sampler, stop_tokens)?
+        .with_logit_options(logit_options(args));
     let live = args.stream && !console.is_json();
     let (mut text, most) = (String::new(), args.max_new_tokens);
     let generated = match &tokenizer {
@@ -142,6 +143,19 @@ fn sampler(args: &Generate) -> Result<Sampler, Failure> {
         seed: args.seed.unwrap_or(defaults.seed),
     };
     Ok(Sampler::new(options))
+}
+
+/// Penalties, which change nothing unless they are given.
+pub fn logit_options(args: &Generate) -> LogitOptions {
+    let defaults = LogitOptions::default();
+    LogitOptions {
+        repetition_penalty: args
+            .repetition_penalty
+            .unwrap_or(defaults.repetition_penalty),
+        presence_penalty: args.presence_penalty.unwrap_or(defaults.presence_penalty),
+        frequency_penalty: args.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+        bias: Vec::new(),
+    }
 }
 
 /// `--ctx`, or what this run needs, up to what the model was made for.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod batch;
 mod bench;
 mod chat;
 mod embed;
@@ -15,13 +16,26 @@ mod logits;
 mod open;
 mod perplexity;
 mod prompts;
+mod serve;
 
 use args::{Args, Command};
-use bitnet_cli::{Console, ExitStatus};
+use bitnet_cli::{Console, ExitStatus, Reads};
 use std::ffi::OsString;
 use std::io::Write;
 
-/// Runs the program; `args` includes its name. stdout (`out`) is data, stderr (`err`) is talk.
+/// Runs the program; `args` includes its name. Results go to stdout (`out`), messages to stderr (`err`).
+///
+/// ```
+/// # use std::ffi::OsString;
+/// use bitnet_cli::ExitStatus;
+///
+/// let model = "../../tests/fixtures/demo/packed";
+/// let (mut out, mut err) = (Vec::new(), Vec::new());
+/// let args = ["bitnet-run", model, "--chat", "-p", "Add 34 and 28.", "--quiet"].map(OsString::from);
+/// let status = bitnet_run::run(args.into_iter(), &mut out, &mut err);
+/// assert_eq!(status, ExitStatus::Done);
+/// assert_eq!(String::from_utf8(out).unwrap().trim(), "4+8=12, 1+3+2=6, so 62");
+/// ```
 pub fn run(
     args: impl Iterator<Item = OsString>,
     out: &mut dyn Write,
@@ -32,13 +46,21 @@ pub fn run(
         Err(status) => return status,
     };
     let mut console = Console::new(&args.global, out, err);
+    let mut args = args;
+    // held until the program ends
+    let _held = match bitnet_cli::locate_all(args.models(), Reads::Whole, &mut console) {
+        Ok(held) => held,
+        Err(failure) => return console.finish(Err(failure)),
+    };
     let global = &args.global;
     let result = match &args.command {
         Some(Command::Logits(a)) => logits::run(a, global, &mut console),
         Some(Command::Embed(a)) => embed::run(a, global, &mut console),
         Some(Command::Perplexity(a)) => perplexity::run(a, global, &mut console),
         Some(Command::Bench(a)) => bench::run(a, global, &mut console),
+        Some(Command::Serve(a)) => serve::run(a, global, &mut console),
         Some(Command::Kernels) => kernels::run(&mut console),
+        None if args.generate.batch.is_some() => batch::run(&args.generate, global, &mut console),
         None => generate::run(&args.generate, global, &mut console),
     };
     console.finish(result)

@@ -4,13 +4,13 @@
 //! order, positions in order; the same number for every kernel, thread count and batch.
 
 use crate::args::Logits as LogitsArgs;
-use crate::prompts::TextSettings;
 use crate::{open, prompts};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
 use bitnet_formats::{
     Artifact, Container, Encoding, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan, hex,
 };
 use bitnet_model::{Logits, Model};
+use bitnet_text::TextSettings;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 

@@ -7,7 +7,7 @@ use crate::open;
 use bitnet_checkpoint::Checkpoint;
 use bitnet_cli::{ErrorCode, Failure, FormatError};
 use bitnet_formats::{read_file, read_to_limit};
-use bitnet_text::{PROMPT_FILE_BYTES, PromptEntry, Tokenizer, parse_prompt_file};
+use bitnet_text::{PROMPT_FILE_BYTES, PromptEntry, TextSettings, Tokenizer, parse_prompt_file};
 use std::io::{BufRead, Read};
 use std::path::Path;
 
@@ -107,48 +107,6 @@ fn check_length(text: &str, checkpoint: &Checkpoint, name: &str) -> Result<(), F
         "prompt `{name}`: expected a text of at most {most} bytes for a context of {tokens} tokens, found {found}"
     );
     Err(FormatError::new(ErrorCode::LimitExceeded, message))
-}
-
-/// What happens to a text before the network sees its tokens.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TextSettings<'a> {
-    /// What precedes the text.
-    pub prompt: &'a str,
-    /// Longer texts are cut to this number of tokens, special tokens included.
-    pub max_seq_length: Option<usize>,
-}
-
-impl TextSettings<'_> {
-    /// The tokens of a text with its special tokens.
-    fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, FormatError> {
-        let text = format!("{}{text}", self.prompt);
-        let ids = tokenizer.encode(&text, true)?;
-        match self.max_seq_length {
-            Some(most) if ids.len() > most => cut(tokenizer, &text, &ids, most),
-            _ => Ok(ids),
-        }
-    }
-}
-
-/// The first tokens of a text between all of its special ones, as sentence-transformers and tokenizers cut it.
-fn cut(
-    tokenizer: &Tokenizer,
-    text: &str,
-    ids: &[u32],
-    most: usize,
-) -> Result<Vec<u32>, FormatError> {
-    let own = tokenizer.encode(text, false)?;
-    let added = ids.len().saturating_sub(own.len());
-    let before = (0..=added).find(|at| ids.get(*at..*at + own.len()) == Some(&own[..]));
-    let (Some(before), Some(kept)) = (before, most.checked_sub(added)) else {
-        let message = format!(
-            "expected a text of at most {most} tokens, found {}",
-            ids.len()
-        );
-        return Err(FormatError::new(ErrorCode::ContextExceeded, message));
-    };
-    let (front, behind) = (&ids[..before], &ids[before + own.len()..]);
-    Ok([front, &own[..kept], behind].concat())
 }
 
 /// Reads a text from every line of a file, named by its number from 0; `-` is standard input.
