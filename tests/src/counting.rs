@@ -21,7 +21,7 @@ fn count(bytes: usize) {
 }
 
 // SAFETY: every call goes to the system's allocator unchanged; counting neither allocates nor
-// panics (the cell is const-initialised and has no destructor).
+// panics (the cell is const-initialized and has no destructor).
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 pub struct Fixture {
     /// Directory name, for reports only.
     pub name: String,
-    /// The Hugging Face checkpoint.
+    /// The Hugging Face checkpoint; of one without weights the GGUF file beside it.
     pub checkpoint: PathBuf,
     /// What Hugging Face transformers computed for it.
     pub golden: PathBuf,
@@ -85,14 +85,29 @@ pub fn fixtures_are_foreign() -> bool {
 /// # Panics
 /// If the folder cannot be read.
 pub fn fixtures() -> Vec<Fixture> {
-    let dir = fixtures_dir();
-    let entries = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    fixtures_in(&fixtures_dir())
+}
+
+/// Fixtures of this repository whose weights are rotated.
+///
+/// # Panics
+/// As [`fixtures`].
+pub fn rotated_fixtures() -> Vec<Fixture> {
+    fixtures_in(&repository().join("tests/fixtures/rotated"))
+}
+
+fn fixtures_in(dir: &Path) -> Vec<Fixture> {
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
     let mut all: Vec<Fixture> = entries
         .filter_map(|entry| {
             let path = entry.ok()?.path();
             let (checkpoint, golden) = (path.join("checkpoint"), path.join("golden"));
             let name = path.file_name()?.to_string_lossy().into_owned();
-            (checkpoint.is_dir() && golden.is_dir()).then_some(Fixture {
+            let checkpoint = match has_weights(&checkpoint) {
+                true => checkpoint,
+                false => gguf_beside(&path).unwrap_or(checkpoint),
+            };
+            (checkpoint.exists() && golden.is_dir()).then_some(Fixture {
                 name,
                 checkpoint,
                 golden,
@@ -101,6 +116,26 @@ pub fn fixtures() -> Vec<Fixture> {
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
     all
+}
+
+/// Whether a directory holds weights.
+fn has_weights(directory: &Path) -> bool {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.any(|name| {
+        [".safetensors", ".bin", ".pt"]
+            .iter()
+            .any(|end| name.ends_with(end))
+    })
+}
+
+/// The first GGUF file in a directory.
+fn gguf_beside(directory: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(directory).ok()?.flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths
+        .filter(|path| path.extension().is_some_and(|end| end == "gguf"))
+        .min()
 }
 
 /// The fixture of this name. `None` says so ([`skipped`]): the fixtures are somebody else's, and have none of this name.

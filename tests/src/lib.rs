@@ -5,12 +5,17 @@
 
 pub mod conversions;
 pub mod counting;
+pub mod dense_network;
 pub mod digest;
+pub mod experts_model;
 pub mod fixtures;
 pub mod flips;
+pub mod gates;
 pub mod gguf;
+pub mod http_client;
 pub mod other_runtime;
 pub mod packed_model;
 pub mod program;
 pub mod random;
+pub mod servers;
 pub mod torch_archive;

@@ -4,7 +4,7 @@
 //! plain loops, sums in `f64`, values rounded to `f32` between operators. Written from
 //! `formats/numerics.md` and the table of `LayerSlot`; networks with neither sliding windows nor extra norms.
 
-use bitnet_checkpoint::{Activation, Checkpoint, Config, LayerSlot, Slot};
+use bitnet_checkpoint::{Activation, ActivationQuantization, Checkpoint, Config, LayerSlot, Slot};
 use bitnet_ternary::{TernaryMatrix, f16_to_f32, f32_to_f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -21,6 +21,8 @@ pub enum Wrong {
     Silu,
     /// The scale of a linear of a layer divides.
     InverseScale(usize, LayerSlot),
+    /// Biases are left out.
+    NoBiases,
     /// A sub-norm is left out of every layer.
     NoNorm(LayerSlot),
     /// Another base of the rotary frequencies.
@@ -124,7 +126,24 @@ impl<'a> OtherRuntime<'a> {
 
     fn linear(&self, layer: usize, role: LayerSlot, x: &Rows) -> Rows {
         let (matrix, scale) = self.weights(layer, role);
+        let bias = role
+            .bias()
+            .filter(|_| self.config.biases && self.wrong != Wrong::NoBiases);
+        let bias = bias.map(|bias| self.dense(Slot::Layer(layer, bias)).remove(0));
+        let add = |row: usize, y: f64| match &bias {
+            Some(bias) => (y + f64::from(bias[row])) as f32,
+            None => y as f32,
+        };
+        let quantizes = self.config.activation_quantization == ActivationQuantization::Int8PerToken;
         let one = |x: &Vec<f32>| {
+            if !quantizes {
+                let row = |row| {
+                    let trits = matrix.row(row).iter().map(|t| f64::from(*t));
+                    let dot = row_sum(trits.zip(x.iter().map(|x| f64::from(*x))));
+                    add(row, dot * f64::from(scale))
+                };
+                return (0..matrix.rows()).map(row).collect();
+            }
             let largest = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
             let s = 127.0 * (1.0 / largest.max(1e-5));
             let round = |x: f32| match self.wrong {
@@ -138,7 +157,7 @@ impl<'a> OtherRuntime<'a> {
             let row = |row| {
                 let trits = matrix.row(row).iter().map(|t| f64::from(*t));
                 let dot = row_sum(trits.zip(q.iter().copied()));
-                (dot * f64::from(scale) / f64::from(s)) as f32
+                add(row, dot * f64::from(scale) / f64::from(s))
             };
             (0..matrix.rows()).map(row).collect()
         };

@@ -17,6 +17,8 @@ mod one_in_four;
 mod packings;
 #[path = "vectors/quantisers.rs"]
 mod quantisers;
+#[path = "vectors/rotations.rs"]
+mod rotations;
 
 use bitnet_formats::PACKINGS;
 use bitnet_tests::digest::sha256;
@@ -26,6 +28,7 @@ use groups::{check_affine, check_blocks, check_one_in_all};
 use one_in_four::check_one_in_four;
 use packings::{check_gguf_tensor, check_packed, packing_of, same_bytes};
 use quantisers::{check_activations, check_input, check_master};
+use rotations::check_rotation;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -197,6 +200,14 @@ fn run(root: &Path) -> Result<Report, String> {
                     cases
                         .iter()
                         .map(|c| (named(c), check_blocks(&vectors, folder, packing, c))),
+                );
+            }
+            ("prism-hadamard", _) => {
+                line.against = "every kernel".to_owned();
+                checks.extend(
+                    cases
+                        .iter()
+                        .map(|c| (named(c), check_rotation(&vectors, folder, c))),
                 );
             }
             ("cross-g128", _) => {

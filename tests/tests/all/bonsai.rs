@@ -6,10 +6,7 @@
 use bitnet_checkpoint::{
     ActivationQuantization, Checkpoint, OpenOptions, RopeScaling, Slot, TernaryHasher,
 };
-use bitnet_formats::ErrorCode;
-use bitnet_formats::{
-    Container, Gguf, Limits, MetaArray, MetaValue, PlannedTensor, Strings, TensorFile, WritePlan,
-};
+use bitnet_formats::{ErrorCode, Limits, MetaValue, TensorFile};
 use bitnet_model::{LoadOptions, Logits, Model, TilesIn};
 use bitnet_tests::fixtures::repository;
 use bitnet_tests::program::{self, Ran};
@@ -205,88 +202,4 @@ fn tensors_decide_the_size_of_the_vocabulary_within_reason() {
     assert_eq!(checkpoint.declared_vocab_size, Some(512));
     assert_eq!(with(399).unwrap().declared_vocab_size, None);
     assert_eq!(with(50_000).unwrap_err().code, ErrorCode::WrongShape);
-}
-
-/// The file with some keys of a rotation, as PrismML's converter writes them.
-fn rotated(source: &Path, output: &Path, change: impl Fn(&mut Vec<(String, MetaValue)>)) {
-    let key = |name: &str, value| (format!("prism.hadamard.{name}"), value);
-    let text = |s: &str| MetaValue::text(s);
-    let names: Strings = ["blk.0.attn_q.weight", "blk.0.ffn_down.weight"]
-        .into_iter()
-        .collect();
-    let integers = |values: Vec<i32>| MetaValue::Array(MetaArray::I32(values));
-    let signs = (0..256 + 128)
-        .map(|i| if i % 3 == 0 { -1 } else { 1 })
-        .collect();
-    let mut keys = vec![
-        key("version", MetaValue::U32(1)),
-        key("block_size", MetaValue::U32(128)),
-        key("transform", text("normalized-sylvester-walsh-hadamard")),
-        key("axis", text("input-last-dimension")),
-        key("sign_mode", text("explicit")),
-        key("sign_widths", integers(vec![256, 128])),
-        key("sign_values", integers(signs)),
-        key("weight_names", MetaValue::Array(MetaArray::String(names))),
-    ];
-    change(&mut keys);
-    let file = file(source);
-    let planned = |info: &bitnet_formats::TensorInfo| PlannedTensor {
-        name: info.name.clone(),
-        encoding: info.encoding,
-        shape: info.shape.clone(),
-        len: info.len,
-    };
-    let mut metadata = file.metadata.clone();
-    metadata.0.extend(keys);
-    let tensors = file.tensors().iter().map(planned).collect();
-    let header = Gguf.header(&WritePlan { metadata, tensors }).unwrap();
-    let mut bytes = header.bytes.clone();
-    for (info, offset) in file.tensors().iter().zip(&header.offsets) {
-        bytes.resize(*offset as usize, 0);
-        bytes.extend_from_slice(&file.read(info).unwrap());
-    }
-    bytes.resize(header.total as usize, 0);
-    std::fs::write(output, bytes).unwrap();
-}
-
-#[test]
-fn a_rotation_travels_with_the_weights_and_is_never_ignored() {
-    let scratch = tempfile::tempdir().unwrap();
-    let source = fixture("bonsai-8b").join("pq2_0.gguf");
-    let path = scratch.path().join("rotated.gguf");
-    rotated(&source, &path, |_| {});
-    let checkpoint = open(&path);
-    let rotation = checkpoint.rotation.clone().expect("a rotation");
-    assert_eq!((rotation.block_size, rotation.folded.len()), (128, 2));
-    let error = Model::load(&checkpoint, &LoadOptions::default()).unwrap_err();
-    assert_eq!(error.code, ErrorCode::UnsupportedConfig);
-    assert!(error.to_string().contains("rotated"), "{error}");
-    let output = scratch.path().join("copy.gguf");
-    converted(&path, "gguf-ptq1_0", &output);
-    assert_eq!(open(&output).rotation, Some(rotation));
-    let ran = run(&path, "packed-2bit", &scratch.path().join("tiles"));
-    assert_eq!(ran.status.code(), 2, "{}", ran.stdout);
-
-    type Change = fn(&mut Vec<(String, MetaValue)>);
-    let broken: [(&str, Change); 7] = [
-        ("version", |keys| keys[0].1 = MetaValue::U32(3)),
-        ("version", |keys| _ = keys.remove(0)),
-        ("block_size", |keys| keys[1].1 = MetaValue::U32(96)),
-        ("transform", |keys| keys[2].1 = MetaValue::text("dct")),
-        ("sign_widths", |keys| {
-            keys[5].1 = MetaValue::Array(MetaArray::I32(vec![256, 100]));
-        }),
-        ("sign_values", |keys| {
-            keys[6].1 = MetaValue::Array(MetaArray::I32(vec![1; 100]));
-        }),
-        ("blk.0.attn_norm.weight", |keys| {
-            let names: Strings = ["blk.0.attn_norm.weight"].into_iter().collect();
-            keys[7].1 = MetaValue::Array(MetaArray::String(names));
-        }),
-    ];
-    for (says, change) in broken {
-        rotated(&source, &path, change);
-        let error = Checkpoint::open(&path, &OpenOptions::default()).unwrap_err();
-        assert!(error.to_string().contains(says), "{says}: {error}");
-    }
 }

@@ -46,6 +46,101 @@ fn refused(ran: &Ran, code: &str, says: &str) {
     assert!(error.contains(says), "{error} does not say {says}");
 }
 
+/// Conversations with tool calls and thinking, in templates of both published kinds.
+#[test]
+fn tool_calls_and_thinking_give_what_transformers_gives() {
+    let fixture = read_json(&fixtures_dir().join("chat_templates/tools.json"));
+    let template = |name: &str| {
+        let source = fixture["templates"][name].as_str().unwrap();
+        ChatTemplate::new(source, "", "").unwrap()
+    };
+    let cases = fixture["cases"].as_array().unwrap();
+    let mut refused = 0;
+    for case in cases {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let messages = fixture["conversations"][text("conversation")]
+            .as_array()
+            .unwrap();
+        let tools = fixture["tools"].as_array().unwrap();
+        let context = ChatContext {
+            messages: messages.clone(),
+            tools: (case["tools"] == true).then(|| tools.clone()),
+            documents: None,
+            add_generation_prompt: messages.last().unwrap()["role"] != "assistant",
+            variables: case["variables"].as_object().unwrap().clone(),
+        };
+        let rendered = template(text("template")).render_context(&context);
+        match &case["expected"] {
+            Value::String(expected) => assert_eq!(&rendered.unwrap(), expected, "{case}"),
+            _ => {
+                refused += 1;
+                assert!(rendered.is_err(), "{case}");
+            }
+        }
+    }
+    assert_eq!((cases.len(), refused), (108, 18));
+    assert_eq!(
+        template("json").thinking_variable().unwrap(),
+        Some("enable_thinking")
+    );
+    assert_eq!(
+        template("tagged").thinking_variable().unwrap(),
+        Some("thinking")
+    );
+}
+
+#[test]
+fn think_sets_the_switch_of_the_template_or_is_refused() {
+    let prompt = |template: &str, words: &[&str]| {
+        let dir = model(template);
+        let mut all = vec![
+            text(dir.path()),
+            "--chat",
+            "-p",
+            "Hi",
+            "-n",
+            "1",
+            "--greedy",
+            "--json",
+        ];
+        all.extend(words);
+        run(bitnet_run::run, all)
+    };
+    let switched =
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if thinking %} more{% endif %}";
+    let count = |ran: &Ran| {
+        let json = ran.json();
+        assert_eq!(ran.status, ExitStatus::Done, "{json}");
+        json["prompt_tokens"].as_array().unwrap().len()
+    };
+    let on = count(&prompt(switched, &["--think", "on"]));
+    let off = count(&prompt(switched, &["--think", "off"]));
+    assert!(on > off, "{on} {off}");
+    assert_eq!(count(&prompt(switched, &[])), off);
+    // the name of a message's key is no switch, nor is a variable that changes nothing
+    for without in [
+        "{% for m in messages %}{{ m.content }}{{ m.thinking }}{% endfor %}",
+        "{% set enable_thinking = true %}{% for m in messages %}{{ m.content }}{% endfor %}",
+    ] {
+        let ran = prompt(without, &["--think", "off"]);
+        let json = ran.json();
+        assert_eq!(ran.status, ExitStatus::CouldNot, "{json}");
+        assert_eq!(json["error"]["code"], "chat-template", "{json}");
+        assert!(
+            json["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("no switch for thinking")
+        );
+    }
+    let dir = model(switched);
+    let ran = run(
+        bitnet_run::run,
+        [text(dir.path()), "-p", "Hi", "--think", "off", "--json"],
+    );
+    assert_eq!(ran.status, ExitStatus::CouldNot);
+}
+
 #[test]
 fn expressions_give_what_transformers_gives() {
     let fixture = read_json(&fixtures_dir().join("chat_templates/expressions.json"));

@@ -440,7 +440,7 @@ fn keys_of_gguf_are_refused_or_reported() {
         ("llama.expert_weights_scale", MetaValue::F32(2.5)),
         ("llama.rope.scaling.attn_factor", MetaValue::F32(0.5)),
         ("llama.rope.dimension_sections", MetaValue::text("1,2,3")),
-        ("llama.rope.scaling.type", MetaValue::text("longrope")),
+        ("llama.rope.scaling.type", MetaValue::text("dynamic")),
         ("llama.residual_scale", MetaValue::F32(0.3)),
         ("llama.ssm.state_size", MetaValue::U32(16)),
         ("llama.swin_norm", MetaValue::Bool(true)),

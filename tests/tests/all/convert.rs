@@ -47,7 +47,13 @@ fn has_network(fixture: &str, target: &str) -> bool {
 const FIXTURES: [(&str, &[&str]); 7] = [
     (
         "bitnet-2b4t-bf16",
-        &["gguf-tq2_0", "gguf-tq1_0", "gguf-f16", "gguf-bf16"],
+        &[
+            "gguf-tq2_0",
+            "gguf-tq1_0",
+            "gguf-f16",
+            "gguf-bf16",
+            "hf-f16",
+        ],
     ),
     ("bitnet-2b4t-packed", &[]),
     (
@@ -58,6 +64,7 @@ const FIXTURES: [(&str, &[&str]); 7] = [
             "gguf-f16",
             "gguf-bf16",
             "hf-bf16",
+            "hf-f16",
         ],
     ),
     (
@@ -68,6 +75,7 @@ const FIXTURES: [(&str, &[&str]); 7] = [
             "gguf-f16",
             "gguf-bf16",
             "hf-bf16",
+            "hf-f16",
         ],
     ),
     (
@@ -78,12 +86,19 @@ const FIXTURES: [(&str, &[&str]); 7] = [
             "gguf-f16",
             "gguf-bf16",
             "hf-bf16",
+            "hf-f16",
         ],
     ),
     ("falcon-e-bfloat16", &[]),
     (
         "falcon-e-prequantized",
-        &["gguf-tq2_0", "gguf-tq1_0", "gguf-f16", "gguf-bf16"],
+        &[
+            "gguf-tq2_0",
+            "gguf-tq1_0",
+            "gguf-f16",
+            "gguf-bf16",
+            "hf-f16",
+        ],
     ),
 ];
 

@@ -29,11 +29,11 @@ fn load(fixture: &Fixture, backend: Backend, kv_type: KvType) -> Option<(Model, 
     ))
 }
 
-/// More than a batch and more than a block of attention: the stream, then the prompts.
+/// More than a batch and more than a block of attention: the stream, then the prompts, again and again.
 fn tokens(golden: &Golden) -> Vec<u32> {
     let prompts = golden.prompts.iter().flat_map(|p| p.ids.iter());
     let stream = golden.stream.iter().flat_map(|s| s.ids.iter());
-    let tokens: Vec<u32> = stream.chain(prompts).copied().take(277).collect();
+    let tokens: Vec<u32> = stream.chain(prompts).copied().cycle().take(277).collect();
     assert!(tokens.len() > 256, "too short to cross a block");
     tokens
 }

@@ -314,7 +314,7 @@ fn pre_tokenizers_of_published_vocabularies_are_known() {
     let model = dir.path().join("model.gguf");
     convert(&checkpoint(PACKED), "gguf-i2_s", &model);
     let ill = dir.path().join("ill.gguf");
-    // the vocabulary of Llama 3 as far as its two tokens tell
+    // the two tokens that identify the vocabulary of Llama 3
     let tokens = |m: &mut Metadata, pre: Option<&str>| {
         let names = (0..128_010).map(|i| match i {
             128_000 => "<|begin_of_text|>".to_owned(),

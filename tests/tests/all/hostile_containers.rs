@@ -78,7 +78,7 @@ fn planned(name: &str, encoding: Encoding, shape: &[usize], len: u64) -> Planned
     }
 }
 
-/// Header and data, every data byte different from its neighbours.
+/// Header and data, every data byte different from its neighbors.
 fn assemble(plan: &WritePlan, header: &Header) -> Vec<u8> {
     let mut bytes = header.bytes.clone();
     for (tensor, &offset) in plan.tensors.iter().zip(&header.offsets) {

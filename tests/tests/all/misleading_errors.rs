@@ -274,7 +274,6 @@ fn the_missing_part_of_a_path_is_named() {
             "https://huggingface.co/owner/name",
             "hf download owner/name",
         ),
-        ("hf://owner/name@v1", "hf download owner/name --revision v1"),
         ("owner/name/m.gguf", "hf download owner/name m.gguf"),
     ] {
         all_refuse(Path::new(name), &["Hugging Face Hub", command]);

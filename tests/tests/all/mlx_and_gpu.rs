@@ -97,7 +97,7 @@ fn the_fused_tiles_hold_the_matrices() {
         let (heads, key_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let (q, kv) = (heads * config.head_dim, key_heads * config.head_dim);
         // tensor, row of the first, number of the scale
-        let (name, first, part) = match role.canonical() {
+        let (name, first, part) = match &*role.canonical() {
             "self_attn.q_proj" => ("attention.wqkv", 0, 0),
             "self_attn.k_proj" => ("attention.wqkv", q, 1),
             "self_attn.v_proj" => ("attention.wqkv", q + kv, 2),
@@ -280,4 +280,145 @@ fn packed_embeddings_of_mlx_are_the_same_table() {
     ];
     let ran = program::run(bitnet_verify::run, words);
     assert_eq!(ran.status, ExitStatus::Done, "{}", ran.stdout);
+}
+
+/// A binary copy of a fixture: as f16 numbers in `numbers`, and as 1-bit codes of MLX in `codes`.
+fn binary(source: &Path, numbers: &Path, codes: &Path) {
+    let original = Checkpoint::open(source, &OpenOptions::default()).unwrap();
+    let bytes = std::fs::read(source.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut plain: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut packed = Vec::new();
+    let slots = original.slots();
+    for (name, view) in file.tensors() {
+        let slot = slots.iter().find(|slot| slot.to_string() == name).unwrap();
+        if !original.is_ternary(*slot) {
+            let own = (
+                name,
+                view.dtype(),
+                view.shape().to_vec(),
+                view.data().to_vec(),
+            );
+            plain.push(own.clone());
+            packed.push(own);
+            continue;
+        }
+        let matrix = original.ternary(*slot).unwrap();
+        let (rows, cols, group) = (matrix.rows(), matrix.cols(), 128);
+        let sign = |trit: i8| if trit < 0 { -1.0f32 } else { 1.0 };
+        let mut halves = Vec::new();
+        for (at, trit) in matrix.trits().iter().enumerate() {
+            let scale = matrix.scales().at(at / cols, at % cols, cols);
+            halves.extend(f32_to_f16(sign(*trit) * scale).to_le_bytes());
+        }
+        let scales: Vec<f32> = (0..rows)
+            .flat_map(|row| (0..cols / group).map(move |g| (row, g * group)))
+            .map(|(row, col)| matrix.scales().at(row, col, cols))
+            .collect();
+        // every third group the other way round
+        let turned = |group: usize| {
+            if group.is_multiple_of(3) {
+                -1.0f32
+            } else {
+                1.0
+            }
+        };
+        let bits: Vec<u8> = (matrix.trits().chunks(8).enumerate())
+            .map(|(n, eight)| {
+                let flip = turned(n * 8 / group) < 0.0;
+                let bit = |(i, t): (usize, &i8)| u8::from((*t >= 0) != flip) << i;
+                eight.iter().enumerate().map(bit).sum()
+            })
+            .collect();
+        let beside = |factor: f32| -> Vec<u8> {
+            let numbers = scales.iter().enumerate();
+            let numbers = numbers.map(|(n, s)| f32_to_f16(factor * turned(n) * s).to_le_bytes());
+            numbers.flatten().collect()
+        };
+        let stem = name.strip_suffix(".weight").unwrap().to_owned();
+        let groups = vec![rows, cols / group];
+        plain.push((name.clone(), Dtype::F16, vec![rows, cols], halves));
+        packed.push((name, Dtype::U32, vec![rows, cols / 32], bits));
+        packed.push((
+            format!("{stem}.scales"),
+            Dtype::F16,
+            groups.clone(),
+            beside(2.0),
+        ));
+        packed.push((format!("{stem}.biases"), Dtype::F16, groups, beside(-1.0)));
+    }
+    for (dir, tensors) in [(numbers, &plain), (codes, &packed)] {
+        std::fs::create_dir_all(dir).unwrap();
+        for entry in std::fs::read_dir(source).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+        }
+        let views = tensors.iter().map(|(name, dtype, shape, data)| {
+            (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
+        let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+        let written = safetensors::serialize(views, metadata).unwrap();
+        std::fs::write(dir.join("model.safetensors"), written).unwrap();
+    }
+    let path = codes.join("config.json");
+    let mut config = bitnet_tests::fixtures::read_json(&path);
+    config["quantization"] = json!({"group_size": 128, "bits": 1, "mode": "affine"});
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
+#[test]
+fn binary_packs_of_mlx_convert_to_every_target_that_holds_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (numbers, codes) = (dir.path().join("numbers"), dir.path().join("codes"));
+    binary(&checkpoint("bonsai-1.7b"), &numbers, &codes);
+    for to in [
+        "gguf-q1_0",
+        "gguf-pq2_0",
+        "gguf-ptq1_0",
+        "gguf-q2_0",
+        "mlx-2bit",
+        "packed",
+        "gguf-f32",
+    ] {
+        let suffix = if to.starts_with("gguf") { ".gguf" } else { "" };
+        let output = |from: &str| dir.path().join(format!("{from}-{to}{suffix}"));
+        let before = done(&numbers, &output("numbers"), to);
+        let after = done(&codes, &output("codes"), to);
+        assert_eq!(after["lossless"], true, "{to}");
+        assert_eq!(after["ternary_sha256"], before["ternary_sha256"], "{to}");
+        let words: [std::ffi::OsString; 4] = [
+            "--json".into(),
+            output("codes").into(),
+            "--against".into(),
+            codes.clone().into(),
+        ];
+        let ran = program::run(bitnet_verify::run, words);
+        assert_eq!(ran.status, ExitStatus::Done, "{to}: {}", ran.stdout);
+    }
+    // one bias that is not minus half of its scale
+    let path = codes.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let name = "model.layers.1.mlp.up_proj.biases";
+    let mut data = file.tensor(name).unwrap().data().to_vec();
+    data[6] ^= 1;
+    let mut tensors = file.tensors();
+    tensors.retain(|(other, _)| other != name);
+    let shape = file.tensor(name).unwrap().shape().to_vec();
+    let view = TensorView::new(Dtype::F16, shape, &data).unwrap();
+    tensors.push((name.to_owned(), view));
+    std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let output = dir.path().join("refused.gguf");
+    let words = [
+        codes.as_os_str(),
+        "-o".as_ref(),
+        output.as_os_str(),
+        "--to".as_ref(),
+        "gguf-q1_0".as_ref(),
+        "--json".as_ref(),
+    ];
+    let ran = program::run(bitnet_convert::run, words);
+    assert_eq!(ran.status, ExitStatus::CouldNot, "{}", ran.stdout);
+    assert_eq!(ran.json()["error"]["code"], "not-ternary");
+    assert!(!output.exists());
 }

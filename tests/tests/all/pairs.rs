@@ -277,13 +277,13 @@ fn the_table_says_what_the_formats_are_known_for() {
     // one scale and blocks of 128 columns; rows of any length elsewhere
     assert_eq!(cell("hf_u8", "gguf-i2_s"), "k");
     assert_eq!(cell("i2_s", "hf-packed"), "=");
-    assert_eq!(cell("dequantised", "gguf-i2_s"), "1 k");
+    assert_eq!(cell("dequantized", "gguf-i2_s"), "1 k");
     // f16 scales per block of 256
     assert_eq!(cell("i2_s", "gguf-tq2_0"), "s k");
     assert_eq!(cell("q2_0", "gguf-tq2_0"), "g256 k");
     assert_eq!(cell("tq2_0", "gguf-tq1_0"), "=");
     assert_eq!(cell("tq2_0", "gguf-q2_0"), "=");
-    assert_eq!(cell("dequantised", "gguf-q2_0"), "g64 s k");
+    assert_eq!(cell("dequantized", "gguf-q2_0"), "g64 s k");
     assert_eq!(cell("iq2_bn", "gguf-iq1_bn"), "s");
     assert_eq!(cell("pq2_0", "gguf-iq2_bn"), "r");
     // everything fits into floats and tiles

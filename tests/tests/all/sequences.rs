@@ -6,8 +6,13 @@ use bitnet_model::{KvType, LoadOptions, Model, Sequence, Slice, StepLogits, Want
 use bitnet_tests::fixtures::fixture;
 
 /// Networks of different wiring: quantized activations; windows of 16 positions and one KV head; activations that
-/// are not quantized, and scales of groups.
-const NETWORKS: [&str; 3] = ["bitnet-2b4t-packed", "bitnet-embedding-270m", "bonsai-1.7b"];
+/// are not quantized, and scales of groups; recurrent states and gated attention.
+const NETWORKS: [&str; 4] = [
+    "bitnet-2b4t-packed",
+    "bitnet-embedding-270m",
+    "bonsai-1.7b",
+    "qwen35",
+];
 
 fn load(name: &str, backend: Backend, kv_type: KvType) -> Model {
     let fixture = fixture(name).expect(name);
@@ -272,17 +277,79 @@ fn a_fork_gives_the_same_bits_and_shares_memory() {
 
 #[test]
 fn a_sequence_goes_back_and_on() {
-    let model = load(NETWORKS[1], Backend::best(), KvType::F32);
-    let text = tokens(&model, 3, 280);
-    let mut sequence = model.sequence(300).unwrap();
-    let want = next(&model, &mut sequence, &text);
-    for back in [279, 256, 255, 100, 0] {
-        sequence.truncate(back);
-        assert_eq!(sequence.position(), back);
-        assert_eq!(next(&model, &mut sequence, &text[back..]), want, "{back}");
+    for name in [NETWORKS[1], NETWORKS[3]] {
+        let model = load(name, Backend::best(), KvType::F32);
+        let text = tokens(&model, 3, 280);
+        let mut sequence = model.sequence(300).unwrap();
+        let want = next(&model, &mut sequence, &text);
+        for back in [279, 256, 255, 100, 0, 279, 30] {
+            sequence.truncate(back);
+            assert_eq!(sequence.position(), back);
+            assert_eq!(
+                next(&model, &mut sequence, &text[back..]),
+                want,
+                "{name} {back}"
+            );
+        }
+        sequence.truncate(1000);
+        assert_eq!(sequence.position(), 280);
     }
-    sequence.truncate(1000);
-    assert_eq!(sequence.position(), 280);
+}
+
+#[test]
+fn a_recurrent_state_goes_back_by_snapshots_whatever_came_between() {
+    let model = load(NETWORKS[3], Backend::best(), KvType::F32).with_threads(2);
+    let text = tokens(&model, 5, 700);
+    let mut sequence = model.sequence(1000).unwrap();
+    assert_eq!(sequence.recurrent_byte_len(), 0);
+    next(&model, &mut sequence, &text[..3]);
+    let one = sequence.recurrent_byte_len();
+    // forward token by token and in runs, back to places with a snapshot and without, and on otherwise
+    for (to, back) in [
+        (40, 7),
+        (300, 290),
+        (301, 299),
+        (600, 128),
+        (700, 699),
+        (700, 2),
+    ] {
+        while sequence.position() < to {
+            let at = sequence.position();
+            let count = if at.is_multiple_of(3) {
+                1
+            } else {
+                (to - at).min(37)
+            };
+            next(&model, &mut sequence, &text[at..at + count]);
+        }
+        sequence.truncate(back);
+        let other = tokens(&model, back, 6);
+        let mut fork = sequence.fork(back).unwrap();
+        let mut alone = model.sequence(1000).unwrap();
+        let want = next(&model, &mut alone, &[&text[..back], &other].concat());
+        assert_eq!(next(&model, &mut fork, &other), want, "{to} {back}");
+        // several states at once, each from a place of its own
+        let mut another = sequence.fork(back / 2).unwrap();
+        let mut batch = [
+            Slice {
+                sequence: &mut another,
+                tokens: &text[back / 2..back],
+                want: Want::Nothing,
+            },
+            Slice {
+                sequence: &mut sequence,
+                tokens: &other,
+                want: Want::Last,
+            },
+        ];
+        let found = model.step(&mut batch, &mut model.workspace()).unwrap();
+        let last = found.into_iter().last().unwrap().into_rows();
+        assert_eq!(bits(&last), want, "{to} {back}");
+        assert_eq!(next(&model, &mut another, &other), want, "{to} {back}");
+        sequence.truncate(back);
+    }
+    // the state and at most three snapshots
+    assert!(sequence.recurrent_byte_len() <= 4 * one, "{one}");
 }
 
 #[test]

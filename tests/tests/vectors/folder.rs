@@ -1,6 +1,6 @@
 //! A folder of vectors: manifests, files, and the words for what differs.
 //!
-//! Invariant: whatever is missing or misspelt is an `Err` in words, so that one bad entry fails by
+//! Invariant: whatever is missing or misspelled is an `Err` in words, so that one bad entry fails by
 //! name and the others still run.
 
 use serde_json::Value;

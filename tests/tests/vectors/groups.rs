@@ -1,7 +1,7 @@
 //! Vectors of group scales: Q1_0, Q2_0, PQ2_0, PTQ1_0, MLX, and one matrix in all of them.
 //!
 //! Invariant: what is ternary goes both ways bit for bit; what is not (code 3, the rounding of
-//! Gaussian input, the stock MLX quantiser) is refused by name or read as the peer reads it.
+//! Gaussian input, the stock MLX quantizer) is refused by name or read as the peer reads it.
 
 use super::folder::{Checked, Outcome, Vectors, ensure, f32s, same, usize_of};
 use super::packings::same_bytes;

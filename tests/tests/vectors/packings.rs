@@ -302,7 +302,7 @@ fn lost_scale(packing: &dyn Packing, tensor: &PackedTensor<'_>, trits: &[i8]) ->
     }
 }
 
-/// Refusing to read a peer's bytes is right only where the peer lost trits: the C++ quantiser of
+/// Refusing to read a peer's bytes is right only where the peer lost trits: the C++ quantizer of
 /// I2_S leaves the codes of a last partial block zero, which is not what went in.
 fn refused_for_a_reason(packing: &dyn Packing, matrix: &TernaryMatrix, file: &[u8]) -> Checked {
     let block = if packing.name() == "i2_s-arm64" {

@@ -1,4 +1,4 @@
-//! Vectors of the quantisers: weights to trits, activations to int8, and the shared inputs.
+//! Vectors of the quantizers: weights to trits, activations to int8, and the shared inputs.
 //!
 //! Invariant: what the reference computes in one order only is compared bit for bit; what it
 //! computes in an order of its own (a mean, a double rounding) within the bound its page states.
@@ -28,7 +28,7 @@ pub fn check_input(vectors: &Vectors, entry: &Value) -> Checked {
     Ok(Outcome::Passed)
 }
 
-/// Master weights through our quantiser (`formats/absmean.md`).
+/// Master weights through our quantizer (`formats/absmean.md`).
 pub fn check_master(vectors: &Vectors, entry: &Value) -> Checked {
     let weights = vectors.bytes("hf-bf16", entry, "weights_bf16")?;
     let expected = vectors.trits("hf-bf16", entry, "trits")?;
