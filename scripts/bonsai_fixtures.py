@@ -7,9 +7,14 @@ Writes, beside the fixtures that are there:
 
   bonsai-1.7b   Qwen3, tied, YaRN as published; ternary with f16 scales per 128 columns, embeddings too
   bonsai-8b     Qwen3, an output head of its own, YaRN with an attention factor that is written out
+  bonsai-1bit   Qwen3, tied, binary: -d and +d with a scale per 128 columns, embeddings too
   trilm         Llama, float16 numbers that are ternary with one scale per matrix or per shard of its rows
   bitcpm        MiniCPM: a Llama whose embeddings, residual additions and head input are scaled. This transformers
                 has no such class, so it is its Llama with these products in hooks
+  bitcpm-longrope  the same with `longrope` and a context beyond the original one: as its published code does, the
+                rotary frequencies are divided by the long list and the tables multiplied, at every position
+  qwen2         Qwen2, tied: biases of size 10 on q, k and v; bfloat16 numbers, one scale per matrix
+  qwen2-untied  Qwen2 with an output head of its own
 
 `checkpoint/` is the Hugging Face directory of dequantised float16 weights, `golden/` what transformers made of it
 (logits, greedy continuations, a stream's likelihood, the inner life of layer 0, digests of codes and scales), and
@@ -50,9 +55,16 @@ FIXTURES = {
     "bonsai-8b": dict(BASE, seed=102, arch="qwen3", scales="group",
                       rope={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256,
                             "attention_factor": 1.25}),
+    "bonsai-1bit": dict(BASE, seed=108, arch="qwen3", tied=True, scales="group", binary=True, store="bf16", rope=None),
     "trilm": dict(BASE, seed=103, arch="llama", scales="shards", theta=1e4, eps=1e-5, rope=None),
     "bitcpm": dict(BASE, seed=104, arch="minicpm", layers=2, scales="group", theta=1e4, eps=1e-5, rope=None,
                    factors={"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 64}),
+    "bitcpm-longrope": dict(BASE, seed=105, arch="minicpm", layers=1, scales="group", theta=1e4, eps=1e-5, rope=None,
+                            factors={"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 64}, longrope=256, store="bf16"),
+    "qwen2": dict(BASE, seed=106, arch="qwen2", layers=2, tied=True, scales="matrix", store="bf16", bias=10.0,
+                  rope=None, context=512, dim=64, o_gain=0.03, table=0.2),
+    "qwen2-untied": dict(BASE, seed=107, arch="qwen2", scales="matrix", store="bf16", bias=10.0, rope=None,
+                         heads=8, o_gain=0.1),
 }
 
 
@@ -65,7 +77,8 @@ class Matrix:
 
     def values(self):
         wide = np.repeat(self.scales, self.group, axis=1).astype(np.float32)
-        return (self.codes * wide).astype(np.float16)
+        numbers = self.codes * wide
+        return numbers if self.scales.dtype == np.float32 else numbers.astype(np.float16)
 
     def truth(self):
         """Codes for scales that are not negative, and these scales in normal form (formats/certificate.md)."""
@@ -93,26 +106,40 @@ def shard_matrix(rng, rows, cols, gain, shards):
     return Matrix(codes, scales[:, None], cols)
 
 
+def bf16(x):
+    """Rounded to bfloat16, as float32."""
+    return torch.from_numpy(np.asarray(x, dtype=np.float32)).bfloat16().float().numpy()
+
+
 def build(spec, vocab):
-    """All tensors by Hugging Face name: a Matrix, or float16 numbers."""
+    """All tensors by Hugging Face name: a Matrix, or float16 numbers (float32 ones that bfloat16 holds)."""
     rng = np.random.default_rng(spec["seed"])
     h, inter, q, kv = spec["hidden"], spec["inter"], spec["heads"] * spec["dim"], spec["kv"] * spec["dim"]
     norm = lambda n: rng.normal(1, 0.15, n).astype(np.float16)
     out = {}
 
+    def binary(matrix):
+        if spec.get("binary"):
+            matrix.codes[:] = rng.integers(0, 2, matrix.codes.shape) * 2 - 1
+            matrix.scales = np.abs(matrix.scales)
+        return matrix
+
     def linear(name, rows, cols, gain, shards=1):
         if spec["scales"] == "group":
-            out[name] = group_matrix(rng, rows, cols, gain)
+            out[name] = binary(group_matrix(rng, rows, cols, gain))
+        elif spec["scales"] == "matrix":
+            out[name] = shard_matrix(rng, rows, cols, gain, 1)
         else:
             out[name] = shard_matrix(rng, rows, cols, gain, shards)
 
     if spec["scales"] == "group":
-        table = group_matrix(rng, vocab, h, 3.0 if spec["tied"] else 16.0)
+        table = binary(group_matrix(rng, vocab, h, 3.0 if spec["tied"] else 16.0))
         table.codes[SPARE] = 0
-        table.scales[7, 0] = np.float16(1e-5)  # a subnormal
+        if not spec.get("binary"):
+            table.scales[7, 0] = np.float16(1e-5)  # a subnormal
         out["model.embed_tokens.weight"] = table
     else:
-        table = rng.normal(0, 1, (vocab, h)).astype(np.float16)
+        table = rng.normal(0, spec.get("table", 1), (vocab, h)).astype(np.float16)
         table[SPARE] = 0
         out["model.embed_tokens.weight"] = table
     for i in range(spec["layers"]):
@@ -121,10 +148,13 @@ def build(spec, vocab):
         linear(p + "self_attn.q_proj.weight", q, h, 1.5, 2)
         linear(p + "self_attn.k_proj.weight", kv, h, 1.5)
         linear(p + "self_attn.v_proj.weight", kv, h, 1.0)
+        if "bias" in spec:
+            for role, rows in (("q", q), ("k", kv), ("v", kv)):
+                out[p + "self_attn.%s_proj.bias" % role] = rng.normal(0, spec["bias"], rows)
         if spec["arch"] == "qwen3":
             out[p + "self_attn.q_norm.weight"] = norm(spec["dim"])
             out[p + "self_attn.k_norm.weight"] = norm(spec["dim"])
-        linear(p + "self_attn.o_proj.weight", h, q, 1.0)
+        linear(p + "self_attn.o_proj.weight", h, q, spec.get("o_gain", 1.0))
         out[p + "post_attention_layernorm.weight"] = norm(h)
         linear(p + "mlp.gate_proj.weight", inter, h, 1.0, 2)
         linear(p + "mlp.up_proj.weight", inter, h, 1.0)
@@ -135,11 +165,18 @@ def build(spec, vocab):
             out["lm_head.weight"] = group_matrix(rng, vocab, h, 3.0)
         else:
             out["lm_head.weight"] = rng.normal(0, 3 / np.sqrt(h), (vocab, h)).astype(np.float16)
+    if spec.get("store") == "bf16":
+        for name, t in out.items():
+            if isinstance(t, Matrix):
+                t.scales = bf16(t.scales)
+            else:
+                out[name] = bf16(t)
     return out
 
 
 # ---------------------------------------------------------------- Hugging Face
-ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "minicpm": "MiniCPMForCausalLM"}
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "minicpm": "MiniCPMForCausalLM",
+                 "qwen2": "Qwen2ForCausalLM"}
 
 
 def config_json(spec, vocab):
@@ -168,12 +205,27 @@ def config_json(spec, vocab):
         "use_cache": True,
         "vocab_size": vocab,
     }
-    if qwen:
+    if spec["arch"] == "qwen2":
+        # as published: no key for biases or the head width, and a window that is switched off
+        del config["attention_bias"], config["head_dim"]
+        config.update(max_window_layers=spec["layers"], sliding_window=64, use_sliding_window=False,
+                      torch_dtype="bfloat16")
+    elif qwen:
         config.update(max_window_layers=spec["layers"], sliding_window=None, use_sliding_window=False)
     else:
         config.update(mlp_bias=False, pretraining_tp=1)
     config.update(spec.get("factors", {}))
+    if "longrope" in spec:
+        long, short = long_factors(spec)
+        config["rope_scaling"] = {"rope_type": "longrope", "long_factor": long, "short_factor": short,
+                                  "original_max_position_embeddings": spec["longrope"]}
     return config
+
+
+def long_factors(spec):
+    """Two lists that differ from each other and from ones."""
+    steps = np.arange(spec["dim"] // 2)
+    return [round(float(1 + 0.25 * i), 4) for i in steps], [round(float(1 + 0.01 * i), 4) for i in steps]
 
 
 def tokenizer_files(source):
@@ -317,13 +369,20 @@ def write_gguf(path, spec, tensors, tok, template, packing):
 # ---------------------------------------------------------------- golden
 def load(path, dtype, spec):
     import transformers
-    options = dict(dtype=dtype, attn_implementation="eager")
+    name = "dtype" if int(transformers.__version__.split(".")[0]) > 4 else "torch_dtype"
+    options = {name: dtype, "attn_implementation": "eager"}
     if "factors" not in spec:
         return transformers.AutoModelForCausalLM.from_pretrained(path, **options).eval()
     keys = json.loads((Path(path) / "config.json").read_text())
-    llama = transformers.LlamaConfig(**dict(keys, model_type="llama", architectures=["LlamaForCausalLM"]))
+    keys.update(model_type="llama", architectures=["LlamaForCausalLM"], rope_scaling=None)
+    llama = transformers.LlamaConfig(**keys)
     model = transformers.LlamaForCausalLM.from_pretrained(path, config=llama, **options)
     scale(model, **spec["factors"])
+    if "longrope" in spec:
+        ratio = spec["context"] / spec["longrope"]
+        rotary = model.model.rotary_emb
+        rotary.inv_freq = rotary.inv_freq / torch.tensor(long_factors(spec)[0])
+        rotary.attention_scaling = float(np.sqrt(1 + np.log(ratio) / np.log(spec["longrope"])))
     return model.eval()
 
 
@@ -427,6 +486,9 @@ def make(root, name, spec):
     for file, obj in [("tokenizer.json", tok), ("tokenizer_config.json", tok_cfg), ("special_tokens_map.json", special)]:
         dump(src / file, obj)
     numbers = {k: torch.from_numpy(t.values() if isinstance(t, Matrix) else t).contiguous() for k, t in tensors.items()}
+    native, word = (torch.bfloat16, "bf16") if spec.get("store") == "bf16" else (torch.float16, "f16")
+    if native == torch.bfloat16:
+        numbers = {k: t.bfloat16() for k, t in numbers.items()}
     save_file(numbers, str(src / "model.safetensors"), metadata={"format": "pt"})
     packings = {"bonsai-1.7b": ["q2_0-g128", "q2_0"], "bonsai-8b": ["pq2_0", "ptq1_0"]}.get(name, [])
     for packing in packings:
@@ -442,11 +504,11 @@ def make(root, name, spec):
                            "note": "raw ids; the embedding row of token %d is all zero" % SPARE}
     stream = ids(STREAM_TOKENS)
 
-    m32, m16 = load(str(src), torch.float32, spec), load(str(src), torch.float16, spec)
+    m32, m16 = load(str(src), torch.float32, spec), load(str(src), native, spec)
     save32, save16, continued = {}, {}, {}
     for n, p in prompts.items():
         save32[n + ".logits"] = run(m32, p["ids"])[0].contiguous()
-        save16[n + ".logits"] = run(m16, p["ids"])[0].half().contiguous()
+        save16[n + ".logits"] = run(m16, p["ids"])[0].to(native).contiguous()
         new, margins = greedy(m32, p["ids"])
         continued[n] = {"f32": new, "f32_margins": margins, "f32_text": encoder.decode(new, skip_special_tokens=False)}
     likelihood = nll(run(m32, stream)[0], stream)
@@ -457,11 +519,11 @@ def make(root, name, spec):
                                     "ppl_f32": float(likelihood.mean().exp())})
     dump(gold / "ternary.json", ternary_truth(tensors))
     save_file(save32, str(gold / "logits_f32.safetensors"))
-    save_file(save16, str(gold / "logits_f16.safetensors"))
+    save_file(save16, str(gold / ("logits_%s.safetensors" % word)))
     save_file(trace(m32, prompts["short"]["ids"]), str(gold / "trace_short_f32.safetensors"))
     dump(gold / "manifest.json", {
         "reference": "transformers", "model_class": type(m32).__name__, "linear_class": "Linear", "attention": "eager",
-        "dtypes": ["f32", "f16"], "mapping": None, "activation_quantised": False, "pooling": None,
+        "dtypes": ["f32", word], "mapping": None, "activation_quantised": False, "pooling": None,
         "prompt_set": "bonsai_fixtures", "synthetic": {"family": name, **spec},
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "numpy": np.__version__},

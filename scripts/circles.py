@@ -19,8 +19,8 @@ from pathlib import Path
 FLOORS = {
     "bitnet-kernels": [
         "lanes lines output peak primitives pool",
-        "activations contract",
-        "attention candidates dense float_ops scaling token_attention",
+        "activations fixed_point contract",
+        "attention candidates delta dense float_ops hadamard scaling token_attention",
         "float_table",
         "kernel",
         "kernels/*",

@@ -50,9 +50,9 @@ SECONDS = 120
 #   rounded_scales: transformers loads BitNet in bf16, which rounds an f32 weight_scale: up to 1.4e-2.
 #   quantized: llama.cpp and ik_llama.cpp multiply packed weights by activations of 8 bits per block: up to 1.5e-2.
 BOUNDS = {"plain": 2e-3, "flips": 6e-3, "rounded_scales": 2e-2, "quantized": 2e-2}
-# What `differs` asks for. Activations that should be 8 bits per token and are not: 2e-3 to 5e-2. Everything else that was
+# What `differs` asks for. Activations that should be 8 bits per token and are not, or the reverse: 6e-4 to 5e-2. Everything else that was
 # met is far above: rotary factors that are left out 3e-2, raw master weights 6, weights read in a wrong layout 30.
-APART = 1e-3
+APART = 5e-4
 
 # (target, type of embeddings): some readers have few types for tables
 VARIANTS = [("gguf-i2_s", "f32"), ("gguf-tq2_0", "f16")]
@@ -366,21 +366,24 @@ def distance(case, want, got):
 
 
 def hugging_face_name(name):
-    """The golden files name tensors as Hugging Face does."""
+    """The golden files name tensors as Hugging Face does; None for stacked experts and what only hybrids have."""
     _, layer, rest = name.split(".", 2)
-    module = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    modules = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
               "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-              "ffn_down": "mlp.down_proj"}[rest.removesuffix(".weight")]
-    return "layers.%s.%s.weight" % (layer, module)
+              "ffn_down": "mlp.down_proj"}
+    module = modules.get(rest.removesuffix(".weight"))
+    return module and "layers.%s.%s.weight" % (layer, module)
 
 
 def wrong_weights(case, got):
     """The first linear whose signs are not the golden ones, or whose magnitude is not."""
     if case.fixture.trits is None:
         return None
-    golden = {name.removeprefix("model."): entry for name, entry in case.fixture.trits.items()}
+    golden = {name.removeprefix("model.").removeprefix("language_model."): entry for name, entry in case.fixture.trits.items()}
     for name, (minus, zero, plus, largest) in got.items():
-        want = golden[hugging_face_name(name)]
+        want = golden.get(hugging_face_name(name))
+        if want is None:
+            continue
         if [minus, zero, plus] != [want["minus"], want["zero"], want["plus"]]:
             return "%s: other trits" % name
         # one f16 or bf16 rounding, and f16's smallest step
@@ -433,16 +436,24 @@ def print_table(results):
 
 
 def record(results):
-    """Writes what was run into formats/readers-checked.json."""
+    """Writes what was run into formats/readers-checked.json; runs of other readers and fixtures stay there."""
     def verdicts(row):
         entry = {"fixture": row["fixture"], "target": row["target"], "program": row["reader"], "observed": row["observed"]}
         if row["measure"] is not None:
             entry["measure"] = float("%.1e" % row["measure"]) if np.isfinite(row["measure"]) else None
-        return json.dumps(entry)
-    programs = ",\n".join("    " + json.dumps({"program": r["reader"], "version": r["version"]}) for r in results if r["version"])
-    runs = ",\n".join("    " + verdicts(row) for r in results for row in r["runs"])
+        return entry
+    before = json.loads(RECORD.read_text())
+    programs = {p["program"]: p["version"] for p in before["programs"]}
+    programs.update((r["reader"], r["version"]) for r in results if r["version"])
+    new = [verdicts(row) for r in results for row in r["runs"]]
+    done = {(run["program"], run["fixture"]) for run in new}
+    kept = [run for run in before["runs"] if (run["program"], run["fixture"]) not in done]
+    # each reader's runs together, fixtures in their order
+    runs = sorted(kept + new, key=lambda run: (READERS.index(run["program"]), run["fixture"]))
+    listed = ",\n".join("    " + json.dumps({"program": p, "version": programs[p]}) for p in READERS if p in programs)
+    listed_runs = ",\n".join("    " + json.dumps(run) for run in runs)
     RECORD.write_text('{\n  "about": "Written by scripts/readers-check --record; formats/readers.md explains it.",\n'
-                      '  "programs": [\n%s\n  ],\n  "runs": [\n%s\n  ]\n}\n' % (programs, runs))
+                      '  "programs": [\n%s\n  ],\n  "runs": [\n%s\n  ]\n}\n' % (listed, listed_runs))
 
 
 def main():

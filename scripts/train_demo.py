@@ -101,7 +101,7 @@ def current(stages, step):
 
 def batch(tok, step, rows, width, join):
     """Rows of packed chats. Returns ids, positions, chat numbers (rows, width), and the positions, targets and
-    weights (SELECTED,) of the loss: every answer token, and prompt tokens as far as there is room."""
+    weights (SELECTED,) of the loss: every answer token, and prompt tokens while there is room."""
     rng = random.Random(f"{SEED} step {step}")
     ids, pos, chat = (np.zeros((rows, width), np.int64) for _ in range(3))
     target = np.zeros((rows, width), np.int64)
