@@ -119,6 +119,10 @@ fn predictions_are_what_was_run() {
         for run in runs {
             let program = run["program"].as_str().unwrap();
             let predicted = verdict(&report, program);
+            // no rule speaks of this file: nothing was predicted
+            if predicted == "unknown" {
+                continue;
+            }
             let observed = run["observed"].as_array().unwrap();
             let agrees = predicted == "depends" || observed.iter().any(|o| o == predicted);
             assert!(
