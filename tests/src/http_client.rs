@@ -100,7 +100,7 @@ pub fn send(
 /// Reads an answer from a connection.
 ///
 /// # Errors
-/// Those of the connection, and an answer that is none.
+/// Errors of the connection; `InvalidData` if what comes is no HTTP answer.
 pub fn receive(stream: &mut TcpStream) -> std::io::Result<Reply> {
     let wrong = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let mut reader = BufReader::new(stream);

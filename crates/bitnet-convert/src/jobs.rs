@@ -42,6 +42,7 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
     convert::check_target(target, output)?;
     Artifact::check(&args.plan, args.force)?;
     refuse_remote(output)?;
+    let places = [plan_file::absolute(source)?, plan_file::absolute(output)?];
     let (held, local) = crate::locate(source, &conversion.how, Reads::Ranges, console)?;
     let opened = held.first().map_or(source.as_path(), Located::path);
     let checkpoint = crate::open(opened, &local)?;
@@ -66,10 +67,11 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
             .as_ref()
             .map(|found| found.packing.to_owned());
     }
+    let [source, output] = places;
     let file = PlanFile {
         plan_sha256: plan::plan_sha256(&checkpoint, &planned, request.rounding)?,
-        source: plan_file::absolute(source)?,
-        output: plan_file::absolute(output)?,
+        source,
+        output,
         target,
         embeddings: conversion.embeddings,
         allow_scale_rounding: conversion.allow_scale_rounding,
@@ -110,7 +112,7 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
     console.line(format_args!(
         "{count} jobs write {} to {}; each needs about {} of memory",
         human_bytes(planned.total_bytes()),
-        output.display(),
+        file.output.display(),
         human_bytes(planned.peak_memory)
     ))?;
     let plan = args.plan.display();

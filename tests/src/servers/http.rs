@@ -1,4 +1,4 @@
-//! HTTP/1.1 as far as the clients of tests need it, with faults on request.
+//! The part of HTTP/1.1 that the clients of the tests use, with faults on request.
 //!
 //! Invariant: every answer is noted before its last byte is sent.
 

@@ -390,6 +390,61 @@ fn another_source_than_the_plan_s_is_refused() {
 }
 
 #[test]
+fn a_directory_that_no_job_made_stays_as_it_is() {
+    let source = checkpoint("falcon-e");
+    let planned = Planned::new(&source, "m.gguf", &["--to", "gguf-i2_s"]);
+    let parts = planned.dir.path().join("m.gguf.parts");
+    fs::create_dir(&parts).unwrap();
+    fs::write(parts.join("job-00000.part"), "mine").unwrap();
+    let plan = planned.plan();
+    let (code, message, hint) = refused(&["job", text(&plan), "--index", "0"]);
+    assert_eq!(code, "exists");
+    assert!(
+        message.contains("m.gguf.parts") && hint.starts_with("move it"),
+        "{message}"
+    );
+    assert_eq!(fs::read(parts.join("job-00000.part")).unwrap(), b"mine");
+    // a link leads elsewhere
+    let elsewhere = planned.dir.path().join("elsewhere");
+    fs::rename(&parts, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &parts).unwrap();
+    assert_eq!(refused(&["job", text(&plan), "--index", "0"]).0, "exists");
+    assert_eq!(
+        files(&elsewhere).keys().collect::<Vec<_>>(),
+        ["job-00000.part"]
+    );
+}
+
+#[test]
+fn an_address_with_a_secret_is_no_source_of_a_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = dir.path().join("plan.json");
+    let output = dir.path().join("m.gguf");
+    for source in [
+        "http://user:5ec2e7@127.0.0.1:9/m",
+        "http://127.0.0.1:9/m?X-Amz-Signature=5ec2e7",
+    ] {
+        let words = [
+            "plan",
+            source,
+            "-o",
+            text(&output),
+            "--to",
+            "gguf-i2_s",
+            "--plan",
+            text(&plan),
+        ];
+        let (code, message, _) = refused(&words);
+        assert_eq!(code, "usage");
+        assert!(
+            message.contains("a plan would show") && !message.contains("5ec2e7"),
+            "{message}"
+        );
+        assert!(!plan.exists());
+    }
+}
+
+#[test]
 fn what_a_plan_cannot_be_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let place = |name: &str| dir.path().join(name);

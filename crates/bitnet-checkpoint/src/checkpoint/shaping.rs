@@ -159,7 +159,7 @@ fn rate_of(log: f32) -> f32 {
 }
 
 /// Rates of a file. If each of them is some program's exponential of a 16-bit number, this program's exponentials of
-/// the same numbers: then a file has the rates of the checkpoint that it was made of, whoever made it.
+/// the same numbers: then a file has the rates of the checkpoint that it was made of, whichever program made it.
 fn settled(stored: &[f32]) -> Vec<f32> {
     let narrow: [fn(f32) -> f32; 2] = [
         |x| bf16_to_f32(f32_to_bf16(x)),

@@ -83,7 +83,7 @@ pub struct Shared {
     pub first: usize,
 }
 
-/// The tensors of Hugging Face checkpoints that may hold a linear together with others, where it has none of its own.
+/// Tensors of Hugging Face checkpoints that hold several linears. They are looked at if a linear has no tensor of its own.
 pub(crate) fn shared_hf(slot: Slot, config: &Config) -> Vec<Shared> {
     let Slot::Layer(layer, role) = slot else {
         return Vec::new();

@@ -11,9 +11,14 @@ use bitnet_formats::{
 };
 use rayon::prelude::*;
 use serde_json::Value;
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// The file that tells a directory of parts from other directories.
+const MARK: &str = "bitnet-convert-parts";
 
 /// Where the jobs of a plan write.
 #[derive(Debug)]
@@ -50,13 +55,48 @@ impl Parts {
         self.directory.join(format!("job-{index:05}.json"))
     }
 
+    /// Makes the directory, or makes sure that jobs made the one that is there: what others put there is not replaced.
+    ///
+    /// # Errors
+    /// `exists` for something that no job made; whatever the operating system refuses.
     pub fn make_directory(&self) -> Result<(), FormatError> {
-        match fs::create_dir(&self.directory) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => {
-                Err(FormatError::io(&self.directory, &e))
+        let failed = |e: std::io::Error| FormatError::io(&self.directory, &e);
+        for _ in 0..2 {
+            match fs::symlink_metadata(&self.directory) {
+                Ok(found) if found.is_dir() && self.directory.join(MARK).is_file() => return Ok(()),
+                Ok(_) => {
+                    let message =
+                        "expected a directory that jobs of a plan made, found something else";
+                    return Err(FormatError::new(ErrorCode::Exists, message)
+                        .in_file(&self.directory)
+                        .hint("move it, or plan with another output"));
+                }
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
+                Err(_) => {}
             }
-            _ => Ok(()),
+            // with the mark in it from the first moment, so that jobs side by side know it
+            let mut name = OsString::from(".");
+            name.push(self.directory.file_name().unwrap_or_default());
+            // containers of one cluster share numbers of processes
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let now = now.map_or(0, |since| since.as_nanos());
+            name.push(format!("-{}-{now}", std::process::id()));
+            let own = self.directory.with_file_name(name);
+            fs::create_dir(&own).map_err(failed)?;
+            let made = fs::write(
+                own.join(MARK),
+                "The jobs of `bitnet-convert plan` write here.\n",
+            )
+            .and_then(|()| fs::rename(&own, &self.directory));
+            if made.is_ok() {
+                return Ok(());
+            }
+            // another job was first, or the disk refuses: the next look says which
+            let _ = fs::remove_file(own.join(MARK));
+            fs::remove_dir(&own).map_err(failed)?;
         }
+        let message = "the directory of the parts cannot be made";
+        Err(FormatError::new(ErrorCode::Io, message).in_file(&self.directory))
     }
 
     pub fn write_certificate(&self, certificate: &PartialCertificate) -> Result<(), FormatError> {
@@ -182,6 +222,7 @@ impl Parts {
                 _ => {}
             }
         }
+        let _ = fs::remove_file(self.directory.join(MARK));
         match fs::remove_dir(&self.directory) {
             Err(e) if e.kind() != ErrorKind::DirectoryNotEmpty => {
                 Err(FormatError::io(&self.directory, &e))

@@ -29,9 +29,20 @@ pub struct PlanFile {
     pub ternary_trained: bool,
 }
 
-/// A path that means the same in every directory; an address stays as it is.
+/// A path that means the same in every directory; an address stays as it is, and one with a secret is refused.
 pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    if Location::parse(path)?.is_some() {
+    if let Some(location) = Location::parse(path)? {
+        // secrets are left out where an address is shown
+        if matches!(location, Location::Http(_))
+            && !path.as_os_str().eq_ignore_ascii_case(location.to_string())
+        {
+            let message = format!(
+                "{location}: the address has a password or a signature, which a plan would show"
+            );
+            return Err(Failure::usage(message).hint(
+                "use an address without secrets, or download the source and plan with its path",
+            ));
+        }
         return Ok(path.to_owned());
     }
     std::path::absolute(path).map_err(|e| FormatError::io(path, &e).into())

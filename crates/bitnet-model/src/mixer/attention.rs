@@ -254,7 +254,7 @@ impl Attention {
         });
     }
 
-    /// Norms the heads of `x`, `(rows, some heads * head_dim)`, and rotates them, as far as the network does and in
+    /// Norms the heads of `x`, `(rows, some heads * head_dim)`, and rotates them: the steps that the network has, in
     /// its order.
     fn rotate(
         &self,

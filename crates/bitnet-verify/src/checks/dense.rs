@@ -74,7 +74,7 @@ impl Running for Dense {
     }
 }
 
-/// Compares the bytes of parts that are not computed, as far as the artifact has them; how many tensors.
+/// Compares the bytes of the tensors that no computation uses and that both sides have; returns how many these are.
 fn compare_carried(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Findings) -> usize {
     for info in &artifact.carried {
         let Some(of) = source.carried.iter().find(|of| of.name == info.name) else {

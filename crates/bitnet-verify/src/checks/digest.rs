@@ -86,15 +86,19 @@ impl Running for Digests {
             .into_iter()
             .for_each(|fault| report.fault(fault));
         if let (Some(share), Some((source, artifact))) = (subject.share, subject.models()) {
-            let identities = [identity(artifact), identity(source)];
-            let [Ok(artifact_is), Ok(source_is)] = identities else {
-                return;
+            let identities = identity(artifact).and_then(|one| Ok([one, identity(source)?]));
+            let models = match identities {
+                Ok(models) => models,
+                Err(error) => {
+                    report.checks.push(Verdict::error(CHECK.name, &error));
+                    return;
+                }
             };
             let slots = artifact.slots().into_iter();
             let record = ShareRecord {
                 share,
                 linears: slots.filter(|slot| artifact.is_ternary(*slot)).count(),
-                models: [artifact_is, source_is],
+                models,
                 lines: [lines(&self.artifact), lines(&self.source)],
             };
             let compared = format!("{} of {} linears", record.lines[0].len(), record.linears);

@@ -1,6 +1,6 @@
 //! `longrope` of GGUF metadata.
 //!
-//! Invariant: the lists are in tensors, and whoever has their bytes puts them in; the keys say the rest.
+//! Invariant: the keys say everything but the two lists. The lists are in tensors, and opening the checkpoint reads them.
 
 use super::{GgufWiring, Keys};
 use crate::config::LongRope;
@@ -9,8 +9,8 @@ use bitnet_formats::{FormatError, MetaValue, TensorFile};
 /// Divisors of the rotary frequencies for long and for short contexts, `(head_dim / 2,)` f32 each.
 pub(crate) const LONG_ROPE: [&str; 2] = ["rope_factors_long.weight", "rope_factors_short.weight"];
 
-/// Divisors by the length of the context. They are in two tensors, which count where the scaling says so; whoever
-/// has the bytes puts them in ([`LONG_ROPE`]).
+/// Divisors by the length of the context, if the scaling is `longrope`. The two lists are in tensors ([`LONG_ROPE`]); they
+/// are 1 until the checkpoint has read these.
 pub(super) fn read(
     file: &TensorFile,
     keys: &Keys<'_>,
