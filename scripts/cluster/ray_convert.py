@@ -8,6 +8,7 @@ file system that every node sees. A task whose worker dies is run again; a job t
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 
@@ -35,7 +36,7 @@ def main():
     parser.add_argument("--cpus", type=int, default=1, help="cores of a task")
     given = parser.parse_args()
 
-    plan = given.output.rstrip("/") + ".plan.json"
+    plan = os.path.abspath(given.output.rstrip("/") + ".plan.json")
     words = ["plan", given.source, "-o", given.output, "--to", given.to, "--plan", plan, "--force"]
     if given.split_max_size:
         words += ["--split-max-size", given.split_max_size]

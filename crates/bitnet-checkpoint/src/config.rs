@@ -514,13 +514,14 @@ impl Config {
             return Ok(());
         };
         let positive = |x: f32| x.is_finite() && x > 0.0;
+        let half = self.rotary_dim() / 2;
         for (key, list) in [
             ("long_factor", &long_rope.long),
             ("short_factor", &long_rope.short),
         ] {
-            if list.len() != self.head_dim / 2 {
+            if list.len() != half {
                 let found = format!("{} numbers", list.len());
-                let expected = format!("{} numbers, half the head width", self.head_dim / 2);
+                let expected = format!("{half} numbers, one for each rotated pair");
                 return Err(bad_key(key, &found, &expected));
             }
             if let Some(wrong) = list.iter().find(|n| !positive(**n)) {
@@ -558,6 +559,11 @@ impl Config {
         };
         if sliding.tokens == 0 {
             return Err(bad_key("sliding_window", "0", "a number from 1 on"));
+        }
+        let is_scaled = self.rope.scaling != RopeScaling::None || self.long_rope.is_some();
+        if !sliding.full_rope && is_scaled {
+            let expected = "none, because only layers with a window are rotated";
+            return Err(bad_key("rope_scaling", "some", expected));
         }
         if !(sliding.rope_theta.is_finite() && sliding.rope_theta > 0.0) {
             let found = sliding.rope_theta.to_string();

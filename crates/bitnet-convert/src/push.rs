@@ -46,7 +46,7 @@ pub fn run(args: &PushArgs, console: &mut Console<'_>) -> Result<(), Failure> {
         console.warn("no license is known; add `license:` to README.md in the repository")?;
     }
     let card = Card {
-        repository: &repository.id,
+        repository: &repository,
         certificate: &output.certificate,
         files: &output.files,
         front: &front,
@@ -183,6 +183,10 @@ fn open(output: &Path) -> Result<Output, Failure> {
     let text = read_file(&certificate, limits.certificate_bytes)?;
     let read = Certificate::from_slice(&text).map_err(|e| e.in_file(&certificate))?;
     check(&read, &files)?;
+    // nothing that this program did not write
+    files.retain(|(name, path)| {
+        *path == certificate || read.output.iter().any(|record| record.name == *name)
+    });
     Ok(Output {
         files,
         certificate: read,

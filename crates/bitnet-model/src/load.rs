@@ -11,8 +11,8 @@ pub use tiles::best_backend;
 use crate::dense_rows::DenseRows;
 use crate::kv_cache::KvType;
 use bitnet_checkpoint::{ActivationQuantization, Checkpoint, LayerSlot, Slot};
-use bitnet_formats::{Encoding, ErrorCode, FormatError, PlainType};
-use bitnet_kernels::{Backend, DenseType, Inputs, PackedMatrix};
+use bitnet_formats::{ErrorCode, FormatError};
+use bitnet_kernels::{Backend, Inputs, PackedMatrix};
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -128,39 +128,6 @@ impl<'a> LayerTensors<'a> {
         gain
     }
 
-    /// Reads a small dense matrix, in its own type if kernels read it.
-    pub(crate) fn small_matrix(
-        &self,
-        layer: usize,
-        slot: LayerSlot,
-    ) -> Result<SmallMatrix, FormatError> {
-        let slot = Slot::Layer(layer, slot);
-        let tensor = self.checkpoint.dense(slot)?;
-        check_shape(slot, tensor.shape, &self.checkpoint.config.shape(slot))?;
-        let dtype = match tensor.encoding {
-            Encoding::Plain(PlainType::F16) => Some(DenseType::F16),
-            Encoding::Plain(PlainType::Bf16) => Some(DenseType::Bf16),
-            _ => None,
-        };
-        let matrix = match dtype {
-            Some(dtype) => SmallMatrix {
-                dtype,
-                bytes: tensor.bytes.to_vec(),
-            },
-            None => {
-                let mut values = vec![0.0; tensor.shape.iter().product()];
-                tensor.widen(&tensor.bytes, &mut values)?;
-                SmallMatrix {
-                    dtype: DenseType::F32,
-                    bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                }
-            }
-        };
-        self.checkpoint.release(slot);
-        (self.tick)();
-        Ok(matrix)
-    }
-
     /// Reads a small dense matrix.
     pub(crate) fn rows(&self, layer: usize, slot: LayerSlot) -> Result<DenseRows, FormatError> {
         let slot = Slot::Layer(layer, slot);
@@ -186,15 +153,6 @@ impl<'a> LayerTensors<'a> {
     ) -> Result<Option<Vec<f32>>, FormatError> {
         there.then(|| self.gain(layer, slot)).transpose()
     }
-}
-
-/// A dense matrix of few rows, in memory.
-#[derive(Debug)]
-pub(crate) struct SmallMatrix {
-    /// How its numbers are stored.
-    pub dtype: DenseType,
-    /// Its numbers, row-major, little-endian.
-    pub bytes: Vec<u8>,
 }
 
 /// A linear that the file holds in the layout of the kernel; `None` if it is to be packed.

@@ -128,7 +128,7 @@ pub struct Generate {
         long,
         value_name = "FILE",
         requires = "output",
-        conflicts_with_all = ["prompt", "tokens", "chat", "stream", "ignore_eos", "stop", "greedy", "temp", "top_k", "top_p", "min_p", "seed"],
+        conflicts_with_all = ["prompt", "tokens", "chat", "stream", "ignore_eos", "stop", "greedy", "temp", "top_k", "top_p", "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty"],
         help_heading = "Batches"
     )]
     pub batch: Option<PathBuf>,
@@ -457,7 +457,7 @@ pub struct Bench {
     /// Measure only requests that run at once through the scheduler of the server, for example --concurrency 1,4,8
     ///
     /// Each request has the first length of -p as its prompt and the first length of -n as its answer.
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = sequences, allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = sequences, allow_hyphen_values = true, conflicts_with_all = ["sequences", "depth", "head", "profile"])]
     pub concurrency: Vec<NonZeroUsize>,
     /// Start each test with these numbers of tokens in the context, for example -d 0,1024,4096
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [0], value_parser = any_count, allow_hyphen_values = true)]

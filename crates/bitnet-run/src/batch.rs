@@ -7,7 +7,7 @@ use crate::args::Generate;
 use crate::open;
 use crate::serve::{half_of_memory, name_of};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, FormatError, GlobalArgs, Progress};
-use bitnet_formats::Artifact;
+use bitnet_formats::{Artifact, OutputLock};
 use bitnet_serve::{
     ApiError, ApiOptions, Begun, Endpoint, Engine, EngineOptions, Running, Service, begin, parse,
 };
@@ -42,6 +42,9 @@ pub fn run(
     let mut inputs = checkpoint.inputs();
     inputs.add(batch);
     inputs.refuse(output)?;
+    inputs.refuse(&part_of(output))?;
+    // one run at a time appends
+    let _lock = OutputLock::take(output)?;
     let tokenizer = open::tokenizer(&checkpoint)?;
     let parallel = args.parallel.map_or(DEFAULT_PARALLEL, |n| n.get());
     let identity = json!({
@@ -65,6 +68,14 @@ pub fn run(
         prefix_cache: true,
     };
     let engine = Engine::start(Arc::new(model), Arc::new(tokenizer), options)?;
+    // the memory that happens to be free must not decide where an answer ends
+    if engine.room(0) <= engine.context() {
+        let context = engine.context();
+        let message = format!("expected memory for the KV cache of {context} tokens, found less");
+        return Err(FormatError::new(ErrorCode::LimitExceeded, message)
+            .hint("set a smaller --ctx")
+            .into());
+    }
     let options = ApiOptions {
         name: name_of(path),
         lenient: false,
@@ -208,7 +219,7 @@ fn read_request(text: &[u8], name: &mut Value, most: usize) -> Result<(Endpoint,
     let Some(map) = line.as_object_mut() else {
         return Err(refused("found another value"));
     };
-    if let Some(id) = map.shift_remove("custom_id") {
+    if let Some(id) = map.shift_remove("custom_id").filter(|id| !id.is_null()) {
         *name = id;
     }
     let (endpoint, mut body) = match map.get("url").and_then(Value::as_str) {
@@ -229,7 +240,8 @@ fn read_request(text: &[u8], name: &mut Value, most: usize) -> Result<(Endpoint,
                 () if map.contains_key("input") => Endpoint::Embeddings,
                 () => return Err(refused("found none of them")),
             };
-            if endpoint == Endpoint::Completions && !map.contains_key("max_tokens") {
+            if endpoint == Endpoint::Completions && map.get("max_tokens").is_none_or(Value::is_null)
+            {
                 map.insert("max_tokens".to_owned(), most.into());
             }
             (endpoint, line)
@@ -256,7 +268,7 @@ fn write_line(part: &mut Part, line: Line) -> Result<usize, Failure> {
         Line::Begun(name, number, begun) => (name, number, begun),
     };
     let answer = match begun {
-        Ok(Begun::Body(body)) => Ok(body),
+        Ok(Begun::Body(body, _)) => Ok(body),
         Ok(Begun::Running(running)) => Running::wait(running),
         Err(error) => Err(error),
     };
@@ -288,12 +300,17 @@ struct Written {
     sha256: String,
 }
 
+/// Where the answers of an interrupted batch wait.
+fn part_of(output: &Path) -> PathBuf {
+    let mut name = output.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
+}
+
 impl Part {
     /// Continues what an earlier run of the same batch left, or starts.
     fn open(output: &Path, identity: &str, force: bool) -> Result<Self, Failure> {
-        let mut name = output.as_os_str().to_owned();
-        name.push(".part");
-        let path = PathBuf::from(name);
+        let path = part_of(output);
         let located = |e: std::io::Error| FormatError::io(&path, &e);
         let file = OpenOptions::new()
             .read(true)
@@ -323,12 +340,18 @@ impl Part {
             count += 1;
         }
         // half a line is what an interruption left of the first one
-        let is_foreign = !is_own && line.last() == Some(&b'\n');
-        if is_foreign && !force {
+        let is_foreign = !is_own && !identity.as_bytes().starts_with(&line);
+        // the first line of every batch begins so
+        let is_batch = line.starts_with(b"{\"batch\":1,");
+        if is_foreign && !(force && is_batch) {
             let message = "expected answers to the same requests of the same model, found others";
+            let hint = match is_batch {
+                true => "pass --force to start over, or remove the file",
+                false => "move the file: no batch wrote it",
+            };
             return Err(FormatError::new(ErrorCode::Exists, message)
                 .in_file(&path)
-                .hint("pass --force to start over, or remove the file")
+                .hint(hint)
                 .into());
         }
         let mut part = Self {

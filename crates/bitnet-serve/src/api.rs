@@ -104,7 +104,7 @@ pub struct Running {
 #[derive(Debug)]
 pub enum Begun {
     /// A body at once, and the fields that were ignored.
-    Body(Value),
+    Body(Value, Vec<String>),
     /// An answer that the engine computes.
     Running(Running),
 }
@@ -132,6 +132,7 @@ pub fn begin(
     let stream = endpoint != Endpoint::Embeddings
         && body.get("stream").and_then(Value::as_bool).unwrap_or(false);
     let engine = &service.engine;
+    let of_body = |(body, ignored)| Begun::Body(body, ignored);
     let (events, left, output, ignored) = match endpoint {
         Endpoint::Chat => {
             let (request, output, ignored) = chat::prepare(service, body, client)?;
@@ -162,9 +163,9 @@ pub fn begin(
             let events = engine.embed(request)?;
             (events, texts, Output::Embeddings(output), ignored)
         }
-        Endpoint::Tokenize => return texts::tokenize(service, body).map(Begun::Body),
-        Endpoint::Detokenize => return texts::detokenize(service, body).map(Begun::Body),
-        Endpoint::ApplyTemplate => return texts::apply_template(service, body).map(Begun::Body),
+        Endpoint::Tokenize => return texts::tokenize(service, body).map(of_body),
+        Endpoint::Detokenize => return texts::detokenize(service, body).map(of_body),
+        Endpoint::ApplyTemplate => return texts::apply_template(service, body).map(of_body),
     };
     Ok(Begun::Running(Running {
         events,

@@ -249,14 +249,15 @@ pub(crate) fn merge(paths: &[PathBuf], console: &mut Console<'_>) -> Result<Exit
             let what = format!("expected {source}, found {artifact}");
             digest["differences"] = json!([{"place": "ternary_sha256 (source)", "what": what}]);
         }
+    } else {
+        return Err(malformed(&first.path, "expected a check named `digest`"));
     }
     let status = STATUSES
         .into_iter()
         .find(|status| checks.iter().any(|check| check["status"] == *status));
     let status = status.unwrap_or("error");
     let faults: Vec<&Value> = reports.iter().flat_map(|report| &report.faults).collect();
-    let mut object =
-        json!({"status": status, "shards": count, "checks": checks, "ternary_sha256": artifact});
+    let mut object = json!({"status": status, "shards": count, "checks": checks, "ternary_sha256": is_complete.then_some(&artifact)});
     if !faults.is_empty() {
         object["faults"] = faults.into_iter().cloned().collect();
     }
@@ -271,7 +272,7 @@ pub(crate) fn merge(paths: &[PathBuf], console: &mut Console<'_>) -> Result<Exit
         "{status}: {count} shares, {linears} ternary tensors"
     ))?;
     for check in &checks {
-        let text = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
+        let text = |key: &str| printable(&check[key]);
         console.line(format_args!(
             "  {:<10} {:<10} {}",
             text("status"),
@@ -284,7 +285,7 @@ pub(crate) fn merge(paths: &[PathBuf], console: &mut Console<'_>) -> Result<Exit
             .flatten()
             .take(8)
         {
-            let text = |key: &str| difference[key].as_str().unwrap_or_default().to_owned();
+            let text = |key: &str| printable(&difference[key]);
             console.line(format_args!("    `{}`: {}", text("place"), text("what")))?;
         }
     }
@@ -293,6 +294,13 @@ pub(crate) fn merge(paths: &[PathBuf], console: &mut Console<'_>) -> Result<Exit
         "different" => ExitStatus::Different,
         _ => ExitStatus::CouldNot,
     })
+}
+
+/// The text of a report for a terminal, which must not obey it.
+fn printable(text: &Value) -> String {
+    let text = text.as_str().unwrap_or_default().chars();
+    text.map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 /// `ternary_sha256` of the lines of all shares.

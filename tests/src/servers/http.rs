@@ -5,9 +5,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What goes wrong.
 #[derive(Debug, Clone)]
@@ -178,6 +178,7 @@ struct Shared {
     handler: Box<Handler>,
     faults: Mutex<Vec<Fault>>,
     log: Mutex<Vec<Logged>>,
+    connections: AtomicUsize, // that are open
     stopped: AtomicBool,
 }
 
@@ -203,6 +204,7 @@ impl Server {
             handler: Box::new(handler),
             faults: Mutex::default(),
             log: Mutex::default(),
+            connections: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -213,7 +215,11 @@ impl Server {
                 }
                 let shared = Arc::clone(&accepting);
                 if let Ok(stream) = stream {
-                    std::thread::spawn(move || connection(&shared, stream));
+                    shared.connections.fetch_add(1, Ordering::SeqCst);
+                    std::thread::spawn(move || {
+                        connection(&shared, stream);
+                        shared.connections.fetch_sub(1, Ordering::SeqCst);
+                    });
                 }
             }
         });
@@ -235,8 +241,15 @@ impl Server {
         lock(&self.shared.log).clone()
     }
 
-    /// Forgets what was answered, and the faults.
+    /// Forgets what was answered, and the faults. Connections of a program that has ended still hold requests that it
+    /// sent: these come first, as long as that takes a moment only.
     pub fn reset(&self) {
+        let started = Instant::now();
+        while self.shared.connections.load(Ordering::SeqCst) > 0
+            && started.elapsed() < Duration::from_secs(2)
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         lock(&self.shared.log).clear();
         lock(&self.shared.faults).clear();
     }

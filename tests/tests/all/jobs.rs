@@ -347,7 +347,10 @@ fn missing_damaged_and_foreign_parts_are_named() {
     fs::write(parts.join("notes.txt"), "mine").unwrap();
     planned.finish(&["--remove-parts"]);
     assert_same(&planned.files(), &on_one_machine(&source, "m.gguf", &how));
-    assert_eq!(files(&parts).keys().collect::<Vec<_>>(), ["notes.txt"]);
+    assert_eq!(
+        files(&parts).keys().collect::<Vec<_>>(),
+        ["bitnet-convert-parts", "notes.txt"]
+    );
 }
 
 #[test]

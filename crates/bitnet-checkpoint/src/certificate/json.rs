@@ -492,6 +492,7 @@ fn rotation_from_json(
     let slots: BTreeMap<String, Slot> = config
         .slots()
         .into_iter()
+        .filter(|slot| slot.is_ternary() || *slot == Slot::OutputHead)
         .map(|slot| (slot.to_string(), slot))
         .collect();
     let folded = rotation.at("folded")?.each(|name| {

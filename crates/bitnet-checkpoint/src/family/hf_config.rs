@@ -5,7 +5,7 @@
 //! containers of a model give the same `Config`.
 
 pub(super) mod experts;
-pub(super) mod hybrid;
+pub(in crate::family) mod hybrid;
 mod long_rope;
 mod write;
 
@@ -492,9 +492,7 @@ fn is_compared(key: &str) -> bool {
 pub(super) fn unknown_keys(config: &Value, wiring: &Wiring) -> Vec<UnknownKey> {
     // a configuration that cannot be put on one level was refused before
     let flat = hybrid::flat(config).unwrap_or(std::borrow::Cow::Borrowed(config));
-    known_keys::unknown(&flat, |key| {
-        is_compared(key) || hybrid::KEYS.contains(&key) || wiring.understands(key)
-    })
+    known_keys::unknown(&flat, |key| is_compared(key) || wiring.understands(key))
 }
 
 /// The first dimensions of a head that are rotated, where `partial_rotary_factor` says how many of them.
@@ -503,25 +501,7 @@ fn partial(keys: Keys<'_>, head_dim: usize) -> Result<usize, FormatError> {
         Some(true) => {}
         _ => return Err(keys.bad("nope_on_global_attention", "true")),
     }
-    let outer = keys.number("partial_rotary_factor")?;
-    let inner = keys
-        .object
-        .pointer("/rope_parameters/partial_rotary_factor");
-    let inner = inner.and_then(Value::as_f64).map(|factor| factor as f32);
-    if outer.is_some() && inner.is_some() && outer != inner {
-        return Err(keys.bad("partial_rotary_factor", "what rope_parameters says"));
-    }
-    let factor = outer.or(inner);
-    let factor = factor.ok_or_else(|| keys.bad("partial_rotary_factor", "a number"))?;
-    // transformers cuts off, and half of a pair is none
-    let dim = (head_dim as f64 * f64::from(factor)) as usize;
-    match factor > 0.0 && factor <= 1.0 && dim >= 2 && dim.is_multiple_of(2) {
-        true => Ok(dim),
-        false => Err(keys.bad(
-            "partial_rotary_factor",
-            "a part of head_dim with an even number of dimensions",
-        )),
-    }
+    hybrid::rotary_dim(keys, head_dim, None)
 }
 
 /// MiniCPM's scales: `scale_emb`, `scale_depth / sqrt(layers)`, and the final hidden state divided by
@@ -693,6 +673,7 @@ fn rope(keys: Keys<'_>, wiring: &Wiring, head_dim: usize) -> Result<Rope, Format
             theta = Some(inner_theta);
         }
         if wiring.rope_alpha && inner.get("alpha").is_some() {
+            refuse_unknown_rope_keys(inner, &["alpha"])?;
             let base = theta.ok_or_else(|| keys.bad("rope_theta", "a number"))?;
             let scaled = alpha_scaled(inner, base, head_dim)?;
             if alpha_theta.is_some_and(|other| other != scaled) {

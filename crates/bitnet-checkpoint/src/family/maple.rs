@@ -71,7 +71,7 @@ fn hf_extra_keys(config: &Config) -> Vec<(&'static str, Value)> {
     };
     let kinds: Vec<_> = (0..config.num_hidden_layers).map(kind).collect();
     let window = config.sliding.as_ref().map(|sliding| sliding.tokens);
-    let part = config.rotary_dim as f64 / config.head_dim as f64;
+    let part = hf_config::hybrid::rotary_factor(config.head_dim, config.rotary_dim);
     let mut keys = vec![
         ("layer_types", json!(kinds)),
         ("sliding_window", json!(window)),

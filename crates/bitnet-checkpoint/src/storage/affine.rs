@@ -156,6 +156,7 @@ impl Storage for Affine {
             );
             return Err(error(ErrorCode::WrongShape, info, message));
         }
+        check_signs(asked, tensors)?;
         if let Some(scale) = row_scale(asked, tensors)? {
             let linear = LinearSource {
                 beside: vec![scale],
@@ -185,7 +186,6 @@ impl Storage for Affine {
             Ok(found)
         };
         let beside = vec![beside("scales")?, beside("biases")?];
-        check_signs(asked, tensors)?;
         let linear = LinearSource {
             beside,
             ..asked.linear(&Self)

@@ -222,6 +222,12 @@ impl Parts {
                 _ => {}
             }
         }
+        let failed = |e: std::io::Error| FormatError::io(&self.directory, &e);
+        let mut left = fs::read_dir(&self.directory).map_err(failed)?.flatten();
+        // with other files in it the directory stays, and later jobs may write there
+        if left.any(|entry| entry.file_name() != MARK) {
+            return Ok(());
+        }
         let _ = fs::remove_file(self.directory.join(MARK));
         match fs::remove_dir(&self.directory) {
             Err(e) if e.kind() != ErrorKind::DirectoryNotEmpty => {

@@ -6,6 +6,7 @@ use crate::targets::{self, Kind};
 use bitnet_checkpoint::{Certificate, Verdict};
 use bitnet_cli::human_bytes;
 use bitnet_formats::FormatError;
+use bitnet_remote::Repository;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -93,7 +94,7 @@ fn yaml(text: &str) -> String {
 
 /// What a card is made from.
 pub struct Card<'a> {
-    pub repository: &'a str,
+    pub repository: &'a Repository,
     pub certificate: &'a Certificate,
     /// Names in the repository, and files.
     pub files: &'a [(String, PathBuf)],
@@ -139,7 +140,7 @@ impl Card<'_> {
             push(format_args!("- {tag}"));
         }
         push(format_args!("---\n"));
-        let name = self.repository.rsplit('/').next().unwrap_or_default();
+        let name = self.repository.id.rsplit('/').next().unwrap_or_default();
         push(format_args!("# {name}\n"));
         let origin = certificate.origin.as_ref();
         let source =
@@ -213,7 +214,7 @@ impl Card<'_> {
             String::new()
         };
         push(format_args!(
-            "```sh\nbitnet-verify hf://{}{path} --certificate {}\n```",
+            "```sh\nbitnet-verify {}{path} --certificate {}\n```",
             self.repository,
             record.unwrap_or("certificate.json")
         ));

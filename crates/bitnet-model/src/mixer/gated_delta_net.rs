@@ -4,7 +4,8 @@
 //! and rows that need no state are shared out. So what a token leaves does not depend on how the tokens came
 //! (`formats/numerics.md`).
 
-use crate::load::{LayerTensors, SmallMatrix};
+use crate::dense_rows::DenseRows;
+use crate::load::LayerTensors;
 use crate::profile::Part;
 use crate::recurrent::LayerMemory;
 use crate::round::{Round, RowOps};
@@ -12,7 +13,7 @@ use crate::stream::{Stream, fit};
 use crate::threads;
 use bitnet_checkpoint::{self as config, LayerSlot, Slot};
 use bitnet_formats::FormatError;
-use bitnet_kernels::{DeltaHead, Output, PackedMatrix};
+use bitnet_kernels::{DeltaHead, PackedMatrix};
 use std::ops::Range;
 
 /// Added to the sum of squares of queries and keys.
@@ -26,8 +27,8 @@ pub(crate) struct GatedDeltaNet {
     input_norm: Vec<f32>, // (hidden,)
     qkv: PackedMatrix,    // (channels, hidden)
     z: PackedMatrix,      // (value heads * value_dim, hidden)
-    b: SmallMatrix,       // (value heads, hidden)
-    a: SmallMatrix,       // (value heads, hidden)
+    b: DenseRows,         // (value heads, hidden)
+    a: DenseRows,         // (value heads, hidden)
     kernel: Vec<f32>,     // (taps, channels)
     rates: Vec<f32>,      // (value heads,)
     dt_bias: Vec<f32>,    // (value heads,)
@@ -77,8 +78,8 @@ impl GatedDeltaNet {
             input_norm: tensors.gain(layer, LayerSlot::InputNorm)?,
             qkv: tensors.linear(layer, LayerSlot::InProjQkv)?,
             z: tensors.linear(layer, LayerSlot::InProjZ)?,
-            b: tensors.small_matrix(layer, LayerSlot::InProjB)?,
-            a: tensors.small_matrix(layer, LayerSlot::InProjA)?,
+            b: tensors.rows(layer, LayerSlot::InProjB)?,
+            a: tensors.rows(layer, LayerSlot::InProjA)?,
             kernel,
             rates: tensors.gain(layer, LayerSlot::ALog)?,
             dt_bias: tensors.gain(layer, LayerSlot::DtBias)?,
@@ -125,7 +126,8 @@ impl GatedDeltaNet {
         round.clock.lap(Part::Elementwise);
         input.multiply([(&self.qkv, &mut buffers.qkv), (&self.z, &mut buffers.z)]);
         round.clock.lap(Part::Linears);
-        self.small_products(ops, n, buffers);
+        self.b.multiply(ops.backend, n, &mut buffers.b);
+        self.a.multiply(ops.backend, n, &mut buffers.a);
         self.gates(ops, buffers);
         let mut memories: Vec<(Range<usize>, &mut LayerMemory)> = Vec::new();
         for span in &mut round.spans {
@@ -157,35 +159,6 @@ impl GatedDeltaNet {
         round.clock.lap(Part::Linears);
         ops.end_branch(y, None, n);
         Ok(())
-    }
-
-    /// `b` and `a` of all rows.
-    fn small_products(&self, ops: RowOps<'_>, n: &[f32], buffers: &mut DeltaBuffers) {
-        let (heads, hidden) = (self.shape.value_heads, self.shape.hidden_size);
-        let rows = n.len() / hidden;
-        let pieces = threads::pieces(2 * heads * n.len());
-        let step = heads.div_ceil(pieces.div_ceil(2)).max(1);
-        let mut items = Vec::with_capacity(pieces + 2);
-        for (matrix, out) in [(&self.b, &mut buffers.b), (&self.a, &mut buffers.a)] {
-            let mut rest = Output::new(out, rows, heads);
-            while rest.rows().len() > step {
-                let (now, later) = {
-                    let at = rest.rows().start + step;
-                    rest.split_at(at)
-                };
-                items.push((matrix, now));
-                rest = later;
-            }
-            items.push((matrix, rest));
-        }
-        threads::for_each(
-            pieces,
-            items,
-            |(matrix, mut out): (&SmallMatrix, Output<'_>)| {
-                let SmallMatrix { dtype, bytes } = matrix;
-                ops.backend.dense_rows(*dtype, bytes, hidden, n, &mut out);
-            },
-        );
     }
 
     /// Decays and corrections: `exp(rate * softplus(a + dt_bias))` and `sigmoid(b)`.

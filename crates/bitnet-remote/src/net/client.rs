@@ -285,6 +285,7 @@ impl Client {
             }
             if let (Some(token), Some(home)) = (&self.token, &self.home)
                 && is_same_origin(&url, home)
+                && !(is_first && request.headers.contains_key(AUTHORIZATION))
             {
                 builder = builder.bearer_auth(token.reveal());
             }

@@ -62,9 +62,10 @@ pub(crate) async fn fetch(
             _ => len(&incomplete(&blob)).unwrap_or(0).min(wanted.facts.len),
         }
     };
-    let total: u64 = wanted.iter().map(|w| w.facts.len).sum();
-    let there: u64 = wanted.iter().map(have).sum();
-    check_space(cache, total - there)?;
+    let lengths = wanted.iter().map(|w| w.facts.len);
+    let total = lengths.fold(0, u64::saturating_add);
+    let there = wanted.iter().map(have).fold(0, u64::saturating_add);
+    check_space(cache, total.saturating_sub(there))?;
     if total > there {
         watch.begin(&hub.repository.to_string(), total);
         watch.advance(there);
@@ -213,6 +214,16 @@ async fn into_file(
         Ok(()) => {}
         Err(Ended::Failed(error)) => return Err(error),
         Err(Ended::NoRanges) => {
+            // such a file is held in memory
+            const MOST: u64 = 1 << 30;
+            if len > MOST {
+                let message = format!(
+                    "expected a server that sends parts of a file of {len} bytes, found one that sends whole files only"
+                );
+                return Err(FormatError::new(ErrorCode::BadResponse, message)
+                    .in_file(Path::new(file.name()))
+                    .hint("download the file first, for example with curl"));
+            }
             growing.restart()?;
             let mut bytes = Vec::new();
             let whole = file

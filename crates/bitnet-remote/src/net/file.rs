@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of one answer that count as progress.
-const LEAST_PROGRESS: u64 = 16 << 10;
+pub(super) const LEAST_PROGRESS: u64 = 16 << 10;
 
 /// A file of a server.
 #[derive(Debug)]
@@ -171,7 +171,7 @@ impl RemoteFile {
                 self.state().target = None;
                 return Ok(Err((
                     Failed::new(format!("the server answers {status}")),
-                    true,
+                    false,
                 )));
             }
             200 if is_whole => {

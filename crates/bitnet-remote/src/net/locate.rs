@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The longest file beside weights.
-const LONGEST_SIDE: u64 = 1 << 30;
+const LONGEST_SIDE: u64 = 256 << 20;
 
 /// Where files are, whatever the protocol.
 enum Remote {
@@ -348,17 +348,17 @@ fn write_side_files(
     names: &[String],
     full: &dyn Fn(&str) -> String,
 ) -> Result<(), FormatError> {
+    // each is written as it comes: only the files on their way are in memory
     let asked = names.iter().map(|name| {
-        let full = full(name);
-        async move { Ok::<_, FormatError>((name, remote.whole(&full).await?)) }
+        let (full, path) = (full(name), root.join(name));
+        async move {
+            let bytes = remote.whole(&full).await?;
+            let parent = path.parent().unwrap_or(root);
+            let written = fs::create_dir_all(parent).and_then(|()| fs::write(&path, bytes));
+            written.map_err(|e| FormatError::io(&path, &e))
+        }
     });
-    let files: Vec<(&String, Vec<u8>)> = block_on(stream::iter(asked).buffered(8).try_collect())?;
-    for (name, bytes) in files {
-        let path = root.join(name);
-        let parent = path.parent().unwrap_or(root);
-        let written = fs::create_dir_all(parent).and_then(|()| fs::write(&path, bytes));
-        written.map_err(|e| FormatError::io(&path, &e))?;
-    }
+    block_on(stream::iter(asked).buffered(8).try_collect::<Vec<()>>())?;
     Ok(())
 }
 
@@ -640,8 +640,16 @@ async fn listing(client: &Client, base: &Url) -> Result<Vec<String>, FormatError
         return Ok(Vec::new());
     }
     let mut text = Vec::new();
-    while let Ok(Some(chunk)) = answer.response.chunk().await {
-        text.extend_from_slice(&chunk);
+    loop {
+        // a listing that breaks off would hide files
+        match answer.response.chunk().await {
+            Ok(Some(chunk)) => text.extend_from_slice(&chunk),
+            Ok(None) => break,
+            Err(e) => {
+                let error = FormatError::new(ErrorCode::Network, super::client::say(e));
+                return Err(error.in_file(Path::new(&shown)));
+            }
+        }
         if text.len() > LONGEST {
             return Ok(Vec::new());
         }
@@ -662,8 +670,10 @@ async fn present(
         let there = http_file(client, base, &name).await;
         match there {
             Ok(file) => Ok(file.map(|_| name)),
-            // a server that answers every path with a page
-            Err(e) if e.code == ErrorCode::BadResponse => Ok(None),
+            // servers that answer every path with a page, or absent files with 403
+            Err(e) if matches!(e.code, ErrorCode::BadResponse | ErrorCode::AccessDenied) => {
+                Ok(None)
+            }
             Err(e) => Err(e),
         }
     });
@@ -688,6 +698,12 @@ async fn probed(client: &Client, base: &Url, last: &str) -> Result<Vec<String>, 
             continue;
         };
         let len = file.len();
+        if len > LONGEST_SIDE {
+            let message = format!("expected at most {LONGEST_SIDE} bytes, found {len}");
+            return Err(
+                FormatError::new(ErrorCode::LimitExceeded, message).in_file(Path::new(file.name()))
+            );
+        }
         let text = Arc::new(file).fetch(0..len).await?;
         let index: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
         let shards = index.get("weight_map").and_then(|map| map.as_object());

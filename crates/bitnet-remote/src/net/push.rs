@@ -5,7 +5,8 @@
 
 use super::client::{Answer, Content, Failed, Patience, Request, bad_response, parse_url};
 use super::file::status_error;
-use super::hub::{Hub, quoted};
+use super::hub::{Hub, is_hex, quoted};
+use crate::location::without_secrets;
 use crate::{Pushed, Upload, Watch};
 use bitnet_formats::{ErrorCode, FormatError, hex, open_regular};
 use bytes::Bytes;
@@ -218,12 +219,12 @@ async fn run(hub: &Hub, upload: &Upload, watch: &dyn Watch) -> Result<Pushed, Fo
     let answer = hub.success(hub.client.send(&request, &name).await?)?;
     let made = hub.client.json(answer, &name).await?;
     let text = |key: &str| made.get(key).and_then(Value::as_str).map(str::to_owned);
-    let Some(commit) = text("commitOid") else {
+    let Some(commit) = text("commitOid").filter(|commit| is_hex(commit, 40)) else {
         return Err(bad_response(&url, "no commit"));
     };
     Ok(Pushed {
         commit,
-        url: format!("{}/{id}", hub.endpoint),
+        url: without_secrets(&format!("{}/{id}", hub.endpoint)),
         bytes_sent: sent,
     })
 }

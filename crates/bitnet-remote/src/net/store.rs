@@ -4,6 +4,7 @@
 
 use super::chunks::Ranges;
 use super::client::{Failed, Patience};
+use super::file::LEAST_PROGRESS;
 use crate::location::is_plain_path;
 use bitnet_formats::{ErrorCode, FormatError};
 use futures_util::future::BoxFuture;
@@ -244,11 +245,12 @@ pub(crate) struct StoredFile {
 }
 
 impl StoredFile {
-    /// Appends what one answer brings.
+    /// Appends what one answer brings, up to `wanted` bytes in all.
     async fn attempt(
         &self,
         range: Range<u64>,
         sink: &mut Vec<u8>,
+        wanted: usize,
     ) -> Result<(), object_store::Error> {
         let options = GetOptions {
             range: Some(GetRange::Bounded(range)),
@@ -258,7 +260,12 @@ impl StoredFile {
         let got = self.store.get_opts(&self.key, options).await?;
         let mut stream = got.into_stream();
         while let Some(part) = stream.next().await {
-            sink.extend_from_slice(&part?);
+            let part = part?;
+            let take = part.len().min(wanted.saturating_sub(sink.len()));
+            sink.extend_from_slice(part.get(..take).unwrap_or_default());
+            if sink.len() >= wanted {
+                break;
+            }
         }
         Ok(())
     }
@@ -291,9 +298,9 @@ impl Ranges for StoredFile {
             while bytes.len() < wanted {
                 let had = bytes.len();
                 let done = self
-                    .attempt(range.start + had as u64..range.end, &mut bytes)
+                    .attempt(range.start + had as u64..range.end, &mut bytes, wanted)
                     .await;
-                if bytes.len() > had {
+                if (bytes.len() - had) as u64 >= LEAST_PROGRESS {
                     patience.progressed();
                 }
                 match done {

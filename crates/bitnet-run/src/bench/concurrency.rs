@@ -7,6 +7,7 @@ use super::Spread;
 use crate::args::Bench;
 use crate::open;
 use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs, Table};
+use bitnet_formats::ErrorCode;
 use bitnet_serve::{Continuation, Engine, EngineOptions, Event, Events, Generate};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -33,18 +34,32 @@ pub fn run(
 ) -> Result<ExitStatus, Failure> {
     let prompt = args.prompt.first().copied().unwrap_or(512).max(1);
     let new = args.new_tokens.first().copied().unwrap_or(128).max(1);
+    if args.thread_counts.len() > 1 {
+        let message = "--concurrency: expected one number of threads, found several";
+        return Err(
+            Failure::usage(message).hint("give one -t, and run the command again for the next")
+        );
+    }
     let threads = args.thread_counts.first();
     let threads = threads.map_or_else(|| global.thread_count(), |threads| threads.get());
     let loaded = open::model(&args.model.model, &args.model.compute, threads)?;
     open::announce(console, &loaded)?;
     let open::Loaded { checkpoint, model } = loaded;
+    let most = model.config().max_position_embeddings;
+    let context = prompt.checked_add(new).filter(|tokens| *tokens <= most);
+    let context = context.ok_or_else(|| {
+        let message = format!(
+            "expected at most {most} tokens of prompt and answer, found {prompt} and {new}"
+        );
+        Failure::new(ErrorCode::ContextExceeded, message).hint("set smaller -p and -n")
+    })?;
     let (model, tokenizer) = (Arc::new(model), Arc::new(open::tokenizer(&checkpoint)?));
     let mut rows = Vec::new();
     for concurrency in &args.concurrency {
         let concurrency = concurrency.get();
         let options = EngineOptions {
             parallel: concurrency,
-            context: Some((prompt + new).min(model.config().max_position_embeddings)),
+            context: Some(context),
             prefix_cache: false,
             ..EngineOptions::default()
         };

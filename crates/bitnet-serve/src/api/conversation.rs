@@ -159,17 +159,19 @@ fn constraint(
         ToolChoice::Named(name) => Some(name.as_str()),
         _ => None,
     };
+    let schema = format.map(schema).transpose()?.flatten();
     if let (Some(tools), ToolChoice::Required | ToolChoice::Named(_)) = (tools, choice) {
+        if schema.is_some() {
+            let message = "expected no schema beside a `tool_choice` that requires a call";
+            return Err(ApiError::field("response_format", message));
+        }
         let grammar = with_thought(tools.grammar(named, before)?);
         let constraint = service.grammars()?.lark(grammar);
         return constraint
             .map(Some)
             .map_err(|e| ApiError::from(e).of("tools"));
     }
-    let Some(format) = format else {
-        return Ok(None);
-    };
-    let Some(schema) = schema(format)? else {
+    let Some(schema) = schema else {
         return Ok(None);
     };
     let grammars = service.grammars()?;

@@ -37,7 +37,7 @@ impl Sampling {
         let min_p = fields.number("min_p", 0.0, 1.0)?;
         let seed = fields.whole("seed", 0, u64::MAX)?;
         // without a draw there is nothing that a seed could change
-        let draws = temperature != Some(0.0) || seed.is_some();
+        let draws = temperature != Some(0.0);
         let sampled = temperature.is_some()
             || top_k.is_some()
             || top_p.is_some()

@@ -11,7 +11,7 @@ use super::service::Service;
 use serde_json::{Value, json};
 
 /// The tokens of a text: `content` or `text` without special tokens, `prompt` with them, `messages` through the template.
-pub(crate) fn tokenize(service: &Service, body: Value) -> Result<Value, ApiError> {
+pub(crate) fn tokenize(service: &Service, body: Value) -> Result<(Value, Vec<String>), ApiError> {
     let mut fields = Fields::new(body)?;
     service.take_model(&mut fields)?;
     let special = fields.boolean("add_special_tokens")?;
@@ -37,7 +37,7 @@ pub(crate) fn tokenize(service: &Service, body: Value) -> Result<Value, ApiError
             ));
         }
     };
-    fields.finish(service.lenient)?;
+    let ignored = fields.finish(service.lenient)?;
     let tokens = match pieces {
         true => ids
             .iter()
@@ -45,15 +45,16 @@ pub(crate) fn tokenize(service: &Service, body: Value) -> Result<Value, ApiError
             .collect(),
         false => json!(ids),
     };
-    Ok(json!({
+    let body = json!({
         "tokens": tokens,
         "count": ids.len(),
         "max_model_len": service.engine.context(),
-    }))
+    });
+    Ok((body, ignored))
 }
 
 /// The text of tokens.
-pub(crate) fn detokenize(service: &Service, body: Value) -> Result<Value, ApiError> {
+pub(crate) fn detokenize(service: &Service, body: Value) -> Result<(Value, Vec<String>), ApiError> {
     let mut fields = Fields::new(body)?;
     service.take_model(&mut fields)?;
     let list = fields.take("tokens").unwrap_or(Value::Null);
@@ -62,18 +63,21 @@ pub(crate) fn detokenize(service: &Service, body: Value) -> Result<Value, ApiErr
         let message = format!("expected token ids below {}", service.vocab());
         ApiError::field("tokens", message)
     })?;
-    fields.finish(service.lenient)?;
+    let ignored = fields.finish(service.lenient)?;
     let text = service.tokenizer().decode(&ids, keep)?;
-    Ok(json!({"content": text, "prompt": text}))
+    Ok((json!({"content": text, "prompt": text}), ignored))
 }
 
 /// The prompt of a conversation.
-pub(crate) fn apply_template(service: &Service, body: Value) -> Result<Value, ApiError> {
+pub(crate) fn apply_template(
+    service: &Service,
+    body: Value,
+) -> Result<(Value, Vec<String>), ApiError> {
     let mut fields = Fields::new(body)?;
     service.take_model(&mut fields)?;
     let conversation = conversation(&mut fields)?;
-    fields.finish(service.lenient)?;
-    Ok(json!({"prompt": render(service, &conversation)?}))
+    let ignored = fields.finish(service.lenient)?;
+    Ok((json!({"prompt": render(service, &conversation)?}), ignored))
 }
 
 fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {

@@ -245,14 +245,16 @@ impl<'t> Scheduler<'t> {
             let Some(at) = self.next_waiting(&held) else {
                 return;
             };
+            let (number, client) = (self.waiting[at].number, self.waiting[at].client);
             match self.start(at) {
                 Ok(()) => {
-                    self.last_client = Some(self.waiting[at].client);
-                    if self.waiting[at].next >= self.waiting[at].texts() {
-                        self.waiting.remove(at);
-                    }
+                    self.last_client = Some(client);
+                    // a text that failed took its request with it
+                    self.waiting.retain(|waiting| {
+                        waiting.number != number || waiting.next < waiting.texts()
+                    });
                 }
-                Err(Held::Prompt) => held.push(self.waiting[at].number),
+                Err(Held::Prompt) => held.push(number),
                 // nobody passes a text that waits for memory: it would wait forever
                 Err(Held::Memory) => return,
             }
@@ -330,8 +332,6 @@ impl<'t> Scheduler<'t> {
         match job {
             Ok(job) => self.running.push(job),
             Err(error) => {
-                let waiting = &mut self.waiting[at];
-                waiting.next = waiting.texts();
                 self.fail(number, &events, error);
             }
         }

@@ -45,7 +45,7 @@ pub(super) async fn read(
     }
     let reading = async {
         let mut body = body;
-        let mut bytes: Vec<u8> = Vec::with_capacity(said.unwrap_or(0).min(most));
+        let mut bytes: Vec<u8> = Vec::with_capacity(said.unwrap_or(0).min(most).min(1 << 20));
         let mut length = 0usize;
         loop {
             let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;

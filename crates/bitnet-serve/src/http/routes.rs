@@ -206,17 +206,18 @@ async fn try_answer(
     let begun = tokio::task::spawn_blocking(move || {
         let body = parse(&bytes)?;
         drop(bytes);
-        begin(&service, endpoint, body, client)
+        // what waits for a thread keeps its place, also when its client has gone
+        begin(&service, endpoint, body, client).map(|begun| (begun, admitted))
     });
-    let begun = begun
+    let (begun, admitted) = begun
         .await
         .map_err(|_| ApiError::new(500, "the request could not be read"))??;
     let mut running = match begun {
-        Begun::Body(body) => return Ok(json_response(&body)),
+        Begun::Body(body, ignored) => return Ok(naming(&ignored, json_response(&body))),
         Begun::Running(running) => running,
     };
-    let ignored = running.ignored().join(",");
-    let mut response = match running.is_stream() {
+    let ignored = running.ignored().to_vec();
+    let response = match running.is_stream() {
         true => {
             let headers = [
                 (header::CONTENT_TYPE, "text/event-stream"),
@@ -233,6 +234,12 @@ async fn try_answer(
             json_response(&running.body())
         }
     };
+    Ok(naming(&ignored, response))
+}
+
+/// The response, with the fields that were ignored in a header.
+fn naming(ignored: &[String], mut response: Response) -> Response {
+    let ignored = ignored.join(",");
     if !ignored.is_empty() {
         let shown: String = ignored
             .chars()
@@ -244,5 +251,5 @@ async fn try_answer(
             response.headers_mut().insert(name, value);
         }
     }
-    Ok(response)
+    response
 }

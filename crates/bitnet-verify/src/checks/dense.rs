@@ -9,6 +9,7 @@ use super::side::{self, Paired, Side};
 use super::unlike::Unlike;
 use crate::blocks::{block_rows, row_bytes, widen};
 use crate::diagnose::fault::{Fault, FaultName};
+use crate::share::Share;
 use crate::verdict::{Difference, Findings};
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
 use bitnet_formats::FormatError;
@@ -66,7 +67,7 @@ impl Running for Dense {
                 Err(error) => findings.unreadable(slot.to_string(), &error),
             }
         }
-        tensors += compare_carried(source, artifact, &mut findings);
+        tensors += compare_carried((source, artifact), subject.share, &mut findings);
         let compared = format!("{values} values of {tensors} tensors");
         report
             .checks
@@ -75,8 +76,17 @@ impl Running for Dense {
 }
 
 /// Compares the bytes of the tensors that no computation uses and that both sides have; returns how many these are.
-fn compare_carried(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Findings) -> usize {
-    for info in &artifact.carried {
+fn compare_carried(
+    (source, artifact): (&Checkpoint, &Checkpoint),
+    share: Option<Share>,
+    findings: &mut Findings,
+) -> usize {
+    let mut count = 0;
+    for (position, info) in artifact.carried.iter().enumerate() {
+        if share.is_some_and(|share| !share.contains(position)) {
+            continue;
+        }
+        count += 1;
         let Some(of) = source.carried.iter().find(|of| of.name == info.name) else {
             findings.different(&info.name, "expected no tensor of this name, found one");
             continue;
@@ -90,7 +100,7 @@ fn compare_carried(source: &Checkpoint, artifact: &Checkpoint, findings: &mut Fi
             (Err(error), _) | (_, Err(error)) => findings.unreadable(&info.name, &error),
         }
     }
-    artifact.carried.len()
+    count
 }
 
 /// Whether a vector of one side is that of the other with 1 added or taken away everywhere.

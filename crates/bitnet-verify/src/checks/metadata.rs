@@ -303,11 +303,16 @@ fn rotation_text(rotation: &Rotation) -> String {
     let names: Vec<String> = rotation.folded.iter().map(ToString::to_string).collect();
     let names = short_sha256(names.join(" ").as_bytes());
     format!(
-        "blocks of {}, {signs}, {} matrices ({names}){}",
+        "blocks of {}, {signs}, {} matrices ({names}){}{}",
         rotation.block_size,
         rotation.folded.len(),
         if rotation.embeddings {
             ", embeddings"
+        } else {
+            ""
+        },
+        if rotation.tiled_values {
+            ", value heads tiled"
         } else {
             ""
         },

@@ -130,3 +130,42 @@ fn half_a_batch_is_continued() {
     assert_eq!(text.matches("\"kept\":").count(), 1);
     assert!(!part.exists());
 }
+
+#[test]
+fn a_file_that_no_batch_wrote_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str| directory.path().join(name);
+    std::fs::write(place("in.jsonl"), "{\"prompt\": \"One\"}\n").unwrap();
+    for foreign in ["notes", "notes\n", "{\"batch\": 2}\n"] {
+        std::fs::write(place("out.jsonl.part"), foreign).unwrap();
+        for more in [&[][..], &["--force"]] {
+            let ran = run(directory.path(), more);
+            assert_eq!(ran.json()["error"]["code"], "exists", "{}", ran.stdout);
+            let kept = std::fs::read_to_string(place("out.jsonl.part")).unwrap();
+            assert_eq!(kept, foreign);
+        }
+    }
+    // another batch of this program is started over where that is asked for
+    std::fs::write(
+        place("out.jsonl.part"),
+        "{\"batch\":1,\"input_sha256\":\"0\"}\n",
+    )
+    .unwrap();
+    assert_eq!(run(directory.path(), &[]).json()["error"]["code"], "exists");
+    assert_eq!(run(directory.path(), &["--force"]).status.code(), 0);
+    // the requests are no place for answers
+    std::fs::rename(place("in.jsonl"), place("out.jsonl.part")).unwrap();
+    let words = [
+        demo().into_os_string(),
+        "--batch".into(),
+        place("out.jsonl.part").into(),
+        "-o".into(),
+        place("out.jsonl").into(),
+        "--force".into(),
+        "--json".into(),
+    ];
+    let ran = program::run(bitnet_run::run, words);
+    assert_eq!(ran.json()["error"]["code"], "usage", "{}", ran.stdout);
+    let kept = std::fs::read_to_string(place("out.jsonl.part")).unwrap();
+    assert_eq!(kept, "{\"prompt\": \"One\"}\n");
+}

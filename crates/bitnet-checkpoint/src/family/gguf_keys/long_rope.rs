@@ -32,7 +32,8 @@ pub(super) fn read(
     if !wiring.long_rope {
         return Err(keys.bad("rope.scaling.type", "\"none\", \"linear\" or \"yarn\""));
     }
-    let [long, short] = LONG_ROPE.map(|_| vec![1.0; head_dim / 2]);
+    // `Config::checked` bounds the width later
+    let [long, short] = LONG_ROPE.map(|_| vec![1.0; head_dim.min(4096) / 2]);
     let context = keys.required_size("context_length")?;
     let original = match keys.size("rope.scaling.original_context_length")? {
         Some(original) if original > 0 => original,

@@ -103,7 +103,7 @@ pub(super) fn read(
     Ok(Hybrid {
         delta,
         recurrent: recurrent(keys, layers)?,
-        rotary_dim: rotary_dim(keys, head_dim)?,
+        rotary_dim: rotary_dim(keys, head_dim, Some(0.25))?,
         rope_sections: sections(keys)?,
     })
 }
@@ -133,8 +133,13 @@ fn recurrent(keys: Keys<'_>, layers: usize) -> Result<Vec<bool>, FormatError> {
     })
 }
 
-/// Rotated dimensions of a head: the whole part of `head_dim * partial_rotary_factor`, as transformers has it.
-fn rotary_dim(keys: Keys<'_>, head_dim: usize) -> Result<usize, FormatError> {
+/// Rotated dimensions of a head: the whole part of `head_dim * partial_rotary_factor`, as transformers has it. `absent`
+/// is the factor of a configuration without the key, if it may be absent.
+pub(super) fn rotary_dim(
+    keys: Keys<'_>,
+    head_dim: usize,
+    absent: Option<f64>,
+) -> Result<usize, FormatError> {
     const FACTOR: &str = "partial_rotary_factor";
     let number = |value: &Value| value.as_f64().filter(|f| *f > 0.0 && *f <= 1.0);
     let mut factor = None;
@@ -163,7 +168,9 @@ fn rotary_dim(keys: Keys<'_>, head_dim: usize) -> Result<usize, FormatError> {
         }
         factor = Some(found);
     }
-    Ok((head_dim as f64 * factor.unwrap_or(0.25)) as usize)
+    let factor = factor.or(absent);
+    let factor = factor.ok_or_else(|| keys.bad(FACTOR, "a number"))?;
+    Ok((head_dim as f64 * factor) as usize)
 }
 
 /// `mrope_section`.
@@ -216,7 +223,7 @@ pub(in crate::family) fn extra_keys(config: &Config) -> Vec<(&'static str, Value
 }
 
 /// The factor whose product with the width of a head has this whole part.
-fn rotary_factor(head_dim: usize, rotary_dim: usize) -> f64 {
+pub(in crate::family) fn rotary_factor(head_dim: usize, rotary_dim: usize) -> f64 {
     let factor = rotary_dim as f64 / head_dim as f64;
     match (head_dim as f64 * factor) as usize == rotary_dim {
         true => factor,

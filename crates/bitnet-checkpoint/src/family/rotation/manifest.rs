@@ -13,6 +13,7 @@ use crate::rotation::{NOT_WHOLE, ROTATION_KEYS, Rotation};
 use crate::slot::Slot;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata, Strings};
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The name of the transform in the manifest: signs are part of it there.
@@ -330,12 +331,12 @@ fn check_modules(
         Some(Value::Array(list)) => list,
         Some(other) => return refuse(LIST, &show(other), "a list"),
     };
-    let mut turned = 0usize;
+    let mut turned = BTreeSet::new();
     for (number, record) in list.iter().enumerate() {
         let place = format!("{LIST}.{number}");
         let path = record.get("path").and_then(Value::as_str).unwrap_or("");
-        let slots = slots.get(&format!("{}.weight", plain_name(path)));
-        let slot = slots.and_then(|slots| slots.first().copied());
+        let own = slots.get(&format!("{}.weight", plain_name(path)));
+        let slot = own.and_then(|own| own.first().copied());
         let block = record.get("block").and_then(Value::as_u64);
         let Some((slot, block)) = slot.zip(block) else {
             return refuse(
@@ -352,8 +353,11 @@ fn check_modules(
             let expected = format!("{expected}, as the keys of the rotation say");
             return refuse(&format!("{place}.block"), &block.to_string(), &expected);
         }
-        turned = turned.saturating_add((block > 0).into());
+        if block > 0 {
+            turned.extend(own.into_iter().flatten().copied());
+        }
     }
+    let turned = turned.len();
     let expected = rotation.map_or(0, Rotation::matrices);
     if turned != expected {
         let found = format!(
