@@ -399,18 +399,15 @@ impl GgmlTokenizer {
         let rules = self.rules_json()?;
         let mut words = Words::with_capacity(self.tokens.len());
         for (id, text) in self.named() {
-            words.put(text, id)?;
+            words.push(text, id)?;
         }
         words.finish()?;
         let mut resolver = Resolver::new(&words);
         let merges = self.merges_or_derived()?;
-        let merges = merges
-            .iter()
-            .enumerate()
-            .map(|(number, &(left, right))| {
-                resolver.merge(number, self.text(left), self.text(right))
-            })
-            .collect::<Result<_, _>>()?;
+        for &(left, right) in merges.iter() {
+            resolver.add(self.text(left), self.text(right))?;
+        }
+        let merges = resolver.finish()?;
         let flag = |key: &str| rules.pointer(&format!("/model/{key}")) == Some(&Value::Bool(true));
         let settings = Settings {
             unk_token: rules

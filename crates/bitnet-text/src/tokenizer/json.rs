@@ -50,7 +50,14 @@ pub(super) fn exceeded(key: &str, what: impl Into<String>) -> FormatError {
 pub(super) fn read(bytes: &[u8]) -> Result<Reading, FormatError> {
     let failure = Failure::default();
     let bytes = bitnet_formats::without_byte_order_mark(bytes);
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    // checked once: a reader of bytes checks every text by itself
+    let text = std::str::from_utf8(bytes).map_err(|e| {
+        let at = e.valid_up_to() as u64;
+        FormatError::new(ErrorCode::Malformed, "not UTF-8")
+            .at(at)
+            .because(e)
+    })?;
+    let mut deserializer = serde_json::Deserializer::from_str(text);
     let file = File {
         failure: &failure,
         bytes: bytes.len(),
@@ -282,29 +289,38 @@ impl Model {
             None => return Err(refuse("model.merges", "absent or no array")),
             Some(Merges::Known(list)) => list,
             Some(Merges::Early(early)) => {
-                let (mut list, mut resolver) = (Vec::new(), Resolver::new(&words));
-                let mut start = 0;
+                let (mut resolver, mut start) = (Resolver::new(&words), 0);
                 let mut text = |end: u32| {
                     let text = early.texts.get(start..end as usize);
                     start = end as usize;
                     text.unwrap_or_default()
                 };
-                for (number, pair) in early.ends.chunks_exact(2).enumerate() {
+                for pair in early.ends.chunks_exact(2) {
                     let &[left, right] = pair else { continue };
-                    let (left, right) = (text(left), text(right));
-                    list.push(resolver.merge(number, left, right)?);
+                    resolver.add(text(left), text(right))?;
                 }
-                list
+                resolver.finish()?
             }
         };
         Ok(Bpe::new(words, merges, self.settings))
     }
 }
 
-/// Turns pairs of texts into ids.
+/// Merges that are looked up together.
+const BATCH: usize = 128;
+
+/// Turns pairs of texts into merges.
+///
+/// A lookup waits for memory several times, and one lookup after the other was most of the cost of a
+/// tokenizer. So the texts of [`BATCH`] merges are looked up together ([`Words::ids`]).
 pub(super) struct Resolver<'w> {
     words: &'w Words,
-    whole: String,
+    /// Left, right and result of the merges so far.
+    list: Vec<[u32; 3]>,
+    /// Left and right texts of the merges that wait, end to end, and where they end.
+    texts: String,
+    ends: Vec<usize>,
+    ids: Vec<Option<u32>>,
     /// The entry of the last result: merges are mostly in the order of what they make.
     made: u32,
 }
@@ -313,34 +329,68 @@ impl<'w> Resolver<'w> {
     pub(super) fn new(words: &'w Words) -> Self {
         Self {
             words,
-            whole: String::new(),
+            list: Vec::with_capacity(words.len()),
+            texts: String::new(),
+            ends: Vec::new(),
+            ids: Vec::new(),
             made: 0,
         }
     }
 
-    /// Left, right and result of merge `number`.
-    pub(super) fn merge(
-        &mut self,
-        number: usize,
-        left: &str,
-        right: &str,
-    ) -> Result<[u32; 3], FormatError> {
-        self.whole.clear();
-        self.whole.push_str(left);
-        self.whole.push_str(right);
-        let found = |id: Option<u32>, text: &str| {
-            id.ok_or_else(|| {
-                refuse(
-                    "model.merges",
-                    format!("merge {number} needs `{}`, which is no token", short(text)),
-                )
-            })
-        };
-        Ok([
-            found(self.words.id(left), left)?,
-            found(self.words.id(right), right)?,
-            found(self.words.id_near(&self.whole, &mut self.made), &self.whole)?,
-        ])
+    /// Adds the next merge.
+    ///
+    /// # Errors
+    /// A text of this merge, or of one before, that is no token.
+    pub(super) fn add(&mut self, left: &str, right: &str) -> Result<(), FormatError> {
+        for text in [left, right] {
+            self.texts.push_str(text);
+            self.ends.push(self.texts.len());
+        }
+        match self.ends.len() >= 2 * BATCH {
+            true => self.look_up(),
+            false => Ok(()),
+        }
+    }
+
+    /// Left, right and result of every merge.
+    ///
+    /// # Errors
+    /// A text that is no token.
+    pub(super) fn finish(mut self) -> Result<Vec<[u32; 3]>, FormatError> {
+        self.look_up()?;
+        self.list.shrink_to_fit();
+        Ok(self.list)
+    }
+
+    fn look_up(&mut self) -> Result<(), FormatError> {
+        self.words.ids(&self.texts, &self.ends, &mut self.ids);
+        let mut start = 0;
+        for (ends, ids) in self.ends.chunks_exact(2).zip(self.ids.chunks_exact(2)) {
+            let (&[middle, end], &[left, right]) = (ends, ids) else {
+                continue;
+            };
+            let text = |range: std::ops::Range<usize>| self.texts.get(range).unwrap_or_default();
+            let found = |id: Option<u32>, text: &str| {
+                let number = self.list.len();
+                id.ok_or_else(|| {
+                    refuse(
+                        "model.merges",
+                        format!("merge {number} needs `{}`, which is no token", short(text)),
+                    )
+                })
+            };
+            let whole = text(start..end);
+            let merge = [
+                found(left, text(start..middle))?,
+                found(right, text(middle..end))?,
+                found(self.words.id_near(whole, &mut self.made), whole)?,
+            ];
+            self.list.push(merge);
+            start = end;
+        }
+        self.texts.clear();
+        self.ends.clear();
+        Ok(())
     }
 }
 
@@ -479,7 +529,7 @@ impl<'de> Visitor<'de> for Vocabulary<'_, '_> {
                     format!("`{}` has no id", short(&text)),
                 ))
             })?;
-            self.words.put(&text, id).map_err(fail)?;
+            self.words.push(&text, id).map_err(fail)?;
         }
         self.words
             .finish()
@@ -541,7 +591,7 @@ impl<'de> Visitor<'de> for MergeList<'_, '_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merges, A::Error> {
         let fail = |error| self.failure.of::<A::Error>(error);
         let mut resolver = self.words.map(Resolver::new);
-        let (mut list, mut early) = (Vec::new(), Early::default());
+        let mut early = Early::default();
         let (mut pair, mut pairs, mut lines) = (Pair::default(), false, false);
         let mut number = 0;
         loop {
@@ -575,12 +625,8 @@ impl<'de> Visitor<'de> for MergeList<'_, '_> {
                     "has merges of both forms, pairs and texts; expected one form",
                 )));
             }
-            let merge = number - 1;
             match &mut resolver {
-                Some(resolver) => {
-                    let ids = resolver.merge(merge, &pair.left, &pair.right);
-                    list.push(ids.map_err(fail)?);
-                }
+                Some(resolver) => resolver.add(&pair.left, &pair.right).map_err(fail)?,
                 None => {
                     for text in [&pair.left, &pair.right] {
                         early.texts.push_str(text);
@@ -591,9 +637,8 @@ impl<'de> Visitor<'de> for MergeList<'_, '_> {
                 }
             }
         }
-        list.shrink_to_fit();
         Ok(match resolver {
-            Some(_) => Merges::Known(list),
+            Some(resolver) => Merges::Known(resolver.finish().map_err(fail)?),
             None => Merges::Early(early),
         })
     }

@@ -125,7 +125,7 @@ impl Words {
             ends: Vec::with_capacity(entries),
             ids: Vec::with_capacity(entries),
             by_id: Vec::new(),
-            places: Places::for_entries(entries),
+            places: Places::default(),
             keys: Keys::new(),
         }
     }
@@ -187,11 +187,66 @@ impl Words {
         Ok(())
     }
 
+    /// Adds a token of a vocabulary of which no token was [put](Self::put); [`Self::finish`] makes it found, which
+    /// takes half the time. One that was added before gets the new id.
+    ///
+    /// # Errors
+    /// More text than offsets can name.
+    pub(super) fn push(&mut self, text: &str, id: u32) -> Result<(), FormatError> {
+        if self.ids.len() >= MOST_ENTRIES {
+            return Err(too_long());
+        }
+        self.texts.push_str(text);
+        let end = u32::try_from(self.texts.len()).map_err(|_| too_long())?;
+        self.ends.push(end);
+        self.ids.push(id);
+        Ok(())
+    }
+
+    /// Gives every entry its place. All at once, because one place after the other waits for memory.
+    fn index(&mut self) {
+        let count = self.ids.len() as u32;
+        let mut places = Places::for_entries(self.ids.len());
+        let mut last = Vec::new(); // of a text that comes twice: the first entry and the later one
+        for entry in 0..count {
+            let text = self.text_of(entry);
+            let hash = self.keys.bytes(text.as_bytes());
+            match places.find(hash, |entry| self.text_of(entry) == text) {
+                Ok((first, _)) => last.push((first, entry)),
+                Err(at) => places.set(at, hash, entry),
+            }
+        }
+        self.places = places;
+        if last.is_empty() {
+            return;
+        }
+        for (first, entry) in &last {
+            let id = self.ids.get(*entry as usize).copied();
+            if let (Some(id), Some(old)) = (id, self.ids.get_mut(*first as usize)) {
+                *old = id;
+            }
+        }
+        let mut only = Self::with_capacity(self.ids.len());
+        let mut later = last.iter().map(|(_, entry)| *entry).peekable();
+        for (entry, id) in (0..count).zip(&self.ids) {
+            if later.next_if_eq(&entry).is_none() {
+                only.texts.push_str(self.text_of(entry));
+                only.ends.push(only.texts.len() as u32);
+                only.ids.push(*id);
+            }
+        }
+        *self = only;
+        self.index();
+    }
+
     /// Ends the list and orders it by id.
     ///
     /// # Errors
     /// Two tokens with one id.
     pub(super) fn finish(&mut self) -> Result<(), FormatError> {
+        if self.places.0.is_empty() {
+            self.index();
+        }
         let ascending = |(a, b): (&u32, &u32)| a < b;
         if !self.ids.iter().zip(self.ids.iter().skip(1)).all(ascending) {
             let mut by_id: Vec<u32> = (0..self.ids.len() as u32).collect();
@@ -223,6 +278,40 @@ impl Words {
         let hash = self.keys.bytes(text.as_bytes());
         let entry = self.entry(hash, text).ok()?;
         self.ids.get(entry as usize).copied()
+    }
+
+    /// The id of each text of `texts`, which stand end to end and end at `ends`.
+    ///
+    /// In steps over all texts, each of which reads memory that the step before gave the place of: so
+    /// the reads of different texts wait at the same time.
+    pub(super) fn ids(&self, texts: &str, ends: &[usize], found: &mut Vec<Option<u32>>) {
+        let bounds = || {
+            std::iter::once(&0)
+                .chain(ends)
+                .copied()
+                .zip(ends.iter().copied())
+        };
+        let text = |(start, end)| texts.get(start..end).unwrap_or_default();
+        let hash = |range| self.keys.bytes(text(range).as_bytes());
+        let hashes: Vec<u64> = bounds().map(hash).collect();
+        // most often the only entry with these bits of the hash
+        let entry = |hash: &u64| self.places.find(*hash, |_| true).ok();
+        let entries: Vec<Option<(u32, usize)>> = hashes.iter().map(entry).collect();
+        let first = |entry: &Option<(u32, usize)>| entry.map(|(entry, _)| self.text_of(entry));
+        let candidates: Vec<Option<&str>> = entries.iter().map(first).collect();
+        let looked_up = bounds()
+            .zip(hashes)
+            .zip(entries.into_iter().zip(candidates));
+        found.clear();
+        found.extend(looked_up.map(|((range, hash), (entry, candidate))| {
+            let text = text(range);
+            let entry = match (entry, candidate) {
+                (Some((entry, _)), Some(candidate)) if candidate == text => entry,
+                (None, _) => return None,
+                _ => self.entry(hash, text).ok()?,
+            };
+            self.ids.get(entry as usize).copied()
+        }));
     }
 
     /// As [`Self::id`], of a text that is often the entry `near` or the one behind it; `near` becomes
@@ -321,5 +410,28 @@ mod tests {
         words.put("c", 1).unwrap();
         let error = words.finish().unwrap_err();
         assert!(error.message.contains("`b` and `c`"), "{error}");
+    }
+
+    #[test]
+    fn tokens_pushed_or_put_give_the_same_vocabulary() {
+        let all = ["a", "b", "a", "", "longer than a word", "b", "c", "a"];
+        let (mut put, mut pushed) = (Words::with_capacity(0), Words::with_capacity(9));
+        for (id, text) in (0..).zip(all) {
+            put.put(text, id).unwrap();
+            pushed.push(text, id).unwrap();
+        }
+        put.finish().unwrap();
+        pushed.finish().unwrap();
+        let ids = [Some(7), Some(5), Some(6), Some(3), Some(4), None];
+        let (texts, mut found) = ("abclonger than a wordx", Vec::new());
+        for words in [&put, &pushed] {
+            assert!(
+                words
+                    .iter()
+                    .eq([(3, ""), (4, all[4]), (5, "b"), (6, "c"), (7, "a")])
+            );
+            words.ids(texts, &[1, 2, 3, 3, 21, 22], &mut found);
+            assert_eq!(found, ids);
+        }
     }
 }
