@@ -100,6 +100,8 @@ impl Engine {
         }
         let (commands, receiver) = channel();
         let metrics = Arc::new(Metrics::default());
+        // before any request can ask
+        Metrics::set(&metrics.budget_bytes, limits.kv_bytes);
         let stop = Arc::new(AtomicBool::new(false));
         let worker = Worker {
             model: Arc::clone(&model),

@@ -116,7 +116,6 @@ impl<'t> Scheduler<'t> {
         metrics: &'t Metrics,
         stop: &'t AtomicBool,
     ) -> Self {
-        Metrics::set(&metrics.budget_bytes, limits.kv_bytes);
         Self {
             model,
             tokenizer,
