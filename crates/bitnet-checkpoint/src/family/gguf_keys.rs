@@ -6,10 +6,15 @@
 mod experts;
 mod hybrid;
 mod long_rope;
+mod rope_frequencies;
+mod rope_scaling;
 
 pub(crate) use long_rope::LONG_ROPE;
+pub(crate) use rope_frequencies::{
+    ROPE_FREQUENCIES, check_rope_frequencies, infer_rope_scaling, rope_frequency_factors,
+    unread_rope_frequencies,
+};
 
-use super::hf_config::linear;
 use super::known_keys::UnknownKey;
 use super::{GgufWindows, GgufWiring, names};
 use crate::config::{
@@ -19,13 +24,10 @@ use crate::config::{
 use crate::slot::{LayerSlot, Slot};
 use bitnet_formats::{
     ErrorCode, FormatError, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, MetaArray, MetaValue, Metadata,
-    TensorFile, TensorInfo,
+    TensorFile,
 };
 
 pub(super) const ARCHITECTURE: &str = "general.architecture";
-/// Divisors of the rotary frequencies, `(head_dim / 2,)` f32: how llama.cpp stores llama3 scaling.
-pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
-
 /// Scales of embeddings and of residual additions, and what the final hidden state is divided by.
 const FACTORS: [&str; 3] = ["embedding_scale", "residual_scale", "logit_scale"];
 const WINDOW: &str = "attention.sliding_window";
@@ -302,7 +304,7 @@ pub(super) fn read(file: &TensorFile, wiring: &GgufWiring) -> Result<Config, For
         rope: Rope {
             // every reader's value for an absent key
             theta: keys.number("rope.freq_base")?.unwrap_or(10_000.0).into(),
-            scaling: rope_scaling(&keys)?,
+            scaling: rope_scaling::read(&keys)?,
         },
         rotary_dim: match wiring.partial_rope {
             true => keys.size("rope.dimension_count")?.unwrap_or(head_dim),
@@ -604,85 +606,6 @@ fn eos(keys: &Keys<'_>) -> Result<Vec<u32>, FormatError> {
     Ok(ids)
 }
 
-fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, FormatError> {
-    let own = format!("/{SCALING_TYPE}");
-    match keys.get(&own).map(|v| v.as_str().unwrap_or("")) {
-        None => {}
-        Some("llama3") => {
-            let number = |name: &str| keys.required_number(&format!("/{name}"));
-            return Ok(RopeScaling::Llama3 {
-                factor: number(SCALING_FACTOR)?.into(),
-                low_freq_factor: number(SCALING_LOW)?.into(),
-                high_freq_factor: number(SCALING_HIGH)?.into(),
-                original_max_position_embeddings: keys
-                    .required_size(&format!("/{SCALING_ORIGINAL}"))?,
-            });
-        }
-        Some(_) => return Err(keys.bad(&own, "\"llama3\"")),
-    }
-    let factor = match keys.number("rope.scaling.factor")? {
-        Some(factor) => factor,
-        None => keys.number("rope.scale_linear")?.unwrap_or(1.0),
-    };
-    let scaling = keys.get("rope.scaling.type");
-    let scaling = scaling.map(|v| v.as_str().unwrap_or(""));
-    // readers multiply the rotated heads by it whatever the type is
-    let relative = keys.number("rope.scaling.attn_factor")?;
-    if !matches!(scaling, Some("yarn" | "longrope")) && relative.is_some_and(|factor| factor != 1.0)
-    {
-        return Err(keys.bad("rope.scaling.attn_factor", "1"));
-    }
-    match scaling {
-        // `long_rope` reads the other numbers
-        Some("none" | "longrope") => Ok(RopeScaling::None),
-        None | Some("linear") if factor >= 1.0 => Ok(linear(factor)),
-        Some("yarn") if factor >= 1.0 => yarn(keys, factor).map(RopeScaling::Yarn),
-        None | Some("linear" | "yarn") => {
-            Err(keys.bad("rope.scaling.factor", "a number from 1 on"))
-        }
-        Some(_) => Err(keys.bad(
-            "rope.scaling.type",
-            "\"none\", \"linear\", \"yarn\" or \"longrope\"",
-        )),
-    }
-}
-
-/// The numbers of YaRN as llama.cpp computes with them: `attn_factor` multiplies `1 + 0.1 ln(factor)`, and for
-/// these architectures no other key is looked at, so one that says something else is refused.
-fn yarn(keys: &Keys<'_>, factor: f32) -> Result<Yarn, FormatError> {
-    for (name, readers) in [
-        ("rope.scaling.yarn_beta_fast", Yarn::BETA_FAST),
-        ("rope.scaling.yarn_beta_slow", Yarn::BETA_SLOW),
-        ("rope.scaling.yarn_ext_factor", 1.0),
-        ("rope.scaling.yarn_attn_factor", 1.0),
-        ("rope.scaling.yarn_log_multiplier", 0.0),
-    ] {
-        if keys.number(name)?.is_some_and(|n| f64::from(n) != readers) {
-            return Err(keys.bad(name, &readers.to_string()));
-        }
-    }
-    let own = keys.number(&format!("/{SCALING_ATTENTION}"))?;
-    let relative = keys.number("rope.scaling.attn_factor")?.unwrap_or(1.0);
-    let readers = f64::from(relative) * Yarn::attention_factor_of(factor.into(), 1.0);
-    if let Some(own) = own
-        && (f64::from(own) - readers).abs() > 1e-5 * readers.abs()
-    {
-        let expected = format!("what {SCALING_ATTENTION} = {own} means");
-        return Err(keys.bad("rope.scaling.attn_factor", &expected));
-    }
-    let original = match keys.size("rope.scaling.original_context_length")? {
-        Some(original) if original > 0 => original,
-        _ => keys.required_size("context_length")?,
-    };
-    Ok(Yarn {
-        factor: factor.into(),
-        original_max_position_embeddings: original,
-        beta_fast: Yarn::BETA_FAST,
-        beta_slow: Yarn::BETA_SLOW,
-        attention_factor: own.unwrap_or(readers as f32).into(),
-    })
-}
-
 /// All keys but `general.file_type` and the tokenizer's.
 pub(super) fn metadata(
     wiring: &GgufWiring,
@@ -830,116 +753,4 @@ pub(super) fn metadata(
         keys.push((EOS_TOKEN_IDS.to_owned(), MetaValue::Array(ids)));
     }
     keys
-}
-
-/// The divisors of llama3 scaling, as llama.cpp's converter computes them; `None` without it.
-pub(crate) fn rope_frequency_factors(config: &Config) -> Option<Vec<f32>> {
-    let RopeScaling::Llama3 {
-        factor,
-        low_freq_factor,
-        high_freq_factor,
-        original_max_position_embeddings,
-    } = config.rope.scaling
-    else {
-        return None;
-    };
-    let original = original_max_position_embeddings as f64;
-    let divisor = |i: usize| {
-        let exponent = 2.0 * i as f64 / config.rotary_dim as f64;
-        let wavelength = 2.0 * std::f64::consts::PI * config.rope.theta.powf(exponent);
-        if wavelength < original / high_freq_factor {
-            1.0
-        } else if wavelength > original / low_freq_factor {
-            factor
-        } else {
-            let smooth =
-                (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-            1.0 / ((1.0 - smooth) / factor + smooth)
-        }
-    };
-    Some(
-        (0..config.rotary_dim / 2)
-            .map(|i| divisor(i) as f32)
-            .collect(),
-    )
-}
-
-/// Whether a divisor of a file is the one of the configuration: other writers compute them in f32.
-fn is_divisor(found: f32, ours: f32) -> bool {
-    (found - ours).abs() <= 1e-4 * ours.abs()
-}
-
-/// Of the divisors of a file, as f32, the bits without which they would pass as well: one mask per byte.
-pub(crate) fn unread_rope_frequencies(config: &Config, values: &[f32]) -> Vec<u8> {
-    let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.rotary_dim / 2]);
-    let mask = |(found, ours): (&f32, &f32)| {
-        let passes = |bit: &u32| is_divisor(f32::from_bits(found.to_bits() ^ bit), *ours);
-        let bits = (0..32).map(|n| 1u32.rotate_left(n)).filter(passes);
-        bits.fold(0, |a, b| a | b).to_le_bytes()
-    };
-    values.iter().zip(&ours).flat_map(mask).collect()
-}
-
-/// Original context lengths of published llama3 scaling: Llama 3.1 to 3.3 and their fine-tunes first.
-const ORIGINAL_CONTEXTS: [usize; 6] = [8_192, 4_096, 2_048, 16_384, 32_768, 65_536];
-
-/// Sets `llama3` scaling where a file says it by its divisors alone, as llama.cpp's converter writes it.
-///
-/// The factor is the largest divisor. `low_freq_factor` 1 and `high_freq_factor` 4 and the original context are those
-/// of the published rule; they count only if every divisor of the file is the one that they give.
-pub(crate) fn infer_rope_scaling(config: &mut Config, divisors: &[f32]) {
-    let ones = divisors.iter().all(|d| is_divisor(*d, 1.0));
-    if config.rope.scaling != RopeScaling::None || ones {
-        return;
-    }
-    // writers compute in f32: a factor that is a whole number within their error is that number
-    let largest = f64::from(divisors.iter().copied().fold(1.0, f32::max));
-    let whole = largest.round();
-    let factor = match is_divisor(largest as f32, whole as f32) {
-        true => whole,
-        false => largest,
-    };
-    for original_max_position_embeddings in ORIGINAL_CONTEXTS {
-        let mut candidate = config.clone();
-        candidate.rope.scaling = RopeScaling::Llama3 {
-            factor,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings,
-        };
-        let ours = rope_frequency_factors(&candidate).unwrap_or_default();
-        if ours.len() == divisors.len()
-            && divisors.iter().zip(&ours).all(|(a, b)| is_divisor(*a, *b))
-        {
-            *config = candidate;
-            return;
-        }
-    }
-}
-
-/// Whether the divisors in a file are those of the configuration.
-pub(crate) fn check_rope_frequencies(
-    config: &Config,
-    info: &TensorInfo,
-    values: &[f32],
-) -> Result<(), FormatError> {
-    let ours = rope_frequency_factors(config).unwrap_or_else(|| vec![1.0; config.rotary_dim / 2]);
-    let place = |e: FormatError| e.in_tensor(&info.name);
-    let differ = |(_, (found, expected)): &(usize, (&f32, &f32))| !is_divisor(**found, **expected);
-    let Some((i, (found, expected))) = values.iter().zip(&ours).enumerate().find(differ) else {
-        return Ok(());
-    };
-    let message = match config.rope.scaling {
-        RopeScaling::None => format!(
-            "divisor {i} of the rotary frequencies is {found}; the divisors are neither all 1 nor those of llama3 scaling \
-             (factor = largest divisor, low_freq_factor 1, high_freq_factor 4), and this program computes no others"
-        ),
-        _ => format!(
-            "divisor {i}: expected {expected} by the rope scaling of the metadata, found {found}"
-        ),
-    };
-    let hint = "convert the original checkpoint: its config.json says which rope scaling the divisors were made from";
-    Err(place(
-        FormatError::new(ErrorCode::UnsupportedConfig, message).hint(hint),
-    ))
 }
