@@ -74,7 +74,9 @@ pub use located::{locate, locate_all, publish, push};
 pub use main_entry::main;
 pub use process::{interrupted, on_interrupt};
 pub use progress::{Bar, Progress};
-pub use resources::{ResourceMonitor, available_bytes, peak_rss_bytes, resident_bytes};
+pub use resources::{
+    CpuTimes, ResourceMonitor, available_bytes, cpu_times, peak_rss_bytes, resident_bytes,
+};
 pub use size::{human_bytes, human_duration, parse_size};
 pub use suggest::{did_you_mean, nearest};
 pub use table::Table;

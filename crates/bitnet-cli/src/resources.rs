@@ -39,6 +39,45 @@ pub fn available_bytes() -> Option<u64> {
     kib.checked_mul(1024)
 }
 
+/// Times of all CPUs since the machine started and of this process since it started, in the kernel's ticks.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuTimes {
+    /// Of all CPUs: busy, idle and taken by the host.
+    pub all: u64,
+    /// Of all CPUs: running programs or the kernel.
+    pub busy: u64,
+    /// Of all CPUs: taken away by the host of a virtual machine.
+    pub steal: u64,
+    /// This process, its ended children not counted.
+    pub own: u64,
+}
+
+/// What `/proc/stat` and `/proc/self/stat` say; `None` on systems without them.
+pub fn cpu_times() -> Option<CpuTimes> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let cpu = stat.lines().next()?.strip_prefix("cpu ")?;
+    let mut fields = cpu
+        .split_whitespace()
+        .map_while(|field| field.parse::<u64>().ok());
+    // user nice system idle iowait irq softirq steal
+    let mut next = || fields.next();
+    let (user, nice, system) = (next()?, next()?, next()?);
+    let (idle, iowait, irq, softirq) = (next()?, next()?, next()?, next()?);
+    let steal = next().unwrap_or(0);
+    let own = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // behind the name in brackets, which may hold spaces: state is field 3, utime 14, stime 15
+    let (_, behind) = own.rsplit_once(')')?;
+    let mut own = behind.split_whitespace().skip(11);
+    let mut ticks = || own.next()?.parse::<u64>().ok();
+    let busy = user + nice + system + irq + softirq;
+    Some(CpuTimes {
+        all: busy + idle + iowait + steal,
+        busy,
+        steal,
+        own: ticks()? + ticks()?,
+    })
+}
+
 /// Measures a run from its creation on.
 #[derive(Debug)]
 pub struct ResourceMonitor {

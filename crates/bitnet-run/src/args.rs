@@ -457,7 +457,7 @@ pub struct Bench {
     /// Measure only requests that run at once through the scheduler of the server, for example --concurrency 1,4,8
     ///
     /// Each request has the first length of -p as its prompt and the first length of -n as its answer.
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = sequences, allow_hyphen_values = true, conflicts_with_all = ["sequences", "depth", "head", "profile"])]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = sequences, allow_hyphen_values = true, conflicts_with_all = ["sequences", "depth", "head", "profile", "energy"])]
     pub concurrency: Vec<NonZeroUsize>,
     /// Start each test with these numbers of tokens in the context, for example -d 0,1024,4096
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [0], value_parser = any_count, allow_hyphen_values = true)]
@@ -472,6 +472,20 @@ pub struct Bench {
     /// Show the time of each part of the model
     #[arg(long)]
     pub profile: bool,
+    /// Measure the energy of each token, where the counters of the processor can be read
+    ///
+    /// Linux shows the counters (RAPL) below /sys/class/powercap. They count the whole processor and its memory, so nothing
+    /// else should run. Most systems let only the administrator read them.
+    #[arg(long)]
+    pub energy: bool,
+    /// Read the energy counters below another directory
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/sys/class/powercap",
+        hide = true
+    )]
+    pub powercap: PathBuf,
     /// Measure with these thread counts [default: --threads], for example -t 1,2
     #[arg(
         short = 't',

@@ -6,6 +6,8 @@
 //! instruction sets, how generated tokens found the likeliest logits, and the tokenizer, which is loaded once for its cost.
 
 mod concurrency;
+mod energy;
+mod noise;
 mod workload;
 
 use crate::args::{Bench as BenchArgs, ComputeArgs, HeadArg, ModelArgs};
@@ -17,6 +19,8 @@ use bitnet_cli::{
 };
 use bitnet_kernels::{Backend, MemoryProbe};
 use bitnet_model::{HeadPasses, Model};
+use energy::Counters;
+use noise::Noise;
 use serde_json::{Value, json};
 use std::time::Instant;
 use workload::{Context, Kind, Test};
@@ -75,6 +79,19 @@ pub fn run(
     if let Some(cost) = &tokenizer {
         console.note(cost.to_string())?;
     }
+    let counters = args.energy.then(|| Counters::open(&args.powercap));
+    match &counters {
+        Some(Err(why)) => console.warn(format!("energy is not measured: {why}"))?,
+        Some(Ok(counters)) => {
+            let names: Vec<&str> = counters.names().collect();
+            console.note(format!("energy of {}", names.join(", ")))?;
+        }
+        None => {}
+    }
+    let usable = counters
+        .as_ref()
+        .and_then(|counters| counters.as_ref().ok());
+    let noise = Noise::start();
     let mut rows: Vec<Row> = Vec::new();
     let mut parts = Table::new(&["test", ">threads", "kernel", "part", ">ms/token", ">share"]);
     let mut passes = HeadPasses::default();
@@ -101,7 +118,14 @@ pub fn run(
                     depth,
                 };
                 for &threads in &threads {
-                    rows.push(measure(test, threads, &mut context, args, &mut parts)?);
+                    rows.push(measure(
+                        test,
+                        threads,
+                        &mut context,
+                        args,
+                        usable,
+                        &mut parts,
+                    )?);
                 }
             }
         }
@@ -113,6 +137,10 @@ pub fn run(
         passes.full += model.head_passes().full;
     }
     console.line(table(&rows))?;
+    if usable.is_some() {
+        console.line("")?;
+        console.line(energy_table(&rows))?;
+    }
     if args.profile {
         console.line("")?;
         console.line(&parts)?;
@@ -121,6 +149,13 @@ pub fn run(
         "head auto: {} tokens by candidates, {} by the full product",
         passes.screened, passes.full
     ))?;
+    let spreads = rows.iter().map(|row| row.speed.relative());
+    let seen = noise.end(spreads.fold(0.0, f64::max));
+    console.note(format!("machine: {}", seen.describe()))?;
+    let energy = counters.map(|counters| match counters {
+        Ok(counters) => json!({"measured": true, "counters": counters.names().collect::<Vec<_>>()}),
+        Err(why) => json!({"measured": false, "reason": why}),
+    });
     let resident = rows.iter().filter_map(|row| row.resident).max();
     let peak_resident = peak_rss_bytes();
     if let (Some(resident), Some(peak)) = (resident, peak_resident) {
@@ -141,6 +176,8 @@ pub fn run(
         "read_bandwidth_gb_s": rows.last().map(|row| row.bandwidth.median),
         "peak_resident_bytes": peak_resident,
         "head": {"screened": passes.screened, "full": passes.full},
+        "noise": seen.json(),
+        "energy": energy,
         "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
     }))?;
     Ok(ExitStatus::Done)
@@ -186,12 +223,15 @@ fn measure(
     threads: usize,
     context: &mut Context<'_>,
     args: &BenchArgs,
+    counters: Option<&Counters>,
     parts: &mut Table,
 ) -> Result<Row, Failure> {
     let model = &context.model.with_threads(threads);
     let kernel = model.backend();
     let own = own_probe(model);
     let (mut speeds, mut bandwidths, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
+    let mut joules = Vec::new();
+    let read = || counters.map(Counters::read).transpose().map_err(unreadable);
     // the first, not counted, warms caches and threads
     for repetition in 0..=args.repetitions.get() {
         // made anew: the model's memory grows by the screen of its head
@@ -200,8 +240,12 @@ fn measure(
             None => MemoryProbe::over(model.packed_bytes()).gb_s(threads),
         };
         let peak = kernel.peak_gmacs(threads);
+        let before = read()?;
         let run = test.run(model, context, false)?;
         if repetition > 0 {
+            if let (Some(counters), Some(before), Some(after)) = (counters, before, read()?) {
+                joules.push(counters.joules(&before, &after) / test.tokens() as f64);
+            }
             bandwidths.push(bandwidth);
             peaks.extend(peak);
             speeds.push(test.tokens() as f64 / run.seconds);
@@ -226,8 +270,13 @@ fn measure(
         macs: model.ternary_weights() as f64,
         bytes: bytes(&test, model)?,
         resident,
+        joules: (!joules.is_empty()).then(|| Spread::of(joules)),
         profile,
     })
+}
+
+fn unreadable(why: String) -> Failure {
+    Failure::new(ErrorCode::Io, format!("energy: {why}"))
 }
 
 /// Bytes that a token of a test needs: all sequences of a step share the linears, and the full product the head, but each
@@ -320,6 +369,16 @@ impl Spread {
     }
 }
 
+impl Spread {
+    /// Distance between the extremes in relation to the median.
+    fn relative(&self) -> f64 {
+        match self.median > 0.0 {
+            true => (self.max - self.min) / self.median,
+            false => 0.0,
+        }
+    }
+}
+
 /// One line of the table.
 struct Row {
     test: Test,
@@ -331,6 +390,7 @@ struct Row {
     macs: f64,              // of the linear layers, per token
     bytes: Option<f64>,     // per token, for tests that memory bounds
     resident: Option<u64>,  // bytes of the process, keys and values included
+    joules: Option<Spread>, // per token
     profile: Option<Value>, // ms per token by part
 }
 
@@ -392,6 +452,11 @@ impl Row {
             "peak_share": self.peak_share(),
             "resident_bytes": self.resident,
         });
+        if let Some(joules) = &self.joules {
+            row["joules_per_token"] = json!(joules.median);
+            row["joules_per_token_min"] = json!(joules.min);
+            row["joules_per_token_max"] = json!(joules.max);
+        }
         if let Some(profile) = &self.profile {
             row["profile_ms_per_token"] = profile.clone();
         }
@@ -406,6 +471,25 @@ fn table(rows: &[Row]) -> Table {
     ]);
     for row in rows {
         table.row(row.cells());
+    }
+    table
+}
+
+fn energy_table(rows: &[Row]) -> Table {
+    let mut table = Table::new(&[
+        "test", ">threads", "kernel", "head", ">J/token", ">min", ">max",
+    ]);
+    for row in rows {
+        let Some(joules) = row.joules else { continue };
+        table.row([
+            row.test.name(),
+            row.threads.to_string(),
+            row.kernel.name().to_owned(),
+            row.test.head.to_string(),
+            format!("{:.4}", joules.median),
+            format!("{:.4}", joules.min),
+            format!("{:.4}", joules.max),
+        ]);
     }
     table
 }

@@ -128,3 +128,64 @@ fn sequences_are_generated_together() {
         assert!(ran.stderr.contains("from 1 to 256"), "{}", ran.stderr);
     }
 }
+
+/// A tree as Linux shows it below `/sys/class/powercap`, with one package whose counter grows.
+fn powercap() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let package = root.path().join("intel-rapl:0");
+    std::fs::create_dir(&package).unwrap();
+    for (file, text) in [
+        ("name", "package-0\n"),
+        ("energy_uj", "262143000000\n"),
+        ("max_energy_range_uj", "262143328850\n"),
+    ] {
+        std::fs::write(package.join(file), text).unwrap();
+    }
+    root
+}
+
+#[test]
+fn energy_is_measured_or_the_reason_is_said() {
+    let root = powercap();
+    let directory = root.path().to_str().unwrap().to_owned();
+    let counter = root.path().join("intel-rapl:0/energy_uj");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        // 1 mJ for each write; the counter begins anew after 328 of them
+        scope.spawn(|| {
+            let mut microjoules = 262_143_000_000u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                microjoules = (microjoules + 1000) % 262_143_328_850;
+                let next = root.path().join("next");
+                std::fs::write(&next, format!("{microjoules}\n")).unwrap();
+                std::fs::rename(next, &counter).unwrap();
+            }
+        });
+        let report = bench(&["--energy", "--powercap", &directory, "--json"]).json();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        report
+    });
+    assert_eq!(report["energy"]["measured"], true);
+    assert_eq!(report["energy"]["counters"][0], "package-0");
+    for row in report["rows"].as_array().unwrap() {
+        let joules = row["joules_per_token"].as_f64().unwrap();
+        // never the 262 kJ that a subtraction across the end of the range would give
+        assert!((0.0..1000.0).contains(&joules), "{row}");
+    }
+    let report = bench(&["--energy", "--powercap", "/nowhere", "--json"]).json();
+    assert_eq!(report["energy"]["measured"], false);
+    let reason = report["energy"]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("/nowhere: "), "{reason}");
+    assert!(report["rows"][0].get("joules_per_token").is_none());
+    assert!(bench(&["--json"]).json()["energy"].is_null());
+}
+
+#[test]
+fn a_verdict_says_whether_the_machine_was_quiet() {
+    let noise = &bench(&["--json"]).json()["noise"];
+    let reasons = noise["reasons"].as_array().unwrap();
+    let verdict = if reasons.is_empty() { "quiet" } else { "noisy" };
+    assert_eq!(noise["verdict"], verdict);
+    #[cfg(target_os = "linux")]
+    assert!((0.0..=1.0).contains(&noise["other_programs_share"].as_f64().unwrap()));
+}
