@@ -15,6 +15,7 @@ mod family;
 mod rotation;
 mod row_order;
 mod slot;
+mod statement;
 mod storage;
 
 pub use block::{Activation, Attention, Block, Experts, Gated, GatedDeltaNet, Mixer, Mlp};
@@ -45,6 +46,10 @@ pub use row_order::{
     StoredOrder, TiledHeads, gguf_from_hf_rows, gguf_row, hf_from_gguf_rows, hf_row,
 };
 pub use slot::{ExpertLinear, LayerSlot, Slot};
+pub use statement::{
+    PREDICATE_TYPE, SIGNATURE_NAMESPACE, STATEMENT_TYPE, SignedStatement, SigningKey, TrustedKeys,
+    signature_path, statement, statement_path,
+};
 pub use storage::{
     Form, GPU_PACKING, HF_PACKING, LinearSource, MLX_PACKING, Made, Output, Part, STORAGES,
     ScaleForm, ScaleTypes, SharedScales, Storage, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION,

@@ -130,6 +130,14 @@ pub struct ConvertArgs {
     /// output that is or contains an input of the same run is refused, too. Example: --force
     #[arg(long)]
     pub force: bool,
+
+    /// Sign the output with an OpenSSH ed25519 key, for example --sign ~/.ssh/id_ed25519
+    ///
+    /// Writes a statement of who made what from what (in-toto, SLSA provenance) and its signature beside the certificate.
+    /// `bitnet-verify OUT --certificate FILE --trusted-keys KEYS` checks them. `ssh-keygen -t ed25519 -N '' -f KEY` makes a
+    /// key.
+    #[arg(long, value_name = "KEY", hide_short_help = true)]
+    pub sign: Option<PathBuf>,
 }
 
 /// What to convert, and to what.
@@ -234,6 +242,14 @@ pub struct FinishArgs {
     /// Replace an output that exists, as in a conversion
     #[arg(long)]
     pub force: bool,
+
+    /// Sign the output as a conversion does, for example --sign ~/.ssh/id_ed25519
+    ///
+    /// Writes a statement of who made what from what (in-toto, SLSA provenance) and its signature beside the certificate.
+    /// `bitnet-verify OUT --certificate FILE --trusted-keys KEYS` checks them. `ssh-keygen -t ed25519 -N '' -f KEY` makes a
+    /// key.
+    #[arg(long, value_name = "KEY", hide_short_help = true)]
+    pub sign: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, ClapArgs)]

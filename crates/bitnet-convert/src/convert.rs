@@ -6,10 +6,10 @@
 use crate::args::{Args, ConversionArgs, ConvertArgs};
 use crate::look_ahead::{self, Depth};
 use crate::plan::{self, Loss, Plan, Request};
-use crate::publish::{self, Published, certificate_path};
+use crate::publish::{self, Published, Writing, certificate_path};
 use crate::readers::{self, FileFacts};
 use crate::targets::{self, GGUF_PREFERENCE, Kind, Target};
-use bitnet_checkpoint::{Checkpoint, LayoutReason};
+use bitnet_checkpoint::{Checkpoint, LayoutReason, SigningKey};
 use bitnet_cli::{
     Console, Failure, Located, Location, Progress, Reads, ResourceMonitor, Table, human_bytes,
     human_duration, peak_rss_bytes,
@@ -61,7 +61,8 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
     let checkpoint = crate::open(source, how)?;
     say_layout(&checkpoint, console)?;
     crate::warn_of_the_source(&checkpoint, console)?;
-    let inputs = publish::inputs(&checkpoint, how)?;
+    let mut inputs = publish::inputs(&checkpoint, how)?;
+    let key = publish::signing_key(convert.sign.as_deref(), &mut inputs)?;
     inputs.refuse(output)?;
     // held until the output and its certificate are there
     let mut _lock = None;
@@ -74,6 +75,7 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
     let places = Places {
         inputs: &inputs,
         remote: remote.as_ref(),
+        key: key.as_ref(),
     };
     let mut refusals: Vec<String> = Vec::new();
     for (n, &target) in candidates.iter().enumerate() {
@@ -205,6 +207,7 @@ pub(crate) fn request<'a>(
 struct Places<'a> {
     inputs: &'a Inputs,
     remote: Option<&'a StoreOutput>,
+    key: Option<&'a SigningKey>,
 }
 
 /// Plans and, unless it is a dry run, converts to one target.
@@ -245,8 +248,11 @@ fn attempt(
         &plan,
         request,
         places.inputs,
-        args.convert.force,
-        threads,
+        Writing {
+            force: args.convert.force,
+            key: places.key,
+            threads,
+        },
         &progress,
     );
     progress.clear();
@@ -256,6 +262,7 @@ fn attempt(
         let outputs = published.outputs.iter().rev().map(|file| file.path.clone());
         let files: Vec<PathBuf> = [published.certificate.clone()]
             .into_iter()
+            .chain(published.signed.clone().into_iter().flatten())
             .chain(outputs)
             .collect();
         bitnet_cli::publish(remote, &files, args.convert.force, console)?;
@@ -319,6 +326,7 @@ pub(crate) fn report(
         sources,
         outputs,
         certificate,
+        signed,
         ternary_sha256,
         source_ternary_sha256,
         losses,
@@ -339,6 +347,8 @@ pub(crate) fn report(
             "bytes": bytes,
             "files": outputs.iter().map(digest_json).collect::<Value>(),
             "certificate": named(certificate).display().to_string(),
+            "statement": signed.as_ref().map(|[path, _]| named(path).display().to_string()),
+            "signature": signed.as_ref().map(|[_, path]| named(path).display().to_string()),
         },
         "ternary_sha256": ternary_sha256,
         "source_ternary_sha256": source_ternary_sha256,
@@ -373,6 +383,9 @@ pub(crate) fn report(
         "  certificate     {}",
         named(certificate).display()
     ))?;
+    if let Some([_, path]) = signed {
+        console.line(format_args!("  signature       {}", named(path).display()))?;
+    }
     console.line(format_args!("  ternary_sha256  {ternary_sha256}"))?;
     if let Some(change) = masters.relative_change() {
         console.line(format_args!(

@@ -197,9 +197,10 @@ pub fn finish(
         Ok(found) => found,
         Err(missing) => return Err(parts.missing(&missing, &args.plan)),
     };
-    let inputs = publish::inputs(checkpoint, &file.how())?;
+    let mut inputs = publish::inputs(checkpoint, &file.how())?;
+    let key = publish::signing_key(args.sign.as_deref(), &mut inputs)?;
     let request = file.request();
-    let output = Output::start(plan, request.output, &inputs, args.force)?;
+    let output = Output::start(plan, request.output, &inputs, args.force, key.as_ref())?;
     let mut staged = Vec::with_capacity(found.len());
     for (part, planned) in found.iter().zip(&plan.files) {
         staged.push(output.existing(&part.file, &planned.path)?);

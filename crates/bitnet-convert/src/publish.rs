@@ -9,7 +9,9 @@ use crate::certificate::{self, Digests};
 use crate::pipeline::{self, Passed, QuantizedMasters};
 use crate::plan::{Loss, Plan, Request};
 use crate::targets::Kind;
-use bitnet_checkpoint::Checkpoint;
+use bitnet_checkpoint::{
+    Certificate, Checkpoint, FileRecord, SigningKey, signature_path, statement, statement_path,
+};
 use bitnet_cli::{Failure, Progress};
 use bitnet_formats::{
     Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, Gguf, Inputs, OlderFile,
@@ -62,6 +64,18 @@ pub(crate) fn inputs(checkpoint: &Checkpoint, how: &SourceArgs) -> Result<Inputs
     Ok(inputs)
 }
 
+/// The key that `--sign` names; from then on it is an input, which no output replaces.
+pub(crate) fn signing_key(
+    path: Option<&Path>,
+    inputs: &mut Inputs,
+) -> Result<Option<SigningKey>, FormatError> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    inputs.add(path);
+    SigningKey::read(path).map(Some)
+}
+
 pub(crate) fn refuse_existing_certificate(
     output: &Path,
     kind: Kind,
@@ -83,6 +97,8 @@ pub(crate) struct Published {
     pub(crate) sources: Vec<FileDigest>,
     pub(crate) outputs: Vec<FileDigest>,
     pub(crate) certificate: PathBuf,
+    /// The signed statement and its signature, if a key was given.
+    pub(crate) signed: Option<[PathBuf; 2]>,
     pub(crate) ternary_sha256: String,
     pub(crate) source_ternary_sha256: String,
     pub(crate) losses: Vec<Loss>,
@@ -94,6 +110,7 @@ pub(crate) struct Output<'a> {
     plan: &'a Plan,
     path: &'a Path,
     force: bool,
+    key: Option<&'a SigningKey>,
     certificate: PathBuf,
     older: Vec<OlderFile>,
     directory: Option<ArtifactDirectory>,
@@ -114,12 +131,21 @@ impl<'a> Output<'a> {
         path: &'a Path,
         inputs: &Inputs,
         force: bool,
+        key: Option<&'a SigningKey>,
     ) -> Result<Self, FormatError> {
         let certificate = certificate_path(path, plan.target.kind);
-        let older = refuse_to_replace(plan, path, inputs, &certificate, force)?;
+        let mut older = refuse_to_replace(plan, path, inputs, &certificate, force)?;
+        if plan.target.kind == Kind::Gguf {
+            let found = refuse_to_replace_statement(&certificate, inputs, force, key)?;
+            older.extend(found);
+        }
         let directory = match plan.target.kind {
             Kind::HuggingFace => {
-                let planned = planned_names(plan, path);
+                let mut planned = planned_names(plan, path);
+                if key.is_some() {
+                    let signed = [statement_path(&certificate), signature_path(&certificate)];
+                    planned.extend(signed.map(|file| certificate::name_below(path, &file)));
+                }
                 Some(ArtifactDirectory::create(path, force, planned)?)
             }
             Kind::Gguf => None,
@@ -128,6 +154,7 @@ impl<'a> Output<'a> {
             plan,
             path,
             force,
+            key,
             certificate,
             older,
             directory,
@@ -148,6 +175,34 @@ impl<'a> Output<'a> {
             Some(directory) => directory.existing(file, &certificate::name_below(self.path, path)),
             None => Staged::existing(file, path, self.force),
         }
+    }
+
+    /// Writes the statement about the output and its certificate, and the signature of the statement.
+    fn sign(
+        &self,
+        key: &SigningKey,
+        object: &Certificate,
+        certified: &Staged,
+        staged: &mut Vec<Staged>,
+    ) -> Result<[PathBuf; 2], FormatError> {
+        let digest = certified.digest();
+        let record = FileRecord {
+            name: certificate::name_below(self.path, &self.certificate),
+            bytes: digest.bytes,
+            sha256: digest.sha256.clone(),
+        };
+        let statement = statement(object, &record)?;
+        let signature = key.sign(&statement)?;
+        let paths = [
+            statement_path(&self.certificate),
+            signature_path(&self.certificate),
+        ];
+        for (path, bytes) in paths.iter().zip([&statement, &signature]) {
+            let mut artifact = self.create(path)?;
+            artifact.write(bytes)?;
+            staged.push(artifact.stage()?);
+        }
+        Ok(paths)
     }
 
     /// Writes what lies beside the weights, and makes everything visible with its certificate.
@@ -183,7 +238,12 @@ impl<'a> Output<'a> {
         );
         let mut artifact = self.create(&self.certificate)?;
         artifact.write(&bitnet_checkpoint::pretty_json(&object.to_json()?))?;
-        staged.push(artifact.stage()?);
+        let certified = artifact.stage()?;
+        let signed = match self.key {
+            Some(key) => Some(self.sign(key, &object, &certified, &mut staged)?),
+            None => None,
+        };
+        staged.push(certified);
         // the certificate first, the first part of a split file last: readers start there
         staged.reverse();
         checkpoint.check_inputs()?;
@@ -201,6 +261,7 @@ impl<'a> Output<'a> {
             sources,
             outputs,
             certificate: self.certificate,
+            signed,
             ternary_sha256,
             source_ternary_sha256,
             losses,
@@ -209,17 +270,32 @@ impl<'a> Output<'a> {
     }
 }
 
+/// How an output is written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Writing<'a> {
+    /// Whether files of this program may be replaced.
+    pub(crate) force: bool,
+    /// What signs the output.
+    pub(crate) key: Option<&'a SigningKey>,
+    /// Threads of the conversion.
+    pub(crate) threads: usize,
+}
+
 /// Converts, then makes the output and its certificate visible.
 pub(crate) fn publish(
     checkpoint: &Checkpoint,
     plan: &Plan,
     request: &Request<'_>,
     inputs: &Inputs,
-    force: bool,
-    threads: usize,
+    how: Writing<'_>,
     progress: &Progress,
 ) -> Result<Published, FormatError> {
-    let output = Output::start(plan, request.output, inputs, force)?;
+    let Writing {
+        force,
+        key,
+        threads,
+    } = how;
+    let output = Output::start(plan, request.output, inputs, force, key)?;
     let artifacts = plan
         .files
         .iter()
@@ -287,6 +363,40 @@ fn refuse_to_replace(
         }
     }
     Ok(older)
+}
+
+/// The signed statement of an older output that goes, because it is of another certificate; refuses to replace one that this
+/// program did not write.
+fn refuse_to_replace_statement(
+    certificate: &Path,
+    inputs: &Inputs,
+    force: bool,
+    key: Option<&SigningKey>,
+) -> Result<Vec<OlderFile>, FormatError> {
+    let paths = [statement_path(certificate), signature_path(certificate)];
+    let found = OlderFile::of_statement(paths);
+    if key.is_none() {
+        // a statement of strangers stays
+        let ours = found.into_iter().filter(|file| force && file.is_ours());
+        return Ok(ours.collect());
+    }
+    for file in &found {
+        inputs.refuse(file.path())?;
+        let (message, hint) = match (file.is_ours(), force) {
+            (true, true) => continue,
+            (true, false) => (
+                "the signed statement of an earlier output exists",
+                "--force replaces it",
+            ),
+            (false, _) => (
+                "a file of the statement's name exists, and this program did not write it",
+                "name another output, or move this file",
+            ),
+        };
+        let error = FormatError::new(ErrorCode::Exists, message).in_file(file.path());
+        return Err(error.hint(hint));
+    }
+    Ok(Vec::new())
 }
 
 /// The files of an output directory, as they are called in it.

@@ -124,7 +124,7 @@ pub struct CompareArgs {
     /// Each tensor is in one share, so N machines share the work. Save what --json prints of each share, and join the
     /// reports with `bitnet-verify merge REPORT...`. Every share compares the structure and the settings.
     #[arg(long, value_name = "I/N", value_parser = Share::parse, requires = "against", hide_short_help = true,
-        conflicts_with_all = ["certificate", "logits", "golden", "logits_from", "prompts", "kernel", "junit", "html", "markdown", "baseline"])]
+        conflicts_with_all = ["certificate", "trusted_keys", "logits", "golden", "logits_from", "prompts", "kernel", "junit", "html", "markdown", "baseline"])]
     pub shard: Option<Share>,
     /// Read remote models in ranges and store nothing, for example --stream hf://OWNER/NAME --against ./checkpoint
     ///
@@ -138,6 +138,19 @@ pub struct CompareArgs {
     /// hashes are compared, too.
     #[arg(long, value_name = "FILE")]
     pub certificate: Option<PathBuf>,
+
+    /// Check who signed the certificate and the files, for example --trusted-keys allowed_signers
+    ///
+    /// FILE has one OpenSSH ed25519 public key in each line, with or without a name before the key. `bitnet-convert --sign`
+    /// writes the signed statement beside the certificate. `ssh-keygen -Y verify -n bitnet-conversion` checks the same
+    /// signature.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "certificate",
+        hide_short_help = true
+    )]
+    pub trusted_keys: Option<PathBuf>,
 
     /// Run the model: against --golden, --against, or the built-in oracle
     ///

@@ -19,11 +19,12 @@ pub(crate) mod padding;
 pub(crate) mod report;
 mod scales;
 pub(crate) mod side;
+mod signature;
 mod structure;
 mod trits;
 pub(crate) mod unlike;
 
-pub use check::{Check, Subject};
+pub use check::{Check, Signed, Subject};
 
 use crate::verdict::Verdict;
 use bitnet_checkpoint::Slot;
@@ -44,6 +45,7 @@ pub static CHECKS: &[Check] = &[
     dense::CHECK,
     digest::CHECK,
     files::CHECK,
+    signature::CHECK,
     kernels::CHECK,
     golden::CHECK,
     other_runtime::CHECK,

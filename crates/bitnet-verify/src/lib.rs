@@ -22,7 +22,7 @@ pub use checks::padding::Padding;
 pub use checks::report::{ComparedLogits, LinearFigures, Report};
 pub use checks::side::{Input, Side};
 pub use checks::unlike::Unlike;
-pub use checks::{CHECKS, Check, Subject, gates, run as run_checks};
+pub use checks::{CHECKS, Check, Signed, Subject, gates, run as run_checks};
 pub use diagnose::doctor;
 pub use diagnose::fault::{FAULTS, Fault, FaultName};
 pub use reference::divergence::{Divergence, relative_error};
@@ -38,7 +38,7 @@ pub use share::{Share, ShareRecord};
 pub use verdict::{Difference, Findings, Status, Verdict};
 
 use args::{Command, CompareArgs};
-use bitnet_checkpoint::{Certificate, OpenOptions};
+use bitnet_checkpoint::{Certificate, OpenOptions, TrustedKeys};
 use bitnet_cli::{Console, ExitStatus, Failure, Progress, Reads};
 use bitnet_formats::{Artifact, ErrorCode, FormatError, Inputs, Limits};
 use bitnet_kernels::{Backend, KernelError};
@@ -142,6 +142,7 @@ fn check_report_paths(args: &CompareArgs) -> Result<(), Failure> {
         &args.artifact,
         &args.against,
         &args.certificate,
+        &args.trusted_keys,
         &args.golden,
         &args.logits_from,
         &args.prompts,
@@ -252,6 +253,7 @@ fn verify(
         .as_deref()
         .map(certificate::read)
         .transpose()?;
+    let signed = signed(args)?;
     let golden = args.golden.as_deref().map(Golden::read).transpose()?;
     let config = &artifact.checkpoint.config;
     let prompts = match (&args.prompts, &golden) {
@@ -280,6 +282,7 @@ fn verify(
         artifact: Side::Model(&artifact),
         source: source.as_ref().map(Side::Model),
         certificate: certificate.as_ref(),
+        signed,
         logits,
         golden: golden.as_ref(),
         other: other.as_ref(),
@@ -301,6 +304,18 @@ fn verify(
     }
     add_baseline(&mut report, baseline.as_ref(), bounds);
     Ok(report)
+}
+
+/// What `--trusted-keys` asks for.
+fn signed(args: &CompareArgs) -> Result<Option<Signed>, FormatError> {
+    let both = args.trusted_keys.as_ref().zip(args.certificate.as_ref());
+    let signed = both.map(|(keys, certificate)| {
+        Ok(Signed {
+            certificate: certificate.clone(),
+            keys: TrustedKeys::read(keys)?,
+        })
+    });
+    signed.transpose()
 }
 
 /// The artifact is a certificate itself.
@@ -326,6 +341,7 @@ fn compare_certificates(
     let mut report = run_checks(
         &Subject {
             source: Some(Side::Certificate(&expected)),
+            signed: signed(args)?,
             ..Subject::alone(Side::Certificate(found), &bounds.thresholds())
         },
         &Progress::hidden(),

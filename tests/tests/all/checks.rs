@@ -37,6 +37,7 @@ const PLANTED: &[(&str, Planted)] = &[
     ("dense", Planted::Files(a_norm)),
     ("digest", Planted::Files(a_trit_against_the_certificate)),
     ("files", Planted::Note(certificates_of_two_containers)),
+    ("signature", Planted::Files(a_key_that_is_not_trusted)),
     ("kernels", Planted::Beside("a_wrong_sum_is_found")),
     ("golden", Planted::Files(a_trit_against_the_record)),
     ("other-runtime", Planted::Files(logits_of_another_network)),
@@ -112,6 +113,25 @@ fn tensor(path: &Path, name: &str) -> (u64, Vec<u8>) {
     let len = usize::try_from(info.len).unwrap();
     let bytes = fs::read(path).unwrap();
     (info.offset, bytes[start..start + len].to_vec())
+}
+
+/// A conversion that another key signed.
+fn a_key_that_is_not_trusted(dir: &Path) -> Value {
+    let keys = repository().join("tests/keys");
+    let output = dir.join("m.gguf");
+    let key = keys.join("signer");
+    let words: [&dyn AsRef<std::ffi::OsStr>; 5] =
+        [&source().checkpoint, &"-o", &output, &"--sign", &key];
+    report(bitnet_convert::run, &words);
+    let certificate = dir.join("m.gguf.certificate.json");
+    let trusted = keys.join("stranger.pub");
+    verify(&[
+        &output,
+        &"--certificate",
+        &certificate,
+        &"--trusted-keys",
+        &trusted,
+    ])
 }
 
 /// A conversion to I2_S with one trit of a linear changed.

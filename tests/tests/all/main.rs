@@ -64,6 +64,7 @@ mod screen;
 mod sequences;
 mod serve;
 mod side_files;
+mod signatures;
 mod sources;
 mod special_tokens;
 mod storage;

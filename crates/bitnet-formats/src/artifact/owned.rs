@@ -16,6 +16,35 @@ use std::path::{Path, PathBuf};
 /// The name of the certificate in an output directory.
 const CERTIFICATE: &str = "certificate.json";
 
+/// The names of a signed statement in an output directory.
+const SIGNED: [&str; 2] = ["certificate.intoto.json", "certificate.intoto.json.sig"];
+
+/// How a file that this program signed begins: a statement, and its signature.
+fn is_signed_by_us(path: &Path) -> bool {
+    /// What is read of a statement.
+    #[derive(Deserialize)]
+    struct Statement {
+        predicate: Predicate,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Predicate {
+        build_definition: Definition,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Definition {
+        build_type: String,
+    }
+    let Ok(bytes) = read_file(path, Limits::default().certificate_bytes) else {
+        return false;
+    };
+    match serde_json::from_slice::<Statement>(&bytes) {
+        Ok(statement) => statement.predicate.build_definition.build_type == "bitnet-convert",
+        Err(_) => bytes.starts_with(b"-----BEGIN SSH SIGNATURE-----"),
+    }
+}
+
 /// A file that a certificate lists as its output.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Certified {
@@ -57,6 +86,7 @@ pub(super) fn foreign_entry(directory: &Path, planned: &[String]) -> io::Result<
         .collect();
     let is_ours = |name: &str, path: &Path| {
         name == CERTIFICATE
+            || SIGNED.contains(&name) && is_signed_by_us(path)
             || planned.iter().any(|p| p == name)
             || fs::symlink_metadata(path)
                 .is_ok_and(|m| m.is_file() && certified.contains(&(name.to_owned(), m.len())))
@@ -136,6 +166,19 @@ impl OlderFile {
             });
         }
         Ok(older)
+    }
+
+    /// A signed statement beside the certificate of an older output: its two files, if they exist.
+    pub fn of_statement(paths: [PathBuf; 2]) -> Vec<Self> {
+        let exists = paths
+            .into_iter()
+            .filter(|path| fs::symlink_metadata(path).is_ok());
+        let older = |path: PathBuf| Self {
+            is_ours: is_signed_by_us(&path),
+            seen: seen(&path),
+            path,
+        };
+        exists.map(older).collect()
     }
 
     /// Where it is.

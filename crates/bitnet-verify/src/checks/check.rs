@@ -9,10 +9,11 @@ use crate::reference::other_runtime::OtherRuntime;
 use crate::reference::prompts::Prompt;
 use crate::reference::thresholds::Thresholds;
 use crate::share::Share;
-use bitnet_checkpoint::{Certificate, Checkpoint, Slot};
+use bitnet_checkpoint::{Certificate, Checkpoint, Slot, TrustedKeys};
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
 use bitnet_ternary::TernaryMatrix;
+use std::path::PathBuf;
 
 /// One check.
 pub struct Check {
@@ -50,6 +51,15 @@ impl Pair<'_> {
     }
 }
 
+/// What is to be signed by whom.
+#[derive(Debug, Clone)]
+pub struct Signed {
+    /// The certificate, beside which the statement lies.
+    pub certificate: PathBuf,
+    /// Keys that count.
+    pub keys: TrustedKeys,
+}
+
 /// What is verified, and against what.
 pub struct Subject<'a> {
     /// What is in question.
@@ -58,6 +68,8 @@ pub struct Subject<'a> {
     pub source: Option<Side<'a>>,
     /// What the converter wrote about a model.
     pub certificate: Option<&'a Certificate>,
+    /// What is to be signed by whom.
+    pub signed: Option<Signed>,
     /// Whether the runtime is to be run.
     pub logits: bool,
     /// What transformers computed.
@@ -85,6 +97,7 @@ impl<'a> Subject<'a> {
             artifact,
             source: None,
             certificate: None,
+            signed: None,
             logits: false,
             golden: None,
             other: None,
