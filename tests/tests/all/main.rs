@@ -24,6 +24,8 @@ mod configuration;
 mod convert;
 mod demo;
 mod determinism;
+#[cfg(unix)]
+mod docs;
 mod doctor;
 mod embed;
 mod embedding_pipelines;
@@ -31,6 +33,8 @@ mod experts;
 mod faults;
 mod flips;
 mod force;
+#[cfg(unix)]
+mod guides;
 mod hostile_containers;
 mod hostile_formats;
 mod hostile_sources;
