@@ -40,6 +40,7 @@ mod hostile_formats;
 mod hostile_sources;
 mod hunyuan;
 mod inspect_vectors;
+mod inventory;
 mod jobs;
 mod layout;
 mod minicpm;

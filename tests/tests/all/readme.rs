@@ -75,9 +75,14 @@ fn the_chart_shows_the_measurement() {
 
 /// Markdown files that people read first, and every page of `formats/`.
 fn pages() -> Vec<PathBuf> {
-    let mut pages: Vec<PathBuf> = ["README.md", "crates/README.md", ".github/CONTRIBUTING.md"]
-        .map(PathBuf::from)
-        .into();
+    let mut pages: Vec<PathBuf> = [
+        "README.md",
+        "crates/README.md",
+        ".github/CONTRIBUTING.md",
+        ".github/SECURITY.md",
+    ]
+    .map(PathBuf::from)
+    .into();
     let mut folders = vec![PathBuf::from("formats")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(root().join(&folder)).unwrap() {
