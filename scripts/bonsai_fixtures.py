@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Tiny checkpoints of the families whose activations are not quantised, and what transformers computes for them.
+"""Write tiny checkpoints of families without activation quantization, with the results of transformers.
 
-  scripts/bonsai_fixtures.py [tests/fixtures [NAME ...]]
+    scripts/bonsai_fixtures.py [tests/fixtures [NAME ...]]
 
-Writes, beside the fixtures that are there:
+Writes these fixtures beside the others:
 
   bonsai-1.7b   Qwen3, tied, YaRN as published; ternary with f16 scales per 128 columns, embeddings too
   bonsai-8b     Qwen3, an output head of its own, YaRN with an attention factor that is written out
@@ -16,12 +16,13 @@ Writes, beside the fixtures that are there:
   qwen2         Qwen2, tied: biases of size 10 on q, k and v; bfloat16 numbers, one scale per matrix
   qwen2-untied  Qwen2 with an output head of its own
 
-`checkpoint/` is the Hugging Face directory of dequantised float16 weights, `golden/` what transformers made of it
-(logits, greedy continuations, a stream's likelihood, the inner life of layer 0, digests of codes and scales), and
-`*.gguf` the same Bonsai in the layouts of the published files, written from the codes by this program and not from
-the float16 numbers: group scales there may be negative, with the codes turned round, and the metadata say another
-vocabulary size than the tensors. Needs numpy, tokenizers, safetensors, torch and transformers; the tokenizer is
-that of the fixture `bitnet-embedding-0.6b`, without its last token and its template.
+`checkpoint/` is a Hugging Face directory of dequantized float16 weights. `golden/` holds what transformers computes from it: logits, greedy
+continuations, the likelihood of a text, the activations of layer 0, digests of codes and scales. `*.gguf` is the same Bonsai in the layouts of
+the published files. It is written from the codes, not from the float16 numbers: group scales may be negative with reversed codes, and the
+metadata name another vocabulary size than the tensors. The tokenizer is that of the fixture `bitnet-embedding-0.6b` without its last token
+and its template.
+
+Needs numpy, tokenizers, safetensors, torch and transformers. Exit status: 0 written, 1 could not.
 """
 import hashlib
 import json

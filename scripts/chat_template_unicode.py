@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Write crates/bitnet-text/src/chat_template/unicode_tables.rs from Python's own character database.
+"""Write the tables of character classes for chat templates from Python's character database.
 
-Chat templates call Python's string methods, so the tables are those of the Python that transformers
-runs on. Usage: scripts/chat_template_unicode.py > crates/bitnet-text/src/chat_template/unicode_tables.rs
+    scripts/chat_template_unicode.py > crates/bitnet-text/src/chat_template/unicode_tables.rs
+
+Chat templates call Python's string methods. So the tables are those of the Python that runs transformers.
+Needs Python 3. Exit status: 0 written.
 """
 
 import sys

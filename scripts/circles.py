@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Finds circles of modules inside each crate: files whose items use each other's items.
+"""Find circles of modules inside each crate: files whose items use each other's items.
 
-    scripts/circles.py [--root DIRECTORY] [CRATE...]    exit status 1 and the lines of each circle, if there is one
+    scripts/circles.py [--root DIRECTORY] [CRATE...]
 
-A file is a module with the inline modules in it. File A uses file B if code of A names an item that B defines, by a
-`use` or by a path (`crate::b::item`, `super::item`, `b::item`); a name is followed through re-exports to the file that
-defines it. A module may name its own children, which are parts of it: declaring, listing and re-exporting them is no
-use. Code under `#[cfg(test)]` does not count: a test may look at every floor.
-Methods are invisible here: calling one names no module.
+A file is a module with its inline modules. File A uses file B if code of A names an item that B defines, by a `use` or by a path
+(`crate::b::item`, `super::item`, `b::item`). A name is followed through re-exports to the file that defines it. A module may declare, list and
+re-export its own children, which are parts of it. Code under `#[cfg(test)]` does not count: a test may use every floor. Methods are not seen,
+because calling one names no module.
 
-Where FLOORS lists the files of a crate, no file uses one of a floor above its own, and every file has a floor.
+If FLOORS lists the files of a crate, no file may use a file of a floor above its own, and every file must have a floor.
+Prints the lines of each circle. Needs Python 3. Exit status: 0 no circle, 1 a circle or a use of a higher floor.
 """
 import re
 import sys

@@ -1,12 +1,11 @@
-"""The questions that the demo model is trained on and asked: made by rule, so every answer can be checked.
+"""Make the questions that the demo model is trained on and asked. (A module of train_demo.py and export_demo.py.)
 
-Five tasks: `story` (facts in a short story), `arithmetic` (sums and differences of two-digit numbers),
-`sort` (words into alphabetical order), `count` (words in a list), `dates` (days of the week and of the year).
+Each question is made by a rule, so every answer can be checked. Five tasks: `story` (facts in a short story), `arithmetic` (sums and
+differences of two-digit numbers), `sort` (words into alphabetical order), `count` (words in a list), `dates` (days of the week and of the
+year). Every maker returns a chat: a question that stands alone, and for stories more questions about the same story.
 
-Every maker returns a chat: a question that stands alone, and for stories more questions about the same.
-
-Invariant: whether a question is held out depends on its content alone (`held_out`), never on its wording
-or on a random state, so a held-out question was never seen in training, in any wording.
+Invariant: whether a question is held out depends on its content alone (`held_out`), never on its wording or on a random state. So a held-out
+question was never seen in training, in any wording.
 """
 import calendar
 import hashlib

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Write the trained demo model as the two checkpoint layouts of BitNet 2B4T, with the held-out questions.
 
-  export_demo.py --state DIR/state.pt --out tests/fixtures/demo
+    scripts/export_demo.py --state DIR/state.pt --out tests/fixtures/demo
 
-Writes OUT/checkpoint (master weights), OUT/packed (trits in uint8 with a bf16 scale), OUT/questions.jsonl. Needs what
-train_demo.py needs, and safetensors.
+Writes OUT/checkpoint (master weights), OUT/packed (trits in uint8 with a bf16 scale) and OUT/questions.jsonl.
+Needs the packages of train_demo.py, and safetensors. Exit status: 0 written, 1 could not.
 
-Invariant: both checkpoints hold the same model, the one that was trained. Each linear's mean magnitude is brought to
-a bf16 number (`settle`), which f16 and f32 hold too: so every packing with one scale per tensor, row or block holds
-this model exactly. No trit changes, and a scale by a few parts in 256 at most.
+Invariant: both checkpoints hold the same model, the one that was trained. The mean magnitude of each linear is rounded to a bf16 number
+(`settle`), which f16 and f32 hold too. So every packing with one scale per tensor, row or block holds this model exactly. No trit changes, and
+a scale changes by a few parts in 256 at most.
 """
 import argparse
 import json

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Logits of another runtime, for `bitnet-verify MODEL --logits-from FILE` (formats/logits.md).
+"""Write the logits of another runtime, for `bitnet-verify MODEL --logits-from FILE` (formats/logits.md).
 
-  scripts/other_logits.py MODEL.gguf PROMPTS.json -o logits.safetensors
-  scripts/other_logits.py --runtime transformers CHECKPOINT_DIR PROMPTS.json -o logits.safetensors
+    scripts/other_logits.py MODEL.gguf PROMPTS.json -o logits.safetensors
+    scripts/other_logits.py --runtime transformers CHECKPOINT_DIR PROMPTS.json -o logits.safetensors
 
-PROMPTS.json: {"name": {"ids": [1, 2, 3]}}, {"name": [1, 2, 3]} or [[1, 2, 3]]. `{"text": "..."}` without ids is
-tokenised by the runtime itself (llama-cpp only). Needs numpy, safetensors, and the runtime:
-llama-cpp-python, or torch and transformers; none of them is needed by anything else here.
+PROMPTS.json is {"name": {"ids": [1, 2, 3]}}, {"name": [1, 2, 3]} or [[1, 2, 3]]. The runtime itself tokenizes `{"text": "..."}` without ids
+(llama-cpp only).
+Needs numpy, safetensors, and the runtime: llama-cpp-python, or torch and transformers. Exit status: 0 written, otherwise could not.
 """
 
 import argparse

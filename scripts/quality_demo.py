@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""What formats, embedding types and int8 flips cost a trained model, against Hugging Face transformers in f32.
+"""Measure what formats, embedding types and int8 rounding cost a trained model, against transformers in f32.
 
-  quality_demo.py              print the tables (needs torch, transformers, safetensors; target/release built)
+    scripts/quality_demo.py
 
-The model is tests/fixtures/demo, the text its held-out questions with their answers, the measured positions those
-that predict a token of an answer. KL is of the reference's distribution against the measured one, in nats. The
-second table is about noise: the same model in the same precision, computed by two correct programs, and by
-transformers in bf16; with trained weights and with random ones (tests/fixtures/bitnet-2b4t-bf16, from its goldens).
+Prints two tables. The model is tests/fixtures/demo. The text is its held-out questions with their answers, and the measured positions are those
+that predict a token of an answer. KL is of the reference's distribution against the measured one, in nats. The second table is about noise: the
+same model in the same precision, computed by two correct programs, and by transformers in bf16, with trained weights and with random ones
+(tests/fixtures/bitnet-2b4t-bf16, from its goldens).
+Needs torch, transformers, safetensors, and the programs in target/release. Exit status: 0 printed, 1 could not.
 """
 import json
 import os

@@ -1,4 +1,6 @@
-"""Runs other programs on converted fixtures and compares with what formats/readers.json says of them.
+"""Run other programs on converted fixtures and compare with the predictions of formats/readers.json.
+
+scripts/readers-check installs the programs and starts this script, and has the usage.
 
 Every checkpoint of tests/fixtures is converted to every target that takes it. Every reader that is installed
 opens every file that it could be given. The outcome is compared with the verdict of
@@ -8,11 +10,11 @@ opens every file that it could be given. The outcome is compared with the verdic
 * `loads`: it loads the file and computes what the file says;
 * `differs`: it loads the file and computes something else.
 
-What a file says is what `bitnet-run` computes from it; the tests of this repository compare that with golden logits.
-The measure is the mean KL divergence of the next-token distribution over every position of every prompt, in f32;
-for embedding models it is 1 - cosine. See BOUNDS for what is near enough.
+The reference is what `bitnet-run` computes from the file, which the tests of this repository compare with golden logits. The measure is the mean
+KL divergence of the next-token distribution over every position of every prompt, in f32, or 1 - cosine for embedding models. BOUNDS has the
+limits.
 
-Verdicts that no run can contradict here are `depends` (on how the program was built or called) and `unknown`.
+No run can contradict the verdicts `depends` (on how the program was built or called) and `unknown`.
 """
 
 import argparse

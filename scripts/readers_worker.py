@@ -1,7 +1,7 @@
-"""One reader, many files: a line of JSON in, a line of JSON out. scripts/readers_check.py starts it.
+"""Run one reader on many files: read a line of JSON, write a line of JSON. (Started by readers_check.py.)
 
-A reader may end this process with a signal. So each answer is written before the next file is opened, and the
-process that asks starts a new one.
+A reader may end this process with a signal. So each answer is written before the next file is opened, and readers_check.py then starts a new
+process.
 """
 
 import json

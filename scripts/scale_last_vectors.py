@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the vectors of `q2_0-g128-last` (formats/packing/q2_0.md) from those of formats/vectors/gguf-pq2_0.
+"""Make the vectors of `q2_0-g128-last` (formats/packing/q2_0.md) from those of formats/vectors/gguf-pq2_0.
 
-The codes of both are the same; here the f16 scale of a block stands behind them. No file of the programs
-that write this layout was seen. Run from anywhere; rewrites formats/vectors/gguf-q2_0-g128-last.
+    scripts/scale_last_vectors.py
+
+Both have the same codes. In `q2_0-g128-last` the f16 scale follows the codes of a block. No file of the programs that write this layout was
+seen. Rewrites formats/vectors/gguf-q2_0-g128-last.
+Needs Python 3. Exit status: 0 written, 1 could not.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Draws formats/speed.svg from formats/speed.json, which holds the output of scripts/bench-peers.
+"""Draw formats/speed.svg from formats/speed.json, which holds the output of scripts/bench-peers.
 
     scripts/speed_chart.py            writes formats/speed.svg
-    scripts/speed_chart.py --check    exits 1 if the file is not what the measurement says
+    scripts/speed_chart.py --check    compares formats/speed.svg with the measurement
 
-One row of bars for each test and thread count: bitnet-run, then the peer, in tokens per second.
+Each test and thread count has one row of bars: bitnet-run, then the peer, in tokens per second.
 Needs Python 3. Exit status: 0 done, 1 the chart is outdated, 2 could not.
 """
 

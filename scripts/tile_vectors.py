@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the vectors of formats/packing/tile32.md from those of formats/vectors/inputs.
+"""Make the vectors of formats/packing/tile32.md from those of formats/vectors/inputs.
 
-Plain Python, written from the page and not from the programs: two authors, one contract.
-Run from anywhere; rewrites formats/vectors/tile32-* and their lines of the top manifest.
+    scripts/tile_vectors.py
+
+Plain Python, written from the page without the programs: two implementations of one specification. Rewrites formats/vectors/tile32-* and their
+lines of the top manifest.
+Needs Python 3. Exit status: 0 written, 1 could not.
 """
 
 import hashlib

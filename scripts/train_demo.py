@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Train the demo model: a small BitNet b1.58 network in the wiring of BitNet 2B4T that answers questions.
+"""Train the demo model: a small BitNet b1.58 network with the wiring of BitNet 2B4T that answers questions.
 
-  train_demo.py --work DIR             train (goes on from DIR/state.pt when it exists)
-  train_demo.py --work DIR --measure   exact answers on the held-out questions, then stop
+    scripts/train_demo.py --work DIR             train (continues from DIR/state.pt if it exists)
+    scripts/train_demo.py --work DIR --measure   print the exact answers on the held-out questions, then stop
 
-Needs torch, tokenizers, numpy. Text comes from demo_questions.py alone. `export_demo.py` writes the checkpoints.
+All text comes from demo_questions.py. `export_demo.py` writes the checkpoints.
+Needs torch, tokenizers, numpy. Exit status: 0 done, 1 could not.
 
 The forward pass is that of the published model: weights `trit * mean|w|` (absmean), activations int8 per token
 (absmax), both with straight-through gradients; RMS norms before each block and inside it (sub-norms); ReLU squared.

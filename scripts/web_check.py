@@ -1,8 +1,10 @@
-"""The chat page in headless Chromium, driven through the WebDriver protocol (https://www.w3.org/TR/webdriver2/).
+"""Drive the chat page in headless Chromium through the WebDriver protocol (https://www.w3.org/TR/webdriver2/).
 
-Two servers show the page: `bitnet-run serve` with the demo model, and a stand-in that serves the same three files and whose
-"model" prints slowly, prints markup and fails, which no real model does on demand. The page must make no request to any other
-host: a content security policy and a check of what it loaded say so.
+scripts/web-check starts this script, and has the usage.
+
+Two servers show the page: `bitnet-run serve` with the demo model, and a substitute that serves the same three files. The "model" of the
+substitute prints slowly, prints markup and fails, which no real model does on demand. The page must make no request to any other host: its
+content security policy forbids it, and this script checks what the page loaded.
 """
 
 import argparse
