@@ -1,7 +1,8 @@
 //! The commands of the guides run, and print what the guides show.
 //!
 //! Invariant: every line of every `sh` block of a guide runs in one shell, in order, with the programs of this build. The
-//! `text` block behind an `sh` block is what its commands print: these lines, in this order, with others between them.
+//! `text` block behind an `sh` block is what its commands print: these lines, in this order (first those of stdout), with others
+//! between them.
 
 use bitnet_tests::fixtures::{repository, skipped};
 use std::fmt::Write as _;
@@ -13,7 +14,7 @@ use std::process::{Command, Stdio};
 
 /// Guides with `sh` blocks that other tests run, with the test.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("chat.md", "tests/tests/all/chat.rs"),
+    ("chat.md", "tests/tests/all/command_line.rs"),
     ("python.md", "scripts/python-check"),
 ];
 
@@ -136,7 +137,7 @@ fn run(name: &str, place: &Path) {
             // an answer of a server has no line break at its end
             writeln!(
                 script,
-                "{{ {command}\n}} >>{b}.out 2>&1; echo {b} {s} $?; echo >>{b}.out"
+                "{{ {command}\n}} >>{b}.out 2>>{b}.err; echo {b} {s} $?; echo >>{b}.out"
             )
             .unwrap();
         }
@@ -154,7 +155,8 @@ fn run(name: &str, place: &Path) {
         .unwrap();
     let states = String::from_utf8_lossy(&output.stdout);
     for (b, block) in blocks.iter().enumerate() {
-        let printed = fs::read_to_string(place.join(format!("{b}.out"))).unwrap_or_default();
+        let read = |kind| fs::read_to_string(place.join(format!("{b}.{kind}"))).unwrap_or_default();
+        let printed = format!("{}\n{}", read("out"), read("err"));
         for (s, Step { command, status }) in block.steps.iter().enumerate() {
             assert!(
                 states
