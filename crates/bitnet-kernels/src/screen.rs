@@ -103,34 +103,42 @@ impl ScreenRows {
     /// # Panics
     /// If the query has other columns or `to` another length than there are rows.
     pub fn bounds(&self, query: &ScreenQuery, to: ScreenBounds<'_>) {
-        let ScreenBounds {
-            sums,
-            estimates,
-            upper,
-        } = to;
+        self.bounds_each(std::slice::from_ref(query), &mut [to]);
+    }
+
+    /// As [`bounds`](Self::bounds), of several queries: the codes pass through memory once for all of them.
+    ///
+    /// # Panics
+    /// As [`bounds`](Self::bounds), and if there are not as many `to` as queries.
+    pub fn bounds_each(&self, queries: &[ScreenQuery], to: &mut [ScreenBounds<'_>]) {
         let blocks = self.cols.div_ceil(BLOCK);
-        assert_eq!(query.blocks(), blocks, "columns of a screen's query");
-        assert_eq!(
-            (sums.len(), estimates.len(), upper.len()),
-            (self.rows(), self.rows(), self.rows())
-        );
+        assert_eq!(queries.len(), to.len(), "bounds of a screen's queries");
+        for (query, to) in queries.iter().zip(&*to) {
+            assert_eq!(query.blocks(), blocks, "columns of a screen's query");
+            assert_eq!(
+                (to.sums.len(), to.estimates.len(), to.upper.len()),
+                (self.rows(), self.rows(), self.rows())
+            );
+        }
         let float = &self.backend.kernel().float;
         let (lines, _) = self.upper.as_chunks::<UPPER_LINES>();
-        let chunks = lines
-            .chunks(TOGETHER * blocks)
-            .zip(sums.chunks_mut(TOGETHER));
-        for (first, (lines, sums)) in (0..).step_by(TOGETHER).zip(chunks) {
-            let rows = first..first + sums.len();
-            // SAFETY: as in `set`: the backend exists.
-            unsafe {
-                (float.screen_dots)(lines, query, sums);
-                (float.screen_bounds)(
-                    &self.scales.part(rows.clone()),
-                    &query.factors,
-                    sums,
-                    &mut estimates[rows.clone()],
-                    &mut upper[rows],
-                );
+        let starts = (0..self.rows()).step_by(TOGETHER);
+        for (first, lines) in starts.zip(lines.chunks(TOGETHER * blocks)) {
+            let rows = first..self.rows().min(first + TOGETHER);
+            let scales = self.scales.part(rows.clone());
+            for (query, to) in queries.iter().zip(&mut *to) {
+                let sums = &mut to.sums[rows.clone()];
+                // SAFETY: as in `set`: the backend exists.
+                unsafe {
+                    (float.screen_dots)(lines, query, sums);
+                    (float.screen_bounds)(
+                        &scales,
+                        &query.factors,
+                        sums,
+                        &mut to.estimates[rows.clone()],
+                        &mut to.upper[rows.clone()],
+                    );
+                }
             }
         }
     }

@@ -68,34 +68,53 @@ impl Screen {
         )
     }
 
-    /// The pass over all rows. Beside the bounds it finds the `k` rows with the largest estimates.
-    fn bounds(&self, query: &ScreenQuery, cols: usize, k: usize) -> (Vec<PartBounds>, Vec<u32>) {
-        let mut bounds: Vec<PartBounds> = Vec::new();
-        bounds.resize_with(self.parts.len(), PartBounds::default);
-        let least = AtomicI32::new(i32::MIN);
+    /// One pass over all rows for all queries. Beside the bounds of each it finds the `k` rows with the largest estimates.
+    fn bounds(
+        &self,
+        queries: &[ScreenQuery],
+        ks: &[usize],
+        cols: usize,
+    ) -> Vec<(Vec<PartBounds>, Vec<u32>)> {
+        let mut bounds: Vec<Vec<PartBounds>> = Vec::new(); // (parts, queries)
+        bounds.resize_with(self.parts.len(), Vec::new);
+        let least: Vec<AtomicI32> = ks.iter().map(|_| AtomicI32::new(i32::MIN)).collect();
         let items = self.parts.iter().zip(&mut bounds).enumerate().collect();
         let pieces = threads::pieces(self.parts.len() * SCREEN_ROWS * cols);
         threads::for_each(pieces, items, |(part, (screen, to))| {
-            let mut estimates = vec![0.0; screen.rows()];
-            to.sums = vec![0; screen.rows()];
-            to.upper = vec![0.0; screen.rows()];
-            screen.bounds(
-                query,
-                ScreenBounds {
+            let rows = screen.rows();
+            to.resize_with(queries.len(), || PartBounds::new(rows));
+            let mut estimates = vec![0.0; queries.len() * rows]; // (queries, rows)
+            let mut all: Vec<ScreenBounds<'_>> = to
+                .iter_mut()
+                .zip(estimates.chunks_exact_mut(rows.max(1)))
+                .map(|(to, estimates)| ScreenBounds {
                     sums: &mut to.sums,
-                    estimates: &mut estimates,
+                    estimates,
                     upper: &mut to.upper,
-                },
-            );
-            to.leaders = leaders((part * SCREEN_ROWS) as u32, &estimates, k, &least);
+                })
+                .collect();
+            screen.bounds_each(queries, &mut all);
+            let of_queries = estimates.chunks_exact(rows.max(1)).zip(ks.iter().zip(&least));
+            for (to, (estimates, (k, least))) in to.iter_mut().zip(of_queries) {
+                to.leaders = leaders((part * SCREEN_ROWS) as u32, estimates, *k, least);
+            }
         });
-        let leaders = bounds.iter_mut();
-        let mut leaders: Vec<_> = leaders.flat_map(|b| b.leaders.drain(..)).collect();
-        if k < leaders.len() {
-            leaders.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-            leaders.truncate(k);
+        let mut found: Vec<(Vec<PartBounds>, Vec<u32>)> = Vec::with_capacity(ks.len());
+        found.resize_with(ks.len(), Default::default);
+        for part in bounds {
+            for ((parts, _), part) in found.iter_mut().zip(part) {
+                parts.push(part);
+            }
         }
-        (bounds, leaders.into_iter().map(|(_, row)| row).collect())
+        for ((parts, rows), &k) in found.iter_mut().zip(ks) {
+            let mut leaders: Vec<_> = parts.iter_mut().flat_map(|b| b.leaders.drain(..)).collect();
+            if k < leaders.len() {
+                leaders.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+                leaders.truncate(k);
+            }
+            *rows = leaders.into_iter().map(|(_, row)| row).collect();
+        }
+        found
     }
 
     /// The rows whose logits can reach `least`.
@@ -126,12 +145,25 @@ impl Screen {
     }
 }
 
+/// The largest logits with their rows, in falling order, of equal ones the lower row first.
+pub(crate) type TopLogits = Vec<(u32, f32)>;
+
 /// What is known of the logits of a part's rows.
 #[derive(Default)]
 struct PartBounds {
     sums: Vec<i32>,           // (rows,)
     upper: Vec<f32>,          // (rows,)
     leaders: Vec<(i32, u32)>, // the likeliest, as `leaders` returns them
+}
+
+impl PartBounds {
+    fn new(rows: usize) -> Self {
+        Self {
+            sums: vec![0; rows],
+            upper: vec![0.0; rows],
+            leaders: Vec::new(),
+        }
+    }
 }
 
 /// The `k` largest of a part's estimates as ordered integers, with their rows, counted from `first`; without
@@ -286,23 +318,42 @@ impl DenseMatrix {
         }))
     }
 
-    /// The `k` largest of the logits of `x: (cols,)`, with their rows, in falling order and of equal
-    /// ones the lower row first: the very numbers of [`multiply`](Self::multiply). `None` where the
+    /// The `ks[t]` largest of the logits of each `x[t]`, `x: (tokens, cols)`, with their rows, in falling order and of
+    /// equal ones the lower row first: the very numbers of [`multiply`](Self::multiply). `None` where the
     /// screen's bounds leave so many rows that the full product is faster.
     pub(crate) fn top_k(
         &self,
         backend: Backend,
         screen: &Screen,
         x: &[f32],
-        k: usize,
-    ) -> Result<Option<Vec<(u32, f32)>>, FormatError> {
+        ks: &[usize],
+    ) -> Result<Vec<Option<TopLogits>>, FormatError> {
         crate::bit_linear::finite(self.slot, x, self.cols, 0)?;
-        let k = k.min(self.rows);
+        let ks: Vec<usize> = ks.iter().map(|k| (*k).min(self.rows)).collect();
+        if ks.iter().all(|k| *k == 0) {
+            return Ok(vec![Some(Vec::new()); ks.len()]);
+        }
+        let queries: Vec<ScreenQuery> = x.chunks_exact(self.cols).map(ScreenQuery::new).collect();
+        let bounds = screen.bounds(&queries, &ks, self.cols);
+        let tokens = x.chunks_exact(self.cols).zip(&queries);
+        let found = tokens.zip(bounds).zip(ks);
+        found
+            .map(|(((x, query), bounds), k)| self.top_of(backend, screen, (x, query), bounds, k))
+            .collect()
+    }
+
+    /// The `k` largest of one token's logits, given what the pass over the screen found.
+    fn top_of(
+        &self,
+        backend: Backend,
+        screen: &Screen,
+        (x, query): (&[f32], &ScreenQuery), // (cols,)
+        (mut bounds, leaders): (Vec<PartBounds>, Vec<u32>),
+        k: usize,
+    ) -> Result<Option<TopLogits>, FormatError> {
         if k == 0 {
             return Ok(Some(Vec::new()));
         }
-        let query = ScreenQuery::new(x);
-        let (mut bounds, leaders) = screen.bounds(&query, self.cols, k);
         let mut top = self.logits(backend, x, &leaders)?;
         // k logits reach this one, so the k largest do
         let least = top
@@ -313,7 +364,7 @@ impl DenseMatrix {
             let row = row as usize;
             bounds[row / SCREEN_ROWS].upper[row % SCREEN_ROWS] = f32::NEG_INFINITY; // known
         }
-        let candidates = screen.candidates(&query, bounds, least);
+        let candidates = screen.candidates(query, bounds, least);
         let left = top.len() + candidates.len();
         if left > k.max(self.rows / MOST_CANDIDATES) {
             return Ok(None);

@@ -4,7 +4,7 @@
 //! the kernel, the threads, or how the tokens came in batches (`formats/numerics.md`). Every buffer
 //! is row-major with tokens outermost; its shape stands beside it.
 
-use crate::dense_head::Screen;
+use crate::dense_head::{Screen, TopLogits};
 use crate::kv_cache::KvType;
 use crate::load::LoadOptions;
 use crate::rope::Ropes;
@@ -23,6 +23,9 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 /// Tokens that go through the layers together.
 pub(crate) const ROUND_TOKENS: usize = 256;
+
+/// Tokens whose logits are all computed together where only the largest are wanted: their logits stay small.
+const FULL_TOKENS: usize = 8;
 
 /// Numbers of models, so that a sequence finds its own.
 static NUMBERS: AtomicU64 = AtomicU64::new(0);
@@ -303,9 +306,12 @@ impl Model {
         self.row_ops().norm_rows(x, &self.weights.output_norm, out);
     }
 
-    /// The `k` largest logits of the final hidden state `h`, `(hidden,)`.
-    pub(crate) fn top_k(&self, h: &[f32], k: usize) -> Result<Vec<(u32, f32)>, FormatError> {
+    /// The `ks[t]` largest logits of each final hidden state `h[t]`, `h: (tokens, hidden)`. The tokens share one pass over
+    /// the head.
+    pub(crate) fn top_k(&self, h: &[f32], ks: &[usize]) -> Result<Vec<TopLogits>, FormatError> {
         let (head, state) = (&self.weights.output_head, &self.head);
+        let hidden = self.config().hidden_size;
+        let mut found: Vec<Option<TopLogits>> = vec![None; ks.len()];
         if state.used.swap(true, Ordering::Relaxed) {
             let screen = match state.screen.get() {
                 Some(screen) => screen,
@@ -314,16 +320,23 @@ impl Model {
                     state.screen.get_or_init(|| screen)
                 }
             };
-            if let Some(screen) = screen
-                && let Some(top) = head.top_k(self.backend, screen, h, k)?
-            {
-                state.screened.fetch_add(1, Ordering::Relaxed);
-                return Ok(top);
+            if let Some(screen) = screen {
+                found = head.top_k(self.backend, screen, h, ks)?;
+                let screened = found.iter().flatten().count();
+                state.screened.fetch_add(screened, Ordering::Relaxed);
             }
         }
-        state.full.fetch_add(1, Ordering::Relaxed);
-        let mut logits = vec![0.0; head.rows()]; // (vocab,)
-        head.multiply(self.backend, h, &mut logits)?;
-        Ok(sampler::top(&logits, k))
+        let left: Vec<usize> = (0..ks.len()).filter(|t| found[*t].is_none()).collect();
+        state.full.fetch_add(left.len(), Ordering::Relaxed);
+        for tokens in left.chunks(FULL_TOKENS) {
+            let rows = tokens.iter().map(|t| &h[t * hidden..(t + 1) * hidden]);
+            let h: Vec<f32> = rows.flatten().copied().collect(); // (tokens, hidden)
+            let mut logits = vec![0.0; tokens.len() * head.rows()]; // (tokens, vocab)
+            head.multiply(self.backend, &h, &mut logits)?;
+            for (t, logits) in tokens.iter().zip(logits.chunks_exact(head.rows())) {
+                found[*t] = Some(sampler::top(logits, ks[*t]));
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
     }
 }

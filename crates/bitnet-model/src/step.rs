@@ -37,6 +37,8 @@ pub enum Want {
     /// The second time a model is asked for them it builds an int8 copy of its head: a text of one token
     /// does not wait for it.
     Top(usize),
+    /// As [`Top`](Self::Top), of every token.
+    TopOfEach(usize),
 }
 
 /// What a step says of a slice.
@@ -48,6 +50,8 @@ pub enum StepLogits {
     Rows(Vec<f32>),
     /// The largest logits with their tokens, in falling order, of equal ones the lower token first.
     Top(Vec<(u32, f32)>),
+    /// The same of every token.
+    TopOfEach(Vec<Vec<(u32, f32)>>),
 }
 
 impl StepLogits {
@@ -55,7 +59,7 @@ impl StepLogits {
     pub fn into_rows(self) -> Vec<f32> {
         match self {
             Self::Rows(rows) => rows,
-            Self::Nothing | Self::Top(_) => Vec::new(),
+            Self::Nothing | Self::Top(_) | Self::TopOfEach(_) => Vec::new(),
         }
     }
 
@@ -63,7 +67,15 @@ impl StepLogits {
     pub fn into_top(self) -> Vec<(u32, f32)> {
         match self {
             Self::Top(top) => top,
-            Self::Nothing | Self::Rows(_) => Vec::new(),
+            Self::Nothing | Self::Rows(_) | Self::TopOfEach(_) => Vec::new(),
+        }
+    }
+
+    /// The largest logits of every token; none if others were asked for.
+    pub fn into_top_of_each(self) -> Vec<Vec<(u32, f32)>> {
+        match self {
+            Self::TopOfEach(top) => top,
+            Self::Nothing | Self::Rows(_) | Self::Top(_) => Vec::new(),
         }
     }
 }
@@ -104,6 +116,7 @@ impl Model {
                 Want::Last => StepLogits::Rows(Vec::with_capacity(vocab)),
                 Want::All => StepLogits::Rows(Vec::with_capacity(slice.tokens.len() * vocab)),
                 Want::Top(_) => StepLogits::Top(Vec::new()),
+                Want::TopOfEach(_) => StepLogits::TopOfEach(Vec::with_capacity(slice.tokens.len())),
             })
             .collect();
         self.rounds(batch, workspace, |batch, pieces, workspace| {
@@ -253,13 +266,17 @@ impl Model {
         let wanted = |piece: &Piece| {
             let Slice { tokens, want, .. } = &batch[piece.slice];
             let first = match want {
-                Want::All => piece.rows.start,
+                Want::All | Want::TopOfEach(_) => piece.rows.start,
                 Want::Last | Want::Top(_) if piece.tokens.end == tokens.len() => piece.rows.end - 1,
                 _ => piece.rows.end,
             };
             first..piece.rows.end
         };
-        let is_top = |piece: &&Piece| matches!(batch[piece.slice].want, Want::Top(_));
+        let k = |piece: &Piece| match batch[piece.slice].want {
+            Want::Top(k) | Want::TopOfEach(k) => Some(k),
+            _ => None,
+        };
+        let is_top = |piece: &&Piece| k(piece).is_some();
         let (top, full): (Vec<&Piece>, Vec<&Piece>) = pieces
             .iter()
             .filter(|piece| !wanted(piece).is_empty())
@@ -274,11 +291,19 @@ impl Model {
         let rows = full.iter().map(|piece| wanted(piece).len()).sum::<usize>();
         let (of_full, of_top) = h.split_at(rows * hidden);
         self.full_logits(&full, wanted, of_full, found)?;
-        for (piece, h) in top.iter().zip(of_top.chunks_exact(hidden)) {
-            if let (StepLogits::Top(top), Want::Top(k)) =
-                (&mut found[piece.slice], batch[piece.slice].want)
-            {
-                *top = self.top_k(h, k)?;
+        let ks: Vec<usize> = top
+            .iter()
+            .flat_map(|piece| std::iter::repeat_n(k(piece).unwrap_or(0), wanted(piece).len()))
+            .collect();
+        if !ks.is_empty() {
+            let mut rows = self.top_k(of_top, &ks)?.into_iter();
+            for piece in top {
+                let mut rows = rows.by_ref().take(wanted(piece).len());
+                match &mut found[piece.slice] {
+                    StepLogits::Top(top) => *top = rows.next().unwrap_or_default(),
+                    StepLogits::TopOfEach(of_each) => of_each.extend(rows),
+                    StepLogits::Nothing | StepLogits::Rows(_) => {}
+                }
             }
         }
         if !h.is_empty() {

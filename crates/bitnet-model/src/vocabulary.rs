@@ -6,7 +6,7 @@
 //! multiplies was rotated before.
 
 use crate::bit_linear::LinearInput;
-use crate::dense_head::{DenseMatrix, Screen};
+use crate::dense_head::{DenseMatrix, Screen, TopLogits};
 use crate::load::{LoadOptions, linear};
 use bitnet_checkpoint::ActivationQuantization;
 use bitnet_checkpoint::Checkpoint;
@@ -91,11 +91,11 @@ impl Vocabulary {
         backend: Backend,
         screen: &Screen,
         x: &[f32],
-        k: usize,
-    ) -> Result<Option<Vec<(u32, f32)>>, FormatError> {
+        ks: &[usize],
+    ) -> Result<Vec<Option<TopLogits>>, FormatError> {
         match self {
-            Self::Dense(matrix) => matrix.top_k(backend, screen, x, k),
-            Self::Ternary(..) => Ok(None),
+            Self::Dense(matrix) => matrix.top_k(backend, screen, x, ks),
+            Self::Ternary(..) => Ok(vec![None; ks.len()]),
         }
     }
 

@@ -169,7 +169,8 @@ impl Model {
         check_len(h, 1, self.config().hidden_size)?;
         let mut h = h.to_vec();
         self.finish_for_head(&mut h);
-        self.threads.enter(|| self.top_k(&h, k))
+        let found = self.threads.enter(|| self.top_k(&h, &[k]))?;
+        Ok(found.into_iter().next().unwrap_or_default())
     }
 
     /// The residual stream of every place, `(tokens, hidden)` each: the embeddings, what stands behind

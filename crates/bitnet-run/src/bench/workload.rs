@@ -156,7 +156,7 @@ impl Test {
                         *token = match found {
                             StepLogits::Top(top) => sampler.sample_top(top),
                             StepLogits::Rows(logits) => sampler.sample(logits),
-                            StepLogits::Nothing => 0,
+                            StepLogits::Nothing | StepLogits::TopOfEach(_) => 0,
                         };
                     }
                     sampling += at.map_or(0.0, |at| at.elapsed().as_secs_f64());

@@ -168,7 +168,7 @@ impl<'t> Job<'t> {
         let rows;
         let drawn = match logits {
             StepLogits::Nothing if !ends_prompt => return Ok(true),
-            StepLogits::Nothing => &[][..],
+            StepLogits::Nothing | StepLogits::TopOfEach(_) => &[][..],
             StepLogits::Top(top) => {
                 let token = self.sampler.sample_top(&top);
                 return self.append(token, None, metrics);
