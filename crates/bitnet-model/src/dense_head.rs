@@ -94,7 +94,9 @@ impl Screen {
                 })
                 .collect();
             screen.bounds_each(queries, &mut all);
-            let of_queries = estimates.chunks_exact(rows.max(1)).zip(ks.iter().zip(&least));
+            let of_queries = estimates
+                .chunks_exact(rows.max(1))
+                .zip(ks.iter().zip(&least));
             for (to, (estimates, (k, least))) in to.iter_mut().zip(of_queries) {
                 to.leaders = leaders((part * SCREEN_ROWS) as u32, estimates, *k, least);
             }

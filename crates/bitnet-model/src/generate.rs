@@ -6,8 +6,10 @@
 use crate::logit_rules::{LogitOptions, LogitRules};
 use crate::model::Model;
 use crate::sampler::Sampler;
-use crate::session::{Logits, Session};
-use bitnet_formats::FormatError;
+use crate::session::Session;
+use crate::speculate::{Speculated, Speculation, Speculator};
+use crate::step::{StepLogits, Want};
+use bitnet_formats::{ErrorCode, FormatError};
 use bitnet_text::{DecodeStream, Tokenizer};
 use std::mem;
 use std::ops::ControlFlow;
@@ -46,6 +48,8 @@ pub struct Generated {
     pub prompt_time: Duration,
     /// From the first token to the last.
     pub decode_time: Duration,
+    /// Steps of the model, and what guesses did for them.
+    pub speculated: Speculated,
 }
 
 impl Generated {
@@ -75,6 +79,13 @@ pub struct Generation<'m> {
     sampler: Sampler,
     rules: LogitRules,
     stop_tokens: Vec<u32>,
+    speculator: Option<Speculator<'m>>,
+}
+
+/// The logits of the last tokens that a step read: all of each, or the largest.
+enum Rows {
+    All(Vec<f32>), // (tokens, vocab)
+    Top(Vec<Vec<(u32, f32)>>),
 }
 
 impl<'m> Generation<'m> {
@@ -94,6 +105,7 @@ impl<'m> Generation<'m> {
             sampler,
             rules: LogitRules::default(),
             stop_tokens,
+            speculator: None,
         })
     }
 
@@ -102,6 +114,45 @@ impl<'m> Generation<'m> {
     pub fn with_logit_options(mut self, options: LogitOptions) -> Self {
         self.rules = LogitRules::new(options);
         self
+    }
+
+    /// Guesses tokens from what the text has said before and verifies several in one step. The tokens are those of
+    /// [`Speculation::Off`], whatever the sampler, the penalties and the guesses.
+    #[must_use]
+    pub fn with_speculation(mut self, speculation: Speculation) -> Self {
+        self.speculator = match speculation {
+            Speculation::Off => None,
+            Speculation::PromptLookup => Some(Speculator::of_text(false)),
+            Speculation::Auto => Some(Speculator::of_text(true)),
+        };
+        self
+    }
+
+    /// As [`with_speculation`](Self::with_speculation), with the guesses of a smaller model.
+    ///
+    /// # Errors
+    /// `usage` for a draft model of another vocabulary size. Whether the tokens mean the same is the caller's to check.
+    pub fn with_draft_model(
+        mut self,
+        draft: &'m Model,
+        speculation: Speculation,
+    ) -> Result<Self, FormatError> {
+        let (expected, found) = (self.model.config().vocab_size, draft.config().vocab_size);
+        if expected != found {
+            return Err(FormatError::new(
+                ErrorCode::Usage,
+                format!("expected a draft model of {expected} tokens, found {found}"),
+            ));
+        }
+        let context = self.session.context();
+        self.speculator = match speculation {
+            Speculation::Off => None,
+            other => {
+                let is_auto = other == Speculation::Auto;
+                Some(Speculator::of_model(draft, context, is_auto)?)
+            }
+        };
+        Ok(self)
     }
 
     /// Tokens that end a text by what model and tokenizer say.
@@ -119,29 +170,63 @@ impl<'m> Generation<'m> {
     /// Forgets all tokens from `position` on, if there are any.
     pub fn truncate(&mut self, position: usize) {
         self.session.truncate(position);
+        if let Some(speculator) = &mut self.speculator {
+            speculator.truncate(self.session.position());
+        }
     }
 
-    /// Feeds `ids` and draws the next token: from the largest logits alone where the sampler needs no
-    /// others, which reads half of the head.
+    /// Reads `ids`, then `guesses`; returns the logits behind the last of `ids` and behind every guess: only the largest
+    /// where the sampler needs no others, which reads half of the head.
+    fn read(&mut self, ids: &[u32], guesses: &[u32]) -> Result<Rows, FormatError> {
+        let top = self.sampler.top_k().filter(|_| self.rules.is_empty());
+        // only the logits of a prompt's last token are wanted
+        let want = match (top, guesses.is_empty()) {
+            (Some(k), true) => Want::Top(k),
+            (None, true) => Want::Last,
+            (Some(k), false) => Want::TopOfEach(k),
+            (None, false) => Want::All,
+        };
+        let tokens = [ids, guesses].concat();
+        Ok(match self.model.pass(&mut self.session, &tokens, want)? {
+            StepLogits::Rows(rows) => Rows::All(rows),
+            StepLogits::Top(top) => Rows::Top(vec![top]),
+            StepLogits::TopOfEach(top) => Rows::Top(top),
+            StepLogits::Nothing => Rows::Top(Vec::new()),
+        })
+    }
+
+    /// Draws a token from the logits behind the last of the tokens fed, or behind a guess.
+    fn draw(&mut self, rows: &mut Rows, guess: usize) -> u32 {
+        match rows {
+            Rows::Top(top) => {
+                let top = top.get(guess).map_or(&[][..], |top| top);
+                self.sampler.sample_top(top)
+            }
+            Rows::All(rows) => {
+                let vocab = self.model.weights.output_head.rows();
+                let row = rows.chunks_exact_mut(vocab).nth(guess).unwrap_or_default();
+                self.rules.apply(row);
+                self.sampler.sample(row)
+            }
+        }
+    }
+
+    /// Feeds `ids` and draws the next token.
     ///
     /// # Errors
     /// As [`Model::forward`].
     pub fn next(&mut self, ids: &[u32]) -> Result<u32, FormatError> {
-        Ok(match self.sampler.top_k() {
-            _ if !self.rules.is_empty() => {
-                let mut logits = self.model.forward(&mut self.session, ids, Logits::Last)?;
-                self.rules.apply(&mut logits);
-                self.sampler.sample(&logits)
-            }
-            Some(k) => {
-                let top = self.model.forward_top_k(&mut self.session, ids, k)?;
-                self.sampler.sample_top(&top)
-            }
-            None => {
-                let logits = self.model.forward(&mut self.session, ids, Logits::Last)?;
-                self.sampler.sample(&logits)
-            }
-        })
+        let mut rows = self.read(ids, &[])?;
+        Ok(self.draw(&mut rows, 0))
+    }
+
+    /// Guesses at most `most` of the tokens that follow, as far as the context reaches.
+    fn guess(&mut self, most: usize) -> Result<Vec<u32>, FormatError> {
+        let room = self.session.context() - self.session.position();
+        match &mut self.speculator {
+            None => Ok(Vec::new()),
+            Some(speculator) => speculator.draft(most.min(room.saturating_sub(1))),
+        }
     }
 
     /// Feeds `ids`, then makes up to `most` tokens; `each` sees every one but the stop token, and may end the
@@ -160,27 +245,71 @@ impl<'m> Generation<'m> {
             stopped: Stopped::Length,
             prompt_time: Duration::ZERO,
             decode_time: Duration::ZERO,
+            speculated: Speculated::default(),
         };
         self.rules.see_prompt(ids);
+        let position = self.session.position();
+        if let Some(speculator) = &mut self.speculator {
+            speculator.truncate(position);
+            speculator.read(ids);
+        }
         let started = Instant::now();
         let mut first = None; // when the first token came
-        let (mut fed, mut last);
-        fed = ids;
-        while generated.tokens.len() < most {
-            let token = self.next(fed)?;
-            first.get_or_insert_with(|| started.elapsed());
-            if self.stop_tokens.contains(&token) {
-                generated.stopped = Stopped::StopToken;
-                break;
+        let mut fed = ids.to_vec();
+        let mut is_over = false;
+        while !is_over && generated.tokens.len() < most {
+            let begun = Instant::now();
+            let before = self.session.position() + fed.len();
+            let guesses = match fed.len() {
+                1 => self.guess(most - generated.tokens.len() - 1)?,
+                _ => Vec::new(),
+            };
+            let (mut rows, guesses) = match self.read(&fed, &guesses) {
+                Ok(rows) => (rows, guesses),
+                // a guess that is wrong may overflow what the text does not
+                Err(_) if !guesses.is_empty() => (self.read(&fed, &[])?, Vec::new()),
+                Err(error) => return Err(error.into()),
+            };
+            let step_time = begun.elapsed();
+            let mut accepted = 0;
+            let ended = loop {
+                let token = self.draw(&mut rows, accepted);
+                first.get_or_insert_with(|| started.elapsed());
+                if self.stop_tokens.contains(&token) {
+                    break Ok(Some(Stopped::StopToken));
+                }
+                generated.tokens.push(token);
+                self.rules.see(token);
+                if let Some(speculator) = &mut self.speculator {
+                    speculator.drawn(token);
+                }
+                match each(token) {
+                    Ok(ControlFlow::Continue(())) => {}
+                    Ok(ControlFlow::Break(())) => break Ok(Some(Stopped::StopString)),
+                    Err(error) => break Err(error),
+                }
+                match guesses.get(accepted) {
+                    Some(guess) if *guess == token && generated.tokens.len() < most => {
+                        accepted += 1;
+                    }
+                    _ => {
+                        fed = vec![token];
+                        break Ok(None);
+                    }
+                }
+            };
+            self.session.truncate(before + accepted);
+            let Speculated { drafted, steps, .. } = &mut generated.speculated;
+            (*drafted, *steps) = (*drafted + guesses.len(), *steps + 1);
+            generated.speculated.accepted += accepted;
+            if let (Some(speculator), true) = (&mut self.speculator, before > position + ids.len())
+            {
+                speculator.learn(guesses.len(), accepted, step_time);
             }
-            generated.tokens.push(token);
-            self.rules.see(token);
-            if each(token)?.is_break() {
-                generated.stopped = Stopped::StopString;
-                break;
+            if let Some(stopped) = ended? {
+                generated.stopped = stopped;
+                is_over = true;
             }
-            last = [token];
-            fed = &last;
         }
         if let Some(first) = first {
             generated.prompt_time = first;

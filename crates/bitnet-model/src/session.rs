@@ -111,7 +111,7 @@ impl Model {
             .map(StepLogits::into_top)
     }
 
-    fn pass(
+    pub(crate) fn pass(
         &self,
         session: &mut Session,
         tokens: &[u32],

@@ -9,7 +9,12 @@ use crate::round::{Round, Span};
 use crate::sequence::Sequence;
 use crate::workspace::Workspace;
 use bitnet_formats::{ErrorCode, FormatError};
+use std::borrow::Cow;
 use std::ops::Range;
+
+/// Most tokens that a recurrent state reads again in the rounds of the next step: more take rounds of their own, behind
+/// which there is a snapshot.
+const FEW_UNREAD: usize = 32;
 
 /// New tokens of a sequence.
 #[derive(Debug)]
@@ -91,6 +96,24 @@ pub(crate) struct Piece {
     pub rows: Range<usize>,
 }
 
+impl Piece {
+    /// The part behind the first tokens of every slice, `unread`, and counted from there, if there is any.
+    fn behind(self, unread: &[Vec<u32>]) -> Option<Self> {
+        let Self {
+            slice,
+            tokens,
+            rows,
+        } = self;
+        let skipped = unread[slice].len();
+        let from = tokens.start.max(skipped);
+        (from < tokens.end).then(|| Self {
+            slice,
+            tokens: from - skipped..tokens.end - skipped,
+            rows: rows.start + (from - tokens.start)..rows.end,
+        })
+    }
+}
+
 impl Model {
     /// Appends the tokens of every slice to its sequence, and returns what each slice wants, in order.
     ///
@@ -137,16 +160,26 @@ impl Model {
         for slice in &mut *batch {
             slice.sequence.reserve(slice.tokens.len())?;
         }
-        let lengths: Vec<usize> = batch.iter().map(|slice| slice.tokens.len()).collect();
         let result = self.threads.enter(|| {
             workspace.clock.start();
-            self.read_again(batch, workspace)?;
-            for slice in &mut *batch {
-                slice.sequence.begin_step(slice.tokens);
+            let unread = self.read_again(batch, workspace)?;
+            let tokens: Vec<Cow<'_, [u32]>> = batch
+                .iter()
+                .zip(&unread)
+                .map(|(slice, unread)| match unread.is_empty() {
+                    true => Cow::Borrowed(slice.tokens),
+                    false => Cow::Owned([unread, slice.tokens].concat()),
+                })
+                .collect();
+            for (slice, tokens) in batch.iter_mut().zip(&tokens) {
+                slice.sequence.begin_step(tokens);
             }
+            let lengths: Vec<usize> = tokens.iter().map(|tokens| tokens.len()).collect();
             for pieces in plan(&lengths, workspace.most_rows) {
-                self.round(batch, &pieces, workspace)?;
-                done(batch, &pieces, workspace)?;
+                self.round(batch, &tokens, &pieces, workspace)?;
+                let pieces = pieces.into_iter();
+                let new: Vec<Piece> = pieces.filter_map(|p| p.behind(&unread)).collect();
+                done(batch, &new, workspace)?;
             }
             Ok(())
         });
@@ -160,28 +193,26 @@ impl Model {
         result
     }
 
-    /// Recurrent states that went back to a snapshot read the tokens behind it again.
+    /// Recurrent states that went back to a snapshot read the tokens behind it again. Those of which a slice lacks few are
+    /// returned instead: its next tokens follow them in the same rounds.
     fn read_again(
         &self,
         batch: &mut [Slice<'_>],
         workspace: &mut Workspace,
-    ) -> Result<(), FormatError> {
-        let unread: Vec<Vec<u32>> = batch.iter_mut().map(|s| s.sequence.rewind()).collect();
-        let mut again: Vec<Slice<'_>> = Vec::new();
-        for (slice, tokens) in batch.iter_mut().zip(&unread) {
-            if !tokens.is_empty() {
-                again.push(Slice {
-                    sequence: &mut *slice.sequence,
-                    tokens,
-                    want: Want::Nothing,
-                });
-            }
-        }
-        let lengths: Vec<usize> = again.iter().map(|slice| slice.tokens.len()).collect();
+    ) -> Result<Vec<Vec<u32>>, FormatError> {
+        let mut unread: Vec<Vec<u32>> = batch.iter_mut().map(|s| s.sequence.rewind()).collect();
+        let many: Vec<Cow<'_, [u32]>> = unread
+            .iter_mut()
+            .map(|unread| match unread.len() > FEW_UNREAD {
+                true => Cow::Owned(std::mem::take(unread)),
+                false => Cow::Borrowed(&[][..]),
+            })
+            .collect();
+        let lengths: Vec<usize> = many.iter().map(|tokens| tokens.len()).collect();
         for pieces in plan(&lengths, workspace.most_rows) {
-            self.round(&mut again, &pieces, workspace)?;
+            self.round(batch, &many, &pieces, workspace)?;
         }
-        Ok(())
+        Ok(unread)
     }
 
     /// Refuses what would fail on the way.
@@ -199,10 +230,11 @@ impl Model {
         Ok(())
     }
 
-    /// Some tokens through the layers.
+    /// Some tokens through the layers, of `tokens` of each slice.
     fn round(
         &self,
         batch: &mut [Slice<'_>],
+        tokens: &[Cow<'_, [u32]>],
         pieces: &[Piece],
         workspace: &mut Workspace,
     ) -> Result<(), FormatError> {
@@ -220,7 +252,7 @@ impl Model {
         for piece in pieces {
             let slice = &batch[piece.slice];
             let x = &mut stream.x[piece.rows.start * hidden..piece.rows.end * hidden];
-            self.look_up(&slice.tokens[piece.tokens.clone()], x)?;
+            self.look_up(&tokens[piece.slice][piece.tokens.clone()], x)?;
             positions.extend((slice.sequence.position()..).take(piece.rows.len()));
         }
         clock.lap(Part::Elementwise);
@@ -372,6 +404,26 @@ fn plan(lengths: &[usize], most: usize) -> Vec<Vec<Piece>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_piece_behind_tokens_that_are_read_again_has_the_new_ones() {
+        let piece = Piece {
+            slice: 1,
+            tokens: 2..9,
+            rows: 10..17,
+        };
+        let behind = |unread| piece.clone().behind(&[Vec::new(), vec![0; unread]]);
+        assert_eq!(behind(0), Some(piece.clone()));
+        let new = |tokens, rows| Piece {
+            slice: 1,
+            tokens,
+            rows,
+        };
+        assert_eq!(behind(2), Some(new(0..7, 10..17)));
+        assert_eq!(behind(5), Some(new(0..4, 13..17)));
+        assert_eq!(behind(8), Some(new(0..1, 16..17)));
+        assert_eq!(behind(9), None);
+    }
 
     #[test]
     fn rounds_hold_every_token_once_and_in_order() {

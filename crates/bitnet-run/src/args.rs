@@ -43,15 +43,18 @@ pub enum Command {
 
 impl Args {
     /// The models that the command line names.
-    pub fn models(&mut self) -> Option<&mut PathBuf> {
+    pub fn models(&mut self) -> Vec<&mut PathBuf> {
         match &mut self.command {
-            Some(Command::Logits(a)) => Some(&mut a.model.model),
-            Some(Command::Embed(a)) => Some(&mut a.model.model),
-            Some(Command::Perplexity(a)) => Some(&mut a.model.model),
-            Some(Command::Bench(a)) => Some(&mut a.model.model),
-            Some(Command::Serve(a)) => Some(&mut a.model.model),
-            Some(Command::Kernels) => None,
-            None => self.generate.model.as_mut(),
+            Some(Command::Logits(a)) => vec![&mut a.model.model],
+            Some(Command::Embed(a)) => vec![&mut a.model.model],
+            Some(Command::Perplexity(a)) => vec![&mut a.model.model],
+            Some(Command::Bench(a)) => vec![&mut a.model.model],
+            Some(Command::Serve(a)) => vec![&mut a.model.model],
+            Some(Command::Kernels) => Vec::new(),
+            None => {
+                let Generate { model, draft, .. } = &mut self.generate;
+                model.iter_mut().chain(draft).collect()
+            }
         }
     }
 }
@@ -128,7 +131,7 @@ pub struct Generate {
         long,
         value_name = "FILE",
         requires = "output",
-        conflicts_with_all = ["prompt", "tokens", "chat", "stream", "ignore_eos", "stop", "greedy", "temp", "top_k", "top_p", "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty"],
+        conflicts_with_all = ["prompt", "tokens", "chat", "stream", "ignore_eos", "stop", "greedy", "temp", "top_k", "top_p", "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "speculate", "draft"],
         help_heading = "Batches"
     )]
     pub batch: Option<PathBuf>,
@@ -270,8 +273,29 @@ pub struct Generate {
     /// Subtract P for each time that a token was generated, for example --frequency-penalty 0.5
     #[arg(long, value_name = "P", value_parser = penalty, allow_hyphen_values = true, help_heading = "Sampling")]
     pub frequency_penalty: Option<f32>,
+    /// Guess tokens ahead and verify several per step [default: auto], for example --speculate prompt-lookup
+    ///
+    /// The tokens stay the same, whatever the sampling flags: a guess is kept only if it is the very token that would have
+    /// been drawn. Guesses are what followed the last tokens where prompt or text had them before.
+    #[arg(long, value_name = "MODE", help_heading = "Speculation")]
+    pub speculate: Option<SpeculateArg>,
+    /// Take the guesses from a smaller model with the same tokenizer, for example --draft small.gguf
+    ///
+    /// The draft model is opened with the flags of the model (--kernel, --kv-type, --layout and so on).
+    #[arg(long, value_name = "MODEL", help_heading = "Speculation")]
+    pub draft: Option<PathBuf>,
     #[command(flatten)]
     pub compute: ComputeArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SpeculateArg {
+    /// One token per step
+    Off,
+    /// Verify every guess
+    PromptLookup,
+    /// Verify guesses while they save time
+    Auto,
 }
 
 #[derive(Debug, clap::Args)]

@@ -6,7 +6,7 @@
 
 use crate::args::{Generate, Think};
 use crate::open::{self, Loaded};
-use crate::prompts;
+use crate::{prompts, speculate};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure};
 use bitnet_model::{Generation, LogitOptions, Sampler, TextStream};
 use bitnet_text::{ChatContext, ChatMessage, ChatTemplate, Tokenizer};
@@ -78,8 +78,10 @@ pub fn interactive(
         .ctx
         .unwrap_or(model.config().max_position_embeddings.min(4096));
     let stop_tokens = open::stop_tokens(args, model, Some(&tokenizer));
-    let mut generation =
+    let draft = speculate::draft(args, model, Some(&tokenizer))?;
+    let generation =
         Generation::new(model, context, sampler, stop_tokens)?.with_logit_options(logits);
+    let mut generation = speculate::speculating(generation, args, draft.as_ref())?;
     let mut messages: Vec<ChatMessage> = args.system.iter().map(ChatMessage::system).collect();
     let mut fed: Vec<u32> = Vec::new(); // what the session has seen
     console.note("one message per line; end with Ctrl-D")?;

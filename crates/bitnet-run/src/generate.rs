@@ -4,7 +4,7 @@
 //! text, generation ends at a stop token of the model, in front of a `--stop` string or after `-n` tokens.
 
 use crate::args::Generate;
-use crate::{chat, open, prompts};
+use crate::{chat, open, prompts, speculate};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
 use bitnet_model::{Generation, LogitOptions, Model, Sampler, SamplerOptions, TextStream};
 use serde_json::json;
@@ -62,8 +62,10 @@ pub fn run(
     }
     let context = context(args, &model, ids.len())?;
     let stop_tokens = open::stop_tokens(args, &model, tokenizer.as_ref());
-    let mut generation = Generation::new(&model, context, sampler, stop_tokens)?
+    let draft = speculate::draft(args, &model, tokenizer.as_ref())?;
+    let generation = Generation::new(&model, context, sampler, stop_tokens)?
         .with_logit_options(logit_options(args));
+    let mut generation = speculate::speculating(generation, args, draft.as_ref())?;
     let live = args.stream && !console.is_json();
     let (mut text, most) = (String::new(), args.max_new_tokens);
     let generated = match &tokenizer {
@@ -85,6 +87,9 @@ pub fn run(
         })?,
     };
     checkpoint.check_inputs()?;
+    if let Some(draft) = &draft {
+        draft.checkpoint.check_inputs()?;
+    }
     match (&tokenizer, live) {
         (Some(_), true) => console.line("")?,
         (Some(_), false) => console.line(&text)?,
@@ -120,6 +125,12 @@ pub fn run(
         "prompt_seconds": generated.prompt_time.as_secs_f64(),
         "decode_seconds": generated.decode_time.as_secs_f64(),
         "tokens_per_second": generated.tokens_per_second(),
+        "speculation": {
+            "mode": speculate::mode(args).as_str(),
+            "drafted": generated.speculated.drafted,
+            "accepted": generated.speculated.accepted,
+            "steps": generated.speculated.steps,
+        },
     }))?;
     Ok(ExitStatus::Done)
 }

@@ -17,6 +17,7 @@ mod open;
 mod perplexity;
 mod prompts;
 mod serve;
+mod speculate;
 
 use args::{Args, Command};
 use bitnet_cli::{Console, ExitStatus, Reads};

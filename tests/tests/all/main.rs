@@ -72,6 +72,7 @@ mod side_files;
 mod signatures;
 mod sources;
 mod special_tokens;
+mod speculate;
 mod storage;
 mod streaming;
 mod tokenizer;

@@ -79,7 +79,13 @@ fn texts(model: &Model) -> Vec<Text> {
                 Want::Last
             }
         },
-        |_| Want::Top(2),
+        |step| {
+            if step < 2 {
+                Want::TopOfEach(3)
+            } else {
+                Want::Top(2)
+            }
+        },
     ];
     let vocab = model.config().vocab_size;
     let lengths = LENGTHS.iter().enumerate();
@@ -102,6 +108,15 @@ fn texts(model: &Model) -> Vec<Text> {
         }
     };
     lengths.map(text).collect()
+}
+
+/// The `k` largest of some logits, given as bits, with their tokens.
+fn largest_of(logits: &[u32], k: usize) -> Vec<(u32, f32)> {
+    let logits = logits.iter().map(|bits| f32::from_bits(*bits));
+    let mut all: Vec<(u32, f32)> = (0..).zip(logits).collect();
+    all.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
+    all.truncate(k);
+    all
 }
 
 /// Runs some texts together and compares each with itself alone. Returns how many sequences the largest step had.
@@ -156,11 +171,11 @@ fn together(model: &Model, texts: &[Text], workspace: &mut Workspace, what: &str
                     assert_eq!(bits(&rows), alone.concat(), "{place}");
                 }
                 (Want::Top(k), StepLogits::Top(top)) => {
-                    let mut want: Vec<(u32, f32)> = (0..)
-                        .zip(last.iter().map(|bits| f32::from_bits(*bits)))
-                        .collect();
-                    want.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
-                    assert_eq!(top, want[..k], "{place}");
+                    assert_eq!(top, largest_of(last, k), "{place}");
+                }
+                (Want::TopOfEach(k), StepLogits::TopOfEach(top)) => {
+                    let want: Vec<_> = alone.iter().map(|row| largest_of(row, k)).collect();
+                    assert_eq!(top, want, "{place}");
                 }
                 (want, found) => panic!("{place}: wanted {want:?}, found {found:?}"),
             }
