@@ -359,14 +359,10 @@ fn the_program_reports_what_speculation_did() {
             }
             assert_eq!(got["speculation"]["mode"], name);
             if more.is_empty() && mode.len() == 4 {
-                assert_eq!(
-                    got["speculation"]["accepted"],
-                    got["speculation"]["drafted"]
-                );
-                assert!(
-                    got["speculation"]["accepted"].as_u64().unwrap() > 4,
-                    "{got}"
-                );
+                // guesses behind the end of the text are of no use
+                let count = |key: &str| got["speculation"][key].as_u64().unwrap();
+                assert!(count("accepted") > 4, "{got}");
+                assert!(count("accepted") + 16 > count("drafted"), "{got}");
             }
         }
     }
