@@ -3,6 +3,7 @@
 //! Invariant: a request is read and checked as a whole before the engine sees it.
 
 mod answer;
+mod calls;
 mod chat;
 mod completions;
 mod conversation;
@@ -13,12 +14,14 @@ mod messages;
 mod parts;
 mod responses;
 mod sampling;
+mod schema;
 mod service;
 mod texts;
 mod tools;
 
 use crate::engine::{Client, Event, Events, Metrics};
 pub use error::ApiError;
+pub(crate) use schema::openapi;
 use serde_json::{Value, json};
 pub use service::{ApiOptions, Service};
 use std::sync::Arc;

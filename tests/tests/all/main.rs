@@ -12,6 +12,7 @@ mod answers;
 mod atomic_output;
 mod bench;
 mod bench_peers;
+mod bench_serve;
 mod bonsai;
 mod bounded_reading;
 mod byte_sources;

@@ -7,6 +7,7 @@ mod batch;
 mod faults;
 mod invariance;
 mod load;
+mod openapi;
 mod tools;
 
 use bitnet_checkpoint::{Checkpoint, OpenOptions};

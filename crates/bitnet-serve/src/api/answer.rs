@@ -14,6 +14,8 @@ pub(crate) struct Text {
     pub prompt: Vec<TokenLogprob>,
     pub logprobs: Vec<TokenLogprob>,
     pub stopped: Option<Stopped>,
+    /// The token behind the text that ended it.
+    pub ending: Option<TokenLogprob>,
 }
 
 impl Text {
@@ -31,9 +33,15 @@ impl Text {
                 self.text.push_str(text);
                 self.logprobs.extend(logprob.clone());
             }
-            Event::Done { text, stopped, .. } => {
+            Event::Done {
+                text,
+                stopped,
+                ending,
+                ..
+            } => {
                 self.text.push_str(text);
                 self.stopped = Some(*stopped);
+                self.ending.clone_from(ending);
             }
             Event::Vector { .. } | Event::Failed(_) => {}
         }

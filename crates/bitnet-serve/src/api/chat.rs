@@ -25,6 +25,7 @@ struct Message {
     content: String,
     reasoning: String,
     calls: Vec<Call>,
+    drops: bool, // whether further calls are dropped
     begun: bool,
     sent: usize, // log-probabilities that were streamed
 }
@@ -113,6 +114,7 @@ pub(crate) fn prepare(
         content: String::new(),
         reasoning: String::new(),
         calls: Vec::new(),
+        drops: false,
         begun: false,
         sent: 0,
     };
@@ -183,20 +185,29 @@ impl Chat {
                 message.reasoning.push_str(&text);
                 vec![json!({"reasoning_content": text})]
             }
-            Part::Call(_) if self.one_call && !message.calls.is_empty() => Vec::new(),
-            Part::Call(call) => {
+            Part::Call(_) if self.one_call && !message.calls.is_empty() => {
+                message.drops = true;
+                Vec::new()
+            }
+            Part::Call(name) => {
                 let index = message.calls.len();
-                message.calls.push(call.clone());
+                message.calls.push(Call {
+                    name: name.clone(),
+                    arguments: String::new(),
+                });
                 let id = self.call_id(choice, index);
-                vec![
-                    json!({"tool_calls": [{
-                        "index": index, "id": id, "type": "function",
-                        "function": {"name": call.name, "arguments": ""},
-                    }]}),
-                    json!({"tool_calls": [{
-                        "index": index, "function": {"arguments": call.arguments},
-                    }]}),
-                ]
+                vec![json!({"tool_calls": [{
+                    "index": index, "id": id, "type": "function",
+                    "function": {"name": name, "arguments": ""},
+                }]})]
+            }
+            Part::Arguments(_) if message.drops => Vec::new(),
+            Part::Arguments(text) => {
+                let index = message.calls.len().saturating_sub(1);
+                if let Some(call) = message.calls.last_mut() {
+                    call.arguments.push_str(&text);
+                }
+                vec![json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})]
             }
         }
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// What clients expect without `max_tokens`.
 const DEFAULT_TOKENS: u64 = 16;
 /// Most prompts of a request.
-const MOST_PROMPTS: usize = 2048;
+pub(crate) const MOST_PROMPTS: usize = 2048;
 /// Most alternatives of a token.
 pub(crate) const MOST_LOGPROBS: u64 = 20;
 /// Most texts of a request.
@@ -242,7 +242,8 @@ impl Completions {
     }
 
     fn logprob_count(&self, choice: usize) -> usize {
-        self.texts[choice].prompt.len() + self.texts[choice].logprobs.len()
+        let own = &self.texts[choice];
+        own.prompt.len() + own.logprobs.len() + usize::from(own.ending.is_some())
     }
 
     fn choice(&mut self, choice: usize, text: String, from: usize, end: bool) -> Value {
@@ -263,8 +264,9 @@ impl Completions {
 
     fn logprobs(&mut self, choice: usize, from: usize) -> Value {
         let own = &self.texts[choice];
-        let entries = own.prompt.iter().chain(&own.logprobs).skip(from);
-        let entries: Vec<TokenLogprob> = entries.cloned().collect();
+        // the token that ended the text stands at the end of the lists, as clients that measure prompts expect
+        let entries = own.prompt.iter().chain(&own.logprobs).chain(&own.ending);
+        let entries: Vec<TokenLogprob> = entries.skip(from).cloned().collect();
         let (mut texts, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         let mut offset = match from {
             0 if own.prompt.is_empty() => self.echoed(choice).chars().count(),

@@ -7,7 +7,7 @@ use super::error::ApiError;
 use serde_json::{Map, Value};
 
 /// Fields that cannot change an answer: who asks, what is stored where, and what clients keep for themselves.
-const HARMLESS: [&str; 20] = [
+pub(crate) const HARMLESS: [&str; 20] = [
     "user",
     "metadata",
     "store",
@@ -45,7 +45,7 @@ impl Fields {
                 place: String::new(),
                 map,
             }),
-            _ => Err(ApiError::new(400, "expected a JSON object as the body")),
+            _ => Err(ApiError::bad_request("expected a JSON object as the body")),
         }
     }
 

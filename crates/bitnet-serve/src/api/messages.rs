@@ -7,7 +7,7 @@ use super::fields::Fields;
 use serde_json::{Map, Value, json};
 
 /// Most messages of a conversation.
-const MOST_MESSAGES: usize = 8192;
+pub(crate) const MOST_MESSAGES: usize = 8192;
 
 /// Checks messages and brings them into the form that templates read.
 pub(crate) fn read(list: Vec<Value>) -> Result<Vec<Value>, ApiError> {

@@ -1,8 +1,10 @@
 //! The parts of an assistant's text: reasoning, content, calls of tools.
 //!
-//! Invariant: the parts follow from the whole text alone, however the pieces cut it. A call that does not parse is content.
+//! Invariant: the parts follow from the whole text alone, however the pieces cut it. What does not begin as a call is content;
+//! what begins as one stays one, with the arguments that the text has.
 
-use super::tools::{Call, Tools};
+use super::calls::{Opening, Scan, Scanned, Step, function, member, opening, step};
+use super::tools::{ToolFormat, Tools};
 use std::sync::Arc;
 
 const THINK: &str = "<think>";
@@ -15,10 +17,13 @@ const CALLED: &str = "</tool_call>";
 pub(crate) enum Part {
     Reasoning(String),
     Content(String),
-    Call(Call),
+    /// A call of a function begins.
+    Call(String),
+    /// More of its arguments.
+    Arguments(String),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     /// Nothing came but white space.
     Start,
@@ -26,7 +31,16 @@ enum State {
     /// Line breaks behind the reasoning are dropped.
     Thought,
     Content,
+    /// It is not certain yet which function is called.
     Call,
+    /// The object of arguments.
+    Arguments(Scan),
+    /// Arguments that are no JSON, up to the end of the call.
+    Broken,
+    /// Parameters between tags: the function, and the parameters that came.
+    Parameters(String, Vec<String>),
+    /// Behind the arguments.
+    Called,
 }
 
 /// A text that is cut into parts while it comes.
@@ -69,31 +83,96 @@ impl Parts {
         let held = std::mem::take(&mut self.held);
         let part = match self.state {
             State::Reasoning => Part::Reasoning(held),
-            State::Call => match self.call(&held) {
-                Some(call) => Part::Call(call),
-                None => Part::Content(format!("{CALL}{held}")),
-            },
-            State::Thought => return Vec::new(),
+            State::Call => return self.whole(&held, format!("{CALL}{held}")),
+            State::Broken => Part::Arguments(held),
+            // a call that was cut off keeps what came
+            State::Thought | State::Arguments(_) | State::Parameters(..) | State::Called => {
+                return Vec::new();
+            }
             State::Start | State::Content if self.calls > 0 && held.trim().is_empty() => {
                 return Vec::new();
             }
             State::Start | State::Content => Part::Content(held),
         };
         match &part {
-            Part::Reasoning(text) | Part::Content(text) if text.is_empty() => Vec::new(),
+            Part::Reasoning(text) | Part::Content(text) | Part::Arguments(text)
+                if text.is_empty() =>
+            {
+                Vec::new()
+            }
             _ => vec![part],
         }
     }
 
-    fn call(&mut self, text: &str) -> Option<Call> {
-        let call = self.tools.as_ref()?.parse(text)?;
+    /// A call, from its whole text, else content.
+    fn whole(&mut self, text: &str, content: String) -> Vec<Part> {
+        let call = self.tools.as_ref().and_then(|tools| tools.parse(text));
+        match call {
+            Some(call) => {
+                self.calls += 1;
+                vec![Part::Call(call.name), Part::Arguments(call.arguments)]
+            }
+            None => vec![Part::Content(content)],
+        }
+    }
+
+    /// Begins a call of which the function is certain.
+    fn open(&mut self, parts: &mut Vec<Part>) -> bool {
+        let Some(tools) = &self.tools else {
+            return false;
+        };
+        let is_json = tools.format() == ToolFormat::Json;
+        let found = match is_json {
+            true => opening(&self.held),
+            false => function(&self.held),
+        };
+        let Opening::Of(name, at) = found else {
+            return false;
+        };
+        if !tools.has(&name) {
+            return false;
+        }
         self.calls += 1;
-        Some(call)
+        self.held.drain(..at);
+        parts.push(Part::Call(name.clone()));
+        self.state = match is_json {
+            true => State::Arguments(Scan::default()),
+            false => {
+                parts.push(Part::Arguments("{".to_owned()));
+                State::Parameters(name, Vec::new())
+            }
+        };
+        true
+    }
+
+    /// The next parameter between tags.
+    fn parameter(&mut self, name: String, mut have: Vec<String>, parts: &mut Vec<Part>) -> bool {
+        match step(&self.held, CALLED) {
+            Step::Undecided => return false,
+            Step::End(at) => {
+                self.held.drain(..at);
+                self.state = State::Called;
+                parts.push(Part::Arguments("}".to_owned()));
+            }
+            Step::Parameter(parameter, text, at) => {
+                // of two values the first counts: it was sent
+                if !have.iter().any(|other| other == parameter) {
+                    let value = self.tools.as_ref().map(|t| t.value(&name, parameter, text));
+                    let comma = if have.is_empty() { "" } else { "," };
+                    let member = member(parameter, &value.unwrap_or_default());
+                    parts.push(Part::Arguments(format!("{comma}{member}")));
+                    have.push(parameter.to_owned());
+                }
+                self.held.drain(..at);
+                self.state = State::Parameters(name, have);
+            }
+        }
+        true
     }
 
     /// One transition; whether there may be another one.
     fn advance(&mut self, parts: &mut Vec<Part>) -> bool {
-        match self.state {
+        match self.state.clone() {
             State::Start => {
                 let text = self.held.trim_start();
                 if let Some(rest) = text.strip_prefix(THINK) {
@@ -132,16 +211,39 @@ impl Parts {
                 self.emit((all, false), Part::Content, parts)
             }
             State::Call => {
+                if self.open(parts) {
+                    return true;
+                }
                 let Some(at) = self.held.find(CALLED) else {
                     return false;
                 };
                 let text = self.held[..at].to_owned();
-                let rest = self.held[at + CALLED.len()..].to_owned();
-                match self.call(&text) {
-                    Some(call) => parts.push(Part::Call(call)),
-                    None => parts.push(Part::Content(format!("{CALL}{text}{CALLED}"))),
-                }
-                self.held = rest;
+                self.held.drain(..at + CALLED.len());
+                self.state = State::Content;
+                parts.extend(self.whole(&text, format!("{CALL}{text}{CALLED}")));
+                true
+            }
+            State::Arguments(mut scan) => {
+                let (at, next) = match scan.push(&self.held) {
+                    Scanned::All => (self.held.len(), State::Arguments(scan)),
+                    Scanned::Complete(at) => (at, State::Called),
+                    Scanned::Broken(at) => (at, State::Broken),
+                };
+                let goes_on = !matches!(next, State::Arguments(_));
+                self.state = next;
+                let text: String = self.held.drain(..at).collect();
+                self.emit((text, goes_on), Part::Arguments, parts)
+            }
+            State::Broken => {
+                let found = self.until(CALLED, State::Content);
+                self.emit(found, Part::Arguments, parts)
+            }
+            State::Parameters(name, have) => self.parameter(name, have, parts),
+            State::Called => {
+                let Some(at) = self.held.find(CALLED) else {
+                    return false;
+                };
+                self.held.drain(..at + CALLED.len());
                 self.state = State::Content;
                 true
             }
@@ -189,7 +291,8 @@ mod tests {
         for part in parts {
             match (joined.last_mut(), part) {
                 (Some(Part::Content(a)), Part::Content(b))
-                | (Some(Part::Reasoning(a)), Part::Reasoning(b)) => a.push_str(&b),
+                | (Some(Part::Reasoning(a)), Part::Reasoning(b))
+                | (Some(Part::Arguments(a)), Part::Arguments(b)) => a.push_str(&b),
                 (_, part) => joined.push(part),
             }
         }
@@ -210,81 +313,139 @@ mod tests {
     fn parts_are_the_same_however_the_text_is_cut() {
         let content = |text: &str| Part::Content(text.to_owned());
         let reasoning = |text: &str| Part::Reasoning(text.to_owned());
-        let call = |name: &str, arguments: &str| {
-            Part::Call(Call {
-                name: name.to_owned(),
-                arguments: arguments.to_owned(),
-            })
-        };
+        let call = |name: &str| Part::Call(name.to_owned());
+        let arguments = |text: &str| Part::Arguments(text.to_owned());
         let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
         let tools = |format| {
             let list = tools.as_array().unwrap().clone();
             Some(Arc::new(Tools::new(list, format).unwrap()))
         };
-        let json = ToolFormat::Json;
+        let (json, xml) = (Some(ToolFormat::Json), Some(ToolFormat::Xml));
         for (text, state, with_tools, want) in [
             (
                 "plain <text>",
                 Some(false),
-                false,
+                None,
                 vec![content("plain <text>")],
             ),
             (
                 "<think>\na < b\n</think>\n\nyes",
                 Some(false),
-                false,
+                None,
                 vec![reasoning("a < b"), content("yes")],
             ),
             (
                 "so</think>no",
                 Some(true),
-                false,
+                None,
                 vec![reasoning("so"), content("no")],
             ),
             (
                 "never ends",
                 Some(true),
-                false,
+                None,
                 vec![reasoning("never ends")],
             ),
             (
                 "<think>x</think>",
                 None,
-                false,
+                None,
                 vec![content("<think>x</think>")],
             ),
-            ("<thi", Some(false), false, vec![content("<thi")]),
+            ("<thi", Some(false), None, vec![content("<thi")]),
             (
                 "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"é\": [1, 2.5]}}\n</tool_call>\n<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>\n",
                 Some(false),
-                true,
+                json,
                 vec![
                     content("Let me see."),
-                    call("f", "{\"é\":[1,2.5]}"),
-                    call("f", "{}"),
+                    call("f"),
+                    arguments("{\"é\": [1, 2.5]}"),
+                    call("f"),
+                    arguments("{}"),
                 ],
             ),
             (
                 "<tool_call>no json</tool_call> x",
                 Some(false),
-                true,
+                json,
                 vec![content("<tool_call>no json</tool_call> x")],
             ),
             (
                 "<tool_call>{\"name\": \"f\", \"arguments\": {}}",
                 Some(false),
-                true,
-                vec![call("f", "{}")],
+                json,
+                vec![call("f"), arguments("{}")],
+            ),
+            // the function is certain at the end alone
+            (
+                "<tool_call>{\"arguments\": {\"a\": 1}, \"name\": \"f\"}</tool_call>",
+                Some(false),
+                json,
+                vec![call("f"), arguments("{\"a\":1}")],
+            ),
+            // a tag in a text, arguments that are cut off, arguments that are no JSON
+            (
+                "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"</tool_call>\"}, \"id\": 1}\n</tool_call>\nso",
+                None,
+                json,
+                vec![
+                    call("f"),
+                    arguments("{\"a\": \"</tool_call>\"}"),
+                    content("\nso"),
+                ],
+            ),
+            (
+                "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"b",
+                None,
+                json,
+                vec![call("f"), arguments("{\"a\": \"b")],
+            ),
+            (
+                "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"b\n</tool_call> x",
+                None,
+                json,
+                vec![call("f"), arguments("{\"a\": \"b"), content(" x")],
+            ),
+            (
+                "<tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>",
+                None,
+                json,
+                vec![content(
+                    "<tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>",
+                )],
+            ),
+            (
+                "<tool_call>\n<function=f>\n<parameter=a>\n1 < 2\n</parameter>\n<parameter=b>\n[3]\n</parameter>\n<parameter=a>\n4\n</parameter>\n</function>\n</tool_call>",
+                None,
+                xml,
+                vec![call("f"), arguments("{\"a\":\"1 < 2\",\"b\":[3]}")],
+            ),
+            (
+                "<tool_call><function=f></function></tool_call> and <tool_call><function=g></function></tool_call>",
+                None,
+                xml,
+                vec![
+                    call("f"),
+                    arguments("{}"),
+                    content(" and<tool_call><function=g></function></tool_call>"),
+                ],
+            ),
+            (
+                "<tool_call><function=f><parameter=a>1</parameter><parameter=b>2</tool_call>",
+                None,
+                xml,
+                vec![call("f"), arguments("{\"a\":1,\"b\":2}")],
             ),
             (
                 "<tool_call>{\"na",
                 Some(false),
-                true,
+                json,
                 vec![content("<tool_call>{\"na")],
             ),
         ] {
             for step in [1, 2, 3, 5, 1000] {
-                let tools = with_tools.then(|| tools(json)).flatten();
+                let tools = with_tools.and_then(tools);
                 let found = cut(text, step, Parts::new(state, tools));
                 assert_eq!(found, want, "{text:?} by {step}");
             }

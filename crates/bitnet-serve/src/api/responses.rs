@@ -174,7 +174,7 @@ impl Responses {
                         json!({"item_id": item, "output_index": 0, "content_index": 0, "delta": piece, "logprobs": []}),
                     ));
                 }
-                Part::Call(_) => {}
+                Part::Call(_) | Part::Arguments(_) => {}
             }
         }
         match self.stream {

@@ -10,11 +10,11 @@ use bitnet_model::{LogitOptions, SamplerOptions};
 use serde_json::Value;
 
 /// Most stop strings.
-const MOST_STOPS: usize = 64;
+pub(crate) const MOST_STOPS: usize = 64;
 /// Most bytes of a stop string.
 const MOST_STOP_BYTES: usize = 4096;
 /// Most texts for one prompt.
-const MOST_CHOICES: u64 = 128;
+pub(crate) const MOST_CHOICES: u64 = 128;
 
 /// How texts are drawn, and where they end.
 #[derive(Debug)]

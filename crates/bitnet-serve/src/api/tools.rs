@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
 /// Most tools of a request.
-const MOST_TOOLS: usize = 128;
+pub(crate) const MOST_TOOLS: usize = 128;
 
 /// How a model's chat template shows calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +145,17 @@ impl Tools {
         })
     }
 
-    /// A call, from the text between the tags.
+    /// How calls are written.
+    pub(crate) fn format(&self) -> ToolFormat {
+        self.format
+    }
+
+    /// Whether a function was offered.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.functions.iter().any(|function| function.name == name)
+    }
+
+    /// A call, from the whole text between the tags.
     pub(crate) fn parse(&self, text: &str) -> Option<Call> {
         let (name, arguments) = match self.format {
             ToolFormat::Json => {
@@ -159,43 +169,24 @@ impl Tools {
                 };
                 (name, arguments)
             }
-            ToolFormat::Xml => self.parse_xml(text)?,
+            // its parameters are read one by one
+            ToolFormat::Xml => return None,
         };
-        let known = self.functions.iter().any(|function| function.name == name);
-        known.then(|| Call {
+        self.has(&name).then(|| Call {
             name,
             arguments: Value::Object(arguments).to_string(),
         })
     }
 
-    fn parse_xml(&self, text: &str) -> Option<(String, Map<String, Value>)> {
-        let (_, rest) = text.split_once("<function=")?;
-        let (name, mut rest) = rest.split_once('>')?;
-        let name = name.trim().to_owned();
-        let function = self.functions.iter().find(|f| f.name == name)?;
-        let mut arguments = Map::new();
-        while let Some((_, behind)) = rest.split_once("<parameter=") {
-            let (parameter, behind) = behind.split_once('>')?;
-            let (value, behind) = match behind.split_once("</parameter>") {
-                Some(found) => found,
-                None => (behind.split("</function>").next()?, ""),
-            };
-            let value = value.strip_prefix('\n').unwrap_or(value);
-            let value = value.strip_suffix('\n').unwrap_or(value);
-            let place = ["properties", parameter.trim(), "type"];
-            let kind = place
-                .iter()
-                .try_fold(&function.parameters, |at, key| at.get(*key));
-            let is_text = kind.and_then(Value::as_str) == Some("string");
-            let parsed = match is_text {
-                true => None,
-                false => serde_json::from_str(value.trim()).ok(),
-            };
-            let value = parsed.unwrap_or_else(|| value.into());
-            arguments.insert(parameter.trim().to_owned(), value);
-            rest = behind;
+    /// The value of a parameter between tags: JSON, unless the function says that it is a text or it is no JSON.
+    pub(crate) fn value(&self, function: &str, parameter: &str, text: &str) -> Value {
+        let function = self.functions.iter().find(|f| f.name == function);
+        let schema = function.and_then(|f| f.parameters.get("properties")?.get(parameter));
+        let kind = schema.and_then(|schema| schema.get("type")?.as_str());
+        match kind {
+            Some("string") => text.into(),
+            _ => serde_json::from_str(text.trim()).unwrap_or_else(|_| text.into()),
         }
-        Some((name, arguments))
     }
 
     /// A grammar of one call, of any tool or of the named one.
@@ -314,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_both_formats_are_read() {
+    fn whole_calls_and_parameters_are_read() {
         let json = tools(ToolFormat::Json);
         let call = json
             .parse("\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Ulm\", \"days\": 2}}\n")
@@ -330,16 +321,10 @@ mod tests {
             assert_eq!(json.parse(other), None, "{other}");
         }
         let xml = tools(ToolFormat::Xml);
-        let call = xml
-            .parse("\n<function=weather>\n<parameter=city>\n12\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n")
-            .unwrap();
-        assert_eq!(call.name, "weather");
-        assert_eq!(call.arguments, r#"{"city":"12","days":3}"#);
-        assert_eq!(xml.parse("<function=other>\n</function>"), None);
-        assert_eq!(
-            xml.parse("<function=now>\n</function>").unwrap().arguments,
-            "{}"
-        );
+        assert_eq!(xml.value("weather", "city", "12"), json!("12"));
+        assert_eq!(xml.value("weather", "days", " 3 "), json!(3));
+        assert_eq!(xml.value("weather", "days", "three"), json!("three"));
+        assert_eq!(xml.value("now", "other", "[1]"), json!([1]));
     }
 
     #[test]

@@ -192,7 +192,7 @@ impl<'t> Job<'t> {
             });
         }
         if self.most == 0 || drawn.is_empty() {
-            return self.end(Stopped::Length);
+            return self.end(Stopped::Length, None);
         }
         self.draw(drawn.to_vec(), metrics)
     }
@@ -240,7 +240,7 @@ impl<'t> Job<'t> {
         metrics: &Metrics,
     ) -> Result<bool, FormatError> {
         if self.how.stop_tokens.contains(&token) {
-            return self.end(Stopped::StopToken);
+            return self.end(Stopped::StopToken, logprob);
         }
         Metrics::add(&metrics.generated_tokens, 1);
         self.tokens.push(token);
@@ -264,19 +264,20 @@ impl<'t> Job<'t> {
             logprob,
         });
         match () {
-            () if stopped => self.end(Stopped::StopString),
-            () if complete => self.end(Stopped::StopToken),
-            () if self.tokens.len() >= self.most => self.end(Stopped::Length),
+            () if stopped => self.end(Stopped::StopString, None),
+            () if complete => self.end(Stopped::StopToken, None),
+            () if self.tokens.len() >= self.most => self.end(Stopped::Length, None),
             () => Ok(true),
         }
     }
 
-    fn end(&mut self, stopped: Stopped) -> Result<bool, FormatError> {
+    fn end(&mut self, stopped: Stopped, ending: Option<TokenLogprob>) -> Result<bool, FormatError> {
         let rest = self.text.take().map(TextStream::finish).transpose()?;
         self.send(Event::Done {
             choice: self.choice,
             text: rest.unwrap_or_default(),
             stopped,
+            ending,
         });
         Ok(false)
     }

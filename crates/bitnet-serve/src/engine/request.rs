@@ -99,6 +99,8 @@ pub enum Event {
         text: String,
         /// Why.
         stopped: Stopped,
+        /// The token that ended the text and is no part of it, if log-probabilities were asked for.
+        ending: Option<TokenLogprob>,
     },
     /// A vector.
     Vector {

@@ -5,7 +5,7 @@
 use super::body::{EventBody, Gate, read};
 use super::connection::Peer;
 use super::guard::Guard;
-use crate::api::{ApiError, Begun, Endpoint, Service, begin, parse};
+use crate::api::{ApiError, Begun, Endpoint, Service, begin, openapi, parse};
 use crate::engine::Metrics;
 use axum::Router;
 use axum::body::Body;
@@ -59,7 +59,8 @@ pub(super) fn router(shared: Arc<Shared>, web: bool) -> Router {
         .route("/health", get(health))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
-        .route("/metrics", get(metrics));
+        .route("/metrics", get(metrics))
+        .route("/openapi.json", get(describe));
     for endpoint in Endpoint::ALL {
         let answer = move |site: Site, request: Request| answer(site, request, endpoint);
         router = router.route(endpoint.path(), post(answer));
@@ -172,6 +173,10 @@ async fn model(State(shared): Site, Path(name): Path<String>) -> Response {
         Ok(model) => json_response(&model),
         Err(error) => error.into_response(),
     }
+}
+
+async fn describe() -> Response {
+    json_response(&openapi())
 }
 
 async fn metrics(State(shared): Site) -> Response {

@@ -194,6 +194,55 @@ fn log_probabilities_are_those_of_the_logits() {
 }
 
 #[test]
+fn the_token_that_ends_a_text_is_listed() {
+    let server = Running::demo();
+    let prompt = server.ask(
+        "/tokenize",
+        &json!({"content": format!("<|user|>{QUESTION}<|end|><|assistant|>The map is pink.")}),
+    );
+    let prompt: Vec<u32> = serde_json::from_value(prompt["tokens"].clone()).unwrap();
+    let row = log_probabilities(&prompt).pop().unwrap();
+    let end = server.ask("/tokenize", &json!({"content": "<|end|>"}))["tokens"][0].clone();
+    let likeliest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    assert_eq!(row[end.as_u64().unwrap() as usize], likeliest);
+    // clients that measure a prompt ask for one more token and drop the last entry
+    let mut body = json!({"prompt": prompt, "max_tokens": 1, "echo": true, "logprobs": 1, "return_token_ids": true});
+    let answer = server.ask("/v1/completions", &body);
+    let choice = &answer["choices"][0];
+    let lists = &choice["logprobs"];
+    for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(lists[list].as_array().unwrap().len(), prompt.len() + 1);
+    }
+    assert_eq!(lists["tokens"][prompt.len()], "<|end|>");
+    assert_eq!(lists["token_logprobs"][prompt.len()], likeliest);
+    assert_eq!(lists["top_logprobs"][prompt.len()]["<|end|>"], likeliest);
+    // it is no part of the text
+    assert_eq!(choice["finish_reason"], "stop");
+    assert!(
+        choice["text"]
+            .as_str()
+            .unwrap()
+            .ends_with("The map is pink.")
+    );
+    assert_eq!(choice["token_ids"], json!([]));
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+    body["stream"] = true.into();
+    let chunks = server.post("/v1/completions", &body).chunks();
+    let pieces = chunks
+        .iter()
+        .filter_map(|c| c["choices"][0]["logprobs"]["tokens"].as_array());
+    let pieces: Vec<&Value> = pieces.flatten().collect();
+    assert_eq!(
+        pieces,
+        lists["tokens"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .collect::<Vec<_>>()
+    );
+}
+
+#[test]
 fn further_texts_of_a_prompt_have_the_next_seeds() {
     let server = Running::demo();
     let body = |seed: u64, n: u64| json!({"prompt": "The", "seed": seed, "temperature": 2, "top_k": 0, "top_p": 1, "min_p": 0, "n": n, "max_tokens": 8, "ignore_eos": true});

@@ -95,6 +95,10 @@ fn connections_that_say_nothing_hold_nobody_up() {
             _ => b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{\"prompt\": ",
         };
         stream.write_all(part).unwrap();
+        if number % 3 == 0 {
+            // closed on one side
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+        }
         silent.push(stream);
     }
     is_well(&server);
@@ -225,6 +229,92 @@ fn memory_for_keys_and_values_has_a_limit() {
         &json!({"messages": [{"role": "user", "content": "x"}], "ignore_eos": true}),
     );
     assert_eq!(chat["usage"]["total_tokens"], 257);
+}
+
+#[test]
+fn bombs_are_refused_in_time() {
+    let server = Running::demo();
+    let started = Instant::now();
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let schema = |schema: Value| {
+        json!({"messages": messages, "max_tokens": 4,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}})
+    };
+    let nested = |depth: usize| (0..depth).fold(json!({}), |inner, _| json!({"a": inner}));
+    let mut doubling = json!({"$ref": "#/$defs/d0", "$defs": {"d40": {"type": "string"}}});
+    for number in 0..40 {
+        let next = json!({"$ref": format!("#/$defs/d{}", number + 1)});
+        doubling["$defs"][format!("d{number}")] = json!({"allOf": [next, next]});
+    }
+    let biases: serde_json::Map<String, Value> =
+        (0..100_000).map(|n| (n.to_string(), json!(1))).collect();
+    for (path, body) in [
+        (
+            "/v1/chat/completions",
+            json!({"messages": messages, "max_tokens": 1, "chat_template_kwargs": nested(100)}),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": messages, "chat_template": "{% for i in range(999999999) %}x{% endfor %}"}),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": vec![messages[0].clone(); 9000]}),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": vec![json!({"type": "text", "text": "x"}); 100_000]}]}),
+        ),
+        (
+            "/v1/completions",
+            json!({"prompt": vec!["x".repeat(100_000); 100]}),
+        ),
+        (
+            "/v1/completions",
+            json!({"prompt": "x", "stop": vec!["a"; 100_000]}),
+        ),
+        (
+            "/v1/completions",
+            json!({"prompt": "x", "logit_bias": biases}),
+        ),
+        ("/v1/chat/completions", schema(doubling)),
+        (
+            "/v1/chat/completions",
+            schema(json!({"type": "string", "minLength": 1_000_000_000})),
+        ),
+        (
+            "/v1/chat/completions",
+            schema(json!({"type": "string", "pattern": "(((a{1,1000}){1,1000}){1,1000})"})),
+        ),
+        ("/v1/chat/completions", schema(json!({"$ref": "#"}))),
+        ("/v1/chat/completions", schema(nested(200))),
+    ] {
+        let reply = server.post(path, &body);
+        let shown: String = body.to_string().chars().take(100).collect();
+        assert!(
+            matches!(reply.status, 200 | 400),
+            "{shown}: {}",
+            reply.text()
+        );
+        assert!(started.elapsed() < Duration::from_secs(60), "{shown}");
+    }
+    is_well(&server);
+}
+
+#[test]
+fn a_template_that_does_not_end_fails_its_request_alone() {
+    let loops = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
+    let (_directory, path) = super::tools::with_template(loops);
+    let server = Running::start(&path, Setup::default());
+    let started = Instant::now();
+    let body = json!({"messages": [{"role": "user", "content": "x"}]});
+    let reply = server.post("/v1/chat/completions", &body);
+    assert_eq!(
+        (reply.status, reply.json()["error"]["code"].as_str()),
+        (400, Some("limit_exceeded"))
+    );
+    assert!(started.elapsed() < Duration::from_secs(30));
+    is_well(&server);
 }
 
 /// A value somewhere in a body becomes another one, or a field gets another name.

@@ -122,6 +122,66 @@ fn requests_beyond_the_grace_period_end_with_an_error() {
     assert_eq!(process.wait(), 0);
 }
 
+#[test]
+fn a_signal_in_the_middle_of_load_loses_and_mixes_up_no_answer() {
+    let body = |number: usize| json!({"prompt": format!("Request {number}:"), "max_tokens": 8, "seed": number, "temperature": 2});
+    let without_name = |mut answer: Value| {
+        for key in ["id", "created"] {
+            answer.as_object_mut().unwrap().shift_remove(key);
+        }
+        answer
+    };
+    let mut process = Process::start(&["--parallel", "16"]);
+    let address = process.address;
+    let alone: Vec<Value> = (0..24)
+        .map(|number| without_name(post(address, "/v1/completions", &body(number)).json()))
+        .collect();
+    let answered = AtomicUsize::new(0);
+    scope(|scope| {
+        for client in 0..64 {
+            let (alone, answered) = (&alone, &answered);
+            scope.spawn(move || {
+                for turn in client.. {
+                    let number = turn % alone.len();
+                    let text = body(number).to_string();
+                    // a connection that is refused or that ends before its answer begins is no lost answer
+                    let Ok(mut stream) = std::net::TcpStream::connect(address) else {
+                        return;
+                    };
+                    stream
+                        .set_read_timeout(Some(Duration::from_secs(60)))
+                        .unwrap();
+                    if send(&mut stream, "POST", "/v1/completions", &[], text.as_bytes()).is_err() {
+                        return;
+                    }
+                    if !matches!(stream.peek(&mut [0]), Ok(1)) {
+                        return;
+                    }
+                    let reply = receive(&mut stream).unwrap();
+                    match reply.status {
+                        200 => {
+                            assert_eq!(without_name(reply.json()), alone[number]);
+                            answered.fetch_add(1, Ordering::Relaxed);
+                        }
+                        status => {
+                            assert_eq!(status, 503, "{}", reply.text());
+                            assert_eq!(reply.json()["error"]["code"], "stopping");
+                        }
+                    }
+                }
+            });
+        }
+        let started = Instant::now();
+        while answered.load(Ordering::Relaxed) < 100 && started.elapsed() < Duration::from_secs(60)
+        {
+            sleep(Duration::from_millis(5));
+        }
+        process.signal("TERM");
+    });
+    assert!(answered.load(Ordering::Relaxed) >= 100);
+    assert_eq!(process.wait(), 0);
+}
+
 /// So many requests, so many at once; resident bytes after a quarter of them and at the end.
 fn grown(requests: usize, at_once: usize) -> (u64, u64) {
     let process = Process::start(&["--parallel", "16", "--kv-memory", "16MB"]);

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// The demo model with another chat template.
-fn with_template(template: &str) -> (tempfile::TempDir, PathBuf) {
+pub fn with_template(template: &str) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model");
     std::fs::create_dir(&path).unwrap();
@@ -118,6 +118,13 @@ fn tools_are_called_in_the_format_of_the_template() {
                 pieces.collect::<String>(),
                 call["function"]["arguments"].as_str().unwrap()
             );
+            // the arguments come while the model writes them
+            let pieces = deltas[1..].len();
+            match (template == JSON_TOOLS, name) {
+                (true, _) => assert!(pieces > 1, "{deltas:?}"),
+                (false, "weather") => assert_eq!(pieces, 3, "{deltas:?}"),
+                (false, _) => assert_eq!(pieces, 2, "{deltas:?}"),
+            }
             assert_eq!(
                 chunks.last().unwrap()["choices"][0]["finish_reason"],
                 "tool_calls"
@@ -136,6 +143,35 @@ fn tools_are_called_in_the_format_of_the_template() {
         assert!(prompt(tools()).starts_with("Tools: "));
         assert!(!prompt(Value::Null).contains("Tools"));
     }
+}
+
+#[test]
+fn a_call_that_is_cut_off_has_the_arguments_so_far() {
+    let (_directory, path) = with_template(JSON_TOOLS);
+    let server = Running::start(&path, Setup::default());
+    let whole = server.ask("/v1/chat/completions", &ask("required".into()));
+    let tokens = whole["usage"]["completion_tokens"].as_u64().unwrap();
+    let all = whole["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"].clone();
+    let (mut calls, mut before) = (0, String::new());
+    for most in 1..tokens {
+        let mut body = ask("required".into());
+        body["max_tokens"] = most.into();
+        let choice = &server.ask("/v1/chat/completions", &body)["choices"][0];
+        assert_eq!(choice["finish_reason"], "length");
+        let message = &choice["message"];
+        let Some(call) = message["tool_calls"].get(0) else {
+            let text = message["content"].as_str().unwrap();
+            assert!(text.starts_with("<tool_call>") || "<tool_call>".starts_with(text));
+            assert_eq!(calls, 0, "a call becomes content");
+            continue;
+        };
+        calls += 1;
+        let arguments = call["function"]["arguments"].as_str().unwrap();
+        assert!(arguments.starts_with(&before), "{before} to {arguments}");
+        assert!(all.as_str().unwrap().starts_with(arguments), "{arguments}");
+        before = arguments.to_owned();
+    }
+    assert!(calls > 2, "{calls}");
 }
 
 #[test]
