@@ -5,6 +5,7 @@
 use crate::console::{self, Stream};
 use crate::exit_status::ExitStatus;
 use crate::failure::Failure;
+use crate::generate::named;
 use crate::global::{ColorWhen, GlobalArgs};
 use bitnet_formats::ErrorCode;
 use clap::Parser;
@@ -37,7 +38,12 @@ pub fn parse_with<P: Parser>(
 ) -> Result<P, ExitStatus> {
     let args: Vec<OsString> = args.collect();
     let words = args.get(1..).unwrap_or_default();
-    let (error, explained) = match P::try_parse_from(&args) {
+    let mut command = named(P::command());
+    let parsed = command
+        .try_get_matches_from_mut(&args)
+        .and_then(|matches| P::from_arg_matches(&matches))
+        .map_err(|error| error.format(&mut command));
+    let (error, explained) = match parsed {
         Ok(parsed) => match explain(words, None) {
             None => return Ok(parsed),
             Some(failure) => (None, Some(failure)),
@@ -53,10 +59,11 @@ pub fn parse_with<P: Parser>(
     let color = color_flag(flags());
     match error {
         Some(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-            ) =>
+            if explained.is_none()
+                && matches!(
+                    error.kind(),
+                    ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+                ) =>
         {
             let text = error.render();
             let written = if console::colored(color, Stream::Out) {
@@ -124,6 +131,10 @@ fn usage_failure(rendered: &str) -> Failure {
     for line in rendered.lines() {
         let text = line.trim();
         if let Some(tip) = text.strip_prefix("tip: ") {
+            // clap offers `-- --flag` for every word with a dash, where no command takes such a word
+            if tip.starts_with("to pass '") {
+                continue;
+            }
             hints.push(tip_in_our_words(tip));
         } else if let Some(usage) = text.strip_prefix("Usage: ") {
             hints.push(format!("usage: {usage}"));

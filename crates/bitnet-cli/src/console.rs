@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy)]
 pub(crate) enum Stream {
+    In,
     Out,
     Err,
 }
@@ -22,6 +23,7 @@ pub(crate) enum Stream {
 fn is_terminal(stream: Stream) -> bool {
     STANDARD_STREAMS.load(Ordering::Relaxed)
         && match stream {
+            Stream::In => io::stdin().is_terminal(),
             Stream::Out => io::stdout().is_terminal(),
             Stream::Err => io::stderr().is_terminal(),
         }
@@ -75,6 +77,26 @@ impl<'a> Console<'a> {
         self.shows_progress
     }
 
+    /// Whether `--quiet` was given.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Whether stdout is a terminal.
+    pub fn writes_to_terminal(&self) -> bool {
+        is_terminal(Stream::Out)
+    }
+
+    /// Whether a person sits in front of the program: stdin and stdout are terminals, and `--json` was not given.
+    pub fn is_interactive(&self) -> bool {
+        !self.json && is_terminal(Stream::In) && is_terminal(Stream::Out)
+    }
+
+    /// Whether stdout is colored.
+    pub fn is_colored(&self) -> bool {
+        self.color_out
+    }
+
     /// Data for people, one line on stdout; nothing under `--json`.
     ///
     /// # Errors
@@ -109,12 +131,30 @@ impl<'a> Console<'a> {
         Ok(())
     }
 
-    /// A warning, one line on stderr; nothing under `--json` (put it into the object instead).
+    /// Talk of little weight, one dim line on stderr; nothing under `--quiet` and `--json`.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn aside(&mut self, text: impl Display) -> Result<(), Failure> {
+        let line = paint(self.color_err, "2", &text.to_string());
+        self.note(line)
+    }
+
+    /// What went wrong in a program that goes on, as the error of a program that ends.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn complain(&mut self, failure: &Failure) -> Result<(), Failure> {
+        self.out.flush()?;
+        Ok(self.report_on_stderr(failure)?)
+    }
+
+    /// A warning, one line on stderr; nothing under `--quiet`, and nothing under `--json` (put it into the object instead).
     ///
     /// # Errors
     /// A full disk.
     pub fn warn(&mut self, text: impl Display) -> Result<(), Failure> {
-        if !self.json {
+        if !self.json && !self.quiet {
             let label = paint(self.color_err, "33", "warning:");
             writeln!(self.err, "{label} {text}")?;
         }
@@ -136,6 +176,11 @@ impl<'a> Console<'a> {
     /// `text` in bold on a coloured stdout.
     pub fn bold(&self, text: &str) -> String {
         paint(self.color_out, "1", text)
+    }
+
+    /// `text` dim on a coloured stdout.
+    pub fn dim(&self, text: &str) -> String {
+        paint(self.color_out, "2", text)
     }
 
     /// `text` in green (`good`) or red on a coloured stdout: verdicts.

@@ -62,17 +62,18 @@ mod size;
 mod suggest;
 mod table;
 mod values;
+mod version;
 mod words;
 
 pub use args::{parse, parse_with};
 pub use console::Console;
 pub use exit_status::ExitStatus;
 pub use failure::Failure;
-pub use generate::{Shell, completions, man_page};
+pub use generate::{Documents, Shell, named};
 pub use global::{ColorWhen, GlobalArgs, threads};
 pub use located::{locate, locate_all, publish, push};
 pub use main_entry::main;
-pub use process::{interrupted, on_interrupt};
+pub use process::{StopRequest, interrupted, on_interrupt};
 pub use progress::{Bar, Progress};
 pub use resources::{
     CpuTimes, ResourceMonitor, available_bytes, cpu_times, peak_rss_bytes, resident_bytes,
@@ -80,7 +81,8 @@ pub use resources::{
 pub use size::{human_bytes, human_duration, parse_size};
 pub use suggest::{did_you_mean, nearest};
 pub use table::Table;
-pub use values::{number, whole, whole_from};
+pub use values::{layout, number, whole, whole_from};
+pub use version::{long_version, set_commit};
 pub use words::{is_flag, is_told_by_clap, words_without_command};
 
 pub use bitnet_formats::{ErrorCode, FormatError};

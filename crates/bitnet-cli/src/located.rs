@@ -5,9 +5,15 @@
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::progress::{Bar, Progress};
+use crate::suggest::did_you_mean;
+use bitnet_formats::FormatError;
 use bitnet_remote::{Located, Location, Pushed, Reads, Repository, StoreOutput, Upload, Watch};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+
+/// Names of a directory that are compared with one that is missing.
+const MOST_BESIDE: usize = 1000;
 
 /// The bar of a transfer.
 struct Shown {
@@ -45,6 +51,46 @@ impl Watch for Shown {
     }
 }
 
+/// Refuses a model that is not there, with what was probably meant.
+fn exists(path: &Path) -> Result<(), Failure> {
+    // a part of a split file is named by the error of its set
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if path.symlink_metadata().is_ok() || name.contains("-of-") {
+        return Ok(());
+    }
+    let missing = io::Error::from(io::ErrorKind::NotFound);
+    let failure = Failure::from(FormatError::io(path, &missing));
+    let text = path.to_string_lossy();
+    if let Some(repository) = text.strip_prefix("hf:") {
+        return Err(failure.hint(format!("write hf://{}", repository.trim_start_matches('/'))));
+    }
+    let first = path.components().next();
+    let is_there = first.is_some_and(|first| Path::new(first.as_os_str()).exists());
+    if path.components().count() > 1 && path.is_relative() && !is_there {
+        // OWNER/NAME or OWNER/NAME/FILE: the error of opening it names the repository
+        return Ok(());
+    }
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let beside = std::fs::read_dir(parent.unwrap_or(Path::new(".")))
+        .into_iter()
+        .flatten();
+    let names = beside
+        .take(MOST_BESIDE)
+        .flatten()
+        .map(|entry| entry.file_name());
+    let mut names: Vec<String> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    names.sort_unstable();
+    let failure = match did_you_mean(&name, names.iter().map(String::as_str)) {
+        Some(meant) => failure.hint(meant),
+        None => failure,
+    };
+    Err(failure.hint("give a file, a checkpoint directory, or a repository of the Hugging Face Hub: hf://OWNER/NAME"))
+}
+
 /// Makes a path of a model that is named on the command line. The path is good while the result lives.
 ///
 /// # Errors
@@ -54,6 +100,9 @@ pub fn locate(
     reads: Reads,
     console: &mut Console<'_>,
 ) -> Result<Located, Failure> {
+    if !Location::is_remote(argument) {
+        exists(argument)?;
+    }
     let shown = Shown::new(console);
     let located = bitnet_remote::locate(argument, reads, &shown);
     shown.progress.clear();
@@ -110,6 +159,8 @@ pub fn locate_all<'a>(
             let located = locate(argument, reads, console)?;
             *argument = located.path().to_owned();
             held.push(located);
+        } else {
+            exists(argument)?;
         }
     }
     Ok(held)

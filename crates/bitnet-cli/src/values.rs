@@ -2,6 +2,8 @@
 //!
 //! Invariant: NaN and infinity are no values; an error says the range and what was found.
 
+use crate::suggest::did_you_mean;
+use bitnet_formats::{PACKINGS, packing_by_name};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -33,6 +35,26 @@ pub fn whole_from(text: &str, least: usize) -> Result<usize, String> {
     number
         .filter(|n| *n >= least)
         .ok_or_else(|| format!("expected a whole number from {least} on"))
+}
+
+/// The name of a layout of GGUF tensors, for clap's `value_parser`.
+///
+/// # Errors
+/// One line saying what was expected, and what was probably meant as a tip.
+pub fn layout(text: &str) -> Result<String, String> {
+    if packing_by_name(text).is_some_and(|packing| packing.gguf_type().is_some()) {
+        return Ok(text.to_owned());
+    }
+    let packings = PACKINGS
+        .iter()
+        .filter(|packing| packing.gguf_type().is_some());
+    let names: Vec<&str> = packings.map(|packing| packing.name()).collect();
+    let expected = format!("expected one of {}", names.join(", "));
+    // a tip becomes a hint
+    Err(match did_you_mean(text, names) {
+        Some(meant) => format!("{expected}\n\n  tip: {meant}"),
+        None => expected,
+    })
 }
 
 /// A finite number of a range, for clap's `value_parser`.

@@ -3,12 +3,24 @@
 //! Invariant: nothing is decided here that `--help` does not say.
 
 use crate::targets::{self, Target};
-use bitnet_cli::{Failure, GlobalArgs, Shell, parse_size};
+use bitnet_cli::{Documents, Failure, GlobalArgs, parse_size};
 use bitnet_formats::{BlockType, Encoding, PlainType};
 use clap::builder::PossibleValue;
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// What `--version` says.
+fn long_version() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| bitnet_cli::long_version("none, because converting computes no model"))
+}
+
+/// For the short help, which fits the screen.
+const EXAMPLE: &str = "\
+Example:
+  bitnet-convert hf://microsoft/bitnet-b1.58-2B-4T-bf16 -o model.gguf";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,9 +49,11 @@ Example:
 #[command(
     name = "bitnet-convert",
     version,
+    long_version = long_version(),
     subcommand_negates_reqs = true,
     override_usage = "bitnet-convert [OPTIONS] SRC -o OUT\n       bitnet-convert inspect|push|list|plan|job|finish ...",
-    after_help = EXAMPLES,
+    after_help = EXAMPLE,
+    after_long_help = EXAMPLES,
     max_term_width = 100
 )]
 pub struct Args {
@@ -56,6 +70,7 @@ pub enum Command {
     /// Show what a model file holds and which programs read it
     Inspect(InspectArgs),
     /// List targets, sources, exact pairs and model families
+    #[command(after_help = "Examples:\n  bitnet-convert list\n  bitnet-convert list --json")]
     List,
     /// Plan a conversion as jobs for many machines
     Plan(PlanArgs),
@@ -65,12 +80,8 @@ pub enum Command {
     Finish(FinishArgs),
     /// Upload an output with its certificate and a model card to a Hub
     Push(PushArgs),
-    /// Print a completion script, for example: bitnet-convert completions bash
-    #[command(hide = true)]
-    Completions { shell: Shell },
-    /// Print the man page (roff)
-    #[command(hide = true)]
-    Man,
+    #[command(flatten)]
+    Documents(Documents),
 }
 
 /// Flags that say how a source is to be read; `inspect` has them as well.
@@ -82,7 +93,7 @@ pub struct SourceArgs {
     /// i2_s-rows4. Without this flag the program decides by the weights (`inspect` shows the evidence). If the weights
     /// do not decide, the program assumes i2_s and prints a warning. Layouts of other ids (q2_0-g128, tl2) are recognized
     /// by the sizes of their tensors.
-    #[arg(long, value_name = "NAME", help_heading = "Source")]
+    #[arg(long, value_name = "NAME", value_parser = bitnet_cli::layout, help_heading = "Source")]
     pub layout: Option<String>,
 
     /// Find the layout with another copy of the model, for example --against ./bitnet-2b-4t
@@ -143,12 +154,12 @@ pub struct ConvertArgs {
 /// What to convert, and to what.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ConversionArgs {
-    /// Checkpoint directory, .safetensors, .bin, .pt, index or .gguf file, or hf://OWNER/NAME, https://â¦, s3://â¦
+    /// Checkpoint directory, .safetensors, .bin, .pt, index or .gguf file, or hf://OWNER/NAME, https://…, s3://…
     #[arg(required = true, value_name = "SRC")]
     pub source: Option<PathBuf>,
 
     /// File or directory to write, for example -o model.gguf, -o ./model-packed or -o s3://bucket/model.gguf
-    #[arg(short, long, required = true, value_name = "OUT")]
+    #[arg(short, long, alias = "outfile", required = true, value_name = "OUT")]
     pub output: Option<PathBuf>,
 
     /// Choose the target format, for example --to gguf-tq2_0; `list` shows all
@@ -253,6 +264,9 @@ pub struct FinishArgs {
 }
 
 #[derive(Debug, Clone, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  bitnet-convert inspect model.gguf --tensors\n  bitnet-convert inspect hf://OWNER/NAME --readers"
+)]
 pub struct InspectArgs {
     /// Checkpoint directory, .safetensors, .bin, .pt, index or .gguf file, or hf://OWNER/NAME, https://…, s3://…
     #[arg(value_name = "MODEL")]
@@ -336,6 +350,16 @@ pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failur
         word == "--output" || word.starts_with("--output=") || word.starts_with("-o")
     });
     let failure = Failure::usage(format!("unexpected argument `{second}` behind the source"));
+    // llama-quantize takes the source, the output and the type
+    let type_name = more.first().and_then(|name| {
+        let names = targets::TARGETS.iter().map(|target| target.name);
+        bitnet_cli::nearest(name, names).first().copied()
+    });
+    if let (Some(target), false) = (type_name, has_output) {
+        return Some(failure.hint(format!(
+            "give output and target with their flags: bitnet-convert {first} -o {second} --to {target}"
+        )));
+    }
     Some(match has_output || !more.is_empty() {
         true => failure.hint("convert one source at a time: bitnet-convert SRC -o OUT"),
         false => failure.hint(format!(

@@ -239,7 +239,7 @@ fn attempt(
     let threads = args.global.thread_count();
     if args.convert.dry_run {
         look_ahead::run(checkpoint, &plan, request, Depth::Trits, threads)?;
-        return print_plan(checkpoint, &plan, console);
+        return print_plan(checkpoint, &plan, request.output, console);
     }
     let progress = Progress::new(console);
     look_ahead::run(checkpoint, &plan, request, Depth::All, threads)?;
@@ -446,6 +446,7 @@ fn loss_summary(losses: &[Loss]) -> String {
 fn print_plan(
     checkpoint: &Checkpoint,
     plan: &Plan,
+    output: &Path,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
     let bits = bits_per_weight(checkpoint, plan);
@@ -486,6 +487,16 @@ fn print_plan(
         "not_computed": plan.not_computed.to_json(),
         "readers": readers::to_json(&readers),
     }))?;
+    console.line(format_args!(
+        "would convert {} ({}, {}) -> {} ({}, {})",
+        named(&checkpoint.path).display(),
+        checkpoint.family.name,
+        checkpoint.file.container,
+        named(output).display(),
+        plan.target.name,
+        human_bytes(plan.total_bytes()),
+    ))?;
+    console.line("")?;
     let mut table = Table::new(&["tensor", "from", "to", ">shape", ">bytes"]);
     for item in &plan.items {
         let shape: Vec<_> = item.tensor.shape.iter().map(usize::to_string).collect();

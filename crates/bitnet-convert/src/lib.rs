@@ -62,17 +62,14 @@ pub fn run(
         Ok(args) => args,
         Err(status) => return status,
     };
-    // these two write to `out` themselves
-    let script = match &args.command {
-        Some(Command::Completions { shell }) => {
-            Some(bitnet_cli::completions(Args::command(), *shell, out))
-        }
-        Some(Command::Man) => Some(bitnet_cli::man_page(Args::command(), out)),
-        _ => None,
-    };
+    if let Some(Command::Documents(documents)) = &args.command {
+        let written = documents.write(command(), &args.global, out);
+        let console = Console::new(&args.global, out, err);
+        return console.finish(written.map(|()| ExitStatus::Done));
+    }
     let mut console = Console::new(&args.global, out, err);
-    let result = match (&args.command, script) {
-        (Some(_), _)
+    let result = match &args.command {
+        Some(_)
             if args.convert.conversion.source.is_some()
                 || args.convert.conversion.output.is_some() =>
         {
@@ -80,13 +77,12 @@ pub fn run(
                 "a conversion and a subcommand in one command line",
             ))
         }
-        (_, Some(written)) => written,
-        (Some(Command::Inspect(inspect)), _) => inspect::run(inspect, &mut console),
-        (Some(Command::List), _) => list::run(&mut console),
-        (Some(Command::Plan(plan)), _) => jobs::plan(plan, &mut console),
-        (Some(Command::Job(job)), _) => jobs::job(job, &args.global, &mut console),
-        (Some(Command::Finish(finish)), _) => jobs::finish(finish, &args.global, &mut console),
-        (Some(Command::Push(push)), _) => push::run(push, &mut console),
+        Some(Command::Inspect(inspect)) => inspect::run(inspect, &mut console),
+        Some(Command::List) => list::run(&mut console),
+        Some(Command::Plan(plan)) => jobs::plan(plan, &mut console),
+        Some(Command::Job(job)) => jobs::job(job, &args.global, &mut console),
+        Some(Command::Finish(finish)) => jobs::finish(finish, &args.global, &mut console),
+        Some(Command::Push(push)) => push::run(push, &mut console),
         _ => convert::run(&args, &mut console),
     };
     console.finish(result.map(|()| ExitStatus::Done))
@@ -94,7 +90,7 @@ pub fn run(
 
 /// The definition of the command line, for tests of its help and documentation.
 pub fn command() -> clap::Command {
-    Args::command()
+    bitnet_cli::named(Args::command())
 }
 
 /// Makes paths of the models that a command line names: the source, and the copy that its layout is found with. Both are

@@ -3,6 +3,7 @@
 //! Invariant: the tokens follow from the prompt, the model and the sampler alone. No text that belongs to a stop
 //! string is handed out, however the tokens cut it.
 
+use crate::constrain::Constrain;
 use crate::logit_rules::{LogitOptions, LogitRules};
 use crate::model::Model;
 use crate::sampler::Sampler;
@@ -22,16 +23,19 @@ pub enum Stopped {
     StopToken,
     /// A stop string came.
     StopString,
+    /// It is complete by its [`Constrain`] rule: nothing can follow.
+    Complete,
     /// It has as many tokens as were asked for.
     Length,
 }
 
 impl Stopped {
-    /// `stop-token`, `stop-string` or `length`, as reports spell it.
+    /// `stop-token`, `stop-string`, `complete` or `length`, as reports spell it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::StopToken => "stop-token",
             Self::StopString => "stop-string",
+            Self::Complete => "complete",
             Self::Length => "length",
         }
     }
@@ -78,6 +82,7 @@ pub struct Generation<'m> {
     session: Session,
     sampler: Sampler,
     rules: LogitRules,
+    constraint: Option<Box<dyn Constrain>>,
     stop_tokens: Vec<u32>,
     speculator: Option<Speculator<'m>>,
 }
@@ -104,6 +109,7 @@ impl<'m> Generation<'m> {
             session: model.session(context)?,
             sampler,
             rules: LogitRules::default(),
+            constraint: None,
             stop_tokens,
             speculator: None,
         })
@@ -155,6 +161,17 @@ impl<'m> Generation<'m> {
         Ok(self)
     }
 
+    /// Excludes tokens before each draw; the rule is that of the next text alone.
+    pub fn constrain(&mut self, constraint: Option<Box<dyn Constrain>>) {
+        self.constraint = constraint;
+    }
+
+    /// Begins another text behind `prompt`, which may be read already: penalties forget the texts before.
+    pub fn begin(&mut self, prompt: &[u32]) {
+        self.rules.restart();
+        self.rules.see_prompt(prompt);
+    }
+
     /// Tokens that end a text by what model and tokenizer say.
     pub fn stop_tokens(model: &Model, tokenizer: &Tokenizer) -> Vec<u32> {
         let mut stop = model.config().eos_token_ids.clone();
@@ -175,10 +192,24 @@ impl<'m> Generation<'m> {
         }
     }
 
+    /// Feeds `ids` and draws nothing: the beginning of a prompt, so that a caller can stop in the middle of one.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn feed(&mut self, ids: &[u32]) -> Result<(), FormatError> {
+        if let Some(speculator) = &mut self.speculator {
+            speculator.truncate(self.session.position());
+            speculator.read(ids);
+        }
+        self.model.pass(&mut self.session, ids, Want::Nothing)?;
+        Ok(())
+    }
+
     /// Reads `ids`, then `guesses`; returns the logits behind the last of `ids` and behind every guess: only the largest
     /// where the sampler needs no others, which reads half of the head.
     fn read(&mut self, ids: &[u32], guesses: &[u32]) -> Result<Rows, FormatError> {
-        let top = self.sampler.top_k().filter(|_| self.rules.is_empty());
+        let is_free = self.rules.is_empty() && self.constraint.is_none();
+        let top = self.sampler.top_k().filter(|_| is_free);
         // only the logits of a prompt's last token are wanted
         let want = match (top, guesses.is_empty()) {
             (Some(k), true) => Want::Top(k),
@@ -196,8 +227,8 @@ impl<'m> Generation<'m> {
     }
 
     /// Draws a token from the logits behind the last of the tokens fed, or behind a guess.
-    fn draw(&mut self, rows: &mut Rows, guess: usize) -> u32 {
-        match rows {
+    fn draw(&mut self, rows: &mut Rows, guess: usize) -> Result<u32, FormatError> {
+        Ok(match rows {
             Rows::Top(top) => {
                 let top = top.get(guess).map_or(&[][..], |top| top);
                 self.sampler.sample_top(top)
@@ -206,9 +237,12 @@ impl<'m> Generation<'m> {
                 let vocab = self.model.weights.output_head.rows();
                 let row = rows.chunks_exact_mut(vocab).nth(guess).unwrap_or_default();
                 self.rules.apply(row);
+                if let Some(constraint) = &mut self.constraint {
+                    constraint.mask(row)?;
+                }
                 self.sampler.sample(row)
             }
-        }
+        })
     }
 
     /// Feeds `ids` and draws the next token.
@@ -217,7 +251,7 @@ impl<'m> Generation<'m> {
     /// As [`Model::forward`].
     pub fn next(&mut self, ids: &[u32]) -> Result<u32, FormatError> {
         let mut rows = self.read(ids, &[])?;
-        Ok(self.draw(&mut rows, 0))
+        self.draw(&mut rows, 0)
     }
 
     /// Guesses at most `most` of the tokens that follow, as far as the context reaches.
@@ -273,7 +307,7 @@ impl<'m> Generation<'m> {
             let step_time = begun.elapsed();
             let mut accepted = 0;
             let ended = loop {
-                let token = self.draw(&mut rows, accepted);
+                let token = self.draw(&mut rows, accepted)?;
                 first.get_or_insert_with(|| started.elapsed());
                 if self.stop_tokens.contains(&token) {
                     break Ok(Some(Stopped::StopToken));
@@ -283,7 +317,14 @@ impl<'m> Generation<'m> {
                 if let Some(speculator) = &mut self.speculator {
                     speculator.drawn(token);
                 }
+                let is_complete = match &mut self.constraint {
+                    Some(constraint) => constraint.accept(token)?,
+                    None => false,
+                };
                 match each(token) {
+                    Ok(ControlFlow::Continue(())) if is_complete => {
+                        break Ok(Some(Stopped::Complete));
+                    }
                     Ok(ControlFlow::Continue(())) => {}
                     Ok(ControlFlow::Break(())) => break Ok(Some(Stopped::StopString)),
                     Err(error) => break Err(error),
@@ -348,6 +389,7 @@ pub struct TextStream<'t> {
     tokenizer: &'t Tokenizer,
     decoder: DecodeStream<'t>,
     stops: StopStrings,
+    kept: Vec<u32>,
 }
 
 impl<'t> TextStream<'t> {
@@ -357,7 +399,15 @@ impl<'t> TextStream<'t> {
             tokenizer,
             decoder: tokenizer.stream(),
             stops: StopStrings::new(stops),
+            kept: Vec::new(),
         }
+    }
+
+    /// The text with these special tokens in it, as [`push_kept`](Self::push_kept).
+    #[must_use]
+    pub fn keeping(mut self, kept: &[u32]) -> Self {
+        self.kept = kept.to_vec();
+        self
     }
 
     /// The text behind a prompt of these tokens: a tokenizer that drops the space in front of a text keeps it then.
@@ -382,6 +432,9 @@ impl<'t> TextStream<'t> {
     /// # Errors
     /// Those of the tokenizer.
     pub fn push(&mut self, token: u32) -> Result<String, FormatError> {
+        if self.kept.contains(&token) {
+            return Ok(self.push_kept(token));
+        }
         let piece = self.decoder.push(token)?;
         Ok(self.stops.push(&piece))
     }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bit_linear;
+mod constrain;
 mod dense_head;
 mod dense_rows;
 mod embed;
@@ -34,6 +35,7 @@ mod weights;
 mod windows;
 mod workspace;
 
+pub use constrain::Constrain;
 pub use generate::{Generated, Generation, Stopped, TextStream};
 pub use kv_cache::{KvCache, KvType};
 pub use likelihood::Likelihoods;

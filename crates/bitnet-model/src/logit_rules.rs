@@ -60,6 +60,11 @@ impl LogitRules {
         repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
     }
 
+    /// Forgets all tokens.
+    pub fn restart(&mut self) {
+        self.seen.clear();
+    }
+
     /// Tokens of the prompt.
     pub fn see_prompt(&mut self, tokens: &[u32]) {
         if self.counts() {

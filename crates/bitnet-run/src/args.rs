@@ -2,17 +2,41 @@
 //!
 //! Invariant: every flag has help with an example; what is not a subcommand is a model to run.
 
-use bitnet_cli::{Failure, GlobalArgs};
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+mod wrong;
+
+pub use wrong::{explain, with_model_in_place};
+
+use bitnet_cli::{Documents, GlobalArgs};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::OnceLock;
+
+const EXAMPLES: &str = "\
+Examples:
+  bitnet-run demo
+  bitnet-run model.gguf --chat
+  bitnet-run model.gguf \"The capital of France is\" -n 32
+  bitnet-run hf://microsoft/bitnet-b1.58-2B-4T-gguf --chat -p \"What is a trit?\"
+  bitnet-run model.gguf --chat -f question.txt --json-schema answer.json
+  bitnet-run serve model.gguf --port 8080";
+
+/// What `--version` says: with the kernel that computes by default on this machine.
+fn long_version() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| bitnet_cli::long_version(bitnet_kernels::Backend::best().name()))
+}
 
 /// Run a ternary language model on the CPU, with the same bits on every kernel
 #[derive(Debug, Parser)]
 #[command(
     name = "bitnet-run",
     version,
+    long_version = long_version(),
+    override_usage = "bitnet-run [OPTIONS] MODEL [TEXT]\n       bitnet-run MODEL --chat\n       bitnet-run COMMAND ...",
+    after_help = EXAMPLES,
+    max_term_width = 100,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]
@@ -27,6 +51,8 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Ask the small model that ships with the programs; needs no network
+    Demo(Demo),
     /// Compute the logits of every position of every prompt
     Logits(Logits),
     /// Compute embeddings (vectors of length 1) of texts
@@ -38,7 +64,10 @@ pub enum Command {
     /// Serve the model over HTTP, with the API of OpenAI
     Serve(Serve),
     /// List the kernels, which of them run here, and the default
+    #[command(after_help = "Examples:\n  bitnet-run kernels\n  bitnet-run kernels --json")]
     Kernels,
+    #[command(flatten)]
+    Documents(Documents),
 }
 
 impl Args {
@@ -50,7 +79,7 @@ impl Args {
             Some(Command::Perplexity(a)) => vec![&mut a.model.model],
             Some(Command::Bench(a)) => vec![&mut a.model.model],
             Some(Command::Serve(a)) => vec![&mut a.model.model],
-            Some(Command::Kernels) => Vec::new(),
+            Some(Command::Kernels | Command::Demo(_) | Command::Documents(_)) => Vec::new(),
             None => {
                 let Generate { model, draft, .. } = &mut self.generate;
                 model.iter_mut().chain(draft).collect()
@@ -85,7 +114,7 @@ pub struct ComputeArgs {
     )]
     pub kv_type: KvTypeArg,
     /// Set the byte layout of I2_S tensors, for example --layout i2_s-arm64
-    #[arg(long, value_name = "NAME", help_heading = "Computation")]
+    #[arg(long, value_name = "NAME", value_parser = bitnet_cli::layout, help_heading = "Computation")]
     pub layout: Option<String>,
     /// Copy a `packed` model to memory, repacked for the kernel
     ///
@@ -109,6 +138,17 @@ pub enum Think {
     Off,
 }
 
+/// How thinking is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ShowThoughts {
+    /// Dim, in front of the answer
+    Show,
+    /// As one line
+    Fold,
+    /// Not at all
+    Hide,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvTypeArg {
     /// 4 bytes per value
@@ -122,6 +162,9 @@ pub struct Generate {
     /// Checkpoint directory, .safetensors, .index.json or .gguf file, or hf://OWNER/NAME, https://…, s3://…
     #[arg(required = true)]
     pub model: Option<PathBuf>,
+    /// Continue this text, as -p does, for example "Hello world"
+    #[arg(value_name = "TEXT", conflicts_with_all = ["prompt", "tokens", "file"])]
+    pub text: Option<String>,
     /// Answer every line of a JSONL file, for example --batch requests.jsonl -o answers.jsonl
     ///
     /// A line is a request of formats/serve.md (an object with `prompt`, `messages` or `input`) or a line of OpenAI's batches
@@ -131,7 +174,7 @@ pub struct Generate {
         long,
         value_name = "FILE",
         requires = "output",
-        conflicts_with_all = ["prompt", "tokens", "chat", "stream", "ignore_eos", "stop", "greedy", "temp", "top_k", "top_p", "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "speculate", "draft"],
+        conflicts_with_all = ["prompt", "text", "file", "json_schema", "grammar", "tokens", "chat", "stream", "ignore_eos", "stop", "greedy", "temp", "top_k", "top_p", "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "speculate", "draft"],
         help_heading = "Batches"
     )]
     pub batch: Option<PathBuf>,
@@ -162,6 +205,11 @@ pub struct Generate {
         allow_hyphen_values = true
     )]
     pub prompt: Option<String>,
+    /// Continue the text of a file, or standard input with -f -, for example -f prompt.txt
+    ///
+    /// The file may have up to 64 MiB of UTF-8 text; one line break at its end is removed.
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["prompt", "tokens"])]
+    pub file: Option<PathBuf>,
     /// Continue these token ids, without tokenizer and stop tokens, for example --tokens 1,2,3
     #[arg(
         long,
@@ -175,6 +223,7 @@ pub struct Generate {
     #[arg(
         short = 'n',
         long = "max-new-tokens",
+        aliases = ["n-predict", "predict"],
         value_name = "N",
         default_value_t = 128,
         value_parser = any_count,
@@ -182,6 +231,9 @@ pub struct Generate {
     )]
     pub max_new_tokens: usize,
     /// Apply the chat template to the prompt; without -p, start an interactive chat
+    ///
+    /// On a terminal, /help lists the commands of a chat. If standard input is not a terminal, each of its lines is a message,
+    /// and each answer ends with a line break. Example: bitnet-run model.gguf --chat
     #[arg(long, conflicts_with = "tokens")]
     pub chat: bool,
     /// Turn thinking of --chat on or off, for example --think off
@@ -190,15 +242,32 @@ pub struct Generate {
     /// decides. A template without such a switch is refused.
     #[arg(long, value_name = "ON|OFF", requires = "chat")]
     pub think: Option<Think>,
+    /// Show thinking, fold it to one line or hide it, for example --thoughts fold
+    ///
+    /// On a terminal, thinking is shown dim [default: show]. In a file or a pipe, the text is written as the model wrote it,
+    /// thinking between its tags included; --thoughts fold or hide leaves the thinking out.
+    #[arg(
+        long,
+        value_name = "HOW",
+        requires = "chat",
+        hide_possible_values = true
+    )]
+    pub thoughts: Option<ShowThoughts>,
+    /// Remember messages typed in a chat in FILE, for example --history chat.history
+    ///
+    /// Without this flag, messages are remembered until the chat ends and stored nowhere.
+    #[arg(long, value_name = "FILE", requires = "chat", conflicts_with_all = ["prompt", "text", "file"], hide_short_help = true)]
+    pub history: Option<PathBuf>,
     /// Set the system message of --chat, for example --system "Answer briefly."
     #[arg(
         long,
+        alias = "system-prompt",
         value_name = "TEXT",
         requires = "chat",
         allow_hyphen_values = true
     )]
     pub system: Option<String>,
-    /// Print the text while it is generated
+    /// Print the text while it is generated, as on a terminal
     #[arg(long)]
     pub stream: bool,
     /// Do not stop at stop tokens
@@ -213,8 +282,19 @@ pub struct Generate {
         allow_hyphen_values = true
     )]
     pub stop: Vec<String>,
+    /// Generate JSON of this schema, a file or the schema itself, for example --json-schema answer.json
+    ///
+    /// Tokens that cannot belong to the text are excluded before each draw, as the server does for `response_format`.
+    /// Thinking comes before the JSON. Example: --json-schema '{"type": "object"}'
+    #[arg(long, alias = "json-schema-file", value_name = "FILE|JSON", conflicts_with_all = ["tokens", "ignore_eos", "grammar"], allow_hyphen_values = true, help_heading = "Form")]
+    pub json_schema: Option<String>,
+    /// Generate a text of this grammar, for example --grammar answer.lark
+    ///
+    /// The file is in the Lark format of llguidance: rules such as `start: "yes" | "no"`.
+    #[arg(long, alias = "grammar-file", value_name = "FILE", conflicts_with_all = ["tokens", "ignore_eos"], help_heading = "Form")]
+    pub grammar: Option<PathBuf>,
     /// Set the context length in tokens [default: prompt plus -n], for example --ctx 4096
-    #[arg(long, value_name = "N", value_parser = count, allow_hyphen_values = true)]
+    #[arg(short = 'c', long, alias = "ctx-size", value_name = "N", value_parser = count, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
     /// Always take the most likely token (the default without sampling flags)
     #[arg(long, conflicts_with_all = ["temp", "top_k", "top_p", "min_p", "seed"], help_heading = "Sampling")]
@@ -222,6 +302,7 @@ pub struct Generate {
     /// Set the temperature; 0 takes the most likely token; for example --temp 0.8
     #[arg(
         long,
+        alias = "temperature",
         value_name = "T",
         value_parser = temperature,
         allow_hyphen_values = true,
@@ -258,6 +339,7 @@ pub struct Generate {
     /// Set the seed of the sampler [default: 0], for example --seed 42
     #[arg(
         long,
+        short_alias = 's',
         value_name = "S",
         value_parser = seed,
         allow_hyphen_values = true,
@@ -265,7 +347,7 @@ pub struct Generate {
     )]
     pub seed: Option<u64>,
     /// Divide positive logits of tokens that came already, and multiply negative ones, for example --repetition-penalty 1.1
-    #[arg(long, value_name = "R", value_parser = repetition, allow_hyphen_values = true, help_heading = "Sampling")]
+    #[arg(long, visible_alias = "repeat-penalty", value_name = "R", value_parser = repetition, allow_hyphen_values = true, help_heading = "Sampling")]
     pub repetition_penalty: Option<f32>,
     /// Subtract P from the logits of tokens that were generated, for example --presence-penalty 0.5
     #[arg(long, value_name = "P", value_parser = penalty, allow_hyphen_values = true, help_heading = "Sampling")]
@@ -298,7 +380,44 @@ pub enum SpeculateArg {
     Auto,
 }
 
+impl Generate {
+    /// The flags of a chat with a model, and no others.
+    pub fn of_chat(model: PathBuf) -> Self {
+        let words = [
+            OsString::from("bitnet-run"),
+            model.into_os_string(),
+            OsString::from("--chat"),
+        ];
+        Args::parse_from(words).generate
+    }
+
+    /// Whether a text to continue or to answer is given.
+    pub fn has_prompt(&self) -> bool {
+        self.prompt.is_some() || self.text.is_some() || self.file.is_some()
+    }
+}
+
+/// The first command of a person who installed the programs.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bitnet-run demo\n  bitnet-run demo -p \"Sort these words: moon, nest, key\"\n  bitnet-run demo --chat"
+)]
+pub struct Demo {
+    /// Ask this [default: an example], for example -p "What date is 5 days after March 29?"
+    #[arg(short, long, value_name = "TEXT", value_parser = some_text, allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// Go on with a chat, as on a terminal
+    #[arg(long)]
+    pub chat: bool,
+    /// Compute with this kernel [default: the fastest], for example --kernel scalar
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bitnet-run serve model.gguf\n  bitnet-run serve model.gguf --host 0.0.0.0 --port 8000 --api-key-file keys.txt"
+)]
 pub struct Serve {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -344,7 +463,7 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value = "4", value_parser = parallel, allow_hyphen_values = true, help_heading = "Scheduling")]
     pub parallel: NonZeroUsize,
     /// Set the context length of a text in tokens [default: the maximum of the model], for example --ctx 4096
-    #[arg(long, value_name = "N", value_parser = count, allow_hyphen_values = true, help_heading = "Scheduling")]
+    #[arg(short = 'c', long, alias = "ctx-size", value_name = "N", value_parser = count, allow_hyphen_values = true, help_heading = "Scheduling")]
     pub ctx: Option<usize>,
     /// Let N requests wait; further ones are refused with status 429; for example --queue 64
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = any_count, allow_hyphen_values = true, help_heading = "Scheduling")]
@@ -363,6 +482,9 @@ pub struct Serve {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  bitnet-run logits model.gguf --prompts prompts.json -o logits.safetensors"
+)]
 pub struct Logits {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -381,6 +503,9 @@ pub struct Logits {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bitnet-run embed ./embedding-model \"Hello world\" --json\n  bitnet-run embed ./embedding-model --file lines.txt -o vectors.safetensors"
+)]
 pub struct Embed {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -427,13 +552,14 @@ pub enum PoolingArg {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  bitnet-run perplexity model.gguf wiki.test.raw --ctx 512")]
 pub struct Perplexity {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Text file to predict, UTF-8, for example wiki.test.raw
     pub file: PathBuf,
     /// Set the tokens per window [default: 512, or the maximum of the model], for example --ctx 512
-    #[arg(long, value_name = "N", value_parser = count, allow_hyphen_values = true)]
+    #[arg(short = 'c', long, alias = "ctx-size", value_name = "N", value_parser = count, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
 }
 
@@ -463,6 +589,9 @@ impl std::fmt::Display for HeadArg {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bitnet-run bench model.gguf\n  bitnet-run bench model.gguf -p 128,512 -n 128 -t 1,2 -r 9 --json"
+)]
 pub struct Bench {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -588,40 +717,4 @@ fn temperature(text: &str) -> Result<f32, String> {
 
 fn share(text: &str) -> Result<f32, String> {
     bitnet_cli::number(text, 0.0..=1.0)
-}
-
-/// Flags whose value is any text.
-const TEXTS: [&str; 4] = ["-p", "--prompt", "--system", "--stop"];
-
-/// What is wrong with a command line, where that is more than clap says.
-pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failure> {
-    if error.is_some_and(bitnet_cli::is_told_by_clap) {
-        return None;
-    }
-    let command = Args::command();
-    let (first, rest) = match bitnet_cli::words_without_command(&command, words)? {
-        Ok(words) => words,
-        Err(failure) => return Some(failure),
-    };
-    if !rest.is_empty() && error.is_some() {
-        let text = rest.join(" ");
-        return Some(
-            Failure::usage(format!("unexpected text `{text}` behind the model")).hint(format!(
-                "give the prompt with -p: bitnet-run {first} -p \"{text}\""
-            )),
-        );
-    }
-    // a text that is a flag was forgotten
-    let pairs = words.iter().zip(words.iter().skip(1));
-    let mut pairs = pairs.filter_map(|(flag, text)| Some((flag.to_str()?, text.to_str()?)));
-    let (flag, text) =
-        pairs.find(|(flag, text)| TEXTS.contains(flag) && bitnet_cli::is_flag(&command, text))?;
-    Some(
-        Failure::usage(format!(
-            "expected a text behind {flag}, found the flag {text}"
-        ))
-        .hint(format!(
-            "give the text, or {flag}={text} for this very text"
-        )),
-    )
 }

@@ -4,10 +4,15 @@
 //! text, generation ends at a stop token of the model, in front of a `--stop` string or after `-n` tokens.
 
 use crate::args::Generate;
+use crate::chat::AnswerView;
+use crate::form::Form;
 use crate::{chat, open, prompts, speculate};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
-use bitnet_model::{Generation, LogitOptions, Model, Sampler, SamplerOptions, TextStream};
-use serde_json::json;
+use bitnet_model::{
+    Generated, Generation, LogitOptions, Model, Sampler, SamplerOptions, Speculation, Stopped,
+    TextStream,
+};
+use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -19,25 +24,24 @@ pub fn run(
     let Some(path) = &args.model else {
         return Err(Failure::usage("no model given"));
     };
-    if args.chat && args.prompt.is_none() {
+    let is_open_chat = args.chat && !args.has_prompt();
+    if is_open_chat {
         if console.is_json() {
             return Err(Failure::usage("--json needs a prompt").hint("give one: -p TEXT"));
         }
-    } else if args.prompt.is_none() && args.tokens.is_none() {
+    } else if !args.has_prompt() && args.tokens.is_none() {
         return Err(Failure::usage("no prompt given").hint(
             "give a text with -p TEXT, token ids with --tokens 1,2,3, or start a chat with --chat",
         ));
     }
     let sampler = sampler(args)?;
-    // a prompt that cannot be read is refused before the model is
-    let prompt = args.prompt.as_deref().map(prompts::text).transpose()?;
+    // a prompt or a schema that cannot be read is refused before the model is
+    let prompt = prompt(args)?;
+    let form = Form::of(args)?;
     let started = Instant::now();
     let loaded = open::predictor(path, &args.compute, global.thread_count())?;
     let load_seconds = started.elapsed().as_secs_f64();
     open::announce(console, &loaded)?;
-    if args.chat && args.prompt.is_none() {
-        return chat::interactive(args, &loaded, sampler, logit_options(args), console);
-    }
     let open::Loaded { checkpoint, model } = loaded;
 
     let tokenizer = if args.tokens.is_some() {
@@ -45,12 +49,36 @@ pub fn run(
     } else {
         Some(open::tokenizer(&checkpoint)?)
     };
+    let stop_tokens = open::stop_tokens(args, &model, tokenizer.as_ref());
+    let rule = match (form, &tokenizer) {
+        (Some(form), Some(tokenizer)) => Some(form.rule(&model, tokenizer, &stop_tokens)?),
+        _ => None,
+    };
+    if let (true, Some(tokenizer)) = (is_open_chat, &tokenizer) {
+        let setup = chat::Setup {
+            args,
+            model: &model,
+            tokenizer,
+            sampler,
+            logits: logit_options(args),
+            rule,
+        };
+        return chat::interactive(setup, console);
+    }
+    let mut reasoning = None;
     let ids = match (&args.tokens, &prompt, &tokenizer) {
         (Some(ids), _, _) => ids.clone(),
         (None, Some(text), Some(tokenizer)) if args.chat => {
-            chat::first_turn(tokenizer, args, text)?
+            let prompt = chat::first_turn(tokenizer, args, text)?;
+            reasoning = prompt.reasoning;
+            prompt.ids
         }
-        (None, Some(text), Some(tokenizer)) => tokenizer.encode(text, true)?,
+        (None, Some(text), Some(tokenizer)) => {
+            if tokenizer.chat_template().is_some() {
+                console.note("the text is continued; pass --chat for an answer, this model has a chat template")?;
+            }
+            tokenizer.encode(text, true)?
+        }
         _ => Vec::new(),
     };
     if ids.is_empty() {
@@ -61,19 +89,24 @@ pub fn run(
         .hint("give a text that is not empty: -p TEXT"));
     }
     let context = context(args, &model, ids.len())?;
-    let stop_tokens = open::stop_tokens(args, &model, tokenizer.as_ref());
     let draft = speculate::draft(args, &model, tokenizer.as_ref())?;
     let generation = Generation::new(&model, context, sampler, stop_tokens)?
         .with_logit_options(logit_options(args));
     let mut generation = speculate::speculating(generation, args, draft.as_ref())?;
-    let live = args.stream && !console.is_json();
+    let rule = rule.map(|rule| rule.begin(reasoning == Some(true)));
+    generation.constrain(rule.transpose()?);
+    let live = (args.stream || console.writes_to_terminal()) && !console.is_json();
+    let mut view = AnswerView::new(reasoning, args.thoughts, console);
     let (mut text, most) = (String::new(), args.max_new_tokens);
     let generated = match &tokenizer {
         Some(tokenizer) => {
-            let stream = TextStream::new(tokenizer, &args.stop);
+            let mut stream = TextStream::new(tokenizer, &args.stop);
+            if view.splits() {
+                stream = stream.keeping(&chat::tags(tokenizer));
+            }
             generation.run_text::<Failure>(stream, &ids, most, |piece| {
                 if live {
-                    console.text(piece)?;
+                    view.push(piece, console)?;
                 }
                 text.push_str(piece);
                 Ok(())
@@ -91,8 +124,17 @@ pub fn run(
         draft.checkpoint.check_inputs()?;
     }
     match (&tokenizer, live) {
-        (Some(_), true) => console.line("")?,
-        (Some(_), false) => console.line(&text)?,
+        (Some(_), true) => {
+            view.finish(console)?;
+            // notes follow on the other stream
+            console.text("\n")?;
+        }
+        (Some(_), false) => {
+            view.push(&text, console)?;
+            view.finish(console)?;
+            // notes follow on the other stream
+            console.text("\n")?;
+        }
         (None, true) => {}
         (None, false) => {
             console.line(
@@ -105,6 +147,9 @@ pub fn run(
             )?;
         }
     }
+    if tokenizer.is_some() && generated.stopped == Stopped::Length {
+        console.aside(chat::stopped_after(generated.tokens.len()))?;
+    }
     console.note(format!(
         "{} prompt tokens in {:.2} s, {} new in {:.2} s ({:.1} tokens/s)",
         ids.len(),
@@ -113,26 +158,64 @@ pub fn run(
         generated.decode_time.as_secs_f64(),
         generated.tokens_per_second()
     ))?;
-    console.json(&json!({
-        "status": "generated",
-        "prompt_tokens": ids,
-        "tokens": generated.tokens,
-        "text": tokenizer.is_some().then_some(text),
-        "stopped": generated.stopped.as_str(),
-        "kernel": model.backend().name(),
-        "threads": global.thread_count(),
-        "load_seconds": load_seconds,
-        "prompt_seconds": generated.prompt_time.as_secs_f64(),
-        "decode_seconds": generated.decode_time.as_secs_f64(),
-        "tokens_per_second": generated.tokens_per_second(),
-        "speculation": {
-            "mode": speculate::mode(args).as_str(),
-            "drafted": generated.speculated.drafted,
-            "accepted": generated.speculated.accepted,
-            "steps": generated.speculated.steps,
-        },
-    }))?;
+    let facts = Facts {
+        model: &model,
+        mode: speculate::mode(args),
+        threads: global.thread_count(),
+        load_seconds,
+        prompt: &ids,
+        generated: &generated,
+        text: tokenizer.is_some().then_some(text.as_str()),
+    };
+    console.json(&facts.to_json())?;
     Ok(ExitStatus::Done)
+}
+
+/// What a report says of a text.
+pub struct Facts<'a> {
+    pub model: &'a Model,
+    pub mode: Speculation,
+    pub threads: usize,
+    pub load_seconds: f64,
+    pub prompt: &'a [u32],
+    pub generated: &'a Generated,
+    pub text: Option<&'a str>,
+}
+
+impl Facts<'_> {
+    /// The object that `--json` prints.
+    pub fn to_json(&self) -> Value {
+        let generated = self.generated;
+        json!({
+            "status": "generated",
+            "prompt_tokens": self.prompt,
+            "tokens": generated.tokens,
+            "text": self.text,
+            "stopped": generated.stopped.as_str(),
+            "kernel": self.model.backend().name(),
+            "threads": self.threads,
+            "load_seconds": self.load_seconds,
+            "prompt_seconds": generated.prompt_time.as_secs_f64(),
+            "decode_seconds": generated.decode_time.as_secs_f64(),
+            "tokens_per_second": generated.tokens_per_second(),
+            "speculation": {
+                "mode": self.mode.as_str(),
+                "drafted": generated.speculated.drafted,
+                "accepted": generated.speculated.accepted,
+                "steps": generated.speculated.steps,
+            },
+        })
+    }
+}
+
+/// The text that the flags give.
+fn prompt(args: &Generate) -> Result<Option<String>, Failure> {
+    match (&args.prompt, &args.text, &args.file) {
+        (Some(prompt), ..) => prompts::text(prompt).map(Some),
+        (_, Some(text), _) => Ok(Some(text.clone())),
+        (.., Some(file)) => prompts::file(file).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// Greedy unless a sampling flag was given.
@@ -170,7 +253,7 @@ pub fn logit_options(args: &Generate) -> LogitOptions {
 }
 
 /// `--ctx`, or what this run needs, up to what the model was made for.
-fn context(args: &Generate, model: &Model, prompt: usize) -> Result<usize, Failure> {
+pub fn context(args: &Generate, model: &Model, prompt: usize) -> Result<usize, Failure> {
     let most = model.config().max_position_embeddings;
     // the last new token is never fed back
     let needed = prompt

@@ -9,7 +9,9 @@ mod args;
 mod batch;
 mod bench;
 mod chat;
+mod demo;
 mod embed;
+mod form;
 mod generate;
 mod kernels;
 mod logits;
@@ -42,10 +44,16 @@ pub fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> ExitStatus {
-    let args: Args = match bitnet_cli::parse_with(args, out, err, args::explain) {
+    let words = args::with_model_in_place(args).into_iter();
+    let args: Args = match bitnet_cli::parse_with(words, out, err, args::explain) {
         Ok(args) => args,
         Err(status) => return status,
     };
+    if let Some(Command::Documents(documents)) = &args.command {
+        let written = documents.write(command(), &args.global, out);
+        let console = Console::new(&args.global, out, err);
+        return console.finish(written.map(|()| ExitStatus::Done));
+    }
     let mut console = Console::new(&args.global, out, err);
     let mut args = args;
     // held until the program ends
@@ -55,14 +63,21 @@ pub fn run(
     };
     let global = &args.global;
     let result = match &args.command {
+        Some(Command::Demo(a)) => demo::run(a, global, &mut console),
         Some(Command::Logits(a)) => logits::run(a, global, &mut console),
         Some(Command::Embed(a)) => embed::run(a, global, &mut console),
         Some(Command::Perplexity(a)) => perplexity::run(a, global, &mut console),
         Some(Command::Bench(a)) => bench::run(a, global, &mut console),
         Some(Command::Serve(a)) => serve::run(a, global, &mut console),
         Some(Command::Kernels) => kernels::run(&mut console),
+        Some(Command::Documents(_)) => Ok(ExitStatus::Done),
         None if args.generate.batch.is_some() => batch::run(&args.generate, global, &mut console),
         None => generate::run(&args.generate, global, &mut console),
     };
     console.finish(result)
+}
+
+/// The definition of the command line, for tests of its help and documentation.
+pub fn command() -> clap::Command {
+    bitnet_cli::named(<Args as clap::CommandFactory>::command())
 }

@@ -24,13 +24,25 @@ const MOST_PROMPT_BYTES: u64 = 64 << 20;
 
 /// The text that `-p` gives; `-` is standard input, without a line break at its end.
 pub fn text(given: &str) -> Result<String, Failure> {
-    if given != "-" {
-        return Ok(given.to_owned());
+    match given {
+        "-" => whole_text(std::io::stdin().lock(), Path::new("standard input")),
+        text => Ok(text.to_owned()),
     }
-    let place = Path::new("standard input");
+}
+
+/// The text of a file, without a line break at its end; `-` is standard input.
+pub fn file(path: &Path) -> Result<String, Failure> {
+    if path == Path::new("-") {
+        return text("-");
+    }
+    let file = std::fs::File::open(path).map_err(|e| FormatError::io(path, &e))?;
+    whole_text(file, path)
+}
+
+fn whole_text(input: impl Read, place: &Path) -> Result<String, Failure> {
     let mut bytes = Vec::new();
-    let mut input = std::io::stdin().lock().take(MOST_PROMPT_BYTES + 1);
     input
+        .take(MOST_PROMPT_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| FormatError::io(place, &e))?;
     if bytes.len() as u64 > MOST_PROMPT_BYTES {

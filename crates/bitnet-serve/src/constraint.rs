@@ -4,6 +4,7 @@
 //! match text of a grammar.
 
 use bitnet_formats::{ErrorCode, FormatError};
+use bitnet_model::Constrain;
 use bitnet_text::Tokenizer;
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{
@@ -88,12 +89,15 @@ impl Grammars {
         Ok(Self(factory))
     }
 
-    /// A text that is JSON of a schema.
+    /// A text that is JSON of a schema; `opened`: behind the rest of the reasoning that the prompt opened.
     ///
     /// # Errors
     /// `usage` for a schema that is refused.
-    pub fn json(&self, schema: &Value) -> Result<Constraint, FormatError> {
+    pub fn json(&self, schema: &Value, opened: bool) -> Result<Constraint, FormatError> {
         let schema = compact(schema);
+        if opened {
+            return self.lark(behind_thought(format!("start: THOUGHT %json {schema}\n")));
+        }
         Self::check(schema.to_string().len())?;
         self.constraint(
             TopLevelGrammar::from_json_schema(schema),
@@ -108,6 +112,24 @@ impl Grammars {
     pub fn lark(&self, grammar: String) -> Result<Constraint, FormatError> {
         Self::check(grammar.len())?;
         self.constraint(TopLevelGrammar::from_lark(grammar), "a schema is refused")
+    }
+
+    /// A text of a grammar that a person wrote in the library's own language; `opened` as in [`json`](Self::json).
+    ///
+    /// # Errors
+    /// `usage` for a grammar that is refused.
+    pub fn grammar(&self, grammar: &str, opened: bool) -> Result<Constraint, FormatError> {
+        Self::check(grammar.len())?;
+        let grammar = match opened {
+            true => behind_thought(format!(
+                "start: THOUGHT answer\nanswer: %lark {{\n{grammar}\n}}\n"
+            )),
+            false => grammar.to_owned(),
+        };
+        self.constraint(
+            TopLevelGrammar::from_lark(grammar),
+            "the grammar is refused",
+        )
     }
 
     fn check(bytes: usize) -> Result<(), FormatError> {
@@ -130,6 +152,12 @@ impl Grammars {
             Some(error) => Err(refuse(what, &error)),
         }
     }
+}
+
+/// A grammar that may use the rest of the reasoning that the prompt opened, as `THOUGHT`.
+pub(crate) fn behind_thought(mut grammar: String) -> String {
+    grammar.push_str("THOUGHT: /(?s:.*)<\\/think>\\s*/\n");
+    grammar
 }
 
 /// A schema whose JSON has one form of white space, that of Python's `json.dumps`: with free white space, a model may write
@@ -156,12 +184,8 @@ impl std::fmt::Debug for Constraint {
     }
 }
 
-impl Constraint {
-    /// Excludes the logits, `(vocab,)`, of tokens that cannot come next.
-    ///
-    /// # Errors
-    /// `limit-exceeded` for a grammar that gets too complex.
-    pub(crate) fn mask(&mut self, logits: &mut [f32]) -> Result<(), FormatError> {
+impl Constrain for Constraint {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), FormatError> {
         let mask = self.0.compute_mask_or_eos().map_err(|e| complex(&e))?;
         for (id, logit) in logits.iter_mut().enumerate() {
             if id >= mask.len() || !mask.get(id) {
@@ -171,11 +195,7 @@ impl Constraint {
         Ok(())
     }
 
-    /// A token was drawn; whether the text is complete and nothing can follow.
-    ///
-    /// # Errors
-    /// `limit-exceeded` as [`mask`](Self::mask).
-    pub(crate) fn accept(&mut self, token: u32) -> Result<bool, FormatError> {
+    fn accept(&mut self, token: u32) -> Result<bool, FormatError> {
         self.0.consume_token(token).map_err(|e| complex(&e))?;
         Ok(self.0.is_stopped())
     }

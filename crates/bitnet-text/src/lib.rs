@@ -9,11 +9,13 @@
 mod chat_template;
 mod model_input;
 mod prompt_file;
+mod reasoning;
 mod tokenizer;
 
 pub use chat_template::{ChatContext, ChatMessage, ChatTemplate};
 pub use model_input::TextSettings;
 pub use prompt_file::{PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
+pub use reasoning::{Passage, REASONING_TAGS, ReasoningSplitter, text_before};
 pub use tokenizer::{
     ChatTemplates, DecodeStream, TEMPLATE_TOKENS, TemplateHashes, Tokenizer, TokenizerDigest,
     TokenizerNote, additional_template_files, check_tokenizer_rules, has_gguf_tokenizer,

@@ -5,10 +5,24 @@
 
 use crate::settings::Bounds;
 use crate::share::Share;
-use bitnet_cli::{Failure, GlobalArgs};
+use bitnet_cli::{Documents, Failure, GlobalArgs};
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+const EXAMPLES: &str = "\
+Examples:
+  bitnet-verify model.gguf --against ./checkpoint
+  bitnet-verify model.gguf --certificate model.gguf.certificate.json --junit report.xml
+  bitnet-verify model.gguf --logits --against hf://OWNER/NAME --html report.html
+  bitnet-verify doctor model.gguf";
+
+/// What `--version` says: with the kernel that computes by default on this machine.
+fn long_version() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| bitnet_cli::long_version(bitnet_kernels::Backend::best().name()))
+}
 
 /// Prove that a converted model has the weights and the results of its source
 ///
@@ -19,6 +33,9 @@ use std::path::{Path, PathBuf};
 #[command(
     name = "bitnet-verify",
     version,
+    long_version = long_version(),
+    after_help = EXAMPLES,
+    max_term_width = 100,
     about = "Prove that a converted model has the weights and the results of its source",
     subcommand_negates_reqs = true,
     override_usage = "bitnet-verify ARTIFACT --against SRC [--junit FILE]\n       \
@@ -47,6 +64,9 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Join the reports of all shares of a comparison
     Merge(MergeArgs),
+    /// Documents of the program itself.
+    #[command(flatten)]
+    Documents(Documents),
 }
 
 /// The reports of all shares.
@@ -60,6 +80,9 @@ pub struct MergeArgs {
 
 /// An examination.
 #[derive(Debug, Clone, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  bitnet-verify doctor model.gguf\n  bitnet-verify doctor model.gguf --fix -o fixed.gguf"
+)]
 pub struct DoctorArgs {
     /// The model, for example ./model-i2_s.gguf or hf://OWNER/NAME
     #[arg(value_name = "MODEL")]
@@ -96,7 +119,7 @@ pub struct DoctorArgs {
     pub no_run: bool,
 
     /// Set the layout of I2_S tensors, for example --layout i2_s-arm64
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = bitnet_cli::layout)]
     pub layout: Option<String>,
 
     /// Confirm that float weights are master weights of a ternary-trained model
@@ -224,7 +247,7 @@ pub struct CompareArgs {
     /// Set the layout of I2_S tensors in SRC (in ARTIFACT without --against), for example --layout i2_s-arm64
     ///
     /// A GGUF file does not name its I2_S layout. The default is i2_s.
-    #[arg(long, value_name = "NAME", help_heading = "How models are read")]
+    #[arg(long, value_name = "NAME", value_parser = bitnet_cli::layout, help_heading = "How models are read")]
     pub layout: Option<String>,
 
     /// Set the layout of I2_S tensors in ARTIFACT, for example --artifact-layout i2_s-arm64

@@ -73,6 +73,11 @@ pub fn run(
         Ok(args) => args,
         Err(status) => return status,
     };
+    if let Some(Command::Documents(documents)) = &args.command {
+        let written = documents.write(command(), &args.global, out);
+        let console = Console::new(&args.global, out, err);
+        return console.finish(written.map(|()| ExitStatus::Done));
+    }
     let mut console = Console::new(&args.global, out, err);
     let threads = args.global.thread_count();
     let result = match &args.command {
@@ -85,9 +90,15 @@ pub fn run(
             })
         }
         Some(Command::Merge(merge)) => share::merge(&merge.reports, &mut console),
+        Some(Command::Documents(_)) => Ok(ExitStatus::Done),
         None => work(&args.compare, threads, &mut console),
     };
     console.finish(result)
+}
+
+/// The definition of the command line, for tests of its help and documentation.
+pub fn command() -> clap::Command {
+    bitnet_cli::named(<args::Args as clap::CommandFactory>::command())
 }
 
 fn work(

@@ -116,15 +116,22 @@ fn near_words_are_suggested_and_far_ones_are_not() {
 }
 
 #[test]
-fn a_prompt_behind_the_model_is_sent_to_its_flag() {
+fn one_text_behind_the_model_is_the_prompt_and_several_are_refused() {
     let program = bitnet_run::run;
-    for text in [
-        "DEMO hello",
-        "DEMO hello world",
-        "DEMO hello_world -n 4",
-        "-n 4 DEMO What_is_it?",
-    ] {
-        refused(program, text, &["behind the model", "-p"]);
+    let given = ran(program, "DEMO -p hello_world -n 4 -q").stdout;
+    for text in ["DEMO hello_world -n 4 -q", "-n 4 DEMO -q hello_world"] {
+        assert_eq!(ran(program, text).stdout, given, "{text}");
+    }
+    for text in ["DEMO hello world", "DEMO What is it? -n 4"] {
+        refused(
+            program,
+            text,
+            &[
+                "one text behind the model",
+                "put the prompt in quotes",
+                "-p",
+            ],
+        );
     }
     refused(program, "DEMO", &["no prompt given", "-p TEXT"]);
     refused(

@@ -8,7 +8,7 @@ use super::fields::Fields;
 use super::sampling::Sampling;
 use super::service::Service;
 use super::tools::{ToolChoice, Tools};
-use crate::constraint::{Constraint, compact};
+use crate::constraint::{Constraint, behind_thought};
 use crate::engine::{Client, Continuation, Generate};
 use bitnet_text::ChatContext;
 use serde_json::{Map, Value, json};
@@ -149,12 +149,6 @@ fn constraint(
         true => "THOUGHT ",
         false => "",
     };
-    let with_thought = |mut grammar: String| {
-        if opened {
-            grammar.push_str("THOUGHT: /(?s:.*)<\\/think>\\s*/\n");
-        }
-        grammar
-    };
     let named = match choice {
         ToolChoice::Named(name) => Some(name.as_str()),
         _ => None,
@@ -165,7 +159,10 @@ fn constraint(
             let message = "expected no schema beside a `tool_choice` that requires a call";
             return Err(ApiError::field("response_format", message));
         }
-        let grammar = with_thought(tools.grammar(named, before)?);
+        let mut grammar = tools.grammar(named, before)?;
+        if opened {
+            grammar = behind_thought(grammar);
+        }
         let constraint = service.grammars()?.lark(grammar);
         return constraint
             .map(Some)
@@ -174,14 +171,7 @@ fn constraint(
     let Some(schema) = schema else {
         return Ok(None);
     };
-    let grammars = service.grammars()?;
-    let constraint = match opened {
-        true => grammars.lark(with_thought(format!(
-            "start: {before}%json {}\n",
-            compact(&schema)
-        ))),
-        false => grammars.json(&schema),
-    };
+    let constraint = service.grammars()?.json(&schema, opened);
     constraint
         .map(Some)
         .map_err(|e| ApiError::from(e).of("response_format"))

@@ -5,10 +5,9 @@
 
 use super::calls::{Opening, Scan, Scanned, Step, function, member, opening, step};
 use super::tools::{ToolFormat, Tools};
+use bitnet_text::{Passage, ReasoningSplitter, text_before};
 use std::sync::Arc;
 
-const THINK: &str = "<think>";
-const THOUGHT: &str = "</think>";
 const CALL: &str = "<tool_call>";
 const CALLED: &str = "</tool_call>";
 
@@ -25,11 +24,6 @@ pub(crate) enum Part {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    /// Nothing came but white space.
-    Start,
-    Reasoning,
-    /// Line breaks behind the reasoning are dropped.
-    Thought,
     Content,
     /// It is not certain yet which function is called.
     Call,
@@ -46,10 +40,10 @@ enum State {
 /// A text that is cut into parts while it comes.
 #[derive(Debug)]
 pub(crate) struct Parts {
+    reasoning: ReasoningSplitter,
     state: State,
     held: String,
     tools: Option<Arc<Tools>>,
-    begun: bool, // whether reasoning has text
     calls: usize,
 }
 
@@ -58,49 +52,50 @@ impl Parts {
     /// that it may call.
     pub(crate) fn new(reasoning: Option<bool>, tools: Option<Arc<Tools>>) -> Self {
         Self {
-            state: match reasoning {
-                Some(true) => State::Reasoning,
-                Some(false) => State::Start,
-                None => State::Content,
-            },
+            reasoning: ReasoningSplitter::new(reasoning),
+            state: State::Content,
             held: String::new(),
             tools,
-            begun: false,
             calls: 0,
         }
     }
 
     /// What the text completes with `piece` behind it.
     pub(crate) fn push(&mut self, piece: &str) -> Vec<Part> {
-        self.held.push_str(piece);
         let mut parts = Vec::new();
-        while self.advance(&mut parts) {}
+        for passage in self.reasoning.push(piece) {
+            self.take(passage, &mut parts);
+        }
         parts
     }
 
     /// What is left.
     pub(crate) fn finish(&mut self) -> Vec<Part> {
+        let mut parts = Vec::new();
+        if let Some(passage) = self.reasoning.finish() {
+            self.take(passage, &mut parts);
+        }
         let held = std::mem::take(&mut self.held);
-        let part = match self.state {
-            State::Reasoning => Part::Reasoning(held),
-            State::Call => return self.whole(&held, format!("{CALL}{held}")),
-            State::Broken => Part::Arguments(held),
+        match self.state {
+            State::Call => parts.extend(self.whole(&held, format!("{CALL}{held}"))),
             // a call that was cut off keeps what came
-            State::Thought | State::Arguments(_) | State::Parameters(..) | State::Called => {
-                return Vec::new();
+            State::Arguments(_) | State::Parameters(..) | State::Called => {}
+            _ if held.is_empty() => {}
+            State::Broken => parts.push(Part::Arguments(held)),
+            State::Content if self.calls > 0 && held.trim().is_empty() => {}
+            State::Content => parts.push(Part::Content(held)),
+        }
+        parts
+    }
+
+    fn take(&mut self, passage: Passage, parts: &mut Vec<Part>) {
+        match passage {
+            Passage::Reasoning(text) => parts.push(Part::Reasoning(text)),
+            Passage::Answer(text) if self.tools.is_none() => parts.push(Part::Content(text)),
+            Passage::Answer(text) => {
+                self.held.push_str(&text);
+                while self.advance(parts) {}
             }
-            State::Start | State::Content if self.calls > 0 && held.trim().is_empty() => {
-                return Vec::new();
-            }
-            State::Start | State::Content => Part::Content(held),
-        };
-        match &part {
-            Part::Reasoning(text) | Part::Content(text) | Part::Arguments(text)
-                if text.is_empty() =>
-            {
-                Vec::new()
-            }
-            _ => vec![part],
         }
     }
 
@@ -173,42 +168,9 @@ impl Parts {
     /// One transition; whether there may be another one.
     fn advance(&mut self, parts: &mut Vec<Part>) -> bool {
         match self.state.clone() {
-            State::Start => {
-                let text = self.held.trim_start();
-                if let Some(rest) = text.strip_prefix(THINK) {
-                    self.held = rest.to_owned();
-                    self.state = State::Reasoning;
-                    return true;
-                }
-                if THINK.starts_with(text) {
-                    return false;
-                }
-                self.state = State::Content;
-                true
-            }
-            State::Reasoning => {
-                if !self.begun {
-                    self.held = self.held.trim_start_matches('\n').to_owned();
-                    self.begun = !self.held.is_empty();
-                }
-                let found = self.until(THOUGHT, State::Thought);
-                self.emit(found, Part::Reasoning, parts)
-            }
-            State::Thought => {
-                self.held = self.held.trim_start_matches('\n').to_owned();
-                if self.held.is_empty() {
-                    return false;
-                }
-                self.state = State::Content;
-                true
-            }
-            State::Content if self.tools.is_some() => {
+            State::Content => {
                 let found = self.until(CALL, State::Call);
                 self.emit(found, Part::Content, parts)
-            }
-            State::Content => {
-                let all = std::mem::take(&mut self.held);
-                self.emit((all, false), Part::Content, parts)
             }
             State::Call => {
                 if self.open(parts) {
@@ -253,17 +215,11 @@ impl Parts {
     /// The text in front of a tag, without white space at its end, and the state behind it; without the tag, the text that
     /// cannot belong to one.
     fn until(&mut self, tag: &str, next: State) -> (String, bool) {
-        if let Some(at) = self.held.find(tag) {
-            let text = self.held[..at].trim_end().to_owned();
-            self.held = self.held[at + tag.len()..].to_owned();
+        let (text, found) = text_before(&mut self.held, tag);
+        if found {
             self.state = next;
-            return (text, true);
         }
-        let begins = |n: &usize| self.held.ends_with(&tag[..*n]);
-        let tail = (1..tag.len()).rev().find(begins).unwrap_or(0);
-        let certain = self.held[..self.held.len() - tail].trim_end().len();
-        let rest = self.held.split_off(certain);
-        (std::mem::replace(&mut self.held, rest), false)
+        (text, found)
     }
 
     fn emit(

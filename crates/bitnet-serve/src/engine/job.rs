@@ -8,7 +8,7 @@ use super::request::{Continuation, Event, TokenLogprob};
 use crate::constraint::Constraint;
 use bitnet_formats::FormatError;
 use bitnet_model::{
-    Likelihoods, LogitRules, Sampler, Sequence, StepLogits, Stopped, TextStream, Want,
+    Constrain, Likelihoods, LogitRules, Sampler, Sequence, StepLogits, Stopped, TextStream, Want,
 };
 use bitnet_text::Tokenizer;
 use std::ops::Range;

@@ -1,0 +1,165 @@
+//! `bitnet-run demo`: the first command of a person who installed the programs, without a network.
+//!
+//! Invariant: the model that computes is the one that is named; nothing is downloaded.
+
+use crate::args::{Demo, Generate};
+use crate::{chat, generate, open};
+use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
+use bitnet_model::{Generation, Sampler, Speculation, TextStream};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Names the directory of the model.
+const VARIABLE: &str = "BITNET_DEMO_MODEL";
+/// Where the model lies beside the directory of an installed program.
+const INSTALLED: [&str; 2] = [
+    "../share/bitnet-toolchain/demo",
+    "share/bitnet-toolchain/demo",
+];
+/// Where the model lies in a checkout.
+const IN_CHECKOUT: &str = "tests/fixtures/demo/packed";
+/// A question that the model was trained for.
+const QUESTION: &str = "Add 34 and 28.";
+/// Tokens of an answer: more than the model was trained to give.
+const MOST_TOKENS: usize = 128;
+
+pub fn run(
+    args: &Demo,
+    global: &GlobalArgs,
+    console: &mut Console<'_>,
+) -> Result<ExitStatus, Failure> {
+    if args.chat && console.is_json() {
+        return Err(Failure::usage("--json answers one question").hint("leave out --chat"));
+    }
+    let path = find()?;
+    let how = generate_args(&path, args);
+    let started = Instant::now();
+    let loaded = open::predictor(&path, &how.compute, global.thread_count())?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let open::Loaded { checkpoint, model } = loaded;
+    let tokenizer = open::tokenizer(&checkpoint)?;
+    console.note(format!(
+        "the demo model: {}, {} layers of width {}, trained to answer small questions; kernel {}, {} threads; {}",
+        checkpoint.family.name,
+        model.config().num_hidden_layers,
+        model.config().hidden_size,
+        model.backend().name(),
+        model.threads(),
+        path.display(),
+    ))?;
+    let question = args.prompt.as_deref().unwrap_or(QUESTION);
+    console.line(format_args!("> {question}"))?;
+    let prompt = chat::first_turn(&tokenizer, &how, question)?;
+    let stop_tokens = open::stop_tokens(&how, &model, Some(&tokenizer));
+    let context = generate::context(&how, &model, prompt.ids.len())?;
+    let mut generation = Generation::new(&model, context, Sampler::greedy(), stop_tokens)?;
+    let mut answer = String::new();
+    let stream = TextStream::new(&tokenizer, &[]);
+    let generated = generation.run_text::<Failure>(stream, &prompt.ids, MOST_TOKENS, |piece| {
+        answer.push_str(piece);
+        console.text(piece)
+    })?;
+    checkpoint.check_inputs()?;
+    console.text("\n")?;
+    console.aside(format_args!(
+        "[{} tokens, {:.1} tokens/s]",
+        generated.tokens.len(),
+        generated.tokens_per_second()
+    ))?;
+    let facts = generate::Facts {
+        model: &model,
+        mode: Speculation::Off,
+        threads: global.thread_count(),
+        load_seconds,
+        prompt: &prompt.ids,
+        generated: &generated,
+        text: Some(&answer),
+    };
+    let mut object = facts.to_json();
+    object["model"] = path.display().to_string().into();
+    object["prompt"] = question.into();
+    console.json(&object)?;
+    if args.chat || console.is_interactive() {
+        console.note(
+            "ask more: \"Sort these words: moon, nest, key\" or \"What date is 5 days after March 29?\"",
+        )?;
+        let setup = chat::Setup {
+            args: &how,
+            model: &model,
+            tokenizer: &tokenizer,
+            sampler: Sampler::greedy(),
+            logits: generate::logit_options(&how),
+            rule: None,
+        };
+        return chat::interactive(setup, console);
+    }
+    let shown = shell_word(&path);
+    console.note(format_args!(
+        "try next:\n  \
+         bitnet-run demo --chat                          chat with this model\n  \
+         bitnet-run demo -p \"Sort these words: b, c, a\"  ask it something else\n  \
+         bitnet-convert {shown} -o demo.gguf\n  \
+         bitnet-verify demo.gguf --against {shown}\n  \
+         bitnet-run --help                               run a model of your own"
+    ))?;
+    Ok(ExitStatus::Done)
+}
+
+/// The flags of a chat with the model at `path`.
+fn generate_args(path: &Path, args: &Demo) -> Generate {
+    let mut how = Generate::of_chat(path.to_owned());
+    how.max_new_tokens = MOST_TOKENS;
+    how.compute.kernel.clone_from(&args.kernel);
+    how
+}
+
+/// A path as a word of a shell.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:\\".contains(c);
+    match text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
+/// The model that ships with the programs.
+pub fn find() -> Result<PathBuf, Failure> {
+    if let Some(path) = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
+        let path = PathBuf::from(path);
+        if is_model(&path) {
+            return Ok(path);
+        }
+        let message = format!("{VARIABLE}: no model at {}", path.display());
+        return Err(Failure::new(ErrorCode::Io, message).hint(format!(
+            "set {VARIABLE} to the directory of the demo model, or unset {VARIABLE}"
+        )));
+    }
+    let program = std::env::current_exe().ok();
+    let program = program.map(|path| path.canonicalize().unwrap_or(path));
+    let directory = program.as_deref().and_then(Path::parent);
+    let installed = INSTALLED
+        .iter()
+        .filter_map(|path| Some(directory?.join(path)));
+    let here = std::env::current_dir().ok();
+    let starts = [directory, here.as_deref()].into_iter().flatten();
+    let checkouts = starts
+        .flat_map(Path::ancestors)
+        .map(|path| path.join(IN_CHECKOUT));
+    let found = installed.chain(checkouts).find(|path| is_model(path));
+    found
+        .map(|path| path.canonicalize().unwrap_or(path))
+        .ok_or_else(|| {
+            let message = format!(
+                "the demo model is not beside the program; expected it in {} of the program's directory",
+                INSTALLED[0]
+            );
+            Failure::new(ErrorCode::Io, message)
+                .hint(format!("set {VARIABLE} to the directory of the demo model"))
+                .hint("or run a model of your own: bitnet-run MODEL --chat")
+        })
+}
+
+fn is_model(path: &Path) -> bool {
+    path.join("config.json").is_file()
+}
