@@ -55,6 +55,7 @@ mod generate;
 mod global;
 mod located;
 mod main_entry;
+mod observer;
 mod process;
 mod progress;
 mod resources;
@@ -72,7 +73,8 @@ pub use failure::Failure;
 pub use generate::{Documents, Shell, named};
 pub use global::{ColorWhen, GlobalArgs, threads};
 pub use located::{locate, locate_all, publish, push};
-pub use main_entry::main;
+pub use main_entry::{main, main_of};
+pub use observer::{Observer, Whole, observed};
 pub use process::{StopRequest, interrupted, on_interrupt};
 pub use progress::{Bar, Progress};
 pub use resources::{

@@ -49,6 +49,10 @@ impl Watch for Shown {
             bar.finish();
         }
     }
+
+    fn check(&self) -> Result<(), FormatError> {
+        self.progress.check()
+    }
 }
 
 /// Refuses a model that is not there, with what was probably meant.

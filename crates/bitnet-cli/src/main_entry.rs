@@ -8,6 +8,7 @@ use crate::process::{INTERRUPTED, STANDARD_STREAMS, take_hook};
 #[cfg(unix)]
 use signal_hook::consts::SIGXFSZ;
 use std::env::ArgsOs;
+use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,14 @@ fn fail_writes_beyond_the_size_limit() {
 
 /// The whole `main` of a program.
 pub fn main(run: impl FnOnce(ArgsOs, &mut dyn Write, &mut dyn Write) -> ExitStatus) -> ExitCode {
+    main_of(std::env::args_os(), run).into()
+}
+
+/// As [`main`], for a process whose own arguments are others: `args` includes the name of the program.
+pub fn main_of<A: Iterator<Item = OsString>>(
+    args: A,
+    run: impl FnOnce(A, &mut dyn Write, &mut dyn Write) -> ExitStatus,
+) -> ExitStatus {
     STANDARD_STREAMS.store(true, Ordering::Relaxed);
     let installed = ctrlc::set_handler(|| {
         if let Some(hook) = take_hook() {
@@ -42,7 +51,7 @@ pub fn main(run: impl FnOnce(ArgsOs, &mut dyn Write, &mut dyn Write) -> ExitStat
     }
     // a table or a listing is many small writes; Console flushes at the end
     let mut out = BufWriter::new(io::stdout());
-    let status = run(std::env::args_os(), &mut out, &mut err);
+    let status = run(args, &mut out, &mut err);
     let _ = out.flush();
-    status.into()
+    status
 }

@@ -5,6 +5,8 @@
 //! once something is done.
 
 use crate::console::Console;
+use crate::observer::{Watched, Whole};
+use bitnet_formats::FormatError;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ const MOST_SECONDS: u64 = 99 * 3600;
 pub struct Progress {
     bars: MultiProgress,
     visible: bool,
+    watched: Watched,
 }
 
 /// One bar; cheap to clone, the clones are the same bar. It disappears when finished.
@@ -42,7 +45,7 @@ enum Unit {
 }
 
 impl Progress {
-    /// Visible bars if the console shows progress.
+    /// Visible bars if the console shows progress. The observer of this thread, if any, hears of [`whole`](Self::whole).
     pub fn new(console: &Console<'_>) -> Self {
         let visible = console.shows_progress();
         let target = if visible {
@@ -53,6 +56,7 @@ impl Progress {
         Self {
             bars: MultiProgress::with_draw_target(target),
             visible,
+            watched: Watched::here(),
         }
     }
 
@@ -61,7 +65,21 @@ impl Progress {
         Self {
             bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
             visible: false,
+            watched: Watched::default(),
         }
+    }
+
+    /// How far the whole run is, for the observer of the run; terminals show the bars instead.
+    pub fn whole(&self, total: u64) -> Whole {
+        Whole::new(&self.watched, total)
+    }
+
+    /// Whether the run may go on.
+    ///
+    /// # Errors
+    /// `interrupted` if the observer ends the run.
+    pub fn check(&self) -> Result<(), FormatError> {
+        self.watched.check()
     }
 
     /// A bar over bytes: name, bar, done and total in the unit of the total, time that is left.

@@ -237,12 +237,12 @@ fn attempt(
         console.warn(sentence)?;
     }
     let threads = args.global.thread_count();
+    let progress = Progress::new(console);
     if args.convert.dry_run {
-        look_ahead::run(checkpoint, &plan, request, Depth::Trits, threads)?;
+        look_ahead::run(checkpoint, &plan, request, Depth::Trits, threads, &progress)?;
         return print_plan(checkpoint, &plan, request.output, console);
     }
-    let progress = Progress::new(console);
-    look_ahead::run(checkpoint, &plan, request, Depth::All, threads)?;
+    look_ahead::run(checkpoint, &plan, request, Depth::All, threads, &progress)?;
     let published = publish::publish(
         checkpoint,
         &plan,

@@ -332,7 +332,7 @@ impl Opened {
         parts.make_directory()?;
         let request: Request<'_> = file.request();
         let share = plan.share(index);
-        look_ahead::run(checkpoint, &share, &request, Depth::All, threads)?;
+        look_ahead::run(checkpoint, &share, &request, Depth::All, threads, progress)?;
         let hashed = hashed_by(checkpoint, index, plan.files.len());
         let walked = (0..checkpoint.file.parts.len())
             .map(|n| hashed.contains(&n))

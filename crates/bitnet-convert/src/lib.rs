@@ -21,12 +21,14 @@ mod readers;
 mod scales;
 mod side_files;
 mod source_hash;
+mod state;
 mod stored;
 mod targets;
 mod transcode;
 mod unfold;
 
 pub use pairs::{Condition, Pair, Source, fits, pairs};
+pub use state::{StateTensor, dense_values, state_names, state_tensor, weights};
 pub use targets::{Kind, TARGETS, Target};
 pub use transcode::{PackedRows, transcode};
 

@@ -7,6 +7,7 @@ use crate::plan::{Action, Item, Plan, Request};
 use crate::scales;
 use crate::stored::Stored;
 use bitnet_checkpoint::{Checkpoint, Slot};
+use bitnet_cli::Progress;
 use bitnet_formats::{
     Encoding, ErrorCode, FormatError, Packing, PlainType, ScaleRounding, encode_dense,
 };
@@ -35,6 +36,7 @@ pub fn run(
     request: &Request<'_>,
     depth: Depth,
     threads: usize,
+    progress: &Progress,
 ) -> Result<(), FormatError> {
     let look = Look {
         checkpoint,
@@ -60,6 +62,7 @@ pub fn run(
             FormatError::new(ErrorCode::Io, format!("cannot start threads: {e}")).because(e)
         })?;
     for (n, (item, slot)) in at_risk.iter().enumerate() {
+        progress.check()?;
         let found = pool.install(|| look.at(item, *slot));
         found.map_err(|mut error| {
             let rest = at_risk.len() - n - 1;

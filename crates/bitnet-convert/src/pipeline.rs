@@ -241,6 +241,7 @@ fn write(
         plan.files.iter().map(|f| f.header.frames.clone()).collect();
     let mut file_bar: Option<(usize, Bar)> = None;
     let tensor_bar = progress.bytes("", 0);
+    let whole = progress.whole(plan.files.iter().map(|file| file.header.total).sum());
     let mut current = usize::MAX;
     for (index, piece) in pieces {
         let Some(item) = plan.items.get(index) else {
@@ -285,6 +286,7 @@ fn write(
         if let Some(Some(frames)) = frames.get_mut(item.file) {
             frames.update(bytes);
         }
+        whole.advance(bytes.len() as u64)?;
         tensor_bar.advance(bytes.len() as u64);
         if let Some((_, bar)) = &file_bar {
             bar.advance(bytes.len() as u64);
@@ -297,6 +299,8 @@ fn write(
         }
         artifact.write_zeros(file.header.total.saturating_sub(artifact.position()))?;
     }
+    // headers and padding
+    whole.finish()?;
     Ok(artifacts)
 }
 

@@ -153,7 +153,9 @@ impl<'f> SourceHash<'f> {
                         return None;
                     }
                 }
-                let step = part.check().and_then(|()| part.read(at..end));
+                let step = progress.check();
+                let step = step.and_then(|()| part.check());
+                let step = step.and_then(|()| part.read(at..end));
                 let step = match step {
                     Ok(step) => step,
                     Err(error) => {

@@ -80,6 +80,8 @@ pub enum ErrorCode {
     Checksum,
     /// The disk has not enough room for what is to be fetched.
     NoSpace,
+    /// The caller of a library function stopped the run.
+    Interrupted,
     /// A request that makes no sense.
     Usage,
 }
@@ -122,6 +124,7 @@ impl ErrorCode {
             Self::Offline => "offline",
             Self::Checksum => "checksum",
             Self::NoSpace => "no-space",
+            Self::Interrupted => "interrupted",
             Self::Usage => "usage",
         }
     }

@@ -35,6 +35,13 @@ pub trait Watch: Sync {
     fn advance(&self, bytes: u64);
     /// The transfer has ended.
     fn end(&self);
+    /// Whether the transfer may go on. What came already is kept for the next one.
+    ///
+    /// # Errors
+    /// `interrupted` if it may not.
+    fn check(&self) -> Result<(), FormatError> {
+        Ok(())
+    }
 }
 
 /// Nobody hears.

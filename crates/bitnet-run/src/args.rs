@@ -711,10 +711,10 @@ fn seed(text: &str) -> Result<u64, String> {
     bitnet_cli::whole(text, 0..=u64::MAX)
 }
 
-fn temperature(text: &str) -> Result<f32, String> {
+pub fn temperature(text: &str) -> Result<f32, String> {
     bitnet_cli::number(text, 0.0..=f32::INFINITY)
 }
 
-fn share(text: &str) -> Result<f32, String> {
+pub fn share(text: &str) -> Result<f32, String> {
     bitnet_cli::number(text, 0.0..=1.0)
 }

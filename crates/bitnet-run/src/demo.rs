@@ -51,7 +51,7 @@ pub fn run(
     console.line(format_args!("> {question}"))?;
     let prompt = chat::first_turn(&tokenizer, &how, question)?;
     let stop_tokens = open::stop_tokens(&how, &model, Some(&tokenizer));
-    let context = generate::context(&how, &model, prompt.ids.len())?;
+    let context = generate::context(&model, prompt.ids.len(), how.max_new_tokens, how.ctx)?;
     let mut generation = Generation::new(&model, context, Sampler::greedy(), stop_tokens)?;
     let mut answer = String::new();
     let stream = TextStream::new(&tokenizer, &[]);

@@ -6,11 +6,11 @@
 use crate::args::Generate;
 use crate::chat::AnswerView;
 use crate::form::Form;
+use crate::sampling::Drawing;
 use crate::{chat, open, prompts, speculate};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
 use bitnet_model::{
-    Generated, Generation, LogitOptions, Model, Sampler, SamplerOptions, Speculation, Stopped,
-    TextStream,
+    Generated, Generation, LogitOptions, Model, Sampler, Speculation, Stopped, TextStream,
 };
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
@@ -34,7 +34,7 @@ pub fn run(
             "give a text with -p TEXT, token ids with --tokens 1,2,3, or start a chat with --chat",
         ));
     }
-    let sampler = sampler(args)?;
+    let sampler = sampler(args);
     // a prompt or a schema that cannot be read is refused before the model is
     let prompt = prompt(args)?;
     let form = Form::of(args)?;
@@ -88,7 +88,7 @@ pub fn run(
         )
         .hint("give a text that is not empty: -p TEXT"));
     }
-    let context = context(args, &model, ids.len())?;
+    let context = context(&model, ids.len(), args.max_new_tokens, args.ctx)?;
     let draft = speculate::draft(args, &model, tokenizer.as_ref())?;
     let generation = Generation::new(&model, context, sampler, stop_tokens)?
         .with_logit_options(logit_options(args));
@@ -219,24 +219,15 @@ fn prompt(args: &Generate) -> Result<Option<String>, Failure> {
 }
 
 /// Greedy unless a sampling flag was given.
-fn sampler(args: &Generate) -> Result<Sampler, Failure> {
-    let sampled = args.temp.is_some()
-        || args.top_k.is_some()
-        || args.top_p.is_some()
-        || args.min_p.is_some()
-        || args.seed.is_some();
-    if !sampled {
-        return Ok(Sampler::greedy());
+fn sampler(args: &Generate) -> Sampler {
+    Drawing {
+        temperature: args.temp,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        seed: args.seed,
     }
-    let defaults = SamplerOptions::default();
-    let options = SamplerOptions {
-        temperature: args.temp.unwrap_or(defaults.temperature),
-        top_k: args.top_k.unwrap_or(defaults.top_k),
-        top_p: args.top_p.unwrap_or(defaults.top_p),
-        min_p: args.min_p.unwrap_or(defaults.min_p),
-        seed: args.seed.unwrap_or(defaults.seed),
-    };
-    Ok(Sampler::new(options))
+    .sampler()
 }
 
 /// Penalties, which change nothing unless they are given.
@@ -252,15 +243,23 @@ pub fn logit_options(args: &Generate) -> LogitOptions {
     }
 }
 
-/// `--ctx`, or what this run needs, up to what the model was made for.
-pub fn context(args: &Generate, model: &Model, prompt: usize) -> Result<usize, Failure> {
+/// The context that was asked for, or what this run needs, up to what the model was made for.
+///
+/// # Errors
+/// `context-exceeded` for more than the model was made for, and for a prompt that does not fit.
+pub fn context(
+    model: &Model,
+    prompt: usize,
+    max_new_tokens: usize,
+    asked: Option<usize>,
+) -> Result<usize, Failure> {
     let most = model.config().max_position_embeddings;
     // the last new token is never fed back
     let needed = prompt
-        .saturating_add(args.max_new_tokens)
+        .saturating_add(max_new_tokens)
         .saturating_sub(1)
         .max(prompt);
-    let context = args.ctx.unwrap_or(needed.min(most));
+    let context = asked.unwrap_or(needed.min(most));
     if context > most {
         return Err(Failure::new(
             ErrorCode::ContextExceeded,

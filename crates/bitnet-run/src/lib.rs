@@ -14,10 +14,12 @@ mod embed;
 mod form;
 mod generate;
 mod kernels;
+pub mod library;
 mod logits;
 mod open;
 mod perplexity;
 mod prompts;
+mod sampling;
 mod serve;
 mod speculate;
 

@@ -5,7 +5,7 @@
 
 use crate::args::Logits as LogitsArgs;
 use crate::{open, prompts};
-use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
+use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, FormatError, GlobalArgs};
 use bitnet_formats::{
     Artifact, Container, Encoding, Metadata, PlainType, PlannedTensor, Safetensors, WritePlan, hex,
 };
@@ -13,6 +13,7 @@ use bitnet_model::{Logits, Model};
 use bitnet_text::TextSettings;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use std::num::NonZeroUsize;
 
 pub fn run(
     args: &LogitsArgs,
@@ -65,14 +66,14 @@ pub fn run(
     let mut hash = Sha256::new();
     let mut positions = 0;
     for (name, ids) in &prompts {
-        let logits = prompt_logits(&model, ids, args.batch.map(|b| b.get()))?;
-        if let Some(bad) = logits.iter().position(|v| !v.is_finite()) {
-            let message = format!(
-                "prompt `{name}`, position {}: logit is not finite",
-                bad / vocab
-            );
-            return Err(Failure::new(ErrorCode::NonFinite, message));
-        }
+        let batch = args.batch.map(NonZeroUsize::get);
+        let logits = prompt_logits(&model, ids, batch, &|| Ok(()));
+        let logits = logits.map_err(|mut failure| {
+            if failure.code == ErrorCode::NonFinite {
+                failure.message = format!("prompt `{name}`, {}", failure.message);
+            }
+            failure
+        })?;
         let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
         hash.update(&bytes);
         if let Some(artifact) = &mut artifact {
@@ -104,12 +105,26 @@ pub fn run(
     Ok(ExitStatus::Done)
 }
 
-/// `(tokens, vocab)` logits of one prompt, given to the model `batch` tokens at a time.
-fn prompt_logits(model: &Model, ids: &[u32], batch: Option<usize>) -> Result<Vec<f32>, Failure> {
+/// `(tokens, vocab)` logits of one prompt, given to the model `batch` tokens at a time; `go_on` is asked in between.
+///
+/// # Errors
+/// Those of the model and of `go_on`; `non-finite` for a logit that is NaN or infinite.
+pub fn prompt_logits(
+    model: &Model,
+    ids: &[u32],
+    batch: Option<usize>,
+    go_on: &dyn Fn() -> Result<(), FormatError>,
+) -> Result<Vec<f32>, Failure> {
     let mut session = model.session(ids.len())?;
     let mut all = Vec::with_capacity(ids.len() * model.config().vocab_size);
     for part in ids.chunks(batch.unwrap_or(ids.len()).max(1)) {
+        go_on()?;
         all.extend(model.forward(&mut session, part, Logits::All)?);
+    }
+    if let Some(bad) = all.iter().position(|v| !v.is_finite()) {
+        let position = bad / model.config().vocab_size;
+        let message = format!("position {position}: logit is not finite");
+        return Err(Failure::new(ErrorCode::NonFinite, message));
     }
     Ok(all)
 }

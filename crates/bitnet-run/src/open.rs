@@ -49,8 +49,11 @@ pub fn checkpoint(path: &Path, compute: &ComputeArgs) -> Result<Checkpoint, Form
 }
 
 /// An open checkpoint and the model that was loaded from it.
+#[derive(Debug)]
 pub struct Loaded {
+    /// What was read.
     pub checkpoint: Checkpoint,
+    /// What computes.
     pub model: Model,
 }
 
@@ -99,6 +102,9 @@ pub fn predictor(path: &Path, compute: &ComputeArgs, threads: usize) -> Result<L
 }
 
 /// The tokenizer of a checkpoint: its side files, else its GGUF metadata.
+///
+/// # Errors
+/// A tokenizer that is absent or cannot be built.
 pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
     checkpoint.tokenizer()?.ok_or_else(|| {
         Failure::new(

@@ -69,6 +69,8 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
         slots.retain(|slot| checkpoint.is_ternary(*slot));
         let slots = subject.shared(slots);
         let bar: Bar = progress.steps("tensors", slots.len() as u64);
+        let bytes = |slot| checkpoint.tensor_range(slot).map_or(0, |info| info.len);
+        let whole = progress.whole(slots.iter().map(|slot| bytes(*slot)).sum());
         for slot in slots {
             bar.name(slot.to_string());
             let (artifact, source) = rayon::join(
@@ -90,6 +92,10 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
                 check.ternary(&pair, subject);
             }
             bar.advance(1);
+            if let Err(stopped) = whole.advance(bytes(slot)) {
+                report.checks.push(Verdict::error("open", &stopped));
+                return report;
+            }
         }
         bar.finish();
     }

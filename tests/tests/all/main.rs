@@ -50,6 +50,7 @@ mod minicpm;
 mod misleading_errors;
 mod mlx_and_gpu;
 mod named_templates;
+mod observers;
 mod oracle;
 mod ordinary_files;
 mod other_runtime;

@@ -161,6 +161,7 @@ impl Parts {
             let parts = plan.files.par_iter().enumerate();
             parts
                 .map(|(index, planned)| {
+                    progress.check()?;
                     let part = self.part(index, planned);
                     bar.advance(1);
                     part

@@ -279,6 +279,7 @@ async fn in_ranges(
         // also of a range that broke, what came is worth keeping
         growing.append(&bytes)?;
         read?;
+        watch.check()?;
     }
     Ok(())
 }
