@@ -187,7 +187,7 @@ pub static TARGETS: &[Target] = &[
         name: "packed-2bit",
         kind: Kind::HuggingFace,
         form: Form::packed(&Tiles, "tile32-2bit"),
-        about: "2 bits in tiles, f32 scales of any structure; mapped by avx512_vnni, avx_vnni, avx2, neon_dotprod, neon",
+        about: "2 bits in tiles, f32 scales of any structure; mapped by avx512_vnni, avx_vnni, avx2, ssse3, neon_dotprod, neon",
     },
     Target {
         name: "mlx-2bit",

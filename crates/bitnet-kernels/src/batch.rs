@@ -4,7 +4,7 @@
 
 use crate::activations::Activations;
 use crate::backend::Backend;
-use crate::fixed_point::FixedPoint;
+use crate::fixed_point::{FixedPoint, Forms};
 use bitnet_ternary::ActivationError;
 
 /// Activations of some tokens, prepared for one backend: int8 by [`Backend::quantize`], or fixed-point by
@@ -171,8 +171,15 @@ impl Backend {
         (out.backend, out.form) = (Some(*self), Form::Fixed);
         out.row.resize(cols, 0.0);
         let (row, kernel) = (&mut out.row, self.kernel());
-        let panels = kernel.fewest_fixed().is_some_and(|fewest| tokens >= fewest);
-        out.fixed.fill(panels, (tokens, cols), |token, to| {
+        let forms = Forms {
+            panels: kernel
+                .ternary
+                .many_fixed
+                .as_ref()
+                .map_or(0, |many| many.of(tokens)),
+            tables: kernel.by_tables().map(|by| (by.lines, by.build)),
+        };
+        out.fixed.fill(forms, (tokens, cols), |token, to| {
             make(token, row);
             // SAFETY: self exists, so the CPU has what the entry was instantiated with.
             match unsafe { (kernel.float.fix)(row, to) } {

@@ -3,6 +3,8 @@
 //!
 //! Invariant: nothing here knows a kernel by name, so a new row of [`KERNELS`] is tested at once.
 
+mod layouts;
+
 use crate::lanes::{LANES, Lanes, add_lanes};
 use crate::{
     ActivationBatch, Backend, DeltaHead, DenseType, Inputs, KERNELS, KernelError, Output,

@@ -4,7 +4,7 @@
 //! whoever holds the proof, [`Backend`](crate::Backend).
 
 use crate::activations::{Activations, Panel};
-use crate::fixed_point::{FixedPoint, FixedToken, Segment};
+use crate::fixed_point::{FixedPoint, FixedToken, PANEL, Segment};
 use crate::lines::Line;
 use crate::output::Places;
 use std::ops::Range;
@@ -38,11 +38,13 @@ pub(crate) struct TernaryOps {
     pub dots: Dots,
     /// Many tokens with many tiles at once, where that is faster than tile by tile.
     pub many_tokens: Option<ManyTokens>,
-    /// What the next two read, if not these tiles: writes a tile of `cols` columns in the layout of
-    /// [`Kernel::grouped`](crate::kernel::Kernel).
+    /// What `fixed` and `many_fixed` read, if not these tiles: writes a tile of `cols` columns in the layout of
+    /// [`Kernel::two_bits`](crate::kernel::Kernel::two_bits).
     pub two_bits: Option<TwoBits>,
     /// One token of fixed-point activations with one tile.
     pub fixed: Fixed,
+    /// Fixed-point activations with these tiles by tables of their sums, in place of `fixed` and `many_fixed`.
+    pub by_tables: Option<ByTables>,
     /// Many tokens of fixed-point activations, if that is faster.
     pub many_fixed: Option<ManyFixed>,
 }
@@ -60,6 +62,58 @@ pub(crate) struct ManyFixed {
     pub fewest: usize,
     /// Computes the sums of some panels with all tiles and hands them out.
     pub sums: unsafe fn(&FixedTiles<'_>, &FixedPoint, tokens: Range<usize>, done: Done<'_>),
+}
+
+impl ManyFixed {
+    /// How many of so many tokens are taken in panels; the others one by one.
+    pub fn of(&self, tokens: usize) -> usize {
+        match tokens % PANEL {
+            rest if rest < self.fewest => tokens - rest,
+            _ => tokens,
+        }
+    }
+}
+
+/// Fixed-point products that look up sums of a token's integers. All segments are
+/// [`GROUP`](crate::fixed_point::GROUP) columns, but for the last of a row.
+pub(crate) struct ByTables {
+    /// Lines of the tables of a segment.
+    pub lines: usize,
+    /// Writes the tables, `(segments, lines)`, of a token's integers, `(cols,)`.
+    pub build: unsafe fn(integers: &[i32], tables: &mut [Line]),
+    /// Computes the sums of some tokens with all tiles, as [`Fixed`] does, and hands them out.
+    pub sums: unsafe fn(&TableTiles<'_>, &FixedPoint, tokens: Range<usize>, done: Done<'_>),
+}
+
+/// Some tiles of a packed matrix, for products by tables.
+// read by AVX-512 kernels
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) struct TableTiles<'a> {
+    /// `(tiles, tile_lines)`
+    pub lines: &'a [Line],
+    /// Columns of the matrix, not 0.
+    pub cols: usize,
+    /// Columns per group of scales, if they are in groups.
+    pub group: Option<usize>,
+    /// The scales of groups.
+    pub scales: GroupScales<'a>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl TableTiles<'_> {
+    /// Groups of scales per row; 0 without groups.
+    pub fn groups(&self) -> usize {
+        self.group.map_or(0, |group| self.cols / group)
+    }
+}
+
+/// The scales of groups as a matrix keeps them, `(tiles, groups, tile_rows)`.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) enum GroupScales<'a> {
+    None,
+    F16(&'a [u16]),
+    Bf16(&'a [u16]),
+    F32(&'a [f32]),
 }
 
 /// Some tiles of a packed matrix, or one.

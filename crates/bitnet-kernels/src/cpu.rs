@@ -23,6 +23,7 @@ pub fn cpu_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     {
         for (is_there, name) in [
+            (is_x86_feature_detected!("ssse3"), "SSSE3"),
             (is_x86_feature_detected!("sse4.2"), "SSE4.2"),
             (is_x86_feature_detected!("f16c"), "F16C"),
             (is_x86_feature_detected!("fma"), "FMA"),

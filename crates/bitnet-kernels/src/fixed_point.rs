@@ -78,7 +78,20 @@ pub(crate) struct FixedPoint {
     sums: Vec<i32>,         // (tokens, parts)
     panels: Vec<Line>, // (tokens / 16, whole parts of columns, 16): integers, if a kernel reads them
     panel_steps: Vec<Line>, // (tokens / 16, groups, 16)
+    tables: Vec<Line>, // (tokens behind those in panels, segments, lines of a table), if a kernel reads them
+    token_tables: usize, // lines of the tables of a token
+    first_tables: usize, // the first token with tables
     row: Vec<i32>,     // (cols,): the integers of a token on their way
+}
+
+/// What a kernel reads of each token beside the planes, if it does.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Forms {
+    /// How many of the first tokens it takes in panels.
+    pub panels: usize,
+    /// Of the other tokens tables: the lines of a segment, and what writes those of a token from its integers. Calling it
+    /// is sound when the CPU has what the kernel requires.
+    pub tables: Option<(usize, unsafe fn(&[i32], &mut [Line]))>,
 }
 
 /// One token and the segments of a matrix.
@@ -130,7 +143,7 @@ impl FixedPoint {
     }
 
     /// The steps of one token, `(groups,)`.
-    fn steps(&self, token: usize) -> &[f32] {
+    pub fn steps(&self, token: usize) -> &[f32] {
         &self.steps[token * self.groups..(token + 1) * self.groups]
     }
 
@@ -150,6 +163,25 @@ impl FixedPoint {
             planes: self.planes(token),
             segments: segments.map(of_segment).collect(),
         }
+    }
+
+    /// The tables of one token, `(segments of 128 columns, lines)`, if they were built.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub fn tables(&self, token: usize) -> Option<&[Line]> {
+        let at = token.checked_sub(self.first_tables)? * self.token_tables;
+        Some(&self.tables[at..at + self.token_tables])
+    }
+
+    /// The integers of one token and segment of 128 columns.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub fn integers(&self, token: usize, segment: usize) -> [i32; GROUP] {
+        let mut integers = [0; GROUP];
+        let [low, middle, high] = self.planes(token).map(|plane| &plane[segment * GROUP..]);
+        let bytes = low.iter().zip(middle).zip(high);
+        for (q, ((low, middle), high)) in integers.iter_mut().zip(bytes) {
+            *q = join([*low, *middle, *high].map(i32::from));
+        }
+        integers
     }
 
     /// The integers of tokens `16 panel ..`, `(whole parts of columns, 16)`; places without a token are 0.
@@ -173,13 +205,13 @@ impl FixedPoint {
         &words.as_chunks().0[panel * self.groups..(panel + 1) * self.groups]
     }
 
-    /// Fills the batch: `fix` writes one token. With `panels` a kernel can look sums up.
+    /// Fills the batch: `fix` writes one token, and what a kernel reads in other `forms` is made of it.
     ///
     /// # Errors
     /// The first token that `fix` refuses, with its error.
     pub fn fill<E>(
         &mut self,
-        panels: bool,
+        forms: Forms,
         (tokens, cols): (usize, usize),
         mut fix: impl FnMut(usize, FixedRow<'_>) -> Result<(), E>,
     ) -> Result<(), (usize, E)> {
@@ -194,9 +226,14 @@ impl FixedPoint {
         self.steps.resize(tokens * groups, 0.0);
         self.sums.resize(tokens * parts, 0);
         self.row.resize(cols, 0);
+        let panels = forms.panels > 0;
         if panels {
             self.make_panels();
         }
+        self.token_tables = forms.tables.map_or(0, |(lines, _)| groups * lines);
+        self.tables
+            .resize((tokens - forms.panels) * self.token_tables, Line([0; LINE]));
+        self.first_tables = forms.panels;
         for token in 0..tokens {
             let planes = &mut self.planes[token * PLANES * stride..][..PLANES * stride];
             let (low, planes) = planes.split_at_mut(stride);
@@ -210,6 +247,12 @@ impl FixedPoint {
             fix(token, row).map_err(|e| (token, e))?;
             if panels {
                 self.interleave(token);
+            }
+            if let Some((_, build)) = forms.tables.filter(|_| token >= forms.panels) {
+                let at = (token - forms.panels) * self.token_tables;
+                let tables = &mut self.tables[at..at + self.token_tables];
+                // SAFETY: the caller's: a backend with this kernel exists.
+                unsafe { build(&self.row, tables) };
             }
         }
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a row is data: making one runs nothing, and callers check the CPU before they call what it holds.
 
-use crate::contract::TernaryOps;
+use crate::contract::{ByTables, TernaryOps};
+use crate::fixed_point::{GROUP, Segment};
 use crate::float_table::FloatOps;
 use crate::peak::Peak;
 use bitnet_ternary::Scales;
@@ -49,6 +50,9 @@ pub struct Kernel {
     /// For matrices with group scales, if their groups do not fit the blocks of `ternary`. Its panels
     /// are as wide.
     pub(crate) grouped: Option<TernaryOps>,
+    /// For matrices that are multiplied with float activations in segments of 128 columns, if by tables. Its panels
+    /// are as wide.
+    pub(crate) tabled: Option<TernaryOps>,
     pub(crate) float: FloatOps,
     /// The multiply instruction of its products, if one is known: what they are measured against.
     pub(crate) peak: Option<Peak>,
@@ -57,6 +61,15 @@ pub struct Kernel {
 impl Kernel {
     /// The layout of a matrix with these scales and inputs.
     pub(crate) fn ternary_for(&self, scales: &Scales, inputs: Inputs) -> &TernaryOps {
+        let group = match scales {
+            Scales::PerGroup { group, .. } => Some(*group),
+            _ => None,
+        };
+        if let (Some(tabled), Inputs::Float) = (&self.tabled, inputs)
+            && Segment::width(group) == GROUP
+        {
+            return tabled;
+        }
         match (scales, inputs, &self.grouped) {
             (Scales::PerGroup { .. }, _, Some(grouped)) | (_, Inputs::Float, Some(grouped)) => {
                 grouped
@@ -65,8 +78,13 @@ impl Kernel {
         }
     }
 
-    /// From how many tokens on fixed-point activations are looked up, if ever; the same in both layouts.
-    pub(crate) fn fewest_fixed(&self) -> Option<usize> {
-        self.ternary.many_fixed.as_ref().map(|many| many.fewest)
+    /// What reads tiles of two bits a trit.
+    pub(crate) fn two_bits(&self) -> &TernaryOps {
+        self.grouped.as_ref().unwrap_or(&self.ternary)
+    }
+
+    /// Products of fixed-point activations by tables, if any.
+    pub(crate) fn by_tables(&self) -> Option<&ByTables> {
+        self.tabled.as_ref()?.by_tables.as_ref()
     }
 }

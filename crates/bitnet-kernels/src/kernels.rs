@@ -17,6 +17,8 @@ mod avx512_lines;
 #[cfg(target_arch = "x86_64")]
 mod avx512_screen;
 #[cfg(target_arch = "x86_64")]
+mod avx512_triples;
+#[cfg(target_arch = "x86_64")]
 mod avx512_vbmi;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
@@ -38,6 +40,8 @@ mod neon_lines;
 mod neon_screen;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
+mod ssse3;
+#[cfg(target_arch = "x86_64")]
 mod streams;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
@@ -58,6 +62,8 @@ pub static KERNELS: &[Kernel] = &[
     avx_vnni::KERNEL,
     #[cfg(target_arch = "x86_64")]
     avx2::KERNEL,
+    #[cfg(target_arch = "x86_64")]
+    ssse3::KERNEL,
     #[cfg(target_arch = "aarch64")]
     neon_dotprod::KERNEL,
     #[cfg(target_arch = "aarch64")]

@@ -10,7 +10,7 @@ pub use mapped::MapError;
 use crate::activations::Activations;
 use crate::backend::Backend;
 use crate::batch::{ActivationBatch, Prepared};
-use crate::contract::{FixedTiles, Sink, TernaryOps, Tile, Tiles};
+use crate::contract::{FixedTiles, Sink, TableTiles, TernaryOps, Tile, Tiles};
 use crate::fixed_point::{FixedPoint, FixedToken, PANEL, Segment};
 use crate::kernel::Inputs;
 use crate::lanes::DenseType;
@@ -286,13 +286,25 @@ impl PackedMatrix {
             }
             return;
         }
+        if let Some(by_tables) = &ops.by_tables {
+            let some = TableTiles {
+                lines: self.lines_of(tiles.clone()),
+                cols: self.cols,
+                group: self.scales.group(),
+                scales: self.scales.of_groups(tiles.clone()),
+            };
+            let ones = [1.0; PANEL];
+            let mut done = |tile: usize, tokens: Range<usize>, sums: &[f32]| {
+                let s = &ones[..tokens.len()];
+                self.finish_sums(tiles.start + tile, sums, tokens.start, s, out);
+            };
+            // SAFETY: self.backend exists, so the CPU has what its kernel requires.
+            unsafe { (by_tables.sums)(&some, x, 0..x.tokens(), &mut done) };
+            return;
+        }
         let done = match &ops.many_fixed {
-            Some(many) if x.tokens() >= many.fewest && !tiles.is_empty() => {
-                let rest = x.tokens() % PANEL;
-                let tokens = match rest < many.fewest {
-                    true => x.tokens() - rest,
-                    false => x.tokens(),
-                };
+            Some(many) if many.of(x.tokens()) > 0 && !tiles.is_empty() => {
+                let tokens = many.of(x.tokens());
                 let mut scales = Vec::new();
                 self.widen(tiles.clone(), &mut scales);
                 let some = FixedTiles {
@@ -351,11 +363,10 @@ impl PackedMatrix {
     /// Some tiles as fixed-point products read them.
     fn two_bits(&self, tiles: Range<usize>) -> Cow<'_, [Line]> {
         let lines = self.lines_of(tiles.clone());
-        let (Some(two_bits), Some(grouped)) = (self.ops.two_bits, &self.backend.kernel().grouped)
-        else {
+        let Some(two_bits) = self.ops.two_bits else {
             return Cow::Borrowed(lines);
         };
-        let len = (grouped.tile_lines)(self.cols);
+        let len = (self.backend.kernel().two_bits().tile_lines)(self.cols);
         let mut to = vec![Line([0; LINE]); tiles.len() * len];
         let each = (self.ops.tile_lines)(self.cols);
         for (to, tile) in to.chunks_exact_mut(len).zip(lines.chunks_exact(each)) {

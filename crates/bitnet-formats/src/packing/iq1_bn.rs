@@ -4,7 +4,6 @@
 //! the trits 15, 31, 47 and 63, and the first of a byte weighs **least** (the reverse of `tq1_0`).
 //! A byte is `q / 243` as 256ths, rounded up. Every byte value decodes, so there is no bad code.
 
-use super::code;
 use super::row_scales::{BLOCK, ScaledRows};
 
 /// GGUF type 134; see the module.
@@ -37,10 +36,43 @@ fn trits_of(byte: &u8) -> [i8; 8] {
     TRITS.get(usize::from(*byte)).copied().unwrap_or_default()
 }
 
-/// `ceil(256 q / 243)`, with `256 q = 243 q + 13 q`.
-fn byte_of(q: u8) -> u8 {
-    q.wrapping_add(u16::from(q).wrapping_mul(13).div_ceil(243) as u8)
+/// The byte of every number of five trits: `ceil(256 q / 243)`.
+static BYTES: [u8; 256] = bytes();
+
+// as above
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+const fn bytes() -> [u8; 256] {
+    let mut table = [0; 256];
+    let mut q = 0;
+    while q < 243 {
+        table[q] = (256 * q).div_ceil(243) as u8;
+        q += 1;
+    }
+    table
 }
+
+/// Multiplied with codes, a byte each, this adds up 1, 3, 9, 27 and 81 times the first five in byte 4: at most 242, and
+/// what adds up in the bytes before it is less, so nothing carries.
+const WEIGHTS: u64 = 81 | 27 << 8 | 9 << 16 | 3 << 24 | 1 << 32;
+
+/// The byte of the first five of eight codes.
+#[inline(always)]
+fn byte_of(codes: u64) -> u8 {
+    let [_, _, _, _, q, ..] = codes.wrapping_mul(WEIGHTS).to_le_bytes();
+    BYTES.get(usize::from(q)).copied().unwrap_or_default()
+}
+
+/// The codes of eight trits, a byte each.
+#[inline(always)]
+fn codes_of_8(trits: &[i8; 8]) -> u64 {
+    let all = u64::from_le_bytes(trits.map(|t| t as u8));
+    // the highest bit of a byte takes no carry: 0xff becomes 0
+    let (low, top) = (all & !HIGHEST, all & HIGHEST);
+    low.wrapping_add(HIGHEST >> 7) ^ top
+}
+
+/// The highest bit of each byte.
+const HIGHEST: u64 = 0x8080_8080_8080_8080;
 
 impl ScaledRows for Iq1Bn {
     const NAME: &'static str = "iq1_bn";
@@ -52,17 +84,19 @@ impl ScaledRows for Iq1Bn {
 
     #[inline(always)]
     fn encode(_: usize, trits: &[i8; BLOCK], block: &mut [u8]) {
-        let digit = |q: u8, t: &i8| q.wrapping_mul(3).wrapping_add(code(*t));
         let runs = trits.as_chunks::<16>().0;
         let (threes, last) = block.as_chunks_mut::<3>();
-        for (run, bytes) in runs.iter().zip(threes) {
-            for (five, byte) in run.as_chunks::<5>().0.iter().zip(bytes) {
-                *byte = byte_of(five.iter().rev().fold(0, digit));
-            }
+        let mut extra = 0; // the last of each run, a byte each
+        for (run, bytes) in runs.iter().rev().zip(threes.iter_mut().rev()) {
+            let [low, high] = run.as_chunks::<8>().0 else {
+                return;
+            };
+            let (low, high) = (codes_of_8(low), codes_of_8(high));
+            *bytes = [low, low >> 40 | high << 24, high >> 16].map(byte_of);
+            extra = extra << 8 | high >> 56;
         }
         for byte in last {
-            let extra = runs.iter().rev().map(|run| &run[15]);
-            *byte = byte_of(extra.fold(0, digit));
+            *byte = byte_of(extra);
         }
     }
 

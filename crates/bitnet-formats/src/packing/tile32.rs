@@ -23,12 +23,12 @@ const MOST: usize = QUAD * 5;
 /// Bytes of a block.
 const BLOCK: usize = ROWS * QUAD;
 
-/// How the codes of `F` columns become a byte; a block at a time, so that vectors do it.
+/// How the codes of `F` columns become a byte, four bytes at a time, and back, a block at a time.
 pub(super) trait Digits<const F: usize>: Sync + Debug {
     const NAME: &'static str;
 
-    /// The bytes of codes, the first the lowest digit.
-    fn join(codes: [&[u8]; F], block: &mut [u8; BLOCK]);
+    /// Four bytes of four codes each, the first the lowest digit.
+    fn join(codes: [u32; F]) -> u32;
     /// The codes of all bytes; any codes for a byte that [`join`](Self::join) never makes.
     fn split(block: &[u8; BLOCK]) -> [[u8; BLOCK]; F];
     /// 0 for a byte that [`join`](Self::join) makes.
@@ -43,13 +43,12 @@ impl Digits<5> for BaseThree {
     const NAME: &'static str = "tile32-1.6bit";
 
     #[inline(always)]
-    fn join([a, b, c, d, e]: [&[u8]; 5], block: &mut [u8; BLOCK]) {
-        // sums, because no instruction set multiplies bytes
-        let push = |n: u8, code: &u8| n.wrapping_add(n).wrapping_add(n).wrapping_add(*code);
-        let codes = a.iter().zip(b).zip(c.iter().zip(d)).zip(e);
-        for (byte, (((a, b), (c, d)), e)) in block.iter_mut().zip(codes) {
-            *byte = push(push(push(push(*e, d), c), b), a);
-        }
+    fn join([a, b, c, d, e]: [u32; 5]) -> u32 {
+        // at most 242 in each byte, so none carries into the next
+        let codes = [(b, 3), (c, 9), (d, 27), (e, 81)];
+        codes.into_iter().fold(a, |sum, (code, weight)| {
+            sum.wrapping_add(code.wrapping_mul(weight))
+        })
     }
 
     #[inline(always)]
@@ -82,11 +81,8 @@ impl Digits<4> for BaseFour {
     const NAME: &'static str = "tile32-2bit";
 
     #[inline(always)]
-    fn join([a, b, c, d]: [&[u8]; 4], block: &mut [u8; BLOCK]) {
-        let codes = a.iter().zip(b).zip(c.iter().zip(d));
-        for (byte, ((a, b), (c, d))) in block.iter_mut().zip(codes) {
-            *byte = a | b << 2 | c << 4 | d << 6;
-        }
+    fn join([a, b, c, d]: [u32; 4]) -> u32 {
+        a | b << 2 | c << 4 | d << 6
     }
 
     #[inline(always)]
@@ -163,28 +159,19 @@ impl<const F: usize, D: Digits<F>> Packing for Tile32<F, D> {
         }
         let tiles = matrix.trits().chunks(cols.saturating_mul(ROWS)).skip(first);
         for (rows, tile) in tiles.zip(out.chunks_exact_mut(tile_len::<F>(cols))) {
-            // the last block may reach beyond the columns
-            let blocks = tile.as_chunks_mut::<BLOCK>().0.iter_mut();
-            for (from, block) in (0..).step_by(width::<F>()).zip(blocks) {
-                // (F, 32, 4): digit, row, column of a quad
-                let mut codes = [[[1u8; QUAD]; ROWS]; F];
-                for (r, row) in rows.chunks_exact(cols).take(ROWS).enumerate() {
-                    let columns = row.get(from..).unwrap_or_default();
-                    let edge;
-                    let trits = match columns.get(..width::<F>()) {
-                        Some(trits) => trits,
-                        None => {
-                            edge = padded(columns);
-                            edge.get(..width::<F>()).unwrap_or_default()
-                        }
-                    };
-                    for (codes, quad) in codes.iter_mut().zip(trits.as_chunks().0) {
-                        if let Some(codes) = codes.get_mut(r) {
-                            *codes = codes_of_4(*quad).to_le_bytes();
-                        }
+            let nothing = D::join([0x0101_0101; F]).to_le_bytes();
+            tile.as_chunks_mut::<QUAD>().0.fill(nothing);
+            for (r, row) in rows.chunks_exact(cols).take(ROWS).enumerate() {
+                // the last block may reach beyond the columns
+                let edge = padded(row.chunks_exact(width::<F>()).remainder());
+                let (quads, edge) = (row.as_chunks::<QUAD>().0, edge.as_chunks::<QUAD>().0);
+                let whole = quads.as_chunks::<F>().0.iter();
+                let all = whole.chain(edge.first_chunk::<F>());
+                for (quads, block) in all.zip(tile.as_chunks_mut::<BLOCK>().0) {
+                    if let Some(bytes) = block.as_chunks_mut::<QUAD>().0.get_mut(r) {
+                        *bytes = D::join(quads.map(codes_of_4)).to_le_bytes();
                     }
                 }
-                D::join(codes.each_ref().map(|codes| codes.as_flattened()), block);
             }
         }
     }

@@ -15,6 +15,7 @@
 //! column are, so a step may cover more columns than there are.
 
 use super::avx512_lines::{load, store};
+use super::avx512_triples;
 use super::avx512_vbmi::{self, Decoder};
 use super::avx512_vnni;
 use super::tile::{self, BLOCK, ROWS};
@@ -56,6 +57,13 @@ pub(super) const KERNEL: Kernel = Kernel {
             unsafe { two_bits(tile, x, tokens, scratch, dots, sink) }
         },
         ..with_panels(avx512_vnni::TERNARY)
+    }),
+    tabled: Some(TernaryOps {
+        dots: |tile, x, tokens, scratch, dots, sink| {
+            // SAFETY: as above.
+            unsafe { triples(tile, x, tokens, scratch, dots, sink) }
+        },
+        ..with_panels(avx512_vnni::TABLED)
     }),
     float: avx512_vnni::FLOAT,
     peak: Some(Peak {
@@ -254,6 +262,21 @@ fn base_three(
     many_tokens::<{ avx512_vbmi::QUADS }>(tile, x, tokens, scratch, dots, sink, |lines, trits| {
         spread_base_three(lines, trits)
     });
+}
+
+/// The tile of triples.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
+fn triples(
+    tile: &Tile<'_>,
+    x: &Activations,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    dots: &mut [i32],
+    sink: &mut dyn Sink<i32>,
+) {
+    let lines = &avx512_triples::two_bits_of(tile);
+    let (cols, group) = (tile.cols, tile.group);
+    two_bits(&Tile { lines, cols, group }, x, tokens, scratch, dots, sink);
 }
 
 /// The 2-bit tile.

@@ -32,6 +32,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     missing: || lacking!(x86: "avx2" = "AVX2", "fma" = "FMA"),
     ternary: TERNARY,
     grouped: None,
+    tabled: None,
     float: FloatOps {
         screen_dots: super::avx2_screen::screen_dots,
         ..float_table::instantiate!(#[target_feature(enable = "avx2,fma")])
@@ -53,6 +54,7 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     dots,
     many_tokens: Some(MANY_TOKENS),
     two_bits: None,
+    by_tables: None,
     fixed,
     many_fixed: Some(ManyFixed {
         fewest: 6,
@@ -193,10 +195,7 @@ fn widen(acc: &mut [[__m256i; 2]; 4], sums: &mut [__m256i; 4]) {
 #[target_feature(enable = "avx2,fma")]
 fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
     fixed_one_by_one(tile, x, sums, |blocks, planes, sum, half| {
-        [
-            segment_dots(blocks, planes, sum, half, 0),
-            segment_dots(blocks, planes, sum, half, 1),
-        ]
+        segment_dots(blocks, planes, sum, half)
     });
 }
 
@@ -249,7 +248,8 @@ fn add_dots(dots: __m256i, step: f32, scale: Option<&[f32; 8]>, all: &mut [f32; 
     unsafe { _mm256_storeu_ps(all.as_mut_ptr(), sum) }
 }
 
-/// The dots of a segment, at most [`WIDEN`] blocks, for the rows `16 half + 8 i ..`.
+/// The dots of a segment, at most [`WIDEN`] blocks, for the rows `16 half ..`: two registers of rows share what is
+/// broadcast.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn segment_dots(
@@ -257,45 +257,65 @@ fn segment_dots(
     planes: Planes<'_>,
     sum: i32,
     half: usize,
-    i: usize,
-) -> __m256i {
-    const { assert!(GROUP <= WIDEN * COLS) };
-    let masks = [_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c)];
-    // of each plane: fields 0 and 2, and fields 1 and 3, which are 4 times too large
-    let mut acc = [[_mm256_setzero_si256(); 2]; PLANES];
+) -> [__m256i; 2] {
+    // four fields of two products, all as large as the code
+    const { assert!(GROUP / COLS * 4 * 2 * 2 * 128 <= 1 << 15) };
+    let mask = _mm256_set1_epi8(3);
+    let mut acc = [[_mm256_setzero_si256(); PLANES]; 2];
     let [low, middle, high] = planes;
     let quads = low.iter().zip(middle).zip(high);
     for (block, ((low, middle), high)) in blocks.iter().zip(quads) {
-        if i == 0 {
-            fetch(&block[half], PREFETCH);
-        }
-        let v = load(&block[half], i);
-        let v = [v, _mm256_srli_epi16::<4>(v)];
-        for f in 0..4 {
-            let u = _mm256_and_si256(v[f / 2], masks[f % 2]);
-            for (p, quads) in [low, middle, high].into_iter().enumerate() {
-                let a = _mm256_set1_epi32(tile::dword(&quads[f]));
-                let acc = &mut acc[p][f % 2];
-                *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(u, a));
-            }
-        }
+        fetch(&block[half], PREFETCH);
+        let v = [load(&block[half], 0), load(&block[half], 1)];
+        let quads = [low, middle, high];
+        add_field::<0>(v, quads, mask, &mut acc);
+        add_field::<1>(v, quads, mask, &mut acc);
+        add_field::<2>(v, quads, mask, &mut acc);
+        add_field::<3>(v, quads, mask, &mut acc);
     }
-    let mut dots = [_mm256_setzero_si256(); PLANES];
-    for p in 0..PLANES {
-        let even = _mm256_madd_epi16(acc[p][0], _mm256_set1_epi16(4));
-        dots[p] = _mm256_add_epi32(even, _mm256_madd_epi16(acc[p][1], _mm256_set1_epi16(1)));
-    }
-    join(dots, sum)
+    acc.map(|planes| {
+        let one = _mm256_set1_epi16(1);
+        join(planes.map(|plane| _mm256_madd_epi16(plane, one)), sum)
+    })
 }
 
-/// The dots of a segment from 4 times those of its planes, and the sum of its activations.
+/// Adds the products of field `F`, in 16 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_field<const F: usize>(
+    v: [__m256i; 2],
+    quads: [&[[i8; 4]; 4]; PLANES],
+    mask: __m256i,
+    acc: &mut [[__m256i; PLANES]; 2],
+) {
+    let u = v.map(|v| _mm256_and_si256(field::<F>(v), mask));
+    for p in 0..PLANES {
+        let a = _mm256_set1_epi32(tile::dword(&quads[p][F]));
+        for i in 0..2 {
+            acc[i][p] = _mm256_add_epi16(acc[i][p], _mm256_maddubs_epi16(u[i], a));
+        }
+    }
+}
+
+/// Field `F` in the lowest bits of each byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn field<const F: usize>(v: __m256i) -> __m256i {
+    match F {
+        0 => v,
+        1 => _mm256_srli_epi16::<2>(v),
+        2 => _mm256_srli_epi16::<4>(v),
+        _ => _mm256_srli_epi16::<6>(v),
+    }
+}
+
+/// The dots of a segment from those of its planes, and the sum of its activations; what wraps on the way comes back.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn join([low, middle, high]: [__m256i; PLANES], sum: i32) -> __m256i {
-    // 4 times the two lower planes stay below 2^26, and 4 times the highest is shifted two bits less
     let lower = _mm256_add_epi32(low, _mm256_slli_epi32::<8>(middle));
-    let high = _mm256_sub_epi32(_mm256_slli_epi32::<14>(high), _mm256_set1_epi32(sum));
-    _mm256_add_epi32(_mm256_srai_epi32::<2>(lower), high)
+    let high = _mm256_sub_epi32(_mm256_slli_epi32::<16>(high), _mm256_set1_epi32(sum));
+    _mm256_add_epi32(lower, high)
 }
 
 /// Many tokens of fixed-point activations.

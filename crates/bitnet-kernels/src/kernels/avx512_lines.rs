@@ -38,3 +38,10 @@ pub(super) fn store_sums(sums: &mut [i32; 16], v: __m512i) {
 pub(super) fn prefetch(line: &Line, ahead: usize) {
     _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().wrapping_add(ahead).cast());
 }
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn load_floats(floats: &[f32; 16]) -> __m512 {
+    // SAFETY: the reference covers 64 bytes; the load is unaligned.
+    unsafe { _mm512_loadu_ps(floats.as_ptr()) }
+}

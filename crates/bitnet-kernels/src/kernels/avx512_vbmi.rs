@@ -40,6 +40,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     ternary: TERNARY,
     grouped: Some(avx512_vnni::TERNARY),
+    tabled: Some(avx512_vnni::TABLED),
     float: avx512_vnni::FLOAT,
     peak: Some(peak::VPDPBUSD_ZMM),
 };

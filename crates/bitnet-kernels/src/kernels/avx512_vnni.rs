@@ -10,7 +10,8 @@
 //! the others read what it left in L1 and L2.
 
 use super::avx2;
-use super::avx512_lines::{load, load_sums, prefetch, store, store_sums};
+use super::avx512_lines::{load, load_floats, load_sums, prefetch, store, store_sums};
+use super::avx512_triples;
 use super::fixed_lookup::{self, BASE_THREE, Dots, Sums, Vector};
 use super::streams::{PREFETCH, two_streams};
 use super::tile::{self, BLOCK, CHUNK, COLS, ROWS, quads_of};
@@ -37,6 +38,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     missing: || lacking!(x86: "avx512f" = "AVX-512 F", "avx512bw" = "AVX-512 BW", "avx512vnni" = "AVX-512 VNNI"),
     ternary: TERNARY,
     grouped: None,
+    tabled: Some(TABLED),
     float: FLOAT,
     peak: Some(peak::VPDPBUSD_ZMM),
 };
@@ -63,12 +65,37 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     dots,
     many_tokens: None,
     two_bits: None,
+    by_tables: None,
     fixed,
     many_fixed: Some(ManyFixed {
         fewest: FEWEST_FIXED,
         sums: many_fixed,
     }),
 };
+
+/// The tile of triples; also that of the other AVX-512 kernels.
+pub(super) const TABLED: TernaryOps = TernaryOps {
+    dots: |tile, x, tokens, scratch, dots, sink| {
+        // SAFETY: the caller's: the CPU has what this kernel requires.
+        unsafe { triples(tile, x, tokens, scratch, dots, sink) }
+    },
+    ..avx512_triples::on(TERNARY)
+};
+
+/// Int8 activations with a layout that is not for them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn triples(
+    tile: &Tile<'_>,
+    x: &Activations,
+    tokens: Range<usize>,
+    scratch: &mut [Line],
+    sums: &mut [i32],
+    sink: &mut dyn Sink<i32>,
+) {
+    let lines = &avx512_triples::two_bits_of(tile);
+    let (cols, group) = (tile.cols, tile.group);
+    dots(&Tile { lines, cols, group }, x, tokens, scratch, sums, sink);
+}
 
 /// Tokens of a panel: 12 x 32 rows are 24 accumulators.
 pub(super) const PANEL: usize = 12;
@@ -394,13 +421,6 @@ pub(super) fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32])
         // SAFETY: the reference covers 64 bytes; the store is unaligned.
         unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), all) };
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_floats(floats: &[f32; 16]) -> __m512 {
-    // SAFETY: the reference covers 64 bytes; the load is unaligned.
-    unsafe { _mm512_loadu_ps(floats.as_ptr()) }
 }
 
 /// The dots of a segment, for rows 0-15 and 16-31; `sum` is that of its activations.

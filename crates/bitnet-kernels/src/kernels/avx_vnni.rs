@@ -7,7 +7,7 @@
 //! byte, 4 times too large, and is shifted down once at the end. Many tokens are looked up ([`lookup`]): that adds
 //! 64 products where `vpdpbusd` multiplies 32.
 
-use super::avx2::{self, Planes};
+use super::avx2::{self, Planes, field};
 use super::avx2_lines::{fetch, load, prefetch, store_dots};
 use super::lookup;
 use super::streams::{PREFETCH, two_streams};
@@ -94,7 +94,11 @@ fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
     });
 }
 
-/// The dots of a segment for the rows `16 half ..`: twelve accumulators, so that no product waits for another.
+/// Sums of 8 rows twice, of three planes, of fields in turn.
+type Sums = [[[__m256i; 2]; PLANES]; 2];
+
+/// The dots of a segment for the rows `16 half ..`. Twelve accumulators, so that no product waits for another, the codes
+/// of 16 rows, one activation and the mask are the 16 registers there are.
 #[inline]
 #[target_feature(enable = "avx2,avxvnni")]
 fn segment_dots(
@@ -103,36 +107,32 @@ fn segment_dots(
     sum: i32,
     half: usize,
 ) -> [__m256i; 2] {
-    let masks = [_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c)];
-    // of each 8 rows and plane: fields 0 and 2, and fields 1 and 3, which are 4 times too large
     let mut acc = [[[_mm256_setzero_si256(); 2]; PLANES]; 2];
     let [low, middle, high] = planes;
     let quads = low.iter().zip(middle).zip(high);
     for (block, ((low, middle), high)) in blocks.iter().zip(quads) {
-        fetch(&block[half], PREFETCH);
-        for f in 0..4 {
-            let mut u = [_mm256_setzero_si256(); 2];
-            for i in 0..2 {
-                let v = load(&block[half], i);
-                let v = if f < 2 { v } else { _mm256_srli_epi16::<4>(v) };
-                u[i] = _mm256_and_si256(v, masks[f % 2]);
-            }
-            for (p, quads) in [low, middle, high].into_iter().enumerate() {
-                let a = _mm256_set1_epi32(tile::dword(&quads[f]));
-                for i in 0..2 {
-                    acc[i][p][f % 2] = _mm256_dpbusd_avx_epi32(acc[i][p][f % 2], u[i], a);
-                }
-            }
+        let line = &block[half];
+        fetch(line, PREFETCH);
+        let quads = [low, middle, high];
+        add_field::<0>(line, quads, &mut acc);
+        add_field::<1>(line, quads, &mut acc);
+        add_field::<2>(line, quads, &mut acc);
+        add_field::<3>(line, quads, &mut acc);
+    }
+    acc.map(|planes| avx2::join(planes.map(|[even, odd]| _mm256_add_epi32(even, odd)), sum))
+}
+
+/// Adds the products of field `F`.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+fn add_field<const F: usize>(line: &Line, quads: [&[[i8; 4]; 4]; PLANES], acc: &mut Sums) {
+    let code = _mm256_set1_epi8(3);
+    let u = [0, 1].map(|i| _mm256_and_si256(field::<F>(load(line, i)), code));
+    for p in 0..PLANES {
+        let a = _mm256_set1_epi32(tile::dword(&quads[p][F]));
+        for i in 0..2 {
+            let acc = &mut acc[i][p][F % 2];
+            *acc = _mm256_dpbusd_avx_epi32(*acc, u[i], a);
         }
     }
-    let mut dots = [_mm256_setzero_si256(); 2];
-    for i in 0..2 {
-        let mut planes = [_mm256_setzero_si256(); PLANES];
-        for p in 0..PLANES {
-            let [even, odd] = acc[i][p];
-            planes[p] = _mm256_add_epi32(_mm256_slli_epi32::<2>(even), odd);
-        }
-        dots[i] = avx2::join(planes, sum);
-    }
-    dots
 }

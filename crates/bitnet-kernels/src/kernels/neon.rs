@@ -15,7 +15,7 @@ use super::tile::{self, BLOCK, CHUNK, COLS, ROWS};
 use super::tile_pack::{self, TwoBits};
 use crate::activations::{Activations, Panel};
 use crate::contract::{BLOCK_BYTES, Done, FixedTiles, ManyFixed, Sink, TernaryOps, Tile};
-use crate::fixed_point::{self, FixedPoint, FixedToken, GROUP};
+use crate::fixed_point::{self, FixedPoint, FixedToken, GROUP, PLANES};
 use crate::kernel::{Kernel, lacking};
 use crate::lines::{LINE, Line};
 use crate::peak::Peak;
@@ -31,6 +31,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     missing: || lacking!(aarch64: "neon" = "NEON"),
     ternary: TERNARY,
     grouped: None,
+    tabled: None,
     float: neon_float::FLOAT,
     peak: Some(Peak {
         instruction: "smlal v.8h",
@@ -54,6 +55,7 @@ pub(super) const TERNARY: TernaryOps = TernaryOps {
     dots,
     many_tokens: None,
     two_bits: None,
+    by_tables: None,
     fixed,
     many_fixed: Some(ManyFixed {
         fewest: 4,
@@ -361,19 +363,27 @@ fn half_panel(columns: &Columns<'_, PANEL>, half: usize, dots: &mut [RowSums]) {
 
 #[target_feature(enable = "neon")]
 fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
-    fixed_by_planes(tile, x, sums, |lines, quads, dots| {
-        part_dots(lines, quads, dots);
+    fixed_by_planes(tile, x, sums, |lines, planes, dots| {
+        for (quads, dots) in planes.into_iter().zip(dots) {
+            part_dots(lines, quads, dots);
+        }
     });
 }
 
-/// One token of fixed-point activations, plane by plane: `segment_dots` adds the sums of `u * a` over a segment, at
-/// most 128 columns, to the dots of the rows.
+/// The quads of a segment in the three planes.
+pub(super) type Planes<'a> = [&'a [[i8; 4]]; PLANES];
+
+/// The dots of the rows with each plane.
+pub(super) type PlaneDots = [[RowSums; ROWS / 4]; PLANES];
+
+/// One token of fixed-point activations: `segment_dots` adds the sums of `u * a` over a segment, at most 128 columns, to
+/// the dots of each plane.
 #[inline(always)]
 pub(super) fn fixed_by_planes(
     tile: &FixedTiles<'_>,
     x: &FixedToken<'_>,
     sums: &mut [f32],
-    segment_dots: impl Fn(&[Line], &[[i8; 4]], &mut [RowSums; ROWS / 4]),
+    segment_dots: impl Fn(&[Line], Planes<'_>, &mut PlaneDots),
 ) {
     const { assert!(GROUP <= PRODUCTS) };
     let scales = tile.scales.as_chunks::<ROWS>().0;
@@ -381,12 +391,11 @@ pub(super) fn fixed_by_planes(
     for (segment, of) in tile.segments().zip(&x.segments) {
         let blocks = fixed_point::blocks(&segment, COLS);
         let lines = &tile.lines[blocks.start * BLOCK..blocks.end * BLOCK];
-        let dots = x.planes.map(|plane| {
-            let quads = &plane.as_chunks::<4>().0[blocks.start * 4..blocks.end * 4];
-            let mut dots = [[0; 4]; ROWS / 4];
-            segment_dots(lines, quads, &mut dots);
-            dots
-        });
+        let planes = x.planes;
+        let planes =
+            planes.map(|plane| &plane.as_chunks::<4>().0[blocks.start * 4..blocks.end * 4]);
+        let mut dots = [[[0; 4]; ROWS / 4]; PLANES];
+        segment_dots(lines, planes, &mut dots);
         let [low, middle, high] = dots.each_ref().map(|dots| dots.as_flattened());
         for r in 0..ROWS {
             let dot = fixed_point::join([low[r], middle[r], high[r]]).wrapping_sub(of.sum);

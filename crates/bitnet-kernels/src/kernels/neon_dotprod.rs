@@ -10,13 +10,13 @@
 //! panels of 12 tokens, 8 rows at a time: again 24 accumulators, two weights and three registers of
 //! activations.
 
-use super::neon::{self, Columns, FEW};
+use super::neon::{self, Columns, FEW, PlaneDots, Planes};
 use super::neon_lines::{QUARTERS, RowSums, add_sums, load};
 use super::tile::{self, BLOCK, ROWS};
 use super::{neon_float, neon_screen};
 use crate::activations::{Activations, Panel};
 use crate::contract::{FixedTiles, Sink, TernaryOps, Tile};
-use crate::fixed_point::FixedToken;
+use crate::fixed_point::{FixedToken, PLANES};
 use crate::float_table::FloatOps;
 use crate::kernel::{Kernel, lacking};
 use crate::lines::Line;
@@ -40,6 +40,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         ..neon::TERNARY
     },
     grouped: None,
+    tabled: None,
     float: FloatOps {
         screen_dots: neon_screen::screen_dots,
         ..neon_float::FLOAT
@@ -131,9 +132,51 @@ fn dots(
 
 #[target_feature(enable = "neon,dotprod")]
 fn fixed(tile: &FixedTiles<'_>, x: &FixedToken<'_>, sums: &mut [f32]) {
-    neon::fixed_by_planes(tile, x, sums, |lines, quads, dots| {
-        group_dots(lines, quads, dots);
+    neon::fixed_by_planes(tile, x, sums, |lines, planes, dots| {
+        for pair in 0..ROWS / 8 {
+            plane_dots(lines, planes, pair, dots);
+        }
     });
+}
+
+/// `dots[plane][row] += sum of u * a` over a segment for the rows `8 pair ..`: the planes share the codes. 18
+/// accumulators, three activations, three masks and the codes of four rows fit the registers.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn plane_dots(lines: &[Line], planes: Planes<'_>, pair: usize, dots: &mut PlaneDots) {
+    let masks = [vdupq_n_u8(3), vdupq_n_u8(3 << 2), vdupq_n_u8(3 << 4)];
+    let (line, quarter) = (pair / 2, pair % 2 * 2);
+    let mut acc = [[[vdupq_n_s32(0); 3]; PLANES]; 2];
+    let [low, middle, high] = planes.map(|quads| quads.as_chunks::<4>().0);
+    let quads = low.iter().zip(middle).zip(high);
+    let blocks = lines.as_chunks::<BLOCK>().0;
+    for (block, ((low, middle), high)) in blocks.iter().zip(quads) {
+        let a = [load_quads(low), load_quads(middle), load_quads(high)];
+        for i in 0..2 {
+            let v = load(&block[line], quarter + i);
+            let u = masks.map(|mask| vandq_u8(v, mask));
+            for p in 0..PLANES {
+                let acc = &mut acc[i][p];
+                acc[0] = dot_quad::<0>(acc[0], u[0], a[p]);
+                acc[1] = dot_quad::<1>(acc[1], u[1], a[p]);
+                acc[2] = dot_quad::<2>(acc[2], u[2], a[p]);
+                acc[0] = dot_quad::<3>(acc[0], vshrq_n_u8::<6>(v), a[p]);
+            }
+        }
+    }
+    for p in 0..PLANES {
+        for i in 0..2 {
+            add_fields(&mut dots[p][2 * pair + i], acc[i][p]);
+        }
+    }
+}
+
+/// Adds the sums of fields; field f was 4^f too large, exactly, but for the last.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_fields(dots: &mut RowSums, acc: [int32x4_t; 3]) {
+    let sum = vsraq_n_s32::<2>(acc[0], acc[1]);
+    add_sums(dots, vsraq_n_s32::<4>(sum, acc[2]));
 }
 
 /// `dots[row] += sum of u * a` over the columns of one group.
@@ -158,9 +201,7 @@ fn group_dots(lines: &[Line], quads: &[[i8; 4]], dots: &mut [RowSums; ROWS / 4])
         }
     }
     for (acc, dots) in acc.into_iter().zip(dots) {
-        // field f was 4^f too large, exactly
-        let sum = vsraq_n_s32::<2>(acc[0], acc[1]);
-        add_sums(dots, vsraq_n_s32::<4>(sum, acc[2]));
+        add_fields(dots, acc);
     }
 }
 

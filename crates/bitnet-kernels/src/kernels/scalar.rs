@@ -28,10 +28,12 @@ pub(super) const KERNEL: Kernel = Kernel {
         dots,
         many_tokens: None,
         two_bits: None,
+        by_tables: None,
         fixed,
         many_fixed: None,
     },
     grouped: None,
+    tabled: None,
     float: float_table::instantiate!(),
     peak: None,
 };

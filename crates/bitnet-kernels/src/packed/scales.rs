@@ -2,6 +2,7 @@
 //!
 //! Invariant: what is kept is the scales exactly: in 16 bits where all of them are numbers of such a type.
 
+use crate::contract::GroupScales;
 use crate::lanes::DenseType;
 use crate::scaling::TileScales;
 use bitnet_ternary::{
@@ -109,6 +110,25 @@ impl PackedScales {
                 let (group, scales) = (*group, Vec::new());
                 Scales::PerGroup { group, scales }.structure()
             }
+        }
+    }
+
+    /// The group scales of some tiles.
+    pub fn of_groups(&self, tiles: Range<usize>) -> GroupScales<'_> {
+        let Self::Groups {
+            groups,
+            tile_rows,
+            numbers,
+            ..
+        } = self
+        else {
+            return GroupScales::None;
+        };
+        let range = tiles.start * groups * tile_rows..tiles.end * groups * tile_rows;
+        match numbers {
+            Numbers::F16(bits) => GroupScales::F16(&bits[range]),
+            Numbers::Bf16(bits) => GroupScales::Bf16(&bits[range]),
+            Numbers::F32(numbers) => GroupScales::F32(&numbers[range]),
         }
     }
 
