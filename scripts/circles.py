@@ -19,7 +19,7 @@ from pathlib import Path
 FLOORS = {
     "bitnet-kernels": [
         "lanes lines output peak primitives pool",
-        "activations fixed_point contract",
+        "activations fixed_point contract stored_rows",
         "attention candidates delta dense float_ops hadamard scaling token_attention",
         "float_table",
         "kernel",

@@ -11,10 +11,10 @@
 //! the frame and safe bodies of its steps; `kernels/avx512_attention.rs` has some with registers named.
 
 use crate::lanes::{
-    DenseType, Element, LANES, Lanes, add_lanes, exp1, fill_lanes, greater, mul_add_lanes,
-    mul_add_tail, widen_lanes, widen_tail,
+    DenseType, LANES, Lanes, add_lanes, exp1, fill_lanes, greater, mul_add_lanes, mul_add_tail,
 };
 use crate::lines::{self, LINE, Line, Lines};
+use crate::stored_rows::{RowType, StoredRow};
 /// Behind the `dim` weighted values of a part: their maximum score and the sum of their weights.
 pub(crate) const PART_EXTRA: usize = 2;
 
@@ -44,10 +44,12 @@ pub(crate) type Weigh = unsafe fn(&[u8], usize, &[f32], usize, &mut [f32]);
 
 /// What depends on how keys and values are stored.
 pub(crate) struct RowSteps {
+    /// Bytes of a row of so many numbers.
+    pub row_bytes: fn(usize) -> usize,
     pub few: Few,
     /// Keys `(count, dim)` into panels.
     pub panels: unsafe fn(&[u8], usize, &mut [f32]),
-    pub widen: unsafe fn(&[u8], &mut [f32]),
+    pub widen: unsafe fn(&[u8], usize, &mut [f32]),
     pub weigh: Weigh,
 }
 
@@ -57,17 +59,19 @@ pub(crate) struct AttentionOps {
     pub f32: RowSteps,
     pub f16: RowSteps,
     pub bf16: RowSteps,
+    pub q8: RowSteps,
     pub many: Many,
     pub softmax: unsafe fn(f32, &mut [f32]) -> (f32, f32),
     pub merge: unsafe fn(&mut [f32], &[f32]),
 }
 
 impl AttentionOps {
-    pub fn rows(&self, dtype: DenseType) -> &RowSteps {
-        match dtype {
-            DenseType::F32 => &self.f32,
-            DenseType::F16 => &self.f16,
-            DenseType::Bf16 => &self.bf16,
+    pub fn rows(&self, stored: RowType) -> &RowSteps {
+        match stored {
+            RowType::Dense(DenseType::F32) => &self.f32,
+            RowType::Dense(DenseType::F16) => &self.f16,
+            RowType::Dense(DenseType::Bf16) => &self.bf16,
+            RowType::Q8 => &self.q8,
         }
     }
 }
@@ -75,26 +79,29 @@ impl AttentionOps {
 /// Compiles every body under the given attributes and tabulates the instances.
 macro_rules! instantiate {
     ($(#[$isa:meta])*) => {{
-        use $crate::{attention::{self, AttentionOps, RowSteps}, lanes};
+        use $crate::{attention::{self, AttentionOps, RowSteps}, lanes, stored_rows};
         macro_rules! rows {
-            ($element:ident) => {{
+            ($element:ty) => {{
                 $(#[$isa])* fn few(
                     keys: &[u8], dim: usize, q: &[f32], stride: usize, scores: &mut [f32],
                 ) {
-                    attention::few::<lanes::$element>(keys, dim, q, stride, scores)
+                    attention::few::<$element>(keys, dim, q, stride, scores)
                 }
                 $(#[$isa])* fn panels(keys: &[u8], dim: usize, panels: &mut [f32]) {
-                    attention::panels::<lanes::$element>(keys, dim, panels)
+                    attention::panels::<$element>(keys, dim, panels)
                 }
-                $(#[$isa])* fn widen(rows: &[u8], to: &mut [f32]) {
-                    attention::widen::<lanes::$element>(rows, to)
+                $(#[$isa])* fn widen(rows: &[u8], dim: usize, to: &mut [f32]) {
+                    <$element as stored_rows::StoredRow>::widen_rows(rows, dim, to)
                 }
                 $(#[$isa])* fn weigh(
                     values: &[u8], dim: usize, weights: &[f32], stride: usize, parts: &mut [f32],
                 ) {
-                    attention::weigh::<lanes::$element>(values, dim, weights, stride, parts)
+                    attention::weigh::<$element>(values, dim, weights, stride, parts)
                 }
-                RowSteps { few, panels, widen, weigh }
+                RowSteps {
+                    row_bytes: <$element as stored_rows::StoredRow>::row_bytes,
+                    few, panels, widen, weigh,
+                }
             }};
         }
         $(#[$isa])* fn many(
@@ -107,7 +114,8 @@ macro_rules! instantiate {
         }
         $(#[$isa])* fn merge(so_far: &mut [f32], next: &[f32]) { attention::merge(so_far, next) }
         AttentionOps {
-            f32: rows!(F32), f16: rows!(F16), bf16: rows!(Bf16), many, softmax, merge,
+            f32: rows!(lanes::F32), f16: rows!(lanes::F16), bf16: rows!(lanes::Bf16),
+            q8: rows!(stored_rows::Q8), many, softmax, merge,
         }
     }};
 }
@@ -165,7 +173,7 @@ pub(crate) unsafe fn attend(
         return;
     };
     assert!(
-        keys.len() == count * row && row.is_multiple_of(dim),
+        keys.len() == count * row && row == (rows.row_bytes)(dim),
         "{count} keys"
     );
     let stride = count.next_multiple_of(PANEL_KEYS);
@@ -186,7 +194,7 @@ pub(crate) unsafe fn attend(
         if row != 4 * dim {
             let lines = room(&mut scratch.values, count * dim);
             // SAFETY: the caller's promise.
-            unsafe { (rows.widen)(values, &mut lines::as_words_mut(lines)[..count * dim]) };
+            unsafe { (rows.widen)(values, dim, &mut lines::as_words_mut(lines)[..count * dim]) };
             (values, weigh, value_row) = (lines::as_bytes(lines), ops.f32.weigh, 4 * dim);
         }
     }
@@ -245,7 +253,7 @@ pub(crate) unsafe fn attend(
 
 /// [`Few`]: `q` is `(queries, dim)`, `scores` is `(queries, stride)`, the rest of the last row left away.
 #[inline(always)]
-pub(crate) fn few<E: Element>(
+pub(crate) fn few<S: StoredRow>(
     keys: &[u8],
     dim: usize,
     q: &[f32],
@@ -254,7 +262,7 @@ pub(crate) fn few<E: Element>(
 ) {
     let mut at = 0;
     while at + TOGETHER <= q.len() / dim {
-        few_of::<E, TOGETHER>(
+        few_of::<S, TOGETHER>(
             keys,
             dim,
             &q[at * dim..],
@@ -264,7 +272,7 @@ pub(crate) fn few<E: Element>(
         at += TOGETHER;
     }
     while at < q.len() / dim {
-        few_of::<E, 1>(
+        few_of::<S, 1>(
             keys,
             dim,
             &q[at * dim..],
@@ -277,18 +285,18 @@ pub(crate) fn few<E: Element>(
 
 /// The first `R` queries.
 #[inline(always)]
-fn few_of<E: Element, const R: usize>(
+fn few_of<S: StoredRow, const R: usize>(
     keys: &[u8],
     dim: usize,
     q: &[f32],
     stride: usize,
     scores: &mut [f32],
 ) {
-    let row = dim * E::SIZE;
+    let row = S::row_bytes(dim);
     let q: [&[f32]; R] = std::array::from_fn(|r| &q[r * dim..(r + 1) * dim]);
     for (key, bytes) in keys.chunks_exact(row).enumerate() {
         fetch_ahead(bytes);
-        let acc = dots::<E, R>(bytes, dim, &q);
+        let acc = dots::<S, R>(bytes, dim, &q);
         for r in 0..R {
             scores[r * stride + key] = add_lanes(acc[r]);
         }
@@ -308,11 +316,11 @@ pub(crate) fn fetch_ahead(rows: &[u8]) {
 
 /// The lanes of `R` queries times a key.
 #[inline(always)]
-fn dots<E: Element, const R: usize>(key: &[u8], dim: usize, q: &[&[f32]; R]) -> [Lanes; R] {
+fn dots<S: StoredRow, const R: usize>(key: &[u8], dim: usize, q: &[&[f32]; R]) -> [Lanes; R] {
     let mut acc = [[0.0; LANES]; R];
     let chunks = dim / LANES;
     for c in 0..chunks {
-        let w = widen_lanes::<E>(&key[c * LANES * E::SIZE..]);
+        let w = S::lanes(key, dim, c * LANES);
         for r in 0..R {
             let q = q[r][c * LANES..].first_chunk().unwrap_or(&[0.0; LANES]);
             mul_add_lanes(&w, q, &mut acc[r]);
@@ -320,7 +328,7 @@ fn dots<E: Element, const R: usize>(key: &[u8], dim: usize, q: &[&[f32]; R]) -> 
     }
     let count = dim - chunks * LANES;
     if count > 0 {
-        let w = widen_tail::<E>(&key[chunks * LANES * E::SIZE..]);
+        let w = S::tail(key, dim, chunks * LANES);
         for r in 0..R {
             let q = fill_lanes(&q[r][chunks * LANES..]);
             mul_add_tail(&w, &q, count, &mut acc[r]);
@@ -329,27 +337,26 @@ fn dots<E: Element, const R: usize>(key: &[u8], dim: usize, q: &[&[f32]; R]) -> 
     acc
 }
 
-/// Numbers as f32, exactly.
-#[inline(always)]
-pub(crate) fn widen<E: Element>(rows: &[u8], to: &mut [f32]) {
-    for (bytes, to) in rows.chunks_exact(E::SIZE).zip(to) {
-        *to = E::widen(bytes);
-    }
-}
-
 /// Keys `(count, dim)` into `panels: (count / 16, dim, 16)`; behind the last key stands 0.
 #[inline(always)]
-pub(crate) fn panels<E: Element>(keys: &[u8], dim: usize, panels: &mut [f32]) {
-    let sixteen = keys.chunks(LANES * dim * E::SIZE);
+pub(crate) fn panels<S: StoredRow>(keys: &[u8], dim: usize, panels: &mut [f32]) {
+    let row = S::row_bytes(dim);
+    let sixteen = keys.chunks(LANES * row);
     let mut to = panels.chunks_exact_mut(LANES * dim);
     for (keys, to) in sixteen.zip(&mut to) {
-        if keys.len() < LANES * dim * E::SIZE {
+        if keys.len() < LANES * row {
             to.fill(0.0);
         }
         let to = to.as_chunks_mut::<LANES>().0;
-        for (key, row) in keys.chunks_exact(dim * E::SIZE).enumerate() {
-            for (to, bytes) in to.iter_mut().zip(row.chunks_exact(E::SIZE)) {
-                to[key] = E::widen(bytes);
+        for (key, row) in keys.chunks_exact(row).enumerate() {
+            for (chunk, to) in to.chunks_mut(LANES).enumerate() {
+                let wide = match to.len() {
+                    LANES => S::lanes(row, dim, chunk * LANES),
+                    _ => S::tail(row, dim, chunk * LANES),
+                };
+                for (to, wide) in to.iter_mut().zip(wide) {
+                    to[key] = wide;
+                }
             }
         }
     }
@@ -439,7 +446,7 @@ pub(crate) fn softmax(factor: f32, scores: &mut [f32]) -> (f32, f32) {
 /// [`Weigh`]: `parts` is `(queries, dim + 2)`, `weights` is `(queries, stride)`, the rest of the last row
 /// left away.
 #[inline(always)]
-pub(crate) fn weigh<E: Element>(
+pub(crate) fn weigh<S: StoredRow>(
     values: &[u8],
     dim: usize,
     weights: &[f32],
@@ -450,26 +457,26 @@ pub(crate) fn weigh<E: Element>(
     let mut at = 0;
     while at + TOGETHER <= parts.len() / part {
         let weights = &weights[at * stride..];
-        weigh_of::<E, TOGETHER>(values, dim, weights, stride, &mut parts[at * part..]);
+        weigh_of::<S, TOGETHER>(values, dim, weights, stride, &mut parts[at * part..]);
         at += TOGETHER;
     }
     while at < parts.len() / part {
         let weights = &weights[at * stride..];
-        weigh_of::<E, 1>(values, dim, weights, stride, &mut parts[at * part..]);
+        weigh_of::<S, 1>(values, dim, weights, stride, &mut parts[at * part..]);
         at += 1;
     }
 }
 
 /// The first `R` queries.
 #[inline(always)]
-fn weigh_of<E: Element, const R: usize>(
+fn weigh_of<S: StoredRow, const R: usize>(
     values: &[u8],
     dim: usize,
     weights: &[f32],
     stride: usize,
     parts: &mut [f32],
 ) {
-    let (row, part) = (dim * E::SIZE, dim + PART_EXTRA);
+    let (row, part) = (S::row_bytes(dim), dim + PART_EXTRA);
     let weights: [&[f32]; R] =
         std::array::from_fn(|r| &weights[r * stride..][..values.len() / row]);
     for d in (0..dim).step_by(LANES) {
@@ -479,10 +486,10 @@ fn weigh_of<E: Element, const R: usize>(
             acc[r][..live].copy_from_slice(&parts[r * part + d..][..live]);
         }
         for (j, value) in values.chunks_exact(row).enumerate() {
-            lines::prefetch(value[d * E::SIZE..].as_ptr().wrapping_add(AHEAD));
+            lines::prefetch(value[S::place(d)..].as_ptr().wrapping_add(AHEAD));
             let v = match live {
-                LANES => widen_lanes::<E>(&value[d * E::SIZE..]),
-                _ => widen_tail::<E>(&value[d * E::SIZE..]),
+                LANES => S::lanes(value, dim, d),
+                _ => S::tail(value, dim, d),
             };
             for r in 0..R {
                 mul_add_lanes(&[weights[r][j]; LANES], &v, &mut acc[r]);
@@ -521,7 +528,7 @@ pub(crate) fn merge(so_far: &mut [f32], next: &[f32]) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::Backend;
+    use crate::{Backend, stored_rows};
     use bitnet_ternary::{f16_to_f32, f32_to_f16};
 
     pub(crate) fn noise(state: &mut u32) -> f32 {
@@ -562,19 +569,29 @@ pub(crate) mod tests {
         part
     }
 
-    fn check(backend: Backend, dim: usize, seen: &[usize], dtype: DenseType) {
+    fn check(backend: Backend, dim: usize, seen: &[usize], stored: RowType) {
         let mut state = (dim * seen.len()) as u32;
         let count = seen.last().copied().unwrap_or(0);
         let (mut bytes, mut floats) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for (bytes, floats) in bytes.iter_mut().zip(&mut floats) {
-            for _ in 0..count * dim {
-                let value = noise(&mut state);
-                if dtype == DenseType::F32 {
-                    bytes.extend(value.to_le_bytes());
-                    floats.push(value);
-                } else {
-                    bytes.extend(f32_to_f16(value).to_le_bytes());
-                    floats.push(f16_to_f32(f32_to_f16(value)));
+            for _ in 0..count {
+                let row: Vec<f32> = (0..dim).map(|_| noise(&mut state)).collect();
+                match stored {
+                    RowType::Q8 => {
+                        let mut codes = vec![0; stored.row_bytes(dim).unwrap()];
+                        backend.narrow_q8(&row, &mut codes);
+                        floats.extend(stored_rows::widened(&codes, dim));
+                        bytes.extend(codes);
+                    }
+                    RowType::Dense(DenseType::F32) => {
+                        bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+                        floats.extend(row);
+                    }
+                    RowType::Dense(_) => {
+                        let halves = row.iter().map(|value| f32_to_f16(*value));
+                        bytes.extend(halves.clone().flat_map(u16::to_le_bytes));
+                        floats.extend(halves.map(f16_to_f32));
+                    }
                 }
             }
         }
@@ -583,7 +600,7 @@ pub(crate) mod tests {
         let rows = (&bytes[0][..], &bytes[1][..]);
         let scratch = &mut AttentionScratch::default();
         for _ in 0..2 {
-            backend.attend(dtype, rows, dim, 0.3, &q, seen, scratch, &mut parts);
+            backend.attend(stored, rows, dim, 0.3, &q, seen, scratch, &mut parts);
         }
         let all = seen
             .iter()
@@ -595,7 +612,7 @@ pub(crate) mod tests {
             assert_eq!(
                 bits(part),
                 bits(&want),
-                "{backend:?}, {dtype:?}, dim {dim}, query {query} of {count} keys"
+                "{backend:?}, {stored:?}, dim {dim}, query {query} of {count} keys"
             );
         }
     }
@@ -603,11 +620,11 @@ pub(crate) mod tests {
     #[test]
     fn every_kernel_follows_the_rules() {
         for backend in Backend::available() {
-            for dtype in [DenseType::F32, DenseType::F16] {
+            for stored in [DenseType::F32.into(), DenseType::F16.into(), RowType::Q8] {
                 for dim in [16, 20, 64, 80, 128, 256] {
                     for count in [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 65, 256] {
                         for queries in [1, 3, 4, 9] {
-                            check(backend, dim, &vec![count; queries], dtype);
+                            check(backend, dim, &vec![count; queries], stored);
                         }
                     }
                     // many: groups of three and four heads, tokens one behind the other
@@ -615,7 +632,7 @@ pub(crate) mod tests {
                         for first in [1, 30, 200] {
                             let seen: Vec<usize> =
                                 (0..group * tokens).map(|i| first + i / group).collect();
-                            check(backend, dim, &seen, dtype);
+                            check(backend, dim, &seen, stored);
                         }
                     }
                 }

@@ -8,6 +8,7 @@ use crate::kernel::{Inputs, Kernel};
 use crate::kernels::KERNELS;
 use crate::lanes::DenseType;
 use crate::output::Output;
+use crate::stored_rows::RowType;
 use crate::token_attention::{self, HeadBlock};
 use bitnet_ternary::Scales;
 use std::fmt;
@@ -255,6 +256,15 @@ impl Backend {
         unsafe { (self.0.float.narrow)(x, out) }
     }
 
+    /// Numbers `x`, `(n,)`, as a row of [`RowType::Q8`]: codes, then a scale for every 32 of them.
+    ///
+    /// # Panics
+    /// If `out` has another length than [`RowType::row_bytes`] says.
+    pub fn narrow_q8(&self, x: &[f32], out: &mut [u8]) {
+        // SAFETY: as in `dot`: self exists.
+        unsafe { (self.0.float.narrow_q8)(x, out) }
+    }
+
     /// `x[i] = x[i] * sigmoid(gate[i])`, as the quotient `x / (1 + exp(-gate))`.
     pub fn sigmoid_mul(&self, x: &mut [f32], gate: &[f32]) {
         // SAFETY: as in `dot`: self exists.
@@ -276,7 +286,7 @@ impl Backend {
     }
 
     /// Softmax attention of some queries over one block of positions (`formats/numerics.md`), before the
-    /// division by the sum of weights. `keys` and `values` are `(count, dim)`, little-endian, at any
+    /// division by the sum of weights. `keys` and `values` are `(count, dim)`, stored as `stored` says, at any
     /// alignment; query `i` of `q: (queries, dim)` sees the first `seen[i]` of them: at least one, no fewer
     /// than the query before, the last query all. Writes `parts`, `(queries, dim + 2)`: weighted values,
     /// maximum score, sum of weights.
@@ -286,7 +296,7 @@ impl Backend {
     #[allow(clippy::too_many_arguments)]
     pub fn attend(
         &self,
-        dtype: DenseType,
+        stored: impl Into<RowType>,
         rows: (&[u8], &[u8]),
         dim: usize,
         factor: f32,
@@ -296,7 +306,7 @@ impl Backend {
         parts: &mut [f32],
     ) {
         let ops = &self.0.float.attention;
-        let steps = ops.rows(dtype);
+        let steps = ops.rows(stored.into());
         // SAFETY: as in `dot`: self exists.
         unsafe { attention::attend(ops, steps, rows, dim, factor, q, seen, scratch, parts) }
     }
@@ -308,7 +318,7 @@ impl Backend {
     /// If shapes differ, or a block is empty.
     pub fn attend_blocks(
         &self,
-        dtype: DenseType,
+        stored: impl Into<RowType>,
         blocks: &[HeadBlock<'_>],
         dim: usize,
         factor: f32,
@@ -316,11 +326,9 @@ impl Backend {
         parts: &mut [f32],
     ) {
         let ops = &self.0.float.attention;
-        let (rows, size) = (ops.rows(dtype), dtype.size());
+        let rows = ops.rows(stored.into());
         // SAFETY: as in `dot`: self exists.
-        unsafe {
-            token_attention::attend_blocks(ops, rows, size, blocks, dim, factor, scratch, parts)
-        }
+        unsafe { token_attention::attend_blocks(ops, rows, blocks, dim, factor, scratch, parts) }
     }
 
     /// Merges the part of the next block, as [`attend`](Self::attend) wrote it, into that of the blocks

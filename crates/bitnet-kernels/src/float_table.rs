@@ -40,6 +40,7 @@ pub(crate) struct FloatOps {
     pub hadamard: unsafe fn(&mut [f32], &[f32], usize),
     pub hadamard_inverse: unsafe fn(&mut [f32], &[f32], usize),
     pub narrow: unsafe fn(&[f32], &mut [u8]),
+    pub narrow_q8: unsafe fn(&[f32], &mut [u8]),
     pub sigmoid_mul: unsafe fn(&mut [f32], &[f32]),
     pub conv_silu: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub delta_rule: unsafe fn(&DeltaHead<'_>, &mut [f32], &mut [f32]),
@@ -64,7 +65,7 @@ macro_rules! instantiate {
     ($(#[$isa:meta])*) => {{
         use $crate::{
             attention, candidates, delta, dense, fixed_point, float_ops, float_table, hadamard as transform, lanes,
-            lines::Line, output::Output, scaling, scaling::Place,
+            lines::Line, output::Output, scaling, scaling::Place, stored_rows,
         };
         $(#[$isa])* fn dot(a: &[f32], b: &[f32]) -> f32 { float_ops::dot(a, b) }
         $(#[$isa])* fn sum(a: &[f32]) -> f32 { float_ops::sum(a) }
@@ -92,6 +93,7 @@ macro_rules! instantiate {
             transform::inverse(x, signs, block)
         }
         $(#[$isa])* fn narrow(x: &[f32], out: &mut [u8]) { float_ops::narrow(x, out) }
+        $(#[$isa])* fn narrow_q8(x: &[f32], out: &mut [u8]) { stored_rows::narrow_q8(x, out) }
         $(#[$isa])* fn sigmoid_mul(x: &mut [f32], gate: &[f32]) { delta::sigmoid_mul(x, gate) }
         $(#[$isa])* fn conv_silu(window: &[f32], kernel: &[f32], out: &mut [f32]) {
             delta::conv_silu(window, kernel, out)
@@ -149,7 +151,7 @@ macro_rules! instantiate {
         }
         float_table::FloatOps {
             dot, sum, sum_squares, axpy, scale, add, max, exp, silu_mul, relu2_mul, gelu_tanh_mul,
-            rms_norm, rotate_halves, hadamard, hadamard_inverse, narrow, sigmoid_mul, conv_silu, delta_rule, widen_f16,
+            rms_norm, rotate_halves, hadamard, hadamard_inverse, narrow, narrow_q8, sigmoid_mul, conv_silu, delta_rule, widen_f16,
             widen_bf16, quantize, fix, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16,
             attention: attention::instantiate!($(#[$isa])*), screen_row, screen_dots,
             screen_bounds, screen_lower,

@@ -43,6 +43,7 @@ mod primitives;
 
 mod activations;
 mod fixed_point;
+mod stored_rows;
 
 mod contract;
 
@@ -87,4 +88,5 @@ pub use packed::{MapError, PackedMatrix, Strip};
 pub use pool::Pool;
 pub use probe::MemoryProbe;
 pub use screen::{ScreenBounds, ScreenRows};
+pub use stored_rows::RowType;
 pub use token_attention::HeadBlock;

@@ -34,14 +34,13 @@ const MORSEL: usize = 2 << 10;
 pub(crate) unsafe fn attend_blocks(
     ops: &AttentionOps,
     rows: &RowSteps,
-    size: usize,
     blocks: &[HeadBlock<'_>],
     dim: usize,
     factor: f32,
     scratch: &mut AttentionScratch,
     parts: &mut [f32],
 ) {
-    let (row, part) = (dim * size, dim + PART_EXTRA);
+    let (row, part) = ((rows.row_bytes)(dim), dim + PART_EXTRA);
     let Some(queries) = blocks.first().map(|block| block.q.len() / dim) else {
         return;
     };
@@ -99,14 +98,14 @@ pub(crate) unsafe fn attend_blocks(
 mod tests {
     use super::*;
     use crate::attention::tests::noise;
-    use crate::{Backend, DenseType};
+    use crate::{Backend, DenseType, RowType};
     use bitnet_ternary::f32_to_f16;
 
     #[test]
     fn blocks_one_behind_the_other_are_the_same_as_each_alone() {
         let mut state = 3;
         for backend in Backend::available() {
-            for (dtype, size) in [(DenseType::F32, 4), (DenseType::F16, 2)] {
+            for stored in [DenseType::F32.into(), DenseType::F16.into(), RowType::Q8] {
                 for (dim, queries) in [(20, 3), (128, 4), (64, 6)] {
                     let counts = [256, 1, 37, 256, 130];
                     let mut floats =
@@ -114,9 +113,20 @@ mod tests {
                     let rows = counts.map(|count| {
                         let mut bytes = || -> Vec<u8> {
                             let words = floats(count * dim);
-                            match size {
-                                4 => words.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                                _ => {
+                            match stored {
+                                RowType::Q8 => {
+                                    let size = stored.row_bytes(dim).unwrap();
+                                    let mut bytes = vec![0; count * size];
+                                    let rows = bytes.chunks_exact_mut(size);
+                                    for (words, row) in words.chunks_exact(dim).zip(rows) {
+                                        backend.narrow_q8(words, row);
+                                    }
+                                    bytes
+                                }
+                                RowType::Dense(DenseType::F32) => {
+                                    words.iter().flat_map(|v| v.to_le_bytes()).collect()
+                                }
+                                RowType::Dense(_) => {
                                     let mut bytes = vec![0; 2 * words.len()];
                                     backend.narrow(&words, &mut bytes);
                                     for (v, b) in words.iter().zip(bytes.chunks_exact(2)) {
@@ -136,15 +146,19 @@ mod tests {
                     let part = queries * (dim + PART_EXTRA);
                     let mut parts = vec![f32::NAN; counts.len() * part];
                     let scratch = &mut AttentionScratch::default();
-                    backend.attend_blocks(dtype, &blocks, dim, 0.3, scratch, &mut parts);
+                    backend.attend_blocks(stored, &blocks, dim, 0.3, scratch, &mut parts);
                     for ((block, count), part) in
                         blocks.iter().zip(counts).zip(parts.chunks_exact(part))
                     {
                         let mut want = vec![f32::NAN; part.len()];
                         let (rows, seen) = ((block.keys, block.values), vec![count; queries]);
-                        backend.attend(dtype, rows, dim, 0.3, block.q, &seen, scratch, &mut want);
+                        backend.attend(stored, rows, dim, 0.3, block.q, &seen, scratch, &mut want);
                         let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-                        assert_eq!(bits(part), bits(&want), "{backend:?}, {dtype:?}, dim {dim}");
+                        assert_eq!(
+                            bits(part),
+                            bits(&want),
+                            "{backend:?}, {stored:?}, dim {dim}"
+                        );
                     }
                 }
             }

@@ -155,6 +155,8 @@ pub enum KvTypeArg {
     F32,
     /// 2 bytes per value, rounded to nearest even
     F16,
+    /// 9 bits per value: 8-bit codes with a scale for every 32 values
+    Q8,
 }
 
 #[derive(Debug, clap::Args)]

@@ -67,6 +67,7 @@ fn load(checkpoint: Checkpoint, compute: &ComputeArgs, threads: usize) -> Result
     let kv_type = match compute.kv_type {
         KvTypeArg::F32 => KvType::F32,
         KvTypeArg::F16 => KvType::F16,
+        KvTypeArg::Q8 => KvType::Q8,
     };
     let options = LoadOptions {
         backend,

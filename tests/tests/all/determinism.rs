@@ -67,8 +67,9 @@ fn splits(backend: Backend, kv_type: KvType, first: bool) -> &'static [usize] {
         KvType::F32 if scalar && !first => &[WHOLE],
         KvType::F32 => &[WHOLE, 1, 7],
         KvType::F16 if scalar && !first => &[],
+        KvType::Q8 if scalar && !first => &[],
         // the other splits say it too
-        KvType::F16 => &[WHOLE, 7],
+        KvType::F16 | KvType::Q8 => &[WHOLE, 7],
     }
 }
 
@@ -85,7 +86,7 @@ fn logits_do_not_depend_on_kernel_threads_or_batches() {
     }
     let mut first = true;
     for fixture in fixtures() {
-        for kv_type in [KvType::F32, KvType::F16] {
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
             let mut answers: BTreeMap<String, Vec<String>> = BTreeMap::new();
             for backend in &backends {
                 let Some((model, golden)) = load(&fixture, *backend, kv_type) else {
@@ -209,7 +210,7 @@ fn limits_are_errors_and_leave_the_session_as_it_was() {
 }
 
 #[test]
-fn f16_keys_and_values_are_rounded_and_half_the_size() {
+fn keys_and_values_of_fewer_bits_are_rounded_and_smaller() {
     let fixture = fixtures()
         .into_iter()
         .find(|f| !f.is_embedding())
@@ -221,9 +222,17 @@ fn f16_keys_and_values_are_rounded_and_half_the_size() {
         let last = model.forward(&mut session, &tokens, Logits::Last).unwrap();
         (last, session.cache().byte_len())
     };
-    let (wide, narrow) = (run(KvType::F32), run(KvType::F16));
+    let (wide, narrow, codes) = (run(KvType::F32), run(KvType::F16), run(KvType::Q8));
     assert_ne!(wide.0, narrow.0);
+    assert_ne!(wide.0, codes.0);
     assert_eq!(wide.1, 2 * narrow.1);
+    // 36 bytes for 32 numbers
+    assert!(
+        codes.1 * 4 > wide.1 && codes.1 * 2 < wide.1,
+        "{} {}",
+        codes.1,
+        wide.1
+    );
 }
 
 #[test]

@@ -45,6 +45,7 @@ mod hunyuan;
 mod inspect_vectors;
 mod inventory;
 mod jobs;
+mod kv_types;
 mod layout;
 mod minicpm;
 mod misleading_errors;

@@ -192,14 +192,14 @@ fn together(model: &Model, texts: &[Text], workspace: &mut Workspace, what: &str
 #[test]
 fn the_bits_of_a_sequence_do_not_depend_on_who_else_is_in_the_batch() {
     for name in NETWORKS {
-        for kv_type in [KvType::F32, KvType::F16] {
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
             let texts = texts(&load(name, Backend::best(), kv_type));
             for backend in Backend::available() {
                 let model = load(name, backend, kv_type);
                 // the scalar definition takes longer than all kernels together
                 let counts: &[usize] = match (backend.name(), kv_type) {
                     ("scalar", KvType::F32) => &[3, 17],
-                    ("scalar", KvType::F16) => &[8],
+                    ("scalar", KvType::F16 | KvType::Q8) => &[8],
                     _ => &[1, 2, 3, 8, 17],
                 };
                 for threads in [1, 2] {
@@ -252,7 +252,7 @@ fn next(model: &Model, sequence: &mut Sequence, tokens: &[u32]) -> Vec<u32> {
 #[test]
 fn a_fork_gives_the_same_bits_and_shares_memory() {
     for name in NETWORKS {
-        for kv_type in [KvType::F32, KvType::F16] {
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
             let model = load(name, Backend::best(), kv_type).with_threads(2);
             let prefix = tokens(&model, 1, 300);
             let mut first = model.sequence(400).unwrap();

@@ -20,8 +20,14 @@ const LEAST_GAIN: f64 = 1.05;
 /// Times of steps that are kept of each length.
 const TIMES: usize = 5;
 
-/// Steps without guesses whose time is known before a guess is tried.
-const FIRST_PLAIN: usize = 3;
+/// Steps without guesses whose time is known before a guess is tried, unless its match is long.
+const FIRST_PLAIN: usize = 2;
+
+/// Guesses behind a long match before the time of any step is known.
+const FIRST_GUESSES: usize = 4;
+
+/// How likely a guess of each kind is right before anything is known.
+const FIRST_RATES: [f64; KINDS] = [0.3, 0.5, 0.7, 0.8];
 
 /// Steps in a row after which a step of the other sort is measured again.
 const REFRESH: usize = 64;
@@ -49,14 +55,14 @@ impl Rate {
         self.guesses = KEPT * self.guesses + 1.0;
     }
 
-    /// The probability of a hit, a half before anything is known.
-    fn get(self) -> f64 {
-        (self.hits + 1.0) / (self.guesses + 2.0)
+    /// The probability of a hit.
+    fn get(self, kind: usize) -> f64 {
+        (self.hits + 2.0 * FIRST_RATES[kind]) / (self.guesses + 2.0)
     }
 
-    /// Tokens that a step with so many guesses is expected to make.
-    fn expected(self, count: usize) -> f64 {
-        let rate = self.get();
+    /// Tokens that a step with so many guesses of a kind is expected to make.
+    fn expected(self, kind: usize, count: usize) -> f64 {
+        let rate = self.get(kind);
         let mut tokens = 1.0;
         for _ in 0..count {
             tokens = 1.0 + rate * tokens;
@@ -80,7 +86,8 @@ impl Recent {
     fn median(&self) -> Option<f64> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied()
+        // of two the lower one: the first step of a model has more to do than the others
+        sorted.get(sorted.len().checked_sub(1)? / 2).copied()
     }
 }
 
@@ -114,13 +121,18 @@ impl Policy {
         if !self.is_auto {
             return self.length.min(most);
         }
-        if self.plain.0.len() < FIRST_PLAIN || self.since_plain >= REFRESH {
-            return 0;
+        let is_unknown = self.plain.0.len() < FIRST_PLAIN;
+        match self.since_plain {
+            0 if is_unknown && kind + 1 == KINDS => return FIRST_GUESSES.min(most),
+            _ if is_unknown => return 0,
+            REFRESH.. => return 0,
+            _ => {}
         }
         if self.ratios.iter().all(|ratios| ratios.0.is_empty()) {
-            return 1; // the cheapest way to learn what a guess costs
+            // the cheapest way to learn what a guess costs
+            return usize::from(self.rates[kind].expected(kind, 1) >= LEAST_GAIN);
         }
-        let gain = |count: &usize| self.rates[kind].expected(*count) / self.ratio(*count);
+        let gain = |count: &usize| self.rates[kind].expected(kind, *count) / self.ratio(*count);
         let best = (1..=most).max_by(|a, b| gain(a).total_cmp(&gain(b)));
         match best.filter(|best| gain(best) >= LEAST_GAIN) {
             Some(best) => {

@@ -12,7 +12,7 @@
 
 use crate::kv_cache::{BLOCK_POSITIONS, LayerCache};
 use crate::threads;
-use bitnet_kernels::{AttentionScratch, Backend, DenseType, HeadBlock, Output};
+use bitnet_kernels::{AttentionScratch, Backend, HeadBlock, Output, RowType};
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::mem;
@@ -75,7 +75,7 @@ pub(crate) fn attention(
     let (dim, kv_heads) = (cache.head_dim(), cache.kv_heads());
     let task = Task {
         backend,
-        dtype: cache.dtype(),
+        stored: cache.row_type(),
         group: heads / kv_heads, // query heads per KV head
         kv_heads,
         dim,
@@ -101,7 +101,7 @@ fn run_length(left: usize, threads: usize) -> usize {
 /// What all units share.
 struct Task {
     backend: Backend,
-    dtype: DenseType,
+    stored: RowType,
     group: usize,
     kv_heads: usize,
     dim: usize,
@@ -227,7 +227,7 @@ impl Task {
             SCRATCH.with_borrow_mut(|scratch| {
                 let blocks = &blocks[first..first + parts.len() / part];
                 self.backend.attend_blocks(
-                    self.dtype,
+                    self.stored,
                     blocks,
                     self.dim,
                     self.scores.factor,
@@ -282,25 +282,30 @@ impl Task {
         merged.resize(out.tokens() * part, 0.0);
         next.resize(out.tokens() * part, 0.0);
         let end = first + out.tokens();
-        if self.begin(end - 1) > 0 {
-            // windows that begin at different keys share none
+        let last_begin = self.begin(end - 1);
+        // the first block that all of them see from its beginning, as far as they see it
+        let common = match last_begin {
+            0 => 0,
+            _ => last_begin / BLOCK_POSITIONS + 1,
+        };
+        if common == 0 {
+            self.block(keys, 0, first..end, queries, kernel, seen, merged);
+        } else {
+            // windows that begin at different keys share none of the blocks in which they begin
             let tokens = merged
                 .chunks_exact_mut(part)
                 .zip(queries.chunks_exact(head));
             for (t, (merged, q)) in tokens.enumerate() {
                 let (next, seen_by) = (&mut next[..part], first + t..first + t + 1);
+                let (begin, own) = (self.begin(first + t), (first + t) / BLOCK_POSITIONS);
                 merged.fill(0.0);
-                for block in self.begin(first + t) / BLOCK_POSITIONS..=(first + t) / BLOCK_POSITIONS
-                {
+                for block in begin / BLOCK_POSITIONS..(own + 1).min(common) {
                     self.block(keys, block, seen_by.clone(), q, kernel, seen, next);
                     self.merge(merged, next);
                 }
-                self.finish(merged, out.token_mut(t));
             }
-            return;
         }
-        self.block(keys, 0, first..end, queries, kernel, seen, merged);
-        for block in 1..end.div_ceil(BLOCK_POSITIONS) {
+        for block in common.max(1)..end.div_ceil(BLOCK_POSITIONS) {
             // the tokens that see some of it
             let from = (block * BLOCK_POSITIONS).saturating_sub(first);
             let (q, next) = (&queries[from * head..], &mut next[from * part..]);
@@ -334,9 +339,9 @@ impl Task {
         for position in positions {
             seen.extend(std::iter::repeat_n(behind(position) - before, self.group));
         }
-        let (dtype, factor) = (self.dtype, self.scores.factor);
+        let (stored, factor) = (self.stored, self.scores.factor);
         self.backend
-            .attend(dtype, rows, self.dim, factor, q, seen, kernel, parts);
+            .attend(stored, rows, self.dim, factor, q, seen, kernel, parts);
     }
 
     /// Merges the next block's parts; both are `(queries, dim + 2)`.
@@ -482,7 +487,7 @@ mod tests {
     fn check(window: Option<usize>) {
         let mut config = config();
         config.window = window;
-        for kv in [KvType::F32, KvType::F16] {
+        for kv in [KvType::F32, KvType::F16, KvType::Q8] {
             let tokens = 2 * BLOCK_POSITIONS + 37;
             let want = run(&config, kv, Backend::best(), &[tokens], tokens);
             for backend in Backend::available() {
