@@ -28,6 +28,11 @@ use serde_json::{Value, json};
 use std::ops::Range;
 use std::path::Path;
 
+/// Whether a text is a plan.
+pub fn check_plan(path: &Path, text: &[u8]) -> Result<(), Failure> {
+    PlanFile::parse(path, text).map(|_| ())
+}
+
 /// `bitnet-convert plan`.
 pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
     let conversion = &args.conversion;

@@ -90,6 +90,14 @@ pub fn run(
     console.finish(result.map(|()| ExitStatus::Done))
 }
 
+/// Whether a text is a plan (`PLAN.json`) that this version reads; errors name `path`.
+///
+/// # Errors
+/// `malformed`.
+pub fn check_plan(path: &Path, text: &[u8]) -> Result<(), Failure> {
+    jobs::check_plan(path, text)
+}
+
 /// The definition of the command line, for tests of its help and documentation.
 pub fn command() -> clap::Command {
     bitnet_cli::named(Args::command())

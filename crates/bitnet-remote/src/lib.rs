@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod answers;
 mod location;
 #[cfg(feature = "net")]
 mod net;

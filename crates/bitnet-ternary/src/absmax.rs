@@ -65,7 +65,7 @@ pub fn quantize_row(x: &[f32], out: &mut [i8]) -> Result<(f32, i32), ActivationE
         let r = (v * scale + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
         let r = r.clamp(-128, 127);
         *q = r as i8;
-        sum += r;
+        sum = sum.wrapping_add(r);
     }
     Ok((scale, sum))
 }

@@ -43,6 +43,12 @@ pub trait FloatElement {
     fn ternarize(bytes: &[u8], threshold: u32, out: &mut [i8]);
 }
 
+/// The first bytes of an element; zeros if there are not so many.
+#[inline(always)]
+fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes.first_chunk().copied().unwrap_or([0; N])
+}
+
 #[inline(always)]
 fn max_magnitude_16(bytes: &[u8]) -> u32 {
     let magnitudes = bytes
@@ -59,7 +65,7 @@ fn ternarize_16(bytes: &[u8], threshold: u32, out: &mut [i8]) {
     let threshold = threshold.min(0x7fff) as i16;
     for (b, t) in bytes.as_chunks::<2>().0.iter().zip(out) {
         let v = i16::from_le_bytes(*b);
-        let nonzero = -i16::from(v & 0x7fff >= threshold);
+        let nonzero = i16::from(v & 0x7fff >= threshold).wrapping_neg();
         *t = (nonzero & (v >> 15 | 1)) as i8;
     }
 }
@@ -79,11 +85,11 @@ impl FloatElement for Bf16 {
     const INFINITY: u32 = 0x7f80;
     #[inline(always)]
     fn magnitude(b: &[u8]) -> u32 {
-        u32::from(u16::from_le_bytes([b[0], b[1]]) & 0x7fff)
+        u32::from(u16::from_le_bytes(first(b)) & 0x7fff)
     }
     #[inline(always)]
     fn is_negative(b: &[u8]) -> bool {
-        b[1] & 0x80 != 0
+        first::<2>(b)[1] & 0x80 != 0
     }
     #[inline(always)]
     fn widen(magnitude: u32) -> f32 {
@@ -102,11 +108,11 @@ impl FloatElement for F16 {
     const INFINITY: u32 = 0x7c00;
     #[inline(always)]
     fn magnitude(b: &[u8]) -> u32 {
-        u32::from(u16::from_le_bytes([b[0], b[1]]) & 0x7fff)
+        u32::from(u16::from_le_bytes(first(b)) & 0x7fff)
     }
     #[inline(always)]
     fn is_negative(b: &[u8]) -> bool {
-        b[1] & 0x80 != 0
+        first::<2>(b)[1] & 0x80 != 0
     }
     #[inline(always)]
     fn widen(magnitude: u32) -> f32 {
@@ -125,11 +131,11 @@ impl FloatElement for F32 {
     const INFINITY: u32 = 0x7f80_0000;
     #[inline(always)]
     fn magnitude(b: &[u8]) -> u32 {
-        u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7fff_ffff
+        u32::from_le_bytes(first(b)) & 0x7fff_ffff
     }
     #[inline(always)]
     fn is_negative(b: &[u8]) -> bool {
-        b[3] & 0x80 != 0
+        first::<4>(b)[3] & 0x80 != 0
     }
     #[inline(always)]
     fn widen(magnitude: u32) -> f32 {
@@ -147,7 +153,7 @@ impl FloatElement for F32 {
         let threshold = threshold.min(0x7fff_ffff) as i32;
         for (b, t) in bytes.as_chunks::<4>().0.iter().zip(out) {
             let v = i32::from_le_bytes(*b);
-            let nonzero = -i32::from(v & 0x7fff_ffff >= threshold);
+            let nonzero = i32::from(v & 0x7fff_ffff >= threshold).wrapping_neg();
             *t = (nonzero & (v >> 31 | 1)) as i8;
         }
     }
@@ -165,7 +171,7 @@ pub struct BlockMagnitude {
 /// Sums the magnitudes of at most [`BLOCK`] elements. `bytes` holds whole elements.
 pub fn block_magnitude<E: FloatElement>(bytes: &[u8]) -> BlockMagnitude {
     let mut lanes = [0f64; 8];
-    let mut octets = bytes.chunks_exact(8 * E::SIZE);
+    let mut octets = bytes.chunks_exact(E::SIZE.saturating_mul(8));
     for octet in &mut octets {
         for (lane, b) in lanes.iter_mut().zip(octet.chunks_exact(E::SIZE)) {
             *lane += f64::from(E::widen(E::magnitude(b)));
@@ -177,8 +183,8 @@ pub fn block_magnitude<E: FloatElement>(bytes: &[u8]) -> BlockMagnitude {
     {
         *lane += f64::from(E::widen(E::magnitude(b)));
     }
-    let sum = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6]))
-        + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+    let [a, b, c, d, e, f, g, h] = lanes;
+    let sum = ((a + e) + (c + g)) + ((b + f) + (d + h));
     // a second pass over a block that is in cache: the two vectorize apart, not together
     BlockMagnitude {
         sum,
@@ -188,7 +194,9 @@ pub fn block_magnitude<E: FloatElement>(bytes: &[u8]) -> BlockMagnitude {
 
 /// The f64 sum of all magnitudes, blocks in order, and the largest magnitude pattern.
 pub fn mean_magnitude<E: FloatElement>(bytes: &[u8]) -> (f64, u32) {
-    let blocks = bytes.chunks(BLOCK * E::SIZE).map(block_magnitude::<E>);
+    let blocks = bytes
+        .chunks(BLOCK.saturating_mul(E::SIZE))
+        .map(block_magnitude::<E>);
     blocks.fold((0.0, 0), |(sum, max), b| (sum + b.sum, max.max(b.max)))
 }
 
@@ -224,11 +232,11 @@ impl Absmean {
     pub fn threshold<E: FloatElement>(&self) -> u32 {
         let (mut low, mut high) = (0, E::INFINITY);
         while low < high {
-            let mid = (low + high) / 2;
+            let mid = u32::midpoint(low, high);
             if E::widen(mid) * self.inv > 0.5 {
                 high = mid
             } else {
-                low = mid + 1
+                low = mid.saturating_add(1)
             }
         }
         low

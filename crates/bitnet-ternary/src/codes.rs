@@ -13,7 +13,7 @@ const TRITS: usize = 4 * BYTES;
 #[inline(always)]
 pub fn encode_quads(trits: &[i8], bytes: &mut [u8]) {
     let (blocks, last) = bytes.as_chunks_mut::<BYTES>();
-    let (runs, rest) = trits.split_at((TRITS * blocks.len()).min(trits.len()));
+    let (runs, rest) = trits.split_at(TRITS.saturating_mul(blocks.len()).min(trits.len()));
     let whole = runs.as_chunks::<TRITS>();
     for (block, run) in blocks.iter_mut().zip(whole.0) {
         let codes = run.map(|trit| (trit as u8).wrapping_add(1));
@@ -40,8 +40,9 @@ pub fn encode_quads(trits: &[i8], bytes: &mut [u8]) {
 #[inline(always)]
 pub fn decode_quads(bytes: &[u8], trits: &mut [i8]) -> bool {
     let mut bad = 0;
-    let (blocks, last) = bytes[..bytes.len().min(trits.len() / 4)].as_chunks::<BYTES>();
-    let (runs, rest) = trits.split_at_mut(TRITS * blocks.len());
+    let whole = bytes.len().min(trits.len() / 4);
+    let (blocks, last) = bytes.get(..whole).unwrap_or_default().as_chunks::<BYTES>();
+    let (runs, rest) = trits.split_at_mut(TRITS.saturating_mul(blocks.len()));
     for (block, run) in blocks.iter().zip(runs.as_chunks_mut::<TRITS>().0) {
         let mut nibbles = [0; 2 * BYTES];
         for (pair, &byte) in nibbles.as_chunks_mut().0.iter_mut().zip(block) {
@@ -52,12 +53,12 @@ pub fn decode_quads(bytes: &[u8], trits: &mut [i8]) -> bool {
         for (pair, &nibble) in run.as_chunks_mut().0.iter_mut().zip(&nibbles) {
             let nibble = u16::from(nibble);
             let codes: [u8; 2] = ((nibble | nibble << 6) & 0x0303).to_le_bytes();
-            *pair = codes.map(|code| code as i8 - 1);
+            *pair = codes.map(|code| (code as i8).wrapping_sub(1));
         }
     }
     for (&byte, quad) in last.iter().zip(rest.as_chunks_mut::<4>().0) {
         bad |= byte & byte >> 1;
-        *quad = [0, 2, 4, 6].map(|shift| (byte >> shift & 3) as i8 - 1);
+        *quad = [0, 2, 4, 6].map(|shift| ((byte >> shift & 3) as i8).wrapping_sub(1));
     }
     bad & 0x55 == 0
 }

@@ -17,7 +17,7 @@ pub fn f32_to_bf16(x: f32) -> u16 {
     if x.is_nan() {
         return ((u >> 16) | 0x40) as u16;
     }
-    (u.wrapping_add(0x7fff + ((u >> 16) & 1)) >> 16) as u16
+    (u.wrapping_add(0x7fff).wrapping_add((u >> 16) & 1) >> 16) as u16
 }
 
 /// Widens an IEEE half bit pattern; exact.
@@ -44,7 +44,7 @@ pub fn f32_to_f16(x: f32) -> u16 {
         .wrapping_sub(0.5f32.to_bits());
     // rebias, then round the 13 dropped bits to even; a carry may reach infinity
     let r = a.wrapping_sub(0x3800_0000);
-    let normal = r.wrapping_add(0xfff + ((r >> 13) & 1)) >> 13;
+    let normal = r.wrapping_add(0xfff).wrapping_add((r >> 13) & 1) >> 13;
     let nan = 0x7e00 | ((a >> 13) & 0x3ff);
     let below_65536 = if a < 0x3880_0000 { small } else { normal };
     let finite = if a < 0x4780_0000 { below_65536 } else { 0x7c00 };

@@ -148,9 +148,9 @@ impl TernaryMatrix {
                 .position(|&t| t.wrapping_add(1) as u8 > 2)
                 .unwrap_or(0);
             return Err(MatrixError::NotATrit {
-                row: at / cols,
-                col: at % cols,
-                found: trits[at],
+                row: at.checked_div(cols).unwrap_or(0),
+                col: at.checked_rem(cols).unwrap_or(0),
+                found: trits.get(at).copied().unwrap_or(0),
             });
         }
         Self::check(rows, cols, &scales)?;
@@ -186,13 +186,12 @@ impl TernaryMatrix {
                 found: values.len(),
             });
         }
-        if let Some(index) = values
-            .iter()
-            .position(|s| !s.is_finite() || s.is_sign_negative() && *s != 0.0)
-        {
+        let mut numbered = values.iter().enumerate();
+        let is_bad = |s: f32| !s.is_finite() || s.is_sign_negative() && s != 0.0;
+        if let Some((index, found)) = numbered.find(|(_, s)| is_bad(**s)) {
             return Err(MatrixError::BadScale {
                 index,
-                found: values[index],
+                found: *found,
             });
         }
         Ok(())
@@ -215,17 +214,20 @@ impl TernaryMatrix {
 
     /// How many trits are -1, 0 and +1.
     pub fn counts(&self) -> [u64; 3] {
-        let mut counts = [0; 3];
-        for t in &self.trits {
-            // a trit is -1, 0 or 1 (checked when the matrix was made)
-            counts[usize::from((t + 1) as u8) % 3] += 1;
-        }
-        counts
+        [-1, 0, 1].map(|trit| self.trits.iter().filter(|t| **t == trit).count() as u64)
     }
 
     /// One row of trits, `(cols,)`.
+    ///
+    /// # Panics
+    /// For a row that the matrix does not have.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a wrong row is a bug of the caller"
+    )]
     pub fn row(&self, row: usize) -> &[i8] {
-        &self.trits[row * self.cols..(row + 1) * self.cols]
+        let start = row.saturating_mul(self.cols);
+        &self.trits[start..start.saturating_add(self.cols)]
     }
 
     /// The scales.
@@ -240,6 +242,13 @@ impl TernaryMatrix {
 
     /// The same matrix with its rows reordered: row `r` of the result is row `source(r)` of `self`.
     /// Per-row and per-group scales travel with their rows.
+    ///
+    /// # Panics
+    /// If `source` names a row that the matrix does not have.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a wrong row is a bug of the caller"
+    )]
     pub fn permute_rows(&self, source: impl Fn(usize) -> usize) -> Self {
         let mut trits = Vec::with_capacity(self.trits.len());
         for r in 0..self.rows {
@@ -249,12 +258,14 @@ impl TernaryMatrix {
             Scales::PerTensor(s) => Scales::PerTensor(*s),
             Scales::PerRow(s) => Scales::PerRow((0..self.rows).map(|r| s[source(r)]).collect()),
             Scales::PerGroup { group, scales } => {
-                let n = self.cols / group;
+                let n = self.cols.checked_div(*group).unwrap_or(0);
+                let of = |r: usize| {
+                    let start = source(r).saturating_mul(n);
+                    scales[start..start.saturating_add(n)].iter().copied()
+                };
                 Scales::PerGroup {
                     group: *group,
-                    scales: (0..self.rows)
-                        .flat_map(|r| scales[source(r) * n..(source(r) + 1) * n].iter().copied())
-                        .collect(),
+                    scales: (0..self.rows).flat_map(of).collect(),
                 }
             }
         };
@@ -276,10 +287,11 @@ impl TernaryMatrix {
         let (per_row, group) = match &self.scales {
             Scales::PerTensor(_) => {
                 let any = self.trits.iter().any(|&t| t != 0);
-                return Scales::PerTensor(if any { self.scales.as_slice()[0] } else { 0.0 });
+                let scale = self.scales.as_slice().first().filter(|_| any);
+                return Scales::PerTensor(scale.copied().unwrap_or(0.0));
             }
             Scales::PerRow(_) => (1, self.cols),
-            Scales::PerGroup { group, .. } => (self.cols / group, *group),
+            Scales::PerGroup { group, .. } => (self.cols.checked_div(*group).unwrap_or(0), *group),
         };
         let values = self.scales.as_slice();
         let votes: Vec<Option<f32>> = if group == 0 {
@@ -294,7 +306,7 @@ impl TernaryMatrix {
         if let Some(one) = unanimous(&votes) {
             return Scales::PerTensor(one);
         }
-        let rows: Option<Vec<f32>> = votes.chunks_exact(per_row).map(unanimous).collect();
+        let rows: Option<Vec<f32>> = votes.chunks_exact(per_row.max(1)).map(unanimous).collect();
         if let Some(rows) = rows {
             return Scales::PerRow(rows);
         }
@@ -304,7 +316,8 @@ impl TernaryMatrix {
             .rev()
             .filter(|&g| g > group && g.is_multiple_of(group) && self.cols.is_multiple_of(g));
         for wide in coarser {
-            let joined = votes.chunks_exact(wide / group).map(unanimous);
+            let groups = wide.checked_div(group).unwrap_or(1);
+            let joined = votes.chunks_exact(groups).map(unanimous);
             if let Some(scales) = joined.collect() {
                 return Scales::PerGroup {
                     group: wide,

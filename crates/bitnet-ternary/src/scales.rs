@@ -25,11 +25,21 @@ pub enum Scales {
 
 impl Scales {
     /// The scale of the trit at `(row, col)` of a matrix with `cols` columns.
+    ///
+    /// # Panics
+    /// For a row or column that the matrix does not have.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a wrong place is a bug of the caller"
+    )]
     pub fn at(&self, row: usize, col: usize, cols: usize) -> f32 {
         match self {
             Self::PerTensor(s) => *s,
             Self::PerRow(s) => s[row],
-            Self::PerGroup { group, scales } => scales[row * (cols / group) + col / group],
+            Self::PerGroup { group, scales } => {
+                let groups = |cols: usize| cols.checked_div(*group).unwrap_or(0);
+                scales[row.saturating_mul(groups(cols)).saturating_add(groups(col))]
+            }
         }
     }
 
@@ -47,7 +57,9 @@ impl Scales {
         match self {
             Self::PerTensor(_) => 1,
             Self::PerRow(_) => rows,
-            Self::PerGroup { group, .. } => rows.saturating_mul(cols / group),
+            Self::PerGroup { group, .. } => {
+                rows.saturating_mul(cols.checked_div(*group).unwrap_or(0))
+            }
         }
     }
 

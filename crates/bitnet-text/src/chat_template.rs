@@ -245,8 +245,9 @@ impl ChatTemplate {
             content: "Hello!".into(),
         };
         let messages = [user.clone(), assistant, user];
-        for (turns, prompt) in [(2, false), (3, true)] {
-            let context = ChatContext::of_messages(&messages[..turns], prompt);
+        let answered = messages.first_chunk::<2>().map(<[_; 2]>::as_slice);
+        for (turns, prompt) in [(answered.unwrap_or_default(), false), (&messages, true)] {
+            let context = ChatContext::of_messages(turns, prompt);
             match template.outcome(&context)? {
                 Ok(_) => {}
                 Err(error) if error.kind == Ended::Limit => return Err(template.failed(&error)),
@@ -345,12 +346,15 @@ fn transformers_message(message: &serde_json::Value) -> serde_json::Value {
 /// Bytes that a value of the context needs, roughly.
 fn weight(value: &serde_json::Value) -> usize {
     match value {
-        serde_json::Value::String(text) => text.len() + 64,
-        serde_json::Value::Array(items) => items.iter().map(weight).sum::<usize>() + 64,
+        serde_json::Value::String(text) => text.len().saturating_add(64),
+        serde_json::Value::Array(items) => {
+            (items.iter().map(weight).sum::<usize>()).saturating_add(64)
+        }
         serde_json::Value::Object(entries) => {
-            let entry =
-                |(name, value): (&String, &serde_json::Value)| name.len() + 128 + weight(value);
-            entries.iter().map(entry).sum::<usize>() + 64
+            let entry = |(name, value): (&String, &serde_json::Value)| {
+                name.len().saturating_add(128).saturating_add(weight(value))
+            };
+            (entries.iter().map(entry).sum::<usize>()).saturating_add(64)
         }
         _ => 32,
     }

@@ -5,6 +5,11 @@
 //! from; what a container cannot say is named ([`TokenizerNote`]), never guessed.
 
 #![forbid(unsafe_code)]
+// files and templates of strangers are interpreted here
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 mod chat_template;
 mod model_input;

@@ -39,7 +39,8 @@ fn cut(
 ) -> Result<Vec<u32>, FormatError> {
     let own = tokenizer.encode(text, false)?;
     let added = ids.len().saturating_sub(own.len());
-    let before = (0..=added).find(|at| ids.get(*at..*at + own.len()) == Some(&own[..]));
+    let before =
+        (0..=added).find(|at| ids.get(*at..(*at).saturating_add(own.len())) == Some(&own[..]));
     let (Some(before), Some(kept)) = (before, most.checked_sub(added)) else {
         let message = format!(
             "expected a text of at most {most} tokens, found {}",
@@ -47,6 +48,8 @@ fn cut(
         );
         return Err(FormatError::new(ErrorCode::ContextExceeded, message));
     };
-    let (front, behind) = (&ids[..before], &ids[before + own.len()..]);
-    Ok([front, &own[..kept], behind].concat())
+    let front = ids.get(..before).unwrap_or_default();
+    let behind = ids.get(before.saturating_add(own.len())..);
+    let own = own.get(..kept).unwrap_or(&own);
+    Ok([front, own, behind.unwrap_or_default()].concat())
 }

@@ -123,7 +123,16 @@ impl Tokenizer {
     /// (sentencepiece BPE), with the special tokens and the chat template of the files beside it.
     /// `None` if there is neither.
     pub fn from_directory(dir: &Path) -> Result<Option<Self>, FormatError> {
-        let Some(source) = Source::read(Place::Directory(dir))? else {
+        Self::from_place(Place::Directory(dir))
+    }
+
+    /// As [`from_directory`](Self::from_directory), of files in memory: name and bytes.
+    pub fn from_files(files: &[(String, Vec<u8>)]) -> Result<Option<Self>, FormatError> {
+        Self::from_place(Place::Written(files))
+    }
+
+    fn from_place(place: Place<'_>) -> Result<Option<Self>, FormatError> {
+        let Some(source) = Source::read(place)? else {
             return Ok(None);
         };
         let special = source.specials()?;

@@ -36,6 +36,7 @@ mod experts;
 mod faults;
 mod flips;
 mod force;
+mod fuzz_regressions;
 #[cfg(unix)]
 mod guides;
 mod hostile_containers;

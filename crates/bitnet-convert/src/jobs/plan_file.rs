@@ -69,8 +69,12 @@ impl PlanFile {
 
     /// Reads a plan.
     pub fn read(path: &Path) -> Result<Self, Failure> {
-        let bytes = read_file(path, Limits::default().certificate_bytes)?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
+        Self::parse(path, &read_file(path, Limits::default().certificate_bytes)?)
+    }
+
+    /// Reads the text of a plan; errors name `path`.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self, Failure> {
+        let value: Value = serde_json::from_slice(text).map_err(|e| {
             FormatError::new(ErrorCode::Malformed, e.to_string())
                 .in_file(path)
                 .hint("use a plan that `bitnet-convert plan` wrote")

@@ -60,7 +60,7 @@ impl Cache {
         let path = self.home().join("refs").join(revision);
         let text = fs::read_to_string(path).ok()?;
         let commit = text.trim();
-        super::hub::is_hex(commit, 40).then(|| commit.to_owned())
+        crate::answers::is_hex(commit, 40).then(|| commit.to_owned())
     }
 
     /// Notes the commit of a branch or tag.

@@ -3,6 +3,7 @@
 //! Invariant: credentials go to the origin that they belong to, never along a redirect. No error repeats a query, a
 //! header or what a server wrote.
 
+use crate::answers;
 use crate::location::without_secrets;
 use crate::settings::{Secret, Settings};
 use bitnet_formats::{ErrorCode, FormatError, open_regular};
@@ -367,9 +368,11 @@ impl Client {
                 }
             }
         }
-        serde_json::from_slice(&text).map_err(|e| match is_page {
-            true => page(&url),
-            false => bad_response(&url, "something that is not JSON").because(e),
+        // the error may quote the answer, and goes no further
+        answers::json(&text).map_err(|e| match e.code {
+            ErrorCode::LimitExceeded => bad_response(&url, "more JSON than this program reads"),
+            _ if is_page => page(&url),
+            _ => bad_response(&url, "something that is not JSON"),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! that the server sends, are the same in every answer. A connection that breaks goes on at the byte where it broke.
 
 use super::client::{Answer, Client, Failed, Patience, Request, bad_response, page};
+use crate::answers::{content_range, plain_etag};
 use bitnet_formats::{ErrorCode, FormatError};
 use reqwest::Url;
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
@@ -45,22 +46,6 @@ impl From<FormatError> for Ended {
     fn from(error: FormatError) -> Self {
         Self::Failed(error)
     }
-}
-
-/// `"abc"` and `W/"abc"` are `abc`.
-pub(crate) fn plain_etag(etag: &str) -> &str {
-    etag.trim().trim_start_matches("W/").trim_matches('"')
-}
-
-/// Start and total of `bytes 5-9/10`.
-fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
-    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
-    let total = match total.trim() {
-        "*" => None,
-        total => Some(total.parse().ok()?),
-    };
-    Some((start.trim().parse().ok()?, total))
 }
 
 impl RemoteFile {

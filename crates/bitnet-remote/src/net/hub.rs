@@ -4,13 +4,13 @@
 //! server are plain paths or are refused.
 
 use super::client::{Answer, Client, Request, bad_response, page, parse_url};
-use super::file::{RemoteFile, plain_etag, status_error};
-use crate::location::{Repository, is_plain_path};
+use super::file::{RemoteFile, status_error};
+use crate::answers::{self, Revision, is_blob_name, is_hex, plain_etag};
+use crate::location::Repository;
 use crate::settings::Settings;
 use bitnet_formats::{ErrorCode, FormatError};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::{Method, Url};
-use serde_json::Value;
 use std::path::Path;
 
 /// What Python's `quote` leaves alone, but for `/`.
@@ -64,14 +64,6 @@ pub(crate) struct Hub {
     pub(crate) repository: Repository,
 }
 
-/// A revision, resolved.
-#[derive(Debug, Clone)]
-pub(crate) struct Revision {
-    pub(crate) commit: String,
-    /// Paths of its files.
-    pub(crate) names: Vec<String>,
-}
-
 /// What a file of a commit is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileFacts {
@@ -85,10 +77,6 @@ impl FileFacts {
     pub(crate) fn sha256(&self) -> Option<&str> {
         is_hex(&self.etag, 64).then_some(self.etag.as_str())
     }
-}
-
-pub(crate) fn is_hex(text: &str, len: usize) -> bool {
-    text.len() == len && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 impl Hub {
@@ -136,30 +124,7 @@ impl Hub {
             .json(answer, &name)
             .await
             .map_err(|e| self.place(e))?;
-        let commit = info
-            .get("sha")
-            .and_then(Value::as_str)
-            .filter(|sha| is_hex(sha, 40));
-        let (Some(commit), Some(siblings)) =
-            (commit, info.get("siblings").and_then(Value::as_array))
-        else {
-            return Err(self.place(bad_response(&url, "no commit or no list of files")));
-        };
-        let mut names = Vec::with_capacity(siblings.len());
-        for sibling in siblings {
-            match sibling.get("rfilename").and_then(Value::as_str) {
-                Some(path) if is_plain_path(path) => names.push(path.to_owned()),
-                _ => {
-                    return Err(
-                        self.place(bad_response(&url, "a file whose name is no plain path"))
-                    );
-                }
-            }
-        }
-        Ok(Revision {
-            commit: commit.to_owned(),
-            names,
-        })
+        answers::revision(&info).map_err(|found| self.place(bad_response(&url, found)))
     }
 
     /// Where a file of a commit is downloaded from.
@@ -236,12 +201,6 @@ impl Hub {
     }
 }
 
-/// Whether an ETag can be the name of a file on every disk.
-fn is_blob_name(etag: &str) -> bool {
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-    !etag.is_empty() && etag.len() <= 200 && etag.bytes().all(is_plain) && !etag.starts_with('.')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,13 +210,5 @@ mod tests {
         assert_eq!(quoted_path("a b/c#d.gguf"), "a%20b/c%23d.gguf");
         assert_eq!(quoted("refs/pr/1"), "refs%2Fpr%2F1");
         assert_eq!(quoted("a-b_c.d~e"), "a-b_c.d~e");
-    }
-
-    #[test]
-    fn names_of_blobs_stay_in_their_directory() {
-        for bad in ["", "../x", "a/b", ".", "a b", "a\"b"] {
-            assert!(!is_blob_name(bad), "{bad}");
-        }
-        assert!(is_blob_name(&"a".repeat(64)));
     }
 }

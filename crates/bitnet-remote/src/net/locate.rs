@@ -7,11 +7,12 @@ use super::cache::Cache;
 use super::chunks::{Looked, Ranges, Streamed};
 use super::client::{Client, Request, page, parse_url};
 use super::download;
-use super::file::{RemoteFile, plain_etag, status_error};
-use super::hub::{Hub, Revision, quoted_path};
+use super::file::{RemoteFile, status_error};
+use super::hub::{Hub, quoted_path};
 use super::select::{Needed, Place, choose, is_index, is_weights};
 use super::store::{Object, Store};
 use super::{block_on, runtime};
+use crate::answers::{self, Revision, plain_etag};
 use crate::location::{Location, Repository, is_plain_path, without_secrets};
 use crate::settings::Settings;
 use crate::{Located, Reads, Watch};
@@ -231,7 +232,7 @@ fn whole(
 fn find_cached(repository: &Repository, settings: &Settings) -> Option<Located> {
     let cache = Cache::new(&settings.cache, &repository.id);
     let revision = repository.revision();
-    let commit = match super::hub::is_hex(revision, 40) {
+    let commit = match answers::is_hex(revision, 40) {
         true => revision.to_owned(),
         false => cache.commit_of(revision)?,
     };
@@ -705,7 +706,7 @@ async fn probed(client: &Client, base: &Url, last: &str) -> Result<Vec<String>, 
             );
         }
         let text = Arc::new(file).fetch(0..len).await?;
-        let index: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let index = answers::json(&text).unwrap_or_default();
         let shards = index.get("weight_map").and_then(|map| map.as_object());
         let shards: BTreeSet<&str> = shards
             .into_iter()

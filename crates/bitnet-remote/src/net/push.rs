@@ -5,7 +5,8 @@
 
 use super::client::{Answer, Content, Failed, Patience, Request, bad_response, parse_url};
 use super::file::status_error;
-use super::hub::{Hub, is_hex, quoted};
+use super::hub::{Hub, quoted};
+use crate::answers::is_hex;
 use crate::location::without_secrets;
 use crate::{Pushed, Upload, Watch};
 use bitnet_formats::{ErrorCode, FormatError, hex, open_regular};

@@ -96,8 +96,11 @@ fn one(letter: char, flag: Option<char>, at: DateTime, seconds: i64) -> R<String
         't' => Ok("\t".to_owned()),
         'a' => Ok(name(&DAYS, weekday).chars().take(3).collect()),
         'A' => Ok(name(&DAYS, weekday).to_owned()),
-        'b' | 'h' => Ok(name(&MONTHS, month - 1).chars().take(3).collect()),
-        'B' => Ok(name(&MONTHS, month - 1).to_owned()),
+        'b' | 'h' => Ok(name(&MONTHS, month.saturating_sub(1))
+            .chars()
+            .take(3)
+            .collect()),
+        'B' => Ok(name(&MONTHS, month.saturating_sub(1)).to_owned()),
         'Y' => Ok(year.to_string()),
         'y' => number(year.rem_euclid(100), 2),
         'C' => number(year / 100, 2),
@@ -125,8 +128,14 @@ fn one(letter: char, flag: Option<char>, at: DateTime, seconds: i64) -> R<String
         'P' => Ok(half.to_lowercase()),
         'u' => number(if weekday == 0 { 7 } else { weekday }, 1),
         'w' => number(weekday, 1),
-        'U' => number((day_of_year + 6 - weekday) / 7, 2),
-        'W' => number((day_of_year + 6 - (weekday + 6) % 7) / 7, 2),
+        'U' => number(day_of_year.saturating_add(6).saturating_sub(weekday) / 7, 2),
+        'W' => number(
+            day_of_year
+                .saturating_add(6)
+                .saturating_sub(weekday.saturating_add(6) % 7)
+                / 7,
+            2,
+        ),
         'V' => number(i64::from(week.week()), 2),
         's' => Ok(seconds.to_string()),
         // a time without a zone

@@ -150,8 +150,10 @@ impl Value {
                         return Ok(false);
                     };
                     let step = i128::from(range.step);
-                    let at = offset / step;
-                    Ok(offset % step == 0 && at >= 0 && at < range.len() as i128)
+                    let at = offset.checked_div(step).unwrap_or(0);
+                    Ok(offset.checked_rem(step).unwrap_or(0) == 0
+                        && at >= 0
+                        && at < range.len() as i128)
                 }
                 _ => {
                     for at in 0..range.len() {

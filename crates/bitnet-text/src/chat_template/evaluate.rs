@@ -298,14 +298,16 @@ impl Renderer {
         let found = match of {
             Value::Undefined(what) => return fail(what.as_str()),
             Value::Namespace(values) => {
-                self.mutable_reads.set(self.mutable_reads.get() + 1);
+                self.mutable_reads
+                    .set(self.mutable_reads.get().saturating_add(1));
                 return match name.starts_with('_') {
                     true => Ok(None),
                     false => Ok(values.borrow().get_str(name)),
                 };
             }
             Value::Loop(state) => {
-                self.mutable_reads.set(self.mutable_reads.get() + 1);
+                self.mutable_reads
+                    .set(self.mutable_reads.get().saturating_add(1));
                 state.attribute(self, name)?
             }
             Value::Cycler(cycler) => match name {

@@ -22,7 +22,7 @@ fn too_deep<T>() -> R<T> {
 
 /// A node; `below` is the depth of its deepest child.
 fn node(line: u32, below: usize, kind: Kind) -> R<Expr> {
-    let depth = below + 1;
+    let depth = below.saturating_add(1);
     if depth > EXPRESSION_DEPTH {
         return too_deep();
     }
@@ -36,12 +36,12 @@ fn deepest(items: &[Expr]) -> usize {
 impl Parser {
     /// Runs a step that may recurse.
     fn deeper<T>(&mut self, step: impl FnOnce(&mut Self) -> R<T>) -> R<T> {
-        self.depth += 1;
+        self.depth = self.depth.saturating_add(1);
         if self.depth > EXPRESSION_DEPTH {
             return too_deep();
         }
         let result = step(self);
-        self.depth -= 1;
+        self.depth = self.depth.saturating_sub(1);
         result
     }
 

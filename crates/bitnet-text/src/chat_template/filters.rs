@@ -128,7 +128,7 @@ fn map(renderer: &Renderer, of: &Value, mut args: Args) -> R<Value> {
 }
 
 fn copy(args: &Args) -> R<Args> {
-    spend(args.positional.len() + args.named.len())?;
+    spend(args.positional.len().saturating_add(args.named.len()))?;
     Ok(Args {
         positional: args.positional.clone(),
         named: args.named.clone(),
@@ -202,7 +202,7 @@ fn batch(of: &Value, args: Args) -> R<Value> {
             held = 0;
         }
         row.push(item)?;
-        held += 1;
+        held = held.saturating_add(1);
     }
     if held > 0 {
         if let Some(fill) = fill {
@@ -224,11 +224,17 @@ fn slices(of: &Value, args: Args) -> R<Value> {
     if count == 0 {
         return fail("integer division or modulo by zero");
     }
-    let (each, extra) = (items.len() / count, items.len() % count);
+    let (each, extra) = (
+        items.len().checked_div(count).unwrap_or(0),
+        items.len().checked_rem(count).unwrap_or(0),
+    );
     let mut items = items.into_iter();
     for slice in 0..count {
         let mut row = Grow::default();
-        for item in items.by_ref().take(each + usize::from(slice < extra)) {
+        for item in items
+            .by_ref()
+            .take(each.saturating_add(usize::from(slice < extra)))
+        {
             row.push(item)?;
         }
         if let Some(fill) = &fill
@@ -272,12 +278,12 @@ fn rounded(value: i128, digits: u32) -> R<Value> {
         return Ok(Value::Int(0));
     };
     let (below, rest) = (value.div_euclid(unit), value.rem_euclid(unit));
-    let up = match (rest * 2).cmp(&unit) {
+    let up = match rest.cmp(&unit.saturating_sub(rest)) {
         Ordering::Less => 0,
         Ordering::Equal => below.rem_euclid(2),
         Ordering::Greater => 1,
     };
-    match (below + up).checked_mul(unit) {
+    match below.saturating_add(up).checked_mul(unit) {
         Some(value) => Ok(Value::Int(value)),
         None => fail("an integer beyond 128 bits is not supported"),
     }
@@ -317,7 +323,7 @@ fn round(of: &Value, args: Args) -> R<Value> {
                     return Ok(Value::Float(value));
                 }
                 // the exact decimal digits, half to even, as Python rounds
-                spend(40 + precision.unsigned_abs() as usize)?;
+                spend((precision.unsigned_abs() as usize).saturating_add(40))?;
                 let digits = precision.unsigned_abs() as usize;
                 let text = format!("{value:.digits$}");
                 Ok(Value::Float(text.parse().unwrap_or(value)))
@@ -385,7 +391,7 @@ fn random(of: &Value) -> R<Value> {
     };
     let chance = std::hash::RandomState::new().build_hasher().finish();
     let count = items.len().max(1) as u64;
-    let at = usize::try_from(chance % count).unwrap_or(0);
+    let at = usize::try_from(chance.checked_rem(count).unwrap_or(0)).unwrap_or(0);
     let found = items.into_iter().nth(at);
     found.map_or_else(|| Value::lacking("No random item, sequence was empty."), Ok)
 }

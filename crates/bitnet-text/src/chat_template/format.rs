@@ -32,7 +32,7 @@ fn digits(precision: usize) -> R<usize> {
         ));
     }
     // exact digits of an extreme float are slow
-    spend(40 + precision / 2)?;
+    spend((precision / 2).saturating_add(40))?;
     Ok(precision)
 }
 
@@ -60,7 +60,7 @@ fn pad(text: &str, sign: usize, spec: &Spec, align: char, out: &mut Buf) -> R<()
     let fill: &str = fill.encode_utf8(&mut buffer);
     let (before, after) = match align {
         '<' => (0, missing),
-        '^' => (missing / 2, missing - missing / 2),
+        '^' => (missing / 2, missing.saturating_sub(missing / 2)),
         _ => (missing, 0),
     };
     if align == '=' {
@@ -85,7 +85,7 @@ fn exponent(value: f64, precision: usize) -> String {
 /// C's `%g`: so many digits that count, zeros at the end go unless `keep`.
 fn general(value: f64, precision: usize, keep: bool) -> String {
     let precision = precision.max(1);
-    let text = exponent(value, precision - 1);
+    let text = exponent(value, precision.saturating_sub(1));
     let (mantissa, power) = text.split_once('e').unwrap_or((&text, "0"));
     let power: i64 = power.parse().unwrap_or(0);
     let trim = |text: &str| match text.contains('.') && !keep {
@@ -96,7 +96,8 @@ fn general(value: f64, precision: usize, keep: bool) -> String {
         let sign = if power < 0 { '-' } else { '+' };
         return format!("{}e{sign}{:02}", trim(mantissa), power.unsigned_abs());
     }
-    let decimals = usize::try_from(precision as i64 - 1 - power).unwrap_or(0);
+    let decimals =
+        usize::try_from(((precision as i64).saturating_sub(1)).saturating_sub(power)).unwrap_or(0);
     trim(&format!("{value:.decimals$}"))
 }
 
@@ -120,16 +121,16 @@ fn float_digits(value: f64, spec: &Spec, letter: char) -> R<String> {
             None => float_repr(value),
             Some(precision) => {
                 let text = general(value, precision, spec.alternate);
-                let power = exponent(value, precision.max(1) - 1);
+                let power = exponent(value, precision.max(1).saturating_sub(1));
                 let power = power
                     .split_once('e')
                     .and_then(|(_, p)| p.parse::<i64>().ok());
                 let power = power.unwrap_or(0);
                 if text.contains(['.', 'e']) {
                     text
-                } else if power + 1 >= precision as i64 {
+                } else if power.saturating_add(1) >= precision as i64 {
                     // there is no room for the digit
-                    let text = exponent(value, precision.max(1) - 1);
+                    let text = exponent(value, precision.max(1).saturating_sub(1));
                     let (mantissa, power) = text.split_once('e').unwrap_or((&text, "+00"));
                     let mantissa = match mantissa.contains('.') {
                         true => mantissa.trim_end_matches('0').trim_end_matches('.'),
@@ -165,18 +166,18 @@ fn grouped(text: &str, separator: char, every: usize, width: usize) -> String {
     let end = text.find(['.', 'e', 'E', '%']).unwrap_or(text.len());
     let (whole, rest) = text.split_at(end);
     let mut reversed = String::new();
-    let mut count = 0;
+    let mut count: usize = 0;
     let mut digits = whole.chars().rev();
     loop {
         let next = digits.next();
-        if next.is_none() && reversed.len() + rest.len() >= width {
+        if next.is_none() && reversed.len().saturating_add(rest.len()) >= width {
             break;
         }
-        if count > 0 && count % every == 0 {
+        if count > 0 && count.checked_rem(every).unwrap_or(0) == 0 {
             reversed.push(separator);
         }
         reversed.push(next.unwrap_or('0'));
-        count += 1;
+        count = count.saturating_add(1);
     }
     reversed.chars().rev().chain(rest.chars()).collect()
 }
@@ -389,15 +390,15 @@ fn directive(
     let few = || error("not enough arguments for format string");
     let mut named = None;
     if letters.next_if_eq(&'(').is_some() {
-        let mut depth = 1;
+        let mut depth: usize = 1;
         let mut name = String::new();
         loop {
             let Some(c) = letters.next() else {
                 return fail("incomplete format key");
             };
             match c {
-                '(' => depth += 1,
-                ')' => depth -= 1,
+                '(' => depth = depth.saturating_add(1),
+                ')' => depth = depth.saturating_sub(1),
                 _ => {}
             }
             if depth == 0 {

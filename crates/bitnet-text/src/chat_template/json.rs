@@ -27,14 +27,17 @@ pub(super) fn from_json(json: &serde_json::Value, depth: usize) -> R<Value> {
         serde_json::Value::Array(items) => {
             let mut out = Grow::default();
             for item in items {
-                out.push(from_json(item, depth + 1)?)?;
+                out.push(from_json(item, depth.saturating_add(1))?)?;
             }
             out.into_list()?
         }
         serde_json::Value::Object(entries) => {
             let mut dict = Dict::default();
             for (key, value) in entries {
-                dict.insert(Value::text(key)?, from_json(value, depth + 1)?)?;
+                dict.insert(
+                    Value::text(key)?,
+                    from_json(value, depth.saturating_add(1))?,
+                )?;
             }
             Value::Dict(Rc::new(dict))
         }
@@ -112,8 +115,8 @@ impl Style {
                     if i > 0 {
                         out.push_str(self.comma.as_str())?;
                     }
-                    self.line(depth + 1, out)?;
-                    self.write(item, depth + 1, out)?;
+                    self.line(depth.saturating_add(1), out)?;
+                    self.write(item, depth.saturating_add(1), out)?;
                 }
                 self.line(depth, out)?;
                 out.push(']')
@@ -142,7 +145,7 @@ impl Style {
             if i > 0 {
                 out.push_str(self.comma.as_str())?;
             }
-            self.line(depth + 1, out)?;
+            self.line(depth.saturating_add(1), out)?;
             match key {
                 Value::Str(key) => self.text(key.as_str(), out)?,
                 Value::None => out.push_str("\"null\"")?,
@@ -158,7 +161,7 @@ impl Style {
                 }
             }
             out.push_str(self.colon.as_str())?;
-            self.write(value, depth + 1, out)?;
+            self.write(value, depth.saturating_add(1), out)?;
         }
         self.line(depth, out)?;
         out.push('}')

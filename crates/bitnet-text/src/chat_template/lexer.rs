@@ -68,19 +68,23 @@ struct Lexer<'a> {
 }
 
 fn spaces(text: &str) -> usize {
-    text.len() - text.trim_start_matches(is_space).len()
+    text.len()
+        .saturating_sub(text.trim_start_matches(is_space).len())
 }
 
 /// `%}` with what belongs to it: its length.
 fn close(text: &str, end: &str, plus: bool, trims: bool) -> Option<usize> {
     if let Some(rest) = text.strip_prefix('-').and_then(|t| t.strip_prefix(end)) {
-        return Some(1 + end.len() + spaces(rest));
+        return Some(end.len().saturating_add(1).saturating_add(spaces(rest)));
     }
     if plus && text.strip_prefix('+').is_some_and(|t| t.starts_with(end)) {
-        return Some(1 + end.len());
+        return Some(end.len().saturating_add(1));
     }
     let rest = text.strip_prefix(end)?;
-    Some(end.len() + usize::from(trims && rest.starts_with('\n')))
+    Some(
+        end.len()
+            .saturating_add(usize::from(trims && rest.starts_with('\n'))),
+    )
 }
 
 /// `{% raw %}` at the beginning of a text: its length and its sign.
@@ -91,7 +95,10 @@ fn raw_begin(text: &str) -> Option<(usize, Option<char>)> {
     let rest = rest[spaces(rest)..].strip_prefix("raw")?;
     let rest = &rest[spaces(rest)..];
     let len = close(rest, "%}", false, false)?;
-    Some((text.len() - rest.len() + len, sign))
+    Some((
+        text.len().saturating_sub(rest.len()).saturating_add(len),
+        sign,
+    ))
 }
 
 fn raw_end(text: &str) -> Option<(usize, Option<char>)> {
@@ -101,7 +108,10 @@ fn raw_end(text: &str) -> Option<(usize, Option<char>)> {
     let rest = rest[spaces(rest)..].strip_prefix("endraw")?;
     let rest = &rest[spaces(rest)..];
     let len = close(rest, "%}", true, true)?;
-    Some((text.len() - rest.len() + len, sign))
+    Some((
+        text.len().saturating_sub(rest.len()).saturating_add(len),
+        sign,
+    ))
 }
 
 fn lines(text: &str) -> u32 {
@@ -131,10 +141,10 @@ impl Lexer<'_> {
 
     /// Goes on by so many bytes.
     fn take(&mut self, bytes: usize) {
-        let taken = &self.source[self.at..self.at + bytes];
+        let taken = &self.source[self.at..self.at.saturating_add(bytes)];
         self.line_starts = taken.ends_with('\n');
-        self.line += lines(taken);
-        self.at += bytes;
+        self.line = self.line.saturating_add(lines(taken));
+        self.at = self.at.saturating_add(bytes);
     }
 
     fn emit(&mut self, token: Token) {
@@ -147,7 +157,7 @@ impl Lexer<'_> {
         if sign == Some('-') {
             kept = text.trim_end_matches(is_space);
         } else if sign.is_none() && !variable {
-            let from = text.rfind('\n').map_or(0, |at| at + 1);
+            let from = text.rfind('\n').map_or(0, |at| at.saturating_add(1));
             if (from > 0 || self.line_starts) && text[from..].chars().all(is_space) {
                 kept = &text[..from];
             }
@@ -163,15 +173,15 @@ impl Lexer<'_> {
             let rest = &source[self.at..];
             let mut from = 0;
             let found = loop {
-                let Some(at) = rest[from..].find('{').map(|at| at + from) else {
+                let Some(at) = rest[from..].find('{').map(|at| at.saturating_add(from)) else {
                     break None;
                 };
-                let tag = match rest.as_bytes().get(at + 1) {
+                let tag = match rest.as_bytes().get(at.saturating_add(1)) {
                     Some(b'{') => Tag::Variable,
                     Some(b'#') => Tag::Comment,
                     Some(b'%') => Tag::Block,
                     _ => {
-                        from = at + 1;
+                        from = at.saturating_add(1);
                         continue;
                     }
                 };
@@ -186,11 +196,11 @@ impl Lexer<'_> {
             let text = &rest[..at];
             if let (Tag::Block, Some((len, sign))) = (tag, raw_begin(&rest[at..])) {
                 self.data(text, sign, false);
-                self.take(at + len);
+                self.take(at.saturating_add(len));
                 self.raw()?;
                 continue;
             }
-            let sign = rest[at + 2..].chars().next();
+            let sign = rest[at.saturating_add(2)..].chars().next();
             let sign = sign.filter(|c| "-+".contains(*c));
             self.data(text, sign, tag == Tag::Variable);
             self.take(at);
@@ -201,7 +211,7 @@ impl Lexer<'_> {
             };
             let is_comment = token.is_none();
             self.out.extend(token.map(|token| (self.line, token)));
-            self.take(2 + sign.map_or(0, char::len_utf8));
+            self.take(sign.map_or(0, char::len_utf8).saturating_add(2));
             if is_comment {
                 self.comment()?;
             } else {
@@ -216,10 +226,10 @@ impl Lexer<'_> {
         let Some(end) = rest.find("#}") else {
             return self.fail("Missing end of comment tag");
         };
-        let signed = end > 0 && matches!(rest.as_bytes()[end - 1], b'-' | b'+');
-        let from = end - usize::from(signed);
+        let signed = rest[..end].ends_with(['-', '+']);
+        let from = end.saturating_sub(usize::from(signed));
         let len = close(&rest[from..], "#}", true, true).unwrap_or(2);
-        self.take(from + len);
+        self.take(from.saturating_add(len));
         Ok(())
     }
 
@@ -227,13 +237,13 @@ impl Lexer<'_> {
         let source = self.source;
         let rest = &source[self.at..];
         let mut from = 0;
-        while let Some(at) = rest[from..].find("{%").map(|at| at + from) {
+        while let Some(at) = rest[from..].find("{%").map(|at| at.saturating_add(from)) {
             if let Some((len, sign)) = raw_end(&rest[at..]) {
                 self.data(&rest[..at], sign, false);
-                self.take(at + len);
+                self.take(at.saturating_add(len));
                 return Ok(());
             }
-            from = at + 2;
+            from = at.saturating_add(2);
         }
         self.fail("Missing end of raw directive")
     }
@@ -323,12 +333,12 @@ impl Lexer<'_> {
             let mut at = from;
             loop {
                 if bytes.get(at).is_some_and(is) {
-                    at += 1;
+                    at = at.saturating_add(1);
                 } else if at > from
                     && bytes.get(at) == Some(&b'_')
-                    && bytes.get(at + 1).is_some_and(is)
+                    && bytes.get(at.saturating_add(1)).is_some_and(is)
                 {
-                    at += 2;
+                    at = at.saturating_add(2);
                 } else {
                     return at;
                 }
@@ -338,14 +348,19 @@ impl Lexer<'_> {
         let whole = run(start, digit);
         let mut end = whole;
         let mut is_float = false;
-        if start == 0 || bytes[start - 1] != b'.' {
-            if bytes.get(end) == Some(&b'.') && bytes.get(end + 1).is_some_and(digit) {
-                end = run(end + 1, digit);
+        let before = start.checked_sub(1).and_then(|at| bytes.get(at));
+        if before != Some(&b'.') {
+            if bytes.get(end) == Some(&b'.') && bytes.get(end.saturating_add(1)).is_some_and(digit)
+            {
+                end = run(end.saturating_add(1), digit);
                 is_float = true;
             }
             if matches!(bytes.get(end), Some(b'e' | b'E')) {
-                let sign = usize::from(matches!(bytes.get(end + 1), Some(b'+' | b'-')));
-                let from = end + 1 + sign;
+                let sign = usize::from(matches!(
+                    bytes.get(end.saturating_add(1)),
+                    Some(b'+' | b'-')
+                ));
+                let from = end.saturating_add(1).saturating_add(sign);
                 if bytes.get(from).is_some_and(digit) {
                     end = run(from, digit);
                     is_float = true;
@@ -358,22 +373,26 @@ impl Lexer<'_> {
                 return self.fail(format!("{text} is not a number"));
             };
             self.emit(Token::Float(value));
-            self.take(end - start);
+            self.take(end.saturating_sub(start));
             return Ok(());
         }
-        let prefix = bytes.get(start + 1).map(u8::to_ascii_lowercase);
-        let after = start + 2 + usize::from(bytes.get(start + 2) == Some(&b'_'));
+        let prefix = bytes
+            .get(start.saturating_add(1))
+            .map(u8::to_ascii_lowercase);
+        let after = start.saturating_add(2);
+        let after = after.saturating_add(usize::from(bytes.get(after) == Some(&b'_')));
+        let first = bytes.get(start).copied().unwrap_or_default();
         let based = |radix: u32, is: fn(&u8) -> bool| {
             let end = run(after, is);
             (end > after).then_some((radix, after, end))
         };
-        let found = match (bytes[start], prefix) {
+        let found = match (first, prefix) {
             (b'0', Some(b'b')) => based(2, |b| matches!(b, b'0' | b'1')),
             (b'0', Some(b'o')) => based(8, |b| matches!(b, b'0'..=b'7')),
             (b'0', Some(b'x')) => based(16, u8::is_ascii_hexdigit),
             _ => None,
         };
-        let (radix, from, end) = found.unwrap_or_else(|| match bytes[start] {
+        let (radix, from, end) = found.unwrap_or_else(|| match first {
             // a zero is no prefix of a decimal number
             b'0' => (10, start, run(start, |b| *b == b'0')),
             _ => (10, start, whole),
@@ -383,14 +402,14 @@ impl Lexer<'_> {
             return self.unsupported("an integer beyond 128 bits is not supported");
         };
         self.emit(Token::Int(value));
-        self.take(end - start);
+        self.take(end.saturating_sub(start));
         Ok(())
     }
 
     /// A string literal with Python's escapes.
     fn text(&mut self, quote: char) -> R<()> {
         let source = self.source;
-        let body = &source[self.at + 1..];
+        let body = &source[self.at.saturating_add(1)..];
         let mut escaped = false;
         let end = body.find(|c| {
             let ends = c == quote && !escaped;
@@ -404,7 +423,7 @@ impl Lexer<'_> {
             Ok(text) => self.emit(Token::Text(text)),
             Err((kind, what)) => return self.ended(kind, what),
         }
-        self.take(end + 2);
+        self.take(end.saturating_add(2));
         Ok(())
     }
 }
@@ -415,7 +434,7 @@ fn unescape(body: &str) -> Result<String, (Ended, String)> {
     let mut rest = body;
     while let Some(at) = rest.find('\\') {
         out.push_str(&rest[..at]);
-        rest = &rest[at + 1..];
+        rest = &rest[at.saturating_add(1)..];
         let Some(c) = rest.chars().next() else {
             return Err((Ended::Failed, "\\ at end of string".to_owned()));
         };

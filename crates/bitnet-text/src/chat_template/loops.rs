@@ -77,16 +77,16 @@ impl LoopState {
                 let Some(c) = text.as_str()[*at..].chars().next() else {
                     return Ok(None);
                 };
-                *at += c.len_utf8();
+                *at = (*at).saturating_add(c.len_utf8());
                 Some(Value::text(c.encode_utf8(&mut [0; 4]))?)
             }
             Source::Items(items, at) => {
-                *at += 1;
-                items.items.get(*at - 1).cloned()
+                *at = (*at).saturating_add(1);
+                items.items.get((*at).saturating_sub(1)).cloned()
             }
             Source::Dict(kind, dict, at) => {
-                *at += 1;
-                match (dict.entries().get(*at - 1), kind) {
+                *at = (*at).saturating_add(1);
+                match (dict.entries().get((*at).saturating_sub(1)), kind) {
                     (None, _) => None,
                     (Some((key, _)), ViewKind::Keys) => Some(key.clone()),
                     (Some((_, value)), ViewKind::Values) => Some(value.clone()),
@@ -96,8 +96,8 @@ impl LoopState {
                 }
             }
             Source::Range(range, at) => {
-                *at += 1;
-                (*at <= range.len()).then(|| range.get(*at - 1))
+                *at = (*at).saturating_add(1);
+                (*at <= range.len()).then(|| range.get((*at).saturating_sub(1)))
             }
             Source::Iter(iter) => iter.next()?,
             Source::Passed(items, _) => items.pop_front(),
@@ -129,7 +129,7 @@ impl LoopState {
             None => self.pull(renderer)?,
         };
         if next.is_some() {
-            self.taken.set(self.taken.get() + 1);
+            self.taken.set(self.taken.get().saturating_add(1));
             let current = self.current.replace(next.clone());
             let before = self.before.replace(current);
             drop(before);
@@ -156,7 +156,10 @@ impl LoopState {
         }
         let (items, charge) = items.into_parts()?;
         let looked_at = usize::from(matches!(&*self.after.borrow(), Some(Some(_))));
-        let length = items.len() + self.taken.get() + looked_at;
+        let length = items
+            .len()
+            .saturating_add(self.taken.get())
+            .saturating_add(looked_at);
         self.source.replace(Source::Passed(items.into(), charge));
         self.length.set(Some(length));
         Ok(length)
@@ -172,12 +175,14 @@ impl LoopState {
         let index0 = self.index0();
         Ok(Some(match name {
             "index0" => int(index0),
-            "index" => int(index0 + 1),
+            "index" => int(index0.saturating_add(1)),
             "depth0" => int(self.depth0),
-            "depth" => int(self.depth0 + 1),
+            "depth" => int(self.depth0.saturating_add(1)),
             "length" => int(self.len(renderer)?),
             "revindex" => int(self.len(renderer)?.saturating_sub(index0)),
-            "revindex0" => Value::Int(self.len(renderer)? as i128 - index0 as i128 - 1),
+            "revindex0" => Value::Int(
+                ((self.len(renderer)? as i128).saturating_sub(index0 as i128)).saturating_sub(1),
+            ),
             "first" => Value::Bool(index0 == 0),
             "last" => Value::Bool(self.peek(renderer)?.is_none()),
             "previtem" if index0 == 0 => Value::lacking("there is no previous item")?,

@@ -95,7 +95,7 @@ impl Limits {
     /// For a context of `bytes` bytes.
     pub(super) fn of_context(bytes: usize) -> Self {
         Self {
-            steps: STEPS.saturating_add(bytes as u64 * 2),
+            steps: STEPS.saturating_add((bytes as u64).saturating_mul(2)),
             memory: MEMORY.saturating_add(bytes.saturating_mul(8)),
             output: OUTPUT.saturating_add(bytes.saturating_mul(4)),
         }
@@ -135,7 +135,7 @@ pub(super) fn spend(steps: usize) -> R<()> {
 
 /// Takes the steps of work on so many bytes.
 pub(super) fn spend_bytes(bytes: usize) -> R<()> {
-    spend(bytes / 32 + 1)
+    spend((bytes / 32).saturating_add(1))
 }
 
 /// Memory that a value holds, given back when the value goes.
@@ -204,7 +204,9 @@ impl Buf {
 
     /// Makes room; each byte is `cost` work.
     fn reserve(&mut self, more: usize, cost: usize) -> R<()> {
-        self.work = self.work.saturating_add(more.saturating_mul(cost) + 4);
+        self.work = self
+            .work
+            .saturating_add(more.saturating_mul(cost).saturating_add(4));
         if self.work >= 64 {
             spend(self.work / 64)?;
             self.work %= 64;
@@ -214,11 +216,12 @@ impl Buf {
         if wanted > charged {
             // as a vector grows, and never past what the limit leaves
             let grown = wanted.max(charged.saturating_mul(2)).max(64);
-            if self.charge.grow(grown - charged).is_err() {
-                self.charge.grow(wanted - charged)?;
+            if self.charge.grow(grown.saturating_sub(charged)).is_err() {
+                self.charge.grow(wanted.saturating_sub(charged))?;
             }
             let capacity = self.charge.0;
-            self.text.reserve_exact(capacity - self.text.len());
+            self.text
+                .reserve_exact(capacity.saturating_sub(self.text.len()));
         }
         Ok(())
     }
@@ -244,7 +247,7 @@ impl Buf {
         let mut charge = std::mem::take(&mut self.charge);
         let spare = charge.0.saturating_sub(text.len());
         LIVE.set(LIVE.get().saturating_sub(spare));
-        charge.0 -= spare;
+        charge.0 = charge.0.saturating_sub(spare);
         (text, charge)
     }
 }

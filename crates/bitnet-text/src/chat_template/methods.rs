@@ -75,9 +75,9 @@ fn search(items: &[Value], name: &str, args: Args) -> R<Value> {
         if start.is_some() {
             return fail("count() takes exactly one argument");
         }
-        let mut count = 0;
+        let mut count: i128 = 0;
         for item in items {
-            count += i128::from(item.is_or_equals(&what)?);
+            count = count.saturating_add(i128::from(item.is_or_equals(&what)?));
         }
         return Ok(Value::Int(count));
     }
@@ -160,7 +160,9 @@ pub(super) fn call_method(renderer: &Renderer, of: &Value, name: &str, args: Arg
             args.none(name)?;
             let value = of.as_int().unwrap_or(0);
             Ok(Value::Int(match name {
-                "bit_length" => i128::from(128 - value.unsigned_abs().leading_zeros()),
+                "bit_length" => {
+                    i128::from(128_u32.saturating_sub(value.unsigned_abs().leading_zeros()))
+                }
                 "bit_count" => i128::from(value.unsigned_abs().count_ones()),
                 _ => value,
             }))
@@ -186,20 +188,29 @@ pub(super) fn call_method(renderer: &Renderer, of: &Value, name: &str, args: Arg
         }
         (Value::Cycler(cycler), "next" | "reset") => {
             args.none(name)?;
-            renderer.mutable_reads.set(renderer.mutable_reads.get() + 1);
+            renderer
+                .mutable_reads
+                .set(renderer.mutable_reads.get().saturating_add(1));
             if name == "reset" {
                 cycler.at.set(0);
                 return Ok(Value::None);
             }
             let at = cycler.at.get();
-            cycler.at.set((at + 1) % cycler.items.items.len().max(1));
+            cycler.at.set(
+                at.saturating_add(1)
+                    .checked_rem(cycler.items.items.len().max(1))
+                    .unwrap_or(0),
+            );
             Ok(cycler.items.items.get(at).cloned().unwrap_or(Value::None))
         }
         (Value::Loop(state), "cycle") => {
             if args.positional.is_empty() || !args.named.is_empty() {
                 return fail("no items for cycling given");
             }
-            let at = state.index0() % args.positional.len();
+            let at = state
+                .index0()
+                .checked_rem(args.positional.len())
+                .unwrap_or(0);
             Ok(args.positional.get(at).cloned().unwrap_or(Value::None))
         }
         (Value::Loop(state), "changed") => match args.named.is_empty() {

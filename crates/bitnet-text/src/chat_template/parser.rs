@@ -70,7 +70,9 @@ impl Parser {
     }
 
     pub(super) fn look(&self) -> &Token {
-        self.tokens.get(self.at + 1).map_or(&Token::End, |(_, t)| t)
+        self.tokens
+            .get(self.at.saturating_add(1))
+            .map_or(&Token::End, |(_, t)| t)
     }
 
     pub(super) fn line(&self) -> u32 {
@@ -82,7 +84,7 @@ impl Parser {
     }
 
     pub(super) fn next(&mut self) {
-        self.at = self.tokens.len().min(self.at + 1);
+        self.at = self.tokens.len().min(self.at.saturating_add(1));
     }
 
     pub(super) fn fail<T>(&self, message: impl Into<String>) -> R<T> {
@@ -159,7 +161,7 @@ impl Parser {
 
     /// Statements up to one of the words, which is taken and given back.
     fn body(&mut self, ends: &[&'static str]) -> R<(Vec<Statement>, Option<&'static str>)> {
-        self.statements += 1;
+        self.statements = self.statements.saturating_add(1);
         if self.statements > STATEMENT_DEPTH {
             return over(format!(
                 "the nesting limit: statements are nested deeper than {STATEMENT_DEPTH} levels"
@@ -203,7 +205,7 @@ impl Parser {
                 _ => return self.unexpected("template data"),
             }
         };
-        self.statements -= 1;
+        self.statements = self.statements.saturating_sub(1);
         Ok((out, end))
     }
 
@@ -349,7 +351,11 @@ impl Parser {
         };
         let recursive = self.skip_name("recursive");
         let outside = (self.within_loop, self.loops);
-        self.loops = if recursive { 1 } else { self.loops + 1 };
+        self.loops = if recursive {
+            1
+        } else {
+            self.loops.saturating_add(1)
+        };
         if self.loops > LOOP_DEPTH {
             return over(format!(
                 "the nesting limit: loops are nested deeper than {LOOP_DEPTH} levels"
@@ -498,12 +504,12 @@ impl Parser {
 
     fn one_target(&mut self, with_namespace: bool) -> R<Target> {
         if self.skip_op("(") {
-            self.depth += 1;
+            self.depth = self.depth.saturating_add(1);
             if self.depth > STATEMENT_DEPTH {
                 return over("the nesting limit: names in parentheses are nested too deeply");
             }
             let target = self.target(with_namespace)?;
-            self.depth -= 1;
+            self.depth = self.depth.saturating_sub(1);
             self.expect_op(")")?;
             return Ok(target);
         }

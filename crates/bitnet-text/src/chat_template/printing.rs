@@ -36,7 +36,7 @@ impl Value {
         let list = |items: &[Self], out: &mut Buf| -> R<()> {
             for (i, item) in items.iter().enumerate() {
                 out.push_str(if i > 0 { ", " } else { "" })?;
-                item.repr(out, depth + 1)?;
+                item.repr(out, depth.saturating_add(1))?;
             }
             Ok(())
         };
@@ -70,13 +70,13 @@ impl Value {
                 for (i, (at, value)) in dict.entries().iter().enumerate() {
                     out.push_str(if i > 0 { ", " } else { "" })?;
                     match kind {
-                        ViewKind::Keys => at.repr(out, depth + 1)?,
-                        ViewKind::Values => value.repr(out, depth + 1)?,
+                        ViewKind::Keys => at.repr(out, depth.saturating_add(1))?,
+                        ViewKind::Values => value.repr(out, depth.saturating_add(1))?,
                         ViewKind::Items => {
                             out.push('(')?;
-                            at.repr(out, depth + 1)?;
+                            at.repr(out, depth.saturating_add(1))?;
                             out.push_str(", ")?;
-                            value.repr(out, depth + 1)?;
+                            value.repr(out, depth.saturating_add(1))?;
                             out.push(')')?;
                         }
                     }
@@ -85,7 +85,7 @@ impl Value {
             }
             Self::Namespace(dict) => {
                 out.push_str("<Namespace ")?;
-                dict.borrow().repr(out, depth + 1)?;
+                dict.borrow().repr(out, depth.saturating_add(1))?;
                 out.push('>')
             }
             Self::Macro(closure) => match &closure.of.name {
@@ -116,9 +116,9 @@ impl Dict {
         out.push('{')?;
         for (i, (at, value)) in self.entries().iter().enumerate() {
             out.push_str(if i > 0 { ", " } else { "" })?;
-            at.repr(out, depth + 1)?;
+            at.repr(out, depth.saturating_add(1))?;
             out.push_str(": ")?;
-            value.repr(out, depth + 1)?;
+            value.repr(out, depth.saturating_add(1))?;
         }
         out.push('}')
     }

@@ -101,7 +101,7 @@ impl Renderer {
         if depth > DEPTH {
             return over("the recursion limit: the template nests its work too deeply");
         }
-        self.depth.set(depth + 1);
+        self.depth.set(depth.saturating_add(1));
         let result = step();
         self.depth.set(depth);
         result
@@ -114,7 +114,7 @@ impl Renderer {
                 "the recursion limit: calls are nested deeper than {CALL_DEPTH} levels"
             ));
         }
-        self.calls.set(calls + 1);
+        self.calls.set(calls.saturating_add(1));
         let result = step();
         self.calls.set(calls);
         result
@@ -403,7 +403,7 @@ impl Renderer {
         let Some((node, frame)) = state.recursive() else {
             return fail("The loop must have the 'recursive' marker to be called recursively.");
         };
-        let depth = state.depth0() + 1;
+        let depth = state.depth0().saturating_add(1);
         self.within_call(|| self.capture(|out| self.run_loop(node, frame, items, depth, out)))
     }
 

@@ -86,8 +86,9 @@ impl<'a> Symbols<'a> {
     fn define(&mut self, name: &Rc<str>, load: Load) {
         match self.position(name) {
             Some(at) => {
-                self.undo.push((at, self.names[at].1));
-                self.names[at].1 = load;
+                if let Some((_, known)) = self.names.get_mut(at) {
+                    self.undo.push((at, std::mem::replace(known, load)));
+                }
             }
             None => {
                 self.places.insert(name.clone(), self.names.len());
@@ -103,9 +104,12 @@ impl<'a> Symbols<'a> {
         analyze(self);
         let undo = std::mem::replace(&mut self.undo, outside);
         let known = undo.iter().filter(|(at, _)| *at < names);
-        let changed = known.map(|(at, _)| (*at, self.names[*at].1)).collect();
+        let load = |at: &usize| self.names.get(*at).map(|(_, load)| (*at, *load));
+        let changed = known.filter_map(|(at, _)| load(at)).collect();
         for (at, load) in undo.into_iter().rev() {
-            self.names[at].1 = load;
+            if let Some((_, known)) = self.names.get_mut(at) {
+                *known = load;
+            }
         }
         let branch = Branch {
             names: self.names.split_off(names),
@@ -211,8 +215,10 @@ impl<'a> Symbols<'a> {
         let last = self.branch(|names| names.statements(otherwise));
         // the last branch knows all older names and so decides what they are
         for &(at, load) in &last.changed {
-            let name = self.names[at].0.clone();
-            self.define(&name, load);
+            if let Some((name, _)) = self.names.get(at) {
+                let name = name.clone();
+                self.define(&name, load);
+            }
         }
         let mut stores: Vec<Rc<str>> = Vec::new();
         for branch in [body, elifs, last] {
@@ -308,9 +314,7 @@ fn undeclared<'n>(body: &[Statement], names: &[&'n str]) -> Vec<&'n str> {
             return;
         };
         if is_load {
-            if !found.contains(&left[at]) {
-                found.push(left[at]);
-            }
+            found.extend(left.get(at).filter(|name| !found.contains(*name)).copied());
         } else {
             left.swap_remove(at);
         }

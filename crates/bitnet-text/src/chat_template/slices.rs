@@ -27,7 +27,7 @@ fn places(count: usize, parts: [Option<i128>; 3]) -> R<(i128, i128, usize)> {
     let (low, high) = if step > 0 {
         (0, count)
     } else {
-        (-1, count - 1)
+        (-1, count.saturating_sub(1))
     };
     let clip = |place: Option<i128>, otherwise: i128| match place {
         None => otherwise,
@@ -36,10 +36,18 @@ fn places(count: usize, parts: [Option<i128>; 3]) -> R<(i128, i128, usize)> {
     };
     let first = clip(start, if step > 0 { low } else { high });
     let end = clip(stop, if step > 0 { high } else { low });
-    let span = if step > 0 { end - first } else { first - end };
+    let span = if step > 0 {
+        end.saturating_sub(first)
+    } else {
+        first.saturating_sub(end)
+    };
     let stride = step.checked_abs().unwrap_or(i128::MAX);
     let taken = match span > 0 {
-        true => (span - 1) / stride + 1,
+        true => span
+            .saturating_sub(1)
+            .checked_div(stride)
+            .unwrap_or(0)
+            .saturating_add(1),
         false => 0,
     };
     Ok((first, step, usize::try_from(taken).unwrap_or(0)))
@@ -56,7 +64,8 @@ pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> R<Va
             let (first, step, taken) = places(items.items.len(), parts)?;
             let mut out = Grow::default();
             for i in 0..taken as i128 {
-                let at = usize::try_from(first + step * i).unwrap_or(usize::MAX);
+                let at = usize::try_from(first.saturating_add(step.saturating_mul(i)))
+                    .unwrap_or(usize::MAX);
                 out.push(items.items.get(at).cloned().unwrap_or(Value::None))?;
             }
             match of {
@@ -84,7 +93,7 @@ pub(super) fn slice(of: &Value, [start, stop, step]: [Option<Value>; 3]) -> R<Va
                     let (low, high) = if step > 0 {
                         (0, count)
                     } else {
-                        (-1, count - 1)
+                        (-1, count.saturating_sub(1))
                     };
                     let stop = if stop < 0 {
                         stop.saturating_add(count)
@@ -117,7 +126,7 @@ fn slice_text(text: &Text, parts: [Option<i128>; 3]) -> R<Text> {
     }
     if step == 1 {
         let from = text.offset(first)?;
-        let to = text.offset(first + taken)?;
+        let to = text.offset(first.saturating_add(taken))?;
         out.push_str(&text.as_str()[from..to])?;
         return keep(out);
     }
@@ -130,7 +139,7 @@ fn slice_text(text: &Text, parts: [Option<i128>; 3]) -> R<Text> {
             out.push(c)?;
         }
     } else {
-        let to = text.offset(first + 1)?;
+        let to = text.offset(first.saturating_add(1))?;
         let chars = text.as_str()[..to].chars().rev().step_by(stride);
         for c in chars.take(taken) {
             out.push(c)?;

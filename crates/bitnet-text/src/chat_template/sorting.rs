@@ -61,7 +61,7 @@ impl Getter {
 fn ignore_case(value: Value) -> R<Value> {
     match &value {
         Value::Str(text) => {
-            spend_bytes(text.as_str().len() * 3)?;
+            spend_bytes(text.as_str().len().saturating_mul(3))?;
             Value::text(&text.as_str().to_lowercase())
         }
         _ => Ok(value),
@@ -84,7 +84,7 @@ pub(super) fn sorted(items: Vec<(Value, Value)>, reverse: bool) -> R<Vec<Value>>
             merge(left, right, &mut merged)?;
         }
         items = merged;
-        width *= 2;
+        width = width.saturating_mul(2);
     }
     if reverse {
         items.reverse();
@@ -116,7 +116,12 @@ fn merge(left: Vec<Keyed>, right: Vec<Keyed>, out: &mut Vec<Keyed>) -> R<()> {
 
 /// Items with their keys, charged as long as they are held.
 fn keyed(items: Vec<Value>, key: impl Fn(&Value) -> R<Value>) -> R<(Vec<Keyed>, Charge)> {
-    let charge = Charge::new(items.len() * 6 * size_of::<Value>())?;
+    let charge = Charge::new(
+        items
+            .len()
+            .saturating_mul(6)
+            .saturating_mul(size_of::<Value>()),
+    )?;
     let pair = |item: Value| -> R<Keyed> { Ok((key(&item)?, item)) };
     Ok((items.into_iter().map(pair).collect::<R<_>>()?, charge))
 }

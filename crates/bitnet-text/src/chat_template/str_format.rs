@@ -50,8 +50,8 @@ impl Fields<'_> {
         while let Some(at) = rest.find(['{', '}']) {
             spend(1)?;
             out.push_str(&rest[..at])?;
-            let brace = &rest[at..at + 1];
-            rest = &rest[at + 1..];
+            let brace = &rest[at..at.saturating_add(1)];
+            rest = &rest[at.saturating_add(1)..];
             if let Some(after) = rest.strip_prefix(brace) {
                 out.push_str(brace)?;
                 rest = after;
@@ -67,7 +67,7 @@ impl Fields<'_> {
                 });
             };
             self.field(&rest[..end], levels, out)?;
-            rest = &rest[end + 1..];
+            rest = &rest[end.saturating_add(1)..];
         }
         out.push_str(rest)
     }
@@ -114,7 +114,7 @@ impl Fields<'_> {
             }
         };
         let mut expanded = Buf::default();
-        self.text(spec, levels - 1, &mut expanded)
+        self.text(spec, levels.saturating_sub(1), &mut expanded)
             .or_else(|e| match spec.is_empty() {
                 true => Ok(()),
                 false => Err(e),
@@ -133,7 +133,7 @@ impl Fields<'_> {
                 );
             }
             let place = self.automatic.unwrap_or(0);
-            self.automatic = Some(place + 1);
+            self.automatic = Some(place.saturating_add(1));
             Some(place)
         } else if is_number {
             if self.automatic.is_some_and(|next| next > 0) {
@@ -193,7 +193,7 @@ impl Fields<'_> {
                     _ => Value::text(key)?,
                 };
                 value = self.renderer.item(&value, &key)?;
-                rest = &after[end + 1..];
+                rest = &after[end.saturating_add(1)..];
             } else {
                 return fail("Only '.' or '[' may follow ']' in format field specifier");
             }
@@ -205,14 +205,14 @@ impl Fields<'_> {
 /// The brace that ends a field.
 fn closing(text: &str) -> R<Option<usize>> {
     super::meter::spend_bytes(text.len())?;
-    let mut depth = 1;
+    let mut depth: usize = 1;
     let mut within = false;
     for (at, c) in text.char_indices() {
         match c {
             '[' => within = true,
             ']' => within = false,
-            '{' if !within => depth += 1,
-            '}' if !within => depth -= 1,
+            '{' if !within => depth = depth.saturating_add(1),
+            '}' if !within => depth = depth.saturating_sub(1),
             _ => {}
         }
         if depth == 0 {

@@ -64,7 +64,7 @@ pub(super) const METHODS: [&str; 45] = [
 /// Appends changed text piece by piece, keeping the mark of a safe text.
 fn mapped(of: &Text, step: impl FnOnce(&str) -> String) -> R<Value> {
     // case changes make at most three characters of one
-    spend_bytes(of.as_str().len() * 8)?;
+    spend_bytes(of.as_str().len().saturating_mul(8))?;
     let _held = super::meter::Charge::new(of.as_str().len().saturating_mul(3))?;
     keep(of, &step(of.as_str()))
 }
@@ -164,7 +164,10 @@ pub(super) fn strip<'t>(of: &'t str, chars: Option<&Value>, left: bool, right: b
     };
     spend_bytes(of.len())?;
     if let Some(wanted) = wanted {
-        spend_bytes(of.len().saturating_mul(wanted.len() / 8 + 1))?;
+        spend_bytes(
+            of.len()
+                .saturating_mul((wanted.len() / 8).saturating_add(1)),
+        )?;
     }
     let goes = |c: char| wanted.map_or_else(|| is_space(c), |wanted| wanted.contains(c));
     let of = if left {
@@ -184,7 +187,7 @@ pub(super) fn replace(of: &str, old: &str, new: &str, count: Option<usize>) -> R
         while left > 0 {
             spend(1)?;
             out.push_str(new)?;
-            left -= 1;
+            left = left.saturating_sub(1);
             match chars.next() {
                 Some(c) => out.push(c)?,
                 None => break,
@@ -200,8 +203,8 @@ pub(super) fn replace(of: &str, old: &str, new: &str, count: Option<usize>) -> R
         spend(1)?;
         out.push_str(&rest[..at])?;
         out.push_str(new)?;
-        rest = &rest[at + old.len()..];
-        left -= 1;
+        rest = &rest[at.saturating_add(old.len())..];
+        left = left.saturating_sub(1);
     }
     out.push_str(rest)?;
     Text::from_buf(out)
@@ -218,8 +221,14 @@ pub(super) fn lines(of: &str, keep_ends: bool) -> Vec<&str> {
         } else {
             end
         };
-        out.push(&rest[..if keep_ends { at + end } else { at }]);
-        rest = &rest[at + end..];
+        out.push(
+            &rest[..if keep_ends {
+                at.saturating_add(end)
+            } else {
+                at
+            }],
+        );
+        rest = &rest[at.saturating_add(end)..];
     }
     if !rest.is_empty() {
         out.push(rest);
@@ -229,10 +238,14 @@ pub(super) fn lines(of: &str, keep_ends: bool) -> Vec<&str> {
 
 /// As [`lines`], charged.
 pub(super) fn lines_of(of: &str, keep_ends: bool) -> R<(Vec<&str>, super::meter::Charge)> {
-    spend_bytes(of.len() * 4)?;
-    let count = of.chars().filter(|c| is_line_end(*c)).count() + 1;
+    spend_bytes(of.len().saturating_mul(4))?;
+    let count = of
+        .chars()
+        .filter(|c| is_line_end(*c))
+        .count()
+        .saturating_add(1);
     spend(count)?;
-    let charge = super::meter::Charge::new(count * 32)?;
+    let charge = super::meter::Charge::new(count.saturating_mul(32))?;
     Ok((lines(of, keep_ends), charge))
 }
 
@@ -249,7 +262,7 @@ fn split(of: &Text, separator: Option<&Value>, most: usize, from_right: bool) ->
                 let at = match left {
                     0 => 0,
                     _ => rest.rfind(is_space).map_or(0, |at| {
-                        at + rest[at..].chars().next().map_or(1, char::len_utf8)
+                        at.saturating_add(rest[at..].chars().next().map_or(1, char::len_utf8))
                     }),
                 };
                 out.push(keep(of, &rest[at..])?)?;
@@ -282,12 +295,12 @@ fn split(of: &Text, separator: Option<&Value>, most: usize, from_right: bool) ->
                 };
                 let Some(at) = at else { break };
                 let (piece, more) = match from_right {
-                    true => (&rest[at + separator.len()..], &rest[..at]),
-                    false => (&rest[..at], &rest[at + separator.len()..]),
+                    true => (&rest[at.saturating_add(separator.len())..], &rest[..at]),
+                    false => (&rest[..at], &rest[at.saturating_add(separator.len())..]),
                 };
                 out.push(keep(of, piece)?)?;
                 rest = more;
-                left -= 1;
+                left = left.saturating_sub(1);
             }
             out.push(keep(of, rest)?)?;
         }
@@ -374,7 +387,7 @@ fn find(of: &Text, args: Args, name: &str) -> R<Value> {
                 "find" | "index" => part.find(wanted),
                 _ => part.rfind(wanted),
             };
-            at.map(|at| first + part[..at].chars().count())
+            at.map(|at| first.saturating_add(part[..at].chars().count()))
         }
     };
     match found {
@@ -391,25 +404,25 @@ pub(super) fn justify(of: &Text, width: usize, fill: &str, align: char) -> R<Val
         '<' => 0,
         '>' => missing,
         // as CPython centers
-        _ => missing / 2 + (missing & width & 1),
+        _ => (missing / 2).saturating_add(missing & width & 1),
     };
     let mut out = Buf::default();
     out.push_times(fill, left)?;
     out.push_str(of.as_str())?;
-    out.push_times(fill, missing - left)?;
+    out.push_times(fill, missing.saturating_sub(left))?;
     keep(of, out.as_str())
 }
 
 fn expand_tabs(of: &Text, width: usize) -> R<Value> {
     let mut out = Buf::default();
-    let mut column = 0;
+    let mut column: usize = 0;
     spend_bytes(of.as_str().len())?;
     for c in of.as_str().chars() {
         match c {
             '\t' if width > 0 => {
-                let spaces = width - column % width;
+                let spaces = width.saturating_sub(column.checked_rem(width).unwrap_or(0));
                 out.push_times(" ", spaces)?;
-                column += spaces;
+                column = column.saturating_add(spaces);
             }
             '\t' => {}
             c => {
@@ -417,7 +430,7 @@ fn expand_tabs(of: &Text, width: usize) -> R<Value> {
                 column = if matches!(c, '\n' | '\r') {
                     0
                 } else {
-                    column + 1
+                    column.saturating_add(1)
                 };
             }
         }
@@ -440,7 +453,7 @@ fn partition(of: &Text, separator: &Value, from_right: bool) -> R<Value> {
         (Some(at), _) => [
             &text[..at],
             separator.as_str(),
-            &text[at + separator.as_str().len()..],
+            &text[at.saturating_add(separator.as_str().len())..],
         ],
         (None, true) => ["", "", text],
         (None, false) => [text, "", ""],
@@ -570,7 +583,7 @@ pub(super) fn call(renderer: &Renderer, of: &Text, name: &str, args: Args) -> R<
             let wanted = text(&what)?.as_str();
             let count = match between(of, start, end)? {
                 None => 0,
-                Some((_, part)) if wanted.is_empty() => part.chars().count() + 1,
+                Some((_, part)) if wanted.is_empty() => part.chars().count().saturating_add(1),
                 Some((_, part)) => part.matches(wanted).count(),
             };
             Value::Int(count as i128)

@@ -121,7 +121,9 @@ fn truncate(of: &Value, args: Args) -> R<Value> {
     if of.is_markup() || end.is_markup() {
         return fail("cutting a text that is marked as safe is not supported");
     }
-    let kept = usize::try_from(length).unwrap_or(0) - end.chars();
+    let kept = usize::try_from(length)
+        .unwrap_or(0)
+        .saturating_sub(end.chars());
     let kept = &of.as_str()[..of.offset(kept)?];
     let kept = match is_true(&killwords) {
         true => kept,
@@ -316,7 +318,11 @@ fn parse_int(text: &str, base: i128) -> R<Option<i128>> {
         return Ok(None);
     }
     match i128::from_str_radix(&body, radix) {
-        Ok(value) => Ok(Some(if negative { -value } else { value })),
+        Ok(value) => Ok(Some(if negative {
+            value.wrapping_neg()
+        } else {
+            value
+        })),
         Err(_) => fail("an integer beyond 128 bits is not supported"),
     }
 }
@@ -357,7 +363,7 @@ fn pprint(of: &Value) -> R<Value> {
 fn striptags(of: &Value) -> R<Value> {
     let source = of.to_text()?;
     let mut text = source.as_str();
-    spend_bytes(text.len() * 4)?;
+    spend_bytes(text.len().saturating_mul(4))?;
     let mut out = Buf::default();
     let mut kept = String::new();
     // comments first, then tags, as markupsafe does
@@ -366,7 +372,7 @@ fn striptags(of: &Value) -> R<Value> {
             break;
         };
         kept.push_str(&text[..start]);
-        text = &text[start + end + 3..];
+        text = &text[start.saturating_add(end).saturating_add(3)..];
     }
     kept.push_str(text);
     let mut rest = kept.as_str();
@@ -376,7 +382,7 @@ fn striptags(of: &Value) -> R<Value> {
             break;
         };
         plain.push_str(&rest[..start]);
-        rest = &rest[start + end + 1..];
+        rest = &rest[start.saturating_add(end).saturating_add(1)..];
     }
     plain.push_str(rest);
     for (i, word) in plain
@@ -460,7 +466,7 @@ pub(super) fn apply(name: &str, of: &Value, args: Args) -> R<Value> {
     }
     let cased = |change: fn(&str) -> String| {
         let of = soft(of)?;
-        spend_bytes(of.as_str().len() * 3)?;
+        spend_bytes(of.as_str().len().saturating_mul(3))?;
         let _held = super::meter::Charge::new(of.as_str().len().saturating_mul(3))?;
         keep(&of, &change(of.as_str()))
     };
@@ -482,7 +488,7 @@ pub(super) fn apply(name: &str, of: &Value, args: Args) -> R<Value> {
         "striptags" => striptags(of),
         "wordcount" => {
             let of = soft(of)?;
-            spend_bytes(of.as_str().len() * 4)?;
+            spend_bytes(of.as_str().len().saturating_mul(4))?;
             let words = of.as_str().split(|c| !is_word(c));
             Ok(Value::Int(
                 words.filter(|word| !word.is_empty()).count() as i128

@@ -75,13 +75,20 @@ impl Range {
     pub(super) fn len(self) -> usize {
         let (start, stop) = (i128::from(self.start), i128::from(self.stop));
         let step = i128::from(self.step);
-        let span = if step > 0 { stop - start } else { start - stop };
-        let count = (span + step.abs() - 1).div_euclid(step.abs().max(1));
+        let span = if step > 0 {
+            stop.saturating_sub(start)
+        } else {
+            start.saturating_sub(stop)
+        };
+        let count = span.saturating_add(step.saturating_abs()).saturating_sub(1);
+        let count = count.div_euclid(step.saturating_abs().max(1));
         usize::try_from(count).unwrap_or(0)
     }
 
     pub(super) fn get(self, at: usize) -> Value {
-        Value::Int(i128::from(self.start) + i128::from(self.step) * at as i128)
+        Value::Int(
+            i128::from(self.start).saturating_add(i128::from(self.step).saturating_mul(at as i128)),
+        )
     }
 }
 
@@ -114,7 +121,11 @@ impl Frame {
         let names = names.cloned().unwrap_or_default();
         let count = names.len();
         Ok(Rc::new(Self {
-            _charge: Charge::new(96 + count * size_of::<Option<Value>>())?,
+            _charge: Charge::new(
+                count
+                    .saturating_mul(size_of::<Option<Value>>())
+                    .saturating_add(96),
+            )?,
             slots: RefCell::new(vec![None; count]),
             names,
             parent: parent.cloned(),
@@ -204,11 +215,11 @@ pub(super) struct Method {
 
 impl Method {
     pub(super) fn value(of: &Value, name: &str) -> R<Value> {
-        deep_enough(of.depth() + 1)?;
+        deep_enough(of.depth().saturating_add(1))?;
         Ok(Value::Method(Rc::new(Self {
             of: of.clone(),
             name: name.into(),
-            _charge: Charge::new(96 + name.len())?,
+            _charge: Charge::new(name.len().saturating_add(96))?,
         })))
     }
 }
@@ -232,9 +243,17 @@ pub(super) fn deep_enough(depth: usize) -> R<()> {
 
 impl Seq {
     pub(super) fn new(items: Vec<Value>) -> R<Rc<Self>> {
-        let depth = items.iter().map(Value::depth).max().unwrap_or(0) + 1;
+        let depth = items
+            .iter()
+            .map(Value::depth)
+            .max()
+            .unwrap_or(0)
+            .saturating_add(1);
         deep_enough(depth)?;
-        let bytes = items.len() * size_of::<Value>() + 64;
+        let bytes = items
+            .len()
+            .saturating_mul(size_of::<Value>())
+            .saturating_add(64);
         Ok(Rc::new(Self {
             depth,
             _charge: Charge::new(bytes)?,
@@ -255,7 +274,7 @@ impl Grow {
         spend(1)?;
         if self.items.len() == self.items.capacity() {
             let more = self.items.len().max(4);
-            self.charge.grow(more * size_of::<Value>())?;
+            self.charge.grow(more.saturating_mul(size_of::<Value>()))?;
             self.items.reserve_exact(more);
         }
         self.items.push(item);
@@ -305,9 +324,19 @@ enum IterState {
 impl Iter {
     /// Of items that end, if so, in an error.
     pub(super) fn value(items: Vec<Value>, ends: Option<Box<Error>>) -> R<Value> {
-        let depth = items.iter().map(Value::depth).max().unwrap_or(0) + 1;
+        let depth = items
+            .iter()
+            .map(Value::depth)
+            .max()
+            .unwrap_or(0)
+            .saturating_add(1);
         deep_enough(depth)?;
-        let charge = Charge::new(items.len() * size_of::<Value>() + 96)?;
+        let charge = Charge::new(
+            items
+                .len()
+                .saturating_mul(size_of::<Value>())
+                .saturating_add(96),
+        )?;
         Ok(Value::Iter(Rc::new(Self {
             state: RefCell::new(IterState::Left(items.into(), ends)),
             depth,
@@ -366,8 +395,8 @@ impl Key {
     /// Bytes that a key holds.
     fn weight(&self) -> usize {
         match self {
-            Self::Text(text) => text.len() + 32,
-            Self::Tuple(keys) => keys.iter().map(Self::weight).sum::<usize>() + 32,
+            Self::Text(text) => text.len().saturating_add(32),
+            Self::Tuple(keys) => (keys.iter().map(Self::weight).sum::<usize>()).saturating_add(32),
             _ => 32,
         }
     }
@@ -387,7 +416,7 @@ fn key(value: &Value) -> R<Key> {
         }
         Value::Tuple(items) | Value::Group(items) => {
             // a tuple may hold itself many times over
-            spend(items.items.len() * 16)?;
+            spend(items.items.len().saturating_mul(16))?;
             Key::Tuple(items.items.iter().map(key).collect::<R<_>>()?)
         }
         Value::List(_) | Value::Dict(_) => {
@@ -405,7 +434,7 @@ impl Seen {
     /// Whether a value is new.
     pub(super) fn insert(&mut self, value: &Value) -> R<bool> {
         let key = key(value)?;
-        self.1.grow(64 + key.weight())?;
+        self.1.grow(key.weight().saturating_add(64))?;
         Ok(self.0.insert(key))
     }
 }
@@ -435,7 +464,7 @@ impl Dict {
     }
 
     pub(super) fn insert(&mut self, at: Value, value: Value) -> R<()> {
-        let depth = at.depth().max(value.depth()) + 1;
+        let depth = at.depth().max(value.depth()).saturating_add(1);
         deep_enough(depth)?;
         self.depth = self.depth.max(depth);
         let key = key(&at)?;
@@ -445,7 +474,7 @@ impl Dict {
             }
             return Ok(());
         }
-        self.charge.grow(160 + key.weight())?;
+        self.charge.grow(key.weight().saturating_add(160))?;
         self.places.insert(key, self.entries.len());
         self.entries.push((at, value));
         Ok(())
@@ -489,8 +518,8 @@ impl Value {
             Self::List(items) | Self::Tuple(items) | Self::Group(items) => items.depth,
             Self::Dict(dict) | Self::View(_, dict) => dict.depth(),
             Self::Iter(iter) => iter.depth,
-            Self::Method(method) => method.of.depth() + 1,
-            Self::Cycler(cycler) => cycler.items.depth + 1,
+            Self::Method(method) => method.of.depth().saturating_add(1),
+            Self::Cycler(cycler) => cycler.items.depth.saturating_add(1),
             _ => 0,
         }
     }

@@ -160,7 +160,9 @@ impl Bpe {
         let mut unknown: Option<(u32, usize)> = None;
         for (start, letter) in word.char_indices() {
             let len = letter.len_utf8();
-            let text = word.get(start..start + len).unwrap_or_default();
+            let text = word
+                .get(start..start.saturating_add(len))
+                .unwrap_or_default();
             if let Some(id) = self.letter(text) {
                 if let Some((id, len)) = unknown.take() {
                     add(id, len);
@@ -184,7 +186,9 @@ impl Bpe {
                 .unk
                 .ok_or_else(|| format!("the `unk_token` `{token}` is not in the vocabulary"))?;
             unknown = match unknown {
-                Some((id, before)) if self.settings.fuse_unk => Some((id, before + len)),
+                Some((id, before)) if self.settings.fuse_unk => {
+                    Some((id, before.saturating_add(len)))
+                }
                 Some((id, before)) => {
                     add(id, before);
                     Some((unk, len))
@@ -268,11 +272,11 @@ impl Model for Bpe {
         }
         let mut symbols = self.symbols(word)?;
         self.merge(&mut symbols);
-        let mut start = 0;
+        let mut start: usize = 0;
         let left = symbols.iter().filter(|symbol| symbol.len > 0);
         Ok(left
             .map(|symbol| {
-                let end = start + symbol.len as usize;
+                let end = start.saturating_add(symbol.len as usize);
                 let token = token(symbol.id, start, end);
                 start = end;
                 token

@@ -178,7 +178,7 @@ fn is_byte_level(json: &Value) -> bool {
             .iter()
             .filter_map(|key| value.get(key)?.as_array())
             .flatten();
-        own || depth < 8 && steps.any(|step| any(step, depth + 1))
+        own || depth < 8 && steps.any(|step| any(step, depth.saturating_add(1)))
     }
     ["pre_tokenizer", "decoder"]
         .iter()
@@ -297,7 +297,7 @@ pub(super) fn refuse_tiktoken(bytes: &[u8]) -> Option<FormatError> {
     let line = bytes.split(|&b| b == b'\n').next()?;
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let at = line.iter().position(|&b| b == b' ')?;
-    let (token, rank) = (line.get(..at)?, line.get(at + 1..)?);
+    let (token, rank) = (line.get(..at)?, line.get(at.saturating_add(1)..)?);
     let base64 = |b: &u8| b.is_ascii_alphanumeric() || b"+/=".contains(b);
     let is_entry = !token.is_empty()
         && token.len() % 4 == 0

@@ -35,6 +35,13 @@ const RETRIES: usize = 100_000;
 const RETRIES_PER_BYTE: usize = 4;
 /// More retries than Oniguruma's own limit are never given.
 const MOST_RETRIES: usize = 10_000_000;
+/// Entries of the stack of one match, about 40 bytes each, that any text may need; entries per byte of the text, of which
+/// a captured alternative takes four; and the most.
+const STACK: usize = 100_000;
+const STACK_PER_BYTE: usize = 8;
+const MOST_STACK: usize = 10_000_000;
+/// Oniguruma's error for a match that passes the limit of its stack (`ONIGERR_MATCH_STACK_LIMIT_OVER`).
+const STACK_LIMIT_OVER: i32 = -15;
 /// Time that regular expressions may take for one text, and more per byte: fifty times what the
 /// published ones need.
 const TIME: Duration = Duration::from_secs(1);
@@ -59,7 +66,9 @@ pub(super) fn watched<T>(
     work: impl FnOnce() -> Result<T, FormatError>,
 ) -> Result<T, FormatError> {
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    let end = Instant::now() + TIME + TIME_PER_BYTE.saturating_mul(bytes);
+    let allowed = TIME.saturating_add(TIME_PER_BYTE.saturating_mul(bytes));
+    let now = Instant::now();
+    let end = now.checked_add(allowed).unwrap_or(now);
     WATCH.set(Some(Watch { end, stopped: None }));
     let done = work();
     match WATCH.take().and_then(|watch| watch.stopped) {
@@ -124,10 +133,14 @@ impl Expression {
     }
 
     fn too_slow(&self, text: &str) -> tokenizers::Error {
+        self.costs("takes too long", text)
+    }
+
+    fn costs(&self, what: &str, text: &str) -> tokenizers::Error {
         stop(exceeded(
             self.key,
             format!(
-                "the regular expression `{}` takes too long on a text of {} bytes",
+                "the regular expression `{}` {what} on a text of {} bytes",
                 short(&self.text),
                 text.len()
             ),
@@ -141,11 +154,17 @@ impl Expression {
         mut from: usize,
         region: &mut Region,
     ) -> tokenizers::Result<Option<Offsets>> {
-        let retries = text.len().saturating_mul(RETRIES_PER_BYTE) + RETRIES;
+        let retries = text
+            .len()
+            .saturating_mul(RETRIES_PER_BYTE)
+            .saturating_add(RETRIES);
+        let stack = text.len().saturating_mul(STACK_PER_BYTE);
+        let stack = stack.saturating_add(STACK);
         loop {
             let to = text.ceil_char_boundary(from.saturating_add(WINDOW).min(text.len()));
             let mut limits = MatchParam::default();
             limits.set_retry_limit_in_match(retries.min(MOST_RETRIES) as u32);
+            limits.set_match_stack_limit(stack.min(MOST_STACK) as u32);
             region.clear();
             let found = self.regex.search_with_param(
                 text,
@@ -156,6 +175,9 @@ impl Expression {
                 limits,
             );
             match found {
+                Err(e) if e.code() == STACK_LIMIT_OVER => {
+                    return Err(self.costs("needs too much memory", text));
+                }
                 Err(_) => return Err(self.too_slow(text)),
                 Ok(Some(_)) => return Ok(region.pos(0)),
                 Ok(None) if to >= text.len() => return Ok(None),
@@ -186,7 +208,7 @@ impl Pattern for &Expression {
             // an empty match right behind a match is none
             if start == end && last == Some(end) {
                 let next = text.get(from..).and_then(|rest| rest.chars().next());
-                from += next.map_or(1, char::len_utf8);
+                from = from.saturating_add(next.map_or(1, char::len_utf8));
                 continue;
             }
             (from, last) = (end, Some(end));
@@ -241,7 +263,7 @@ fn steps<'v>(value: &'v Value, list: &str, key: &str) -> Result<Vec<&'v Value>, 
             .ok_or_else(|| refuse(key, format!("`Sequence` without a list `{list}`")))?;
         inner
             .iter()
-            .try_for_each(|step| unfold(step, list, key, depth + 1, into))
+            .try_for_each(|step| unfold(step, list, key, depth.saturating_add(1), into))
     }
     let mut all = Vec::new();
     if !value.is_null() {
@@ -348,7 +370,10 @@ pub(super) fn library<T: serde::de::DeserializeOwned>(
 
 impl Normalizer for Steps {
     fn normalize(&self, text: &mut NormalizedString) -> tokenizers::Result<()> {
-        let most = text.len().saturating_mul(MOST_GROWTH) + SMALL_GROWTH;
+        let most = text
+            .len()
+            .saturating_mul(MOST_GROWTH)
+            .saturating_add(SMALL_GROWTH);
         for step in &self.0 {
             let done = match step {
                 Step::Replace(expression, content) => text.replace(expression, content),

@@ -361,7 +361,9 @@ impl GgmlTokenizer {
             .iter()
             .enumerate()
             .filter(|(_, (_, kind))| *kind != TokenType::Unused)
-            .filter_map(|(i, (text, _))| Some((u32::try_from(rows + i).ok()?, text.clone())))
+            .filter_map(|(i, (text, _))| {
+                Some((u32::try_from(rows.saturating_add(i)).ok()?, text.clone()))
+            })
             .collect();
         self.tokens.truncate(rows);
         if let Some(scores) = &mut self.scores {
@@ -662,7 +664,7 @@ fn split_merge(line: &[u8], tokens: &Words) -> Result<(u32, u32), FormatError> {
     let mut spaces = line.match_indices(' ').filter(|&(at, _)| at > 0);
     spaces
         .find_map(|(at, _)| {
-            let (left, right) = (line.get(..at)?, line.get(at + 1..)?);
+            let (left, right) = (line.get(..at)?, line.get(at.saturating_add(1)..)?);
             ids(left, right).or_else(|| ids(&left.replace('Ġ', " "), &right.replace('Ġ', " ")))
         })
         .ok_or_else(|| {

@@ -300,7 +300,7 @@ fn scores(tokens: &[(String, TokenType)], merges: &[[u32; 3]]) -> Vec<f32> {
         .map(|((_, kind), rank)| match kind {
             TokenType::Normal => {
                 let rank = rank.unwrap_or_else(|| {
-                    last += 1;
+                    last = last.saturating_add(1);
                     last
                 });
                 -(rank as f32)

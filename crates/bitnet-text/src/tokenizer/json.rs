@@ -593,7 +593,7 @@ impl<'de> Visitor<'de> for MergeList<'_, '_> {
         let mut resolver = self.words.map(Resolver::new);
         let mut early = Early::default();
         let (mut pair, mut pairs, mut lines) = (Pair::default(), false, false);
-        let mut number = 0;
+        let mut number: usize = 0;
         loop {
             let kind = match seq.next_element_seed(&mut pair) {
                 Ok(Some(kind)) => kind,
@@ -604,7 +604,7 @@ impl<'de> Visitor<'de> for MergeList<'_, '_> {
                 }
                 Err(error) => return Err(error),
             };
-            number += 1;
+            number = number.saturating_add(1);
             if number > MERGES {
                 return Err(fail(exceeded(
                     "model.merges",

@@ -348,7 +348,9 @@ fn known_splits(expressions: &[&str]) -> Option<Cut> {
 /// Unfolds nested sequences.
 fn flatten<'v>(value: &'v Value, into: &mut Vec<&'v Value>, depth: usize) {
     match value.get("pretokenizers").and_then(Value::as_array) {
-        Some(inner) if depth < 8 => inner.iter().for_each(|v| flatten(v, into, depth + 1)),
+        Some(inner) if depth < 8 => inner
+            .iter()
+            .for_each(|v| flatten(v, into, depth.saturating_add(1))),
         _ if value.is_null() => {}
         _ => into.push(value),
     }

@@ -51,7 +51,7 @@ fn place(text: &[u8]) -> Option<Place> {
                 b'"' => {
                     in_string = false;
                     if depth == 1 && is_key {
-                        key = quote..at + 1;
+                        key = quote..at.saturating_add(1);
                         is_key = false;
                     }
                 }
@@ -62,13 +62,13 @@ fn place(text: &[u8]) -> Option<Place> {
         match byte {
             b'"' => (in_string, quote) = (true, at),
             b'{' | b'[' => {
-                depth += 1;
+                depth = depth.saturating_add(1);
                 if depth == 1 {
-                    start = Some(at + 1);
+                    start = Some(at.saturating_add(1));
                     is_key = true;
                 }
             }
-            b':' if depth == 1 => value = at + 1,
+            b':' if depth == 1 => value = at.saturating_add(1),
             b',' | b'}' | b']' => {
                 if depth == 1 {
                     if is_added_tokens(text.get(key.clone()).unwrap_or_default()) {

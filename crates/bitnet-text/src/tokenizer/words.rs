@@ -19,7 +19,7 @@ impl Keys {
     }
 
     fn fold(self, value: u64) -> u64 {
-        let product = u128::from(value) * u128::from(self.1);
+        let product = u128::from(value).saturating_mul(u128::from(self.1));
         (product as u64) ^ ((product >> 64) as u64)
     }
 
@@ -77,10 +77,12 @@ impl Places {
         loop {
             match self.0.get(at) {
                 None | Some(0) => return Err(at),
-                Some(&place) if place & !ENTRY == tag && fits((place & ENTRY) - 1) => {
-                    return Ok(((place & ENTRY) - 1, at));
+                Some(&place)
+                    if place & !ENTRY == tag && fits((place & ENTRY).saturating_sub(1)) =>
+                {
+                    return Ok(((place & ENTRY).saturating_sub(1), at));
                 }
-                Some(_) => at = (at + 1) & mask,
+                Some(_) => at = at.wrapping_add(1) & mask,
             }
         }
     }
@@ -92,7 +94,7 @@ impl Places {
     /// Puts an entry below [`MOST_ENTRIES`] at the place that [`Self::find`] gave for its hash.
     pub(super) fn set(&mut self, at: usize, hash: u64, entry: u32) {
         if let Some(place) = self.0.get_mut(at) {
-            *place = ((entry + 1) & ENTRY) | Self::tag(hash);
+            *place = (entry.wrapping_add(1) & ENTRY) | Self::tag(hash);
         }
     }
 }
@@ -176,7 +178,7 @@ impl Words {
         self.ids.push(id);
         self.places.set(at, hash, entry);
         if self.places.is_full(self.ids.len()) {
-            self.places = Places::for_entries(self.ids.len() * 2);
+            self.places = Places::for_entries(self.ids.len().saturating_mul(2));
             for entry in 0..=entry {
                 let hash = self.keys.bytes(self.text_of(entry).as_bytes());
                 if let Err(at) = self.places.find(hash, |_| false) {
@@ -353,7 +355,7 @@ impl Words {
             let middle = low.midpoint(high);
             let (entry, found) = self.at(middle)?;
             match found.cmp(&id) {
-                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Less => low = middle.saturating_add(1),
                 std::cmp::Ordering::Greater => high = middle,
                 std::cmp::Ordering::Equal => return Some(self.text_of(entry)),
             }

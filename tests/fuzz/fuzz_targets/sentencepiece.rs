@@ -1,0 +1,2 @@
+#![no_main]
+bitnet_fuzz::executable!(SENTENCEPIECE);
