@@ -273,7 +273,7 @@ mod tests {
         }
         assert_eq!(left(Duration::ZERO, 0), "          ");
         let name = shortened("model.layers.21.mlp.down_proj.weight");
-        assert_eq!(name, "…mlp.down_proj.weight");
+        assert_eq!(name, "…lp.down_proj.weight");
         // name, at least ten columns of bar, amounts and time with blanks between them
         assert!(NAME + 1 + 10 + 1 + 13 + 1 + 10 < 60);
         assert!(style(Unit::Bytes).is_some() && style(Unit::Things).is_some());

@@ -307,7 +307,11 @@ impl<'m> Generation<'m> {
             let step_time = begun.elapsed();
             let mut accepted = 0;
             let ended = loop {
-                let token = self.draw(&mut rows, accepted)?;
+                // an error leaves the session without the guesses that were not taken
+                let token = match self.draw(&mut rows, accepted) {
+                    Ok(token) => token,
+                    Err(error) => break Err(error.into()),
+                };
                 first.get_or_insert_with(|| started.elapsed());
                 if self.stop_tokens.contains(&token) {
                     break Ok(Some(Stopped::StopToken));
@@ -317,8 +321,10 @@ impl<'m> Generation<'m> {
                 if let Some(speculator) = &mut self.speculator {
                     speculator.drawn(token);
                 }
-                let is_complete = match &mut self.constraint {
-                    Some(constraint) => constraint.accept(token)?,
+                let accepts = self.constraint.as_mut();
+                let is_complete = match accepts.map(|constraint| constraint.accept(token)) {
+                    Some(Ok(is_complete)) => is_complete,
+                    Some(Err(error)) => break Err(error.into()),
                     None => false,
                 };
                 match each(token) {

@@ -80,7 +80,7 @@ const SPELLINGS: [(&[&str], &str); 17] = [
     ),
     (
         &["-ctk", "-ctv", "--cache-type-k", "--cache-type-v"],
-        "set the type of the KV cache with --kv-type f32 or --kv-type f16",
+        "set the type of the KV cache with --kv-type f32, f16 or q8",
     ),
     (
         &[

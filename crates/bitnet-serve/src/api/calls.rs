@@ -203,10 +203,10 @@ mod tests {
     fn a_call_is_certain_where_its_arguments_begin() {
         let of = |name: &str, at| Opening::Of(name.to_owned(), at);
         for (text, want) in [
-            ("{\"name\": \"f\", \"arguments\": {", of("f", 28)),
+            ("{\"name\": \"f\", \"arguments\": {", of("f", 27)),
             (
                 "\n {\"name\":\"a\\\"b\",\"parameters\":{\"x",
-                of("a\"b", 31),
+                of("a\"b", 30),
             ),
             ("", Opening::Undecided),
             ("{\"na", Opening::Undecided),
