@@ -273,10 +273,14 @@ fn segment_dots(
         add_field::<2>(v, quads, mask, &mut acc);
         add_field::<3>(v, quads, mask, &mut acc);
     }
-    acc.map(|planes| {
-        let one = _mm256_set1_epi16(1);
-        join(planes.map(|plane| _mm256_madd_epi16(plane, one)), sum)
-    })
+    let mut dots = [_mm256_setzero_si256(); 2];
+    for i in 0..2 {
+        for plane in &mut acc[i] {
+            *plane = _mm256_madd_epi16(*plane, _mm256_set1_epi16(1));
+        }
+        dots[i] = join(acc[i], sum);
+    }
+    dots
 }
 
 /// Adds the products of field `F`, in 16 bits.
@@ -288,7 +292,10 @@ fn add_field<const F: usize>(
     mask: __m256i,
     acc: &mut [[__m256i; PLANES]; 2],
 ) {
-    let u = v.map(|v| _mm256_and_si256(field::<F>(v), mask));
+    let u = [
+        _mm256_and_si256(field::<F>(v[0]), mask),
+        _mm256_and_si256(field::<F>(v[1]), mask),
+    ];
     for p in 0..PLANES {
         let a = _mm256_set1_epi32(tile::dword(&quads[p][F]));
         for i in 0..2 {

@@ -291,7 +291,8 @@ fn build(integers: &[i32], tables: &mut [Line]) {
         columns[..integers.len()].copy_from_slice(integers);
         let triples = columns.as_chunks::<3>().0;
         for (triple, table) in triples.iter().zip(tables.as_chunks_mut::<2>().0) {
-            let [a, b, c] = triple.map(|q| _mm512_set1_epi32(q));
+            let (a, b) = (_mm512_set1_epi32(triple[0]), _mm512_set1_epi32(triple[1]));
+            let c = _mm512_set1_epi32(triple[2]);
             store(&mut table[0], sums_of::<0>(a, b, c));
             store(&mut table[1], sums_of::<1>(a, b, c));
         }

@@ -154,7 +154,11 @@ fn plane_dots(lines: &[Line], planes: Planes<'_>, pair: usize, dots: &mut PlaneD
         let a = [load_quads(low), load_quads(middle), load_quads(high)];
         for i in 0..2 {
             let v = load(&block[line], quarter + i);
-            let u = masks.map(|mask| vandq_u8(v, mask));
+            let u = [
+                vandq_u8(v, masks[0]),
+                vandq_u8(v, masks[1]),
+                vandq_u8(v, masks[2]),
+            ];
             for p in 0..PLANES {
                 let acc = &mut acc[i][p];
                 acc[0] = dot_quad::<0>(acc[0], u[0], a[p]);

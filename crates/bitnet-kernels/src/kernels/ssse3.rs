@@ -218,19 +218,24 @@ fn segment_dots(
         if pair % 2 == 0 {
             lines::prefetch(std::ptr::from_ref(line).wrapping_byte_add(PREFETCH));
         }
-        let v = [0, 1].map(|i| load(line, pair % 2 * 2 + i));
+        let v = [load(line, pair % 2 * 2), load(line, pair % 2 * 2 + 1)];
         let quads = [low, middle, high];
         add_planes::<0>(v, quads, &mut acc);
         add_planes::<1>(v, quads, &mut acc);
         add_planes::<2>(v, quads, &mut acc);
         add_planes::<3>(v, quads, &mut acc);
     }
-    acc.map(|planes| {
-        let [low, middle, high] = planes.map(|plane| _mm_madd_epi16(plane, _mm_set1_epi16(1)));
+    let mut dots = [_mm_setzero_si128(); 2];
+    for i in 0..2 {
+        for plane in &mut acc[i] {
+            *plane = _mm_madd_epi16(*plane, _mm_set1_epi16(1));
+        }
+        let [low, middle, high] = acc[i];
         let lower = _mm_add_epi32(low, _mm_slli_epi32::<8>(middle));
         let high = _mm_sub_epi32(_mm_slli_epi32::<16>(high), _mm_set1_epi32(sum));
-        _mm_add_epi32(lower, high)
-    })
+        dots[i] = _mm_add_epi32(lower, high);
+    }
+    dots
 }
 
 /// As [`add_field`], of eight rows and three planes.
@@ -241,7 +246,7 @@ fn add_planes<const F: usize>(
     quads: [&[[i8; 4]; 4]; PLANES],
     acc: &mut [[__m128i; PLANES]; 2],
 ) {
-    let u = v.map(|v| codes::<F>(v));
+    let u = [codes::<F>(v[0]), codes::<F>(v[1])];
     for p in 0..PLANES {
         let a = _mm_set1_epi32(tile::dword(&quads[p][F]));
         for i in 0..2 {
