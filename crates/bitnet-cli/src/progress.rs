@@ -275,7 +275,7 @@ mod tests {
         let name = shortened("model.layers.21.mlp.down_proj.weight");
         assert_eq!(name, "…lp.down_proj.weight");
         // name, at least ten columns of bar, amounts and time with blanks between them
-        assert!(NAME + 1 + 10 + 1 + 13 + 1 + 10 < 60);
+        const { assert!(NAME + 1 + 10 + 1 + 13 + 1 + 10 < 60) };
         assert!(style(Unit::Bytes).is_some() && style(Unit::Things).is_some());
     }
 }

@@ -84,6 +84,9 @@ pub(crate) struct FixedPoint {
     row: Vec<i32>,     // (cols,): the integers of a token on their way
 }
 
+/// Writes the tables of a token from its integers.
+pub(crate) type WriteTables = unsafe fn(&[i32], &mut [Line]);
+
 /// What a kernel reads of each token beside the planes, if it does.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Forms {
@@ -91,7 +94,7 @@ pub(crate) struct Forms {
     pub panels: usize,
     /// Of the other tokens tables: the lines of a segment, and what writes those of a token from its integers. Calling it
     /// is sound when the CPU has what the kernel requires.
-    pub tables: Option<(usize, unsafe fn(&[i32], &mut [Line]))>,
+    pub tables: Option<(usize, WriteTables)>,
 }
 
 /// One token and the segments of a matrix.

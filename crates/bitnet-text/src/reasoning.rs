@@ -119,14 +119,15 @@ impl ReasoningSplitter {
 /// Takes the text in front of a tag out of `held`, without white space at its end, and the tag, and whether the tag is
 /// there; without the tag, the text that cannot belong to one.
 pub fn text_before(held: &mut String, tag: &str) -> (String, bool) {
-    if let Some(at) = held.find(tag) {
-        let text = held[..at].trim_end().to_owned();
-        held.drain(..at + tag.len());
-        return (text, true);
+    if let Some((before, behind)) = held.split_once(tag) {
+        let (before, behind) = (before.trim_end().to_owned(), behind.to_owned());
+        *held = behind;
+        return (before, true);
     }
-    let begins = |n: &usize| held.ends_with(&tag[..*n]);
+    let begins = |n: &usize| tag.get(..*n).is_some_and(|part| held.ends_with(part));
     let tail = (1..tag.len()).rev().find(begins).unwrap_or(0);
-    let certain = held[..held.len() - tail].trim_end().len();
+    let end = held.len().saturating_sub(tail);
+    let certain = held.get(..end).unwrap_or_default().trim_end().len();
     let rest = held.split_off(certain);
     (std::mem::replace(held, rest), false)
 }

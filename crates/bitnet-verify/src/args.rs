@@ -155,7 +155,7 @@ pub struct CompareArgs {
     #[arg(long, hide_short_help = true)]
     pub stream: bool,
 
-    /// Compare with a certificate, for example --certificate model.gguf.certificate.json
+    /// Compare with a certificate, for example --certificate m.certificate.json
     ///
     /// Every lossless conversion of the certified model passes. If the certificate lists the files of the artifact, their
     /// hashes are compared, too.
@@ -183,7 +183,7 @@ pub struct CompareArgs {
     #[arg(long)]
     pub logits: bool,
 
-    /// Apply the five gates to recorded outputs of transformers, for example --golden ./golden
+    /// Check against outputs of transformers, for example --golden ./golden
     ///
     /// Reads prompts.json and logits_f32.safetensors, and if present logits_bf16.safetensors, greedy.json,
     /// perplexity.json, ternary.json and trace_short_f32.safetensors. A difference is reported by its cause
@@ -191,7 +191,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "DIR")]
     pub golden: Option<PathBuf>,
 
-    /// Compare with the logits of another runtime, for example --logits-from logits.safetensors
+    /// Compare with another runtime, for example --logits-from l.safetensors
     ///
     /// FILE has the tensors `<prompt>.logits` and `<prompt>.ids`. scripts/other_logits.py writes them for llama-cpp-python
     /// and transformers. If the ids are absent, --prompts or a prompts.json beside FILE must have them.
@@ -244,9 +244,9 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub config: Option<PathBuf>,
 
-    /// Set the layout of I2_S tensors in SRC (in ARTIFACT without --against), for example --layout i2_s-arm64
+    /// Set the layout of I2_S tensors in SRC, for example --layout i2_s-arm64
     ///
-    /// A GGUF file does not name its I2_S layout. The default is i2_s.
+    /// Without --against, the layout is that of ARTIFACT. A GGUF file does not name its I2_S layout. The default is i2_s.
     #[arg(long, value_name = "NAME", value_parser = bitnet_cli::layout, help_heading = "How models are read")]
     pub layout: Option<String>,
 
@@ -259,9 +259,9 @@ pub struct CompareArgs {
     )]
     pub artifact_layout: Option<String>,
 
-    /// Confirm that SRC (ARTIFACT without --against) has master weights of a ternary-trained model
+    /// Confirm that SRC has master weights of a ternary-trained model
     ///
-    /// Needed for float checkpoints whose configuration does not say so.
+    /// Without --against, the flag is about ARTIFACT. Needed for float checkpoints whose configuration does not say so.
     #[arg(long, help_heading = "How models are read")]
     pub ternary_trained: bool,
 

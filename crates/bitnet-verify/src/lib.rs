@@ -114,8 +114,9 @@ fn work(
         true => Reads::Ranges,
         false => Reads::Whole,
     };
-    // held until the report is written
-    let _held = bitnet_cli::locate_all(models.into_iter().flatten(), reads, console)?;
+    check_request(args)?;
+    // held until the report is written; a model that is not there is part of the report
+    let held = bitnet_cli::locate_all(models.into_iter().flatten(), reads, console);
     let args = &located;
     check_report_paths(args)?;
     let (bounds, file) = Bounds::read(args.config.as_deref())?;
@@ -124,7 +125,14 @@ fn work(
     }
     let bounds = args.thresholds.clone().or(bounds);
     let progress = Progress::new(console);
-    let report = verify(args, &bounds, threads, &progress);
+    let report = held.and_then(|held| {
+        let report = verify(args, &bounds, threads, &progress)?;
+        Ok((report, held))
+    });
+    let (report, _held) = match report {
+        Ok((report, held)) => (Ok(report), Some(held)),
+        Err(error) => (Err(error), None),
+    };
     progress.clear();
     write_reports(named, &bounds, &report, started.elapsed())?;
     let report = report?;
@@ -139,6 +147,25 @@ fn work(
         Status::Different => ExitStatus::Different,
         Status::Skipped | Status::Error => ExitStatus::CouldNot,
     })
+}
+
+/// Whether the runtime is to be run.
+fn wants_logits(args: &CompareArgs) -> bool {
+    // with --logits-from prompts and kernels are for that comparison
+    let only = args.logits_from.is_none();
+    args.logits
+        || args.golden.is_some()
+        || only && (args.prompts.is_some() || args.kernel.is_some())
+}
+
+/// Refuses a request without anything to compare with.
+fn check_request(args: &CompareArgs) -> Result<(), Failure> {
+    let others = [&args.against, &args.certificate, &args.logits_from];
+    if others.into_iter().all(Option::is_none) && !wants_logits(args) {
+        return Err(Failure::usage("nothing to compare with")
+            .hint("give --against SRC, --certificate FILE, --logits-from FILE, or --logits to run the model against the oracle"));
+    }
+    Ok(())
 }
 
 /// Refuses, before the work, a report that cannot be written, or that would replace an input or another report.
@@ -228,16 +255,8 @@ fn verify(
     threads: usize,
     progress: &Progress,
 ) -> Result<Report, Failure> {
-    // with --logits-from prompts and kernels are for that comparison
-    let only = args.logits_from.is_none();
-    let logits = args.logits
-        || args.golden.is_some()
-        || only && (args.prompts.is_some() || args.kernel.is_some());
+    let logits = wants_logits(args);
     let other = args.logits_from.as_deref();
-    if args.against.is_none() && args.certificate.is_none() && other.is_none() && !logits {
-        return Err(Failure::usage("nothing to compare with")
-            .hint("give --against SRC, --certificate FILE, --logits-from FILE, or --logits to run the model against the oracle"));
-    }
     if let Some(found) = certificate::read_if_one(args.artifact())? {
         return compare_certificates(args, bounds, &found);
     }

@@ -196,7 +196,7 @@ const SPREAD: [[Line; 2]; PARTS] = {
                     let col = 3 * triple + j;
                     if col / tile::COLS == block {
                         let (field, byte) = (col % tile::COLS / 4, col % 4);
-                        dword |= rest % 3 << (8 * byte + 2 * field);
+                        dword |= (rest % 3) << (8 * byte + 2 * field);
                     }
                     rest /= 3;
                     j += 1;

@@ -215,7 +215,7 @@ fn segment_dots(
     let quads = low.iter().zip(middle).zip(high);
     for (block, ((low, middle), high)) in blocks.iter().zip(quads) {
         let line = &block[pair / 2];
-        if pair % 2 == 0 {
+        if pair.is_multiple_of(2) {
             lines::prefetch(std::ptr::from_ref(line).wrapping_byte_add(PREFETCH));
         }
         let v = [load(line, pair % 2 * 2), load(line, pair % 2 * 2 + 1)];
