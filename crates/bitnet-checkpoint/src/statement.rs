@@ -112,6 +112,9 @@ impl SigningKey {
         let Ok(key) = PrivateKey::from_openssh(&bytes) else {
             return refuse("expected an OpenSSH private key of the kind ed25519", MAKE);
         };
+        if key.algorithm() != ssh_key::Algorithm::Ed25519 {
+            return refuse("expected an OpenSSH private key of the kind ed25519", MAKE);
+        }
         if key.is_encrypted() {
             return refuse(
                 "the key is protected by a password",

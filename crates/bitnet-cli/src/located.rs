@@ -59,8 +59,13 @@ impl Watch for Shown {
 fn exists(path: &Path) -> Result<(), Failure> {
     // a part of a split file is named by the error of its set
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if path.symlink_metadata().is_ok() || name.contains("-of-") {
-        return Ok(());
+    match path.symlink_metadata() {
+        Ok(_) => return Ok(()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(FormatError::io(path, &e).into());
+        }
+        Err(_) if name.contains("-of-") => return Ok(()),
+        Err(_) => {}
     }
     let missing = io::Error::from(io::ErrorKind::NotFound);
     let failure = Failure::from(FormatError::io(path, &missing));

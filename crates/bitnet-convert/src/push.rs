@@ -7,7 +7,10 @@ mod card;
 
 use self::card::{Card, FrontMatter};
 use crate::args::PushArgs;
-use bitnet_checkpoint::{Certificate, Checkpoint, OpenOptions};
+use crate::source_hash::sha256_hex;
+use bitnet_checkpoint::{
+    Certificate, Checkpoint, OpenOptions, SignedStatement, signature_path, statement_path,
+};
 use bitnet_cli::{Console, Failure, Location, human_bytes, push as upload};
 use bitnet_formats::{ErrorCode, FormatError, Limits, Sha256Stream, named, open_source, read_file};
 use bitnet_remote::{Repository, Upload};
@@ -183,15 +186,42 @@ fn open(output: &Path) -> Result<Output, Failure> {
     let text = read_file(&certificate, limits.certificate_bytes)?;
     let read = Certificate::from_slice(&text).map_err(|e| e.in_file(&certificate))?;
     check(&read, &files)?;
+    let signed = signed(&certificate, &text)?;
     // nothing that this program did not write
     files.retain(|(name, path)| {
         *path == certificate || read.output.iter().any(|record| record.name == *name)
     });
+    files.extend(signed);
     Ok(Output {
         files,
         certificate: read,
         front,
     })
+}
+
+/// The signed statement beside a certificate, if it is about this certificate: names in the repository and paths.
+fn signed(certificate: &Path, text: &[u8]) -> Result<Vec<(String, PathBuf)>, FormatError> {
+    let paths = [statement_path(certificate), signature_path(certificate)];
+    if !paths.iter().all(|path| path.is_file()) {
+        return Ok(Vec::new());
+    }
+    let sha256 = sha256_hex(text);
+    let statement = SignedStatement::beside(certificate)?;
+    if !statement
+        .subjects()
+        .iter()
+        .any(|(_, found)| *found == sha256)
+    {
+        let message = "the signed statement is about another certificate";
+        return Err(FormatError::new(ErrorCode::Malformed, message)
+            .in_file(&paths[0])
+            .hint("remove the statement and its signature, or convert again with --sign"));
+    }
+    let named = paths.map(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        (name.into_owned(), path)
+    });
+    Ok(named.into())
 }
 
 /// The files below a directory; hidden ones are left out.

@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 /// The native part of `bitnet_toolchain`.
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    bitnet_cli::set_commit(bitnet_commit::commit!());
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(program::call, module)?)?;
     module.add_function(wrap_pyfunction!(program::main, module)?)?;

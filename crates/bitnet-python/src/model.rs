@@ -285,11 +285,14 @@ impl Model {
             if stop.iter().any(String::is_empty) {
                 return Err(Failure::usage("stop: expected a text that is not empty"));
             }
+            let context = library::context(model, ids.len(), max_new_tokens, ctx)?;
+            // a full context ends a text like `max_new_tokens` does
+            let most = max_new_tokens.min(context + 1 - ids.len());
             Ok(Request {
-                context: library::context(model, ids.len(), max_new_tokens, ctx)?,
+                context,
                 sampler: sampling.sampler()?,
                 ids,
-                most: max_new_tokens,
+                most,
                 stop,
                 ignore_eos,
                 as_text,

@@ -156,6 +156,13 @@ impl Pieces {
             }
         };
         loop {
+            // also while pieces come faster than any wait ends
+            if let Err(error) = py.check_signals() {
+                inner.watch.cancel();
+                inner.replace(State::Ended);
+                py.detach(move || drop(receiver));
+                return Err(error);
+            }
             let came;
             (came, receiver) = wait(py, receiver);
             let ended = match came {

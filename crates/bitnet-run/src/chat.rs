@@ -79,6 +79,12 @@ pub fn interactive(setup: Setup<'_>, console: &mut Console<'_>) -> Result<ExitSt
     let draft = speculate::draft(args, setup.model, Some(setup.tokenizer))?;
     let mut chat = Chat::new(setup, draft.as_ref())?;
     if !console.is_interactive() {
+        if args.history.is_some() {
+            return Err(
+                Failure::usage("--history: expected a terminal, found a pipe or a file")
+                    .hint("leave out --history"),
+            );
+        }
         console.note("each line of standard input is a message; end with Ctrl-D")?;
         let mut input = Input::Lines;
         while let Some(line) = input.next()? {
@@ -93,6 +99,9 @@ pub fn interactive(setup: Setup<'_>, console: &mut Console<'_>) -> Result<ExitSt
     let mut input = Input::prompt(args.history.as_deref())?;
     console.note("/help lists the commands; Ctrl-D leaves")?;
     while let Some(line) = input.next()? {
+        if let Some(failure) = input.complaint() {
+            console.complain(&failure)?;
+        }
         let done = match command::parse(&line) {
             _ if line.trim().is_empty() => Ok(ControlFlow::Continue(())),
             Some(Ok(command)) => chat.obey(command, console),

@@ -55,7 +55,8 @@ pub fn run(
     let mut generation = Generation::new(&model, context, Sampler::greedy(), stop_tokens)?;
     let mut answer = String::new();
     let stream = TextStream::new(&tokenizer, &[]);
-    let generated = generation.run_text::<Failure>(stream, &prompt.ids, MOST_TOKENS, |piece| {
+    let most = MOST_TOKENS.min(context + 1 - prompt.ids.len());
+    let generated = generation.run_text::<Failure>(stream, &prompt.ids, most, |piece| {
         answer.push_str(piece);
         console.text(piece)
     })?;

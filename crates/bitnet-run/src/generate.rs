@@ -95,13 +95,15 @@ pub fn run(
     let mut generation = speculate::speculating(generation, args, draft.as_ref())?;
     let rule = rule.map(|rule| rule.begin(reasoning == Some(true)));
     generation.constrain(rule.transpose()?);
-    let live = (args.stream || console.writes_to_terminal()) && !console.is_json();
     let mut view = AnswerView::new(reasoning, args.thoughts, console);
-    let (mut text, most) = (String::new(), args.max_new_tokens);
+    let live = (args.stream || view.splits() || console.writes_to_terminal()) && !console.is_json();
+    // a full context ends a text like -n does
+    let most = args.max_new_tokens.min(context + 1 - ids.len());
+    let mut text = String::new();
     let generated = match &tokenizer {
         Some(tokenizer) => {
             let mut stream = TextStream::new(tokenizer, &args.stop);
-            if view.splits() {
+            if args.chat {
                 stream = stream.keeping(&chat::tags(tokenizer));
             }
             generation.run_text::<Failure>(stream, &ids, most, |piece| {

@@ -17,7 +17,7 @@ pub use crate::sampling::Sampling;
 pub struct ModelSettings {
     /// The kernel, by its name; the fastest without one.
     pub kernel: Option<String>,
-    /// `f32` (the default) or `f16`.
+    /// `f32` (the default), `f16` or `q8`.
     pub kv_type: Option<String>,
     /// The byte layout of I2_S tensors.
     pub layout: Option<String>,
@@ -35,12 +35,11 @@ pub struct ModelSettings {
 /// Those of `bitnet-run MODEL`.
 pub fn load(path: &Path, settings: &ModelSettings) -> Result<Loaded, Failure> {
     let kv_type = match settings.kv_type.as_deref() {
-        None | Some("f32") => KvTypeArg::F32,
-        Some("f16") => KvTypeArg::F16,
-        Some(other) => {
-            let message = format!("expected the KV cache type f32 or f16, found `{other}`");
-            return Err(Failure::usage(message));
-        }
+        None => KvTypeArg::F32,
+        Some(name) => <KvTypeArg as clap::ValueEnum>::from_str(name, false).map_err(|_| {
+            let message = format!("expected the KV cache type f32, f16 or q8, found `{name}`");
+            Failure::usage(message)
+        })?,
     };
     let compute = ComputeArgs {
         kernel: settings.kernel.clone(),

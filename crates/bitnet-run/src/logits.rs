@@ -116,7 +116,16 @@ pub fn prompt_logits(
     go_on: &dyn Fn() -> Result<(), FormatError>,
 ) -> Result<Vec<f32>, Failure> {
     let mut session = model.session(ids.len())?;
-    let mut all = Vec::with_capacity(ids.len() * model.config().vocab_size);
+    let len = ids.len().saturating_mul(model.config().vocab_size);
+    let mut all = Vec::new();
+    all.try_reserve_exact(len).map_err(|_| {
+        let bytes = len.saturating_mul(4);
+        let message = format!(
+            "the logits of {} tokens need {bytes} bytes of memory",
+            ids.len()
+        );
+        Failure::new(ErrorCode::LimitExceeded, message).hint("give fewer tokens at a time")
+    })?;
     for part in ids.chunks(batch.unwrap_or(ids.len()).max(1)) {
         go_on()?;
         all.extend(model.forward(&mut session, part, Logits::All)?);

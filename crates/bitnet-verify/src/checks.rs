@@ -100,6 +100,10 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
         bar.finish();
     }
     for check in running {
+        if let Err(stopped) = progress.check() {
+            report.checks.push(Verdict::error("open", &stopped));
+            return report;
+        }
         check.finish(subject, &mut report);
     }
     if let Some(artifact) = artifact.filter(|_| subject.padding) {

@@ -82,7 +82,7 @@ fn memory_and_differences_are_noticed() {
     fails(|_, record| record.error(&"two\nlines"), "not one line");
     let mut slow = Target::new("planted", |_, _| {
         let mut n = 1u64;
-        for _ in 0..100_000_000u64 {
+        for _ in 0..1_000_000_000u64 {
             n = std::hint::black_box(n.wrapping_mul(3));
         }
     });

@@ -416,8 +416,8 @@ fn expressions_that_backtrack_answer_or_refuse() {
 }
 
 #[test]
-fn the_stack_of_a_match_is_bounded() {
-    // without bound a stack entry for each group and letter: 120 MB for 100 kB of text
+fn one_match_is_bounded() {
+    // without bounds a match whose time and stack grow with groups times letters
     let regex = format!("(?:{}|b)*$", "(".repeat(40) + "a" + &")".repeat(40));
     let dir = demo_with(|v| {
         v["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = regex.as_str().into();
@@ -432,8 +432,14 @@ fn the_stack_of_a_match_is_bounded() {
     let encoded = tokenizer.encode(&"a".repeat(200_000), false);
     let error = encoded.map(|ids| ids.len()).unwrap_err();
     assert!(is_refused_tokenizer(&error), "{error}");
-    let says = "needs too much memory on a text of 200000 bytes";
-    assert!(error.message.contains(says), "{error}");
+    // whichever bound the match meets first
+    let causes = ["takes too long", "needs too much memory"];
+    let says = |cause: &str| {
+        error
+            .message
+            .contains(&format!("{cause} on a text of 200000 bytes"))
+    };
+    assert!(causes.into_iter().any(says), "{error}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ class Model:
         path: checkpoint directory, ``.safetensors``, index or ``.gguf`` file, ``hf://OWNER/NAME``, ...
         threads: threads that compute; default: all available cores. Never changes a result.
         kernel: name of a kernel, for example ``scalar``; default: the fastest. Never changes a result.
-        kv_type: ``f32`` or ``f16``, the type of the KV cache.
+        kv_type: ``f32``, ``f16`` or ``q8``, the type of the KV cache.
         layout: byte layout of I2_S tensors.
         repack: copy a ``packed`` model to memory, repacked for the kernel.
         ternary_trained: float weights are master weights of a ternary-trained model.

@@ -143,7 +143,7 @@ def convert(
         to,
         split_max_size=split_max_size,
         plan=where,
-        force=True,
+        force=force or _is_plan(where),
         embeddings=embeddings,
         allow_scale_rounding=allow_scale_rounding,
         layout=layout,
@@ -160,6 +160,16 @@ def convert(
     if plan is None:
         os.unlink(where)
     return report
+
+
+def _is_plan(path: str) -> bool:
+    """Whether a file is a plan, which a conversion that starts again may replace."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "plan_sha256" in found and "jobs" in found
 
 
 def verify(
@@ -182,6 +192,11 @@ def verify(
         raise TypeError(f"progress: expected a function, found {type(progress).__name__}")
     count_of(cpus, "cpus", 1, 1024)
     count_of(shards, "shards", 1, 100_000)
+    for name in ("shard", "threads"):
+        if name in options:
+            raise TypeError(f"verify() has no keyword {name!r}: use shards and cpus")
+    if options.get("config") is not None:
+        options["config"] = _absolute(path_of(options["config"], "config"))
     places = {
         "artifact": _absolute(path_of(artifact, "artifact")),
         "against": _absolute(path_of(against, "against")),

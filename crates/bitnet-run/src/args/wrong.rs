@@ -187,10 +187,10 @@ pub fn with_model_in_place(words: impl Iterator<Item = OsString>) -> Vec<OsStrin
     words.remove(at);
     let command = Args::command();
     let is_command = |word: &OsString| command.get_subcommands().any(|sub| word == sub.get_name());
-    let place = match words.get(1).is_some_and(is_command) {
-        true => 2,
-        false => 1,
-    };
+    let is_value = |at: usize| TEXTS.iter().any(|flag| words[at - 1] == *flag);
+    let place = (1..words.len())
+        .find(|&at| is_command(&words[at]) && !is_value(at))
+        .map_or(1, |at| at + 1);
     words.insert(place.min(words.len()), model);
     words
 }
@@ -310,6 +310,8 @@ mod tests {
                 "run serve --port 1 --model a.gguf",
                 "run serve a.gguf --port 1",
             ),
+            ("run --quiet serve -m a.gguf", "run --quiet serve a.gguf"),
+            ("run -p serve -m a.gguf", "run a.gguf -p serve"),
             ("run a.gguf -p -m x", "run a.gguf -p -m x"),
             ("run -m", "run -m"),
             ("run a.gguf", "run a.gguf"),

@@ -66,6 +66,7 @@ pub enum Input {
 pub struct Prompt {
     editor: Editor<Keys, FileHistory>,
     history: Option<PathBuf>,
+    complaint: Option<Failure>, // why the history is not written any more
 }
 
 fn failed(error: ReadlineError) -> Failure {
@@ -100,7 +101,11 @@ impl Input {
             .map_err(|e| of_history(path, e))?;
         }
         let history = history.map(Path::to_owned);
-        Ok(Self::Prompt(Box::new(Prompt { editor, history })))
+        Ok(Self::Prompt(Box::new(Prompt {
+            editor,
+            history,
+            complaint: None,
+        })))
     }
 
     /// The next message; `None` when there are no more.
@@ -108,6 +113,14 @@ impl Input {
         match self {
             Self::Prompt(prompt) => prompt.next(),
             Self::Lines => Ok(prompts::line(&mut std::io::stdin().lock())?),
+        }
+    }
+
+    /// What went wrong since the last question, though the message came.
+    pub fn complaint(&mut self) -> Option<Failure> {
+        match self {
+            Self::Prompt(prompt) => prompt.complaint.take(),
+            Self::Lines => None,
         }
     }
 }
@@ -123,9 +136,12 @@ impl Prompt {
             return Ok(Some(line));
         }
         self.editor.add_history_entry(&line).map_err(failed)?;
-        if let Some(path) = &self.history {
-            let appended = self.editor.append_history(path);
-            appended.map_err(|e| of_history(path, e))?;
+        if let Some(path) = self.history.take() {
+            match self.editor.append_history(&path) {
+                Ok(()) => self.history = Some(path),
+                // the conversation goes on without the file
+                Err(error) => self.complaint = Some(of_history(&path, error)),
+            }
         }
         Ok(Some(line.replace("\\\n", "\n")))
     }

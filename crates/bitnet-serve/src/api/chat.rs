@@ -340,6 +340,7 @@ impl Chat {
 
 fn finish_reason(message: &Message) -> &'static str {
     match message.text.finish_reason() {
+        "stop" if message.parts.is_cut() && !message.drops => "length",
         "stop" if !message.calls.is_empty() => "tool_calls",
         reason => reason,
     }

@@ -45,6 +45,7 @@ pub(crate) struct Parts {
     held: String,
     tools: Option<Arc<Tools>>,
     calls: usize,
+    cut: bool, // whether the text ended in the arguments of a call
 }
 
 impl Parts {
@@ -57,7 +58,13 @@ impl Parts {
             held: String::new(),
             tools,
             calls: 0,
+            cut: false,
         }
+    }
+
+    /// Whether the text ended in the arguments of a call.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut
     }
 
     /// What the text completes with `piece` behind it.
@@ -75,11 +82,20 @@ impl Parts {
         if let Some(passage) = self.reasoning.finish() {
             self.take(passage, &mut parts);
         }
+        self.cut = matches!(self.state, State::Arguments(_) | State::Parameters(..));
         let held = std::mem::take(&mut self.held);
         match self.state {
             State::Call => parts.extend(self.whole(&held, format!("{CALL}{held}"))),
             // a call that was cut off keeps what came
-            State::Arguments(_) | State::Parameters(..) | State::Called => {}
+            State::Arguments(_) | State::Parameters(..) => {}
+            State::Called => {
+                // the bracket of the call, which nothing closes with its tag
+                let text = held.trim_start();
+                let text = text.strip_prefix('}').unwrap_or(text);
+                if !text.trim().is_empty() {
+                    parts.push(Part::Content(text.to_owned()));
+                }
+            }
             _ if held.is_empty() => {}
             State::Broken => parts.push(Part::Arguments(held)),
             State::Content if self.calls > 0 && held.trim().is_empty() => {}
@@ -202,11 +218,17 @@ impl Parts {
             }
             State::Parameters(name, have) => self.parameter(name, have, parts),
             State::Called => {
-                let Some(at) = self.held.find(CALLED) else {
-                    return false;
+                let (end, begin) = (self.held.find(CALLED), self.held.find(CALL));
+                let (at, next) = match (end, begin) {
+                    // the next call begins without the end of this one
+                    (end, Some(begin)) if end.is_none_or(|end| begin < end) => {
+                        (begin + CALL.len(), State::Call)
+                    }
+                    (Some(end), _) => (end + CALLED.len(), State::Content),
+                    _ => return false,
                 };
-                self.held.drain(..at + CALLED.len());
-                self.state = State::Content;
+                self.held.drain(..at);
+                self.state = next;
                 true
             }
         }
@@ -392,6 +414,24 @@ mod tests {
                 None,
                 xml,
                 vec![call("f"), arguments("{\"a\":1,\"b\":2}")],
+            ),
+            // calls that no tag ends
+            (
+                "<tool_call>{\"name\":\"f\",\"arguments\":{}}\n<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":1}}</tool_call>",
+                None,
+                json,
+                vec![
+                    call("f"),
+                    arguments("{}"),
+                    call("f"),
+                    arguments("{\"a\":1}"),
+                ],
+            ),
+            (
+                "<tool_call>{\"name\":\"f\",\"arguments\":{}}\nDone.",
+                None,
+                json,
+                vec![call("f"), arguments("{}"), content("\nDone.")],
             ),
             (
                 "<tool_call>{\"na",

@@ -7,9 +7,8 @@ use super::check::{Check, Running, Signed, Subject};
 use super::report::Report;
 use crate::verdict::{Findings, Verdict};
 use bitnet_checkpoint::{SignedStatement, signature_path};
-use bitnet_formats::{FormatError, hex, open_regular};
+use bitnet_formats::{FormatError, hex, open_source};
 use sha2::{Digest, Sha256};
-use std::io::Read;
 use std::path::{Component, Path};
 
 pub(super) const CHECK: Check = Check {
@@ -20,6 +19,9 @@ pub(super) const CHECK: Check = Check {
         Some(Box::new(Signature(signed.clone())))
     },
 };
+
+/// Bytes that are hashed at a time.
+const PIECE: u64 = 4 << 20;
 
 struct Signature(Signed);
 
@@ -105,16 +107,16 @@ fn is_below(name: &str) -> bool {
     parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
+/// Of a file of this disk, or of a remote one that is read in ranges.
 fn sha256_of(path: &Path) -> Result<String, FormatError> {
-    let (mut file, _) = open_regular(path)?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file
-            .read(&mut buffer)
-            .map_err(|e| FormatError::io(path, &e))?
-        {
-            0 => return Ok(hex(&hash.finalize())),
-            n => hash.update(buffer.get(..n).unwrap_or_default()),
-        }
+    let source = open_source(path)?;
+    let (mut hash, mut at) = (Sha256::new(), 0);
+    while at < source.len() {
+        let end = source.len().min(at.saturating_add(PIECE));
+        hash.update(&source.read(at..end)?);
+        source.release(0..end);
+        at = end;
     }
+    source.intact()?;
+    Ok(hex(&hash.finalize()))
 }
