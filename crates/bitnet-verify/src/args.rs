@@ -195,7 +195,7 @@ pub struct CompareArgs {
     ///
     /// FILE has the tensors `<prompt>.logits` and `<prompt>.ids`. scripts/other_logits.py writes them for llama-cpp-python
     /// and transformers. If the ids are absent, --prompts or a prompts.json beside FILE must have them.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub logits_from: Option<PathBuf>,
 
     /// Compute the token sequences of FILE, a JSON file
@@ -235,7 +235,7 @@ pub struct CompareArgs {
     ///
     /// FILE is the output of `bitnet-verify --json` of the earlier run. A run is worse if a check was `same` and is not
     /// any more, or if a figure of logits or layers grew by more than --baseline-slack.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub baseline: Option<PathBuf>,
 
     /// Read thresholds from FILE [default: bitnet-verify.toml in the current directory, if any]
