@@ -84,7 +84,9 @@ impl Location {
         let found = match lower.as_str() {
             "hf" => Self::Hub(Repository::parse(rest).map_err(|what| bad(&what))?),
             "http" | "https" => {
-                if rest.is_empty() || rest.starts_with('/') {
+                let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+                let host = authority.rsplit('@').next().unwrap_or_default();
+                if host.is_empty() {
                     return Err(bad("there is no host"));
                 }
                 if let Some(page) = hub_page(rest) {

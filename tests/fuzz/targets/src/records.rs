@@ -2,7 +2,7 @@
 
 use crate::record::Record;
 use crate::scratch;
-use bitnet_checkpoint::{Certificate, PartialCertificate};
+use bitnet_checkpoint::{Certificate, PartialCertificate, Seal};
 use bitnet_remote::{Location, Settings, answers};
 use bitnet_text::parse_prompt_file;
 use bitnet_verify::Golden;
@@ -20,10 +20,13 @@ pub(crate) fn certificate(data: &[u8], record: &mut Record) {
         Ok(certificate) => {
             let json = certificate.to_json().expect("what was read can be written");
             let again = Certificate::from_json(&json).expect("what was written can be read");
-            assert_eq!(
-                certificate, again,
-                "another certificate after writing it again"
-            );
+            // what a damaged certificate hashes to depends on how it was written
+            if !matches!(certificate.seal, Seal::Broken { .. }) {
+                assert_eq!(
+                    certificate, again,
+                    "another certificate after writing it again"
+                );
+            }
             record.note(&certificate);
         }
         Err(error) => record.error(&error),
