@@ -228,7 +228,7 @@ impl SignedStatement {
     /// Reads what lies beside a certificate.
     ///
     /// # Errors
-    /// `io` if a file is absent; `malformed` for a statement or a signature that is none.
+    /// `io` if a file is absent; `malformed` if the statement is no in-toto statement, or the signature no SSH signature.
     pub fn beside(certificate: &Path) -> Result<Self, FormatError> {
         let hint = "sign with `bitnet-convert SRC -o OUT --sign KEY`";
         let path = statement_path(certificate);

@@ -254,7 +254,7 @@ impl<'m> Generation<'m> {
         self.draw(&mut rows, 0)
     }
 
-    /// Guesses at most `most` of the tokens that follow, as far as the context reaches.
+    /// Guesses at most `most` of the tokens that follow, and no token behind the end of the context.
     fn guess(&mut self, most: usize) -> Result<Vec<u32>, FormatError> {
         let room = self.session.context() - self.session.position();
         match &mut self.speculator {

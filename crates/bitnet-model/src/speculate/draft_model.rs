@@ -16,7 +16,7 @@ pub(crate) struct DraftModel<'m> {
 }
 
 impl<'m> DraftModel<'m> {
-    /// For texts of `context` tokens, as far as the draft model reaches.
+    /// For texts of `context` tokens, or of the context of the draft model if that is shorter.
     pub(crate) fn new(model: &'m Model, context: usize) -> Result<Self, FormatError> {
         let most = model.config().max_position_embeddings;
         Ok(Self {

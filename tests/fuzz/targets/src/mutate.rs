@@ -128,7 +128,7 @@ pub fn gguf_with_a_lie(data: &mut [u8], size: usize, seed: u32) -> Option<usize>
         at: 0,
         numbers: Vec::new(),
     };
-    // as far as the header goes
+    // an error ends the list at the number where the header is cut off
     let _ = header.header();
     let numbers = header.numbers;
     let (at, len) = *numbers.get(random.below(numbers.len()))?;

@@ -283,7 +283,7 @@ impl Task {
         next.resize(out.tokens() * part, 0.0);
         let end = first + out.tokens();
         let last_begin = self.begin(end - 1);
-        // the first block that all of them see from its beginning, as far as they see it
+        // every query sees this block from its first position; how far a query sees is its own position
         let common = match last_begin {
             0 => 0,
             _ => last_begin / BLOCK_POSITIONS + 1,
