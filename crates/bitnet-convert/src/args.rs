@@ -144,9 +144,9 @@ pub struct ConvertArgs {
 
     /// Sign the output with an OpenSSH ed25519 key, for example --sign ~/.ssh/id_ed25519
     ///
-    /// Writes a statement of who made what from what (in-toto, SLSA provenance) and its signature beside the certificate.
-    /// `bitnet-verify OUT --certificate FILE --trusted-keys KEYS` checks them. `ssh-keygen -t ed25519 -N '' -f KEY` makes a
-    /// key.
+    /// Writes a statement (in-toto, SLSA provenance) and its signature beside the certificate. The statement lists the source
+    /// files, the output files and the version of the program. `bitnet-verify OUT --certificate FILE --trusted-keys KEYS` checks
+    /// both. The key must have no password: make one with `ssh-keygen -t ed25519 -N '' -f KEY`.
     #[arg(long, value_name = "KEY", hide_short_help = true)]
     pub sign: Option<PathBuf>,
 }
@@ -256,9 +256,9 @@ pub struct FinishArgs {
 
     /// Sign the output as a conversion does, for example --sign ~/.ssh/id_ed25519
     ///
-    /// Writes a statement of who made what from what (in-toto, SLSA provenance) and its signature beside the certificate.
-    /// `bitnet-verify OUT --certificate FILE --trusted-keys KEYS` checks them. `ssh-keygen -t ed25519 -N '' -f KEY` makes a
-    /// key.
+    /// Writes a statement (in-toto, SLSA provenance) and its signature beside the certificate. The statement lists the source
+    /// files, the output files and the version of the program. `bitnet-verify OUT --certificate FILE --trusted-keys KEYS` checks
+    /// both. The key must have no password: make one with `ssh-keygen -t ed25519 -N '' -f KEY`.
     #[arg(long, value_name = "KEY", hide_short_help = true)]
     pub sign: Option<PathBuf>,
 }

@@ -287,7 +287,7 @@ pub struct Generate {
     /// Generate JSON of this schema, a file or the schema itself, for example --json-schema answer.json
     ///
     /// Tokens that cannot belong to the text are excluded before each draw, as the server does for `response_format`.
-    /// Thinking comes before the JSON. Example: --json-schema '{"type": "object"}'
+    /// If the prompt opens <think>, thinking comes before the JSON. Example: --json-schema '{"type": "object"}'
     #[arg(long, alias = "json-schema-file", value_name = "FILE|JSON", conflicts_with_all = ["tokens", "ignore_eos", "grammar"], allow_hyphen_values = true, help_heading = "Form")]
     pub json_schema: Option<String>,
     /// Generate a text of this grammar, for example --grammar answer.lark
@@ -359,8 +359,9 @@ pub struct Generate {
     pub frequency_penalty: Option<f32>,
     /// Guess tokens ahead and verify several per step [default: auto], for example --speculate prompt-lookup
     ///
-    /// The tokens stay the same, whatever the sampling flags: a guess is kept only if it is the very token that would have
-    /// been drawn. Guesses are what followed the last tokens where prompt or text had them before.
+    /// The generated tokens do not change, with any sampling flags: a guess is kept only if it equals the token that is drawn
+    /// without guessing. The program finds the last tokens earlier in the prompt or text, and guesses the tokens that followed
+    /// there.
     #[arg(long, value_name = "MODE", help_heading = "Speculation")]
     pub speculate: Option<SpeculateArg>,
     /// Take the guesses from a smaller model with the same tokenizer, for example --draft small.gguf

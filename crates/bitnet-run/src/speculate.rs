@@ -27,7 +27,7 @@ pub fn draft(
         return Ok(None);
     };
     if mode(args) == Speculation::Off {
-        let what = "--speculate off: a draft model has nothing to do";
+        let what = "--speculate off cannot be combined with --draft";
         return Err(Failure::usage(what).hint("leave out --draft, or pass --speculate auto"));
     }
     let draft = open::predictor(path, &args.compute, model.threads())?;
@@ -35,7 +35,7 @@ pub fn draft(
         Failure::new(
             ErrorCode::Tokenizer,
             format!(
-                "{}: a draft model of another tokenizer: {what}",
+                "{}: the tokenizer of the draft model differs from that of the model: {what}",
                 path.display()
             ),
         )
@@ -44,7 +44,7 @@ pub fn draft(
     let (expected, found) = (model.config().vocab_size, draft.model.config().vocab_size);
     if expected != found {
         return Err(refused(format!(
-            "expected {expected} tokens, found {found}"
+            "expected a vocabulary of {expected} tokens, found {found}"
         )));
     }
     if let Some(tokenizer) = tokenizer {

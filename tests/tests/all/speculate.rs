@@ -404,7 +404,7 @@ fn a_draft_model_of_another_tokenizer_is_refused() {
     refused(
         &[&question[..], &["--draft", twisted]].concat(),
         "tokenizer",
-        "another tokenizer",
+        "the tokenizer of the draft model differs from that of the model",
     );
     refused(
         &[&question[..], &["--draft", twisted, "--speculate", "off"]].concat(),

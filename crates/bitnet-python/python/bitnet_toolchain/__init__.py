@@ -8,8 +8,8 @@
 
 A model or source is a Hugging Face checkpoint directory, a ``.safetensors`` file or its index, a ``.gguf`` file, or
 ``hf://OWNER/NAME``, ``https://...``, ``s3://...``. Functions that do the work of a program return the object that the
-program prints with ``--json``. Every failure is a :class:`BitnetError`. Ctrl-C ends a conversion, and nothing half
-written is left.
+program prints with ``--json``. Every failure is a :class:`BitnetError`. Ctrl-C stops a conversion and leaves no
+partial output.
 """
 
 from ._checkpoint import Checkpoint

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Checkpoint:
-    """A model whose tensors are read, not computed with.
+    """An open model file. Gives access to its tensors; use :class:`Model` to run it.
 
     Args:
         path: checkpoint directory, ``.safetensors``, index or ``.gguf`` file, ``hf://OWNER/NAME``, ...
-        layout: byte layout of I2_S tensors, where a GGUF file leaves several.
+        layout: byte layout of I2_S tensors, if the GGUF file does not determine it.
         ternary_trained: float weights are master weights of a ternary-trained model.
 
     Names are those of transformers for BitNet 2B4T, whatever the file calls its tensors; the names of the file work,
@@ -72,7 +72,7 @@ class Checkpoint:
         return self._native.ternary(_name(name))
 
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
-        """The numbers of a tensor, float32 in its shape; of a linear trits times scales, ``(rows, cols)``."""
+        """The values of a tensor as float32, in its shape. For a linear layer, the values are trits times scales."""
         return self._native.tensor(_name(name))
 
     def to_torch_state_dict(self, dtype: Optional[torch.dtype] = None) -> dict[str, torch.Tensor]:

@@ -83,8 +83,8 @@ def convert(
 ) -> Report:
     """Convert a checkpoint to a packed format, or one packed format to another.
 
-    The keywords are the flags of ``bitnet-convert``. ``to`` names the target (:func:`targets` lists them); without it
-    the name of ``out`` decides. ``progress`` is called with ``(done, total)`` bytes of the output, in this thread; an
+    The keywords have the names of the flags of ``bitnet-convert``; there is none for ``--sign``. ``to`` names the target
+    (:func:`targets` lists them); without it the name of ``out`` decides. ``progress`` is called with ``(done, total)`` bytes of the output, in this thread; an
     exception that it raises ends the conversion and is raised here. An output appears whole or not at all.
 
     Returns the report: ``status``, ``lossless``, ``source``, ``output`` with the files and their sha256,
@@ -137,7 +137,8 @@ def verify(
 ) -> Report:
     """Prove that a converted model has the weights and the results of its source.
 
-    The keywords are the flags of ``bitnet-verify``. ``report["status"]`` is ``same`` or ``different``;
+    The keywords have the names of the flags of ``bitnet-verify``; there is none for ``--trusted-keys``.
+    ``report["status"]`` is ``same`` or ``different``;
     ``report["checks"]`` has the first difference of each check. ``progress`` is called with ``(done, total)`` bytes of
     the trits that are compared.
 

@@ -236,7 +236,7 @@ fn errors(which: &[(&str, &str)]) -> Map<String, Value> {
 }
 
 fn read_only(summary: &str, kind: &str, needs_key: bool) -> Value {
-    let mut responses = errors(&[("403", "a web page of another origin")]);
+    let mut responses = errors(&[("403", "the request comes from a web page of another origin")]);
     let content =
         json!({kind: {"schema": {"type": if kind == "text/plain" { "string" } else { "object" }}}});
     responses.insert(
@@ -265,12 +265,12 @@ pub(crate) fn openapi() -> Value {
             ),
             ("401", "no key, or a wrong one"),
             ("403", "a web page of another origin"),
-            ("404", "another model"),
+            ("404", "the request names a model that is not served"),
             ("408", "the body did not arrive in time"),
             ("413", "the body is too large"),
             ("429", "too many requests wait"),
             ("500", "the model failed"),
-            ("503", "the server stops"),
+            ("503", "the server is stopping"),
         ]);
         let content = json!({"application/json": {"schema": answer(endpoint)}});
         responses.insert(
@@ -319,7 +319,7 @@ pub(crate) fn openapi() -> Value {
         responses.extend(errors(&[("404", "another model")]));
     }
     paths["/health"]["get"]["responses"]["503"] =
-        json!({"description": "it stops, or its model failed"});
+        json!({"description": "the server is stopping, or its model failed"});
     let part = json!({"type": "object", "required": ["type", "text"]});
     let function = json!({"type": "object", "required": ["name"], "additionalProperties": false, "properties": {
         "name": {"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$"}, "description": text(), "strict": boolean(), "parameters": object()}});
