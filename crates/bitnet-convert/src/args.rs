@@ -347,7 +347,10 @@ pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failur
     let (second, more) = rest.split_first()?;
     let has_output = words.iter().any(|word| {
         let word = word.to_string_lossy();
-        word == "--output" || word.starts_with("--output=") || word.starts_with("-o")
+        ["--output", "--outfile"].iter().any(|flag| {
+            word.strip_prefix(flag)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        }) || word.starts_with("-o")
     });
     let failure = Failure::usage(format!("unexpected argument `{second}` behind the source"));
     // llama-quantize takes the source, the output and the type

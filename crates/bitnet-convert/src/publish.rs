@@ -143,6 +143,9 @@ impl<'a> Output<'a> {
             Kind::HuggingFace => {
                 let mut planned = planned_names(plan, path);
                 if key.is_some() {
+                    if force {
+                        refuse_to_replace_statement(&certificate, inputs, force, key)?;
+                    }
                     let signed = [statement_path(&certificate), signature_path(&certificate)];
                     planned.extend(signed.map(|file| certificate::name_below(path, &file)));
                 }

@@ -40,7 +40,8 @@ pub fn state_names(checkpoint: &Checkpoint) -> Result<Vec<(Slot, String)>, Forma
 /// The tensor of a slot, as a network of transformers loads it.
 ///
 /// # Errors
-/// Whatever is wrong with its bytes; `target-cannot-hold` for a gain that no stored number gives.
+/// Whatever is wrong with its bytes; `target-cannot-hold` for a gain that no stored number gives. `A_log` of a GGUF file,
+/// which stores rates, is the f32 whose rate is nearest.
 pub fn state_tensor(
     checkpoint: &Checkpoint,
     slot: Slot,

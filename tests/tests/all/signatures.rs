@@ -177,6 +177,17 @@ fn directories_hold_their_statement() {
     assert_eq!(ran.status, ExitStatus::Done, "{}", ran.stderr);
     assert!(!output.join("certificate.intoto.json").exists());
     assert!(!output.join("certificate.intoto.json.sig").exists());
+    // a stranger's statement is replaced neither with --sign nor without
+    let foreign = output.join("certificate.intoto.json");
+    fs::write(&foreign, "{}").unwrap();
+    for words in [
+        &["--to", "hf-packed", "--force"][..],
+        &[&sign[..], &["--force"]].concat(),
+    ] {
+        let ran = convert(&output, words);
+        assert_eq!(ran.status, ExitStatus::CouldNot, "{words:?}");
+        assert_eq!(fs::read(&foreign).unwrap(), b"{}", "{words:?}");
+    }
 }
 
 #[test]
@@ -196,9 +207,10 @@ fn only_statements_of_this_program_are_replaced() {
     let ran = convert(&output, &sign);
     assert_eq!(ran.status, ExitStatus::CouldNot);
     assert_eq!(ran.json()["error"]["code"], "exists");
-    // without --sign it is none of this run's files
+    // without --sign it is none of this run's files, and neither is the signature of a stranger's statement
+    fs::write(&signature, "-----BEGIN SSH SIGNATURE-----\n").unwrap();
     assert_eq!(convert(&output, &["--force"]).status, ExitStatus::Done);
-    assert!(statement.exists());
+    assert!(statement.exists() && signature.exists());
 }
 
 #[test]

@@ -19,7 +19,7 @@ const CERTIFICATE: &str = "certificate.json";
 /// The names of a signed statement in an output directory.
 const SIGNED: [&str; 2] = ["certificate.intoto.json", "certificate.intoto.json.sig"];
 
-/// How a file that this program signed begins: a statement, and its signature.
+/// Whether a file is a statement of this program, or the signature of one.
 fn is_signed_by_us(path: &Path) -> bool {
     /// What is read of a statement.
     #[derive(Deserialize)]
@@ -39,10 +39,13 @@ fn is_signed_by_us(path: &Path) -> bool {
     let Ok(bytes) = read_file(path, Limits::default().certificate_bytes) else {
         return false;
     };
-    match serde_json::from_slice::<Statement>(&bytes) {
-        Ok(statement) => statement.predicate.build_definition.build_type == "bitnet-convert",
-        Err(_) => bytes.starts_with(b"-----BEGIN SSH SIGNATURE-----"),
+    // a signature is ours if the statement is that it signs: NAME.intoto.json.sig lies beside NAME.intoto.json
+    if path.extension().is_some_and(|extension| extension == "sig") {
+        return bytes.starts_with(b"-----BEGIN SSH SIGNATURE-----")
+            && is_signed_by_us(&path.with_extension(""));
     }
+    serde_json::from_slice::<Statement>(&bytes)
+        .is_ok_and(|statement| statement.predicate.build_definition.build_type == "bitnet-convert")
 }
 
 /// A file that a certificate lists as its output.

@@ -230,7 +230,10 @@ async fn into_file(
                 .read_into(0..len, &mut bytes, &|n| watch.advance(n))
                 .await;
             match whole {
-                Ok(()) => growing.append(&bytes)?,
+                Ok(()) => {
+                    growing.append(&bytes)?;
+                    watch.check()?;
+                }
                 Err(Ended::Failed(error)) => return Err(error),
                 Err(Ended::NoRanges) => {
                     let message = "the connection breaks, and the server sends whole files only";

@@ -177,7 +177,13 @@ pub(crate) fn agreement(data: &[u8], record: &mut Record) {
         (ExitStatus::Done, _) => {}
         (_, ExitStatus::Done) => panic!("inspect refuses what converts: {said}"),
         _ => {
-            // both refuse: for the same reason, unless the target is refused before the model is opened
+            // both refuse, each with a code; the codes differ if the target is refused before the model is opened
+            for report in [&said, &plan] {
+                assert!(
+                    report["error"]["code"].is_string(),
+                    "no code of an error: {report}"
+                );
+            }
             let code = |report: &serde_json::Value| report["error"]["code"].clone();
             record.note(&(code(&said), code(&plan)));
         }
