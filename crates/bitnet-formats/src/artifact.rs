@@ -289,6 +289,16 @@ fn sweep(parent: &Path, is_ours: impl Fn(&OsStr) -> bool) {
     }
 }
 
+/// Removes the temporary files that killed processes left in a directory beside the targets that `is_target` names. Those of
+/// living processes stay.
+pub fn sweep_beside(directory: &Path, is_target: impl Fn(&str) -> bool) {
+    sweep(directory, |found| {
+        let name = found.to_str().and_then(|name| name.strip_prefix('.'));
+        let parts = name.and_then(|name| name.split_once(".partial-"));
+        parts.is_some_and(|(target, _)| is_target(target))
+    });
+}
+
 /// Refuses a path that names no output: an empty one, `-`, `.`, `..`, `/`.
 ///
 /// # Errors

@@ -34,6 +34,7 @@ mod unread;
 pub use artifact::{
     Artifact, ArtifactDirectory, FileDigest, Inputs, OlderFile, OutputLock, ScratchDirectory,
     Sha256Stream, Staged, check_output_name, file_digest, publish, remove_partial_outputs,
+    sweep_beside,
 };
 pub use container::{
     CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry, Header,

@@ -271,6 +271,12 @@ fn killed_jobs_leave_nothing_that_counts() {
     for job in &mut running {
         assert!(job.wait().unwrap().success());
     }
+    // what a job leaves that is killed between the two names of its file
+    let left = planned
+        .dir
+        .path()
+        .join("m.gguf.parts/.job-00000.part.partial-1-0");
+    fs::write(left, "part of a part").unwrap();
     planned.finish(&["--force", "--remove-parts"]);
     assert_same(&planned.files(), &expected);
     assert_eq!(files(planned.dir.path()).len(), expected.len() + 1);

@@ -7,7 +7,7 @@ use crate::plan::{OutputFile, Plan};
 use bitnet_checkpoint::PartialCertificate;
 use bitnet_cli::{Failure, Progress};
 use bitnet_formats::{
-    Artifact, ErrorCode, FileDigest, FormatError, Limits, file_digest, read_file,
+    Artifact, ErrorCode, FileDigest, FormatError, Limits, file_digest, read_file, sweep_beside,
 };
 use rayon::prelude::*;
 use serde_json::Value;
@@ -223,6 +223,16 @@ impl Parts {
                 _ => {}
             }
         }
+        // a job that was killed while its file got its name
+        sweep_beside(&self.directory, |name| {
+            let number = name
+                .strip_prefix("job-")
+                .and_then(|rest| rest.split_once('.'));
+            number.is_some_and(|(number, end)| {
+                number.bytes().all(|digit| digit.is_ascii_digit())
+                    && ["part", "json"].contains(&end)
+            })
+        });
         let failed = |e: std::io::Error| FormatError::io(&self.directory, &e);
         let mut left = fs::read_dir(&self.directory).map_err(failed)?.flatten();
         // with other files in it the directory stays, and later jobs may write there
