@@ -384,7 +384,7 @@ fn a_draft_model_of_another_tokenizer_is_refused() {
     refused(
         &[&question[..], &["--draft", other]].concat(),
         "tokenizer",
-        "expected 576 tokens, found 400",
+        "expected a vocabulary of 576 tokens, found 400",
     );
     // as many tokens, two of them exchanged
     let dir = tempfile::tempdir().unwrap();
