@@ -60,9 +60,9 @@ fn the_support_table_is_what_the_program_prints() {
 }
 
 #[test]
-fn the_chart_shows_the_measurement() {
+fn chart_and_tables_show_the_measurement() {
     let output = Command::new("python3")
-        .args(["scripts/speed_chart.py", "--check"])
+        .args(["scripts/bench-report", "--check"])
         .current_dir(root())
         .output()
         .unwrap();
