@@ -25,6 +25,7 @@ mod json;
 mod notes;
 mod place;
 mod pre_tokenizer;
+mod resolver;
 mod sentencepiece;
 mod side_files;
 mod special_tokens;

@@ -17,6 +17,7 @@ mod metadata;
 mod other_runtime;
 pub(crate) mod padding;
 pub(crate) mod report;
+mod runtime;
 mod scales;
 pub(crate) mod side;
 mod signature;
@@ -24,7 +25,7 @@ mod structure;
 mod trits;
 pub(crate) mod unlike;
 
-pub use check::{Check, Signed, Subject};
+pub use check::{Check, Loaded, Signed, Subject};
 
 use crate::verdict::Verdict;
 use bitnet_checkpoint::Slot;

@@ -22,7 +22,7 @@ pub use checks::padding::Padding;
 pub use checks::report::{ComparedLogits, LinearFigures, Report};
 pub use checks::side::{Input, Side};
 pub use checks::unlike::Unlike;
-pub use checks::{CHECKS, Check, Signed, Subject, gates, run as run_checks};
+pub use checks::{CHECKS, Check, Loaded, Signed, Subject, gates, run as run_checks};
 pub use diagnose::doctor;
 pub use diagnose::fault::{FAULTS, Fault, FaultName};
 pub use reference::divergence::{Divergence, relative_error};
@@ -322,6 +322,7 @@ fn verify(
         figures: args.html.is_some(),
         padding: args.against.is_some() && args.shard.is_none(),
         share: args.shard,
+        loaded: Loaded::default(),
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| {

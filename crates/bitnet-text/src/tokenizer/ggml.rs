@@ -28,8 +28,9 @@
 //! tokens in text are recognized, as llama.cpp and transformers do and sentencepiece does not.
 
 use super::bpe::{Bpe, Settings};
-use super::json::{Reading, Resolver};
+use super::json::Reading;
 use super::pre_tokenizer::{self, PreTokenizer};
+use super::resolver::assemble;
 use super::words::Words;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
 use serde_json::{Map, Value, json};
@@ -403,13 +404,13 @@ impl GgmlTokenizer {
         for (id, text) in self.named() {
             words.push(text, id)?;
         }
-        words.finish()?;
-        let mut resolver = Resolver::new(&words);
         let merges = self.merges_or_derived()?;
-        for &(left, right) in merges.iter() {
-            resolver.add(self.text(left), self.text(right))?;
-        }
-        let merges = resolver.finish()?;
+        let (added, assembled) = assemble(merges.len().saturating_mul(16), words, |add| {
+            let mut pairs = merges.iter();
+            pairs.try_for_each(|&(left, right)| add(self.text(left), self.text(right)))
+        });
+        let (words, merges) = assembled?;
+        added?;
         let flag = |key: &str| rules.pointer(&format!("/model/{key}")) == Some(&Value::Bool(true));
         let settings = Settings {
             unk_token: rules

@@ -6,6 +6,7 @@
 
 use super::bpe::{Bpe, Settings};
 use super::pre_tokenizer::short;
+use super::resolver::{Add, Resolver, Texts, assemble};
 use super::words::Words;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde::de::{
@@ -270,127 +271,25 @@ struct Model {
 enum Merges {
     Known(Vec<[u32; 3]>),
     /// As texts, because the vocabulary comes behind them.
-    Early(Early),
-}
-
-/// Texts of pairs, end to end.
-#[derive(Default)]
-struct Early {
-    texts: String,
-    ends: Vec<u32>,
+    Early(Texts),
 }
 
 impl Model {
     fn finish(self) -> Result<Bpe, FormatError> {
-        let words = self
+        let mut words = self
             .words
             .ok_or_else(|| refuse("model.vocab", "absent or no object"))?;
+        words.finish().map_err(|e| e.in_tensor("model.vocab"))?;
         let merges = match self.merges {
             None => return Err(refuse("model.merges", "absent or no array")),
             Some(Merges::Known(list)) => list,
             Some(Merges::Early(early)) => {
-                let (mut resolver, mut start) = (Resolver::new(&words), 0);
-                let mut text = |end: u32| {
-                    let text = early.texts.get(start..end as usize);
-                    start = end as usize;
-                    text.unwrap_or_default()
-                };
-                for pair in early.ends.chunks_exact(2) {
-                    let &[left, right] = pair else { continue };
-                    resolver.add(text(left), text(right))?;
-                }
-                resolver.finish()?
+                let mut resolver = Resolver::new(&words);
+                resolver.look_up(&early)?;
+                resolver.finish()
             }
         };
         Ok(Bpe::new(words, merges, self.settings))
-    }
-}
-
-/// Merges that are looked up together.
-const BATCH: usize = 128;
-
-/// Turns pairs of texts into merges.
-///
-/// A lookup waits for memory several times, and one lookup after the other was most of the cost of a
-/// tokenizer. So the texts of [`BATCH`] merges are looked up together ([`Words::ids`]).
-pub(super) struct Resolver<'w> {
-    words: &'w Words,
-    /// Left, right and result of the merges so far.
-    list: Vec<[u32; 3]>,
-    /// Left and right texts of the merges that wait, end to end, and where they end.
-    texts: String,
-    ends: Vec<usize>,
-    ids: Vec<Option<u32>>,
-    /// The entry of the last result: merges are mostly in the order of what they make.
-    made: u32,
-}
-
-impl<'w> Resolver<'w> {
-    pub(super) fn new(words: &'w Words) -> Self {
-        Self {
-            words,
-            list: Vec::with_capacity(words.len()),
-            texts: String::new(),
-            ends: Vec::new(),
-            ids: Vec::new(),
-            made: 0,
-        }
-    }
-
-    /// Adds the next merge.
-    ///
-    /// # Errors
-    /// A text of this merge, or of one before, that is no token.
-    pub(super) fn add(&mut self, left: &str, right: &str) -> Result<(), FormatError> {
-        for text in [left, right] {
-            self.texts.push_str(text);
-            self.ends.push(self.texts.len());
-        }
-        match self.ends.len() >= 2 * BATCH {
-            true => self.look_up(),
-            false => Ok(()),
-        }
-    }
-
-    /// Left, right and result of every merge.
-    ///
-    /// # Errors
-    /// A text that is no token.
-    pub(super) fn finish(mut self) -> Result<Vec<[u32; 3]>, FormatError> {
-        self.look_up()?;
-        self.list.shrink_to_fit();
-        Ok(self.list)
-    }
-
-    fn look_up(&mut self) -> Result<(), FormatError> {
-        self.words.ids(&self.texts, &self.ends, &mut self.ids);
-        let mut start = 0;
-        for (ends, ids) in self.ends.chunks_exact(2).zip(self.ids.chunks_exact(2)) {
-            let (&[middle, end], &[left, right]) = (ends, ids) else {
-                continue;
-            };
-            let text = |range: std::ops::Range<usize>| self.texts.get(range).unwrap_or_default();
-            let found = |id: Option<u32>, text: &str| {
-                let number = self.list.len();
-                id.ok_or_else(|| {
-                    refuse(
-                        "model.merges",
-                        format!("merge {number} needs `{}`, which is no token", short(text)),
-                    )
-                })
-            };
-            let whole = text(start..end);
-            let merge = [
-                found(left, text(start..middle))?,
-                found(right, text(middle..end))?,
-                found(self.words.id_near(whole, &mut self.made), whole)?,
-            ];
-            self.list.push(merge);
-            start = end;
-        }
-        self.texts.clear();
-        self.ends.clear();
-        Ok(())
     }
 }
 
@@ -427,10 +326,13 @@ impl<'de> Visitor<'de> for ModelSeed<'_> {
                     model.words = Some(words);
                 }
                 "merges" => {
-                    let merges = map.next_value_seed(MergeList {
+                    let list = MergeList {
                         failure: self.failure,
-                        words: model.words.as_ref(),
-                    })?;
+                        bytes: self.bytes,
+                        words: model.words.take(),
+                    };
+                    let (words, merges) = map.next_value_seed(list)?;
+                    model.words = words;
                     model.merges = Some(merges);
                 }
                 _ => {
@@ -531,9 +433,7 @@ impl<'de> Visitor<'de> for Vocabulary<'_, '_> {
             })?;
             self.words.push(&text, id).map_err(fail)?;
         }
-        self.words
-            .finish()
-            .map_err(|e| fail(e.in_tensor("model.vocab")))
+        Ok(())
     }
 }
 
@@ -570,77 +470,86 @@ impl Visitor<'_> for Copied<'_> {
     }
 }
 
-struct MergeList<'f, 'w> {
+struct MergeList<'f> {
     failure: &'f Failure,
-    words: Option<&'w Words>,
+    bytes: usize,
+    /// The vocabulary, if it came before; not finished yet.
+    words: Option<Words>,
 }
 
-impl<'de> DeserializeSeed<'de> for MergeList<'_, '_> {
-    type Value = Merges;
+impl<'de> DeserializeSeed<'de> for MergeList<'_> {
+    type Value = (Option<Words>, Merges);
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Merges, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
 
-impl<'de> Visitor<'de> for MergeList<'_, '_> {
-    type Value = Merges;
+impl<'de> Visitor<'de> for MergeList<'_> {
+    type Value = (Option<Words>, Merges);
 
     expects!("an array of pairs in `model.merges`");
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merges, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let fail = |error| self.failure.of::<A::Error>(error);
-        let mut resolver = self.words.map(Resolver::new);
-        let mut early = Early::default();
-        let (mut pair, mut pairs, mut lines) = (Pair::default(), false, false);
-        let mut number: usize = 0;
-        loop {
-            let kind = match seq.next_element_seed(&mut pair) {
-                Ok(Some(kind)) => kind,
-                Ok(None) => break,
-                Err(_) if pair.is_other => {
-                    let what = format!("merge {number} is not two texts");
-                    return Err(fail(refuse("model.merges", what)));
-                }
-                Err(error) => return Err(error),
-            };
-            number = number.saturating_add(1);
-            if number > MERGES {
-                return Err(fail(exceeded(
-                    "model.merges",
-                    format!("more than {MERGES} merges"),
-                )));
+        let Some(words) = self.words else {
+            let mut early = Texts::default();
+            each_merge(&mut seq, self.failure, &mut |left, right| {
+                early.add(left, right)
+            })?;
+            return Ok((None, Merges::Early(early)));
+        };
+        let (read, assembled) = assemble(self.bytes, words, |add| {
+            each_merge(&mut seq, self.failure, add)
+        });
+        // what the lists mean comes first: how far they were read when this was known is chance
+        let (words, list) = assembled.map_err(fail)?;
+        read?;
+        Ok((Some(words), Merges::Known(list)))
+    }
+}
+
+/// Gives every merge to `add`.
+fn each_merge<'de, A: SeqAccess<'de>>(
+    seq: &mut A,
+    failure: &Failure,
+    add: Add<'_>,
+) -> Result<(), A::Error> {
+    let fail = |error| failure.of::<A::Error>(error);
+    let (mut pair, mut pairs, mut lines) = (Pair::default(), false, false);
+    let mut number: usize = 0;
+    loop {
+        let kind = match seq.next_element_seed(&mut pair) {
+            Ok(Some(kind)) => kind,
+            Ok(None) => return Ok(()),
+            Err(_) if pair.is_other => {
+                let what = format!("merge {number} is not two texts");
+                return Err(fail(refuse("model.merges", what)));
             }
-            match kind {
-                Kind::Comment => {
-                    lines = true;
-                    continue;
-                }
-                Kind::Line => lines = true,
-                Kind::Pair => pairs = true,
-            }
-            if lines && pairs {
-                return Err(fail(refuse(
-                    "model.merges",
-                    "has merges of both forms, pairs and texts; expected one form",
-                )));
-            }
-            match &mut resolver {
-                Some(resolver) => resolver.add(&pair.left, &pair.right).map_err(fail)?,
-                None => {
-                    for text in [&pair.left, &pair.right] {
-                        early.texts.push_str(text);
-                        let end = u32::try_from(early.texts.len())
-                            .map_err(|_| A::Error::custom("more than 4 GiB of merges"))?;
-                        early.ends.push(end);
-                    }
-                }
-            }
+            Err(error) => return Err(error),
+        };
+        number = number.saturating_add(1);
+        if number > MERGES {
+            return Err(fail(exceeded(
+                "model.merges",
+                format!("more than {MERGES} merges"),
+            )));
         }
-        Ok(match resolver {
-            Some(resolver) => Merges::Known(resolver.finish().map_err(fail)?),
-            None => Merges::Early(early),
-        })
+        match kind {
+            Kind::Comment => {
+                lines = true;
+                continue;
+            }
+            Kind::Line => lines = true,
+            Kind::Pair => pairs = true,
+        }
+        if lines && pairs {
+            return Err(fail(refuse(
+                "model.merges",
+                "has merges of both forms, pairs and texts; expected one form",
+            )));
+        }
+        add(&pair.left, &pair.right).map_err(fail)?;
     }
 }
 

@@ -111,6 +111,7 @@ pub(super) struct Words {
     by_id: Vec<u32>,
     places: Places,
     keys: Keys,
+    is_finished: bool,
 }
 
 fn too_long() -> FormatError {
@@ -129,6 +130,7 @@ impl Words {
             by_id: Vec::new(),
             places: Places::default(),
             keys: Keys::new(),
+            is_finished: false,
         }
     }
 
@@ -158,6 +160,7 @@ impl Words {
     /// # Errors
     /// More text than offsets can name.
     pub(super) fn put(&mut self, text: &str, id: u32) -> Result<(), FormatError> {
+        self.is_finished = false;
         let hash = self.keys.bytes(text.as_bytes());
         let at = match self.entry(hash, text) {
             Ok(entry) => {
@@ -202,6 +205,7 @@ impl Words {
         let end = u32::try_from(self.texts.len()).map_err(|_| too_long())?;
         self.ends.push(end);
         self.ids.push(id);
+        self.is_finished = false;
         Ok(())
     }
 
@@ -241,11 +245,14 @@ impl Words {
         self.index();
     }
 
-    /// Ends the list and orders it by id.
+    /// Ends the list and orders it by id; a second time this is nothing.
     ///
     /// # Errors
     /// Two tokens with one id.
     pub(super) fn finish(&mut self) -> Result<(), FormatError> {
+        if self.is_finished {
+            return Ok(());
+        }
         if self.places.0.is_empty() {
             self.index();
         }
@@ -273,6 +280,7 @@ impl Words {
         self.texts.shrink_to_fit();
         self.ends.shrink_to_fit();
         self.ids.shrink_to_fit();
+        self.is_finished = true;
         Ok(())
     }
 
@@ -282,18 +290,21 @@ impl Words {
         self.ids.get(entry as usize).copied()
     }
 
-    /// The id of each text of `texts`, which stand end to end and end at `ends`.
+    /// The id of each text of `texts`, which stand end to end from byte `start` on and end at `ends`.
     ///
     /// In steps over all texts, each of which reads memory that the step before gave the place of: so
     /// the reads of different texts wait at the same time.
-    pub(super) fn ids(&self, texts: &str, ends: &[usize], found: &mut Vec<Option<u32>>) {
+    pub(super) fn ids(&self, texts: &str, start: u32, ends: &[u32], found: &mut Vec<Option<u32>>) {
         let bounds = || {
-            std::iter::once(&0)
+            std::iter::once(&start)
                 .chain(ends)
                 .copied()
                 .zip(ends.iter().copied())
         };
-        let text = |(start, end)| texts.get(start..end).unwrap_or_default();
+        let text = |(start, end): (u32, u32)| {
+            let range = start as usize..end as usize;
+            texts.get(range).unwrap_or_default()
+        };
         let hash = |range| self.keys.bytes(text(range).as_bytes());
         let hashes: Vec<u64> = bounds().map(hash).collect();
         // most often the only entry with these bits of the hash
@@ -432,7 +443,7 @@ mod tests {
                     .iter()
                     .eq([(3, ""), (4, all[4]), (5, "b"), (6, "c"), (7, "a")])
             );
-            words.ids(texts, &[1, 2, 3, 3, 21, 22], &mut found);
+            words.ids(texts, 0, &[1, 2, 3, 3, 21, 22], &mut found);
             assert_eq!(found, ids);
         }
     }

@@ -3,6 +3,7 @@
 //! Invariant: a check sees two [`Side`]s and what was asked for, never another check.
 
 use super::report::Report;
+use super::runtime::Runtime;
 use super::side::Side;
 use crate::reference::golden::Golden;
 use crate::reference::other_runtime::OtherRuntime;
@@ -14,6 +15,7 @@ use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
 use bitnet_ternary::TernaryMatrix;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// One check.
 pub struct Check {
@@ -60,6 +62,10 @@ pub struct Signed {
     pub keys: TrustedKeys,
 }
 
+/// A model in memory, ready to compute, or why it cannot be; empty until a check needs it.
+#[derive(Debug, Default)]
+pub struct Loaded(OnceLock<Result<Runtime, FormatError>>);
+
 /// What is verified, and against what.
 pub struct Subject<'a> {
     /// What is in question.
@@ -88,6 +94,8 @@ pub struct Subject<'a> {
     pub padding: bool,
     /// Which part of the tensors to compare, if not all.
     pub share: Option<Share>,
+    /// The artifact on the kernel that leads: loaded when a check first asks for it, and shared by all of them.
+    pub loaded: Loaded,
 }
 
 impl<'a> Subject<'a> {
@@ -107,6 +115,7 @@ impl<'a> Subject<'a> {
             figures: false,
             padding: false,
             share: None,
+            loaded: Loaded::default(),
         }
     }
 
@@ -124,6 +133,13 @@ impl<'a> Subject<'a> {
     /// What is expected and what was found.
     pub(super) fn sides(&self) -> Option<(Side<'a>, Side<'a>)> {
         Some((self.source?, self.artifact))
+    }
+
+    /// The artifact on the kernel that leads, if it is a model and there is a kernel.
+    pub(super) fn runtime(&self) -> Option<Result<&Runtime, &FormatError>> {
+        let (artifact, &backend) = self.artifact.model().zip(self.kernels.first())?;
+        let load = || Runtime::load(artifact, backend);
+        Some(self.loaded.0.get_or_init(load).as_ref())
     }
 
     /// Both sides, if both are models.

@@ -7,8 +7,8 @@ mod codes;
 mod tokens;
 
 use super::check::{Check, Running, Subject};
-use super::logits::Runtime;
 use super::report::{ComparedLogits, Report};
+use super::runtime::Runtime;
 use crate::checks::gates;
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::diagnose::logits::of_logits;
@@ -34,7 +34,7 @@ struct Gates;
 
 impl Running for Gates {
     fn finish(self: Box<Self>, subject: &Subject<'_>, report: &mut Report) {
-        let (Some(golden), Some(&backend)) = (subject.golden, subject.kernels.first()) else {
+        let Some(golden) = subject.golden.filter(|_| !subject.kernels.is_empty()) else {
             return;
         };
         let Some(artifact) = subject.artifact.model() else {
@@ -46,14 +46,15 @@ impl Running for Gates {
         let traced = trace(subject, checkpoint, golden, report);
         let departs = !traced.departures.is_empty();
         explain(weights, traced.faults, report);
-        match Runtime::load(artifact, backend) {
-            Ok(runtime) => {
-                let violations = forward(subject, golden, &runtime, report);
+        match subject.runtime() {
+            None => {}
+            Some(Ok(runtime)) => {
+                let violations = forward(subject, golden, runtime, report);
                 if report.faults.is_empty() && !departs {
                     unexplained(checkpoint, golden, &violations, report);
                 }
             }
-            Err(error) => report.checks.push(Verdict::error(LOGITS, &error)),
+            Some(Err(error)) => report.checks.push(Verdict::error(LOGITS, error)),
         }
     }
 }

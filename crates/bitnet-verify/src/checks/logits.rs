@@ -6,15 +6,15 @@
 
 use super::check::{Check, Running, Subject};
 use super::report::{ComparedLogits, Report};
+use super::runtime::Runtime;
 use super::side::{Input, Side};
-use crate::checks::gates::{Answer, Chosen, LayerErrors};
+use crate::checks::gates::LayerErrors;
 use crate::reference::divergence::{Divergence, relative_error};
 use crate::reference::oracle::Oracle;
 use crate::verdict::{Findings, Verdict};
-use bitnet_checkpoint::{Checkpoint, Pooling, Slot};
+use bitnet_checkpoint::Checkpoint;
 use bitnet_formats::FormatError;
 use bitnet_kernels::Backend;
-use bitnet_model::{LoadOptions, Logits, Model, Routing, TilesIn};
 use sha2::{Digest, Sha256};
 
 pub(super) const CHECK: Check = Check {
@@ -30,60 +30,6 @@ pub(super) const CHECK: Check = Check {
 /// Relative error of embeddings, final norm and head, which no rounding step amplifies.
 const EDGE_ERROR: f64 = 1e-5;
 
-/// The runtime of one model on one kernel.
-pub(super) struct Runtime(Model);
-
-impl Runtime {
-    pub(super) fn load(input: &Input, backend: Backend) -> Result<Self, FormatError> {
-        let options = LoadOptions {
-            backend,
-            tiles: TilesIn::FileOrMemory,
-            threads: rayon::current_num_threads(),
-            ..LoadOptions::default()
-        };
-        Ok(Self(Model::load(&input.checkpoint, &options)?))
-    }
-
-    /// One ternary linear: `x` is `(tokens, cols)`.
-    pub(super) fn linear(&self, slot: Slot, x: &[f32], tokens: usize) -> Answer {
-        self.0.linear(slot, x, tokens)
-    }
-
-    /// One layer on the residual stream of positions `0..tokens`.
-    pub(super) fn layer(&self, layer: usize, hidden: &[f32], tokens: usize) -> Answer {
-        self.0.layer(layer, hidden, tokens)
-    }
-
-    /// The experts of every token of a text, layer by layer.
-    pub(super) fn routing(&self, tokens: &[u32]) -> Result<Vec<Vec<Chosen>>, FormatError> {
-        let of_row = |routing: &Routing, row| {
-            let choices = routing.row(row).iter();
-            choices.map(|c| (c.expert, c.weight)).collect::<Chosen>()
-        };
-        let of_layer = |routing: Option<Routing>| {
-            routing.map_or_else(Vec::new, |routing| {
-                (0..tokens.len()).map(|row| of_row(&routing, row)).collect()
-            })
-        };
-        Ok(self.0.routing(tokens)?.into_iter().map(of_layer).collect())
-    }
-
-    /// The vector of a text, by the model's own pooling.
-    pub(super) fn embed(&self, tokens: &[u32]) -> Answer {
-        let pooling = self.0.config().pooling.unwrap_or(Pooling::Last);
-        self.0.embed(tokens, pooling)
-    }
-
-    /// Logits of every position.
-    pub(super) fn logits(&self, tokens: &[u32]) -> Answer {
-        if tokens.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut session = self.0.session(tokens.len())?;
-        self.0.forward(&mut session, tokens, Logits::All)
-    }
-}
-
 struct Compared;
 
 impl Running for Compared {
@@ -94,20 +40,28 @@ impl Running for Compared {
         let Some(artifact) = subject.artifact.model() else {
             return;
         };
-        let run = |input: &Input, backend| {
-            let runtime = Runtime::load(input, backend)?;
-            let logits = subject.prompts.iter().map(|p| runtime.logits(&p.ids));
-            Ok((logits.collect::<Result<Vec<_>, FormatError>>()?, runtime))
+        let runtime = match subject.runtime() {
+            None => return,
+            Some(Ok(runtime)) => runtime,
+            Some(Err(error)) => {
+                report.checks.push(Verdict::error(CHECK.name, error));
+                return;
+            }
         };
-        let (logits, runtime) = match run(artifact, first) {
-            Ok(loaded) => loaded,
+        let of_prompts = |runtime: &Runtime| -> Result<Vec<_>, FormatError> {
+            let prompts = subject.prompts.iter();
+            prompts.map(|p| runtime.logits(&p.ids)).collect()
+        };
+        let logits = match of_prompts(runtime) {
+            Ok(logits) => logits,
             Err(error) => {
                 report.checks.push(Verdict::error(CHECK.name, &error));
                 return;
             }
         };
+        let run = |input: &Input, backend| of_prompts(&Runtime::load(input, backend)?);
         if let Some(source) = subject.source.and_then(Side::model) {
-            let other = run(source, first).map(|(logits, _)| logits);
+            let other = run(source, first);
             let check = against_source(subject, other, &logits, &mut report.logits);
             report.checks.push(check);
         }
@@ -115,9 +69,7 @@ impl Running for Compared {
             let mut findings = Findings::default();
             for &backend in others {
                 match run(artifact, backend) {
-                    Ok((found, _)) => {
-                        identical(subject, backend.name(), &logits, &found, &mut findings)
-                    }
+                    Ok(found) => identical(subject, backend.name(), &logits, &found, &mut findings),
                     Err(error) => findings.unreadable(backend.name(), &error),
                 }
             }
@@ -132,7 +84,7 @@ impl Running for Compared {
                 .push(findings.into_verdict("logits-kernels", compared));
         }
         if subject.golden.is_none() {
-            against_oracle(subject, artifact, &runtime, &logits, report);
+            against_oracle(subject, artifact, runtime, &logits, report);
         }
     }
 }

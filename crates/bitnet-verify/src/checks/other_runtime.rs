@@ -6,9 +6,8 @@
 
 use super::check::{Check, Running, Subject};
 use super::golden::explain_logits;
-use super::logits::Runtime;
 use super::report::{ComparedLogits, Report};
-use super::side::Input;
+use super::runtime::Runtime;
 use crate::checks::gates;
 use crate::reference::divergence::Divergence;
 use crate::reference::other_runtime::OtherRuntime;
@@ -35,7 +34,15 @@ impl Running for Compared {
             return;
         };
         let mut findings = Findings::default();
-        let result = match compare(subject, artifact, other, &mut findings) {
+        let compared = match subject.runtime() {
+            None => Ok(Divergence::default()),
+            Some(Err(error)) => {
+                report.checks.push(Verdict::error(CHECK.name, error));
+                return;
+            }
+            Some(Ok(runtime)) => compare(subject, runtime, other, &mut findings),
+        };
+        let result = match compared {
             Ok(divergence) => {
                 let compared = format!("{}: {}", other.name, divergence.summary());
                 report.logits = Some(ComparedLogits {
@@ -56,15 +63,11 @@ impl Running for Compared {
 
 fn compare(
     subject: &Subject<'_>,
-    artifact: &Input,
+    runtime: &Runtime,
     other: &OtherRuntime,
     findings: &mut Findings,
 ) -> Result<Divergence, FormatError> {
     let bounds = subject.thresholds;
-    let Some(&backend) = subject.kernels.first() else {
-        return Ok(Divergence::default());
-    };
-    let runtime = Runtime::load(artifact, backend)?;
     let measured = gates::end_to_end(&other.recorded, bounds, |tokens| runtime.logits(tokens))?;
     findings.extend(measured.violations(bounds));
     likelihood(&measured.ours, bounds, findings);
