@@ -9,9 +9,12 @@ mod q8_0;
 
 use crate::encoding::{BlockType, Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
-use bitnet_ternary::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use q6_k::{Q6_K_BLOCK, Q6_K_BYTES, decode_q6_k, encode_q6_k};
-use q8_0::{Q8_0_BLOCK, Q8_0_BYTES, decode_q8_0, encode_q8_0};
+use bitnet_ternary::{
+    Q6_K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES, bf16_to_f32, decode_q6_k, decode_q8_0,
+    f16_to_f32, f32_to_bf16, f32_to_f16,
+};
+use q6_k::encode_q6_k;
+use q8_0::encode_q8_0;
 
 /// What narrowing changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

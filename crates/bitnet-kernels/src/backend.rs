@@ -4,6 +4,7 @@
 
 use crate::attention::{self, AttentionScratch};
 use crate::delta::DeltaHead;
+use crate::dense::MatrixType;
 use crate::kernel::{Inputs, Kernel};
 use crate::kernels::KERNELS;
 use crate::lanes::DenseType;
@@ -341,19 +342,21 @@ impl Backend {
     /// `out[t][r] = dot(row r, x[t])` for the rows that `out` owns.
     ///
     /// `rows` is the whole dense matrix, row-major `(rows, cols)`, little-endian, at any alignment;
-    /// `x` is `(tokens, cols)`.
+    /// `x` is `(tokens, cols)`. Columns are a multiple of [`MatrixType::block`].
     pub fn dense_rows(
         &self,
-        dtype: DenseType,
+        dtype: impl Into<MatrixType>,
         rows: &[u8],
         cols: usize,
         x: &[f32],
         out: &mut Output<'_>,
     ) {
-        let run = match dtype {
-            DenseType::F32 => self.0.float.dense_f32,
-            DenseType::F16 => self.0.float.dense_f16,
-            DenseType::Bf16 => self.0.float.dense_bf16,
+        let run = match dtype.into() {
+            MatrixType::Dense(DenseType::F32) => self.0.float.dense_f32,
+            MatrixType::Dense(DenseType::F16) => self.0.float.dense_f16,
+            MatrixType::Dense(DenseType::Bf16) => self.0.float.dense_bf16,
+            MatrixType::Q8_0 => self.0.float.dense_q8_0,
+            MatrixType::Q6_K => self.0.float.dense_q6_k,
         };
         // SAFETY: as in `dot`: self exists.
         unsafe { run(rows, cols, x, out) }

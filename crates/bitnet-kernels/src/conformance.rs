@@ -7,12 +7,12 @@ mod layouts;
 
 use crate::lanes::{LANES, Lanes, add_lanes};
 use crate::{
-    ActivationBatch, Backend, DeltaHead, DenseType, Inputs, KERNELS, KernelError, Output,
-    PackedMatrix,
+    ActivationBatch, Backend, DeltaHead, DenseType, Inputs, KERNELS, KernelError, MatrixType,
+    Output, PackedMatrix,
 };
 use bitnet_ternary::{
-    ActivationError, GROUP_SIZES, Scales, TernaryMatrix, bf16_to_f32, f16_to_f32, f32_to_bf16,
-    f32_to_f16, quantize_row,
+    ActivationError, GROUP_SIZES, Q6_K_BLOCK, Q8_0_BLOCK, Scales, TernaryMatrix, bf16_to_f32,
+    decode_q6_k, decode_q8_0, f16_to_f32, f32_to_bf16, f32_to_f16, quantize_row,
 };
 
 /// Numbers that look like noise and are the same everywhere.
@@ -933,6 +933,58 @@ fn dense_rows_are_canonical_dots_at_any_alignment() {
                     let (mut low, mut high) = Output::new(&mut y, tokens, rows).split_at(rows / 3);
                     backend.dense_rows(dtype, &bytes[1..], cols, &x, &mut low);
                     backend.dense_rows(dtype, &bytes[1..], cols, &x, &mut high);
+                    assert_bits(&y, &want, (backend, dtype, rows, cols, tokens));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_blocks_are_canonical_dots_at_any_alignment() {
+    let mut noise = Noise(12);
+    let mut bytes = |count: usize| -> Vec<u8> {
+        let floats = noise.floats(count).into_iter();
+        floats.map(|x| (x.to_bits() >> 9) as u8).collect()
+    };
+    for (rows, blocks) in [(1, 1), (3, 2), (4, 1), (9, 10), (20, 3)] {
+        for dtype in [MatrixType::Q8_0, MatrixType::Q6_K] {
+            let cols = blocks * dtype.block();
+            let row_bytes = blocks * dtype.block_bytes();
+            let mut matrix = bytes(1 + rows * row_bytes); // starts at an odd byte
+            let mut numbers = Vec::new();
+            for block in matrix[1..].chunks_exact_mut(dtype.block_bytes()) {
+                let scale = f32_to_f16(f32::from(block[0]) / 4096.0 - 0.03).to_le_bytes();
+                if dtype == MatrixType::Q8_0 {
+                    block[..2].copy_from_slice(&scale);
+                    let mut wide = [0.0; Q8_0_BLOCK];
+                    decode_q8_0(block.first_chunk().unwrap(), &mut wide);
+                    numbers.extend(wide);
+                } else {
+                    block[208..].copy_from_slice(&scale);
+                    let mut wide = [0.0; Q6_K_BLOCK];
+                    decode_q6_k(block.first_chunk().unwrap(), &mut wide);
+                    numbers.extend(wide);
+                }
+            }
+            for tokens in [1, 2, 3, 5, 8] {
+                let x: Vec<f32> = bytes(tokens * cols)
+                    .into_iter()
+                    .map(|b| f32::from(b) / 37.0 - 3.0)
+                    .collect();
+                let want: Vec<f32> = x
+                    .chunks_exact(cols)
+                    .flat_map(|x| {
+                        numbers
+                            .chunks_exact(cols)
+                            .map(|w| canonical(w.iter().copied().zip(x.iter().copied())))
+                    })
+                    .collect();
+                for backend in Backend::available() {
+                    let mut y = vec![f32::NAN; tokens * rows];
+                    let (mut low, mut high) = Output::new(&mut y, tokens, rows).split_at(rows / 3);
+                    backend.dense_rows(dtype, &matrix[1..], cols, &x, &mut low);
+                    backend.dense_rows(dtype, &matrix[1..], cols, &x, &mut high);
                     assert_bits(&y, &want, (backend, dtype, rows, cols, tokens));
                 }
             }

@@ -4,11 +4,50 @@
 //! side only to hide latency and to widen a row once for several tokens.
 
 use crate::lanes::{
-    Element, LANES, Lanes, add_lanes, fill_lanes, mul_add_lanes, mul_add_tail, widen_lanes,
-    widen_tail,
+    DenseType, Element, F32, LANES, Lanes, add_lanes, fill_lanes, mul_add_lanes, mul_add_tail,
+    widen_lanes, widen_tail,
 };
 use crate::lines::{LINE, prefetch_l2};
 use crate::output::Output;
+use bitnet_ternary::{Q6_K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES, decode_q6_k, decode_q8_0};
+
+/// How a dense matrix stores its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(non_camel_case_types, reason = "as ggml writes them")]
+pub enum MatrixType {
+    /// Numbers, little-endian.
+    Dense(DenseType),
+    /// Blocks of 32 codes of eight bits with a scale.
+    Q8_0,
+    /// Blocks of 256 codes of six bits with scales of groups of 16.
+    Q6_K,
+}
+
+impl MatrixType {
+    /// Numbers of a block, which rows are whole multiples of.
+    pub fn block(self) -> usize {
+        match self {
+            Self::Dense(_) => 1,
+            Self::Q8_0 => Q8_0_BLOCK,
+            Self::Q6_K => Q6_K_BLOCK,
+        }
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::Dense(dtype) => dtype.size(),
+            Self::Q8_0 => Q8_0_BYTES,
+            Self::Q6_K => Q6_K_BYTES,
+        }
+    }
+}
+
+impl From<DenseType> for MatrixType {
+    fn from(dtype: DenseType) -> Self {
+        Self::Dense(dtype)
+    }
+}
 
 /// `out[token][row] = dot(rows[row], x[token])` for the rows of `out`.
 ///
@@ -41,12 +80,101 @@ pub(crate) fn rows<E: Element, const R: usize, const T: usize>(
         row += 4;
     }
     while row + R <= range.end {
-        tokens::<E, R, T>(rows, row, cols, x, out);
+        let at = row - range.start;
+        tokens::<E, R, T>(&rows_of::<E, R>(rows, row, cols), cols, x, at, out);
         row += R;
     }
     while row < range.end {
-        tokens::<E, 1, T>(rows, row, cols, x, out);
+        let at = row - range.start;
+        tokens::<E, 1, T>(&rows_of::<E, 1>(rows, row, cols), cols, x, at, out);
         row += 1;
+    }
+}
+
+/// Numbers in blocks that share scales.
+pub(crate) trait Block {
+    /// How a matrix of them is called.
+    const TYPE: MatrixType;
+    /// Widens the blocks of `row` to little-endian f32.
+    fn widen(row: &[u8], wide: &mut [u8]);
+}
+
+pub(crate) struct Q8_0;
+pub(crate) struct Q6K;
+
+impl Block for Q8_0 {
+    const TYPE: MatrixType = MatrixType::Q8_0;
+
+    #[inline(always)]
+    fn widen(row: &[u8], wide: &mut [u8]) {
+        let blocks = row.as_chunks::<Q8_0_BYTES>().0.iter();
+        let mut numbers = [0.0; Q8_0_BLOCK];
+        for (block, wide) in blocks.zip(wide.as_chunks_mut::<{ 4 * Q8_0_BLOCK }>().0) {
+            decode_q8_0(block, &mut numbers);
+            store(&numbers, wide);
+        }
+    }
+}
+
+impl Block for Q6K {
+    const TYPE: MatrixType = MatrixType::Q6_K;
+
+    #[inline(always)]
+    fn widen(row: &[u8], wide: &mut [u8]) {
+        let blocks = row.as_chunks::<Q6_K_BYTES>().0.iter();
+        let mut numbers = [0.0; Q6_K_BLOCK];
+        for (block, wide) in blocks.zip(wide.as_chunks_mut::<{ 4 * Q6_K_BLOCK }>().0) {
+            decode_q6_k(block, &mut numbers);
+            store(&numbers, wide);
+        }
+    }
+}
+
+#[inline(always)]
+fn store(numbers: &[f32], wide: &mut [u8]) {
+    for (to, x) in wide.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
+        *to = x.to_le_bytes();
+    }
+}
+
+/// [`rows`] of blocks: `R` rows at a time are widened, which stay in the first cache for all tokens.
+#[inline(always)]
+pub(crate) fn widened_rows<B: Block, const R: usize, const T: usize>(
+    rows: &[u8],
+    cols: usize,
+    x: &[f32],
+    out: &mut Output<'_>,
+) {
+    let range = out.rows();
+    assert!(
+        cols > 0 && cols.is_multiple_of(B::TYPE.block()),
+        "rows of whole blocks"
+    );
+    let row_bytes = cols / B::TYPE.block() * B::TYPE.block_bytes();
+    assert!(rows.len() / row_bytes >= range.end, "dense rows too short");
+    assert_eq!(x.len(), out.tokens() * cols);
+    let mut wide = vec![0; R.min(range.len()) * 4 * cols];
+    let mut row = range.start;
+    while row < range.end {
+        let at = row - range.start;
+        let count = if row + R <= range.end { R } else { 1 };
+        let bytes = &rows[row * row_bytes..(row + count) * row_bytes];
+        let ahead = rows.get((row + R) * row_bytes..).unwrap_or(&[]);
+        for ((row, wide), ahead) in bytes
+            .chunks_exact(row_bytes)
+            .zip(wide.chunks_exact_mut(4 * cols))
+            .zip(ahead.chunks(row_bytes).chain(std::iter::repeat(&[][..])))
+        {
+            for line in ahead.chunks(LINE) {
+                prefetch_l2(line.as_ptr());
+            }
+            B::widen(row, wide);
+        }
+        match count == R {
+            true => tokens::<F32, R, T>(&rows_of::<F32, R>(&wide, 0, cols), cols, x, at, out),
+            false => tokens::<F32, 1, T>(&rows_of::<F32, 1>(&wide, 0, cols), cols, x, at, out),
+        }
+        row += count;
     }
 }
 
@@ -57,24 +185,22 @@ fn rows_of<E: Element, const R: usize>(rows: &[u8], row: usize, cols: usize) -> 
     std::array::from_fn(|r| &rows[(row + r) * row_bytes..(row + r + 1) * row_bytes])
 }
 
-/// All tokens against `R` rows from `row` on.
+/// All tokens against `R` rows, the rows from `at` on of the view `out`.
 #[inline(always)]
 fn tokens<E: Element, const R: usize, const T: usize>(
-    rows: &[u8],
-    row: usize,
+    rows: &[&[u8]; R],
     cols: usize,
     x: &[f32],
+    at: usize,
     out: &mut Output<'_>,
 ) {
-    let rows = rows_of::<E, R>(rows, row, cols);
-    let at = row - out.rows().start;
     let mut token = 0;
     while token + T <= out.tokens() {
-        block::<E, R, T>(&rows, cols, x, token, at, out);
+        block::<E, R, T>(rows, cols, x, token, at, out);
         token += T;
     }
     while token < out.tokens() {
-        block::<E, R, 1>(&rows, cols, x, token, at, out);
+        block::<E, R, 1>(rows, cols, x, token, at, out);
         token += 1;
     }
 }

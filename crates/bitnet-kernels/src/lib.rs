@@ -79,6 +79,7 @@ pub use bitnet_ternary::{ActivationError, Scales, TernaryMatrix};
 pub use candidates::ScreenQuery;
 pub use cpu::{cpu_features, cpu_model};
 pub use delta::DeltaHead;
+pub use dense::MatrixType;
 pub use kernel::{Inputs, Kernel};
 pub use kernels::KERNELS;
 pub use lanes::DenseType;

@@ -9,9 +9,11 @@ use crate::threads;
 use bitnet_checkpoint::Slot;
 use bitnet_checkpoint::{Checkpoint, DenseTensor};
 use bitnet_formats::{
-    Bytes, Encoding, ErrorCode, FormatError, PlainType, Source, TensorInfo, dense_to_f32,
+    BlockType, Bytes, Encoding, ErrorCode, FormatError, PlainType, Source, TensorInfo, dense_to_f32,
 };
-use bitnet_kernels::{Backend, DenseType, Output, ScreenBounds, ScreenQuery, ScreenRows};
+use bitnet_kernels::{
+    Backend, DenseType, MatrixType, Output, ScreenBounds, ScreenQuery, ScreenRows,
+};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
@@ -198,7 +200,8 @@ pub(crate) struct DenseMatrix {
     slot: Slot,
     file: Arc<dyn Source>,
     info: TensorInfo, // name, type and place in `file`
-    bytes: Bytes,     // (rows, row bytes): a view of the file where it is mapped
+    dtype: MatrixType,
+    bytes: Bytes, // (rows, row bytes): a view of the file where it is mapped
     rows: usize,
     cols: usize,
     touched: Arc<AtomicUsize>, // rows read one by one since their pages were given back
@@ -228,6 +231,17 @@ impl DenseMatrix {
         let row_bytes = bytes.len() / rows.max(1);
         dense_to_f32(encoding, &bytes[..row_bytes], &mut vec![0.0; cols])
             .map_err(|error| error.in_tensor(&info.name))?;
+        let dtype = match encoding {
+            Encoding::Plain(PlainType::F32) => DenseType::F32.into(),
+            Encoding::Plain(PlainType::F16) => DenseType::F16.into(),
+            Encoding::Plain(PlainType::Bf16) => DenseType::Bf16.into(),
+            Encoding::Block(BlockType::Q8_0) => MatrixType::Q8_0,
+            Encoding::Block(BlockType::Q6_K) => MatrixType::Q6_K,
+            _ => {
+                let what = format!("expected a dense type, found {}", encoding.name());
+                return Err(FormatError::new(ErrorCode::WrongType, what).in_tensor(&info.name));
+            }
+        };
         let Some(file) = checkpoint.file.parts.get(info.part) else {
             return Err(FormatError::new(
                 ErrorCode::MissingTensor,
@@ -239,6 +253,7 @@ impl DenseMatrix {
             slot,
             file: file.clone(),
             info: info.clone(),
+            dtype,
             bytes,
             rows,
             cols,
@@ -272,13 +287,15 @@ impl DenseMatrix {
         self.info.len as usize
     }
 
+    fn row_bytes(&self, row: usize) -> &[u8] {
+        let row_bytes = self.bytes.len() / self.rows.max(1);
+        let range = row * row_bytes..(row + 1) * row_bytes;
+        self.bytes.get(range).unwrap_or(&[])
+    }
+
     /// Widens one row into `out`, `(cols,)`.
     pub(crate) fn row(&self, row: usize, out: &mut [f32]) -> Result<(), FormatError> {
-        let row_bytes = self.bytes.len() / self.rows;
-        let bytes = (self.bytes)
-            .get(row * row_bytes..(row + 1) * row_bytes)
-            .unwrap_or(&[]);
-        dense_to_f32(self.info.encoding, bytes, out)
+        dense_to_f32(self.info.encoding, self.row_bytes(row), out)
             .map_err(|error| error.in_tensor(&self.info.name))?;
         // a sum of exponent tests vectorises; the search runs only on failure
         if out.iter().fold(true, |all, v| all & v.is_finite()) {
@@ -390,13 +407,14 @@ impl DenseMatrix {
         let share = rows.len().div_ceil(pieces).max(1);
         let items = logits.chunks_mut(share).collect();
         threads::try_for_each(pieces, items, |part: &mut [(u32, f32)]| {
-            let mut wide = vec![0.0; self.cols]; // (cols,)
             for (row, logit) in part {
-                self.row(*row as usize, &mut wide)?;
-                *logit = backend.dot(&wide, x);
+                let row = *row as usize;
+                let mut out = Output::new(std::slice::from_mut(logit), 1, 1);
+                backend.dense_rows(self.dtype, self.row_bytes(row), self.cols, x, &mut out);
                 self.count_touched();
                 if !logit.is_finite() {
-                    return Err(self.beyond(*row as usize));
+                    self.row(row, &mut vec![0.0; self.cols])?; // names the column
+                    return Err(self.beyond(row));
                 }
             }
             Ok(())
@@ -497,31 +515,7 @@ impl DenseMatrix {
         x: &[f32], // (tokens, cols)
         mut out: Output<'_>,
     ) -> Result<(), FormatError> {
-        let dtype = match self.info.encoding {
-            Encoding::Plain(PlainType::F32) => DenseType::F32,
-            Encoding::Plain(PlainType::F16) => DenseType::F16,
-            Encoding::Plain(PlainType::Bf16) => DenseType::Bf16,
-            _ => return self.part_widened(backend, x, out),
-        };
-        backend.dense_rows(dtype, &self.bytes, self.cols, x, &mut out);
-        self.check_logits(&mut out)
-    }
-
-    /// The same for block quantisations, which the kernels do not read: widened row by row.
-    fn part_widened(
-        &self,
-        backend: Backend,
-        x: &[f32],
-        mut out: Output<'_>,
-    ) -> Result<(), FormatError> {
-        let mut wide = vec![0.0; self.cols]; // (cols,)
-        let rows = out.rows();
-        for row in rows.clone() {
-            self.row(row, &mut wide)?;
-            for (token, x) in x.chunks_exact(self.cols).enumerate() {
-                out.token_mut(token)[row - rows.start] = backend.dot(&wide, x);
-            }
-        }
+        backend.dense_rows(self.dtype, &self.bytes, self.cols, x, &mut out);
         self.check_logits(&mut out)
     }
 }

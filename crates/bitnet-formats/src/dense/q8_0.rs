@@ -1,17 +1,6 @@
 //! Q8_0: blocks of 32 int8 and one f16 scale.
 
-use bitnet_ternary::{f16_to_f32, f32_to_f16};
-
-pub(super) const Q8_0_BLOCK: usize = 32;
-pub(super) const Q8_0_BYTES: usize = 34;
-
-/// `d` (f16), then 32 int8: `x = d * q`.
-pub(super) fn decode_q8_0(block: &[u8; Q8_0_BYTES], out: &mut [f32; Q8_0_BLOCK]) {
-    let d = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
-    for (x, q) in out.iter_mut().zip(&block[2..]) {
-        *x = d * f32::from(*q as i8);
-    }
-}
+use bitnet_ternary::{Q8_0_BLOCK, Q8_0_BYTES, f32_to_f16};
 
 /// llama.cpp's reference rounding: `d = amax / 127` and `q = round(x * (1 / d))`, half away from
 /// zero, with `d` still in f32; then `d` is stored as f16.
