@@ -164,8 +164,9 @@ pub struct ConversionArgs {
 
     /// Choose the target format, for example --to gguf-tq2_0; `list` shows all
     ///
-    /// Without this option the name of the output decides. For `.gguf` the program takes the first of i2_s, tq2_0, tq1_0
-    /// and f32 that holds the source exactly, for a directory hf-packed. It prints the choice to stderr.
+    /// Without this option the name of the output decides. For `.gguf` the program takes the first of i2_s, tq2_0, tq1_0,
+    /// q1_0, q2_0, pq2_0, ptq1_0, iq2_bn and f32 that holds the source exactly, for a directory hf-packed. It prints the
+    /// choice to stderr.
     #[arg(long, value_name = "TARGET", value_parser = target, hide_possible_values = true)]
     pub to: Option<&'static Target>,
 

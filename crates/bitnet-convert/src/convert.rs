@@ -4,7 +4,7 @@
 //! publishing leaves nothing behind. One conversion at a time writes an output.
 
 use crate::args::{Args, ConversionArgs, ConvertArgs};
-use crate::look_ahead::{self, Depth};
+use crate::look_ahead;
 use crate::plan::{self, Loss, Plan, Request};
 use crate::publish::{self, Published, Writing, certificate_path};
 use crate::readers::{self, FileFacts};
@@ -238,11 +238,11 @@ fn attempt(
     }
     let threads = args.global.thread_count();
     let progress = Progress::new(console);
+    // also of a dry run: what the plan cannot promise without a look at the values is looked at
+    look_ahead::run(checkpoint, &plan, request, threads, &progress)?;
     if args.convert.dry_run {
-        look_ahead::run(checkpoint, &plan, request, Depth::Trits, threads, &progress)?;
         return print_plan(checkpoint, &plan, request.output, console);
     }
-    look_ahead::run(checkpoint, &plan, request, Depth::All, threads, &progress)?;
     let published = publish::publish(
         checkpoint,
         &plan,

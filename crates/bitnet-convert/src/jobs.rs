@@ -12,7 +12,7 @@ use self::plan_file::PlanFile;
 use crate::args::{FinishArgs, JobArgs, PlanArgs};
 use crate::certificate::Digests;
 use crate::convert;
-use crate::look_ahead::{self, Depth};
+use crate::look_ahead;
 use crate::pipeline::{self, Passed, QuantizedMasters};
 use crate::plan::{self, Loss, Plan, Request};
 use crate::publish::{self, Output, Records};
@@ -337,7 +337,7 @@ impl Opened {
         parts.make_directory()?;
         let request: Request<'_> = file.request();
         let share = plan.share(index);
-        look_ahead::run(checkpoint, &share, &request, Depth::All, threads, progress)?;
+        look_ahead::run(checkpoint, &share, &request, threads, progress)?;
         let hashed = hashed_by(checkpoint, index, plan.files.len());
         let walked = (0..checkpoint.file.parts.len())
             .map(|n| hashed.contains(&n))

@@ -17,15 +17,6 @@ use rayon::prelude::*;
 /// Values that are looked at as one piece of parallel work.
 const PIECE: usize = 1 << 18;
 
-/// Which tensors are looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
-    /// Every tensor at risk.
-    All,
-    /// Those whose trits the target's codes may not express: what a plan cannot promise without a look.
-    Trits,
-}
-
 /// Looks at the tensors at risk.
 ///
 /// # Errors
@@ -34,7 +25,6 @@ pub fn run(
     checkpoint: &Checkpoint,
     plan: &Plan,
     request: &Request<'_>,
-    depth: Depth,
     threads: usize,
     progress: &Progress,
 ) -> Result<(), FormatError> {
@@ -47,10 +37,7 @@ pub fn run(
         .items
         .iter()
         .filter_map(|item| Some((item, item.slot?)))
-        .filter(|(item, slot)| match depth {
-            Depth::All => look.is_at_risk(item, *slot),
-            Depth::Trits => look.may_misfit(item, *slot),
-        })
+        .filter(|(item, slot)| look.is_at_risk(item, *slot))
         .collect();
     if at_risk.is_empty() {
         return Ok(());

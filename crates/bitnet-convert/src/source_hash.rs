@@ -5,7 +5,7 @@
 //! of the conversion than [`LEAD`], so that they still are. Files that another job walks are read as they are needed.
 
 use bitnet_cli::{Bar, Progress};
-use bitnet_formats::{FileDigest, FormatError, TensorFile, TensorInfo, hex};
+use bitnet_formats::{ErrorCode, FileDigest, FormatError, TensorFile, TensorInfo, hex};
 use sha2::{Digest, Sha256};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -172,10 +172,22 @@ impl<'f> SourceHash<'f> {
             }
             bar.finish();
             let path = part.path().to_owned();
+            let sha256 = hex(&hasher.finalize());
+            if let Some(expected) = part.announced_sha256().filter(|e| *e != sha256) {
+                let message = format!(
+                    "expected SHA-256 {expected}, which the server announced, found {sha256}"
+                );
+                let error = FormatError::new(ErrorCode::Checksum, message).in_file(&path);
+                self.state().failure = Some(error.hint(
+                    "run the command again; if the error stays, the file on the server is damaged",
+                ));
+                self.stop();
+                return None;
+            }
             digests.push(Some(FileDigest {
                 path,
                 bytes: len,
-                sha256: hex(&hasher.finalize()),
+                sha256,
             }));
         }
         Some(digests)

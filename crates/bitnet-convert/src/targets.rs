@@ -215,9 +215,19 @@ pub static TARGETS: &[Target] = &[
     },
 ];
 
-/// What `.gguf` without `--to` tries, best first: the smallest that every known reader of BitNet
-/// files takes, then those with finer scales, then the one that holds anything.
-pub static GGUF_PREFERENCE: [&str; 4] = ["gguf-i2_s", "gguf-tq2_0", "gguf-tq1_0", "gguf-f32"];
+/// What `.gguf` without `--to` tries, best first: what every known reader of BitNet files takes, then those with finer
+/// scales (one bit before two, llama.cpp before its forks), then the one that holds anything.
+pub static GGUF_PREFERENCE: [&str; 9] = [
+    "gguf-i2_s",
+    "gguf-tq2_0",
+    "gguf-tq1_0",
+    "gguf-q1_0",
+    "gguf-q2_0",
+    "gguf-pq2_0",
+    "gguf-ptq1_0",
+    "gguf-iq2_bn",
+    "gguf-f32",
+];
 
 /// The target of this name.
 pub fn by_name(name: &str) -> Option<&'static Target> {

@@ -63,6 +63,11 @@ pub trait Source: fmt::Debug + Send + Sync {
         Ok(())
     }
 
+    /// The SHA-256 of the whole file that its origin announced, lower-case hex, where it is not checked yet.
+    fn announced_sha256(&self) -> Option<&str> {
+        None
+    }
+
     /// How far one reader may be ahead of another without that the bytes between them are fetched twice.
     fn window(&self) -> u64 {
         u64::MAX

@@ -34,6 +34,10 @@ const LOOKS: usize = 32;
 pub(crate) trait Ranges: fmt::Debug + Send + Sync {
     fn len(&self) -> u64;
     fn name(&self) -> &str;
+    /// The SHA-256 of the whole file that the server announced.
+    fn sha256(&self) -> Option<&str> {
+        None
+    }
     /// Whether a changed version was seen.
     fn check(&self) -> Result<(), FormatError>;
     /// The bytes of a range that lies in the file.
@@ -210,6 +214,10 @@ impl Source for Streamed {
         self.ranges.name()
     }
 
+    fn announced_sha256(&self) -> Option<&str> {
+        self.ranges.sha256()
+    }
+
     fn path(&self) -> &Path {
         &self.path
     }
@@ -304,6 +312,10 @@ impl Source for Looked {
         self.ranges.name()
     }
 
+    fn announced_sha256(&self) -> Option<&str> {
+        self.ranges.sha256()
+    }
+
     fn path(&self) -> &Path {
         &self.path
     }
@@ -361,6 +373,10 @@ impl Ranges for super::file::RemoteFile {
 
     fn name(&self) -> &str {
         Self::name(self)
+    }
+
+    fn sha256(&self) -> Option<&str> {
+        Self::sha256(self)
     }
 
     fn check(&self) -> Result<(), FormatError> {

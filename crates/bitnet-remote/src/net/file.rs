@@ -23,6 +23,8 @@ pub(crate) struct RemoteFile {
     name: String,
     url: Url,
     len: u64,
+    /// What the server announced of the whole content.
+    sha256: Option<String>,
     state: Mutex<State>,
 }
 
@@ -65,8 +67,21 @@ impl RemoteFile {
             name,
             url,
             len,
+            sha256: None,
             state: Mutex::new(state),
         }
+    }
+
+    /// The same file, whose content is to have this SHA-256.
+    pub(crate) fn with_sha256(self, sha256: Option<&str>) -> Self {
+        Self {
+            sha256: sha256.map(str::to_owned),
+            ..self
+        }
+    }
+
+    pub(crate) fn sha256(&self) -> Option<&str> {
+        self.sha256.as_deref()
     }
 
     pub(crate) fn len(&self) -> u64 {

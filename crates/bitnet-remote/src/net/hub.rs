@@ -183,7 +183,8 @@ impl Hub {
             url,
             facts.len,
             None,
-        ))
+        )
+        .with_sha256(facts.sha256()))
     }
 
     /// What is said of a path that a revision does not have.

@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
 
+/// The shortest time that tokens per second are computed of: events of less are taken together.
+const LEAST_SECONDS: f64 = 0.01;
+
 struct Row {
     concurrency: usize,
     aggregate: Spread, // new tokens/s of all requests, prompts included in the time
@@ -170,7 +173,7 @@ fn measure(engine: &Engine, requests: usize, prompt: usize, new: usize) -> Resul
     let behind = all().filter(|time| *time > last_first).count();
     Ok(Run {
         aggregate: all().count() as f64 / last,
-        decode: (last > last_first).then(|| behind as f64 / (last - last_first)),
+        decode: (last - last_first >= LEAST_SECONDS).then(|| behind as f64 / (last - last_first)),
         first: firsts().sum::<f64>() / requests as f64,
     })
 }

@@ -254,6 +254,22 @@ impl TokenizerDigest {
             ("tokenizer.ggml.pre", cut(&self.pre_tokenizer), cut(&word)),
         ];
         all.retain(|(_, expected, found)| expected != found);
+        for (key, expected, found) in [
+            (
+                "tokenizer.ggml.add_bos_token",
+                !self.prefix_token_ids.is_empty(),
+                ggml.add_bos,
+            ),
+            (
+                "tokenizer.ggml.add_eos_token",
+                !self.suffix_token_ids.is_empty(),
+                ggml.add_eos,
+            ),
+        ] {
+            if metadata.get(key).is_some() && expected != found {
+                all.push((key, expected.to_string(), found.to_string()));
+            }
+        }
         if let Some(at) = ggml.first_score_out_of_order(&merges) {
             let (expected, found) = ("the order of the merges", format!("another at token {at}"));
             all.push(("tokenizer.ggml.scores", expected.to_owned(), found));

@@ -13,8 +13,17 @@ pub(super) const EXAMINATION: Examination = Examination {
     what: "zeros, constants, NaN, codes, statistics of trits and scales",
     examine: |patient, findings| {
         if let Some(checkpoint) = patient.checkpoint {
+            let (mut linears, mut without_zeros) = (0, Vec::new());
             for slot in checkpoint.slots_in_file_order() {
-                look(checkpoint, slot, findings);
+                linears += usize::from(checkpoint.is_ternary(slot));
+                match look(checkpoint, slot) {
+                    Some(finding) if finding.what == NO_ZEROS => without_zeros.push(finding),
+                    found => findings.extend(found),
+                }
+            }
+            // a model of one bit has no zeros anywhere
+            if without_zeros.len() < linears {
+                findings.append(&mut without_zeros);
             }
         }
         unused(patient, findings);
@@ -34,7 +43,10 @@ const SCALES: std::ops::RangeInclusive<f32> = 1e-7..=1e4;
 /// What to do about a tensor that cannot be right.
 const AGAIN: &str = "compare with the source, or convert again";
 
-fn look(checkpoint: &Checkpoint, slot: Slot, findings: &mut Vec<Finding>) {
+/// What is said of a linear without zeros, in a model that has some.
+const NO_ZEROS: &str = "no trit is 0, and other linears have zeros";
+
+fn look(checkpoint: &Checkpoint, slot: Slot) -> Option<Finding> {
     let place = slot.to_string();
     let seen = if checkpoint.is_ternary(slot) {
         checkpoint
@@ -45,11 +57,7 @@ fn look(checkpoint: &Checkpoint, slot: Slot, findings: &mut Vec<Finding>) {
             .dense(slot)
             .and_then(|tensor| dense(&place, &tensor))
     };
-    match seen {
-        Ok(Some(finding)) => findings.push(finding),
-        Ok(None) => {}
-        Err(error) => findings.push(Finding::unreadable(place, &error)),
-    }
+    seen.unwrap_or_else(|error| Some(Finding::unreadable(place, &error)))
 }
 
 /// The worst thing about a linear.
@@ -92,11 +100,19 @@ fn ternary(place: &str, matrix: &TernaryMatrix) -> Option<Finding> {
         );
         return Some(Finding::new(code, severity, place, what, AGAIN));
     }
-    if !ZEROS.contains(&share) {
+    let imbalance = plus.abs_diff(minus) as f64 / (plus + minus) as f64;
+    if zero == 0 && imbalance <= IMBALANCE {
+        return Some(Finding::warning(
+            "implausible-trits",
+            place,
+            NO_ZEROS,
+            AGAIN,
+        ));
+    }
+    if zero > 0 && !ZEROS.contains(&share) {
         let what = format!("{:.2} % of the trits are 0", 100.0 * share);
         return Some(Finding::warning("implausible-trits", place, what, AGAIN));
     }
-    let imbalance = plus.abs_diff(minus) as f64 / (plus + minus) as f64;
     if imbalance > IMBALANCE {
         let what = format!("{plus} trits are +1 and {minus} are -1");
         return Some(Finding::warning("unbalanced-trits", place, what, AGAIN));
