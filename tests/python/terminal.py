@@ -3,8 +3,9 @@
 usage: terminal.py COLUMNS PROGRAM ARGUMENT...    with a JSON list of steps on standard input:
   {"wait": "text"}    read until the text was written (since the last wait)
   {"send": "text"}    type the text
-At the end stands one JSON object: what was written, and the exit status (negative: a signal). A text that does not come
-within 60 seconds ends the program and fails.
+  {"signal": 15}      send the signal to the program
+At the end stands one JSON object: what was written, the exit status (negative: a signal), and whether the terminal is as it was (it echoes and
+waits for lines). A text that does not come within 60 seconds ends the program and fails.
 """
 
 import fcntl
@@ -47,6 +48,9 @@ def main():
         return bool(data)
 
     for step in steps:
+        if "signal" in step:
+            os.kill(pid, step["signal"])
+            continue
         if "send" in step:
             os.write(terminal, step["send"].encode())
             continue
@@ -67,7 +71,10 @@ def main():
     if missing is not None:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    json.dump({"written": written, "status": os.waitstatus_to_exitcode(status), "missing": missing}, sys.stdout)
+    lines = termios.ECHO | termios.ICANON
+    usual = termios.tcgetattr(terminal)[3] & lines == lines
+    report = {"written": written, "status": os.waitstatus_to_exitcode(status), "missing": missing, "usual": usual}
+    json.dump(report, sys.stdout)
 
 
 main()

@@ -62,6 +62,7 @@ mod resources;
 mod size;
 mod suggest;
 mod table;
+mod terminal;
 mod values;
 mod version;
 mod words;

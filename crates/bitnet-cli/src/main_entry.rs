@@ -1,17 +1,21 @@
 //! What `main` does around `run`: signals, the real streams, the exit code.
 //!
 //! Invariant: an interrupted program leaves no partial output behind and exits 130, at once, from
-//! whatever it was doing. A file that reaches a size limit is an error of the write, never a signal.
+//! whatever it was doing, on a terminal as it was before. A file that reaches a size limit is an error of the write, never a signal.
 
 use crate::exit_status::ExitStatus;
-use crate::process::{INTERRUPTED, STANDARD_STREAMS, take_hook};
 #[cfg(unix)]
-use signal_hook::consts::SIGXFSZ;
+use crate::process::TERMINATED;
+use crate::process::{INTERRUPTED, STANDARD_STREAMS, run_hook};
+use crate::terminal;
+#[cfg(unix)]
+use signal_hook::consts::{SIGHUP, SIGTERM, SIGXFSZ};
 use std::env::ArgsOs;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// A write beyond `ulimit -f` sends SIGXFSZ, which ends a process that does not handle it. Handled, the write
 /// fails with an error.
@@ -21,6 +25,15 @@ fn fail_writes_beyond_the_size_limit() {
         let seen = std::sync::Arc::new(AtomicBool::new(false));
         // without a handler such a write ends the program, as it ends others
         let _ = signal_hook::flag::register(SIGXFSZ, seen);
+    }
+}
+
+/// Notes SIGTERM and SIGHUP, beside the handler of all signals that is installed already.
+fn tell_termination_apart() {
+    #[cfg(unix)]
+    for signal in [SIGTERM, SIGHUP] {
+        // without it these signals do what Ctrl-C does
+        let _ = signal_hook::flag::register(signal, std::sync::Arc::clone(&TERMINATED));
     }
 }
 
@@ -35,14 +48,19 @@ pub fn main_of<A: Iterator<Item = OsString>>(
     run: impl FnOnce(A, &mut dyn Write, &mut dyn Write) -> ExitStatus,
 ) -> ExitStatus {
     STANDARD_STREAMS.store(true, Ordering::Relaxed);
+    terminal::remember();
     let installed = ctrlc::set_handler(|| {
-        if let Some(hook) = take_hook() {
-            return hook();
+        // this thread may be awake before the flag of the same signal is set
+        std::thread::sleep(Duration::from_millis(2));
+        if run_hook() {
+            return;
         }
         INTERRUPTED.store(true, Ordering::Relaxed);
         bitnet_formats::remove_partial_outputs();
+        terminal::restore();
         std::process::exit(130);
     });
+    tell_termination_apart();
     let mut err = io::stderr();
     fail_writes_beyond_the_size_limit();
     if let Err(e) = installed {

@@ -3,7 +3,7 @@
 //! Invariant: [`main`](crate::main) alone sets these; a test that calls `run` finds neither.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 /// Whether `out` and `err` are the process's own stdout and stderr.
 pub(crate) static STANDARD_STREAMS: AtomicBool = AtomicBool::new(false);
@@ -15,18 +15,32 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-type Hook = Box<dyn FnOnce() + Send>;
+/// Whether SIGTERM or SIGHUP arrived: another program, or the end of the terminal, asks the process to end.
+pub(crate) static TERMINATED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// What the first signal does instead of ending the process.
+struct Hook {
+    run: Box<dyn FnOnce() + Send>,
+    /// Whether SIGTERM and SIGHUP end the process all the same.
+    for_keys: bool,
+}
+
 static HOOK: Mutex<Option<Hook>> = Mutex::new(None);
+
+fn set_hook(hook: Option<Hook>) {
+    *HOOK.lock().unwrap_or_else(PoisonError::into_inner) = hook;
+}
 
 /// Lets the first SIGINT, SIGTERM or SIGHUP call `hook` instead of ending the process; the second one ends it.
 pub fn on_interrupt(hook: impl FnOnce() + Send + 'static) {
-    *HOOK.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
+    set_hook(Some(Hook {
+        run: Box::new(hook),
+        for_keys: false,
+    }));
 }
 
-/// While this lives, the first SIGINT, SIGTERM or SIGHUP is a request to stop the work at hand; the second one ends the
-/// process.
+/// While this lives, the first SIGINT, as of Ctrl-C, is a request to stop the work at hand; the second one ends the
+/// process, and so do SIGTERM and SIGHUP.
 #[derive(Debug)]
 pub struct StopRequest(Arc<AtomicBool>);
 
@@ -35,7 +49,10 @@ impl StopRequest {
     pub fn listen() -> Self {
         let asked = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&asked);
-        on_interrupt(move || flag.store(true, Ordering::Relaxed));
+        set_hook(Some(Hook {
+            run: Box::new(move || flag.store(true, Ordering::Relaxed)),
+            for_keys: true,
+        }));
         Self(asked)
     }
 
@@ -47,11 +64,19 @@ impl StopRequest {
 
 impl Drop for StopRequest {
     fn drop(&mut self) {
-        take_hook();
+        set_hook(None);
     }
 }
 
-/// The hook, once.
-pub(crate) fn take_hook() -> Option<Hook> {
-    HOOK.lock().unwrap_or_else(PoisonError::into_inner).take()
+/// Runs the hook, once; whether one was there for the signal that arrived.
+pub(crate) fn run_hook() -> bool {
+    let hook = HOOK.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let terminated = TERMINATED.load(Ordering::Relaxed);
+    match hook.filter(|hook| !(terminated && hook.for_keys)) {
+        Some(hook) => {
+            (hook.run)();
+            true
+        }
+        None => false,
+    }
 }

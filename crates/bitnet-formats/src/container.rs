@@ -8,6 +8,7 @@
 mod directory;
 mod gguf;
 mod pytorch;
+mod remains;
 mod safetensors;
 mod shards;
 
@@ -17,6 +18,7 @@ pub use gguf::{
     gguf_type_rivals,
 };
 pub use pytorch::{Frames, Pytorch};
+pub use remains::{Declared, HeaderRemains, header_remains};
 pub use safetensors::Safetensors;
 
 use crate::artifact::is_plain_file_name;

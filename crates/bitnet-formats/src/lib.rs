@@ -37,9 +37,10 @@ pub use artifact::{
     sweep_beside,
 };
 pub use container::{
-    CONTAINERS, Container, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry, Header,
-    PlannedTensor, Pytorch, Reading, Safetensors, WritePlan, adapter_alone, container_by_name,
-    gguf_type_rivals, open, open_as, open_with, refuse_adapter_beside, stale_index, weight_files,
+    CONTAINERS, Container, Declared, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry,
+    Header, HeaderRemains, PlannedTensor, Pytorch, Reading, Safetensors, WritePlan, adapter_alone,
+    container_by_name, gguf_type_rivals, header_remains, open, open_as, open_with,
+    refuse_adapter_beside, stale_index, weight_files,
 };
 pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
 pub use encoding::{BlockType, Encoding, PlainType};

@@ -55,6 +55,8 @@ pub struct Setup<'a> {
     pub sampler: Sampler,
     pub logits: LogitOptions,
     pub rule: Option<Rule>,
+    /// The command that takes the flags of a chat, if the command that runs does not take them.
+    pub other_command: Option<String>,
 }
 
 /// A conversation.
@@ -71,6 +73,7 @@ struct Chat<'a> {
     messages: Vec<ChatMessage>,
     /// What the session has read.
     fed: Vec<u32>,
+    other_command: Option<String>,
 }
 
 /// Answers messages until there are no more: of a person at a terminal, or the lines of standard input.
@@ -131,6 +134,7 @@ impl<'a> Chat<'a> {
             sampler,
             logits,
             rule,
+            other_command,
         } = setup;
         let most_context = model.config().max_position_embeddings;
         let context = args.ctx.unwrap_or(most_context.min(CONTEXT));
@@ -148,6 +152,7 @@ impl<'a> Chat<'a> {
             most_context,
             messages: first_messages(args),
             fed: Vec::new(),
+            other_command,
             args,
             tokenizer,
         })
@@ -231,8 +236,10 @@ impl<'a> Chat<'a> {
             // the conversation is as it was
             self.messages.extend(answer);
         } else if self.is_greedy() {
-            console
-                .aside("[the same message gets the same answer; start with --temp for others]")?;
+            let temp = self.flag("--temp");
+            console.aside(format_args!(
+                "[the same message gets the same answer; start with {temp} for others]"
+            ))?;
         }
         answered.map(|_| ())
     }
@@ -346,17 +353,26 @@ impl<'a> Chat<'a> {
                 self.context,
                 self.more_context()
             ))?,
-            Stopped::Length => console.aside(stopped_after(made))?,
+            Stopped::Length => console.aside(stopped_after(made, &self.flag("-n")))?,
             _ => {}
         }
         let speed = generated.tokens_per_second();
         console.aside(format_args!("[{made} tokens, {speed:.1} tokens/s]"))
     }
 
+    /// A flag, as it is given: behind another command, if this one does not take it.
+    fn flag(&self, flag: &str) -> String {
+        match &self.other_command {
+            Some(command) => format!("{command} {flag}"),
+            None => flag.to_owned(),
+        }
+    }
+
     fn more_context(&self) -> String {
         match self.context < self.most_context {
             true => format!(
-                "/clear starts over, --ctx N holds up to {} tokens",
+                "/clear starts over, {} N holds up to {} tokens",
+                self.flag("--ctx"),
                 self.most_context
             ),
             false => "/clear starts over; the model was made for no more".to_owned(),
@@ -372,7 +388,8 @@ impl<'a> Chat<'a> {
             Failure::new(ErrorCode::ContextExceeded, message).hint("start over with /clear");
         match self.context < self.most_context {
             true => failure.hint(format!(
-                "start with --ctx N for a longer context, up to {} tokens",
+                "start with {} N for a longer context, up to {} tokens",
+                self.flag("--ctx"),
                 self.most_context
             )),
             false => failure,
@@ -380,7 +397,7 @@ impl<'a> Chat<'a> {
     }
 }
 
-/// What a text that was cut off is told.
-pub fn stopped_after(tokens: usize) -> String {
-    format!("[stopped after {tokens} tokens; -n for more]")
+/// What a text that was cut off is told; `flag` sets the number of tokens.
+pub fn stopped_after(tokens: usize, flag: &str) -> String {
+    format!("[stopped after {tokens} tokens; {flag} for more]")
 }

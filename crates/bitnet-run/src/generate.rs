@@ -62,6 +62,7 @@ pub fn run(
             sampler,
             logits: logit_options(args),
             rule,
+            other_command: None,
         };
         return chat::interactive(setup, console);
     }
@@ -150,7 +151,7 @@ pub fn run(
         }
     }
     if tokenizer.is_some() && generated.stopped == Stopped::Length {
-        console.aside(chat::stopped_after(generated.tokens.len()))?;
+        console.aside(chat::stopped_after(generated.tokens.len(), "-n"))?;
     }
     console.note(format!(
         "{} prompt tokens in {:.2} s, {} new in {:.2} s ({:.1} tokens/s)",

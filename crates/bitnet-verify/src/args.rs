@@ -81,7 +81,8 @@ pub struct MergeArgs {
 /// An examination.
 #[derive(Debug, Clone, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  bitnet-verify doctor model.gguf\n  bitnet-verify doctor model.gguf --fix -o fixed.gguf"
+    after_help = "Examples:\n  bitnet-verify doctor model.gguf\n  bitnet-verify doctor model.gguf --fix -o fixed.gguf\n  \
+                  bitnet-verify doctor model.gguf --bundle report.zip"
 )]
 pub struct DoctorArgs {
     /// The model, for example ./model-i2_s.gguf or hf://OWNER/NAME
@@ -106,7 +107,14 @@ pub struct DoctorArgs {
     #[arg(short, long, value_name = "OUT", requires = "fix")]
     pub output: Option<PathBuf>,
 
-    /// Replace OUT if it exists; never the model itself
+    /// Write a zip file for a report of a fault, for example --bundle report.zip
+    ///
+    /// FILE holds the headers, the settings, chat templates, hashes and what doctor found, also of a model that cannot be
+    /// read. It holds no weights, no whole vocabulary, no local paths and no secrets. Its README.txt says what is in it.
+    #[arg(long, value_name = "FILE", conflicts_with = "fix")]
+    pub bundle: Option<PathBuf>,
+
+    /// Replace OUT or FILE if it exists; never the model itself
     #[arg(long)]
     pub force: bool,
 

@@ -28,12 +28,12 @@ pub(crate) mod unlike;
 pub use check::{Check, Loaded, Signed, Subject};
 
 use crate::verdict::Verdict;
-use bitnet_checkpoint::Slot;
+use bitnet_checkpoint::{Slot, scale_normal_form};
 use bitnet_cli::{Bar, Progress};
 use bitnet_ternary::TernaryMatrix;
 use check::Pair;
 use padding::{padding, silent_scales};
-use report::{LinearFigures, Report};
+use report::{LinearFigures, MatrixFigures, Report};
 use side::Side;
 
 /// Every check, in the order of the report. Adding one is a file, a `mod` line and a row.
@@ -87,7 +87,8 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
                 silent.extend(silent_scales(checkpoint, slot, matrix));
             }
             if let (true, Ok(matrix)) = (subject.figures, &artifact) {
-                report.linears.push(figures(slot, matrix));
+                let source = source.as_ref().and_then(|source| source.as_ref().ok());
+                report.linears.push(figures(slot, matrix, source));
             }
             for check in running.iter_mut().filter(|check| check.wants_ternary()) {
                 check.ternary(&pair, subject);
@@ -117,13 +118,28 @@ pub fn run(subject: &Subject<'_>, progress: &Progress) -> Report {
     report
 }
 
-/// What a linear holds.
-fn figures(slot: Slot, matrix: &TernaryMatrix) -> LinearFigures {
+/// What a linear holds, beside the source's.
+fn figures(slot: Slot, artifact: &TernaryMatrix, source: Option<&TernaryMatrix>) -> LinearFigures {
+    let differs = source.is_some_and(|source| {
+        let bits = |matrix| -> Vec<u32> {
+            let scales = scale_normal_form(matrix);
+            scales.as_slice().iter().map(|s| s.to_bits()).collect()
+        };
+        source.trits() != artifact.trits() || bits(source) != bits(artifact)
+    });
+    LinearFigures {
+        name: slot.to_string(),
+        artifact: figures_of(artifact),
+        source: source.map(figures_of),
+        differs,
+    }
+}
+
+fn figures_of(matrix: &TernaryMatrix) -> MatrixFigures {
     let mut scales = matrix.scales().as_slice().to_vec();
     scales.sort_by(f32::total_cmp);
     let at = |i: usize| scales.get(i).copied().unwrap_or(0.0);
-    LinearFigures {
-        name: slot.to_string(),
+    MatrixFigures {
         trits: matrix.counts(),
         scales: [
             at(0),

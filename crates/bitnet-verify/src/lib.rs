@@ -11,6 +11,8 @@ mod args;
 mod blocks;
 mod checks;
 mod diagnose;
+mod hash;
+mod local;
 mod reference;
 mod report;
 mod settings;
@@ -19,7 +21,7 @@ mod verdict;
 
 pub use args::Args;
 pub use checks::padding::Padding;
-pub use checks::report::{ComparedLogits, LinearFigures, Report};
+pub use checks::report::{ComparedLogits, LinearFigures, MatrixFigures, Report};
 pub use checks::side::{Input, Side};
 pub use checks::unlike::Unlike;
 pub use checks::{CHECKS, Check, Loaded, Signed, Subject, gates, run as run_checks};
@@ -43,6 +45,7 @@ use bitnet_cli::{Console, ExitStatus, Failure, Progress, Reads};
 use bitnet_formats::{Artifact, ErrorCode, FormatError, Inputs, Limits};
 use bitnet_kernels::{Backend, KernelError};
 use reference::{certificate, prompts::read_json};
+use report::provenance::{ModelFacts, Named, Provenance};
 use report::{baseline, html, json, junit, markdown, text};
 use serde_json::Value;
 use std::ffi::OsString;
@@ -69,7 +72,9 @@ pub fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> ExitStatus {
-    let args: Args = match bitnet_cli::parse_with(args, out, err, args::explain) {
+    let words: Vec<OsString> = args.collect();
+    let parsed = bitnet_cli::parse_with(words.iter().cloned(), out, err, args::explain);
+    let args: Args = match parsed {
         Ok(args) => args,
         Err(status) => return status,
     };
@@ -91,7 +96,10 @@ pub fn run(
         }
         Some(Command::Merge(merge)) => share::merge(&merge.reports, &mut console),
         Some(Command::Documents(_)) => Ok(ExitStatus::Done),
-        None => work(&args.compare, threads, &mut console),
+        None => {
+            let words = words.get(1..).unwrap_or_default();
+            work(&args.compare, words, threads, &mut console)
+        }
     };
     console.finish(result)
 }
@@ -103,6 +111,7 @@ pub fn command() -> clap::Command {
 
 fn work(
     args: &CompareArgs,
+    words: &[OsString],
     threads: usize,
     console: &mut Console<'_>,
 ) -> Result<ExitStatus, Failure> {
@@ -126,18 +135,26 @@ fn work(
     let bounds = args.thresholds.clone().or(bounds);
     let progress = Progress::new(console);
     let report = held.and_then(|held| {
-        let report = verify(args, &bounds, threads, &progress)?;
-        Ok((report, held))
+        let (report, models) = verify(args, &bounds, threads, &progress)?;
+        Ok((report, models, held))
     });
-    let (report, _held) = match report {
-        Ok((report, held)) => (Ok(report), Some(held)),
-        Err(error) => (Err(error), None),
+    let (report, models, _held) = match report {
+        Ok((report, models, held)) => (Ok(report), models, Some(held)),
+        Err(error) => (Err(error), Vec::new(), None),
     };
     progress.clear();
-    write_reports(named, &bounds, &report, started.elapsed())?;
+    let took = started.elapsed();
+    let provenance = asks_for_pages(named).then(|| {
+        let names = names(named, args, words);
+        Provenance::new(&names, models, took)
+    });
+    write_reports(named, &bounds, &report, provenance.as_ref(), took)?;
     let report = report?;
     console.line(text::of(&report).trim_end())?;
     let mut object = json::of(&report);
+    if let Some(provenance) = &provenance {
+        object["provenance"] = provenance.to_json();
+    }
     if let Some(file) = &file {
         object["thresholds"] = file.display().to_string().into();
     }
@@ -207,11 +224,43 @@ fn check_report_paths(args: &CompareArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether people are to read the report on a page, which says where it comes from.
+fn asks_for_pages(args: &CompareArgs) -> bool {
+    args.html.is_some() || args.markdown.is_some()
+}
+
+/// What a report is made of: `named` as on the command line, `located` where it is on this machine.
+fn names<'a>(named: &'a CompareArgs, located: &'a CompareArgs, words: &'a [OsString]) -> Named<'a> {
+    let all = [
+        ("artifact", &named.artifact),
+        ("source", &named.against),
+        ("certificate", &named.certificate),
+        ("golden", &named.golden),
+        ("logits from", &named.logits_from),
+        ("prompts", &named.prompts),
+        ("baseline", &named.baseline),
+    ];
+    let inputs = all.into_iter();
+    let inputs = inputs.filter_map(|(role, path)| Some((role, path.as_deref()?)));
+    let kernels = match wants_logits(named) {
+        true => kernels(named.kernel.as_deref()).unwrap_or_default(),
+        false => Vec::new(),
+    };
+    let here = [&located.artifact, &located.against];
+    Named {
+        words,
+        inputs: inputs.collect(),
+        located: here.into_iter().flatten().map(|p| p.as_path()).collect(),
+        kernels: kernels.iter().map(|k| k.name().to_owned()).collect(),
+    }
+}
+
 /// Writes the files that were asked for. A CI server is to see what could not even be opened.
 fn write_reports(
     args: &CompareArgs,
     bounds: &Bounds,
     report: &Result<Report, Failure>,
+    provenance: Option<&Provenance>,
     took: Duration,
 ) -> Result<(), Failure> {
     let cannot = |e: &Failure| Verdict::error("open", &FormatError::new(e.code, e.message.clone()));
@@ -225,25 +274,15 @@ fn write_reports(
         let text = junit::of(report, &artifact, took)?;
         write_new(path, args.force, &text)?;
     }
-    let mut subjects = vec![("artifact", args.artifact().display().to_string())];
-    for (name, path) in [
-        ("against", &args.against),
-        ("certificate", &args.certificate),
-        ("golden", &args.golden),
-        ("logits-from", &args.logits_from),
-        ("prompts", &args.prompts),
-        ("baseline", &args.baseline),
-    ] {
-        let path = path.as_ref();
-        subjects.extend(path.map(|p| (name, p.display().to_string())));
-    }
-    subjects.push(("seconds", format!("{:.1}", took.as_secs_f64())));
+    let Some(provenance) = provenance else {
+        return Ok(());
+    };
     if let Some(path) = &args.html {
-        let text = html::of(report, &subjects, &bounds.thresholds());
+        let text = html::of(report, provenance, &bounds.thresholds());
         write_new(path, args.force, &text)?;
     }
     if let Some(path) = &args.markdown {
-        write_new(path, args.force, &markdown::of(report, &subjects))?;
+        write_new(path, args.force, &markdown::of(report, provenance))?;
     }
     Ok(())
 }
@@ -254,11 +293,12 @@ fn verify(
     bounds: &Bounds,
     threads: usize,
     progress: &Progress,
-) -> Result<Report, Failure> {
+) -> Result<(Report, Vec<ModelFacts>), Failure> {
     let logits = wants_logits(args);
     let other = args.logits_from.as_deref();
     if let Some(found) = certificate::read_if_one(args.artifact())? {
-        return compare_certificates(args, bounds, &found);
+        let report = compare_certificates(args, bounds, &found)?;
+        return Ok((report, Vec::new()));
     }
     let options = |layout: Option<&String>, ternary_trained| OpenOptions {
         layout: layout.cloned(),
@@ -334,7 +374,16 @@ fn verify(
         input.checkpoint.check_inputs()?;
     }
     add_baseline(&mut report, baseline.as_ref(), bounds);
-    Ok(report)
+    let mut models = Vec::new();
+    if asks_for_pages(args) {
+        let sides = [("artifact", Some(&artifact)), ("source", source.as_ref())];
+        for (role, side) in sides {
+            let facts = side.map(|side| ModelFacts::of(role, side, progress));
+            models.extend(facts.transpose()?);
+        }
+        models.extend(certificate.as_ref().map(ModelFacts::certified));
+    }
+    Ok((report, models))
 }
 
 /// What `--trusted-keys` asks for.

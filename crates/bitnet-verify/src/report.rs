@@ -8,13 +8,12 @@ pub(crate) mod html;
 pub(crate) mod json;
 pub(crate) mod junit;
 pub(crate) mod markdown;
+pub(crate) mod provenance;
 pub(crate) mod statistics;
 pub(crate) mod text;
+mod words;
 
 use crate::verdict::Status;
-
-/// What was compared with what: name and value, `artifact` first.
-pub(crate) type Subjects = [(&'static str, String)];
 
 /// Most differences of one check that a page lists.
 const LISTED: usize = 40;

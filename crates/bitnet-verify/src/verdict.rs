@@ -81,6 +81,8 @@ pub struct Verdict {
     pub differences: Vec<Difference>,
     /// The first failure to compare.
     pub code: Option<ErrorCode>,
+    /// What the detail lists, as names and values, if it lists more than fits a line of a page.
+    pub rows: Vec<(String, String)>,
 }
 
 impl Verdict {
@@ -109,7 +111,14 @@ impl Verdict {
             detail,
             differences: Vec::new(),
             code: None,
+            rows: Vec::new(),
         }
+    }
+
+    /// The same, with what its detail lists.
+    #[must_use]
+    pub(crate) fn with_rows(self, rows: Vec<(String, String)>) -> Self {
+        Self { rows, ..self }
     }
 }
 
@@ -181,6 +190,7 @@ impl Findings {
             detail,
             differences: self.differences,
             code,
+            rows: Vec::new(),
         }
     }
 }

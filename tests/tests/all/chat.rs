@@ -49,6 +49,7 @@ pub fn typed_in(columns: usize, model: &Path, flags: &[&str], steps: &Value) -> 
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let written = report["written"].as_str().unwrap().to_owned();
     assert_eq!(report["missing"], Value::Null, "{written}");
+    assert_eq!(report["usual"], true, "the terminal is left as it was");
     (written, report["status"].as_i64().unwrap())
 }
 
@@ -117,6 +118,18 @@ fn a_person_chats_with_commands_history_and_pasted_lines() {
         prompt,
         save("two.json"),
         wait("saved 2 messages"),
+        // a pasted backslash stays where it is; the arrow key brings the message back as it is, too
+        prompt,
+        send("/clear\r"),
+        wait("forgotten"),
+        prompt,
+        send("\u{1b}[200~cargo run \\\n  --release\u{1b}[201~"),
+        wait("--release"),
+        send("\r"),
+        speed,
+        prompt,
+        save("pasted.json"),
+        wait("saved 2 messages"),
         // the arrow key brings the message before the command back
         prompt,
         send("/clear\r"),
@@ -150,9 +163,39 @@ fn a_person_chats_with_commands_history_and_pasted_lines() {
         saved(&file("two.json"))[0],
         (user.clone(), "Add 34\nand 28.".to_owned())
     );
+    assert_eq!(
+        saved(&file("pasted.json"))[0],
+        (user.clone(), "cargo run \\\n  --release".to_owned())
+    );
     let three = saved(&file("three.json"));
     assert_eq!(three[0], (user.clone(), "one \ntwo".to_owned()));
     assert_eq!(three[2], three[0]);
+}
+
+/// Flags that a hint names are flags of the command that it names.
+#[test]
+fn the_chat_of_the_demo_names_a_command_that_has_the_flags() {
+    let steps = json!([
+        wait("> "),
+        wait("/help lists"),
+        wait("> "),
+        send(&format!("{QUESTION}\r")),
+        wait("tokens/s]"),
+        wait("> "),
+        send("/retry\r"),
+        wait("--chat --temp"),
+        wait("> "),
+        send("\u{4}")
+    ]);
+    let (written, status) = typed(Path::new("demo"), &["--chat"], &steps);
+    assert_eq!(status, 0, "{written}");
+    let written = written.replace("\r\n", "");
+    let path = demo().canonicalize().unwrap();
+    let command = format!(
+        "start with bitnet-run {} --chat --temp for others",
+        path.display()
+    );
+    assert!(written.contains(&command), "{written}");
 }
 
 #[test]
@@ -183,6 +226,31 @@ fn control_c_stops_an_answer_and_leaves_at_the_prompt() {
     let (written, status) = typed(&demo(), &flags, &steps);
     assert_eq!(status, 0, "{written}");
     assert!(!written.contains("stopped after 400"), "{written}");
+}
+
+/// Another program that ends the chat ends it at once, and the shell gets back the terminal that it had.
+#[test]
+fn sigterm_ends_the_chat_and_gives_the_terminal_back() {
+    let slow = [
+        "--chat",
+        "--ignore-eos",
+        "-n",
+        "400",
+        "--kernel",
+        "scalar",
+        "--threads",
+        "1",
+    ];
+    let terminate = json!({"signal": 15});
+    let at_the_prompt = json!([wait("> "), send("half a me"), wait("half a me"), terminate]);
+    let (written, status) = typed(&demo(), &["--chat"], &at_the_prompt);
+    assert_eq!(status, 130, "{written}");
+    assert!(written.trim_end().ends_with("\u{1b}[?2004l"), "{written:?}");
+    let question = send(&format!("{QUESTION}\r"));
+    let during_an_answer = json!([wait("> "), question, wait("so 62"), terminate]);
+    let (written, status) = typed(&demo(), &slow, &during_an_answer);
+    assert_eq!(status, 130, "{written}");
+    assert!(!written.contains("[stopped]"), "{written}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod bench_peers;
 mod bench_serve;
 mod bonsai;
 mod bounded_reading;
+mod bundles;
 mod byte_sources;
 mod candidates;
 mod certificates;

@@ -301,10 +301,15 @@ fn damaged_reports_do_not_fit() {
     let out = convert(&source, target, dir.path()).unwrap();
     let (_, failed) = json_of(bitnet_verify::run, &[&"absent", &"--logits"]);
     let other = checkpoint("bitnet-2b4t-bf16");
-    let words: [&dyn AsRef<OsStr>; 3] = [&out, &"--against", &other];
+    let page = dir.path().join("report.html");
+    let words: [&dyn AsRef<OsStr>; 5] = [&out, &"--against", &other, &"--html", &page];
     let (_, different) = json_of(bitnet_verify::run, &words);
+    assert!(different["provenance"].is_object(), "{different:#}");
     assert_eq!(different["status"], "different", "{different:#}");
-    let (_, examined) = json_of(bitnet_verify::run, &[&"doctor", &out, &"--no-run"]);
+    let bundle = dir.path().join("report.zip");
+    let words: [&dyn AsRef<OsStr>; 5] = [&"doctor", &out, &"--no-run", &"--bundle", &bundle];
+    let (_, examined) = json_of(bitnet_verify::run, &words);
+    assert!(examined["bundle"].is_object(), "{examined:#}");
     for object in [&failed, &different, &examined] {
         check(&validator, object, "whole");
         let mut pointers = Vec::new();
@@ -318,6 +323,8 @@ fn damaged_reports_do_not_fit() {
                 "/padding",
                 "/equally",
                 "/tensors",
+                "/provenance",
+                "/bundle",
             ];
             let may = may.iter().any(|key| pointer.ends_with(key));
             assert!(

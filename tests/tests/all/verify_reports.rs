@@ -86,6 +86,69 @@ fn pages_say_what_the_exit_status_says() {
     assert!(ran.stderr.contains("--force"), "{}", ran.stderr);
 }
 
+/// Pages travel: into issues, model cards, mails.
+#[test]
+fn pages_say_where_they_come_from_and_name_nothing_local() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("private place");
+    std::fs::create_dir(&place).unwrap();
+    let artifact = converted(&place);
+    let damaged = damaged(&artifact);
+    let cut = place.join("cut.gguf");
+    std::fs::write(&cut, &std::fs::read(&artifact).unwrap()[..5000]).unwrap();
+    let (html, markdown) = (place.join("r.html"), place.join("r.md"));
+    let certificate = place.join("model.gguf.certificate.json");
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let mut local = vec![
+        "private place".to_owned(),
+        dir.path().display().to_string(),
+        repository().display().to_string(),
+        host.trim().to_owned(),
+    ];
+    local.extend(std::env::var("HOME"));
+    local.retain(|name| name.len() > 3);
+    for artifact in [&artifact, &damaged, &cut] {
+        let words = [
+            "--certificate",
+            certificate.to_str().unwrap(),
+            "--html",
+            html.to_str().unwrap(),
+            "--markdown",
+            markdown.to_str().unwrap(),
+            "--force",
+            "--json",
+        ];
+        let ran = verify(artifact, &words);
+        let (html, markdown) = (read(&html), read(&markdown));
+        let name = artifact.file_name().unwrap().to_str().unwrap();
+        for page in [&html, &markdown] {
+            assert!(page.contains(name), "{name}: {page}");
+            for local in &local {
+                assert!(!page.contains(local.as_str()), "{local}: {page}");
+            }
+            assert!(page.contains("--against checkpoint"), "{page}");
+        }
+        if ran.status == ExitStatus::CouldNot {
+            continue;
+        }
+        let provenance = &ran.json()["provenance"];
+        let models = provenance["models"].as_array().unwrap();
+        let roles: Vec<&str> = models.iter().map(|m| m["role"].as_str().unwrap()).collect();
+        assert_eq!(roles, ["artifact", "source", "certified source"]);
+        let sha256 = bitnet_tests::digest::sha256(&std::fs::read(artifact).unwrap());
+        assert_eq!(models[0]["files"][0]["sha256"], sha256);
+        assert_eq!(models[0]["format"], "gguf: i2_s");
+        assert!(models[0]["bits_per_weight"].as_f64().unwrap() < 2.1);
+        assert!(html.contains(&format!("<code class=\"hash\">{sha256}</code>")));
+        assert!(markdown.contains(&sha256));
+        // what the certificate says stands in rows
+        assert!(
+            html.contains("<dt>certificate of</dt><dd>bitnet-convert"),
+            "{html}"
+        );
+    }
+}
+
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
 }

@@ -9,11 +9,13 @@
 
 mod joined;
 mod read;
+mod remains;
 mod resolve;
 mod split;
 mod unread;
 mod write;
 
+pub(super) use self::remains::remains;
 pub use self::resolve::gguf_type_rivals;
 pub use self::unread::GgufEntry;
 

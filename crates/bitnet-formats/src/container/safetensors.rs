@@ -8,10 +8,12 @@
 
 mod entry;
 pub(super) mod json;
+mod remains;
 mod write;
 
 use self::entry::{Data, malformed};
 use self::json::{HeaderSeed, Place, RawHeader, parse_json};
+pub(super) use self::remains::remains;
 use self::write::write_header;
 use super::shards::{self, Parsed};
 use super::{Container, Header, Reading, WritePlan};

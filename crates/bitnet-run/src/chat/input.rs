@@ -12,13 +12,39 @@ use rustyline::hint::Hinter;
 use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Config, Context, Editor, Helper};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 /// Messages that the arrow keys bring back.
 const MOST_HISTORY: usize = 1000;
 
 /// Completes commands, and continues lines that end with a backslash.
-struct Keys;
+#[derive(Default)]
+struct Keys {
+    /// What stood in front of the cursor each time that Enter continued the message, backslash included.
+    continued: RefCell<Vec<String>>,
+}
+
+impl Keys {
+    /// The message without the backslashes that Enter took for continuations; those of pasted lines stay.
+    fn message(&self, line: &str) -> String {
+        let mut message = line.to_owned();
+        let mut continued = self.continued.take();
+        // from the end, so that places stay
+        continued.sort_by_key(|begun| std::cmp::Reverse(begun.len()));
+        for begun in continued {
+            let behind = line.strip_prefix(begun.as_str());
+            // unless the beginning was edited afterwards
+            if let (Some(at), true) = (
+                begun.len().checked_sub(1),
+                behind.is_some_and(|rest| rest.starts_with('\n')),
+            ) {
+                message.remove(at);
+            }
+        }
+        message
+    }
+}
 
 impl Helper for Keys {}
 impl Highlighter for Keys {}
@@ -47,10 +73,15 @@ impl Completer for Keys {
 
 impl Validator for Keys {
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
-        Ok(match context.input().ends_with('\\') {
-            true => ValidationResult::Incomplete,
-            false => ValidationResult::Valid(None),
-        })
+        let begun = context.input();
+        if !begun.ends_with('\\') {
+            return Ok(ValidationResult::Valid(None));
+        }
+        let mut continued = self.continued.borrow_mut();
+        if !continued.iter().any(|other| other == begun) {
+            continued.push(begun.to_owned());
+        }
+        Ok(ValidationResult::Incomplete)
     }
 }
 
@@ -91,7 +122,7 @@ impl Input {
             .bracketed_paste(true)
             .build();
         let mut editor = Editor::with_config(config).map_err(failed)?;
-        editor.set_helper(Some(Keys));
+        editor.set_helper(Some(Keys::default()));
         if let Some(path) = history {
             match path.exists() {
                 true => editor.load_history(path),
@@ -127,6 +158,9 @@ impl Input {
 
 impl Prompt {
     fn next(&mut self) -> Result<Option<String>, Failure> {
+        if let Some(keys) = self.editor.helper() {
+            keys.continued.take();
+        }
         let line = match self.editor.readline("> ") {
             Ok(line) => line,
             Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(None),
@@ -135,6 +169,8 @@ impl Prompt {
         if line.trim().is_empty() {
             return Ok(Some(line));
         }
+        let message = self.editor.helper().map(|keys| keys.message(&line));
+        let line = message.unwrap_or(line);
         self.editor.add_history_entry(&line).map_err(failed)?;
         if let Some(path) = self.history.take() {
             match self.editor.append_history(&path) {
@@ -143,6 +179,28 @@ impl Prompt {
                 Err(error) => self.complaint = Some(of_history(&path, error)),
             }
         }
-        Ok(Some(line.replace("\\\n", "\n")))
+        Ok(Some(line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_backslashes_that_continued_a_message_are_taken_away() {
+        let keys = |begun: &[&str]| Keys {
+            continued: RefCell::new(begun.iter().map(|text| (*text).to_owned()).collect()),
+        };
+        for (begun, line, message) in [
+            (&["a\\", "a\\\nb\\"][..], "a\\\nb\\\nc", "a\nb\nc"),
+            (&[][..], "cmd \\\n  --flag", "cmd \\\n  --flag"),
+            (&["p \\\nq\\"][..], "p \\\nq\\\nr", "p \\\nq\nr"),
+            // edited after it was continued
+            (&["a\\"][..], "b\\\nc", "b\\\nc"),
+            (&["é\\"][..], "é\\\nü", "é\nü"),
+        ] {
+            assert_eq!(keys(begun).message(line), message, "{line:?}");
+        }
     }
 }

@@ -114,6 +114,7 @@ impl Running for Digests {
                 .expect("ternary_sha256 (source)", &self.source.finish(), &found);
         }
         let mut compared = format!("ternary_sha256 {found}");
+        let mut rows = vec![("ternary_sha256".to_owned(), found.clone())];
         if let (Some(certificate), Some(artifact)) = (subject.certificate, subject.artifact.model())
         {
             if !self.incomplete {
@@ -121,11 +122,12 @@ impl Running for Digests {
                 let expected = &certificate.ternary_sha256;
                 self.findings.expect(place, expected, &found);
             }
-            compared.push_str(&self.certificate(certificate, artifact, subject, report));
+            let (text, listed) = self.certificate(certificate, artifact, subject, report);
+            compared.push_str(&text);
+            rows.extend(listed);
         }
-        report
-            .checks
-            .push(self.findings.into_verdict(CHECK.name, compared));
+        let verdict = self.findings.into_verdict(CHECK.name, compared);
+        report.checks.push(verdict.with_rows(rows));
     }
 }
 
@@ -189,14 +191,14 @@ impl Digests {
         self.faults.extend(fault);
     }
 
-    /// Holds both models against a certificate; says what was compared.
+    /// Holds both models against a certificate; says what was compared, in a line and in rows.
     fn certificate(
         &mut self,
         certificate: &Certificate,
         artifact: &Input,
         subject: &Subject<'_>,
         report: &mut Report,
-    ) -> String {
+    ) -> (String, Vec<(String, String)>) {
         for (place, what) in certificate.contradictions() {
             self.findings.different(place, what);
         }
@@ -216,6 +218,18 @@ impl Digests {
             certificate.dense.len(),
             certificate.output.len()
         );
+        let named = |name: &str, value: String| (name.to_owned(), value);
+        let mut rows = vec![
+            named("certificate of", certificate.tool.clone()),
+            named("target", certificate.target.clone()),
+            named("linears", certificate.ternary.len().to_string()),
+            named("dense tensors", certificate.dense.len().to_string()),
+            named("text", text),
+            named(
+                "files of the artifact",
+                format!("{files} of {}", certificate.output.len()),
+            ),
+        ];
         if let Some(source) = subject.source.and_then(Side::model) {
             let expected = &certificate.source_ternary_sha256;
             if !self.incomplete {
@@ -226,8 +240,9 @@ impl Digests {
             let files = self.files(&certificate.source, &source.checkpoint);
             let all = certificate.source.len();
             compared.push_str(&format!(", {files} of {all} source files"));
+            rows.push(named("files of the source", format!("{files} of {all}")));
         }
-        compared
+        (compared, rows)
     }
 
     /// Linears by the hashes that the pass over them has made.

@@ -51,6 +51,18 @@ fn compare(expected: &Certificate, found: &Certificate) -> Verdict {
         true => "from the same source files",
         false => "from other source files",
     };
+    let rows = |side: &str, certificate: &Certificate| -> Vec<(String, String)> {
+        let files = certificate.output.iter();
+        let row = |f: &FileRecord| {
+            let place = format!("{} ({side}, {})", f.name, certificate.target);
+            (place, format!("{} bytes, sha256 {}", f.bytes, f.sha256))
+        };
+        files.map(row).collect()
+    };
+    let rows = [
+        rows("the artifact", found),
+        rows("the certificate", expected),
+    ];
     Verdict::skipped(
         CHECK.name,
         format!(
@@ -59,4 +71,5 @@ fn compare(expected: &Certificate, found: &Certificate) -> Verdict {
             list(expected)
         ),
     )
+    .with_rows(rows.concat())
 }

@@ -19,15 +19,26 @@ pub struct ComparedLogits {
     pub divergence: Divergence,
 }
 
-/// What one linear of the artifact holds, for pages that show it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LinearFigures {
-    /// Its slot.
-    pub name: String,
+/// What a ternary matrix holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MatrixFigures {
     /// How many trits are -1, 0, +1.
     pub trits: [u64; 3],
     /// The smallest, the median and the largest scale.
     pub scales: [f32; 3],
+}
+
+/// What one linear holds, for pages that show it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearFigures {
+    /// Its slot.
+    pub name: String,
+    /// Of the artifact.
+    pub artifact: MatrixFigures,
+    /// Of the source, if the artifact is compared with a model.
+    pub source: Option<MatrixFigures>,
+    /// Whether trits or scales are not the source's.
+    pub differs: bool,
 }
 
 /// Everything a run found.

@@ -6,6 +6,7 @@
 //! Invariant: a finding has a code, a severity, a sentence and a remedy, and comes from the file alone. Nothing is
 //! mended but by `--fix`, into another file. An examination is a file in `doctor/` and a row of [`EXAMINATIONS`].
 
+mod bundle;
 mod certificate;
 mod contents;
 mod finding;
@@ -18,6 +19,7 @@ mod weights;
 pub use finding::{Compared, Examination, Finding, Patient, Severity};
 pub use repair::Repair;
 
+use bundle::Bundle;
 use certificate::CertificateStatus;
 use finding::Compare;
 
@@ -51,12 +53,25 @@ pub(crate) fn run(
     if let Some(output) = &args.output {
         repair::refuse_to_replace(&args.model, output, args.force)?;
     }
+    if let Some(bundle) = &args.bundle {
+        bundle::refuse_to_replace(&args.model, bundle, args.force)?;
+    }
     // a directory is never repaired
     let before = bitnet_formats::Input::of(&args.model).ok();
     let progress = Progress::new(console);
     let examined = pool.install(|| examine(&args.model, args, compare, &progress));
     progress.clear();
-    let mut findings = examined?;
+    let mut findings = match (examined, &args.bundle) {
+        (Ok(findings), _) => findings,
+        (Err(failure), None) => return Err(failure),
+        (Err(failure), Some(path)) => {
+            let progress = Progress::new(console);
+            let (model, force) = (&args.model, args.force);
+            let failure = bundle::about_failure(model, path, force, failure, &progress);
+            progress.clear();
+            return Err(failure);
+        }
+    };
     let mut fixed = None;
     if args.fix {
         let Some(output) = &args.output else {
@@ -103,6 +118,12 @@ pub(crate) fn run(
             "repairs": repairs.iter().map(ToString::to_string).collect::<Value>(),
         });
     }
+    if let Some(path) = &args.bundle {
+        let progress = Progress::new(console);
+        let bundle = Bundle::of(&args.model, &object, &progress);
+        progress.clear();
+        object["bundle"] = bundle?.write(path, args.force)?;
+    }
     console.json(&object)?;
     if let Some((output, repairs, _)) = &fixed {
         for repair in repairs {
@@ -139,6 +160,11 @@ pub(crate) fn run(
         count(Severity::Note)
     ))?;
     console.line(verdict(&findings, sound, certificate.as_ref()))?;
+    if let Some(path) = &args.bundle {
+        let bytes = &object["bundle"]["bytes"];
+        let what = "headers, settings and hashes, no weights; look into it before you attach it";
+        console.line(format_args!("{}: {bytes} bytes: {what}", path.display()))?;
+    }
     Ok(if sound {
         ExitStatus::Done
     } else {

@@ -335,7 +335,16 @@ fn verify_doctor_and_run_read_from_a_hub() {
         "--json",
     ];
     assert_eq!(user.ok(VERIFY, &remote).json()["status"], "same");
-    user.ok(VERIFY, &["doctor", "hf://o/g", "--no-run"]);
+    let bundle = user.home.path().join("report.zip");
+    let bundle = bundle.to_str().unwrap();
+    let words = ["doctor", "hf://o/g", "--no-run", "--bundle", bundle];
+    user.ok(VERIFY, &words);
+    let bundle = String::from_utf8_lossy(&fs::read(bundle).unwrap()).into_owned();
+    assert!(bundle.contains("\"repository\": \"o/g\""), "{bundle}");
+    assert!(bundle.contains("\"name\": \"m.gguf\""), "{bundle}");
+    for local in [user.home.path().to_str().unwrap(), "snapshots", &hub.url()] {
+        assert!(!bundle.contains(local), "{local}");
+    }
     let words = |model| [model, "--tokens", "1,2,3", "--greedy", "-n", "3", "--json"];
     let (here, there) = (
         user.ok(RUN, &words(output)),

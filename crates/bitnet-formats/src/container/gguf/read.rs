@@ -343,7 +343,7 @@ fn read_tensor_info(
 }
 
 /// Shape (outermost first), type and offset.
-fn read_placed(cursor: &mut Cursor<'_>) -> Result<(Vec<usize>, u32, u64), FormatError> {
+pub(super) fn read_placed(cursor: &mut Cursor<'_>) -> Result<(Vec<usize>, u32, u64), FormatError> {
     let dims = cursor.u32("number of dimensions")?;
     if !(1..=MAX_DIMS).contains(&dims) {
         return Err(malformed(format!(

@@ -48,9 +48,9 @@ pub(super) struct Data {
 #[derive(Debug, Deserialize)]
 pub(super) struct Entry<'h> {
     #[serde(borrow)]
-    dtype: Cow<'h, str>,
-    shape: Vec<u64>,
-    data_offsets: (u64, u64),
+    pub(super) dtype: Cow<'h, str>,
+    pub(super) shape: Vec<u64>,
+    pub(super) data_offsets: (u64, u64),
 }
 
 impl Entry<'_> {

@@ -1,0 +1,52 @@
+//! The readable beginning of a GGUF header, whatever stands behind it.
+//!
+//! Invariant: the same functions read each entry as in a file that is accepted; only the checks of the whole are left out.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::read::{read_placed, read_text, read_value};
+use super::{Gguf, MAX_KEY_BYTES};
+use crate::bytes::Cursor;
+use crate::container::{Container, Declared, HeaderRemains};
+use crate::error::FormatError;
+use crate::limits::Limits;
+use crate::source::{Source, as_opened};
+
+/// See [`crate::header_remains`].
+pub(in crate::container) fn remains(file: &dyn Source) -> HeaderRemains {
+    let mut found = HeaderRemains {
+        container: Gguf.name(),
+        ..HeaderRemains::default()
+    };
+    let read = as_opened(file, || read(Cursor::over(file), &mut found));
+    found.stopped = read.err();
+    found
+}
+
+fn read(mut cursor: Cursor<'_>, found: &mut HeaderRemains) -> Result<(), FormatError> {
+    let limits = Limits::default();
+    cursor.array::<4>("magic")?;
+    let version = cursor.u32("version")?;
+    found.counts.push(("version", version.into()));
+    let tensors = cursor.u64("tensor count")?;
+    found.counts.push(("tensors", tensors));
+    let entries = cursor.u64("metadata count")?;
+    found.counts.push(("metadata entries", entries));
+    for _ in 0..entries.min(limits.metadata_entries) {
+        let key = read_text(&mut cursor, "metadata key", MAX_KEY_BYTES)?;
+        let value = read_value(&mut cursor, &limits).map_err(|e| e.in_tensor(&key))?;
+        found.metadata.0.push((key, value));
+    }
+    for _ in 0..tensors.min(limits.tensors) {
+        let name = read_text(&mut cursor, "tensor name", limits.name_bytes)?;
+        let placed = read_placed(&mut cursor);
+        let (shape, id, offset) = placed.map_err(|e| e.in_tensor(&name))?;
+        found.tensors.push(Declared {
+            name,
+            kind: format!("type-{id}"),
+            shape: shape.into_iter().map(|size| size as u64).collect(),
+            offset,
+        });
+    }
+    Ok(())
+}
