@@ -8,6 +8,7 @@ pub mod counting;
 pub mod dense_network;
 pub mod digest;
 pub mod experts_model;
+pub mod file_faults;
 pub mod fixtures;
 pub mod flips;
 pub mod gates;

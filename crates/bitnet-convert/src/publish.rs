@@ -250,13 +250,10 @@ impl<'a> Output<'a> {
         // the certificate first, the first part of a split file last: readers start there
         staged.reverse();
         checkpoint.check_inputs()?;
-        bitnet_formats::publish(staged)?;
+        // a file or parts of the same model's name would be a second model beside the new one
+        bitnet_formats::publish_over(staged, &self.older)?;
         if let Some(directory) = self.directory {
             directory.finish()?;
-        }
-        // a file or parts of the same model's name would be a second model beside the new one
-        for file in &self.older {
-            file.remove()?;
         }
         let (ternary_sha256, source_ternary_sha256) =
             (object.ternary_sha256, object.source_ternary_sha256);

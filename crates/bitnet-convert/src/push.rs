@@ -12,7 +12,9 @@ use bitnet_checkpoint::{
     Certificate, Checkpoint, OpenOptions, SignedStatement, signature_path, statement_path,
 };
 use bitnet_cli::{Console, Failure, Location, human_bytes, push as upload};
-use bitnet_formats::{ErrorCode, FormatError, Limits, Sha256Stream, named, open_source, read_file};
+use bitnet_formats::{
+    ErrorCode, FormatError, Limits, Sha256Stream, named, open_source, read_directory, read_file,
+};
 use bitnet_remote::{Repository, Upload};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -231,10 +233,9 @@ fn list(
     files: &mut Vec<(String, PathBuf)>,
 ) -> Result<(), FormatError> {
     let failed = |e: std::io::Error| FormatError::io(directory, &e);
-    let mut entries: Vec<_> = std::fs::read_dir(directory)
-        .map_err(failed)?
-        .flatten()
-        .collect();
+    let mut entries = read_directory(directory)
+        .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
+        .map_err(failed)?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();

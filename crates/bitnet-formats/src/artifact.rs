@@ -14,19 +14,21 @@ mod publish;
 mod restore;
 mod scratch;
 mod sha256_stream;
+mod signed;
 
 pub use directory::ArtifactDirectory;
 pub use inputs::Inputs;
 pub use lock::OutputLock;
 pub use owned::OlderFile;
-pub use publish::{Staged, publish};
+pub use publish::{Staged, publish, publish_over};
 pub use scratch::ScratchDirectory;
 pub use sha256_stream::Sha256Stream;
 
 use crate::error::{ErrorCode, FormatError};
+use crate::input::read_directory;
 use sha256_stream::HASH_BUFFER;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -222,7 +224,7 @@ impl Target {
     fn new_locked_file(&self) -> io::Result<(Partial, File)> {
         loop {
             let (partial, file) = self.new_partial(create_new)?;
-            let _ = file.lock();
+            let _ = lock(&file);
             // another process may have swept it away before it was locked
             if partial.path.exists() {
                 return Ok((partial, file));
@@ -275,18 +277,35 @@ fn partial_prefix(name: &OsStr) -> OsString {
 
 /// Removes the temporary files of dead processes that `is_ours` names.
 fn sweep(parent: &Path, is_ours: impl Fn(&OsStr) -> bool) {
-    let Ok(entries) = fs::read_dir(parent) else {
+    let Ok(entries) = read_directory(parent) else {
         return;
     };
     for entry in entries.flatten() {
         if is_ours(&entry.file_name())
             && entry.file_type().is_ok_and(|t| t.is_file() || t.is_dir())
             && let Ok(file) = File::open(entry.path())
-            && file.try_lock().is_ok()
+            && try_lock(&file).is_ok()
         {
             remove_any(&entry.path());
         }
     }
+}
+
+/// The temporary files of an output whose writers are dead.
+fn dead_files(parent: &Path, name: &OsStr) -> Vec<PathBuf> {
+    let prefix = partial_prefix(name);
+    let entries = read_directory(parent).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(prefix.as_encoded_bytes())
+        })
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .filter(|path| File::open(path).is_ok_and(|file| try_lock(&file).is_ok()))
+        .collect()
 }
 
 /// Removes the temporary files that killed processes left in a directory beside the targets that `is_target` names. Those of
@@ -455,7 +474,7 @@ impl Artifact {
             }
         };
         // for the moment before it is published in which an unnamed file has a temporary name
-        let _ = file.try_lock();
+        let _ = try_lock(&file);
         Ok(Self::with(target, force, file, place))
     }
 
@@ -628,6 +647,26 @@ fn link_or_copy(from: &Path, to: &Path) -> io::Result<File> {
             Ok(copy)
         }
         Ok(()) => File::open(to),
+    }
+}
+
+/// Waits for the lock of a file. A signal that arrives meanwhile is no reason to go on without it.
+fn lock(file: &File) -> io::Result<()> {
+    loop {
+        match file.lock() {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// Takes the lock of a file, if nobody has it.
+fn try_lock(file: &File) -> Result<(), TryLockError> {
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
     }
 }
 

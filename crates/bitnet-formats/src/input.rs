@@ -6,7 +6,7 @@
 //! through a memory mapping may do so).
 
 use crate::error::{ErrorCode, FormatError};
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, ReadDir};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -109,6 +109,11 @@ impl Input {
             Err(e) => format!("expected the file that was opened, found none: {e}"),
         };
         let message = format!("the input changed while it was read: {what}");
+        if let Err(e) = &now
+            && !is_absent(e)
+        {
+            return Err(FormatError::io(&self.path, e));
+        }
         let error = FormatError::new(ErrorCode::InputChanged, message)
             .in_file(&self.path)
             .hint("wait until no other program writes the file, then run the command again");
@@ -155,6 +160,19 @@ pub fn open_regular(path: &Path) -> Result<(File, Metadata), FormatError> {
     let metadata = file.metadata().map_err(failed)?;
     refuse_special(path, &metadata)?;
     Ok((file, metadata))
+}
+
+/// The entries of a directory. A signal that arrives while the directory is opened is no error.
+///
+/// # Errors
+/// Whatever the operating system refuses.
+pub fn read_directory(path: &Path) -> std::io::Result<ReadDir> {
+    loop {
+        match std::fs::read_dir(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 /// The whole of a regular file of at most `limit` bytes.
@@ -213,6 +231,12 @@ pub fn read_side_file(
     read_file(&directory.join(name), limit).map(Some)
 }
 
+/// Whether an error says that nothing is at a path.
+fn is_absent(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+}
+
 /// Whether a model directory has a file of this name that may be read. Files are often strangers' and end up in
 /// outputs, so a symbolic link may lead to files of the same directory, and from a snapshot of the
 /// Hugging Face Hub cache (`models--OWNER--NAME/snapshots/COMMIT`) to files of the same repository.
@@ -223,10 +247,6 @@ pub fn read_side_file(
 pub fn check_side_file(directory: &Path, name: &str) -> Result<bool, FormatError> {
     let path = directory.join(name);
     let failed = |e: std::io::Error| FormatError::io(&path, &e);
-    let is_absent = |e: &std::io::Error| {
-        use std::io::ErrorKind::{NotADirectory, NotFound};
-        matches!(e.kind(), NotFound | NotADirectory)
-    };
     let is_link = match std::fs::symlink_metadata(&path) {
         Ok(metadata) => metadata.is_symlink(),
         Err(e) if is_absent(&e) => return Ok(false),

@@ -33,8 +33,8 @@ mod unread;
 
 pub use artifact::{
     Artifact, ArtifactDirectory, FileDigest, Inputs, OlderFile, OutputLock, ScratchDirectory,
-    Sha256Stream, Staged, check_output_name, file_digest, publish, remove_partial_outputs,
-    sweep_beside,
+    Sha256Stream, Staged, check_output_name, file_digest, publish, publish_over,
+    remove_partial_outputs, sweep_beside,
 };
 pub use container::{
     CONTAINERS, Container, Declared, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry,
@@ -48,7 +48,9 @@ pub use error::{Cause, ErrorCode, FormatError};
 pub use evidence::{CodeLength, DECISIVE_BITS, code_length, doubtful_code_length};
 pub use foreign::{FOREIGN_TYPES, ForeignType, foreign_type_by_name};
 pub use hex::hex;
-pub use input::{Input, check_side_file, open_regular, read_file, read_side_file, read_to_limit};
+pub use input::{
+    Input, check_side_file, open_regular, read_directory, read_file, read_side_file, read_to_limit,
+};
 pub use json_value::{parse_json_table, parse_json_value};
 pub use limits::Limits;
 pub use origin::{Origin, named, origin_of, shown};

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -141,10 +141,11 @@ impl Input {
         let mut buffer = vec![0; 1 << 16];
         let mut bytes = 0;
         loop {
-            let read = file.read(&mut buffer).map_err(located)?;
-            if read == 0 {
-                break;
-            }
+            let read = match file.read(&mut buffer) {
+                Ok(0) => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                read => read.map_err(located)?,
+            };
             hash.update(&buffer[..read]);
             bytes += read as u64;
         }
@@ -160,7 +161,7 @@ impl Input {
 /// Bytes of a model's files: enough to notice that another model stands at its path.
 fn model_bytes(path: &Path) -> u64 {
     let length = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
-    match std::fs::read_dir(path) {
+    match bitnet_formats::read_directory(path) {
         Ok(entries) => entries.flatten().map(|entry| length(&entry.path())).sum(),
         Err(_) => length(path),
     }
@@ -397,7 +398,13 @@ impl Part {
             line.clear();
         }
         let digest = artifact.finish()?;
-        std::fs::remove_file(&self.path).map_err(located)?;
+        std::fs::remove_file(&self.path).map_err(|e| {
+            let message = format!("the output is complete, but this file stays: {e}");
+            FormatError::new(ErrorCode::Io, message)
+                .in_file(&self.path)
+                .hint("remove the file")
+                .because(e)
+        })?;
         Ok(Written {
             answers,
             bytes: digest.bytes,

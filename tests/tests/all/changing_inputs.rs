@@ -152,7 +152,7 @@ fn has_open_file_in(process: u32, directory: &Path) -> bool {
 fn convert_and_change(
     source: &Path,
     output: &Path,
-    target: &str,
+    words: &[&str],
     file: &str,
     change: Change,
 ) -> Value {
@@ -161,7 +161,8 @@ fn convert_and_change(
         .arg(source)
         .arg("-o")
         .arg(output)
-        .args(["--to", target, "--force", "--json", "--threads", "1"])
+        .args(words)
+        .args(["--force", "--json", "--threads", "1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -195,15 +196,16 @@ fn state(parent: &Path, file: &Path) -> (Vec<String>, Vec<u8>) {
 fn every_change_is_noticed_and_nothing_is_published() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
-    for (target, name, inside) in [
-        ("gguf-i2_s", "old.gguf", ""),
-        ("hf-packed", "old", "model.safetensors"),
+    for (target, name, inside, how) in [
+        ("gguf-i2_s", "old.gguf", "", None),
+        ("hf-packed", "old", "model.safetensors", None),
+        ("gguf-i2_s", "streamed.gguf", "", Some("--stream")),
     ] {
-        let parent = dir.path().join(target);
+        let parent = dir.path().join(format!("{name}-output"));
         std::fs::create_dir(&parent).unwrap();
         let output = parent.join(name);
         // an older output of another model
-        let old = dir.path().join(format!("{target}-old"));
+        let old = dir.path().join(format!("{name}-old"));
         std::fs::create_dir(&old).unwrap();
         packed_model::write(&old, 100);
         let made = bitnet_tests::program::run(
@@ -226,7 +228,8 @@ fn every_change_is_noticed_and_nothing_is_published() {
             let _ = std::fs::remove_dir_all(&source);
             std::fs::create_dir(&source).unwrap();
             write_source(&source);
-            let report = convert_and_change(&source, &output, target, changed, change);
+            let words: Vec<&str> = ["--to", target].into_iter().chain(how).collect();
+            let report = convert_and_change(&source, &output, &words, changed, change);
             let error = &report["error"];
             assert_eq!(
                 error["code"], "input-changed",

@@ -92,7 +92,9 @@ impl Planned {
     /// Every file but the plan and the parts.
     fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let mut files = files(self.dir.path());
-        files.retain(|name, _| name != "plan.json" && !name.contains(".parts/"));
+        // a job that is killed while it makes the directory of the parts leaves it under a temporary name
+        let is_part = |name: &str| name.contains(".parts/") || name.contains(".parts.partial-");
+        files.retain(|name, _| name != "plan.json" && !is_part(name));
         files
     }
 }

@@ -35,6 +35,7 @@ mod embed;
 mod embedding_pipelines;
 mod experts;
 mod faults;
+mod file_faults;
 mod flips;
 mod force;
 mod fuzz_regressions;

@@ -5,7 +5,9 @@
 
 use crate::family::pooling_settings;
 use crate::family::rotation::{HF_FILE, MLX_FILE};
-use bitnet_formats::{ErrorCode, FormatError, Input, Limits, check_side_file, read_side_file};
+use bitnet_formats::{
+    ErrorCode, FormatError, Input, Limits, check_side_file, read_directory, read_side_file,
+};
 use bitnet_text::additional_template_files;
 use std::path::Path;
 
@@ -48,7 +50,7 @@ fn candidates(directory: &Path) -> Result<Vec<String>, FormatError> {
     let failed = |e: std::io::Error| FormatError::io(directory, &e);
     let own = ["/dev/stdout", "/dev/stderr"].map(|stream| identity(Path::new(stream)));
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
+    for entry in read_directory(directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let Ok(name) = entry.file_name().into_string() else {
             continue;

@@ -7,15 +7,14 @@ use crate::plan::{OutputFile, Plan};
 use bitnet_checkpoint::PartialCertificate;
 use bitnet_cli::{Failure, Progress};
 use bitnet_formats::{
-    Artifact, ErrorCode, FileDigest, FormatError, Limits, file_digest, read_file, sweep_beside,
+    Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, Limits, file_digest, publish,
+    read_directory, read_file, sweep_beside,
 };
 use rayon::prelude::*;
 use serde_json::Value;
-use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 /// The file that tells a directory of parts from other directories.
 const MARK: &str = "bitnet-convert-parts";
@@ -61,6 +60,7 @@ impl Parts {
     /// `exists` for something that no job made; whatever the operating system refuses.
     pub fn make_directory(&self) -> Result<(), FormatError> {
         let failed = |e: std::io::Error| FormatError::io(&self.directory, &e);
+        self.sweep();
         for _ in 0..2 {
             match fs::symlink_metadata(&self.directory) {
                 Ok(found) if found.is_dir() && self.directory.join(MARK).is_file() => return Ok(()),
@@ -75,28 +75,32 @@ impl Parts {
                 Err(_) => {}
             }
             // with the mark in it from the first moment, so that jobs side by side know it
-            let mut name = OsString::from(".");
-            name.push(self.directory.file_name().unwrap_or_default());
-            // containers of one cluster share numbers of processes
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            let now = now.map_or(0, |since| since.as_nanos());
-            name.push(format!("-{}-{now}", std::process::id()));
-            let own = self.directory.with_file_name(name);
-            fs::create_dir(&own).map_err(failed)?;
-            let made = fs::write(
-                own.join(MARK),
-                "The jobs of `bitnet-convert plan` write here.\n",
-            )
-            .and_then(|()| fs::rename(&own, &self.directory));
-            if made.is_ok() {
-                return Ok(());
+            match self.make() {
+                // another job was first: the next look says so
+                Err(e) if e.code == ErrorCode::Exists => {}
+                made => return made,
             }
-            // another job was first, or the disk refuses: the next look says which
-            let _ = fs::remove_file(own.join(MARK));
-            fs::remove_dir(&own).map_err(failed)?;
         }
         let message = "the directory of the parts cannot be made";
         Err(FormatError::new(ErrorCode::Io, message).in_file(&self.directory))
+    }
+
+    fn make(&self) -> Result<(), FormatError> {
+        let directory = ArtifactDirectory::create(&self.directory, false, vec![MARK.to_owned()])?;
+        let mut mark = directory.file(MARK)?;
+        mark.write(b"The jobs of `bitnet-convert plan` write here.\n")?;
+        publish(vec![mark.stage()?])?;
+        directory.finish().map(|_| ())
+    }
+
+    /// Removes what jobs left that were killed while they made the directory.
+    fn sweep(&self) {
+        let parent = self
+            .directory
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty());
+        let own = self.directory.file_name().and_then(|name| name.to_str());
+        sweep_beside(parent.unwrap_or(Path::new(".")), |name| Some(name) == own);
     }
 
     pub fn write_certificate(&self, certificate: &PartialCertificate) -> Result<(), FormatError> {
@@ -213,12 +217,19 @@ impl Parts {
     /// Removes the files of the jobs, and the directory if nothing else is in it.
     ///
     /// # Errors
-    /// Whatever the operating system refuses.
+    /// Whatever the operating system refuses; the message says that the output is complete.
     pub fn remove(&self, jobs: usize) -> Result<(), FormatError> {
+        let stays = |path: &Path, e: &std::io::Error| {
+            let message = format!("the output is complete, but this stays: {e}");
+            FormatError::new(ErrorCode::Io, message)
+                .in_file(path)
+                .hint("remove the directory of the parts")
+        };
+        self.sweep();
         for path in (0..jobs).flat_map(|index| [self.certificate(index), self.file(index)]) {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != ErrorKind::NotFound => {
-                    return Err(FormatError::io(&path, &e));
+                    return Err(stays(&path, &e));
                 }
                 _ => {}
             }
@@ -233,17 +244,20 @@ impl Parts {
                     && ["part", "json"].contains(&end)
             })
         });
-        let failed = |e: std::io::Error| FormatError::io(&self.directory, &e);
-        let mut left = fs::read_dir(&self.directory).map_err(failed)?.flatten();
+        let failed = |e: std::io::Error| stays(&self.directory, &e);
         // with other files in it the directory stays, and later jobs may write there
-        if left.any(|entry| entry.file_name() != MARK) {
-            return Ok(());
-        }
-        let _ = fs::remove_file(self.directory.join(MARK));
-        match fs::remove_dir(&self.directory) {
-            Err(e) if e.kind() != ErrorKind::DirectoryNotEmpty => {
-                Err(FormatError::io(&self.directory, &e))
+        for entry in read_directory(&self.directory).map_err(failed)? {
+            if entry.map_err(failed)?.file_name() != MARK {
+                return Ok(());
             }
+        }
+        let mark = self.directory.join(MARK);
+        match fs::remove_file(&mark) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(stays(&mark, &e)),
+            _ => {}
+        }
+        match fs::remove_dir(&self.directory) {
+            Err(e) if e.kind() != ErrorKind::DirectoryNotEmpty => Err(stays(&self.directory, &e)),
             _ => Ok(()),
         }
     }

@@ -6,9 +6,10 @@
 use super::owned::foreign_entry;
 use super::{
     Artifact, FileDigest, Partial, Place, Staged, Target, create_new, is_plain_file_name,
-    link_or_copy, os, sync_directory,
+    link_or_copy, lock, os, sync_directory,
 };
 use crate::error::{ErrorCode, FormatError};
+use crate::input::read_directory;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ impl ArtifactDirectory {
             }
             Ok(_) => {
                 refuse_foreign(&target, &target.real, &planned)?;
-                let mut entries = fs::read_dir(&target.real).map_err(|e| target.failed(&e))?;
+                let mut entries = read_directory(&target.real).map_err(|e| target.failed(&e))?;
                 if !force && entries.next().is_some() {
                     return Err(target.exists());
                 }
@@ -55,7 +56,7 @@ impl ArtifactDirectory {
             let (mut partial, ()) = target
                 .new_partial(|p| fs::create_dir(p))
                 .map_err(|e| target.failed(&e))?;
-            partial.lock = File::open(&partial.path).ok().filter(|f| f.lock().is_ok());
+            partial.lock = File::open(&partial.path).ok().filter(|f| lock(f).is_ok());
             // another process may have swept it away before it was locked
             if partial.path.exists() {
                 return Ok(Self {
@@ -159,7 +160,7 @@ impl ArtifactDirectory {
             planned,
         } = self;
         let failed = |e: io::Error| target.failed(&e);
-        for entry in fs::read_dir(&partial.path).map_err(failed)? {
+        for entry in read_directory(&partial.path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if entry.file_type().is_ok_and(|t| t.is_dir()) {
                 sync_directory(&entry.path()).map_err(failed)?;
@@ -197,9 +198,10 @@ impl ArtifactDirectory {
                 .map_err(failed)?;
             return Err(error);
         }
+        // the older directory goes after the new one can no longer be lost
+        let synced = sync_parent(&target);
         drop(partial);
-        sync_parent(&target)?;
-        Ok(target.path)
+        synced.map(|()| target.path)
     }
 }
 

@@ -4,6 +4,7 @@
 //! that would replace a directory inside an input directory, is refused whatever the flags say.
 
 use crate::error::{ErrorCode, FormatError};
+use crate::input::read_directory;
 use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
 
@@ -176,7 +177,7 @@ impl Inputs {
 
 /// What is in a directory, sorted.
 fn entries(directory: &Path) -> Vec<PathBuf> {
-    let found = fs::read_dir(directory).into_iter().flatten();
+    let found = read_directory(directory).into_iter().flatten();
     let mut paths: Vec<PathBuf> = found.flatten().map(|e| e.path()).collect();
     paths.sort();
     paths

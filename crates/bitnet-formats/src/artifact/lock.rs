@@ -3,8 +3,9 @@
 //! Invariant: while an [`OutputLock`] lives, no other process (and no other thread) has one for the same
 //! output. A killed process holds none.
 
-use super::restore::{certificate_name, restore};
-use super::{Partial, Target, partial_prefix, sweep};
+use super::restore::restore;
+use super::signed::{certificate_name, signature_name, statement_name};
+use super::{Partial, Target, partial_prefix, sweep, try_lock};
 use crate::error::{ErrorCode, FormatError};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -77,7 +78,7 @@ fn lock(place: &Path) -> io::Result<File> {
     }
     loop {
         let file = options.open(place)?;
-        match file.try_lock() {
+        match try_lock(&file) {
             Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
             // a file system without locks: its users have to take care themselves
             Err(TryLockError::Error(_)) => return Ok(file),
@@ -104,12 +105,17 @@ fn is_at(_file: &File, place: &Path) -> bool {
 
 /// Whether `name` is a temporary file of the output `output`, of its certificate, or of a part of it.
 fn is_temporary_of(output: &OsStr, name: &OsStr) -> bool {
-    let certificate = certificate_name(output);
+    let beside = [
+        output.to_owned(),
+        certificate_name(output),
+        statement_name(output),
+        signature_name(output),
+    ];
     let begins = |prefix: &OsStr| {
         name.as_encoded_bytes()
             .starts_with(prefix.as_encoded_bytes())
     };
-    if begins(&partial_prefix(output)) || begins(&partial_prefix(&certificate)) {
+    if beside.iter().any(|name| begins(&partial_prefix(name))) {
         return true;
     }
     let stem = Path::new(output);
@@ -190,6 +196,8 @@ mod tests {
         for name in [
             ".m.gguf.partial-1-0",
             ".m.gguf.certificate.json.partial-1-0",
+            ".m.gguf.certificate.intoto.json.partial-1-0",
+            ".m.gguf.certificate.intoto.json.sig.partial-1-0",
             ".m-00001-of-00005.gguf.partial-1-0",
         ] {
             assert!(is(name), "{name}");

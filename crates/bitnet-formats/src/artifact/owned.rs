@@ -5,7 +5,7 @@
 
 use crate::container::Gguf;
 use crate::error::{ErrorCode, FormatError};
-use crate::input::read_file;
+use crate::input::{read_directory, read_file};
 use crate::limits::Limits;
 use serde::Deserialize;
 use std::collections::HashSet;
@@ -20,7 +20,7 @@ const CERTIFICATE: &str = "certificate.json";
 const SIGNED: [&str; 2] = ["certificate.intoto.json", "certificate.intoto.json.sig"];
 
 /// Whether a file is a statement of this program, or the signature of one.
-fn is_signed_by_us(path: &Path) -> bool {
+pub(super) fn is_signed_by_us(path: &Path) -> bool {
     /// What is read of a statement.
     #[derive(Deserialize)]
     struct Statement {
@@ -123,7 +123,7 @@ pub(super) fn foreign_entry(directory: &Path, planned: &[String]) -> io::Result<
 /// Names, `None` for one that is not UTF-8, and paths.
 fn sorted_entries(directory: &Path) -> io::Result<Vec<(Option<String>, PathBuf)>> {
     let mut entries = Vec::new();
-    for entry in fs::read_dir(directory)? {
+    for entry in read_directory(directory)? {
         let entry = entry?;
         entries.push((entry.file_name().into_string().ok(), entry.path()));
     }
@@ -156,7 +156,7 @@ impl OlderFile {
             if planned.contains(&path) {
                 continue;
             }
-            let seen = seen(&path);
+            let seen = fs::symlink_metadata(&path).ok().and_then(|m| seen(&m));
             let name = path.file_name().and_then(|name| name.to_str());
             let listed = |file: &Certified| {
                 Some(file.name.as_str()) == name && seen.is_some_and(|(len, _)| len == file.bytes)
@@ -178,7 +178,7 @@ impl OlderFile {
             .filter(|path| fs::symlink_metadata(path).is_ok());
         let older = |path: PathBuf| Self {
             is_ours: is_signed_by_us(&path),
-            seen: seen(&path),
+            seen: fs::symlink_metadata(&path).ok().and_then(|m| seen(&m)),
             path,
         };
         exists.map(older).collect()
@@ -194,26 +194,37 @@ impl OlderFile {
         self.is_ours
     }
 
-    /// Removes it, unless it has changed since it was found.
+    /// Removes it after a new output became visible, unless it has changed since it was found.
     ///
     /// # Errors
-    /// `exists` when it has changed; whatever the operating system refuses.
+    /// `exists` when it has changed; whatever the operating system refuses. Both say that the output is complete.
     pub fn remove(&self) -> Result<(), FormatError> {
-        if !self.is_ours || seen(&self.path) != self.seen {
-            let message =
-                "the new output is complete, but this file of the same name is not this program's";
-            return Err(FormatError::new(ErrorCode::Exists, message)
-                .in_file(&self.path)
-                .hint("move the file: a directory holds one model"));
+        match fs::symlink_metadata(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(self.stays(&e)),
+            Ok(found) if self.is_ours && seen(&found) == self.seen => {}
+            Ok(_) => {
+                let message =
+                    "the output is complete, but this file of the same name is not this program's";
+                return Err(FormatError::new(ErrorCode::Exists, message)
+                    .in_file(&self.path)
+                    .hint("move the file: a directory holds one model"));
+            }
         }
         match fs::remove_file(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(FormatError::io(&self.path, &e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.stays(&e)),
             _ => Ok(()),
         }
     }
+
+    fn stays(&self, error: &io::Error) -> FormatError {
+        let message = format!("the output is complete, but this older file stays: {error}");
+        FormatError::new(ErrorCode::Io, message)
+            .in_file(&self.path)
+            .hint("remove the file: a directory holds one model")
+    }
 }
 
-fn seen(path: &Path) -> Option<(u64, std::time::SystemTime)> {
-    let found = fs::symlink_metadata(path).ok()?;
+fn seen(found: &fs::Metadata) -> Option<(u64, std::time::SystemTime)> {
     Some((found.len(), found.modified().ok()?))
 }

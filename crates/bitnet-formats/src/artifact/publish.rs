@@ -4,13 +4,13 @@
 //! before it are undone: the files that were there are there again.
 
 use super::{
-    Artifact, FileDigest, Partial, Target, interrupted, link_or_copy, live, os, remove_any,
-    sync_directory,
+    Artifact, FileDigest, OlderFile, Partial, Target, interrupted, link_or_copy, live, os,
+    remove_any, sync_directory,
 };
 use crate::error::{ErrorCode, FormatError};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A finished file under a temporary name. Dropped before [`publish`], it leaves nothing behind.
 #[derive(Debug)]
@@ -76,11 +76,9 @@ impl Staged {
                 }
                 Ok(_) if self.force && is_last => {
                     fs::rename(from, to)?;
-                    // a rename between two names of one file leaves both
-                    return match fs::remove_file(from) {
-                        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-                        _ => Ok(Step::Replaced),
-                    };
+                    // a rename between two names of one file leaves both; the step is done, whatever comes of this
+                    let _ = fs::remove_file(from);
+                    return Ok(Step::Replaced);
                 }
                 Ok(_) if self.force => match os::swap(from, to) {
                     Ok(true) if fs::symlink_metadata(from).is_ok_and(|m| m.is_dir()) => {
@@ -130,13 +128,22 @@ fn replace_in_steps(from: &Path, to: &Path) -> io::Result<Step> {
     fs::rename(&aside, from).map(|()| Step::Swapped)
 }
 
-/// Makes files visible in this order, each in one step.
+/// Makes files visible in this order, each in one step. A power cut that leaves the last step leaves all of them.
 ///
 /// # Errors
 /// `exists` when something appeared at a path meanwhile and its file was started without `force`; whatever
 /// the operating system refuses. Nothing has changed then, except after an error that says that the output
 /// is complete: a directory that could not be synced.
 pub fn publish(staged: Vec<Staged>) -> Result<(), FormatError> {
+    publish_over(staged, &[])
+}
+
+/// As [`publish`]; then removes files of an older output that would lie beside the new one. What was replaced stays under
+/// temporary names until the older files are gone, so that the next writer can finish this step.
+///
+/// # Errors
+/// As [`publish`], and those of [`OlderFile::remove`], which say that the output is complete.
+pub fn publish_over(staged: Vec<Staged>, older: &[OlderFile]) -> Result<(), FormatError> {
     let mut live = live();
     // `remove_partial_outputs` ran
     if let Some(gone) = staged
@@ -145,17 +152,22 @@ pub fn publish(staged: Vec<Staged>) -> Result<(), FormatError> {
     {
         return Err(gone.target.failed(&interrupted()));
     }
-    let mut steps: Vec<(&Staged, Step)> = Vec::with_capacity(staged.len());
+    // files inside a directory become visible with it
+    let moved: Vec<&Staged> = staged.iter().filter(|file| !file.inside).collect();
+    let mut steps: Vec<(&Staged, Step)> = Vec::with_capacity(moved.len());
     let mut error = None;
-    for (n, file) in staged.iter().enumerate() {
-        // published by its directory
-        if file.inside {
-            continue;
-        }
-        match file.put(n.saturating_add(1) == staged.len()) {
+    for &file in &moved {
+        let is_last = steps.len().saturating_add(1) == moved.len();
+        // the first step, a certificate, is durable before the files that it lists: the older one, under its temporary name
+        // then, says how to take the others back. All steps are durable before the last one
+        let before = match is_last || steps.len() == 1 {
+            true => sync_parents(&steps).map_err(|(parent, e)| FormatError::io(parent, &e)),
+            false => Ok(()),
+        };
+        match before.and_then(|()| file.put(is_last).map_err(|e| file.target.failed(&e))) {
             Ok(step) => steps.push((file, step)),
             Err(e) => {
-                error = Some(file.target.failed(&e));
+                error = Some(e);
                 break;
             }
         }
@@ -167,25 +179,42 @@ pub fn publish(staged: Vec<Staged>) -> Result<(), FormatError> {
         drop(live);
         return Err(error);
     }
-    for (file, step) in &steps {
-        if let Step::Swapped = step {
-            remove_any(&file.partial.path);
+    // what was replaced goes after what replaces it can no longer be lost
+    let synced = sync_parents(&steps);
+    let removed = older.iter().try_for_each(OlderFile::remove);
+    if removed.is_ok() && !older.is_empty() {
+        // best effort: after a power cut the next writer removes an older file only while the older certificate is there
+        let _ = sync_parents(&steps);
+    }
+    if removed.is_ok() {
+        // the certificate became visible first and goes last: it lists what has to go
+        for (file, step) in steps.iter().rev() {
+            if let Step::Swapped = step {
+                remove_any(&file.partial.path);
+            }
         }
     }
     live.paths
         .retain(|path| !staged.iter().any(|s| s.partial.path == *path));
     drop(live);
-    let mut parents: Vec<&PathBuf> = steps.iter().map(|(s, _)| &s.target.parent).collect();
+    synced.map_err(|(parent, e)| {
+        let message = format!("the output is complete, but its directory cannot be synced: {e}");
+        FormatError::new(ErrorCode::Io, message)
+            .in_file(parent)
+            .hint("check the disk, then run bitnet-verify on the output")
+            .because(e)
+    })?;
+    removed
+}
+
+/// Makes the steps durable; the directory that could not be synced.
+fn sync_parents<'a>(steps: &[(&'a Staged, Step)]) -> Result<(), (&'a Path, io::Error)> {
+    let mut parents: Vec<&Path> = steps
+        .iter()
+        .map(|(file, _)| file.target.parent.as_path())
+        .collect();
     parents.dedup();
-    for parent in parents {
-        sync_directory(parent).map_err(|e| {
-            let message =
-                format!("the output is complete, but its directory cannot be synced: {e}");
-            FormatError::new(ErrorCode::Io, message)
-                .in_file(parent)
-                .hint("check the disk, then run bitnet-verify on the output")
-                .because(e)
-        })?;
-    }
-    Ok(())
+    parents
+        .into_iter()
+        .try_for_each(|parent| sync_directory(parent).map_err(|e| (parent, e)))
 }

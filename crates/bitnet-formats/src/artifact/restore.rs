@@ -4,24 +4,27 @@
 //! sha256; nothing is lost that was not a temporary file.
 
 use super::owned::{Certified, certified_files};
-use super::{Target, file_digest, partial_prefix};
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use super::signed::{certificate_name, remove_statement, restore_statement, sha256_of};
+use super::{Target, dead_files, file_digest, sync_directory};
+use crate::container::Gguf;
+use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-pub(super) fn certificate_name(output: &OsStr) -> OsString {
-    let mut name = output.to_owned();
-    name.push(".certificate.json");
-    name
-}
-
 /// Puts a certificate and its files back: files that were replaced before the kill are still there under
-/// their temporary names. Does nothing when the certificate is that of the files beside it.
+/// their temporary names. If the certificate is that of the files beside it, removes what the writer had still to remove.
 pub(super) fn restore(target: &Target) {
     let name = certificate_name(&target.name);
     let certificate = target.path.with_file_name(&name);
     let older = dead_files(&target.parent, &name);
-    if older.is_empty() || moves(target, &certificate).is_some_and(|moves| moves.is_empty()) {
+    if older.is_empty() {
+        return;
+    }
+    if moves(target, &certificate).is_some_and(|moves| moves.is_empty()) {
+        for older in &older {
+            finish(target, &certificate, older);
+        }
+        let _ = sync_directory(&target.parent);
         return;
     }
     let found = older
@@ -32,7 +35,43 @@ pub(super) fn restore(target: &Target) {
         for (from, to) in moves {
             let _ = fs::rename(from, to);
         }
+        let (kept, gone) = (sha256_of(older), sha256_of(&certificate));
+        // files of the killed writer that replaced none: before the certificate that lists them goes
+        remove_unlisted(target, older, certified_files(&certificate));
+        let _ = sync_directory(&target.parent);
         let _ = fs::rename(older, &certificate);
+        restore_statement(target, kept.as_deref(), gone.as_deref());
+        // what is swept next may hold what a power cut would need again
+        let _ = sync_directory(&target.parent);
+    }
+}
+
+/// Removes the files of an older certificate that the one in its place does not list.
+fn finish(target: &Target, certificate: &Path, older: &Path) {
+    let modified = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+    // a certificate that never became visible
+    if modified(older) > modified(certificate) {
+        return;
+    }
+    remove_unlisted(target, certificate, certified_files(older));
+    remove_statement(target, sha256_of(older).as_deref());
+}
+
+/// Removes those of the files of another certificate of this output that `certificate` does not list.
+fn remove_unlisted(target: &Target, certificate: &Path, files: Vec<Certified>) {
+    let listed = certified_files(certificate);
+    let of_output = Gguf::files_of_output(&target.real).unwrap_or_default();
+    let is_of_output = |name: &str| {
+        of_output
+            .iter()
+            .any(|path| path.file_name() == Some(OsStr::new(name)))
+    };
+    for file in files {
+        let place = target.parent.join(&file.name);
+        let is_listed = listed.iter().any(|other| other.name == file.name);
+        if !is_listed && is_of_output(&file.name) && is(&place, &file) {
+            let _ = fs::remove_file(place);
+        }
     }
 }
 
@@ -61,23 +100,6 @@ fn moves(target: &Target, certificate: &Path) -> Option<Vec<(PathBuf, PathBuf)>>
 fn is(path: &Path, expected: &Certified) -> bool {
     fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == expected.bytes)
         && file_digest(path).is_ok_and(|found| found.sha256 == expected.sha256)
-}
-
-/// The temporary files of an output whose writers are dead.
-fn dead_files(parent: &Path, name: &OsStr) -> Vec<PathBuf> {
-    let prefix = partial_prefix(name);
-    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| {
-            entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(prefix.as_encoded_bytes())
-        })
-        .map(|entry| entry.path())
-        .filter(|path| path.is_file())
-        .filter(|path| File::open(path).is_ok_and(|file| file.try_lock().is_ok()))
-        .collect()
 }
 
 #[cfg(test)]
@@ -158,6 +180,36 @@ mod tests {
         expect(
             &[("m.gguf", "old"), (CERTIFICATE, new), (LEFT, hostile)],
             &[("m.gguf", "old"), (CERTIFICATE, new)],
+        );
+    }
+
+    #[test]
+    fn files_of_one_certificate_alone_stay() {
+        const PART: &str = "m-00002-of-00002.gguf";
+        let old = &*certificate(&[("m.gguf", "old")]);
+        let new = &*certificate(&[("m-00001-of-00002.gguf", "new 1"), (PART, "new 2")]);
+        // killed after the second of two new parts became visible
+        expect(
+            &[
+                (LEFT, old),
+                ("m.gguf", "old"),
+                (CERTIFICATE, new),
+                (PART, "new 2"),
+                (".m-00001-of-00002.gguf.partial-1-0", "new 1"),
+            ],
+            &[("m.gguf", "old"), (CERTIFICATE, old)],
+        );
+        // killed before the older file was removed
+        let parts = [("m-00001-of-00002.gguf", "new 1"), (PART, "new 2")];
+        let mut all = vec![(LEFT, old), ("m.gguf", "old"), (CERTIFICATE, new)];
+        all.extend(parts);
+        expect(&all, &[parts[0], parts[1], (CERTIFICATE, new)]);
+        // a file that is not what the certificate says stays
+        let mut all = vec![(LEFT, old), ("m.gguf", "third"), (CERTIFICATE, new)];
+        all.extend(parts);
+        expect(
+            &all,
+            &[("m.gguf", "third"), parts[0], parts[1], (CERTIFICATE, new)],
         );
     }
 

@@ -6,6 +6,7 @@
 use super::Gguf;
 use super::shards::{self, INDEX_SUFFIX};
 use crate::error::{ErrorCode, FormatError};
+use crate::input::read_directory;
 use crate::limits::Limits;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,7 @@ fn is_adapter(name: &str) -> bool {
 fn names_in(directory: &Path) -> Result<Vec<String>, FormatError> {
     let failed = |e: std::io::Error| FormatError::io(directory, &e);
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
+    for entry in read_directory(directory).map_err(failed)? {
         // names that are not UTF-8 are none of those looked for
         if let Ok(name) = entry.map_err(failed)?.file_name().into_string()
             && !name.starts_with('.')

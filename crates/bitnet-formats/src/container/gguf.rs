@@ -27,6 +27,7 @@ use super::{Container, Header, Reading, WritePlan};
 use crate::dense::blocks_len;
 use crate::encoding::{BlockType, Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
+use crate::input::read_directory;
 use crate::limits::Limits;
 use crate::packing::{PACKINGS, Packing};
 use crate::source::{Source, open_source};
@@ -175,7 +176,7 @@ impl Gguf {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        for entry in std::fs::read_dir(parent)? {
+        for entry in read_directory(parent)? {
             let path = output.with_file_name(entry?.file_name());
             let part = SplitName::parse(&path);
             if path == output || part.is_some() && part.map(|split| split.whole) == whole {

@@ -16,7 +16,9 @@ use crate::answers::{self, Revision, plain_etag};
 use crate::location::{Location, Repository, is_plain_path, without_secrets};
 use crate::settings::Settings;
 use crate::{Located, Reads, Watch};
-use bitnet_formats::{ErrorCode, FormatError, Mount, Origin, ScratchDirectory, Source};
+use bitnet_formats::{
+    ErrorCode, FormatError, Mount, Origin, ScratchDirectory, Source, read_directory,
+};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use percent_encoding::percent_decode_str;
 use reqwest::{Method, Url};
@@ -299,10 +301,9 @@ fn stand_in(
     let Needed { weights, side } = &needed;
     write_side_files(&remote, &root, side, &full)?;
     // placeholders of weights that are not needed would be a second model
-    for entry in fs::read_dir(&root)
-        .map_err(|e| FormatError::io(&root, &e))?
-        .flatten()
-    {
+    let failed = |e: std::io::Error| FormatError::io(&root, &e);
+    for entry in read_directory(&root).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_weights(&name) && !weights.contains(&name) {
             let _ = fs::remove_file(entry.path());

@@ -50,7 +50,10 @@ impl Staged {
         let (mut hasher, mut sample, mut bytes) = (Sha256::new(), Vec::new(), 0u64);
         let mut buffer = vec![0; STEP];
         loop {
-            let count = file.read(&mut buffer).map_err(failed)?;
+            let count = match file.read(&mut buffer) {
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                count => count.map_err(failed)?,
+            };
             let part = buffer.get(..count).unwrap_or_default();
             if part.is_empty() {
                 break;

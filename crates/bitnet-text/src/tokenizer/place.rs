@@ -2,9 +2,12 @@
 //!
 //! Invariant: a file larger than [`Limits::side_file_bytes`] is not read.
 
-use bitnet_formats::{FormatError, Limits, parse_json_table, parse_json_value, read_side_file};
+use bitnet_formats::{
+    FormatError, Limits, parse_json_table, parse_json_value, read_directory, read_side_file,
+};
 use serde_json::Value;
 use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Where the files of a tokenizer are.
@@ -68,13 +71,18 @@ impl<'a> Place<'a> {
                 return Ok(below.collect());
             }
         };
-        // as transformers, which asks for a directory first
-        if !dir.is_dir() {
-            return Ok(Vec::new());
-        }
         let failed = |e: std::io::Error| FormatError::io(&dir, &e);
+        // as transformers, which asks for a directory first
+        match std::fs::metadata(&dir) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Ok(Vec::new()),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Vec::new());
+            }
+            Err(e) => return Err(failed(e)),
+        }
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&dir).map_err(failed)? {
+        for entry in read_directory(&dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.ends_with(end) && !entry.path().is_dir() {

@@ -64,11 +64,12 @@ fn begins_as_object(path: &Path) -> bool {
         true => u64::MAX,
         false => Limits::default().certificate_bytes,
     };
-    let mut head = [0; 64];
-    let read = open_regular(path)
-        .ok()
-        .filter(|(_, metadata)| metadata.len() <= most)
-        .and_then(|(mut file, _)| file.read(&mut head).ok());
-    let head = head.get(..read.unwrap_or(0)).unwrap_or_default();
+    const HEAD: u64 = 64;
+    let mut head = Vec::new();
+    let opened = open_regular(path).ok();
+    if let Some((file, _)) = opened.filter(|(_, metadata)| metadata.len() <= most) {
+        // what cannot be read is no object
+        let _ = file.take(HEAD).read_to_end(&mut head);
+    }
     head.trim_ascii_start().first() == Some(&b'{')
 }
