@@ -16,15 +16,42 @@ pub struct DenseNetwork {
 /// Rows of values.
 type Rows = Vec<Vec<f64>>;
 
+/// How a program turns the input of a rotated matrix, or a row of rotated embeddings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turning {
+    /// By the rule.
+    Rule,
+    /// Not at all.
+    Nothing,
+    /// Without signs.
+    Unsigned,
+    /// Signs on the other side of the transform.
+    OtherSide,
+    /// In blocks of so many features.
+    Block(usize),
+}
+
 impl DenseNetwork {
     /// The network of a checkpoint, its weights turned back.
     ///
     /// # Panics
     /// If a tensor cannot be read.
     pub fn of(checkpoint: &Checkpoint) -> Self {
+        Self::of_program(checkpoint, |_| Turning::Rule)
+    }
+
+    /// The network that a program computes which turns inputs and rows as `turning` says; of a table that is the head, too,
+    /// [`Slot::OutputHead`] is the head.
+    ///
+    /// # Panics
+    /// If a tensor cannot be read.
+    pub fn of_program(checkpoint: &Checkpoint, turning: impl Fn(Slot) -> Turning) -> Self {
         let config = checkpoint.config.clone();
         let mut matrices = HashMap::new();
-        for slot in checkpoint.slots() {
+        let tied = checkpoint.config.tie_word_embeddings;
+        let head = tied.then_some((Slot::OutputHead, Slot::TokenEmbeddings));
+        let own = checkpoint.slots().into_iter().map(|slot| (slot, slot));
+        for (place, slot) in own.chain(head) {
             let mut values: Vec<f64> = match checkpoint.is_ternary(slot) {
                 true => {
                     let matrix = checkpoint.ternary(slot).expect("a linear");
@@ -44,18 +71,34 @@ impl DenseNetwork {
             };
             let width = config.shape(slot)[config.shape(slot).len() - 1];
             if let Some(rotation) = config.rotation.as_deref().filter(|r| r.turns(slot)) {
-                for row in values.chunks_exact_mut(width) {
-                    let turned: Vec<f64> = row
-                        .chunks_exact(rotation.block_size)
-                        .flat_map(|block| transformed(block.to_vec()))
-                        .collect();
-                    row.copy_from_slice(&turned);
+                let turning = turning(place);
+                let block = match turning {
+                    Turning::Block(block) => block,
+                    _ => rotation.block_size,
+                };
+                let sign = |row: &mut [f64]| {
                     for (x, sign) in row.iter_mut().zip(rotation.signs_of(width)) {
                         *x *= f64::from(*sign);
                     }
+                };
+                for row in values.chunks_exact_mut(width) {
+                    if turning == Turning::Nothing {
+                        continue;
+                    }
+                    if turning == Turning::OtherSide {
+                        sign(row);
+                    }
+                    let blocks = row.chunks_exact(block);
+                    let turned: Vec<f64> = blocks
+                        .flat_map(|block| transformed(block.to_vec()))
+                        .collect();
+                    row.copy_from_slice(&turned);
+                    if !matches!(turning, Turning::OtherSide | Turning::Unsigned) {
+                        sign(row);
+                    }
                 }
             }
-            matrices.insert(slot, values);
+            matrices.insert(place, values);
         }
         Self { config, matrices }
     }
@@ -194,11 +237,7 @@ impl DenseNetwork {
             add(&mut x, self.multiply(at(DownProj), &f.collect()));
         }
         let h = self.norms(Slot::OutputNorm, &x);
-        let head = match self.config.tie_word_embeddings {
-            true => Slot::TokenEmbeddings,
-            false => Slot::OutputHead,
-        };
-        self.multiply(head, &h)
+        self.multiply(Slot::OutputHead, &h)
     }
 }
 

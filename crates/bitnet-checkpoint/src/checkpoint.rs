@@ -10,6 +10,7 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+mod carried;
 mod dense;
 mod headers;
 mod inputs;

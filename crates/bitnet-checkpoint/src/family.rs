@@ -26,6 +26,7 @@ mod module_patterns;
 mod names;
 mod nested;
 mod pooling;
+mod predictors;
 mod quantization;
 mod qwen2;
 mod qwen3;
@@ -50,6 +51,7 @@ pub(crate) use hf_config::{add_generation_config, parse_json, parse_value};
 pub(crate) use nested::{PREFIX as LANGUAGE_MODEL, language_model};
 pub use pooling::pooling_settings;
 pub(crate) use pooling::{add_pooling, pooling_files};
+pub use predictors::Counterpart;
 pub(crate) use quantization::{AffineForm, affine_form, affine_says_activations};
 
 use crate::config::{Activation, ActivationQuantization, Config, Factors, RopeScaling, Yarn};
@@ -339,15 +341,31 @@ impl Family {
         rotation::hf_rotation(self, config, config_json)
     }
 
+    /// The name of a slot's tensor in a pack of rotated weights for MLX.
+    pub fn pack_name(&self, slot: Slot) -> String {
+        rotation::pack_name(self, slot)
+    }
+
+    /// `config.json` and `hadamard.json` of a pack of rotated weights for MLX. `original` is a `config.json` of the same
+    /// model, `codes` are the matrices that are stored as codes.
+    pub fn pack_files(
+        &self,
+        config: &Config,
+        original: Option<&Value>,
+        codes: &[Slot],
+    ) -> Vec<(&'static str, Value)> {
+        rotation::pack_files(self, config, original, codes)
+    }
+
     /// Adds what the keys of a tokenizer in `metadata` do not say of `config`'s special tokens.
     pub fn settle_special_tokens(&self, config: &Config, metadata: &mut Metadata) {
         gguf_keys::settle_special_tokens(config, metadata);
     }
 
-    /// Counts the blocks behind the layers, which predict further tokens, if a file has them; a file without them says
-    /// nothing of them.
-    pub fn settle_blocks(&self, config: &Config, has_them: bool, metadata: &mut Metadata) {
-        gguf_keys::settle_blocks(self.gguf_architecture(), config, has_them, metadata);
+    /// Counts the blocks behind the layers, which predict further tokens, if a file has them (`blocks`, where nothing
+    /// says how many); a file without them says nothing of them.
+    pub fn settle_blocks(&self, config: &Config, blocks: Option<u32>, metadata: &mut Metadata) {
+        gguf_keys::settle_blocks(self.gguf_architecture(), config, blocks, metadata);
     }
 
     /// Tensors that GGUF readers want besides the slots: `rope_freqs.weight` (f32) when frequencies

@@ -35,6 +35,7 @@ pub use config::{
     ActivationQuantization, Config, EmbeddingSettings, ExtraNorms, Factors, Hybrid, LongRope,
     MixtureOfExperts, Pooling, Rope, RopeScaling, SlidingWindow, Yarn,
 };
+pub use family::Counterpart;
 pub use family::stacked_hf;
 pub use family::{
     FAMILIES, Family, GGUF_ARCHITECTURE_KEY, GGUF_FILE_TYPE_KEY, GPU_SCALES, GgufWindows,

@@ -130,8 +130,7 @@ fn permute_columns(
                 let from = columns[0] / group;
                 if let Some(other) = columns.iter().find(|column| **column / group != from) {
                     return Err(format!(
-                        "the value heads do not stand in whole groups of {group} columns, which share a scale: \
-                         group {number} has columns of groups {from} and {}",
+                        "the value heads do not stand in whole groups of {group} columns, which share a scale: group {number} has columns of groups {from} and {}",
                         other / group
                     ));
                 }

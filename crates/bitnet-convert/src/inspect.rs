@@ -216,6 +216,7 @@ impl Facts {
                 "hidden_act": config.hidden_act.as_str(),
                 "attn_sub_norm": config.attn_sub_norm,
                 "ffn_sub_norm": config.ffn_sub_norm,
+                "qkv_biases": config.biases,
                 "tie_word_embeddings": config.tie_word_embeddings,
                 "activation_quantization": activations(config.activation_quantization),
                 "bos_token_id": config.bos_token_id,
@@ -338,10 +339,14 @@ impl Facts {
             (true, false) => "attention sub-norm",
             (false, true) => "MLP sub-norm",
         };
+        let biases = match config.biases {
+            true => ", biases of q, k and v",
+            false => "",
+        };
         line(
             "wiring",
             format!(
-                "{}, {sub_norms}, rope {}, eps {:e}, activations {}",
+                "{}, {sub_norms}{biases}, rope {}, eps {:e}, activations {}",
                 config.hidden_act.as_str(),
                 config.rope.theta,
                 config.rms_norm_eps,

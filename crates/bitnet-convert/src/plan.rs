@@ -4,6 +4,7 @@
 //! read without reading the weights have been checked against the target. What only shows while
 //! weights are read (scales of master weights, damaged codes) fails later and leaves nothing behind.
 
+mod carried;
 mod files;
 mod identity;
 mod tensors;
@@ -300,7 +301,7 @@ pub fn build(checkpoint: &Checkpoint, request: &Request<'_>) -> Result<Plan, For
             .slot(slot)
             .map_err(|e| e.in_tensor(&planner.target_name(slot)))?;
     }
-    planner.carry();
+    planner.carry()?;
     let (files, side_files) = match request.target.kind {
         Kind::Gguf => (planner.gguf()?, Vec::new()),
         Kind::HuggingFace => planner.hugging_face()?,
@@ -368,6 +369,9 @@ pub enum StoredAs {
 /// What a target stores for a dense tensor.
 fn stored_as(target: &Target, checkpoint: &Checkpoint, slot: Slot) -> StoredAs {
     if target.kind == Kind::Gguf {
+        return StoredAs::Values;
+    }
+    if target.form.writer.is_pack(&checkpoint.config) {
         return StoredAs::Values;
     }
     if (checkpoint.family.stores_gain_minus_one)(slot) {

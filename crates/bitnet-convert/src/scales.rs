@@ -193,10 +193,13 @@ pub fn shared(
     checkpoint: &Checkpoint,
     writer: &dyn WriteStorage,
 ) -> Result<Option<SharedScales>, FormatError> {
-    let Some(mut types) = writer.shared_scales(computed_in(checkpoint)) else {
+    let Some(mut types) = writer.shared_scales(&checkpoint.config, computed_in(checkpoint)) else {
         return Ok(None);
     };
-    for slot in checkpoint.slots().into_iter().filter(|s| s.is_ternary()) {
+    // a pack has codes of tables, too
+    let is_pack = writer.is_pack(&checkpoint.config);
+    let is_written = |slot: &Slot| slot.is_ternary() || is_pack && checkpoint.is_ternary(*slot);
+    for slot in checkpoint.slots().into_iter().filter(is_written) {
         let source = checkpoint.linear(slot)?;
         let known = known(checkpoint, slot, source)?;
         types

@@ -74,7 +74,7 @@ fn scale_of(checkpoint: &Checkpoint, linear: Slot) -> Result<f32, FormatError> {
 /// A network only ever sees `fl32(1 + w)`, so that is what has to survive, and it does whenever some f32 `w`
 /// was there before: the difference is exact for a gain from 0.5 on, and a smaller gain that came from an f32
 /// is a multiple of 2^-24. A gain that no `w` gives is refused.
-fn minus_ones(gains: &[f32]) -> Result<Vec<f32>, FormatError> {
+pub fn minus_ones(gains: &[f32]) -> Result<Vec<f32>, FormatError> {
     let stored: Vec<f32> = gains.iter().map(|gain| gain - 1.0).collect();
     let lost = stored
         .iter()

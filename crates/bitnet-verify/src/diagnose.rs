@@ -7,5 +7,6 @@ pub mod fault;
 pub(crate) mod hypotheses;
 pub(crate) mod logits;
 pub(crate) mod naming;
+pub(crate) mod rotated;
 mod swap;
 pub(crate) mod trace;

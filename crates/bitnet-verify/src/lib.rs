@@ -30,7 +30,8 @@ pub use diagnose::fault::{FAULTS, Fault, FaultName};
 pub use reference::divergence::{Divergence, relative_error};
 pub use reference::golden::{self, Golden};
 pub use reference::oracle::{
-    ClampAt, Deviation, Layer, Operator, Oracle, Replayed, Rounding, RowOrder, ScaleAs, Trace,
+    ClampAt, Deviation, Layer, Operator, Oracle, Replayed, RotatedAs, Rounding, RowOrder, ScaleAs,
+    Trace,
 };
 pub use reference::other_runtime::OtherRuntime;
 pub use reference::prompts::{Prompt, built_in_prompts, check_prompts, read_prompts};

@@ -125,6 +125,11 @@ fn biases_survive_every_container() {
             assert_eq!(ran.status, ExitStatus::Done, "{to}: {}", ran.stdout);
             assert_eq!(open(&output).unwrap().config, config, "{to}");
             assert_eq!(biases(&output), values, "{to}");
+            let inspected = program::run(
+                bitnet_convert::run,
+                ["inspect", output.to_str().unwrap(), "--json"],
+            );
+            assert_eq!(inspected.json()["wiring"]["qkv_biases"], true, "{to}");
             assert_eq!(logits(&output), want, "{to}");
             let against = [
                 output.to_str().unwrap(),

@@ -29,6 +29,13 @@ impl Checkpoint {
         named.unwrap_or(self.family.hf_identity.1).to_owned()
     }
 
+    /// Whether this is a pack of rotated weights for MLX, whose names and forms are its own.
+    pub fn is_pack(&self) -> bool {
+        self.config_json
+            .as_ref()
+            .is_some_and(family::rotation::is_pack)
+    }
+
     /// The name of the model, if it has one.
     pub fn name(&self) -> Option<String> {
         let name = match &self.config_json {

@@ -547,21 +547,27 @@ fn bos(keys: &Keys<'_>) -> Result<Option<u32>, FormatError> {
 pub(super) fn settle_blocks(
     architecture: &str,
     config: &Config,
-    has_them: bool,
+    blocks: Option<u32>,
     metadata: &mut Metadata,
 ) {
     let key = format!("{architecture}.{}", hybrid::PREDICTORS);
-    let said = metadata.get(&key).and_then(MetaValue::as_u64);
-    let Some(blocks) = said.and_then(|n| u32::try_from(n).ok()) else {
+    let Some(blocks) = blocks else {
+        metadata.0.retain(|(known, _)| *known != key);
         return;
     };
-    match has_them {
-        true => {
-            let layers = u32::try_from(config.num_hidden_layers).unwrap_or(u32::MAX);
-            let all = MetaValue::U32(layers.saturating_add(blocks));
-            metadata.set(format!("{architecture}.block_count"), all);
-        }
-        false => metadata.0.retain(|(known, _)| *known != key),
+    let said = metadata.get(&key).and_then(MetaValue::as_u64);
+    let blocks = said.and_then(|n| u32::try_from(n).ok()).unwrap_or(blocks);
+    metadata.set(key, MetaValue::U32(blocks));
+    let layers = u32::try_from(config.num_hidden_layers).unwrap_or(u32::MAX);
+    let all = MetaValue::U32(layers.saturating_add(blocks));
+    metadata.set(format!("{architecture}.block_count"), all);
+    // readers want an entry for each block; these have attention
+    let key = format!("{architecture}.{}", hybrid::RECURRENT);
+    if let Some(MetaValue::Array(MetaArray::Bool(list))) = metadata.get(&key) {
+        let mut list = list.clone();
+        let all = config.num_hidden_layers.saturating_add(blocks as usize);
+        list.resize(all.max(list.len()), false);
+        metadata.set(key, MetaValue::Array(MetaArray::Bool(list)));
     }
 }
 

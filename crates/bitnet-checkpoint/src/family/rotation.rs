@@ -6,9 +6,11 @@
 
 mod keys;
 mod manifest;
+mod pack;
 mod written;
 
 pub(crate) use manifest::read_beside;
+pub(crate) use pack::{files as pack_files, name as pack_name};
 pub(crate) use written::{gguf_rotation, hf_rotation};
 
 use super::Family;

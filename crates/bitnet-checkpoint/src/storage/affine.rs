@@ -12,7 +12,7 @@ use super::scale_types::{ScaleTypes, SharedScales, check_float, shared_scales_of
 use super::tensors::{Tensors, error, missing};
 use super::values;
 use super::written::{Form, Made, Output, PackedEntry, Part, ScaleForm, WriteStorage, part};
-use crate::config::Config;
+use crate::config::{ActivationQuantization, Config};
 use crate::family::{self, AffineForm, HfStorage, Quantization, ScaleDirection};
 use crate::rotation::ROTATION_KEYS;
 use bitnet_formats::{
@@ -328,20 +328,33 @@ impl WriteStorage for Affine {
     }
 
     /// The type the model is kept in first: MLX computes in the type of its scales.
-    fn shared_scales(&self, computed_in: Option<PlainType>) -> Option<ScaleTypes> {
-        Some(ScaleTypes::new(match computed_in {
-            Some(PlainType::Bf16) => PlainType::Bf16,
-            _ => PlainType::F16,
-        }))
+    fn shared_scales(&self, config: &Config, computed_in: Option<PlainType>) -> Option<ScaleTypes> {
+        Some(match (self.is_pack(config), computed_in) {
+            (true, _) => ScaleTypes::of_packs(),
+            (false, Some(PlainType::Bf16)) => ScaleTypes::new(PlainType::Bf16),
+            (false, _) => ScaleTypes::new(PlainType::F16),
+        })
     }
 
     /// Programs for MLX rotate only what a pack of their own kind says is rotated.
+    fn is_pack(&self, config: &Config) -> bool {
+        config.rotation.is_some()
+    }
+
+    /// There is one kind of packs, that of hybrids.
     fn check_network(&self, config: &Config) -> Result<(), FormatError> {
-        if config.rotation.is_none() {
-            return Ok(());
-        }
-        let message =
-            "the weights are rotated, and no program for MLX rotates the inputs of this network";
+        let message = match (&config.rotation, &config.hybrid) {
+            (None, _) => return Ok(()),
+            (Some(_), None) => {
+                "the weights are rotated, and no program for MLX rotates the inputs of this network"
+            }
+            (Some(_), Some(_))
+                if config.activation_quantization != ActivationQuantization::None =>
+            {
+                "programs for MLX do not quantize the inputs of rotated weights, and this network does"
+            }
+            (Some(_), Some(_)) => return Ok(()),
+        };
         Err(FormatError::new(ErrorCode::TargetCannotHold, message)
             .in_tensor(ROTATION_KEYS)
             .hint("choose a GGUF target, packed, hf-packed or hf-f16, which keep the rotation"))

@@ -100,6 +100,8 @@ pub struct SharedScales {
 /// Group and type that fit all linears looked at so far.
 pub struct ScaleTypes {
     groups: Vec<usize>,
+    /// Which groups there are, for errors.
+    said: &'static str,
     /// The type to take first, and the other one; whether each holds every scale.
     plains: [(PlainType, bool); 2],
 }
@@ -113,7 +115,17 @@ impl ScaleTypes {
         };
         Self {
             groups: GROUPS.to_vec(),
+            said: "MLX has groups of 32, 64 and 128 columns",
             plains: [(first, true), (other, true)],
+        }
+    }
+
+    /// Those of a pack of rotated weights: f16, one scale for 128 columns.
+    pub(super) fn of_packs() -> Self {
+        Self {
+            groups: vec![LARGEST],
+            said: "a pack of rotated weights for MLX has groups of 128 columns",
+            plains: [(PlainType::F16, true); 2],
         }
     }
 
@@ -136,7 +148,8 @@ impl ScaleTypes {
         }
         let structure = known.map_or("tensor".to_owned(), |known| known.scales().structure());
         let message = format!(
-            "MLX has groups of 32, 64 and 128 columns, found {cols} columns and scales per {structure}"
+            "{}, found {cols} columns and scales per {structure}",
+            self.said
         );
         Err(FormatError::new(ErrorCode::TargetCannotHold, message)
             .hint("choose a target without groups, such as hf-packed"))

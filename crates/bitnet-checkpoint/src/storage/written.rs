@@ -243,9 +243,20 @@ pub trait WriteStorage: Sync + Debug {
         None
     }
 
-    /// What the scales of all linears may have in common, if they have to; `computed_in` is the type to prefer.
-    fn shared_scales(&self, _computed_in: Option<PlainType>) -> Option<super::ScaleTypes> {
+    /// What the scales of all linears of a network may have in common, if they have to; `computed_in` is the type to
+    /// prefer.
+    fn shared_scales(
+        &self,
+        _config: &Config,
+        _computed_in: Option<PlainType>,
+    ) -> Option<super::ScaleTypes> {
         None
+    }
+
+    /// Whether a checkpoint directory of a network is a pack for MLX: names, norms and kernels as MLX has them, every
+    /// ternary matrix as codes, and signs beside those that are rotated.
+    fn is_pack(&self, _config: &Config) -> bool {
+        false
     }
 
     /// Whether readers of a checkpoint directory multiply the bias of a linear by its scale; `kept` is the direction

@@ -114,9 +114,8 @@ impl Planner<'_> {
     /// Counts blocks that predict further tokens, if they are carried along.
     fn settle_blocks(&self, metadata: &mut Metadata) {
         let Checkpoint { family, config, .. } = self.checkpoint;
-        let mut actions = self.items.iter().map(|item| &item.action);
-        let is_carried = actions.any(|action| matches!(action, Action::Carry(_)));
-        family.settle_blocks(config, is_carried, metadata);
+        let has_them = !self.not_computed.carried.is_empty();
+        family.settle_blocks(config, has_them.then_some(1), metadata);
     }
 
     /// Refuses a chat template that passes a limit when it is rendered.
@@ -143,7 +142,7 @@ impl Planner<'_> {
             .as_deref()
             .is_some_and(|rotation| rotation.tiled_values)
         {
-            let message = "out_proj was rotated with value heads in GGUF's order, which hadamard_packing.json cannot say";
+            let message = "out_proj was rotated with value heads in GGUF's order, which neither hadamard_packing.json nor a pack for MLX can say";
             return Err(FormatError::new(ErrorCode::TargetCannotHold, message)
                 .in_tensor(ROTATION_KEYS)
                 .hint("choose a GGUF target, which keeps the order"));
@@ -173,11 +172,17 @@ impl Planner<'_> {
                 self.index(&files),
             ));
         }
-        let json = side_files::config_json(self.checkpoint, storage);
-        side.push(("config.json".to_owned(), json));
         let own_json = self.checkpoint.config_json.as_ref();
-        if let Some((name, manifest)) = family.hf_rotation(config, own_json) {
-            side.push((name.to_owned(), pretty_json(&manifest)));
+        if self.is_pack() {
+            side.extend(side_files::pack(self.checkpoint, config, &self.coded()));
+        } else {
+            let has_predictors = own_json.is_none() && !self.not_computed.carried.is_empty();
+            let predictors = usize::from(has_predictors);
+            let json = side_files::config_json(self.checkpoint, storage, predictors);
+            side.push(("config.json".to_owned(), json));
+            if let Some((name, manifest)) = family.hf_rotation(config, own_json) {
+                side.push((name.to_owned(), pretty_json(&manifest)));
+            }
         }
         side.sort_by(|a, b| a.0.cmp(&b.0));
         Ok((files, side))
@@ -239,6 +244,15 @@ impl Planner<'_> {
             _ => None,
         });
         entries.collect()
+    }
+
+    /// The matrices that are stored as codes, in the order of the forward pass.
+    fn coded(&self) -> Vec<Slot> {
+        let items = self.items.iter();
+        let coded = items.filter(|item| matches!(item.action, Action::Pack(_)));
+        let mut coded: Vec<Slot> = coded.filter_map(|item| item.slot).collect();
+        coded.sort();
+        coded
     }
 
     /// What `config.json` has to say about the linears as they are stored.

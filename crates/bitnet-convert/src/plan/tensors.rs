@@ -3,9 +3,7 @@
 //! Invariant: a tensor that is planned can be written; scales and types that can be judged without reading weights
 //! have been judged.
 
-use super::{
-    Action, Item, Loss, NotComputed, Planner, StoredAs, kept_direction, stored_as, stored_order,
-};
+use super::{Action, Item, Loss, Planner, StoredAs, kept_direction, stored_as, stored_order};
 use crate::args::Embeddings;
 use crate::scales;
 use crate::targets::Kind;
@@ -15,8 +13,8 @@ use bitnet_checkpoint::{
     stacked_hf,
 };
 use bitnet_formats::{
-    Encoding, ErrorCode, FormatError, Packing, PlainType, PlannedTensor, ScaleRounding, TensorInfo,
-    UnitRows, dense_len,
+    Encoding, ErrorCode, FormatError, Packing, PlainType, PlannedTensor, ScaleRounding, UnitRows,
+    dense_len,
 };
 use std::collections::HashSet;
 
@@ -29,11 +27,64 @@ impl Planner<'_> {
                 if let (true, Some(name)) = (self.stacks_experts(), stacked_hf(slot)) {
                     return name;
                 }
+                if self.is_pack() {
+                    return family.pack_name(slot);
+                }
                 let own = self.request.target.form.writer.row().name_of(slot);
                 let own = own.ok().flatten();
                 own.unwrap_or_else(|| family.hf_name(self.checkpoint.config_json.as_ref(), slot))
             }
         }
+    }
+
+    /// Whether the target is a pack of rotated weights for MLX.
+    pub(super) fn is_pack(&self) -> bool {
+        self.request.target.form.writer.is_pack(&self.config)
+    }
+
+    /// Whether the rows of a matrix are rotated in the target.
+    fn is_rotated(&self, slot: Slot) -> bool {
+        let rotation = self.config.rotation.as_deref();
+        rotation.is_some_and(|rotation| rotation.turns(slot))
+    }
+
+    /// Refuses numbers in a pack, where codes alone are rotated.
+    fn check_pack(&self, slot: Slot) -> Result<(), FormatError> {
+        if !self.is_pack() || !self.is_rotated(slot) {
+            return Ok(());
+        }
+        let message =
+            "a pack for MLX holds rotated matrices as ternary codes, and this one would be numbers";
+        Err(FormatError::new(ErrorCode::TargetCannotHold, message)
+            .hint("leave --embeddings away; for a table that is not ternary, choose a GGUF target, packed or hf-f16"))
+    }
+
+    /// The signs of a rotated matrix of a pack, which programs for MLX read instead of the keys.
+    fn push_signs(&mut self, slot: Slot) {
+        let Some(rotation) = self.config.rotation.as_deref().filter(|r| r.turns(slot)) else {
+            return;
+        };
+        let width = self.config.shape(slot).last().copied().unwrap_or(0);
+        let signs = rotation.signs_of(width);
+        let sign = |at| f32::from(signs.get(at).copied().unwrap_or(1)).to_le_bytes();
+        let bytes: Vec<u8> = (0..width).flat_map(sign).collect();
+        let weight = self.target_name(slot);
+        let module = weight.strip_suffix(".weight").unwrap_or(&weight);
+        self.items.push(Item {
+            slot: None,
+            source_name: String::new(),
+            from: "config".to_owned(),
+            to: "f32".to_owned(),
+            tensor: PlannedTensor {
+                name: format!("{module}.signs"),
+                encoding: Encoding::Plain(PlainType::F32),
+                shape: vec![width],
+                len: bytes.len() as u64,
+            },
+            action: Action::Ready(bytes),
+            file: 0,
+            offset: 0,
+        });
     }
 
     /// Whether the linears of all experts of a layer are one tensor of the target.
@@ -117,9 +168,13 @@ impl Planner<'_> {
     }
 
     pub(super) fn slot(&mut self, slot: Slot) -> Result<(), FormatError> {
+        // a pack has codes of tables, too
+        let is_coded_table = self.is_pack()
+            && self.checkpoint.is_ternary(slot)
+            && self.request.embeddings == Embeddings::Keep;
         if self.request.unfold && unfold::is_unfolded(self.checkpoint, slot) {
             self.unfolded(slot)
-        } else if slot.is_ternary() {
+        } else if slot.is_ternary() || is_coded_table {
             self.linear(slot)
         } else if self.checkpoint.is_ternary(slot) {
             self.table(slot)
@@ -189,7 +244,11 @@ impl Planner<'_> {
             let shared = self.shared;
             self.check_scale(slot, source, |m, r| form.writer.check(form, shared, m, r))?;
         }
-        self.push_parts(slot, source, parts)
+        self.push_parts(slot, source, parts)?;
+        if self.is_pack() {
+            self.push_signs(slot);
+        }
+        Ok(())
     }
 
     /// The tensors that the target has for a linear.
@@ -289,6 +348,7 @@ impl Planner<'_> {
     /// Embeddings or output head that are ternary: packed where readers of the target look up packed rows,
     /// else as numbers of the smallest type that holds them.
     fn table(&mut self, slot: Slot) -> Result<(), FormatError> {
+        self.check_pack(slot)?;
         let source = self.checkpoint.linear(slot)?;
         let (rows, cols) = (source.rows, source.cols);
         let plain = match self.request.embeddings {
@@ -389,6 +449,7 @@ impl Planner<'_> {
     }
 
     fn dense(&mut self, slot: Slot) -> Result<(), FormatError> {
+        self.check_pack(slot)?;
         let info = self.checkpoint.tensor_range(slot).ok_or_else(|| {
             FormatError::new(
                 ErrorCode::MissingTensor,
@@ -418,6 +479,8 @@ impl Planner<'_> {
             _ if !as_stored => Encoding::Plain(PlainType::F32),
             _ if is_shaped && !is_matrix => Encoding::Plain(PlainType::F32),
             Embeddings::As(to) if embedding => to.encoding(),
+            // programs for MLX compute in the widest type of a product
+            _ if self.is_pack() && !embedding => Encoding::Plain(PlainType::F32),
             // the type that llama.cpp's own converter gives a router
             _ if gguf && matches!(slot, Slot::Layer(_, LayerSlot::Router)) => {
                 Encoding::Plain(PlainType::F32)
@@ -436,8 +499,9 @@ impl Planner<'_> {
         }
         let row = shape.last().copied().unwrap_or(0);
         let len = dense_len(encoding, shape.iter().product(), row)?;
-        // Hugging Face keeps an axis for the one input channel of each output channel
+        // Hugging Face keeps an axis for the one input channel of each output channel, MLX keeps it last
         let shape = match (is_kernel && !gguf, &shape[..]) {
+            (true, &[channels, taps]) if self.is_pack() => vec![channels, taps, 1],
             (true, &[channels, taps]) => vec![channels, 1, taps],
             _ => shape,
         };
@@ -463,43 +527,6 @@ impl Planner<'_> {
             self.tied_head(slot);
         }
         Ok(())
-    }
-
-    /// Tensors of parts that are not computed: as they are where the target has the same names for them, else they are
-    /// named and left out.
-    pub(super) fn carry(&mut self) {
-        let carried = &self.checkpoint.carried;
-        let gguf = self.request.target.kind == Kind::Gguf;
-        let is_same = gguf == self.checkpoint.directory.is_none();
-        let holds = |info: &TensorInfo| match info.encoding {
-            Encoding::Plain(_) => true,
-            _ => gguf,
-        };
-        let (kept, left): (Vec<_>, Vec<_>) =
-            carried.iter().partition(|info| is_same && holds(info));
-        let names =
-            |tensors: &[&TensorInfo]| tensors.iter().map(|info| info.name.clone()).collect();
-        self.not_computed = NotComputed {
-            carried: names(&kept),
-            left_out: names(&left),
-        };
-        for info in kept {
-            self.items.push(Item {
-                slot: None,
-                source_name: info.name.clone(),
-                from: info.encoding.name(),
-                to: info.encoding.name(),
-                tensor: PlannedTensor {
-                    name: info.name.clone(),
-                    encoding: info.encoding,
-                    shape: info.shape.clone(),
-                    len: info.len,
-                },
-                action: Action::Carry(info.clone()),
-                file: 0,
-                offset: 0,
-            });
-        }
     }
 
     /// The program of a fused target loads its output head by name, also where it is the embeddings.

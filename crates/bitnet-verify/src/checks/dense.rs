@@ -12,7 +12,7 @@ use crate::diagnose::fault::{Fault, FaultName};
 use crate::share::Share;
 use crate::verdict::{Difference, Findings};
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
-use bitnet_formats::FormatError;
+use bitnet_formats::{FormatError, TensorInfo};
 use rayon::prelude::*;
 
 pub(super) const CHECK: Check = Check {
@@ -87,10 +87,30 @@ fn compare_carried(
             continue;
         }
         count += 1;
-        let Some(of) = source.carried.iter().find(|of| of.name == info.name) else {
+        let is_other = source.directory.is_none() != artifact.directory.is_none();
+        let other = artifact.carried_as(info);
+        let name = match &other {
+            Some(other) if is_other => &other.name,
+            _ => &info.name,
+        };
+        let mut all = source.carried.iter();
+        let is_named = |of: &&TensorInfo| {
+            of.name == *name || is_other && of.name.ends_with(&format!(".{name}"))
+        };
+        let Some(of) = all.find(is_named) else {
             findings.different(&info.name, "expected no tensor of this name, found one");
             continue;
         };
+        if other.is_some_and(|other| other.is_norm) {
+            match (source.carried_gains(of), artifact.carried_gains(info)) {
+                (Ok(expected), Ok(found)) if of.shape == info.shape && expected == found => {}
+                (Ok(_), Ok(_)) => {
+                    findings.different(&info.name, "expected the source's gains, found others")
+                }
+                (Err(error), _) | (_, Err(error)) => findings.unreadable(&info.name, &error),
+            }
+            continue;
+        }
         let same = (of.encoding, &of.shape) == (info.encoding, &info.shape);
         match (source.file.read(of), artifact.file.read(info)) {
             (Ok(expected), Ok(found)) if same && expected == found => {}

@@ -71,7 +71,10 @@ fn trace(
         if golden.trace.is_empty() {
             return Ok(None);
         }
-        diagnosis = trace::of_trace(checkpoint, golden, subject.thresholds)?;
+        diagnosis = trace::of_trace(checkpoint, golden, subject.thresholds);
+        if let Some(error) = diagnosis.error.take() {
+            return Err(error);
+        }
         findings.extend(diagnosis.departures.iter().cloned());
         Ok(Some(format!(
             "{} places, largest relative error {:.1e}",

@@ -13,6 +13,7 @@ use super::check::{Check, Running, Subject};
 use super::report::Report;
 use super::side::Side;
 use crate::diagnose::fault::Fault;
+use crate::diagnose::rotated::of_declared;
 use crate::verdict::Findings;
 use bitnet_checkpoint::{
     ActivationQuantization, Checkpoint, Config, ExtraNorms, Factors, Hybrid, Pooling, Quantization,
@@ -99,10 +100,16 @@ pub(super) fn compare_wiring(
     findings: &mut Findings,
     report: &mut Report,
 ) {
+    let rotations = [expected, found].map(|side| side.config().rotation.as_deref());
     let (expected, found) = (wiring(expected.config()), wiring(found.config()));
     for ((key, expected), (_, found)) in expected.into_iter().zip(found) {
         findings.expect(key, &expected, &found);
-        if expected != found {
+        if expected != found && key == "rotation" {
+            let [expected, found] = rotations;
+            for fault in of_declared(check, expected, found) {
+                report.fault(fault);
+            }
+        } else if expected != found {
             report.fault(Fault::of_setting(check, key, &expected, &found));
         }
     }

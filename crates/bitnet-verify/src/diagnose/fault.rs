@@ -87,6 +87,20 @@ pub enum FaultName {
     GateRows,
     /// the output gate of attention is left out
     OutputGate,
+    /// one side rotates what the other does not: the keys of the rotation are absent or ignored
+    RotationMissing,
+    /// the signs of a rotation are missing or others
+    RotationSigns,
+    /// the signs of a rotation stand behind the transform: they belong in front of it
+    RotationOrder,
+    /// a rotation has blocks of another size
+    RotationBlock,
+    /// rows of rotated embeddings are used as they are stored, or rows that are not rotated are turned back
+    RotationEmbeddings,
+    /// the input of the output head is not rotated like its rows
+    RotationHead,
+    /// the input of a rotated `out_proj` has value heads in another order than the weights
+    RotationValueOrder,
     /// activations become integers in another way (halves upwards in place of to even)
     ActivationRounding,
     /// activations are quantised on one side only
@@ -130,10 +144,11 @@ const WIRING: &str = "compare config.json of the source, general.architecture an
 const RUNTIME: &str =
     "if the file has the source's settings, the program that computed the record is wrong";
 const HEADS: &str = "permute value heads once on the way into GGUF (rows and the columns of out_proj), and undo it once";
+const ROTATION: &str = "take the keys prism.hadamard.* (or hadamard.json, hadamard_packing.json) of the published model, and convert again";
 const WEIGHTS: &str = "convert again from the source and compare with --against";
 
 /// Every fault that has a name, in the order of their declaration, which is also that of `formats/report.md`.
-pub static FAULTS: [Row; 44] = [
+pub static FAULTS: [Row; 51] = [
     row(
         FaultName::ActivationFunction,
         "activation-function",
@@ -367,6 +382,48 @@ pub static FAULTS: [Row; 44] = [
         "output-gate",
         "the output gate of attention is left out",
         RUNTIME,
+    ),
+    row(
+        FaultName::RotationMissing,
+        "rotation-missing",
+        "the weights are rotated and one side does not rotate their inputs: the keys are absent or ignored",
+        ROTATION,
+    ),
+    row(
+        FaultName::RotationSigns,
+        "rotation-signs",
+        "the signs of a rotation are missing or differ",
+        ROTATION,
+    ),
+    row(
+        FaultName::RotationOrder,
+        "rotation-order",
+        "the signs of a rotation are applied after the transform instead of before it (of rows of embeddings: before it instead of after it)",
+        RUNTIME,
+    ),
+    row(
+        FaultName::RotationBlock,
+        "rotation-block",
+        "a rotation has blocks of another size",
+        ROTATION,
+    ),
+    row(
+        FaultName::RotationEmbeddings,
+        "rotation-embeddings",
+        "rows of rotated embeddings are used as they are stored, or rows that are not rotated are turned back",
+        ROTATION,
+    ),
+    row(
+        FaultName::RotationHead,
+        "rotation-head",
+        "the input of the output head is not rotated although its rows are, or the reverse (tied tables: contract version 2)",
+        ROTATION,
+    ),
+    row(
+        FaultName::RotationValueOrder,
+        "rotation-value-order",
+        "the input of a rotated `out_proj` has its value heads in another order than the weights (`gdn_v_grouped`)",
+        ROTATION,
     ),
     row(
         FaultName::ActivationRounding,

@@ -3,9 +3,10 @@
 //! Invariant: one row of the table for each deviation the oracle can take; a row that would change nothing on this
 //! network is not in it.
 
+use super::rotated;
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::diagnose::naming::permuted;
-use crate::reference::oracle::{ClampAt, Deviation, Rounding, RowOrder, ScaleAs};
+use crate::reference::oracle::{ClampAt, Deviation, RotatedAs, Rounding, RowOrder, ScaleAs};
 use bitnet_checkpoint::{
     Activation, ActivationQuantization, Config, ExpertLinear, Hybrid, LayerSlot, RopeScaling, Slot,
 };
@@ -272,6 +273,14 @@ pub fn hypotheses(config: &Config) -> Vec<Hypothesis> {
     if let Some(hybrid) = &config.hybrid {
         all.extend(of_hybrids(config, hybrid));
     }
+    if let Some(rotation) = config.rotation.as_deref() {
+        let changes = rotated::changes(config, rotation).into_iter();
+        all.extend(changes.map(|(name, says, how)| Hypothesis {
+            name,
+            says,
+            deviation: Deviation::Rotation(how),
+        }));
+    }
     all
 }
 
@@ -281,6 +290,10 @@ fn of_hybrids(config: &Config, hybrid: &Hybrid) -> Vec<Hypothesis> {
     let recurrent = hybrid.recurrent.contains(&true);
     let attention = hybrid.recurrent.contains(&false);
     let moves_heads = recurrent && delta.key_heads > 1 && delta.repeats() > 1;
+    let turns_outputs = config
+        .rotation
+        .as_deref()
+        .is_some_and(rotated::turns_outputs);
     let rows = [
         (
             true,
@@ -304,7 +317,8 @@ fn of_hybrids(config: &Config, hybrid: &Hybrid) -> Vec<Hypothesis> {
             Deviation::HeadPairing,
         ),
         (
-            moves_heads,
+            // rotated columns have an order of their own
+            moves_heads && !turns_outputs,
             FaultName::TiledColumns,
             "columns of out_proj as GGUF's tiled heads",
             "grouped heads",
@@ -395,7 +409,8 @@ pub(super) fn begins_at(deviation: Deviation) -> LayerSlot {
         Deviation::UnscaledQuery | Deviation::EarlyOutput | Deviation::EarlyPrediction => {
             LayerSlot::InProjQkv
         }
-        Deviation::TiledColumns => LayerSlot::OutProj,
+        Deviation::TiledColumns | Deviation::Rotation(RotatedAs::ValueOrder) => LayerSlot::OutProj,
+        Deviation::Rotation(_) => LayerSlot::InputNorm,
         Deviation::WholeRotary
         | Deviation::GateRows
         | Deviation::NoOutputGate
@@ -406,6 +421,16 @@ pub(super) fn begins_at(deviation: Deviation) -> LayerSlot {
         | Deviation::RopeEverywhere
         | Deviation::NeighbouringPairs
         | Deviation::Rounding(_) => LayerSlot::QProj,
+    }
+}
+
+/// The place in the network where a deviation begins.
+pub(super) fn begins_in(deviation: Deviation) -> Slot {
+    match deviation {
+        Deviation::Rotation(RotatedAs::Head) => Slot::OutputHead,
+        Deviation::Rotation(RotatedAs::ValueOrder) => Slot::Layer(0, LayerSlot::OutProj),
+        Deviation::Rotation(_) => Slot::TokenEmbeddings,
+        other => Slot::Layer(0, begins_at(other)),
     }
 }
 

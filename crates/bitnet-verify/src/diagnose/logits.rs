@@ -6,7 +6,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use super::hypotheses::{Hypothesis, begins_at, closest, hypotheses};
+use super::hypotheses::{Hypothesis, begins_in, closest, hypotheses};
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::reference::divergence::relative_error;
 use crate::reference::golden::Recorded;
@@ -78,9 +78,7 @@ pub fn of_logits(
     }
     tried.retain(|(error, _)| *error <= CLOSE);
     let named = closest(without, BETTER, tried);
-    let slot = named
-        .first()
-        .map(|h| Slot::Layer(0, begins_at(h.deviation)));
+    let slot = named.first().map(|h| begins_in(h.deviation));
     let fault = slot.and_then(|slot| Hypothesis::fault(&named, check, slot));
     Ok(fault.unwrap_or_else(|| {
         let what = format!(

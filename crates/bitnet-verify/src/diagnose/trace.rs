@@ -7,12 +7,13 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::hypotheses::{Hypothesis, begins_at, closest, hypotheses};
+use super::rotated;
 use super::swap;
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::diagnose::naming::of_scales;
 use crate::reference::divergence::relative_error;
 use crate::reference::golden::{Golden, Recorded};
-use crate::reference::oracle::{Layer, Operator, Oracle, Replayed};
+use crate::reference::oracle::{Deviation, Layer, Operator, Oracle, Replayed, RotatedAs};
 use crate::reference::thresholds::Thresholds;
 use crate::verdict::Difference;
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Mixer, Slot};
@@ -50,17 +51,14 @@ pub struct Diagnosis {
     pub departures: Vec<Difference>,
     /// Why, one for each departure that has a cause of its own.
     pub faults: Vec<Fault>,
+    /// What the comparison ended at.
+    pub error: Option<FormatError>,
 }
 
 /// Compares every recorded place with what the oracle makes of the place before it, and explains what departs.
 ///
-/// # Errors
-/// Those of the checkpoint's tensors.
-pub fn of_trace(
-    checkpoint: &Checkpoint,
-    golden: &Golden,
-    bounds: &Thresholds,
-) -> Result<Diagnosis, FormatError> {
+/// A tensor that cannot be read ends the comparison; what was found before stays.
+pub fn of_trace(checkpoint: &Checkpoint, golden: &Golden, bounds: &Thresholds) -> Diagnosis {
     let by_heads = by_tokens(checkpoint, golden);
     let mut patient = Patient {
         checkpoint,
@@ -70,14 +68,9 @@ pub fn of_trace(
         bounds,
         found: Diagnosis::default(),
     };
-    patient.embeddings()?;
-    patient.unknown_norms();
-    for layer in 0..checkpoint.config.num_hidden_layers {
-        patient.layer(layer)?;
-    }
-    patient.output_norm()?;
-    patient.head()?;
-    Ok(patient.found)
+    patient.found.error = patient.compare_all().err();
+    rotated::settle(&checkpoint.config, &mut patient.found.faults);
+    patient.found
 }
 
 /// The outputs of the norms of queries and keys where a program norms them head after head, not token after token:
@@ -178,6 +171,17 @@ struct Patient<'a> {
 }
 
 impl<'a> Patient<'a> {
+    /// Every recorded place, in the order of the forward pass.
+    fn compare_all(&mut self) -> Result<(), FormatError> {
+        self.embeddings()?;
+        self.unknown_norms();
+        for layer in 0..self.checkpoint.config.num_hidden_layers {
+            self.layer(layer)?;
+        }
+        self.output_norm()?;
+        self.head()
+    }
+
     fn recorded(&self, name: &str) -> Option<&'a Recorded> {
         self.golden.trace.get(name)
     }
@@ -297,6 +301,8 @@ impl<'a> Patient<'a> {
                 FaultName::TokenOffset,
                 "the embedding expected is that of the id before".to_owned(),
             )
+        } else if let Some(named) = self.rotated_rows(ids, expected, &found)? {
+            named
         } else {
             let width = expected.cols.max(1);
             let rows = || expected.values.chunks(width).zip(found.chunks(width));
@@ -310,6 +316,67 @@ impl<'a> Patient<'a> {
         };
         self.found.faults.push(Fault::at(kind, TRACE, slot, what));
         Ok(())
+    }
+
+    /// What recorded rows of embeddings say of a rotation.
+    fn rotated_rows(
+        &self,
+        ids: &[u32],
+        expected: &Recorded,
+        found: &[f32],
+    ) -> Result<Option<(FaultName, String)>, FormatError> {
+        let config = &self.checkpoint.config;
+        let Some(rotation) = config.rotation.as_deref() else {
+            let block = rotated::rotated_rows(&expected.values, found, expected.cols);
+            return Ok(block.map(|block| {
+                let what = format!("embeddings: expected rows rotated in blocks of {block} features, found the rows as stored and no key of a rotation");
+                (FaultName::RotationMissing, what)
+            }));
+        };
+        for (name, says, how) in rotated::changes(config, rotation) {
+            if how == RotatedAs::Nothing {
+                continue; // of rows alone, the same as rows that are not turned back
+            }
+            let with = self
+                .oracle
+                .embeddings_as(ids, Some(Deviation::Rotation(how)))?;
+            if relative_error(&expected.values, &with) <= EDGE_ERROR {
+                return Ok(Some((name, format!("embeddings: {says}"))));
+            }
+        }
+        let signs = rotated::other_signs(&expected.values, found, expected.cols);
+        Ok(signs.filter(|_| rotation.embeddings).map(|count| {
+            let what = format!(
+                "embeddings: expected other signs in {count} of {} columns",
+                expected.cols
+            );
+            (FaultName::RotationSigns, what)
+        }))
+    }
+
+    /// What recorded logits say of the rotation of the output head.
+    fn rotated_head(
+        &self,
+        x: &Recorded,
+        expected: &Recorded,
+    ) -> Result<Option<(FaultName, String)>, FormatError> {
+        let config = &self.checkpoint.config;
+        let Some(rotation) = config.rotation.as_deref() else {
+            return Ok(None);
+        };
+        for (name, says, how) in rotated::changes(config, rotation) {
+            if matches!(how, RotatedAs::Nothing | RotatedAs::Embeddings) {
+                continue; // of the head alone, the same as another input of it
+            }
+            let with = self
+                .oracle
+                .head_as(&[&x.values], Some(Deviation::Rotation(how)))?;
+            let with = with.first().map_or(&[][..], |with| with);
+            if relative_error(&expected.values, with) <= EDGE_ERROR {
+                return Ok(Some((name, format!("output head: {says}"))));
+            }
+        }
+        Ok(None)
     }
 
     /// Norms that were recorded and that this model does not have.
@@ -605,6 +672,8 @@ impl<'a> Patient<'a> {
         let shift = shifted(&expected.values, &found, expected.cols, EDGE_ERROR);
         let (kind, what) = if let Some(text) = shift {
             (FaultName::TokenOffset, format!("logits: {text}"))
+        } else if let Some(named) = self.rotated_head(x, expected)? {
+            named
         } else {
             let tied = match config.tie_word_embeddings {
                 true => None,

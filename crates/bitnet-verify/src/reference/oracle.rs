@@ -21,7 +21,7 @@ mod rope;
 mod rotation;
 mod tensors;
 
-pub use deviation::{ClampAt, Deviation, Rounding, RowOrder, ScaleAs};
+pub use deviation::{ClampAt, Deviation, RotatedAs, Rounding, RowOrder, ScaleAs};
 pub use layer::{Layer, Replayed};
 pub use pass::Operator;
 
@@ -32,7 +32,7 @@ use candle_core::Tensor;
 use deviation::Reading;
 use linear::{Linear, dense_weights};
 use pass::rms_norm;
-use rotation::Turn;
+use rotation::{Turn, Turned};
 use std::ops::Range;
 use tensors::{candle, dense_rows, gain, matrix, values};
 
@@ -89,9 +89,18 @@ impl<'a> Oracle<'a> {
         sequences: &[&[u32]],
         programs: &[Option<Deviation>],
     ) -> Result<Vec<Option<Vec<Vec<f32>>>>, FormatError> {
-        let embedded = sequences.iter().map(|tokens| self.embed(tokens));
-        let embedded: Vec<Tensor> = embedded.collect::<Result<_, _>>()?;
-        let mut streams = vec![Some(embedded); programs.len()];
+        let embedded = |how| -> Result<Vec<Tensor>, FormatError> {
+            let tokens = sequences.iter();
+            tokens.map(|tokens| self.embed(tokens, how)).collect()
+        };
+        let right = embedded(None)?;
+        let mut streams = Vec::with_capacity(programs.len());
+        for how in programs {
+            streams.push(Some(match self.reading(*how).rotated_as() {
+                Some(how) => embedded(Some(how))?,
+                None => right.clone(),
+            }));
+        }
         for layer in 0..self.config().num_hidden_layers {
             let layer = Layer::load(self.checkpoint, layer)?;
             for (how, stream) in programs.iter().zip(&mut streams) {
@@ -115,7 +124,14 @@ impl<'a> Oracle<'a> {
                 normed.push(rms_norm(x, &gain, reading.epsilon()).map_err(candle)?);
             }
         }
-        let mut logits = self.head(self.head_slot(), normed)?.into_iter();
+        let of_program = |(how, stream): (&Option<Deviation>, &Option<_>)| {
+            let count = stream.as_ref().map_or(0, |_| sequences.len());
+            std::iter::repeat_n(self.reading(*how).rotated_as(), count)
+        };
+        let hows = programs.iter().zip(&streams).flat_map(of_program);
+        let mut logits = self
+            .head(self.head_slot(), normed, hows.collect())?
+            .into_iter();
         let mut answer = |_| logits.by_ref().take(sequences.len()).collect();
         Ok(streams
             .iter()
@@ -128,7 +144,19 @@ impl<'a> Oracle<'a> {
     /// # Errors
     /// A token outside the vocabulary; an unreadable tensor.
     pub fn embeddings(&self, tokens: &[u32]) -> Result<Vec<f32>, FormatError> {
-        values(&self.embed(tokens)?)
+        self.embeddings_as(tokens, None)
+    }
+
+    /// The same by a program that does one thing otherwise.
+    ///
+    /// # Errors
+    /// As [`embeddings`](Self::embeddings).
+    pub fn embeddings_as(
+        &self,
+        tokens: &[u32],
+        how: Option<Deviation>,
+    ) -> Result<Vec<f32>, FormatError> {
+        values(&self.embed(tokens, self.reading(how).rotated_as())?)
     }
 
     /// One ternary linear on given inputs: `x` is `(tokens, cols)`, the result `(tokens, rows)`.
@@ -214,7 +242,22 @@ impl<'a> Oracle<'a> {
     /// # Errors
     /// An unreadable tensor; a length that does not fit.
     pub fn head_of(&self, normed: &[&[f32]]) -> Result<Vec<Vec<f32>>, FormatError> {
-        self.head_by(self.head_slot(), normed)
+        self.head_as(normed, None)
+    }
+
+    /// The same by a program that does one thing otherwise.
+    ///
+    /// # Errors
+    /// As [`head_of`](Self::head_of).
+    pub fn head_as(
+        &self,
+        normed: &[&[f32]],
+        how: Option<Deviation>,
+    ) -> Result<Vec<Vec<f32>>, FormatError> {
+        let normed: Result<Vec<_>, _> = normed.iter().map(|x| self.stream(x)).collect();
+        let normed = normed?;
+        let hows = vec![self.reading(how).rotated_as(); normed.len()];
+        self.head(self.head_slot(), normed, hows)
     }
 
     /// The same with the tensor of another slot, embeddings or head, as the head.
@@ -223,7 +266,9 @@ impl<'a> Oracle<'a> {
     /// As [`head_of`](Self::head_of).
     pub fn head_by(&self, slot: Slot, normed: &[&[f32]]) -> Result<Vec<Vec<f32>>, FormatError> {
         let normed: Result<Vec<_>, _> = normed.iter().map(|x| self.stream(x)).collect();
-        self.head(slot, normed?)
+        let normed = normed?;
+        let hows = vec![None; normed.len()];
+        self.head(slot, normed, hows)
     }
 
     /// What the output head of this network is.
@@ -251,7 +296,7 @@ impl<'a> Oracle<'a> {
     /// # Errors
     /// As [`logits`](Self::logits).
     pub fn trace(&self, tokens: &[u32]) -> Result<Trace, FormatError> {
-        let mut x = self.embed(tokens)?;
+        let mut x = self.embed(tokens, None)?;
         let mut hidden = vec![values(&x)?];
         for layer in 0..self.config().num_hidden_layers {
             x = Layer::load(self.checkpoint, layer)?.forward(&x)?;
@@ -265,7 +310,7 @@ impl<'a> Oracle<'a> {
         &self.checkpoint.config
     }
 
-    fn embed(&self, tokens: &[u32]) -> Result<Tensor, FormatError> {
+    fn embed(&self, tokens: &[u32], how: Option<RotatedAs>) -> Result<Tensor, FormatError> {
         let (vocab, width) = (self.config().vocab_size, self.config().hidden_size);
         if tokens.is_empty() {
             return Err(FormatError::new(
@@ -290,7 +335,8 @@ impl<'a> Oracle<'a> {
         }
         let factor = f64::from(self.config().factors.embedding);
         let mut x = matrix(&x, tokens.len(), width)?;
-        if let Some(turn) = Turn::of(self.config(), Slot::TokenEmbeddings, width)? {
+        let table = Slot::TokenEmbeddings;
+        if let Some(turn) = Turn::of(self.config(), table, Turned::Row, width, how)? {
             x = turn.back(&x).map_err(candle)?;
         }
         x.affine(factor, 0.0).map_err(candle)
@@ -304,16 +350,22 @@ impl<'a> Oracle<'a> {
         rms_norm(x, gain, self.config().rms_norm_eps).map_err(candle)
     }
 
-    /// `x @ head^T` for every sequence, the head widened in blocks of rows.
-    fn head(&self, slot: Slot, normed: Vec<Tensor>) -> Result<Vec<Vec<f32>>, FormatError> {
+    /// `x @ head^T` for every sequence, each read in its own way, the head widened in blocks of rows.
+    fn head(
+        &self,
+        slot: Slot,
+        normed: Vec<Tensor>,
+        hows: Vec<Option<RotatedAs>>,
+    ) -> Result<Vec<Vec<f32>>, FormatError> {
         let (vocab, width) = (self.config().vocab_size, self.config().hidden_size);
         let head = Table::open(self.checkpoint, slot)?;
         let divisor = f64::from(self.config().factors.head_divisor);
         let hidden: Result<Vec<Tensor>, _> = normed.iter().map(|x| x / divisor).collect();
         let mut hidden = hidden.map_err(candle)?;
-        if let Some(turn) = Turn::of(self.config(), slot, width)? {
-            let turned: candle_core::Result<_> = hidden.iter().map(|h| turn.forward(h)).collect();
-            hidden = turned.map_err(candle)?;
+        for (hidden, how) in hidden.iter_mut().zip(hows) {
+            if let Some(turn) = Turn::of(self.config(), slot, Turned::Head, width, how)? {
+                *hidden = turn.forward(hidden).map_err(candle)?;
+            }
         }
         let mut logits: Vec<Vec<f32>> = Vec::with_capacity(hidden.len());
         for x in &hidden {

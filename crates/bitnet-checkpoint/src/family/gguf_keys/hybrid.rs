@@ -11,7 +11,7 @@ use bitnet_formats::{FormatError, MetaArray, MetaValue};
 pub(super) const ROTARY: &str = "rope.dimension_count";
 const SECTIONS: &str = "rope.dimension_sections";
 const INTERVAL: &str = "full_attention_interval";
-const RECURRENT: &str = "attention.recurrent_layers";
+pub(super) const RECURRENT: &str = "attention.recurrent_layers";
 const CONV: &str = "ssm.conv_kernel";
 const KEY_DIM: &str = "ssm.state_size";
 const KEY_HEADS: &str = "ssm.group_count";

@@ -25,12 +25,17 @@ fn folded<'a>(rotation: &'a Rotation, config: &Config) -> impl Iterator<Item = S
 
 /// The keys of GGUF metadata.
 pub(crate) fn gguf_rotation(family: &Family, config: &Config) -> Vec<(String, MetaValue)> {
+    keys(config, family.gguf_tensor_name)
+}
+
+/// The keys with the names that a file has; none if nothing is rotated.
+pub(super) fn keys(config: &Config, name: impl Fn(Slot) -> String) -> Vec<(String, MetaValue)> {
     let Some(rotation) = config.rotation.as_deref() else {
         return Vec::new();
     };
     let tied = is_tied(rotation, config);
     let names = |slots: &mut dyn Iterator<Item = Slot>| {
-        let names = each_once(slots.map(|slot| (family.gguf_tensor_name)(slot)));
+        let names = each_once(slots.map(&name));
         let names: Strings = names.iter().map(String::as_str).collect();
         MetaValue::Array(MetaArray::String(names))
     };

@@ -4,6 +4,7 @@
 
 use super::finding::{Examination, Finding, Patient};
 use super::repair::Repair;
+use crate::diagnose::fault::FaultName;
 use bitnet_checkpoint::{
     Activation, Checkpoint, Config, GGUF_ARCHITECTURE_KEY as ARCHITECTURE,
     GGUF_FILE_TYPE_KEY as FILE_TYPE, ROTATION_KEYS, Slot, gguf_architecture,
@@ -19,6 +20,7 @@ pub(super) const EXAMINATION: Examination = Examination {
             head(patient, checkpoint, findings);
             unread(checkpoint, findings);
             rotation(checkpoint, findings);
+            unusual_rotation(checkpoint, findings);
         }
         if patient.file.container == Gguf.name() {
             file_type(patient, findings);
@@ -131,6 +133,10 @@ fn rotation(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
             "llama.cpp, ik_llama.cpp, bitnet.cpp and transformers",
             "run it with bitnet-run or PrismML's llama.cpp (prism-v7 or newer)",
         ),
+        Some(_) if checkpoint.is_pack() => (
+            "programs for MLX that do not know packs of rotated weights",
+            "run it with bitnet-run, or mlx-lm where the blocks have 512 to 8192 features",
+        ),
         Some(_) => (
             "transformers, and mlx-lm unless the checkpoint is a pack of its own kind,",
             "run it with bitnet-run",
@@ -147,6 +153,45 @@ fn rotation(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
         what,
         remedy,
     ));
+}
+
+/// What published files of rotated weights all declare, and this one does not.
+fn unusual_rotation(checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
+    let Some(rotation) = checkpoint.config.rotation.as_deref() else {
+        return;
+    };
+    let remedy = "compare with the published file: a lost key gives noise; nothing is needed if the weights were made so";
+    for (is_unusual, name, key, what) in [
+        (
+            rotation.tiled_values,
+            FaultName::RotationValueOrder,
+            "gdn_v_grouped",
+            "the key is absent, so out_proj is rotated with value heads in GGUF's tiled order; published files have them grouped",
+        ),
+        (
+            !rotation.embeddings,
+            FaultName::RotationEmbeddings,
+            "inverse_weight_names",
+            "the embeddings are not declared rotated; those of published files are",
+        ),
+        (
+            rotation.signs.is_empty(),
+            FaultName::RotationSigns,
+            "sign_values",
+            "every sign is +1 (sign_mode identity); published files have signs",
+        ),
+        (
+            !checkpoint.config.tie_word_embeddings && !rotation.turns(Slot::OutputHead),
+            FaultName::RotationHead,
+            "weight_names",
+            "the output head is not declared rotated; those of published files are",
+        ),
+    ] {
+        if is_unusual {
+            let place = format!("{ROTATION_KEYS}{key}");
+            findings.push(Finding::note(name.as_str(), place, what, remedy));
+        }
+    }
 }
 
 /// Whether `general.file_type` is that of the linears.

@@ -66,6 +66,30 @@ pub enum Deviation {
     GateRows,
     /// What attention found is not multiplied by the sigmoid of its gate.
     NoOutputGate,
+    /// Inputs of rotated weights, or rows of rotated embeddings, are turned in another way.
+    Rotation(RotatedAs),
+}
+
+/// What is done otherwise where weights are rotated (`formats/rotation.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RotatedAs {
+    /// Nothing is rotated, and rows of embeddings are used as they are stored.
+    Nothing,
+    /// The transform without the signs.
+    Unsigned,
+    /// The transform first, the signs behind it: of inputs, and of rows of embeddings (or of inputs alone).
+    SignsBehind {
+        /// Whether signs of embeddings stand in front of the transform, too.
+        tables: bool,
+    },
+    /// Blocks of so many features.
+    Block(usize),
+    /// Rows of embeddings are used as stored where the file says that they are rotated, or the reverse.
+    Embeddings,
+    /// The input of the output head is not rotated where the file says that it is, or the reverse.
+    Head,
+    /// Value heads are rotated in GGUF's order where the file says that they are in the checkpoint's, or the reverse.
+    ValueOrder,
 }
 
 /// Where the bound of experts stands.
@@ -264,6 +288,14 @@ impl Reading<'_> {
         }
         let factor = self.config.long_rope.as_ref()?.attention_factor;
         Some((self.config.rope_divisors()?, factor))
+    }
+
+    /// How rotated weights are read, where it is otherwise.
+    pub(super) fn rotated_as(&self) -> Option<RotatedAs> {
+        match self.how {
+            Some(Deviation::Rotation(how)) => Some(how),
+            _ => None,
+        }
     }
 
     pub(super) fn rotates_neighbours(&self) -> bool {

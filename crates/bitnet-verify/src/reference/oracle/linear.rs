@@ -4,7 +4,7 @@
 //! was trained; what is not finite is an error that names the place.
 
 use super::deviation::{Reading, Rounding, ScaleAs};
-use super::rotation::Turn;
+use super::rotation::{Turn, Turned};
 use super::tensors::{candle, gain, matrix, values};
 use bitnet_checkpoint::{Checkpoint, LayerSlot, Slot};
 use bitnet_formats::{ErrorCode, FormatError};
@@ -45,7 +45,13 @@ impl Linear {
             bias,
             weight: matrix(&weights, ternary.rows(), ternary.cols())?,
             scales: ternary.scales().clone(),
-            turn: Turn::of(&checkpoint.config, slot, ternary.cols())?,
+            turn: Turn::of(
+                &checkpoint.config,
+                slot,
+                Turned::Linear(role),
+                ternary.cols(),
+                None,
+            )?,
             rows: ternary.rows(),
             cols: ternary.cols(),
         })
@@ -66,12 +72,21 @@ impl Linear {
             )
             .in_tensor(&self.slot.to_string()));
         }
+        let turned = Turned::Linear(self.role);
+        let other = match reading.rotated_as() {
+            Some(how) => Turn::of(reading.config, self.slot, turned, self.cols, Some(how))?,
+            None => None,
+        };
+        let turn = match reading.rotated_as() {
+            Some(_) => &other,
+            None => &self.turn,
+        };
         let run = || {
             let weight = match reading.scale(self.role) {
                 Some(scale) => self.weight_as(scale)?,
                 None => self.weight.clone(),
             };
-            let x = match &self.turn {
+            let x = match turn {
                 Some(turn) => turn.forward(x)?,
                 None => x.clone(),
             };

@@ -3,10 +3,22 @@
 //! Invariant: the transform is a product with the matrix of its definition, `(-1)^popcount(i AND j) / sqrt(n)`, as two
 //! smaller ones of which it is the Kronecker product; the runtime adds and subtracts instead.
 
+use super::deviation::RotatedAs;
 use super::tensors::candle;
 use bitnet_checkpoint::{Config, GatedDeltaNet, LayerSlot, Slot};
-use bitnet_formats::FormatError;
+use bitnet_formats::{ErrorCode, FormatError};
 use candle_core::{Device, Result, Tensor};
+
+/// What is turned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turned {
+    /// The input of a linear.
+    Linear(LayerSlot),
+    /// A row of the embeddings.
+    Row,
+    /// The input of the output head.
+    Head,
+}
 
 /// The rotation of rows of one width.
 pub(super) struct Turn {
@@ -14,34 +26,63 @@ pub(super) struct Turn {
     low: Tensor,           // (b, b), a b features are transformed together
     signs: Option<Tensor>, // (1, width)
     tiled: Option<Tensor>, // (width,): the feature that stands in each place when value heads are tiled
+    signs_behind: bool,    // whether the signs stand on the other side of the transform
 }
 
 impl Turn {
-    /// The rotation of a matrix that is stored rotated; `width` is that of its rows.
+    /// The rotation of a matrix that is stored rotated (`slot`), as a program does it; `width` is that of its rows.
     pub(super) fn of(
         config: &Config,
         slot: Slot,
+        turned: Turned,
         width: usize,
+        how: Option<RotatedAs>,
     ) -> std::result::Result<Option<Self>, FormatError> {
-        let Some(rotation) = config.rotation.as_deref().filter(|r| r.turns(slot)) else {
+        let Some(rotation) = config.rotation.as_deref() else {
             return Ok(None);
         };
+        // one table for both is rotated for both
+        let is_other = match (turned, how) {
+            (Turned::Row, Some(RotatedAs::Embeddings)) => true,
+            (Turned::Head, Some(RotatedAs::Embeddings)) => {
+                config.tie_word_embeddings && !rotation.embeddings
+            }
+            (Turned::Head, Some(RotatedAs::Head)) => true,
+            _ => false,
+        };
+        if how == Some(RotatedAs::Nothing) || rotation.turns(slot) == is_other {
+            return Ok(None);
+        }
+        let block = match how {
+            Some(RotatedAs::Block(block)) => block,
+            _ => rotation.block_size,
+        };
+        if block == 0 || !width.is_multiple_of(block) {
+            let text =
+                format!("oracle: expected a width of whole blocks of {block}, found {width}");
+            return Err(FormatError::new(ErrorCode::Usage, text));
+        }
+        let tiles = rotation.tiled_values != (how == Some(RotatedAs::ValueOrder));
         let make = || {
-            let low = 1 << (rotation.block_size.ilog2() / 2);
+            let low = 1 << (block.ilog2() / 2);
             let signs = rotation.signs_of(width);
             let signs: Vec<f32> = signs.iter().map(|sign| f32::from(*sign)).collect();
             Ok(Self {
-                high: hadamard(rotation.block_size / low)?,
+                high: hadamard(block / low)?,
                 low: hadamard(low)?,
-                signs: match signs.is_empty() {
+                signs: match signs.is_empty() || how == Some(RotatedAs::Unsigned) {
                     true => None,
                     false => Some(Tensor::from_vec(signs, (1, width), &Device::Cpu)?),
                 },
-                tiled: match (slot, &config.hybrid) {
-                    (Slot::Layer(_, LayerSlot::OutProj), Some(hybrid)) if rotation.tiled_values => {
+                tiled: match (turned, &config.hybrid) {
+                    (Turned::Linear(LayerSlot::OutProj), Some(hybrid)) if tiles => {
                         Some(tiled(&hybrid.delta)?)
                     }
                     _ => None,
+                },
+                signs_behind: match how {
+                    Some(RotatedAs::SignsBehind { tables }) => tables || turned != Turned::Row,
+                    _ => false,
                 },
             })
         };
@@ -54,12 +95,18 @@ impl Turn {
             Some(places) => x.index_select(places, 1)?,
             None => x.clone(),
         };
-        self.transform(&self.signed(&x)?)
+        match self.signs_behind {
+            true => self.signed(&self.transform(&x)?),
+            false => self.transform(&self.signed(&x)?),
+        }
     }
 
     /// `s * (H z)` of every row.
     pub(super) fn back(&self, z: &Tensor) -> Result<Tensor> {
-        self.signed(&self.transform(z)?)
+        match self.signs_behind {
+            true => self.transform(&self.signed(z)?),
+            false => self.signed(&self.transform(z)?),
+        }
     }
 
     fn signed(&self, x: &Tensor) -> Result<Tensor> {
@@ -132,6 +179,7 @@ mod tests {
                 low: hadamard(low).unwrap(),
                 signs: Some(Tensor::from_vec(signs.clone(), (1, 2 * n), &Device::Cpu).unwrap()),
                 tiled: None,
+                signs_behind: false,
             };
             let x: Vec<f32> = (0..2 * n).map(|i| (i * i % 17) as f32 - 8.0).collect();
             let tensor = Tensor::from_vec(x.clone(), (1, 2 * n), &Device::Cpu).unwrap();
