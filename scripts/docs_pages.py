@@ -27,7 +27,7 @@ TOPICS = [
                      "formats/faults.md", "formats/model-families.md", "formats/speed.md", "formats/readers.md", "crates/README.md"]),
     ("Files and formats", ["formats/README.md", "formats/support.md", "formats/container/*.md", "formats/packing/*.md",
                            "formats/packed.md", "formats/certificate.md", "formats/logits.md", "formats/vectors/README.md"]),
-    ("Servers and sources", ["formats/serve.md", "formats/remote.md"]),
+    ("Servers and sources", ["formats/serve.md", "formats/remote.md", "formats/scale.md"]),
     ("Project", [".github/CONTRIBUTING.md", ".github/SECURITY.md", "CHANGELOG.md", "tests/fixtures/demo/README.md"]),
 ]
 # an inline link or image; the text may hold code, but no bracket

@@ -4,7 +4,7 @@
 
 A task whose worker dies is run again; a job that was finished ends at once.
 Needs Ray, `bitnet-convert` (on the PATH of every node, or --program), and SRC, OUT and the plan beside OUT on a file system that every node
-sees.
+sees, or in an object store (s3://BUCKET/OUT) whose credentials every node has in its environment.
 """
 
 import argparse
@@ -37,7 +37,9 @@ def main():
     parser.add_argument("--cpus", type=int, default=1, help="cores of a task")
     given = parser.parse_args()
 
-    plan = os.path.abspath(given.output.rstrip("/") + ".plan.json")
+    plan = given.output.rstrip("/") + ".plan.json"
+    if "://" not in plan:
+        plan = os.path.abspath(plan)
     words = ["plan", given.source, "-o", given.output, "--to", given.to, "--plan", plan, "--force"]
     if given.split_max_size:
         words += ["--split-max-size", given.split_max_size]

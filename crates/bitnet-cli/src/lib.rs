@@ -73,7 +73,7 @@ pub use exit_status::ExitStatus;
 pub use failure::Failure;
 pub use generate::{Documents, Shell, named};
 pub use global::{ColorWhen, GlobalArgs, threads};
-pub use located::{locate, locate_all, publish, push};
+pub use located::{Shown, locate, locate_all, publish, push};
 pub use main_entry::{main, main_of};
 pub use observer::{Observer, Whole, observed};
 pub use process::{StopRequest, interrupted, on_interrupt};

@@ -16,17 +16,23 @@ use std::sync::{Mutex, PoisonError};
 const MOST_BESIDE: usize = 1000;
 
 /// The bar of a transfer.
-struct Shown {
+#[derive(Debug)]
+pub struct Shown {
     progress: Progress,
     bar: Mutex<Option<Bar>>,
 }
 
 impl Shown {
-    fn new(console: &Console<'_>) -> Self {
+    /// A bar among those of a run.
+    pub fn of(progress: &Progress) -> Self {
         Self {
-            progress: Progress::new(console),
+            progress: progress.clone(),
             bar: Mutex::default(),
         }
+    }
+
+    fn new(console: &Console<'_>) -> Self {
+        Self::of(&Progress::new(console))
     }
 }
 

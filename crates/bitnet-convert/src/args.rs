@@ -30,10 +30,11 @@ Examples:
   bitnet-convert inspect model.gguf";
 
 const PLAN_EXAMPLES: &str = "\
-Example:
+Examples:
   bitnet-convert plan ./checkpoint -o model.gguf --to gguf-tq2_0 --split-max-size 4G --plan plan.json
   bitnet-convert job plan.json --index 0      # one for each job, on any machine that sees both paths
-  bitnet-convert finish plan.json";
+  bitnet-convert finish plan.json
+  bitnet-convert plan ./checkpoint -o s3://bucket/m.gguf --to gguf-i2_s --plan s3://bucket/plan.json";
 
 const JOB_EXAMPLES: &str = "\
 Examples:
@@ -215,7 +216,7 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub conversion: ConversionArgs,
 
-    /// File to write the plan to, for example --plan plan.json
+    /// File or object to write the plan to, for example --plan plan.json or --plan s3://bucket/plan.json
     #[arg(long, value_name = "PLAN.json")]
     pub plan: PathBuf,
 
@@ -227,7 +228,7 @@ pub struct PlanArgs {
 #[derive(Debug, Clone, ClapArgs)]
 #[command(after_help = JOB_EXAMPLES)]
 pub struct JobArgs {
-    /// File that `bitnet-convert plan` wrote
+    /// Plan that `bitnet-convert plan` wrote: a file, or an object (s3://…)
     #[arg(value_name = "PLAN.json")]
     pub plan: PathBuf,
 
@@ -243,7 +244,7 @@ pub struct JobArgs {
 #[derive(Debug, Clone, ClapArgs)]
 #[command(after_help = FINISH_EXAMPLES)]
 pub struct FinishArgs {
-    /// File that `bitnet-convert plan` wrote
+    /// Plan that `bitnet-convert plan` wrote: a file, or an object (s3://…)
     #[arg(value_name = "PLAN.json")]
     pub plan: PathBuf,
 

@@ -221,6 +221,7 @@ fn attempt(
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
     let plan = plan::build(checkpoint, request)?;
+    publish::refuse_objects_of_the_source(checkpoint, &plan, request.output)?;
     if args.convert.conversion.to.is_none() {
         for refusal in refusals {
             console.note(format_args!("not {refusal}"))?;

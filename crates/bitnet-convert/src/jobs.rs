@@ -5,28 +5,31 @@
 //! included. A job keeps no state: whatever happened before, it leaves its part whole or not at all.
 
 mod parts;
+mod place;
 mod plan_file;
+mod store_parts;
 
-use self::parts::{Part, Parts};
-use self::plan_file::PlanFile;
+use self::parts::Part;
+use self::place::{Destination, Place};
+use self::plan_file::{PlanFile, PlanPlace};
 use crate::args::{FinishArgs, JobArgs, PlanArgs};
 use crate::certificate::Digests;
 use crate::convert;
 use crate::look_ahead;
 use crate::pipeline::{self, Passed, QuantizedMasters};
 use crate::plan::{self, Loss, Plan, Request};
-use crate::publish::{self, Output, Records};
+use crate::publish::{self, Output, Published, Records};
 use bitnet_checkpoint::{
     Checkpoint, FileRecord, HashedFile, PartialCertificate, TernaryRecord, Verdict,
 };
 use bitnet_cli::{
-    Console, Failure, GlobalArgs, Located, Location, Progress, Reads, ResourceMonitor, human_bytes,
+    Console, Failure, GlobalArgs, Located, Progress, Reads, ResourceMonitor, human_bytes,
     human_duration,
 };
 use bitnet_formats::{Artifact, ErrorCode, FileDigest, FormatError, Inputs, OutputLock};
 use serde_json::{Value, json};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Whether a text is a plan.
 pub fn check_plan(path: &Path, text: &[u8]) -> Result<(), Failure> {
@@ -43,11 +46,12 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
         let message = "a plan needs --to TARGET: all jobs write the same format";
         return Err(Failure::usage(message).hint("choose one that `bitnet-convert list` shows"));
     };
+    let written = PlanPlace::new(&args.plan, args.force)?;
+    let destination = Destination::new(output)?;
+    let places = [plan_file::absolute(source)?, plan_file::absolute(output)?];
+    let output = destination.path();
     publish::check_name(output)?;
     convert::check_target(target, output)?;
-    Artifact::check(&args.plan, args.force)?;
-    refuse_remote(output)?;
-    let places = [plan_file::absolute(source)?, plan_file::absolute(output)?];
     let (held, local) = crate::locate(source, &conversion.how, Reads::Ranges, console)?;
     let opened = held.first().map_or(source.as_path(), Located::path);
     let checkpoint = crate::open(opened, &local)?;
@@ -62,6 +66,7 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
     }
     let request = convert::request(conversion, output, target);
     let planned = plan::build(&checkpoint, &request)?;
+    publish::refuse_objects_of_the_source(&checkpoint, &planned, output)?;
     for note in &planned.notes {
         console.warn(&note.message)?;
     }
@@ -103,12 +108,10 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
     object["tensors"] = planned.items.len().into();
     object["total_bytes"] = planned.total_bytes().into();
     object["jobs"] = jobs.into();
-    let mut artifact = Artifact::create(&args.plan, args.force)?;
-    artifact.write(&bitnet_checkpoint::pretty_json(&object))?;
-    artifact.finish()?;
+    written.write(&bitnet_checkpoint::pretty_json(&object))?;
     console.json(&json!({
         "status": "jobs-planned",
-        "plan": args.plan.display().to_string(),
+        "plan": written.name(),
         "plan_sha256": file.plan_sha256,
         "jobs": object["jobs"],
         "total_bytes": planned.total_bytes(),
@@ -120,7 +123,7 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
         file.output.display(),
         human_bytes(planned.peak_memory)
     ))?;
-    let plan = args.plan.display();
+    let plan = written.name();
     console.line(format_args!(
         "  bitnet-convert job {plan} --index I    for I from 0 to {}",
         count.saturating_sub(1)
@@ -191,31 +194,66 @@ pub fn finish(
         checkpoint,
         plan,
         file,
-        parts,
+        output,
+        place,
         ..
     } = &opened;
-    let _lock = OutputLock::take(&file.output)?;
+    let _lock = OutputLock::take(output)?;
     let progress = Progress::new(console);
-    let found = parts.all(plan, global.thread_count(), &progress);
+    let found = place.all(plan, global.thread_count(), &progress);
     progress.clear();
     let found = match found? {
         Ok(found) => found,
-        Err(missing) => return Err(parts.missing(&missing, &args.plan)),
+        Err(missing) => return Err(place.missing(&missing, &args.plan)),
     };
     let mut inputs = publish::inputs(checkpoint, &file.how())?;
     let key = publish::signing_key(args.sign.as_deref(), &mut inputs)?;
-    let request = file.request();
-    let output = Output::start(plan, request.output, &inputs, args.force, key.as_ref())?;
-    let mut staged = Vec::with_capacity(found.len());
-    for (part, planned) in found.iter().zip(&plan.files) {
-        staged.push(output.existing(&part.file, &planned.path)?);
-    }
+    let request = file.request(output);
     let records = records(checkpoint, &found)?;
-    let published = output.publish(checkpoint, staged, records)?;
+    let output = Output::start(plan, request.output, &inputs, args.force, key.as_ref())?;
+    let published = match place {
+        Place::Disk(_) => {
+            let mut staged = Vec::with_capacity(found.len());
+            for (part, planned) in found.iter().zip(&plan.files) {
+                staged.push(output.existing(&part.file, &planned.path)?);
+            }
+            output.publish(checkpoint, Vec::new(), staged, records)?
+        }
+        Place::Store(parts) => {
+            // the weights are in the store; everything else is written here first
+            let weights = found
+                .iter()
+                .zip(&plan.files)
+                .map(|(part, planned)| FileDigest {
+                    path: planned.path.clone(),
+                    ..part.file.clone()
+                });
+            let published = output.publish(checkpoint, weights.collect(), Vec::new(), records)?;
+            let files = beside_the_weights(&published, plan.files.len());
+            let sent = parts.publish(&found, &plan.files, &files, args.force, &progress);
+            progress.clear();
+            let damaged = sent?;
+            if !damaged.is_empty() {
+                return Err(place.missing(&damaged, &args.plan));
+            }
+            published
+        }
+    };
     if args.remove_parts {
-        parts.remove(plan.files.len())?;
+        place.remove(plan.files.len())?;
     }
     convert::report(checkpoint, plan, &request, &published, &monitor, console)
+}
+
+/// The files of an output that are no weights, in the order in which they become visible: an index after the others, the
+/// certificate last.
+fn beside_the_weights(published: &Published, weights: usize) -> Vec<PathBuf> {
+    let beside = published.outputs.iter().skip(weights);
+    let mut files: Vec<PathBuf> = beside.map(|file| file.path.clone()).collect();
+    files.sort_by_key(|path| path.to_string_lossy().ends_with(".index.json"));
+    files.extend(published.signed.iter().flatten().cloned());
+    files.push(published.certificate.clone());
+    files
 }
 
 /// What all jobs found out, together.
@@ -275,7 +313,9 @@ struct Opened {
     file: PlanFile,
     checkpoint: Checkpoint,
     plan: Plan,
-    parts: Parts,
+    /// The path of the output, or one that stands for it.
+    output: PathBuf,
+    place: Place,
     /// Keeps the paths of a remote source.
     _held: Vec<Located>,
 }
@@ -287,7 +327,9 @@ impl Opened {
         let (held, how) = crate::locate(&file.source, &file.how(), Reads::Ranges, console)?;
         let source = held.first().map_or(file.source.as_path(), Located::path);
         let checkpoint = crate::open(source, &how)?;
-        let request = file.request();
+        let destination = Destination::new(&file.output)?;
+        let output = destination.path().to_owned();
+        let request = file.request(&output);
         let plan = plan::build(&checkpoint, &request)?;
         let found = plan::plan_sha256(&checkpoint, &plan, request.rounding)?;
         if found != file.plan_sha256 {
@@ -299,12 +341,13 @@ impl Opened {
             return Err(Failure::new(ErrorCode::InputChanged, message)
                 .hint("make the plan again with this version of bitnet-convert, and run all of its jobs again"));
         }
-        let parts = Parts::new(&file.output, &found);
+        publish::refuse_objects_of_the_source(&checkpoint, &plan, &output)?;
         Ok(Self {
             file,
             checkpoint,
             plan,
-            parts,
+            output,
+            place: destination.of_plan(&found),
             _held: held,
         })
     }
@@ -320,7 +363,8 @@ impl Opened {
             file,
             checkpoint,
             plan,
-            parts,
+            output,
+            place,
             ..
         } = self;
         let Some(planned) = plan.files.get(index) else {
@@ -329,20 +373,20 @@ impl Opened {
                 format!("the plan has no job {index}"),
             ));
         };
-        if let Some(part) = parts.part(index, planned)? {
+        if let Some(part) = place.part(index, planned, progress)? {
             return Ok((part, true));
         }
         let inputs: Inputs = checkpoint.inputs();
-        inputs.refuse(&parts.directory)?;
-        parts.make_directory()?;
-        let request: Request<'_> = file.request();
+        inputs.refuse(place.directory())?;
+        place.prepare(index)?;
+        let request: Request<'_> = file.request(output);
         let share = plan.share(index);
         look_ahead::run(checkpoint, &share, &request, threads, progress)?;
         let hashed = hashed_by(checkpoint, index, plan.files.len());
         let walked = (0..checkpoint.file.parts.len())
             .map(|n| hashed.contains(&n))
             .collect();
-        let artifact = Artifact::create(&parts.file(index), true)?;
+        let artifact = Artifact::create(&place.file(index), true)?;
         let passed = pipeline::run(
             checkpoint,
             &share,
@@ -411,7 +455,7 @@ impl Opened {
             losses: losses.iter().map(Loss::to_json).collect(),
             masters: (masters.tensors, masters.change, masters.total),
         };
-        parts.write_certificate(&certificate)?;
+        place.put(&certificate, &written, progress)?;
         Ok((
             Part {
                 certificate,
@@ -419,17 +463,6 @@ impl Opened {
             },
             false,
         ))
-    }
-}
-
-/// Jobs write beside an output on a disk.
-fn refuse_remote(output: &Path) -> Result<(), Failure> {
-    match Location::parse(output)? {
-        None => Ok(()),
-        Some(_) => Err(
-            Failure::usage("the output of a plan is a path, found an address")
-                .hint("give a path that every machine sees, and upload the finished output"),
-        ),
     }
 }
 

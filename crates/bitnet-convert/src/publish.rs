@@ -15,7 +15,7 @@ use bitnet_checkpoint::{
 use bitnet_cli::{Failure, Progress};
 use bitnet_formats::{
     Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, Gguf, Inputs, OlderFile,
-    Staged, check_output_name,
+    Staged, check_output_name, named,
 };
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,31 @@ pub(crate) fn inputs(checkpoint: &Checkpoint, how: &SourceArgs) -> Result<Inputs
         inputs.add_model(copy);
     }
     Ok(inputs)
+}
+
+/// Refuses an output in a store that would replace objects of the source: their paths on this disk differ, their names do not.
+pub(crate) fn refuse_objects_of_the_source(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    output: &Path,
+) -> Result<(), FormatError> {
+    let parts = checkpoint.file.parts.iter();
+    let inputs: Vec<PathBuf> = parts
+        .map(|part| part.path().to_owned())
+        .chain(checkpoint.directory.clone())
+        .map(|path| named(&path).into_owned())
+        .collect();
+    let outputs = plan.files.iter().map(|file| file.path.as_path());
+    for path in outputs.chain([output]) {
+        let name = named(path);
+        if inputs.iter().any(|input| *input == *name) {
+            let message = "the output is an input of this run";
+            return Err(FormatError::new(ErrorCode::Usage, message)
+                .in_file(path)
+                .hint("name another output"));
+        }
+    }
+    Ok(())
 }
 
 /// The key that `--sign` names; from then on it is an input, which no output replaces.
@@ -208,10 +233,12 @@ impl<'a> Output<'a> {
         Ok(paths)
     }
 
-    /// Writes what lies beside the weights, and makes everything visible with its certificate.
+    /// Writes what lies beside the weights, and makes everything visible with its certificate. `elsewhere`: weights that
+    /// are not on this disk, under the names that they get.
     pub(crate) fn publish(
         self,
         checkpoint: &Checkpoint,
+        elsewhere: Vec<FileDigest>,
         mut staged: Vec<Staged>,
         records: Records,
     ) -> Result<Published, FormatError> {
@@ -229,7 +256,8 @@ impl<'a> Output<'a> {
             artifact.write(bytes)?;
             staged.push(artifact.stage()?);
         }
-        let outputs: Vec<FileDigest> = staged.iter().map(|s| s.digest().clone()).collect();
+        let mut outputs = elsewhere;
+        outputs.extend(staged.iter().map(|s| s.digest().clone()));
         let object = certificate::build(
             checkpoint,
             plan,
@@ -324,7 +352,7 @@ pub(crate) fn publish(
         losses,
         masters,
     };
-    output.publish(checkpoint, staged, records)
+    output.publish(checkpoint, Vec::new(), staged, records)
 }
 
 /// Refuses to replace an input or a foreign file; returns the older files that go when the new ones are there.

@@ -9,10 +9,16 @@ pub mod answers;
 mod location;
 #[cfg(feature = "net")]
 mod net;
+mod objects;
+mod output;
 mod settings;
+mod stored;
 
 pub use location::{Location, Repository};
+pub use objects::{read_object, write_object};
+pub use output::{Carried, StoreOutput};
 pub use settings::{Secret, Settings};
+pub use stored::Stored;
 
 use bitnet_formats::{FormatError, Mount, ScratchDirectory};
 use std::path::{Path, PathBuf};
@@ -190,151 +196,8 @@ pub fn push(
     }
 }
 
-/// An output in an object store: a directory of this disk until it is uploaded.
-#[derive(Debug)]
-pub struct StoreOutput {
-    path: PathBuf,
-    #[cfg(feature = "net")]
-    store: net::store::Store,
-    #[cfg(feature = "net")]
-    parent: String,
-    _mount: Mount,
-    scratch: ScratchDirectory,
-}
-
-impl StoreOutput {
-    /// Prepares an output at a location, which names a file or a directory.
-    ///
-    /// # Errors
-    /// `usage` for locations that cannot be written to; `access-denied`, `not-found` and `network` if the store cannot be.
-    pub fn prepare(location: &Location) -> Result<Self, FormatError> {
-        let refuse = |message: &str, hint: &str| {
-            Err(FormatError::new(bitnet_formats::ErrorCode::Usage, message)
-                .in_file(Path::new(&location.to_string()))
-                .hint(hint))
-        };
-        match location {
-            Location::Hub(_) => refuse(
-                "an output cannot be written to a Hub directly",
-                "write it to this disk, then run: bitnet-convert push OUT hf://OWNER/NAME",
-            ),
-            Location::Http(_) => refuse(
-                "an output cannot be written to a web server",
-                "write it to this disk or to an object store (s3://, gs://, az://)",
-            ),
-            Location::File(_) => refuse(
-                "expected an object store, found a path",
-                "write the path without file://",
-            ),
-            Location::Store { key, .. } if key.is_empty() => refuse(
-                "the output needs a name behind the bucket",
-                "name it: s3://BUCKET/NAME.gguf",
-            ),
-            Location::Store {
-                scheme,
-                bucket,
-                key,
-            } => Self::of(scheme, bucket, key),
-        }
-    }
-
-    #[cfg(feature = "net")]
-    fn of(scheme: &str, bucket: &str, key: &str) -> Result<Self, FormatError> {
-        let store = net::store::Store::open(scheme, bucket, Settings::from_env().silence)?;
-        net::block_on(net::upload::check(&store, key))?;
-        let (parent, name) = key.rsplit_once('/').unwrap_or(("", key));
-        let scratch = ScratchDirectory::create()?;
-        let root = scratch.path().to_owned();
-        let origin = bitnet_formats::Origin {
-            name: store.name_of(parent).trim_end_matches('/').to_owned(),
-            is_temporary: true,
-            ..bitnet_formats::Origin::default()
-        };
-        Ok(Self {
-            path: root.join(name),
-            store,
-            parent: parent.to_owned(),
-            _mount: Mount::new(root, origin, Default::default()),
-            scratch,
-        })
-    }
-
-    #[cfg(not(feature = "net"))]
-    fn of(scheme: &str, bucket: &str, key: &str) -> Result<Self, FormatError> {
-        Err(not_compiled(&format!("{scheme}://{bucket}/{key}")))
-    }
-
-    /// Where the output is written first.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Uploads files below [`path`](Self::path), or beside it, and makes them visible when all bytes of all of them are
-    /// in the store; the last one is visible last.
-    ///
-    /// # Errors
-    /// `exists`, unless objects may be replaced; `access-denied`, `network`.
-    pub fn publish(
-        &self,
-        files: &[PathBuf],
-        replace: bool,
-        watch: &dyn Watch,
-    ) -> Result<(), FormatError> {
-        #[cfg(feature = "net")]
-        {
-            let below = |path: &Path| {
-                let below = path.strip_prefix(self.scratch.path()).unwrap_or(path);
-                let below = below
-                    .to_string_lossy()
-                    .replace(std::path::MAIN_SEPARATOR, "/");
-                match self.parent.is_empty() {
-                    true => below,
-                    false => format!("{}/{below}", self.parent),
-                }
-            };
-            let files: Vec<(String, PathBuf)> =
-                files.iter().map(|f| (below(f), f.clone())).collect();
-            let keys: Vec<String> = files.iter().map(|(key, _)| key.clone()).collect();
-            net::block_on(async {
-                if !replace {
-                    net::upload::refuse_existing(&self.store, &keys).await?;
-                }
-                net::upload::upload(&self.store, &files, watch).await
-            })
-        }
-        #[cfg(not(feature = "net"))]
-        {
-            let _ = (files, replace, watch, &self.scratch);
-            Ok(())
-        }
-    }
-
-    /// Refuses to begin when the output exists already.
-    ///
-    /// # Errors
-    /// `exists`.
-    pub fn refuse_existing(&self) -> Result<(), FormatError> {
-        #[cfg(feature = "net")]
-        {
-            let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-            let key = match self.parent.is_empty() {
-                true => name.into_owned(),
-                false => format!("{}/{name}", self.parent),
-            };
-            let keys = [
-                format!("{key}/certificate.json"),
-                format!("{key}.certificate.json"),
-                key,
-            ];
-            net::block_on(net::upload::refuse_existing(&self.store, &keys))
-        }
-        #[cfg(not(feature = "net"))]
-        Ok(())
-    }
-}
-
 #[cfg(not(feature = "net"))]
-fn not_compiled(place: &str) -> FormatError {
+pub(crate) fn not_compiled(place: &str) -> FormatError {
     let message = "this build knows no servers";
     FormatError::new(bitnet_formats::ErrorCode::Usage, message)
         .in_file(Path::new(place))

@@ -3,6 +3,7 @@
 //! Invariant: what is asynchronous runs on the threads of [`runtime`]; callers wait in [`block_on`] or for a channel.
 
 pub(crate) mod cache;
+pub(crate) mod carry;
 pub(crate) mod chunks;
 pub(crate) mod client;
 pub(crate) mod download;

@@ -16,6 +16,8 @@ pub enum Kind {
     Drop(usize),
     /// A status with these headers and no content.
     Status(u16, Vec<(String, String)>),
+    /// A status without content, of a request that is not served: nothing changes.
+    Refused(u16),
     /// `Content-Length`, and `X-Linked-Size` if it is there, are this number.
     Length(u64),
     /// So many bytes at a time with a pause between them.
@@ -365,8 +367,11 @@ fn range_of(text: &str, len: u64) -> Option<Range<u64>> {
 
 /// Answers; `false` if the connection is to be closed.
 fn answer(shared: &Shared, request: &Request, writer: &mut TcpStream) -> bool {
-    let mut reply = (shared.handler)(request);
     let fault = fault_of(shared, request);
+    let mut reply = match &fault {
+        Some(Kind::Refused(status)) => Reply::new(*status, Vec::new()),
+        _ => (shared.handler)(request),
+    };
     match &fault {
         Some(Kind::Status(status, headers)) => {
             reply = Reply::new(*status, Vec::new());

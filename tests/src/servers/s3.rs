@@ -11,9 +11,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 struct State {
     /// By `bucket/key`.
     objects: BTreeMap<String, Arc<Vec<u8>>>,
-    uploads: HashMap<String, BTreeMap<u32, Vec<u8>>>,
+    /// The metadata of objects that have some.
+    notes: BTreeMap<String, Notes>,
+    uploads: HashMap<String, Upload>,
+    /// The buckets that exist; every bucket if the list is empty.
+    buckets: Vec<String>,
     /// Uploads begun so far.
     begun: u32,
+}
+
+/// `x-amz-meta-…` headers.
+type Notes = Vec<(String, String)>;
+
+#[derive(Default)]
+struct Upload {
+    parts: BTreeMap<u32, Vec<u8>>,
+    notes: Notes,
 }
 
 /// An object store on the loopback interface.
@@ -44,11 +57,42 @@ impl S3 {
         self.server.url()
     }
 
-    /// Puts an object at `bucket/key`.
+    /// A store with one bucket.
+    pub fn with_bucket(name: &str) -> Self {
+        let store = Self::start();
+        lock(&store.state).buckets.push(name.to_owned());
+        store
+    }
+
+    /// Puts an object at `bucket/key`, without metadata.
     pub fn put(&self, key: &str, bytes: Vec<u8>) {
-        lock(&self.state)
-            .objects
-            .insert(key.to_owned(), Arc::new(bytes));
+        let mut state = lock(&self.state);
+        state.notes.remove(key);
+        state.objects.insert(key.to_owned(), Arc::new(bytes));
+    }
+
+    /// Changes the content of an object behind the back of the store: metadata and length stay.
+    ///
+    /// # Panics
+    /// If there is no such object.
+    pub fn flip(&self, key: &str) {
+        let mut state = lock(&self.state);
+        let bytes = state.objects.get_mut(key).expect("an object");
+        let bytes = Arc::make_mut(bytes);
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    }
+
+    /// Removes an object.
+    pub fn remove(&self, key: &str) {
+        let mut state = lock(&self.state);
+        state.notes.remove(key);
+        state.objects.remove(key);
+    }
+
+    /// Forgets the metadata of all objects, as stores do that keep none.
+    pub fn forget_notes(&self) {
+        lock(&self.state).notes.clear();
     }
 
     /// All objects.
@@ -95,12 +139,23 @@ fn failure(status: u16, code: &str) -> Reply {
     .with("Content-Type", "application/xml")
 }
 
+/// The metadata that a request brings along.
+fn notes(request: &Request) -> Notes {
+    let notes = request.headers.iter();
+    let notes = notes.filter(|(name, _)| name.starts_with("x-amz-meta-"));
+    notes.cloned().collect()
+}
+
 fn routes(state: &Mutex<State>, request: &Request) -> Reply {
     let mut state = lock(state);
     if request.header("authorization").is_none() {
         return failure(403, "AccessDenied");
     }
     let key = request.path().trim_start_matches('/').to_owned();
+    let bucket = key.split('/').next().unwrap_or_default();
+    if !state.buckets.is_empty() && !state.buckets.iter().any(|name| name == bucket) {
+        return failure(404, "NoSuchBucket");
+    }
     let has = |name: &str| request.parameter(name).is_some();
     let upload = request.parameter("uploadId").unwrap_or_default();
     match request.method.as_str() {
@@ -119,7 +174,7 @@ fn routes(state: &Mutex<State>, request: &Request) -> Reply {
                     status: 200,
                     body: Arc::clone(bytes),
                     ranges: true,
-                    ..Reply::default()
+                    headers: state.notes.get(&key).cloned().unwrap_or_default(),
                 }
                 .with("ETag", etag)
                 .with("Last-Modified", "Mon, 30 Nov 2026 10:00:00 GMT")
@@ -128,7 +183,11 @@ fn routes(state: &Mutex<State>, request: &Request) -> Reply {
         "POST" if has("uploads") => {
             state.begun += 1;
             let id = format!("upload-{}", state.begun);
-            state.uploads.insert(id.clone(), BTreeMap::new());
+            let upload = Upload {
+                notes: notes(request),
+                ..Upload::default()
+            };
+            state.uploads.insert(id.clone(), upload);
             Reply::new(
                 200,
                 format!(
@@ -142,17 +201,18 @@ fn routes(state: &Mutex<State>, request: &Request) -> Reply {
                 .and_then(|n| n.parse().ok())
                 .unwrap_or(0);
             match state.uploads.get_mut(&upload) {
-                Some(parts) => {
-                    parts.insert(number, request.body.clone());
+                Some(upload) => {
+                    upload.parts.insert(number, request.body.clone());
                     Reply::new(200, "").with("ETag", etag(&request.body))
                 }
                 None => failure(404, "NoSuchUpload"),
             }
         }
         "POST" => match state.uploads.remove(&upload) {
-            Some(parts) => {
+            Some(Upload { parts, notes }) => {
                 let whole: Vec<u8> = parts.into_values().flatten().collect();
                 let etag = etag(&whole);
+                state.notes.insert(key.clone(), notes);
                 state.objects.insert(key.clone(), Arc::new(whole));
                 Reply::new(
                     200,
@@ -168,12 +228,16 @@ fn routes(state: &Mutex<State>, request: &Request) -> Reply {
                 return failure(412, "PreconditionFailed");
             }
             let etag = etag(&request.body);
+            state.notes.insert(key.clone(), notes(request));
             state.objects.insert(key, Arc::new(request.body.clone()));
             Reply::new(200, "").with("ETag", etag)
         }
         "DELETE" => {
             match upload.is_empty() {
-                true => state.objects.remove(&key).map(|_| ()),
+                true => {
+                    state.notes.remove(&key);
+                    state.objects.remove(&key).map(|_| ())
+                }
                 false => state.uploads.remove(&upload).map(|_| ()),
             };
             Reply::new(204, "")

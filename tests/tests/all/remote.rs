@@ -8,6 +8,7 @@ mod faults;
 mod hub;
 mod push;
 mod python;
+mod store_jobs;
 mod stores;
 mod streams;
 

@@ -3,23 +3,24 @@
 //! Invariant: a part counts only if its partial certificate is of this plan and the file has the hash that stands there. Files
 //! and certificates appear whole, the file first, so what a killed job left is never taken for a part.
 
-use crate::plan::{OutputFile, Plan};
+use crate::plan::OutputFile;
 use bitnet_checkpoint::PartialCertificate;
-use bitnet_cli::{Failure, Progress};
 use bitnet_formats::{
     Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, Limits, file_digest, publish,
     read_directory, read_file, sweep_beside,
 };
-use rayon::prelude::*;
 use serde_json::Value;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The file that tells a directory of parts from other directories.
-const MARK: &str = "bitnet-convert-parts";
+pub const MARK: &str = "bitnet-convert-parts";
 
-/// Where the jobs of a plan write.
+/// Its content.
+pub const MARK_TEXT: &str = "The jobs of `bitnet-convert plan` write here.\n";
+
+/// Where the jobs of a plan write on a disk.
 #[derive(Debug)]
 pub struct Parts {
     /// `OUT.parts`
@@ -35,23 +36,60 @@ pub struct Part {
     pub file: FileDigest,
 }
 
+/// The partial certificate in a text, if it is of this job of this plan.
+pub fn of_plan(
+    text: &[u8],
+    plan_sha256: &str,
+    index: usize,
+    planned: &OutputFile,
+) -> Option<PartialCertificate> {
+    let certificate = parse(text)?;
+    let name = planned.path.file_name().unwrap_or_default();
+    let is_of_plan = certificate.plan_sha256 == plan_sha256
+        && certificate.job == index
+        && certificate.output.name == name.to_string_lossy()
+        && certificate.output.bytes == planned.header.total;
+    is_of_plan.then_some(certificate)
+}
+
+/// The partial certificate in a text, of whatever plan.
+pub fn parse(text: &[u8]) -> Option<PartialCertificate> {
+    let value: Value = serde_json::from_slice(text).ok()?;
+    PartialCertificate::from_json(&value).ok()
+}
+
+/// The directory of the parts of an output.
+pub fn directory(output: &Path) -> PathBuf {
+    let mut name = output.file_name().unwrap_or_default().to_owned();
+    name.push(".parts");
+    output.with_file_name(name)
+}
+
+/// The name of a job's file. Its ending is none that readers of models open.
+pub fn file_of(index: usize) -> String {
+    format!("job-{index:05}.part")
+}
+
+/// The name of a job's partial certificate.
+pub fn certificate_of(index: usize) -> String {
+    format!("job-{index:05}.json")
+}
+
 impl Parts {
     pub fn new(output: &Path, plan_sha256: &str) -> Self {
-        let mut name = output.file_name().unwrap_or_default().to_owned();
-        name.push(".parts");
         Self {
-            directory: output.with_file_name(name),
+            directory: directory(output),
             plan_sha256: plan_sha256.to_owned(),
         }
     }
 
-    /// The file of a job. Its ending is none that readers of models open.
+    /// The file of a job.
     pub fn file(&self, index: usize) -> PathBuf {
-        self.directory.join(format!("job-{index:05}.part"))
+        self.directory.join(file_of(index))
     }
 
     fn certificate(&self, index: usize) -> PathBuf {
-        self.directory.join(format!("job-{index:05}.json"))
+        self.directory.join(certificate_of(index))
     }
 
     /// Makes the directory, or makes sure that jobs made the one that is there: what others put there is not replaced.
@@ -88,7 +126,7 @@ impl Parts {
     fn make(&self) -> Result<(), FormatError> {
         let directory = ArtifactDirectory::create(&self.directory, false, vec![MARK.to_owned()])?;
         let mut mark = directory.file(MARK)?;
-        mark.write(b"The jobs of `bitnet-convert plan` write here.\n")?;
+        mark.write(MARK_TEXT.as_bytes())?;
         publish(vec![mark.stage()?])?;
         directory.finish().map(|_| ())
     }
@@ -119,23 +157,11 @@ impl Parts {
             return Ok(None);
         }
         let bytes = read_file(&path, Limits::default().certificate_bytes)?;
-        let Ok(value) = serde_json::from_slice::<Value>(&bytes) else {
+        let Some(certificate) = of_plan(&bytes, &self.plan_sha256, index, planned) else {
             return Ok(None);
         };
-        let Ok(certificate) = PartialCertificate::from_json(&value) else {
-            return Ok(None);
-        };
-        let name = planned
-            .path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
-        let is_of_plan = certificate.plan_sha256 == self.plan_sha256
-            && certificate.job == index
-            && certificate.output.name == name
-            && certificate.output.bytes == planned.header.total;
         let file = self.file(index);
-        if !is_of_plan || !fs::symlink_metadata(&file).is_ok_and(|m| m.is_file()) {
+        if !fs::symlink_metadata(&file).is_ok_and(|m| m.is_file()) {
             return Ok(None);
         }
         let file = file_digest(&file)?;
@@ -144,74 +170,9 @@ impl Parts {
         Ok(is_whole.then_some(Part { certificate, file }))
     }
 
-    /// The parts of all jobs, in order, or the jobs that have none.
-    ///
-    /// # Errors
-    /// As [`part`](Self::part).
-    pub fn all(
-        &self,
-        plan: &Plan,
-        threads: usize,
-        progress: &Progress,
-    ) -> Result<Result<Vec<Part>, Vec<usize>>, FormatError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|e| {
-                FormatError::new(ErrorCode::Io, format!("cannot start threads: {e}")).because(e)
-            })?;
-        let bar = progress.steps("check parts", plan.files.len() as u64);
-        let found: Vec<Option<Part>> = pool.install(|| {
-            let parts = plan.files.par_iter().enumerate();
-            parts
-                .map(|(index, planned)| {
-                    progress.check()?;
-                    let part = self.part(index, planned);
-                    bar.advance(1);
-                    part
-                })
-                .collect::<Result<_, FormatError>>()
-        })?;
-        bar.finish();
-        let missing = found.iter().enumerate().filter(|(_, part)| part.is_none());
-        let missing: Vec<usize> = missing.map(|(index, _)| index).collect();
-        Ok(match missing.is_empty() {
-            true => Ok(found.into_iter().flatten().collect()),
-            false => Err(missing),
-        })
-    }
-
-    /// Which jobs to run again.
-    pub fn missing(&self, missing: &[usize], plan: &Path) -> Failure {
-        const NAMED: usize = 20;
-        let mut foreign = 0usize;
-        for index in missing {
-            foreign += usize::from(self.certificate(*index).exists());
-        }
-        let numbers: Vec<String> = missing.iter().take(NAMED).map(usize::to_string).collect();
-        let more = match missing.len().saturating_sub(NAMED) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let mut message = format!(
-            "{}: expected the parts of all jobs, {} are missing: {}{more}",
-            self.directory.display(),
-            missing.len(),
-            numbers.join(", ")
-        );
-        if foreign > 0 {
-            message +=
-                &format!("; of these, {foreign} have a part of another plan, or a damaged one");
-        }
-        let again: Vec<String> = numbers
-            .iter()
-            .map(|number| format!("--index {number}"))
-            .collect();
-        Failure::new(ErrorCode::MissingPart, message).hint(format!(
-            "run bitnet-convert job {} {}",
-            plan.display(),
-            again.join(" ")
-        ))
+    /// Whether there is a partial certificate of a job, of whatever plan.
+    pub fn has_certificate(&self, index: usize) -> bool {
+        self.certificate(index).exists()
     }
 
     /// Removes the files of the jobs, and the directory if nothing else is in it.

@@ -7,13 +7,66 @@ use crate::args::{Embeddings, SourceArgs};
 use crate::plan::Request;
 use crate::targets::{self, Target};
 use bitnet_cli::{Failure, Location};
-use bitnet_formats::{ErrorCode, FormatError, Limits, ScaleRounding, read_file};
+use bitnet_formats::{Artifact, ErrorCode, FormatError, Limits, ScaleRounding, read_file};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// The version of the file's layout.
 const VERSION: u64 = 1;
+
+/// Where a plan is written.
+#[derive(Debug)]
+pub struct PlanPlace<'a> {
+    path: &'a Path,
+    remote: Option<Location>,
+    force: bool,
+}
+
+impl<'a> PlanPlace<'a> {
+    /// Refuses a place that cannot be written to.
+    ///
+    /// # Errors
+    /// `exists`, unless an older plan may be replaced; `usage` for addresses other than those of object stores.
+    pub fn new(path: &'a Path, force: bool) -> Result<Self, Failure> {
+        let remote = Location::parse(path)?;
+        match &remote {
+            Some(location) => bitnet_remote::write_object(location, None, force)?,
+            None => Artifact::check(path, force)?,
+        }
+        Ok(Self {
+            path,
+            remote,
+            force,
+        })
+    }
+
+    /// Writes the plan.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); whatever the disk or the store refuses.
+    pub fn write(&self, content: &[u8]) -> Result<(), Failure> {
+        if let Some(location) = &self.remote {
+            return Ok(bitnet_remote::write_object(
+                location,
+                Some(content),
+                self.force,
+            )?);
+        }
+        let mut artifact = Artifact::create(self.path, self.force)?;
+        artifact.write(content)?;
+        artifact.finish()?;
+        Ok(())
+    }
+
+    /// What the plan is called; without what may be secret.
+    pub fn name(&self) -> String {
+        match &self.remote {
+            Some(location) => location.to_string(),
+            None => self.path.display().to_string(),
+        }
+    }
+}
 
 /// What a plan says.
 #[derive(Debug, Clone)]
@@ -67,9 +120,14 @@ impl PlanFile {
         })
     }
 
-    /// Reads a plan.
+    /// Reads a plan of this disk or of an object store.
     pub fn read(path: &Path) -> Result<Self, Failure> {
-        Self::parse(path, &read_file(path, Limits::default().certificate_bytes)?)
+        let limit = Limits::default().certificate_bytes;
+        let text = match Location::parse(path)? {
+            Some(location) => bitnet_remote::read_object(&location, limit)?,
+            None => read_file(path, limit)?,
+        };
+        Self::parse(path, &text)
     }
 
     /// Reads the text of a plan; errors name `path`.
@@ -133,10 +191,10 @@ impl PlanFile {
         }
     }
 
-    /// What is asked for.
-    pub fn request(&self) -> Request<'_> {
+    /// What is asked for; `output` is the path of this disk that the output has, or stands for it.
+    pub fn request<'a>(&self, output: &'a Path) -> Request<'a> {
         Request {
-            output: &self.output,
+            output,
             target: self.target,
             embeddings: self.embeddings,
             rounding: match self.allow_scale_rounding {

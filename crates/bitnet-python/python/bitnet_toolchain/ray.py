@@ -1,7 +1,7 @@
 """One conversion, or one comparison, as tasks of a Ray cluster.
 
-``pip install bitnet-toolchain[ray]`` on every node. Source and output lie where every node sees them; a source may be an
-address. A task whose worker dies is run again, a job that was done before ends at once, and the result has the bytes
+``pip install bitnet-toolchain[ray]`` on every node. Source and output lie where every node sees them; both may be
+addresses. A task whose worker dies is run again, a job that was done before ends at once, and the result has the bytes
 that one machine writes.
 """
 
@@ -101,6 +101,15 @@ def _job(plan: str, index: int, threads: int) -> Report:
     return _programs.run_job(plan, index, threads=threads)
 
 
+def _job_of_text(text: str, index: int, threads: int) -> Report:
+    """Runs a job of a plan that is no file which every node sees."""
+    with tempfile.TemporaryDirectory() as directory:
+        plan = os.path.join(directory, "plan.json")
+        with open(plan, "w", encoding="utf-8") as file:
+            file.write(text)
+        return _job(plan, index, threads)
+
+
 def _share(artifact: str, against: str, options: dict[str, Any]) -> Report:
     return _programs.verify(artifact, against, **options)
 
@@ -136,6 +145,25 @@ def convert(
     source, output = _absolute(path_of(src, "src")), _absolute(path_of(out, "out"))
     if not force and os.path.lexists(output):
         raise BitnetError("exists", f"{output}: the output exists", "pass force=True to replace it")
+    if plan is None and "://" in output:
+        with tempfile.TemporaryDirectory() as directory:
+            return convert(
+                source,
+                output,
+                to,
+                split_max_size=split_max_size,
+                address=address,
+                cpus=cpus,
+                max_retries=max_retries,
+                progress=progress,
+                force=force,
+                plan=os.path.join(directory, "plan.json"),
+                embeddings=embeddings,
+                allow_scale_rounding=allow_scale_rounding,
+                layout=layout,
+                against=against,
+                ternary_trained=ternary_trained,
+            )
     where = _absolute(output.rstrip("/") + ".plan.json" if plan is None else path_of(plan, "plan"))
     planned = _programs.plan(
         source,
@@ -150,12 +178,18 @@ def convert(
         against=None if against is None else _absolute(path_of(against, "against")),
         ternary_trained=ternary_trained,
     )
+    work: Callable[..., Report] = _job
+    given: dict[str, Any] = {"plan": where}
+    if "://" in output and "://" not in where:
+        # nodes that share no file system have the plan from here
+        with open(where, encoding="utf-8") as file:
+            work, given = _job_of_text, {"text": file.read()}
     calls = [
-        ({"plan": where, "index": job["index"], "threads": cpus}, int(job["bytes"]))
+        ({**given, "index": job["index"], "threads": cpus}, int(job["bytes"]))
         for job in planned["jobs"]
     ]
     with _Cluster(address) as ray:
-        _run(ray, _job, calls, cpus, max_retries, progress)
+        _run(ray, work, calls, cpus, max_retries, progress)
     report = _programs.finish(where, remove_parts=True, force=force)
     if plan is None:
         os.unlink(where)

@@ -5,6 +5,7 @@
 use super::chunks::Ranges;
 use super::client::{Failed, Patience};
 use super::file::LEAST_PROGRESS;
+use crate::Stored;
 use crate::location::is_plain_path;
 use bitnet_formats::{ErrorCode, FormatError};
 use futures_util::future::BoxFuture;
@@ -13,7 +14,10 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{
+    Attribute, AttributeValue, Attributes, ClientOptions, GetOptions, GetRange, ObjectStore,
+    ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
+};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +29,7 @@ pub(crate) struct Store {
     store: Arc<dyn ObjectStore>,
     /// `s3://bucket`
     root: String,
+    lacks_credentials: bool,
 }
 
 /// An object, as a listing tells it.
@@ -39,10 +44,31 @@ pub(crate) struct Object {
 /// The most objects below a prefix that are listed.
 const MOST: usize = 100_000;
 
+/// How access is given.
+const ACCESS: &str = "set the credentials of the provider: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY";
+
+/// The variables that give access to S3, each by itself. Without them the library asks the machine for its role.
+const S3_CREDENTIALS: [&str; 6] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+];
+
+/// The error for a store whose provider gives no credentials.
+pub(crate) fn no_credentials(name: &str) -> FormatError {
+    let message = "no variable of the environment has credentials, and this machine has no role that the store knows";
+    FormatError::new(ErrorCode::AccessDenied, message)
+        .in_file(Path::new(name))
+        .hint(ACCESS)
+}
+
 /// What an error of the library means.
 pub(crate) fn said(error: &object_store::Error, name: &str) -> FormatError {
     use object_store::Error;
-    let access = "set the credentials of the provider: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY";
+    let access = ACCESS;
     let (code, message, hint) = match error {
         Error::NotFound { .. } => (
             ErrorCode::NotFound,
@@ -109,12 +135,21 @@ fn status(error: &object_store::Error) -> Option<u16> {
 }
 
 /// Whether another attempt may succeed.
-fn is_passing(error: &object_store::Error) -> bool {
+pub(crate) fn is_passing(error: &object_store::Error) -> bool {
     !matches!(status(error), Some(400..500))
         && matches!(
             error,
             object_store::Error::Generic { .. } | object_store::Error::JoinError { .. }
         )
+}
+
+/// Notes as the library takes them.
+pub(crate) fn attributes(notes: &[(&str, &str)]) -> Attributes {
+    let notes = notes.iter().map(|(name, value)| {
+        let name = Attribute::Metadata((*name).to_owned().into());
+        (name, AttributeValue::from((*value).to_owned()))
+    });
+    notes.collect()
 }
 
 impl Store {
@@ -143,6 +178,8 @@ impl Store {
                         options
                     })
                     .with_bucket_name(bucket)
+                    // few objects are removed, and not every store has the request for many
+                    .with_disable_bulk_delete(true)
                     .with_retry(retry);
                 if let Some(endpoint) = variable(&["AWS_ENDPOINT_URL_S3"]) {
                     builder = builder.with_endpoint(endpoint);
@@ -170,7 +207,18 @@ impl Store {
             }
         };
         let store = built.map_err(|e| said(&e, &root))?;
-        Ok(Self { store, root })
+        let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let lacks_credentials = scheme == "s3" && !S3_CREDENTIALS.iter().any(|name| is_set(&name));
+        Ok(Self {
+            store,
+            root,
+            lacks_credentials,
+        })
+    }
+
+    /// Whether the environment has no credentials: the library asks the machine for its role then.
+    pub(crate) fn lacks_credentials(&self) -> bool {
+        self.lacks_credentials
     }
 
     pub(crate) fn name_of(&self, key: &str) -> String {
@@ -190,6 +238,101 @@ impl Store {
                 etag: meta.e_tag,
             })),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(said(&e, &self.name_of(key))),
+        }
+    }
+
+    /// What is said of the object at a key, if an object is.
+    pub(crate) async fn look(&self, key: &str) -> Result<Option<Stored>, FormatError> {
+        let options = GetOptions {
+            head: true,
+            ..GetOptions::default()
+        };
+        let got = match self.store.get_opts(&Key::from(key), options).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            got => got.map_err(|e| said(&e, &self.name_of(key)))?,
+        };
+        let notes = got
+            .attributes
+            .iter()
+            .filter_map(|(name, value)| match name {
+                Attribute::Metadata(name) => Some((name.to_string(), value.as_ref().to_owned())),
+                _ => None,
+            });
+        Ok(Some(Stored {
+            bytes: got.meta.size,
+            notes: notes.collect(),
+        }))
+    }
+
+    /// The content of a small object, if an object is there.
+    pub(crate) async fn read(&self, key: &str, limit: u64) -> Result<Option<Vec<u8>>, FormatError> {
+        let name = self.name_of(key);
+        let mut patience = Patience::new(name.as_str());
+        loop {
+            let Some(object) = self.object(key).await? else {
+                return Ok(None);
+            };
+            if object.len > limit {
+                let message = format!("expected at most {limit} bytes, found {}", object.len);
+                return Err(
+                    FormatError::new(ErrorCode::LimitExceeded, message).in_file(Path::new(&name))
+                );
+            }
+            if object.len == 0 {
+                return Ok(Some(Vec::new()));
+            }
+            match Arc::new(self.file(key, &object)).fetch(0..object.len).await {
+                // replaced since it was looked at
+                Err(e) if e.code == ErrorCode::InputChanged => {
+                    patience.wait(Failed::new(e.message)).await?;
+                }
+                read => return read.map(Some),
+            }
+        }
+    }
+
+    /// Writes a small object; one that is there stays, unless it may be replaced.
+    pub(crate) async fn write(
+        &self,
+        key: &str,
+        content: Vec<u8>,
+        notes: &[(&str, &str)],
+        replace: bool,
+    ) -> Result<(), FormatError> {
+        let content = PutPayload::from(bytes::Bytes::from(content));
+        let put = |mode| {
+            let options = PutOptions {
+                mode,
+                attributes: attributes(notes),
+                ..PutOptions::default()
+            };
+            let (key, content) = (Key::from(key), content.clone());
+            async move { self.store.put_opts(&key, content, options).await }
+        };
+        let mode = if replace {
+            PutMode::Overwrite
+        } else {
+            PutMode::Create
+        };
+        let done = match put(mode).await {
+            // a store that knows no conditions
+            Err(e)
+                if !replace
+                    && (matches!(e, object_store::Error::NotImplemented { .. })
+                        || status(&e) == Some(501)) =>
+            {
+                put(PutMode::Overwrite).await
+            }
+            done => done,
+        };
+        done.map(|_| ()).map_err(|e| said(&e, &self.name_of(key)))
+    }
+
+    /// Removes what is at a key, if an object is.
+    pub(crate) async fn remove(&self, key: &str) -> Result<(), FormatError> {
+        match self.store.delete(&Key::from(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(e) => Err(said(&e, &self.name_of(key))),
         }
     }

@@ -1,17 +1,17 @@
 //! Outputs in object stores.
 //!
-//! Invariant: no object of an output is visible before all bytes of all of its files are in the store; what fails before
-//! that leaves nothing visible, and its parts are aborted.
+//! Invariant: no object of an output is visible before all bytes of all of its files are in the store; what fails leaves
+//! no new object visible, and its parts are aborted.
 
 use super::client::{Failed, Patience};
-use super::store::{Store, said};
+use super::store::{Store, attributes, is_passing, no_credentials, said};
 use crate::Watch;
 use bitnet_formats::{ErrorCode, FormatError, open_regular};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::stream::FuturesUnordered;
 use object_store::path::Path as Key;
-use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
+use object_store::{MultipartUpload, ObjectStoreExt, PutMultipartOptions, PutPayload};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -20,12 +20,12 @@ const PART: u64 = 8 << 20;
 /// The most parts of an object.
 const MOST_PARTS: u64 = 9_000;
 /// Parts on their way at a time.
-const AT_ONCE: usize = 4;
+pub(crate) const AT_ONCE: usize = 4;
 
 /// A file whose parts are in the store.
-struct Waiting {
-    key: String,
-    upload: Box<dyn MultipartUpload>,
+pub(crate) struct Waiting {
+    pub(crate) key: String,
+    pub(crate) upload: Box<dyn MultipartUpload>,
 }
 
 /// Refuses to replace objects.
@@ -40,45 +40,114 @@ pub(crate) async fn refuse_existing(store: &Store, keys: &[String]) -> Result<()
     Ok(())
 }
 
-/// Uploads files and makes them visible, the last one last.
+/// The bytes of all files.
+pub(crate) fn total(files: &[(String, PathBuf)]) -> u64 {
+    let lens = files.iter().filter_map(|(_, path)| path.metadata().ok());
+    lens.map(|m| m.len()).sum()
+}
+
+/// Uploads files and makes them visible, the last one last. `notes` are kept with them, where the store keeps notes.
 pub(crate) async fn upload(
     store: &Store,
     files: &[(String, PathBuf)],
+    notes: &[(&str, &str)],
     watch: &dyn Watch,
 ) -> Result<(), FormatError> {
-    let total = files
-        .iter()
-        .filter_map(|(_, path)| path.metadata().ok())
-        .map(|m| m.len())
-        .sum();
-    watch.begin("upload", total);
+    watch.begin("upload", total(files));
     let mut waiting = Vec::new();
-    let mut done = Ok(());
-    for (key, path) in files {
-        match parts(store, key, path, watch).await {
-            Ok(upload) => waiting.push(upload),
-            Err((error, upload)) => {
-                waiting.extend(upload);
-                done = Err(error);
-                break;
-            }
-        }
-    }
+    let sent = send_files(store, files, notes, &mut waiting, watch).await;
     watch.end();
+    match sent {
+        Ok(()) => complete_all(store, waiting).await,
+        Err(error) => {
+            abort_all(waiting).await;
+            Err(error)
+        }
+    }
+}
+
+/// Sends all bytes of files, as uploads that wait for their end.
+pub(crate) async fn send_files(
+    store: &Store,
+    files: &[(String, PathBuf)],
+    notes: &[(&str, &str)],
+    waiting: &mut Vec<Waiting>,
+    watch: &dyn Watch,
+) -> Result<(), FormatError> {
+    for (key, path) in files {
+        let mut next = begin(store, key, notes).await?;
+        let sent = send(&mut next, path, &store.name_of(key), watch).await;
+        waiting.push(next);
+        sent?;
+    }
+    Ok(())
+}
+
+/// Begins an upload.
+pub(crate) async fn begin(
+    store: &Store,
+    key: &str,
+    notes: &[(&str, &str)],
+) -> Result<Waiting, FormatError> {
+    let options = PutMultipartOptions {
+        attributes: attributes(notes),
+        ..PutMultipartOptions::default()
+    };
+    let (place, name) = (Key::from(key), store.name_of(key));
+    let mut patience = Patience::new(name.as_str());
+    loop {
+        let begun = store.inner().put_multipart_opts(&place, options.clone());
+        match begun.await {
+            Ok(upload) => {
+                let key = key.to_owned();
+                return Ok(Waiting { key, upload });
+            }
+            // an upload that was begun without an answer is no object
+            Err(e) if is_passing(&e) => patience.wait(Failed::new("the store fails")).await?,
+            Err(e) => return Err(said(&e, &name)),
+        }
+    }
+}
+
+/// Makes uploads visible in their order. If one cannot be, the others are aborted, and those that are visible already are
+/// removed again unless they replaced something.
+pub(crate) async fn complete_all(store: &Store, waiting: Vec<Waiting>) -> Result<(), FormatError> {
     let mut waiting = waiting.into_iter();
-    if done.is_ok() {
-        for mut one in waiting.by_ref() {
-            if let Err(error) = complete(store, &mut one).await {
-                done = Err(error);
+    let mut new = Vec::new();
+    let mut done = Ok(());
+    for mut one in waiting.by_ref() {
+        let was_there = store.object(&one.key).await;
+        let completed = match was_there {
+            Ok(found) => complete(store, &mut one).await.map(|()| found.is_some()),
+            Err(e) => {
+                let _ = one.upload.abort().await;
+                Err(e)
+            }
+        };
+        match completed {
+            Ok(true) => {}
+            Ok(false) => new.push(one.key),
+            Err(e) => {
+                done = Err(e);
                 break;
             }
         }
     }
+    abort_all(waiting).await;
+    if done.is_err() {
+        for key in new.into_iter().rev() {
+            let _ = store.remove(&key).await;
+        }
+    }
+    done
+}
+
+/// Gives uploads up.
+pub(crate) async fn abort_all(waiting: impl IntoIterator<Item = Waiting>) {
     for mut left in waiting {
         // the store removes what cannot be aborted by its own rules
         let _ = left.upload.abort().await;
     }
-    done
 }
 
 async fn complete(store: &Store, waiting: &mut Waiting) -> Result<(), FormatError> {
@@ -92,23 +161,9 @@ async fn complete(store: &Store, waiting: &mut Waiting) -> Result<(), FormatErro
     }
 }
 
-async fn parts(
-    store: &Store,
-    key: &str,
-    path: &Path,
-    watch: &dyn Watch,
-) -> Result<Waiting, (FormatError, Option<Waiting>)> {
-    let name = store.name_of(key);
-    let begun = store.inner().put_multipart(&Key::from(key)).await;
-    let upload = begun.map_err(|e| (said(&e, &name), None))?;
-    let mut waiting = Waiting {
-        key: key.to_owned(),
-        upload,
-    };
-    match send(&mut waiting, path, &name, watch).await {
-        Ok(()) => Ok(waiting),
-        Err(error) => Err((error, Some(waiting))),
-    }
+/// The bytes of one part of an object of a length.
+pub(crate) fn part_size(len: u64) -> u64 {
+    PART.max(len.div_ceil(MOST_PARTS))
 }
 
 async fn send(
@@ -119,10 +174,11 @@ async fn send(
 ) -> Result<(), FormatError> {
     let failed = |e: std::io::Error| FormatError::io(path, &e);
     let (mut file, metadata) = open_regular(path)?;
-    let size = PART.max(metadata.len().div_ceil(MOST_PARTS));
+    let size = part_size(metadata.len());
     let mut flying = FuturesUnordered::new();
     let mut left = metadata.len();
     loop {
+        watch.check()?;
         let mut part = vec![0; left.min(size) as usize];
         file.read_exact(&mut part).map_err(failed)?;
         left -= part.len() as u64;
@@ -152,6 +208,9 @@ pub(crate) async fn check(store: &Store, key: &str) -> Result<(), FormatError> {
             Ok(mut upload) => {
                 let _ = upload.abort().await;
                 return Ok(());
+            }
+            Err(object_store::Error::Generic { .. }) if store.lacks_credentials() => {
+                return Err(no_credentials(&name));
             }
             Err(object_store::Error::Generic { .. }) => {
                 patience.wait(Failed::new("the store fails")).await?

@@ -4,7 +4,7 @@ use super::*;
 use bitnet_tests::servers::s3::S3;
 use bitnet_tests::servers::{Fault, Kind};
 
-fn user(store: &S3) -> User {
+pub(super) fn user(store: &S3) -> User {
     User::with(&[
         ("AWS_ENDPOINT_URL", &store.url()),
         ("AWS_ACCESS_KEY_ID", "key"),
@@ -13,7 +13,7 @@ fn user(store: &S3) -> User {
     ])
 }
 
-fn put(store: &S3, prefix: &str, directory: &Path) {
+pub(super) fn put(store: &S3, prefix: &str, directory: &Path) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();

@@ -1,0 +1,204 @@
+//! Objects that are checked, and that get other names in the same pass.
+//!
+//! Invariant: an object has its new name only if all bytes that were read of it have the expected hash, and all of the
+//! objects of one call do.
+
+use super::chunks::Ranges;
+use super::store::{Store, said};
+use super::upload::{self, AT_ONCE, Waiting, part_size};
+use crate::Watch;
+use bitnet_formats::{ErrorCode, FormatError, hex};
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use object_store::PutPayload;
+use sha2::{Digest, Sha256};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+
+/// How often an object is read again that was replaced meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// An object, its new name, and what its content should be.
+pub(crate) struct Move {
+    pub(crate) from: String,
+    pub(crate) to: String,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+}
+
+/// The content of an object, in order, in pieces of a size.
+async fn pieces(
+    store: &Store,
+    key: &str,
+    size: u64,
+) -> Result<Option<impl Stream<Item = Result<Vec<u8>, FormatError>> + use<>>, FormatError> {
+    let Some(object) = store.object(key).await? else {
+        return Ok(None);
+    };
+    let file = Arc::new(store.file(key, &object));
+    let ranges = (0..object.len.div_ceil(size.max(1)))
+        .map(move |n| n * size..object.len.min((n + 1).saturating_mul(size)));
+    let fetched = stream::iter(ranges).map(move |range| Arc::clone(&file).fetch(range));
+    Ok(Some(fetched.buffered(AT_ONCE)))
+}
+
+/// Length and SHA-256 of an object, if it is there. One that is replaced while it is read is read again: another runner of
+/// the same job may end at any time.
+pub(crate) async fn digest(
+    store: &Store,
+    key: &str,
+    watch: &dyn Watch,
+) -> Result<Option<(u64, String)>, FormatError> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match digest_once(store, key, watch).await {
+            Err(e) if e.code == ErrorCode::InputChanged && attempts < ATTEMPTS => {}
+            done => return done,
+        }
+    }
+}
+
+async fn digest_once(
+    store: &Store,
+    key: &str,
+    watch: &dyn Watch,
+) -> Result<Option<(u64, String)>, FormatError> {
+    let Some(pieces) = pieces(store, key, part_size(0)).await? else {
+        return Ok(None);
+    };
+    let (mut pieces, mut hash, mut bytes) = (pin!(pieces), Sha256::new(), 0u64);
+    while let Some(piece) = pieces.try_next().await? {
+        watch.check()?;
+        hash.update(&piece);
+        bytes += piece.len() as u64;
+        watch.advance(piece.len() as u64);
+    }
+    Ok(Some((bytes, hex(&hash.finalize()))))
+}
+
+/// Sends an object to its new name. Whether its content is what it should be.
+async fn send(
+    store: &Store,
+    one: &Move,
+    waiting: &mut Waiting,
+    watch: &dyn Watch,
+) -> Result<bool, FormatError> {
+    let size = part_size(one.bytes);
+    let Some(pieces) = pieces(store, &one.from, size).await? else {
+        return Ok(false);
+    };
+    let name = store.name_of(&one.to);
+    let (mut pieces, mut hash, mut bytes) = (pin!(pieces), Sha256::new(), 0u64);
+    let mut flying = FuturesUnordered::new();
+    while let Some(piece) = pieces.try_next().await? {
+        watch.check()?;
+        hash.update(&piece);
+        let len = piece.len() as u64;
+        bytes += len;
+        if bytes > one.bytes {
+            return Ok(false);
+        }
+        let sent = waiting
+            .upload
+            .put_part(PutPayload::from(Bytes::from(piece)));
+        flying.push(async move { sent.await.map(|()| len) });
+        while flying.len() >= AT_ONCE {
+            if let Some(len) = flying.try_next().await.map_err(|e| said(&e, &name))? {
+                watch.advance(len);
+            }
+        }
+    }
+    while let Some(len) = flying.try_next().await.map_err(|e| said(&e, &name))? {
+        watch.advance(len);
+    }
+    Ok(bytes == one.bytes && hex(&hash.finalize()) == one.sha256)
+}
+
+/// All objects, as uploads that wait for their end; or the places of those that are not what they should be.
+async fn send_all(
+    store: &Store,
+    moves: &[Move],
+    waiting: &mut Vec<Waiting>,
+    watch: &dyn Watch,
+) -> Result<Vec<usize>, FormatError> {
+    let mut damaged = Vec::new();
+    for (place, one) in moves.iter().enumerate() {
+        if !damaged.is_empty() {
+            // nothing will be visible: only the names of all damaged objects are of use
+            let found = digest(store, &one.from, watch).await?;
+            if found.is_none_or(|found| found != (one.bytes, one.sha256.clone())) {
+                damaged.push(place);
+            }
+            continue;
+        }
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let mut next = upload::begin(store, &one.to, &[]).await?;
+            let sent = send(store, one, &mut next, watch).await;
+            if let Ok(true) = sent {
+                waiting.push(next);
+                break;
+            }
+            let _ = next.upload.abort().await;
+            match sent {
+                Err(e) if e.code == ErrorCode::InputChanged && attempts < ATTEMPTS => {}
+                Err(e) => return Err(e),
+                Ok(_) => {
+                    damaged.push(place);
+                    break;
+                }
+            }
+        }
+    }
+    Ok(damaged)
+}
+
+/// Gives objects their new names and uploads files: the objects become visible in reverse order, then the files.
+/// The places of objects that are not what they should be; nothing is visible then.
+pub(crate) async fn publish(
+    store: &Store,
+    moves: &[Move],
+    files: &[(String, PathBuf)],
+    replace: bool,
+    watch: &dyn Watch,
+) -> Result<Vec<usize>, FormatError> {
+    let on_disk = upload::total(files);
+    watch.begin(
+        "upload",
+        moves.iter().map(|m| m.bytes).sum::<u64>() + on_disk,
+    );
+    let mut waiting = Vec::new();
+    let mut done = send_all(store, moves, &mut waiting, watch).await;
+    if let Ok(damaged) = &done
+        && damaged.is_empty()
+    {
+        waiting.reverse();
+        let sent = upload::send_files(store, files, &[], &mut waiting, watch).await;
+        done = sent.map(|()| Vec::new());
+    }
+    watch.end();
+    if let Ok(damaged) = &done
+        && damaged.is_empty()
+    {
+        let keys: Vec<String> = waiting.iter().map(|one| one.key.clone()).collect();
+        let free = match replace {
+            true => Ok(()),
+            // the work took its time
+            false => upload::refuse_existing(store, &keys).await,
+        };
+        match free {
+            Ok(()) => {
+                return upload::complete_all(store, waiting)
+                    .await
+                    .map(|()| Vec::new());
+            }
+            Err(e) => done = Err(e),
+        }
+    }
+    upload::abort_all(waiting).await;
+    done
+}
