@@ -206,6 +206,15 @@ pub fn finish(
         Ok(found) => found,
         Err(missing) => return Err(place.missing(&missing, &args.plan)),
     };
+    // no job reads all of the source: a change between two of them would make a certificate of a source that never was
+    let times = opened.source_modified();
+    let stale = found
+        .iter()
+        .filter(|p| p.certificate.source_modified != times);
+    let stale: Vec<usize> = stale.map(|part| part.certificate.job).collect();
+    if !stale.is_empty() {
+        return Err(changed_between_jobs(&stale).into());
+    }
     let mut inputs = publish::inputs(checkpoint, &file.how())?;
     let key = publish::signing_key(args.sign.as_deref(), &mut inputs)?;
     let request = file.request(output);
@@ -317,7 +326,7 @@ struct Opened {
     output: PathBuf,
     place: Place,
     /// Keeps the paths of a remote source.
-    _held: Vec<Located>,
+    held: Vec<Located>,
 }
 
 impl Opened {
@@ -348,8 +357,23 @@ impl Opened {
             plan,
             output,
             place: destination.of_plan(&found),
-            _held: held,
+            held,
         })
+    }
+
+    /// When each file of the source was last changed, where that tells one content from another: a file of this disk that
+    /// is no part of a commit.
+    fn source_modified(&self) -> Vec<Option<String>> {
+        let parts = self.checkpoint.file.parts.iter();
+        let of_part = |path: &Path| {
+            if !self.held.is_empty() || bitnet_formats::origin_of(path).is_some() {
+                return None;
+            }
+            let modified = std::fs::metadata(path).and_then(|m| m.modified()).ok()?;
+            let since = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
+            Some(format!("{}.{:09}", since.as_secs(), since.subsec_nanos()))
+        };
+        parts.map(|part| of_part(part.path())).collect()
     }
 
     /// Runs a job, unless its part is there. Whether it was.
@@ -373,7 +397,10 @@ impl Opened {
                 format!("the plan has no job {index}"),
             ));
         };
-        if let Some(part) = place.part(index, planned, progress)? {
+        let source_modified = self.source_modified();
+        if let Some(part) = place.part(index, planned, progress)?
+            && part.certificate.source_modified == source_modified
+        {
             return Ok((part, true));
         }
         let inputs: Inputs = checkpoint.inputs();
@@ -398,6 +425,9 @@ impl Opened {
         );
         // if an input changed, every other error is a consequence
         checkpoint.check_inputs()?;
+        if self.source_modified() != source_modified {
+            return Err(changed_between_jobs(&[index]));
+        }
         let Passed {
             sources,
             artifacts,
@@ -436,6 +466,7 @@ impl Opened {
             plan_sha256: file.plan_sha256.clone(),
             job: index,
             source: source.collect(),
+            source_modified,
             output: record(&written, file_name(&planned.path)),
             ternary: digests
                 .output
@@ -464,6 +495,17 @@ impl Opened {
             false,
         ))
     }
+}
+
+fn changed_between_jobs(jobs: &[usize]) -> FormatError {
+    let named: Vec<String> = jobs.iter().map(|job| format!("--index {job}")).collect();
+    let message = format!(
+        "the source changed since these jobs read it: {}",
+        named.join(" ")
+    );
+    FormatError::new(ErrorCode::InputChanged, message)
+        .hint("run `bitnet-convert job` again with these indices")
+        .hint("a copy of the source on another machine needs the times of the original (cp -p, rsync -t)")
 }
 
 /// Which files of the source a job hashes: each is hashed by one job, in the order of both.

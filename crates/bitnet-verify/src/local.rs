@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn names_of_secrets_are_known_and_special_tokens_are_none() {
-        for key in ["token", "HF-Token", "openai_api_key", "general.password"] {
+        for key in ["token", "HF-Token", "openai_api_key", "vendor.password"] {
             assert!(is_secret_key(key), "{key}");
         }
         for key in ["bos_token", "eos_token_id", "add_bos_token", "key_length"] {

@@ -12,7 +12,7 @@ use bitnet_formats::FormatError;
 use serde_json::{Value, json};
 
 /// The version of a partial certificate's layout.
-pub const PARTIAL_CERTIFICATE_VERSION: u64 = 1;
+pub const PARTIAL_CERTIFICATE_VERSION: u64 = 2;
 
 /// A file of the source that a job read from its first to its last byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,9 @@ pub struct PartialCertificate {
     pub job: usize,
     /// Files of the source that this job hashed.
     pub source: Vec<HashedFile>,
+    /// When the files with tensors of the source were last changed, in their order: seconds since 1970 with nine decimals.
+    /// `None` of a file that is not on this machine's disks, or is one commit of a repository.
+    pub source_modified: Vec<Option<String>>,
     /// The file that it wrote, under the name that it has in the output.
     pub output: FileRecord,
     /// Its ternary tensors.
@@ -63,6 +66,7 @@ impl PartialCertificate {
             "plan_sha256": self.plan_sha256,
             "job": self.job,
             "source": source.collect::<Value>(),
+            "source_modified": self.source_modified,
             "output": file_to_json(&self.output),
             "ternary": ternary(&self.ternary),
             "source_ternary": ternary(&self.source_ternary),
@@ -90,6 +94,12 @@ impl PartialCertificate {
                 Ok(HashedFile {
                     number: file.at("number")?.size()?,
                     file: file_from_json(file)?,
+                })
+            })?,
+            source_modified: root.at("source_modified")?.each(|time| {
+                Ok(match time.value {
+                    Value::Null => None,
+                    _ => Some(time.text()?),
                 })
             })?,
             output: file_from_json(&root.at("output")?)?,
@@ -131,6 +141,7 @@ mod tests {
                 number: 2,
                 file: file("model-00003-of-00005.safetensors"),
             }],
+            source_modified: vec![None, Some("1700000000.123456789".to_owned())],
             output: file("m-00004-of-00009.gguf"),
             ternary: vec![record(Verdict::Rounded(0.25))],
             source_ternary: vec![record(Verdict::Exact)],
