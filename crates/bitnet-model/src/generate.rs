@@ -399,6 +399,8 @@ pub struct TextStream<'t> {
     decoder: DecodeStream<'t>,
     stops: StopStrings,
     kept: Vec<u32>,
+    /// Of the text so far, with what is held back and with a stop string.
+    characters: usize,
 }
 
 impl<'t> TextStream<'t> {
@@ -409,6 +411,7 @@ impl<'t> TextStream<'t> {
             decoder: tokenizer.stream(),
             stops: StopStrings::new(stops),
             kept: Vec::new(),
+            characters: 0,
         }
     }
 
@@ -433,6 +436,7 @@ impl<'t> TextStream<'t> {
     /// As [`push`](Self::push), for a special token, which gives its text all the same.
     pub fn push_kept(&mut self, token: u32) -> String {
         let text = self.tokenizer.token(token).unwrap_or_default();
+        self.characters += text.chars().count();
         self.stops.push(&text)
     }
 
@@ -445,7 +449,14 @@ impl<'t> TextStream<'t> {
             return Ok(self.push_kept(token));
         }
         let piece = self.decoder.push(token)?;
+        self.characters += piece.chars().count();
         Ok(self.stops.push(&piece))
+    }
+
+    /// Characters of the text in front of a token that comes next; a character that the token goes on with is not in
+    /// front. The text may end earlier, in front of a stop string.
+    pub fn characters_before(&self, token: u32) -> usize {
+        self.characters + self.decoder.broken_before(token)
     }
 
     /// Whether a stop string came: no text follows.

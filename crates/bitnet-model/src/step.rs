@@ -115,6 +115,15 @@ impl Piece {
 }
 
 impl Model {
+    /// Whether the files of the weights are as they were when they were opened, so far as steps need them: else every step
+    /// fails. A file that was renamed, removed or replaced is.
+    ///
+    /// # Errors
+    /// `input-changed`.
+    pub fn check_weights(&self) -> Result<(), FormatError> {
+        self.weights.intact()
+    }
+
     /// Appends the tokens of every slice to its sequence, and returns what each slice wants, in order.
     ///
     /// Linears read their weights once for all tokens of a round. Runs on as many threads as

@@ -2,8 +2,10 @@
 //!
 //! Invariant: every flag has help with an example; what is not a subcommand is a model to run.
 
+mod origin;
 mod wrong;
 
+use origin::origin;
 pub use wrong::{explain, with_model_in_place};
 
 use bitnet_cli::{Documents, GlobalArgs};
@@ -445,18 +447,18 @@ pub struct Serve {
     /// Name the model in the API [default: the name of its file or directory], for example --alias bitnet
     #[arg(long, value_name = "NAME", value_parser = some_text, help_heading = "Server")]
     pub alias: Option<String>,
-    /// Require one of the keys in this file, one key per line, for example --api-key-file keys.txt
+    /// Require one of the keys in this file, one key per line without blanks and comments, for example --api-key-file keys.txt
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     pub api_key_file: Option<PathBuf>,
     /// Let pages of this origin use the server; repeat for several; for example --allow-origin https://chat.example
     ///
     /// `*` allows all origins. Without this flag, only the page of the server itself can use it from a browser.
-    #[arg(long, value_name = "ORIGIN", help_heading = "Server")]
+    #[arg(long, value_name = "ORIGIN", value_parser = origin, help_heading = "Server")]
     pub allow_origin: Vec<String>,
     /// Serve no chat page at /
     #[arg(long, help_heading = "Server")]
     pub no_web: bool,
-    /// Ignore unknown fields of requests, and name them in the header x-ignored-fields
+    /// Ignore unknown fields of requests: warn of each name once, and name them in the header x-ignored-fields
     #[arg(long, help_heading = "Server")]
     pub lenient: bool,
     /// Let running requests finish for this many seconds after SIGTERM or SIGINT, for example --grace 10

@@ -72,7 +72,11 @@ pub fn run(
     let url = url(&args.host, address);
     console.note(format!("listening on {url}"))?;
     console.json(&json!({"status": "listening", "url": url, "model": name}))?;
-    let finished = server.run()?;
+    let finished = server.run(|name| {
+        // names of fields come from outside; a terminal that is gone stops no server
+        let shown: String = name.chars().flat_map(char::escape_debug).collect();
+        let _ = console.warn(format!("the unknown field `{shown}` is ignored"));
+    })?;
     if !finished {
         console.note(format!("requests were ended after {} s", args.grace))?;
     }
@@ -117,12 +121,28 @@ fn url(host: &str, address: SocketAddr) -> String {
 /// One key per line.
 fn keys(path: &Path) -> Result<Vec<String>, Failure> {
     let text = prompts::utf8(read_file(path, MOST_KEY_BYTES)?, path)?;
-    let keys: Vec<String> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .map(str::to_owned)
-        .collect();
+    let mut keys = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let key = line.trim();
+        let found = match () {
+            () if key.is_empty() => continue,
+            () if key.starts_with('#') => "one that begins with #",
+            () if key.contains(char::is_whitespace) => "one with a blank",
+            () if !key.chars().all(|c| c.is_ascii_graphic()) => {
+                "one that no header can hold: a character beyond ASCII or a control character"
+            }
+            () => {
+                keys.push(key.to_owned());
+                continue;
+            }
+        };
+        // the key itself is a secret
+        let message = format!("line {}: expected one key, found {found}", number + 1);
+        let error = FormatError::new(ErrorCode::Malformed, message).in_file(path);
+        return Err(error
+            .hint("write one key per line, of letters, digits and punctuation, without comments")
+            .into());
+    }
     if keys.is_empty() {
         let error = FormatError::new(
             ErrorCode::Malformed,

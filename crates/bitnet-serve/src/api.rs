@@ -7,6 +7,7 @@ mod calls;
 mod chat;
 mod completions;
 mod conversation;
+mod echo;
 mod embeddings;
 mod error;
 mod fields;

@@ -19,6 +19,9 @@ const MOST_GRAMMAR_BYTES: usize = 1 << 20;
 /// Longest reason of a refusal that is passed on.
 const MOST_REASON: usize = 300;
 
+/// What the library calls `NoExtensionBias`.
+const NOTHING_FITS: &str = "no text can follow the schema: a reference leads back to itself, or keywords contradict each other";
+
 /// The tokens of a tokenizer, prepared for grammars.
 pub struct Grammars(ParserFactory);
 
@@ -48,6 +51,9 @@ impl TokenizerEnv for Tokens {
 fn refuse(what: &str, error: &impl std::fmt::Display) -> FormatError {
     let reason = error.to_string();
     let first = reason.lines().next().unwrap_or_default();
+    if first.contains("NoExtensionBias") {
+        return FormatError::new(ErrorCode::Usage, NOTHING_FITS);
+    }
     let first: String = first.chars().take(MOST_REASON).collect();
     FormatError::new(ErrorCode::Usage, format!("{what}: {first}"))
 }
@@ -203,6 +209,8 @@ impl Constrain for Constraint {
 
 fn complex(error: &impl std::fmt::Display) -> FormatError {
     let mut refused = refuse("the schema is too complex for this text", error);
-    refused.code = ErrorCode::LimitExceeded;
+    if refused.message != NOTHING_FITS {
+        refused.code = ErrorCode::LimitExceeded;
+    }
     refused
 }

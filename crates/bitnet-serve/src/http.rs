@@ -14,8 +14,11 @@ use body::Gate;
 use guard::Guard;
 use hyper_util::service::TowerToHyperService;
 use routes::{Shared, router};
+use std::future::Future;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -120,11 +123,12 @@ impl Server {
         self.stop.clone()
     }
 
-    /// Serves until it is stopped; whether all running requests finished in time.
+    /// Serves until it is stopped; whether all running requests finished in time. `ignored` hears the name of each unknown
+    /// field that was ignored, once, and `…` for those behind the first 256.
     ///
     /// # Errors
     /// `io` if the system gives no threads; `internal` never: a request that fails is answered.
-    pub fn run(self) -> Result<bool, FormatError> {
+    pub fn run(self, mut ignored: impl FnMut(&str)) -> Result<bool, FormatError> {
         let failed = |e: std::io::Error| {
             let message = format!("cannot start the server: {e}");
             FormatError::new(ErrorCode::Io, message).because(e)
@@ -135,6 +139,7 @@ impl Server {
             .build()
             .map_err(failed)?;
         let engine = Arc::clone(&self.service.engine);
+        let mut names = self.service.ignored();
         let shared = Arc::new(Shared {
             guard: Guard::new(&self.options.keys, &self.options.origins),
             gate: Arc::new(Gate::new(engine.parallel() + self.options.queue)),
@@ -147,7 +152,14 @@ impl Server {
         let grace = self.options.grace;
         let finished = runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(self.listener).map_err(failed)?;
-            let finished = connection::serve(listener, service, stop, grace).await;
+            let mut serving = pin!(connection::serve(listener, service, stop, grace));
+            let finished = std::future::poll_fn(|cx| {
+                while let Poll::Ready(Some(name)) = names.poll_recv(cx) {
+                    ignored(&name);
+                }
+                serving.as_mut().poll(cx)
+            })
+            .await;
             if !finished {
                 engine.abort();
                 tokio::time::sleep(LAST_WORDS).await;

@@ -4,6 +4,7 @@
 
 mod api;
 mod batch;
+mod exact;
 mod faults;
 mod invariance;
 mod load;
@@ -18,7 +19,7 @@ use bitnet_tests::fixtures::repository;
 use bitnet_tests::http_client;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 fn demo() -> PathBuf {
@@ -55,6 +56,7 @@ struct Running {
     address: SocketAddr,
     stopper: Stopper,
     thread: Option<JoinHandle<bool>>,
+    ignored: Arc<Mutex<Vec<String>>>,
 }
 
 impl Running {
@@ -76,11 +78,15 @@ impl Running {
         let service = Service::new(Arc::new(engine), options).unwrap();
         let server = Server::bind(Arc::new(service), setup.server).unwrap();
         let (address, stopper) = (server.address(), server.stopper());
-        let thread = std::thread::spawn(move || server.run().unwrap());
+        let ignored: Arc<Mutex<Vec<String>>> = Arc::default();
+        let heard = Arc::clone(&ignored);
+        let hear = move |name: &str| heard.lock().unwrap().push(name.to_owned());
+        let thread = std::thread::spawn(move || server.run(hear).unwrap());
         Self {
             address,
             stopper,
             thread: Some(thread),
+            ignored,
         }
     }
 

@@ -10,9 +10,13 @@ use serde_json::{Value, json};
 #[derive(Debug, Default)]
 pub(crate) struct Text {
     pub text: String,
+    /// Characters of the text.
+    pub length: usize,
     pub tokens: Vec<u32>,
     pub prompt: Vec<TokenLogprob>,
     pub logprobs: Vec<TokenLogprob>,
+    /// Characters of the text in front of each token that has a log-probability.
+    pub offsets: Vec<usize>,
     pub stopped: Option<Stopped>,
     /// The token behind the text that ended it.
     pub ending: Option<TokenLogprob>,
@@ -26,12 +30,15 @@ impl Text {
             Event::Token {
                 token,
                 text,
+                offset,
                 logprob,
                 ..
             } => {
                 self.tokens.push(*token);
                 self.text.push_str(text);
+                self.length += text.chars().count();
                 self.logprobs.extend(logprob.clone());
+                self.offsets.extend(logprob.as_ref().map(|_| *offset));
             }
             Event::Done {
                 text,
@@ -40,6 +47,7 @@ impl Text {
                 ..
             } => {
                 self.text.push_str(text);
+                self.length += text.chars().count();
                 self.stopped = Some(*stopped);
                 self.ending.clone_from(ending);
             }

@@ -5,9 +5,9 @@
 
 use super::answer::{DONE, Text, choice_of, data, usage};
 use super::completions::MOST_LOGPROBS;
-use super::conversation::{Conversation, Reply, read_conversation};
+use super::conversation::{Conversation, Names, Reply, read_conversation};
 use super::error::ApiError;
-use super::fields::Fields;
+use super::fields::{Fields, agreeing};
 use super::messages;
 use super::parts::{Part, Parts};
 use super::sampling::{Sampling, Streaming};
@@ -56,10 +56,9 @@ pub(crate) fn prepare(
     service.predicts()?;
     let streaming = Streaming::take(&mut fields)?;
     let sampling = Sampling::take(&mut fields, service)?;
-    let most = fields.whole("max_tokens", 0, u64::from(u32::MAX))?;
-    let most = fields
-        .whole("max_completion_tokens", 0, u64::from(u32::MAX))?
-        .or(most);
+    let older = fields.whole("max_tokens", 0, u64::from(u32::MAX))?;
+    let most = fields.whole("max_completion_tokens", 0, u64::from(u32::MAX))?;
+    let most = agreeing(("max_tokens", older), ("max_completion_tokens", most))?;
     let wants_logprobs = fields.boolean("logprobs")?.unwrap_or(false);
     let top = fields.whole("top_logprobs", 0, MOST_LOGPROBS)?;
     if top.is_some_and(|top| top > 0) && !wants_logprobs {
@@ -75,6 +74,7 @@ pub(crate) fn prepare(
         tool_choice: fields.take("tool_choice"),
         response_format: fields.take("response_format"),
         variables: fields.object("chat_template_kwargs")?.unwrap_or_default(),
+        names: Names::default(),
         add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
     };
     let one_call = !fields.boolean("parallel_tool_calls")?.unwrap_or(true);

@@ -3,12 +3,14 @@
 //! Invariant: the text is what `bitnet-run -p` prints, the token ids are those of `--tokens`.
 
 use super::answer::{DONE, Text, choice_of, data, usage};
+use super::echo::Echo;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling::{Sampling, Streaming, tokens};
 use super::service::Service;
-use crate::engine::{Client, Continuation, Event, Generate, TokenLogprob};
+use crate::engine::{Client, Continuation, Event, Generate};
 use serde_json::{Map, Value, json};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What clients expect without `max_tokens`.
@@ -33,7 +35,7 @@ pub(crate) struct Completions {
     id: String,
     created: u64,
     streaming: Streaming,
-    echo: Vec<String>, // the texts of the prompts, if they are wanted
+    echo: Vec<Echo>, // the texts of the prompts, if they are wanted
     prompts: Vec<Arc<[u32]>>,
     choices: usize,
     top: Option<usize>,
@@ -41,7 +43,6 @@ pub(crate) struct Completions {
     seed: Option<u64>,
     texts: Vec<Text>,
     sent: Vec<usize>, // log-probabilities of each text that were streamed
-    offsets: Vec<usize>,
 }
 
 /// Reads a request.
@@ -83,10 +84,8 @@ pub(crate) fn prepare(
     let mut echoed = Vec::new();
     if echo {
         for prompt in &prompts {
-            echoed.push(match &prompt.text {
-                Some(text) => text.clone(),
-                None => service.tokenizer().decode(&prompt.tokens, true)?,
-            });
+            let (tokens, text) = (&prompt.tokens, prompt.text.as_deref());
+            echoed.push(Echo::new(service.tokenizer(), tokens, text)?);
         }
     }
     let prompts: Vec<Arc<[u32]>> = prompts.into_iter().map(|prompt| prompt.tokens).collect();
@@ -108,7 +107,6 @@ pub(crate) fn prepare(
         seed: sampling.sampler.map(|options| options.seed),
         texts: (0..texts).map(|_| Text::default()).collect(),
         sent: vec![0; texts],
-        offsets: vec![0; texts],
     };
     let request = Generate {
         client,
@@ -201,9 +199,12 @@ impl Completions {
         if text.is_empty() && !end {
             return String::new();
         }
-        let chunk = self.choice(choice, text, self.sent[choice], end);
-        let all = self.logprob_count(choice);
-        self.sent[choice] = all;
+        let due = match end {
+            true => usize::MAX,
+            false => self.due(choice),
+        };
+        let from = std::mem::replace(&mut self.sent[choice], due);
+        let chunk = self.choice(choice, text, from..due, end);
         let mut chunk = self.envelope(vec![chunk]);
         if self.streaming.usage {
             chunk["usage"] = Value::Null;
@@ -228,7 +229,7 @@ impl Completions {
         let choices = (0..self.texts.len())
             .map(|choice| {
                 let text = format!("{}{}", self.echoed(choice), self.texts[choice].text);
-                self.choice(choice, text, 0, true)
+                self.choice(choice, text, 0..usize::MAX, true)
             })
             .collect();
         let mut body = self.envelope(choices);
@@ -236,18 +237,23 @@ impl Completions {
         body
     }
 
+    fn echo(&self, choice: usize) -> Option<&Echo> {
+        self.echo.get(choice / self.choices.max(1))
+    }
+
     fn echoed(&self, choice: usize) -> &str {
-        let text = self.echo.get(choice / self.choices.max(1));
-        text.map_or("", String::as_str)
+        self.echo(choice).map_or("", |echo| &echo.text)
     }
 
-    fn logprob_count(&self, choice: usize) -> usize {
+    /// The log-probabilities of a text whose tokens begin in what is certain: none of them can be cut off any more.
+    fn due(&self, choice: usize) -> usize {
         let own = &self.texts[choice];
-        own.prompt.len() + own.logprobs.len() + usize::from(own.ending.is_some())
+        let certain = own.offsets.partition_point(|offset| *offset <= own.length);
+        own.prompt.len() + certain
     }
 
-    fn choice(&mut self, choice: usize, text: String, from: usize, end: bool) -> Value {
-        let logprobs = self.top.map(|_| self.logprobs(choice, from));
+    fn choice(&self, choice: usize, text: String, part: Range<usize>, end: bool) -> Value {
+        let logprobs = self.top.map(|_| self.logprobs(choice, part));
         let own = &self.texts[choice];
         let mut value = json!({
             "index": choice,
@@ -262,22 +268,23 @@ impl Completions {
         value
     }
 
-    fn logprobs(&mut self, choice: usize, from: usize) -> Value {
+    fn logprobs(&self, choice: usize, part: Range<usize>) -> Value {
         let own = &self.texts[choice];
         // the token that ended the text stands at the end of the lists, as clients that measure prompts expect
         let entries = own.prompt.iter().chain(&own.logprobs).chain(&own.ending);
-        let entries: Vec<TokenLogprob> = entries.skip(from).cloned().collect();
+        let echo = self.echo(choice);
+        let of_prompt = echo.map_or(&[][..], |echo| &echo.offsets);
+        let of_prompt = of_prompt.iter().take(own.prompt.len()).copied();
+        let before = echo.map_or(0, |echo| echo.length);
+        // a stop string cuts the text in front of the last tokens, and what ends the text is no part of it
+        let own_offsets = own.offsets.iter().copied().chain([own.length]);
+        let own_offsets = own_offsets.map(|offset| before + offset.min(own.length));
+        let all = entries.zip(of_prompt.chain(own_offsets));
+        let all = all.skip(part.start).take(part.end - part.start);
         let (mut texts, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
-        let mut offset = match from {
-            0 if own.prompt.is_empty() => self.echoed(choice).chars().count(),
-            0 => 0,
-            _ => self.offsets[choice],
-        };
-        for entry in &entries {
-            let text = self.service.token_text(entry.token);
+        for (entry, offset) in all {
             offsets.push(offset);
-            offset += text.chars().count();
-            texts.push(text);
+            texts.push(self.service.token_text(entry.token));
             logprobs.push(entry.logprob);
             tops.push(entry.logprob.map(|_| {
                 let mut map = Map::new();
@@ -288,7 +295,6 @@ impl Completions {
                 map
             }));
         }
-        self.offsets[choice] = offset;
         json!({
             "tokens": texts,
             "token_logprobs": logprobs,

@@ -23,6 +23,23 @@ pub(crate) struct Conversation {
     pub response_format: Option<Value>,
     pub variables: Map<String, Value>,
     pub add_generation_prompt: bool,
+    pub names: Names,
+}
+
+/// The fields that an endpoint has the parts of a conversation in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Names {
+    pub messages: &'static str,
+    pub format: &'static str,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            messages: "messages",
+            format: "response_format",
+        }
+    }
 }
 
 /// How the text of the reply is read.
@@ -98,12 +115,13 @@ pub(crate) fn read_conversation(
         }
     }
     let text = render(service, &conversation)?;
-    let tokens = service.encode(&text, false, "messages")?;
-    service.check_prompt(&tokens, "messages")?;
+    let names = conversation.names;
+    let tokens = service.encode(&text, false, names.messages)?;
+    service.check_prompt(&tokens, names.messages)?;
     let opened = text.trim_end().ends_with("<think>");
     let constraint = constraint(
         service,
-        conversation.response_format.take(),
+        (names.format, conversation.response_format.take()),
         tools.as_deref(),
         &choice,
         opened,
@@ -139,7 +157,7 @@ pub(crate) fn read_conversation(
 /// What the reply has to look like.
 fn constraint(
     service: &Service,
-    format: Option<Value>,
+    (place, format): (&str, Option<Value>),
     tools: Option<&Tools>,
     choice: &ToolChoice,
     opened: bool,
@@ -153,11 +171,12 @@ fn constraint(
         ToolChoice::Named(name) => Some(name.as_str()),
         _ => None,
     };
-    let schema = format.map(schema).transpose()?.flatten();
+    let schema = format.map(|format| schema(place, format));
+    let schema = schema.transpose()?.flatten();
     if let (Some(tools), ToolChoice::Required | ToolChoice::Named(_)) = (tools, choice) {
         if schema.is_some() {
             let message = "expected no schema beside a `tool_choice` that requires a call";
-            return Err(ApiError::field("response_format", message));
+            return Err(ApiError::field(place, message));
         }
         let mut grammar = tools.grammar(named, before)?;
         if opened {
@@ -174,12 +193,11 @@ fn constraint(
     let constraint = service.grammars()?.json(&schema, opened);
     constraint
         .map(Some)
-        .map_err(|e| ApiError::from(e).of("response_format"))
+        .map_err(|e| ApiError::from(e).of(place))
 }
 
-/// The schema of `response_format`; `None` for text.
-pub(crate) fn schema(format: Value) -> Result<Option<Value>, ApiError> {
-    let place = "response_format";
+/// The schema of `response_format`, which an endpoint has at `place`; `None` for text.
+pub(crate) fn schema(place: &str, format: Value) -> Result<Option<Value>, ApiError> {
     let mut fields = Fields::inside(place, format)?;
     let kind = fields.text("type")?.unwrap_or_default();
     let schema = match kind.as_str() {
@@ -189,7 +207,7 @@ pub(crate) fn schema(format: Value) -> Result<Option<Value>, ApiError> {
             // the Responses API has these fields beside the type
             let inner = fields.take("json_schema");
             let mut inner = match inner {
-                Some(inner) => Fields::inside("response_format.json_schema", inner)?,
+                Some(inner) => Fields::inside(&format!("{place}.json_schema"), inner)?,
                 None => std::mem::replace(&mut fields, Fields::inside(place, json!({}))?),
             };
             inner.text("name")?;
@@ -205,7 +223,7 @@ pub(crate) fn schema(format: Value) -> Result<Option<Value>, ApiError> {
         }
         _ => {
             return Err(ApiError::field(
-                "response_format.type",
+                format!("{place}.type"),
                 "expected text, json_object or json_schema",
             ));
         }

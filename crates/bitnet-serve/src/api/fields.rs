@@ -65,6 +65,11 @@ impl Fields {
         format!("{}{field}", self.place)
     }
 
+    /// Whether a value is there that is not null.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.map.get(field).is_some_and(|value| !value.is_null())
+    }
+
     /// A value; `None` if it is absent or null.
     pub(crate) fn take(&mut self, field: &str) -> Option<Value> {
         self.map
@@ -189,6 +194,22 @@ impl Fields {
             ignored.push(name);
         }
         Ok(ignored)
+    }
+}
+
+/// The value of a field that has two names, unless both have one and they differ.
+pub(crate) fn agreeing<T: PartialEq + std::fmt::Display>(
+    (older, first): (&str, Option<T>),
+    (newer, second): (&str, Option<T>),
+) -> Result<Option<T>, ApiError> {
+    match (first, second) {
+        (Some(first), Some(second)) if first != second => {
+            let message = format!(
+                "expected the value of `{older}`, which means the same, found {second} and {first}"
+            );
+            Err(ApiError::field(newer, message))
+        }
+        (first, second) => Ok(second.or(first)),
     }
 }
 

@@ -24,7 +24,8 @@ pub(crate) fn read(list: Vec<Value>) -> Result<Vec<Value>, ApiError> {
         .collect()
 }
 
-fn message(place: &str, value: Value) -> Result<Value, ApiError> {
+/// Checks a message at a place of a request.
+pub(crate) fn message(place: &str, value: Value) -> Result<Value, ApiError> {
     let mut fields = Fields::inside(place, value)?;
     let role = fields.text("role")?.unwrap_or_default();
     let role = match role.as_str() {

@@ -3,10 +3,10 @@
 //! Invariant: the text is that of the same conversation in `/v1/chat/completions`.
 
 use super::answer::{Text, choice_of};
-use super::conversation::{Conversation, Reply, read_conversation};
+use super::conversation::{Conversation, Names, Reply, read_conversation};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::messages;
+use super::messages::{self, MOST_MESSAGES};
 use super::parts::{Part, Parts};
 use super::sampling::{Sampling, Streaming};
 use super::service::Service;
@@ -64,22 +64,27 @@ pub(crate) fn prepare(
     }
     match fields.take("input") {
         Some(Value::String(text)) => list.push(json!({"role": "user", "content": text})),
-        Some(Value::Array(items)) => {
+        Some(Value::Array(items)) if (1..MOST_MESSAGES).contains(&items.len()) => {
             for (number, item) in items.into_iter().enumerate() {
-                let mut item = Fields::inside(&format!("input[{number}]"), item)?;
+                let place = format!("input[{number}]");
+                let mut item = Fields::inside(&place, item)?;
                 item.refuse("type", &["message".into()])?;
                 let (role, content) = (item.take("role"), item.take("content"));
                 for name in ["id", "status"] {
                     item.take(name);
                 }
                 item.finish(false)?;
-                list.push(json!({"role": role, "content": content}));
+                let message = json!({"role": role, "content": content});
+                list.push(messages::message(&place, message)?);
             }
         }
         _ => {
             return Err(ApiError::field(
                 "input",
-                "expected a string or a list of messages",
+                format!(
+                    "expected a string or a list of 1 to {} messages",
+                    MOST_MESSAGES - 1
+                ),
             ));
         }
     }
@@ -91,12 +96,16 @@ pub(crate) fn prepare(
         text.finish(false)?;
     }
     let conversation = Conversation {
-        messages: messages::read(list)?,
+        messages: list,
         tools: Vec::new(),
         tool_choice: None,
         response_format: (!format.is_null()).then(|| format.clone()),
         variables: fields.object("chat_template_kwargs")?.unwrap_or_default(),
         add_generation_prompt: true,
+        names: Names {
+            messages: "input",
+            format: "text.format",
+        },
     };
     fields.refuse("tools", &[json!([])])?;
     fields.refuse("tool_choice", &["auto".into(), "none".into()])?;

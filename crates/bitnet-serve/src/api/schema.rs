@@ -269,6 +269,7 @@ pub(crate) fn openapi() -> Value {
             ("408", "the body did not arrive in time"),
             ("413", "the body is too large"),
             ("429", "too many requests wait"),
+            ("431", "the headers are too large"),
             ("500", "the model failed"),
             ("503", "the server is stopping"),
         ]);

@@ -1,6 +1,6 @@
 //! What all endpoints need of the model.
 //!
-//! Invariant: nothing in it changes after the start but the counter of answers.
+//! Invariant: nothing in it changes after the start but the counter of answers and the names of fields that were ignored.
 
 use super::error::ApiError;
 use super::fields::Fields;
@@ -10,14 +10,21 @@ use crate::engine::Engine;
 use bitnet_formats::FormatError;
 use bitnet_model::Generation;
 use bitnet_text::{ChatTemplate, Tokenizer};
+use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// More bytes than a token stands for, as a rule: longer texts are refused before they are cut into tokens.
 const MOST_BYTES_PER_TOKEN: usize = 256;
+
+/// Most names of ignored fields that are said.
+const MOST_IGNORED: usize = 256;
+/// Most characters of a name that are said.
+const MOST_NAME: usize = 100;
 
 /// How the API serves an engine.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +36,16 @@ pub struct ApiOptions {
     /// Whether answers to the same requests are the same to the byte: numbered from 0, without the time of day, with
     /// seed 0 where there is none.
     pub repeatable: bool,
+}
+
+/// Who hears of fields that are ignored, and what was said.
+#[derive(Debug, Default)]
+struct Ignored(Mutex<(Option<UnboundedSender<String>>, HashSet<String>)>);
+
+impl Ignored {
+    fn lock(&self) -> MutexGuard<'_, (Option<UnboundedSender<String>>, HashSet<String>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// An engine with everything that the endpoints need beside it.
@@ -52,6 +69,7 @@ pub struct Service {
     grammars: OnceLock<Result<Grammars, FormatError>>,
     fingerprint: String,
     number: AtomicU64,
+    ignored: Ignored,
 }
 
 impl Service {
@@ -91,6 +109,48 @@ impl Service {
                 false => random(),
             }),
             engine,
+            ignored: Ignored::default(),
+        })
+    }
+
+    /// The names of fields that were ignored, each once, as soon as a request has them; the last one is `…` if there are
+    /// too many. Only the last receiver gets them.
+    pub(crate) fn ignored(&self) -> UnboundedReceiver<String> {
+        let (sender, receiver) = unbounded_channel();
+        *self.ignored.lock() = (Some(sender), HashSet::new());
+        receiver
+    }
+
+    /// Says that fields were ignored.
+    pub(crate) fn say_ignored(&self, names: &[String]) {
+        if names.is_empty() {
+            return;
+        }
+        let (sender, said) = &mut *self.ignored.lock();
+        for name in names {
+            let shown: String = name.chars().take(MOST_NAME).collect();
+            let name = match said.len() {
+                MOST_IGNORED.. => "…".to_owned(),
+                _ => shown,
+            };
+            if said.insert(name.clone())
+                && let Some(sender) = sender
+            {
+                // a server that has ended warns of nothing
+                let _ = sender.send(name);
+            }
+        }
+    }
+
+    /// Whether the model can still compute.
+    ///
+    /// # Errors
+    /// 503 after its file was written to.
+    pub(crate) fn check_model(&self) -> Result<(), ApiError> {
+        let checked = self.engine.model().check_weights();
+        checked.map_err(|error| ApiError {
+            status: 503,
+            ..ApiError::from(error)
         })
     }
 

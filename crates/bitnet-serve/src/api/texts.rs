@@ -2,9 +2,9 @@
 //!
 //! Invariant: nothing here computes with the model.
 
-use super::conversation::{Conversation, render};
+use super::conversation::{Conversation, Names, render};
 use super::error::ApiError;
-use super::fields::Fields;
+use super::fields::{Fields, agreeing};
 use super::messages;
 use super::sampling::tokens;
 use super::service::Service;
@@ -14,27 +14,35 @@ use serde_json::{Value, json};
 pub(crate) fn tokenize(service: &Service, body: Value) -> Result<(Value, Vec<String>), ApiError> {
     let mut fields = Fields::new(body)?;
     service.take_model(&mut fields)?;
-    let special = fields.boolean("add_special_tokens")?;
-    let special = fields.boolean("add_special")?.or(special);
+    let special = agreeing(
+        ("add_special_tokens", fields.boolean("add_special_tokens")?),
+        ("add_special", fields.boolean("add_special")?),
+    )?;
     let pieces = fields.boolean("with_pieces")?.unwrap_or(false);
     fields.refuse("parse_special", &[json!(true)])?;
-    let plain = match fields.text("content")? {
-        Some(text) => Some(text),
-        None => fields.text("text")?,
-    };
-    let ids = match (plain, fields.text("prompt")?) {
-        (Some(text), None) => service.encode(&text, special.unwrap_or(false), "content")?,
-        (None, Some(text)) => service.encode(&text, special.unwrap_or(true), "prompt")?,
-        (None, None) => {
+    let mut given = Vec::new();
+    for name in ["content", "text", "prompt"] {
+        given.extend(fields.text(name)?.map(|text| (name, text)));
+    }
+    let has_messages = fields.has("messages");
+    let ids = match (&given[..], has_messages) {
+        ([(name, text)], false) => {
+            let special = special.unwrap_or(*name == "prompt");
+            service.encode(text, special, name)?
+        }
+        ([], true) => {
             let conversation = conversation(&mut fields)?;
             let text = render(service, &conversation)?;
             service.encode(&text, special.unwrap_or(false), "messages")?
         }
-        (Some(_), Some(_)) => {
-            return Err(ApiError::field(
-                "prompt",
-                "expected `content` or `prompt`, found both",
-            ));
+        ([], false) => {
+            let message = "expected `content`, `text`, `prompt` or `messages`, found none of them";
+            return Err(ApiError::bad_request(message).of("content"));
+        }
+        ([(first, _), ..], _) => {
+            let second = given.get(1).map_or("messages", |(name, _)| *name);
+            let message = format!("expected one text, found `{first}` beside it");
+            return Err(ApiError::field(second, message));
         }
     };
     let ignored = fields.finish(service.lenient)?;
@@ -88,6 +96,7 @@ fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {
         tool_choice: None,
         response_format: None,
         variables: fields.object("chat_template_kwargs")?.unwrap_or_default(),
+        names: Names::default(),
         add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
     })
 }

@@ -3,7 +3,7 @@
 //! Invariant: arguments are the text of a JSON object. A call of a function that was not offered is no call.
 
 use super::error::ApiError;
-use super::fields::Fields;
+use super::fields::{Fields, short};
 use crate::constraint::compact;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -133,6 +133,7 @@ impl Tools {
             fields.boolean("strict")?;
             let parameters = fields.object("parameters")?.unwrap_or_default();
             fields.finish(false)?;
+            check_parameters(&format!("{place}.parameters"), &parameters)?;
             functions.push(Function {
                 name,
                 parameters: parameters.into(),
@@ -211,9 +212,8 @@ impl Tools {
             ToolFormat::Json => {
                 let call = |function: &&Function| {
                     let mut arguments = function.parameters.clone();
-                    if arguments.as_object().is_some_and(Map::is_empty) {
-                        arguments = json!({"type": "object"});
-                    }
+                    // whatever else the schema allows, arguments are an object
+                    arguments["type"] = "object".into();
                     json!({
                         "type": "object",
                         "properties": {"name": {"const": function.name}, "arguments": arguments},
@@ -258,6 +258,27 @@ impl Tools {
         let names: Vec<String> = (0..functions.len()).map(|n| format!("f{n}")).collect();
         write(&mut grammar, format!("call: {}", names.join(" | ")));
         Ok(grammar)
+    }
+}
+
+/// Refuses a schema that does not describe an object: arguments are one.
+fn check_parameters(place: &str, parameters: &Map<String, Value>) -> Result<(), ApiError> {
+    let is_object = match parameters.get("type") {
+        None | Some(Value::Null) => true,
+        Some(Value::Array(kinds)) => kinds.contains(&json!("object")),
+        Some(kind) => kind == "object",
+    };
+    if !is_object {
+        let found = parameters.get("type").map(short).unwrap_or_default();
+        let message = format!("expected the schema of an object, found the type {found}");
+        return Err(ApiError::field(place, message));
+    }
+    match parameters.get("properties") {
+        None | Some(Value::Object(_)) => Ok(()),
+        Some(other) => Err(ApiError::field(
+            format!("{place}.properties"),
+            format!("expected an object, found {}", short(other)),
+        )),
     }
 }
 
@@ -343,6 +364,18 @@ mod tests {
             (
                 json!({"type": "function", "function": {"name": "a", "parameters": 1}}),
                 "tools[0].function.parameters",
+            ),
+            (
+                json!({"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}),
+                "tools[0].function.parameters",
+            ),
+            (
+                json!({"type": "function", "function": {"name": "a", "parameters": {"type": ["string", "null"]}}}),
+                "tools[0].function.parameters",
+            ),
+            (
+                json!({"type": "function", "function": {"name": "a", "parameters": {"properties": 3}}}),
+                "tools[0].function.parameters.properties",
             ),
             (
                 json!({"type": "function", "function": {"name": "a"}, "y": 1}),

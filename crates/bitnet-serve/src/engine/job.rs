@@ -252,6 +252,7 @@ impl<'t> Job<'t> {
         let Some(stream) = &mut self.text else {
             return Ok(false);
         };
+        let offset = stream.characters_before(token);
         let text = match self.how.kept.contains(&token) {
             true => stream.push_kept(token),
             false => stream.push(token)?,
@@ -261,6 +262,7 @@ impl<'t> Job<'t> {
             choice: self.choice,
             token,
             text,
+            offset,
             logprob,
         });
         match () {

@@ -88,6 +88,8 @@ pub enum Event {
         token: u32,
         /// The text that is certain with it.
         text: String,
+        /// Characters of the text in front of it; more than there are, if a stop string cuts the text.
+        offset: usize,
         /// If log-probabilities were asked for.
         logprob: Option<TokenLogprob>,
     },

@@ -39,14 +39,18 @@ pub(super) async fn read(
         .code("body_too_large")
     };
     let said = headers.get(CONTENT_LENGTH);
-    let said = said.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if said.is_some_and(|said| said > most) && headers.contains_key(EXPECT) {
+    let said = said.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if said.is_some_and(|said| said > most as u64) {
+        // who expects to be asked sends nothing
+        if !headers.contains_key(EXPECT) {
+            drop_rest(body);
+        }
         return Err(too_long());
     }
+    let said = said.and_then(|said| usize::try_from(said).ok());
     let reading = async {
         let mut body = body;
         let mut bytes: Vec<u8> = Vec::with_capacity(said.unwrap_or(0).min(most).min(1 << 20));
-        let mut length = 0usize;
         loop {
             let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
             let Some(frame) = frame else { break };
@@ -56,25 +60,32 @@ pub(super) async fn read(
             let Ok(data) = frame.into_data() else {
                 continue;
             };
-            length = length.saturating_add(data.len());
-            if length > most {
-                bytes = Vec::new();
-                if length > DROPPED.max(most) {
-                    break;
-                }
-                continue;
+            if bytes.len().saturating_add(data.len()) > most {
+                drop_rest(body);
+                return Err(too_long());
             }
             bytes.extend_from_slice(&data);
         }
-        match length > most {
-            true => Err(too_long()),
-            false => Ok(bytes),
-        }
+        Ok(bytes)
     };
     match timeout(BODY_WITHIN, reading).await {
         Ok(read) => read,
         Err(_) => Err(ApiError::new(408, "the body did not arrive in time").code("body_timeout")),
     }
+}
+
+/// Reads what is left of a body that was refused, and keeps nothing of it: a client that still sends reads the refusal
+/// then, where a closed connection would take it away.
+fn drop_rest(mut body: Body) {
+    let reading = async move {
+        let mut length = 0usize;
+        while length <= DROPPED {
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+            let Some(Ok(frame)) = frame else { return };
+            length = length.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    tokio::spawn(timeout(BODY_WITHIN, reading));
 }
 
 /// How many requests are in progress or wait.

@@ -26,8 +26,8 @@ const MOST_CONNECTIONS: u32 = 4096;
 const HEADERS_WITHIN: Duration = Duration::from_secs(30);
 /// For a client to read something of what was sent.
 const READ_WITHIN: Duration = Duration::from_secs(60);
-/// Most bytes of headers.
-const MOST_HEADER_BYTES: usize = 64 << 10;
+/// Most bytes of headers, with the line in front of them.
+pub(super) const MOST_HEADER_BYTES: usize = 64 << 10;
 
 /// The address of a client, as an extension of its requests.
 #[derive(Debug, Clone, Copy)]
@@ -192,7 +192,8 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_WITHIN)
-        .max_buf_size(MOST_HEADER_BYTES)
+        // more, so that headers beyond the limit are refused with a reason
+        .max_buf_size(2 * MOST_HEADER_BYTES)
         .serve_connection(TokioIo::new(timed), service);
     let mut connection = pin!(connection);
     if either(stopped(&mut stop), connection.as_mut())

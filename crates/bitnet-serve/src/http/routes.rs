@@ -3,12 +3,13 @@
 //! Invariant: every answer that is no success has the shape of OpenAI's errors.
 
 use super::body::{EventBody, Gate, read};
-use super::connection::Peer;
+use super::connection::{MOST_HEADER_BYTES, Peer};
 use super::guard::Guard;
 use crate::api::{ApiError, Begun, Endpoint, Service, begin, openapi, parse};
 use crate::engine::Metrics;
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -97,6 +98,17 @@ fn json_response(value: &Value) -> Response {
 
 /// Origins and keys, in front of every route.
 async fn check(State(shared): Site, mut request: Request, next: Next) -> Response {
+    let of_line = request.method().as_str().len() + request.uri().to_string().len();
+    let of_headers =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+    let bytes = of_line + request.headers().iter().map(of_headers).sum::<usize>();
+    if bytes > MOST_HEADER_BYTES {
+        let message =
+            format!("expected headers of at most {MOST_HEADER_BYTES} bytes, found {bytes}");
+        return ApiError::new(431, message)
+            .code("headers_too_large")
+            .into_response();
+    }
     let origin = match shared.guard.origin(request.headers()) {
         Ok(origin) => origin,
         Err(error) => return error.into_response(),
@@ -154,13 +166,24 @@ fn page(kind: &'static str, content: &'static str) -> Response {
 
 async fn health(State(shared): Site) -> Response {
     let dead = shared.service.metrics().dead.load(Ordering::Relaxed);
-    let (status, word) = match (dead, *shared.stop.borrow()) {
-        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
-        (false, true) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
-        (false, false) => (StatusCode::OK, "ok"),
+    let service = Arc::clone(&shared.service);
+    // files may be slow to ask
+    let checked = tokio::task::spawn_blocking(move || service.check_model()).await;
+    let failed = match (dead, checked) {
+        (true, _) => Some(ApiError::new(503, "the engine has ended").code("internal")),
+        (false, Ok(Err(error))) => Some(error),
+        (false, _) => None,
     };
-    let mut response = json_response(&json!({"status": word}));
-    *response.status_mut() = status;
+    let (status, mut body) = match (&failed, *shared.stop.borrow()) {
+        (Some(_), _) => (503, json!({"status": "failed"})),
+        (None, true) => (503, json!({"status": "stopping"})),
+        (None, false) => (200, json!({"status": "ok"})),
+    };
+    if let (Some(error), Some(map)) = (failed, body.as_object_mut()) {
+        map.insert("error".to_owned(), error.body()["error"].take());
+    }
+    let mut response = json_response(&body);
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
     response
 }
 
@@ -168,11 +191,15 @@ async fn models(State(shared): Site) -> Response {
     json_response(&shared.service.models())
 }
 
-async fn model(State(shared): Site, Path(name): Path<String>) -> Response {
-    match shared.service.model(&name) {
-        Ok(model) => json_response(&model),
-        Err(error) => error.into_response(),
-    }
+async fn model(
+    State(shared): Site,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let Ok(Path(name)) = name else {
+        let message = "expected a path of UTF-8 text";
+        return Err(ApiError::bad_request(message).of("model"));
+    };
+    Ok(json_response(&shared.service.model(&name)?))
 }
 
 async fn describe() -> Response {
@@ -218,10 +245,14 @@ async fn try_answer(
         .await
         .map_err(|_| ApiError::new(500, "the request could not be read"))??;
     let mut running = match begun {
-        Begun::Body(body, ignored) => return Ok(naming(&ignored, json_response(&body))),
+        Begun::Body(body, ignored) => {
+            shared.service.say_ignored(&ignored);
+            return Ok(naming(&ignored, json_response(&body)));
+        }
         Begun::Running(running) => running,
     };
     let ignored = running.ignored().to_vec();
+    shared.service.say_ignored(&ignored);
     let response = match running.is_stream() {
         true => {
             let headers = [

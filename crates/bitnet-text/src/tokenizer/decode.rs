@@ -139,6 +139,35 @@ impl<'t> DecodeStream<'t> {
         Ok(self.flush(false))
     }
 
+    /// Characters that no token has given yet and that stand in front of this one: bytes of a character that the token
+    /// does not go on with.
+    pub fn broken_before(&self, id: u32) -> usize {
+        let bytes = |id| {
+            let tokenizer = self.tokenizer;
+            let decoding = tokenizer.decoding;
+            decoding.bytes(&tokenizer.inner, id, self.skip_special)
+        };
+        let next = match self.pending.is_empty() {
+            true => None,
+            false => bytes(id).and_then(|bytes| bytes.first().copied()),
+        };
+        let Some(next) = next else {
+            return 0;
+        };
+        let next = match self.tokenizer.decoding {
+            Decoding::Plain => b' ',
+            _ => next,
+        };
+        let joined = [&self.pending[..], &[next]].concat();
+        match std::str::from_utf8(&joined) {
+            Err(error) if error.error_len().is_some() => {
+                let each = matches!(self.tokenizer.decoding, Decoding::SentencePiece { .. });
+                if each { self.pending.len() } else { 1 }
+            }
+            _ => 0,
+        }
+    }
+
     /// What is left: U+FFFD if the last character never became complete.
     pub fn finish(mut self) -> Result<String, FormatError> {
         Ok(self.flush(true))

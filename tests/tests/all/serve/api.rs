@@ -7,6 +7,7 @@ use bitnet_serve::ServerOptions;
 use bitnet_tests::http_client::{get, request};
 use bitnet_tests::program;
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 const QUESTION: &str = "Mia has a pink map. Felix has a black cup. Felix is in the forest. Felix gives the cup to Mia. What colour is the map?";
 
@@ -405,6 +406,77 @@ fn wrong_requests_are_refused_by_the_name_of_their_field() {
             400,
             "previous_response_id",
         ),
+        (("/v1/responses", json!({"input": []})), 400, "input"),
+        (("/v1/responses", json!({})), 400, "input"),
+        (
+            (
+                "/v1/responses",
+                json!({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
+            ),
+            400,
+            "input[0].content[0].type",
+        ),
+        (
+            (
+                "/v1/responses",
+                json!({"instructions": "s", "input": [{"role": "x", "content": "y"}]}),
+            ),
+            400,
+            "input[0].role",
+        ),
+        (
+            ("/v1/responses", json!({"input": "x ".repeat(2000)})),
+            400,
+            "input",
+        ),
+        (
+            (
+                "/v1/responses",
+                json!({"input": "x", "text": {"format": {"type": "x"}}}),
+            ),
+            400,
+            "text.format.type",
+        ),
+        (
+            (
+                "/v1/responses",
+                json!({"input": "x", "text": {"format": {"type": "json_schema", "schema": {"type": "nonsense"}}}}),
+            ),
+            400,
+            "text.format",
+        ),
+        (("/tokenize", json!({})), 400, "content"),
+        (
+            ("/tokenize", json!({"content": "a", "text": "b"})),
+            400,
+            "text",
+        ),
+        (
+            (
+                "/tokenize",
+                json!({"prompt": "a", "messages": [{"role": "user", "content": "x"}]}),
+            ),
+            400,
+            "messages",
+        ),
+        (
+            ("/tokenize", json!({"text": "x".repeat(140_000)})),
+            400,
+            "text",
+        ),
+        (
+            (
+                "/tokenize",
+                json!({"text": "x", "add_special": true, "add_special_tokens": false}),
+            ),
+            400,
+            "add_special",
+        ),
+        (
+            chat(json!({"max_tokens": 1, "max_completion_tokens": 4})),
+            400,
+            "max_completion_tokens",
+        ),
         (("/v1/embeddings", json!({"input": []})), 400, "input"),
         (
             ("/v1/embeddings", json!({"input": "x", "foo": 1})),
@@ -432,6 +504,15 @@ fn a_lenient_server_names_what_it_ignores() {
     let reply = server.post("/v1/completions", &body);
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("x-ignored-fields"), Some("foo,bar"));
+    // each name is said once
+    let more = json!({"content": "x", "bar": 1, "baz": 2});
+    let reply = server.post("/tokenize", &more);
+    assert_eq!(reply.header("x-ignored-fields"), Some("bar,baz"));
+    let started = Instant::now();
+    while server.ignored.lock().unwrap().len() < 3 {
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
+    assert_eq!(*server.ignored.lock().unwrap(), ["foo", "bar", "baz"]);
     // what is known and not supported is refused all the same
     assert_eq!(
         server

@@ -146,6 +146,49 @@ fn tools_are_called_in_the_format_of_the_template() {
 }
 
 #[test]
+fn arguments_are_an_object_whatever_the_schema_leaves_open() {
+    let (_directory, path) = with_template(JSON_TOOLS);
+    let server = Running::start(&path, Setup::default());
+    let with = |parameters: Value| {
+        let mut body = ask("required".into());
+        body["tools"] =
+            json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+        server.post("/v1/chat/completions", &body)
+    };
+    for (parameters, param) in [
+        (json!({"type": "string"}), "tools[0].function.parameters"),
+        (
+            json!({"type": ["null", "array"]}),
+            "tools[0].function.parameters",
+        ),
+        (
+            json!({"type": "object", "properties": []}),
+            "tools[0].function.parameters.properties",
+        ),
+    ] {
+        let reply = with(parameters);
+        let error = &reply.json()["error"];
+        assert_eq!(
+            (reply.status, error["param"].as_str()),
+            (400, Some(param)),
+            "{error}"
+        );
+    }
+    let closed = json!({"properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": false});
+    let mut or_null = closed.clone();
+    or_null["type"] = json!(["object", "null"]);
+    for parameters in [closed, or_null] {
+        let answer = with(parameters).json();
+        let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+        let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+        assert!(
+            [1, 2].map(Value::from).contains(&arguments["a"]),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
 fn a_call_that_is_cut_off_has_the_arguments_so_far() {
     let (_directory, path) = with_template(JSON_TOOLS);
     let server = Running::start(&path, Setup::default());
