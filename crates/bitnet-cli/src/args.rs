@@ -71,11 +71,13 @@ pub fn parse_with<P: Parser>(
             } else {
                 write!(out, "{text}")
             };
-            // a closed pipe is success, and for anything else there is nowhere to tell it
-            Err(match written.and_then(|()| out.flush()) {
-                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => ExitStatus::CouldNot,
-                _ => ExitStatus::Done,
-            })
+            let global = GlobalArgs {
+                json,
+                color,
+                ..GlobalArgs::default()
+            };
+            let written = written.map(|()| ExitStatus::Done).map_err(Failure::from);
+            Err(console::Console::new(&global, out, err).finish(written))
         }
         error => {
             let of_clap = || {

@@ -86,7 +86,7 @@ pub use suggest::{did_you_mean, nearest};
 pub use table::Table;
 pub use values::{layout, number, whole, whole_from};
 pub use version::{long_version, set_commit};
-pub use words::{is_flag, is_told_by_clap, words_without_command};
+pub use words::{command_first, is_flag, is_told_by_clap, words_without_command};
 
 pub use bitnet_formats::{ErrorCode, FormatError};
 pub use bitnet_remote::{Located, Location, Reads};

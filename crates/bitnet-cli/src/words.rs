@@ -48,6 +48,50 @@ fn takes_value(command: &Command, word: &str) -> bool {
     arg.is_some_and(|arg| arg.get_action().takes_values())
 }
 
+/// The words of a command line, without the program's name, with its subcommand first, where only flags that every
+/// command has were in front of it.
+///
+/// Clap looks for no subcommand behind a flag of a program whose own arguments exclude one.
+pub fn command_first(command: &Command, mut words: Vec<OsString>) -> Vec<OsString> {
+    let mut at = 0;
+    while let Some(word) = words.get(at).map(|word| word.to_string_lossy()) {
+        let is_command = |sub: &Command| word == sub.get_name();
+        if word == "help" || command.get_subcommands().any(is_command) {
+            let name = words.remove(at);
+            words.insert(0, name);
+            break;
+        }
+        match global_words(command, &word) {
+            Some(count) => at += count,
+            None => break,
+        }
+    }
+    words
+}
+
+/// How many words a flag is that every command has: with its value. `None` for any other word.
+fn global_words(command: &Command, word: &str) -> Option<usize> {
+    let globals = || command.get_arguments().filter(|arg| arg.is_global_set());
+    if let Some(long) = word.strip_prefix("--") {
+        let (name, value) = match long.split_once('=') {
+            Some((name, _)) => (name, true),
+            None => (long, false),
+        };
+        let arg = globals().find(|arg| arg.get_long() == Some(name))?;
+        return Some(1 + usize::from(arg.get_action().takes_values() && !value));
+    }
+    let letters = word.strip_prefix('-').filter(|l| !l.is_empty())?;
+    let mut letters = letters.chars();
+    while let Some(letter) = letters.next() {
+        let arg = globals().find(|arg| arg.get_short() == Some(letter))?;
+        if arg.get_action().takes_values() {
+            // `-j2` has its value with it
+            return Some(1 + usize::from(letters.next().is_none()));
+        }
+    }
+    Some(1)
+}
+
 /// Whether this word is a flag of the command.
 pub fn is_flag(command: &Command, word: &str) -> bool {
     command.get_arguments().any(|arg| {
@@ -126,6 +170,48 @@ mod tests {
         assert_eq!(of(&["m", "--", "-p", "b"]), ["m", "-p", "b"]);
         assert!(is_flag(&command, "-p") && is_flag(&command, "--greedy"));
         assert!(!is_flag(&command, "- item") && !is_flag(&command, "--item"));
+    }
+
+    #[test]
+    fn global_flags_may_stand_in_front_of_a_command() {
+        use clap::CommandFactory;
+        #[derive(Parser)]
+        struct G {
+            #[command(flatten)]
+            _global: crate::GlobalArgs,
+            #[arg(long)]
+            _own: bool,
+        }
+        let command = G::command().subcommand(Command::new("bench"));
+        for (given, put) in [
+            ("--json bench m", "bench --json m"),
+            ("-j1 bench m", "bench -j1 m"),
+            ("-j 1 bench m", "bench -j 1 m"),
+            ("-qj 1 bench m", "bench -qj 1 m"),
+            ("-qj1 --json bench", "bench -qj1 --json"),
+            (
+                "--threads 1 --color never bench",
+                "bench --threads 1 --color never",
+            ),
+            (
+                "--threads=1 --color=never bench",
+                "bench --threads=1 --color=never",
+            ),
+            ("--json help bench", "help --json bench"),
+            // the value of a flag, a text, words behind `--` and flags of its own stay
+            ("-j bench", "-j bench"),
+            ("--json m bench", "--json m bench"),
+            ("--json -- bench", "--json -- bench"),
+            ("--own bench", "--own bench"),
+            ("--json", "--json"),
+            ("bench --json", "bench --json"),
+            ("", ""),
+        ] {
+            let words = given.split(' ').filter(|w| !w.is_empty());
+            let words = command_first(&command, words.map(OsString::from).collect());
+            let words: Vec<&str> = words.iter().filter_map(|w| w.to_str()).collect();
+            assert_eq!(words.join(" "), put, "{given}");
+        }
     }
 
     #[test]

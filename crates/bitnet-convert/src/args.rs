@@ -237,7 +237,7 @@ pub struct JobArgs {
     /// Jobs count from 0. Without this flag the number is the value of SLURM_ARRAY_TASK_ID, or else of
     /// JOB_COMPLETION_INDEX: Slurm sets the first for the tasks of an array, Kubernetes the second for the pods of an
     /// indexed Job.
-    #[arg(long, value_name = "I", allow_hyphen_values = true)]
+    #[arg(long, value_name = "I", value_parser = job_number, allow_hyphen_values = true)]
     pub index: Vec<usize>,
 }
 
@@ -428,4 +428,10 @@ impl ValueEnum for Embeddings {
             Self::As(Embedded::Q6K) => "q6_k",
         }))
     }
+}
+/// The number of one job.
+fn job_number(text: &str) -> Result<usize, String> {
+    let number = bitnet_cli::whole_from(text, 0);
+    number
+        .map_err(|e| format!("{e}, the number of one job; give --index again for each further job"))
 }

@@ -15,7 +15,7 @@ use bitnet_checkpoint::{
 use bitnet_cli::{Failure, Progress};
 use bitnet_formats::{
     Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, Gguf, Inputs, OlderFile,
-    Staged, check_output_name, named,
+    Staged, check_output_name, is_certificate_of_ours, named,
 };
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,11 @@ pub(crate) fn refuse_existing_certificate(
     force: bool,
 ) -> Result<(), Failure> {
     let path = certificate_path(output, kind);
-    if kind == Kind::Gguf && !force && path.exists() {
+    if kind == Kind::HuggingFace {
+        return Ok(());
+    }
+    refuse_foreign_certificate(&path)?;
+    if !force && path.exists() {
         let message = format!(
             "{}: the certificate of an earlier output exists",
             path.display()
@@ -115,6 +119,18 @@ pub(crate) fn refuse_existing_certificate(
         return Err(Failure::new(ErrorCode::Exists, message).hint("--force replaces it"));
     }
     Ok(())
+}
+
+/// Refuses to replace a file that has the certificate's name and is none of this program.
+fn refuse_foreign_certificate(path: &Path) -> Result<(), FormatError> {
+    // a link to nothing is refused where files are made
+    if !path.exists() || is_certificate_of_ours(path) {
+        return Ok(());
+    }
+    let message = "a file of the certificate's name exists, and this program did not write it";
+    Err(FormatError::new(ErrorCode::Exists, message)
+        .in_file(path)
+        .hint("name another output, or move this file"))
 }
 
 /// What exists now.
@@ -369,6 +385,7 @@ fn refuse_to_replace(
     if plan.target.kind == Kind::HuggingFace {
         return Ok(Vec::new());
     }
+    refuse_foreign_certificate(certificate)?;
     let planned: Vec<PathBuf> = plan.files.iter().map(|f| f.path.clone()).collect();
     let older = OlderFile::of_gguf(output, &planned, certificate)?;
     for file in &older {

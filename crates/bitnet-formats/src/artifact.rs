@@ -19,7 +19,7 @@ mod signed;
 pub use directory::ArtifactDirectory;
 pub use inputs::Inputs;
 pub use lock::OutputLock;
-pub use owned::OlderFile;
+pub use owned::{OlderFile, is_certificate_of_ours};
 pub use publish::{Staged, publish, publish_over};
 pub use scratch::ScratchDirectory;
 pub use sha256_stream::Sha256Stream;

@@ -33,8 +33,8 @@ mod unread;
 
 pub use artifact::{
     Artifact, ArtifactDirectory, FileDigest, Inputs, OlderFile, OutputLock, ScratchDirectory,
-    Sha256Stream, Staged, check_output_name, file_digest, publish, publish_over,
-    remove_partial_outputs, sweep_beside,
+    Sha256Stream, Staged, check_output_name, file_digest, is_certificate_of_ours, publish,
+    publish_over, remove_partial_outputs, sweep_beside,
 };
 pub use container::{
     CONTAINERS, Container, Declared, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry,

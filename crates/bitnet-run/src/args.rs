@@ -6,14 +6,20 @@ mod origin;
 mod wrong;
 
 use origin::origin;
-pub use wrong::{explain, with_model_in_place};
+pub use wrong::{explain, in_order};
 
-use bitnet_cli::{Documents, GlobalArgs};
+use bitnet_cli::{Documents, Failure, GlobalArgs};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+
+/// For the short help, which fits the screen.
+const EXAMPLE: &str = "\
+Examples:
+  bitnet-run demo
+  bitnet-run model.gguf --chat";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,7 +43,8 @@ fn long_version() -> &'static str {
     version,
     long_version = long_version(),
     override_usage = "bitnet-run [OPTIONS] MODEL [TEXT]\n       bitnet-run MODEL --chat\n       bitnet-run COMMAND ...",
-    after_help = EXAMPLES,
+    after_help = EXAMPLE,
+    after_long_help = EXAMPLES,
     max_term_width = 100,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
@@ -112,23 +119,24 @@ pub struct ComputeArgs {
         long,
         value_name = "TYPE",
         default_value = "f32",
-        help_heading = "Computation"
+        help_heading = "Computation",
+        hide_short_help = true
     )]
     pub kv_type: KvTypeArg,
     /// Set the byte layout of I2_S tensors, for example --layout i2_s-arm64
-    #[arg(long, value_name = "NAME", value_parser = bitnet_cli::layout, help_heading = "Computation")]
+    #[arg(long, value_name = "NAME", value_parser = bitnet_cli::layout, help_heading = "Computation", hide_short_help = true)]
     pub layout: Option<String>,
     /// Copy a `packed` model to memory, repacked for the kernel
     ///
     /// Without this flag, the kernel reads the weights of a `packed` model directly from the mapped file, which all
     /// processes share, and a layout of another kernel is refused. Example: --repack --kernel scalar
-    #[arg(long, help_heading = "Computation")]
+    #[arg(long, help_heading = "Computation", hide_short_help = true)]
     pub repack: bool,
     /// Confirm that float weights are master weights of a ternary-trained model
     ///
     /// Rounding weights that were not trained for it destroys a model. Therefore a float checkpoint is refused if nothing
     /// shows that it was trained ternary.
-    #[arg(long, help_heading = "Computation")]
+    #[arg(long, help_heading = "Computation", hide_short_help = true)]
     pub ternary_trained: bool,
 }
 
@@ -179,8 +187,7 @@ pub struct Generate {
         value_name = "FILE",
         requires = "output",
         conflicts_with_all = ["prompt", "text", "file", "json_schema", "grammar", "tokens", "chat", "stream", "ignore_eos", "stop", "greedy", "temp", "top_k", "top_p", "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "speculate", "draft"],
-        help_heading = "Batches"
-    )]
+        help_heading = "Batches", hide_short_help = true)]
     pub batch: Option<PathBuf>,
     /// Write the answers of --batch, for example -o answers.jsonl
     #[arg(
@@ -188,14 +195,20 @@ pub struct Generate {
         long,
         value_name = "FILE",
         requires = "batch",
-        help_heading = "Batches"
+        help_heading = "Batches",
+        hide_short_help = true
     )]
     pub output: Option<PathBuf>,
     /// Replace the output of --batch if it exists, and start over
-    #[arg(long, requires = "batch", help_heading = "Batches")]
+    #[arg(
+        long,
+        requires = "batch",
+        help_heading = "Batches",
+        hide_short_help = true
+    )]
     pub force: bool,
     /// Compute N texts of --batch at once [default: 4], for example --parallel 8
-    #[arg(long, value_name = "N", value_parser = parallel, requires = "batch", allow_hyphen_values = true, help_heading = "Batches")]
+    #[arg(long, value_name = "N", value_parser = parallel, requires = "batch", allow_hyphen_values = true, help_heading = "Batches", hide_short_help = true)]
     pub parallel: Option<NonZeroUsize>,
     /// Continue TEXT, or standard input with -p -, for example -p "Hello world"
     ///
@@ -220,8 +233,7 @@ pub struct Generate {
         value_name = "IDS",
         value_delimiter = ',',
         value_parser = token_id,
-        allow_hyphen_values = true
-    )]
+        allow_hyphen_values = true, hide_short_help = true)]
     pub tokens: Option<Vec<u32>>,
     /// Generate at most N tokens, for example -n 64
     #[arg(
@@ -244,7 +256,7 @@ pub struct Generate {
     ///
     /// Sets the switch of the chat template (`enable_thinking`, or `thinking` in some). Without this flag, the template
     /// decides. A template without such a switch is refused.
-    #[arg(long, value_name = "ON|OFF", requires = "chat")]
+    #[arg(long, value_name = "ON|OFF", requires = "chat", hide_short_help = true)]
     pub think: Option<Think>,
     /// Show thinking, fold it to one line or hide it, for example --thoughts fold
     ///
@@ -254,7 +266,8 @@ pub struct Generate {
         long,
         value_name = "HOW",
         requires = "chat",
-        hide_possible_values = true
+        hide_possible_values = true,
+        hide_short_help = true
     )]
     pub thoughts: Option<ShowThoughts>,
     /// Remember messages typed in a chat in FILE, for example --history chat.history
@@ -272,10 +285,10 @@ pub struct Generate {
     )]
     pub system: Option<String>,
     /// Print the text while it is generated, as on a terminal
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub stream: bool,
     /// Do not stop at stop tokens
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub ignore_eos: bool,
     /// End the text in front of this string; repeat for several, for example --stop "User:"
     #[arg(
@@ -283,8 +296,7 @@ pub struct Generate {
         value_name = "TEXT",
         conflicts_with = "tokens",
         value_parser = some_text,
-        allow_hyphen_values = true
-    )]
+        allow_hyphen_values = true, hide_short_help = true)]
     pub stop: Vec<String>,
     /// Generate JSON of this schema, a file or the schema itself, for example --json-schema answer.json
     ///
@@ -295,13 +307,13 @@ pub struct Generate {
     /// Generate a text of this grammar, for example --grammar answer.lark
     ///
     /// The file is in the Lark format of llguidance: rules such as `start: "yes" | "no"`.
-    #[arg(long, alias = "grammar-file", value_name = "FILE", conflicts_with_all = ["tokens", "ignore_eos"], help_heading = "Form")]
+    #[arg(long, alias = "grammar-file", value_name = "FILE", conflicts_with_all = ["tokens", "ignore_eos"], help_heading = "Form", hide_short_help = true)]
     pub grammar: Option<PathBuf>,
     /// Set the context length in tokens [default: prompt plus -n], for example --ctx 4096
     #[arg(short = 'c', long, alias = "ctx-size", value_name = "N", value_parser = count, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
     /// Always take the most likely token (the default without sampling flags)
-    #[arg(long, conflicts_with_all = ["temp", "top_k", "top_p", "min_p", "seed"], help_heading = "Sampling")]
+    #[arg(long, conflicts_with_all = ["temp", "top_k", "top_p", "min_p", "seed"], help_heading = "Sampling", hide_short_help = true)]
     pub greedy: bool,
     /// Set the temperature; 0 takes the most likely token; for example --temp 0.8
     #[arg(
@@ -319,8 +331,7 @@ pub struct Generate {
         value_name = "K",
         value_parser = any_count,
         allow_hyphen_values = true,
-        help_heading = "Sampling"
-    )]
+        help_heading = "Sampling", hide_short_help = true)]
     pub top_k: Option<usize>,
     /// Sample from the most likely tokens with total probability P (0 to 1), for example --top-p 0.95
     #[arg(
@@ -337,8 +348,7 @@ pub struct Generate {
         value_name = "P",
         value_parser = share,
         allow_hyphen_values = true,
-        help_heading = "Sampling"
-    )]
+        help_heading = "Sampling", hide_short_help = true)]
     pub min_p: Option<f32>,
     /// Set the seed of the sampler [default: 0], for example --seed 42
     #[arg(
@@ -351,25 +361,35 @@ pub struct Generate {
     )]
     pub seed: Option<u64>,
     /// Divide positive logits of tokens that came already, and multiply negative ones, for example --repetition-penalty 1.1
-    #[arg(long, visible_alias = "repeat-penalty", value_name = "R", value_parser = repetition, allow_hyphen_values = true, help_heading = "Sampling")]
+    #[arg(long, visible_alias = "repeat-penalty", value_name = "R", value_parser = repetition, allow_hyphen_values = true, help_heading = "Sampling", hide_short_help = true)]
     pub repetition_penalty: Option<f32>,
     /// Subtract P from the logits of tokens that were generated, for example --presence-penalty 0.5
-    #[arg(long, value_name = "P", value_parser = penalty, allow_hyphen_values = true, help_heading = "Sampling")]
+    #[arg(long, value_name = "P", value_parser = penalty, allow_hyphen_values = true, help_heading = "Sampling", hide_short_help = true)]
     pub presence_penalty: Option<f32>,
     /// Subtract P for each time that a token was generated, for example --frequency-penalty 0.5
-    #[arg(long, value_name = "P", value_parser = penalty, allow_hyphen_values = true, help_heading = "Sampling")]
+    #[arg(long, value_name = "P", value_parser = penalty, allow_hyphen_values = true, help_heading = "Sampling", hide_short_help = true)]
     pub frequency_penalty: Option<f32>,
     /// Guess tokens ahead and verify several per step [default: auto], for example --speculate prompt-lookup
     ///
     /// The generated tokens do not change, with any sampling flags: a guess is kept only if it equals the token that is drawn
     /// without guessing. The program finds the last tokens earlier in the prompt or text, and guesses the tokens that followed
     /// there.
-    #[arg(long, value_name = "MODE", help_heading = "Speculation")]
+    #[arg(
+        long,
+        value_name = "MODE",
+        help_heading = "Speculation",
+        hide_short_help = true
+    )]
     pub speculate: Option<SpeculateArg>,
     /// Take the guesses from a smaller model with the same tokenizer, for example --draft small.gguf
     ///
     /// The draft model is opened with the flags of the model (--kernel, --kv-type, --layout and so on).
-    #[arg(long, value_name = "MODEL", help_heading = "Speculation")]
+    #[arg(
+        long,
+        value_name = "MODEL",
+        help_heading = "Speculation",
+        hide_short_help = true
+    )]
     pub draft: Option<PathBuf>,
     #[command(flatten)]
     pub compute: ComputeArgs,
@@ -394,6 +414,55 @@ impl Generate {
             OsString::from("--chat"),
         ];
         Args::parse_from(words).generate
+    }
+
+    /// Refuses flags of --batch and of --chat without these.
+    ///
+    /// Clap drops `requires` where what is required conflicts with another flag that is given.
+    ///
+    /// # Errors
+    /// `usage`.
+    pub fn check(&self) -> Result<(), Failure> {
+        let batch = [
+            ("-o", self.output.is_some()),
+            ("--force", self.force),
+            ("--parallel", self.parallel.is_some()),
+        ];
+        let chat = [
+            ("--think", self.think.is_some()),
+            ("--thoughts", self.thoughts.is_some()),
+            ("--history", self.history.is_some()),
+            ("--system", self.system.is_some()),
+        ];
+        let given = |flags: &[(&'static str, bool)]| {
+            let found = flags.iter().find(|(_, given)| *given);
+            found.map(|(name, _)| *name)
+        };
+        if let Some(flag) = given(&batch).filter(|_| self.batch.is_none()) {
+            let failure = Failure::usage(format!(
+                "expected --batch beside {flag}, which is a flag of batches, found none"
+            ));
+            return Err(match flag {
+                "-o" => failure.hint(
+                    "leave out -o: the text goes to standard output, which a shell can write to a file with >",
+                ),
+                _ => failure.hint(format!("leave out {flag}")),
+            });
+        }
+        if let Some(flag) = given(&chat).filter(|_| !self.chat) {
+            let failure = Failure::usage(format!(
+                "expected --chat beside {flag}, which is a flag of chats, found none"
+            ));
+            return Err(match self.batch {
+                Some(_) => failure.hint(format!(
+                    "leave out {flag}: each line of --batch says it itself"
+                )),
+                None => failure.hint(format!(
+                    "leave out {flag}, or give --chat and a text in place of --tokens"
+                )),
+            });
+        }
+        Ok(())
     }
 
     /// Whether a text to continue or to answer is given.
@@ -433,6 +502,7 @@ pub struct Serve {
         long,
         value_name = "HOST",
         default_value = "127.0.0.1",
+        value_parser = some_text,
         help_heading = "Server"
     )]
     pub host: String,
@@ -441,6 +511,8 @@ pub struct Serve {
         long,
         value_name = "PORT",
         default_value_t = 8080,
+        value_parser = port,
+        allow_hyphen_values = true,
         help_heading = "Server"
     )]
     pub port: u16,
@@ -561,7 +633,7 @@ pub enum PoolingArg {
 pub struct Perplexity {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Text file to predict, UTF-8, for example wiki.test.raw
+    /// Text file to predict, UTF-8; - reads standard input; for example wiki.test.raw
     pub file: PathBuf,
     /// Set the tokens per window [default: 512, or the maximum of the model], for example --ctx 512
     #[arg(short = 'c', long, alias = "ctx-size", value_name = "N", value_parser = count, allow_hyphen_values = true)]
@@ -710,6 +782,10 @@ fn some_text(text: &str) -> Result<String, String> {
 fn token_id(text: &str) -> Result<u32, String> {
     let id = bitnet_cli::whole(text, 0..=u32::MAX);
     id.map_err(|expected| format!("{expected} for each token, as in --tokens 1,2,3"))
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    bitnet_cli::whole(text, 0..=u16::MAX)
 }
 
 fn seed(text: &str) -> Result<u64, String> {

@@ -34,6 +34,12 @@ pub fn run(
     let (Some(path), Some(batch), Some(output)) = (&args.model, &args.batch, &args.output) else {
         return Err(Failure::usage("expected a model, --batch and -o"));
     };
+    if batch == Path::new("-") {
+        let message =
+            "--batch: expected a file, found `-`: an interrupted run reads the requests again";
+        return Err(Failure::usage(message)
+            .hint("write the requests to a file first; ./- is a file called `-`"));
+    }
     Artifact::check(output, args.force)?;
     let input = Input::open(batch)?;
     let loaded = open::model(path, &args.compute, global.thread_count())?;

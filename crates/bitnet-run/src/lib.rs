@@ -46,7 +46,7 @@ pub fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> ExitStatus {
-    let words = args::with_model_in_place(args).into_iter();
+    let words = args::in_order(args).into_iter();
     let args: Args = match bitnet_cli::parse_with(words, out, err, args::explain) {
         Ok(args) => args,
         Err(status) => return status,
@@ -57,6 +57,11 @@ pub fn run(
         return console.finish(written.map(|()| ExitStatus::Done));
     }
     let mut console = Console::new(&args.global, out, err);
+    if args.command.is_none()
+        && let Err(failure) = args.generate.check()
+    {
+        return console.finish(Err(failure));
+    }
     let mut args = args;
     // held until the program ends
     let _held = match bitnet_cli::locate_all(args.models(), Reads::Whole, &mut console) {

@@ -6,7 +6,7 @@
 use crate::args::Perplexity as PerplexityArgs;
 use crate::{open, prompts};
 use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs};
-use bitnet_formats::{Limits, read_file};
+use bitnet_formats::Limits;
 use bitnet_model::Logits;
 use serde_json::json;
 
@@ -18,8 +18,7 @@ pub fn run(
     global: &GlobalArgs,
     console: &mut Console<'_>,
 ) -> Result<ExitStatus, Failure> {
-    let bytes = read_file(&args.file, Limits::default().text_bytes)?;
-    let text = prompts::utf8(bytes, &args.file)?;
+    let text = prompts::whole_file(&args.file, Limits::default().text_bytes)?;
     let threads = global.thread_count();
     let loaded = open::predictor(&args.model.model, &args.model.compute, threads)?;
     open::announce(console, &loaded)?;

@@ -6,7 +6,7 @@
 use crate::open;
 use bitnet_checkpoint::Checkpoint;
 use bitnet_cli::{ErrorCode, Failure, FormatError};
-use bitnet_formats::{read_file, read_to_limit};
+use bitnet_formats::{read_file, read_to_limit, without_byte_order_mark};
 use bitnet_text::{PROMPT_FILE_BYTES, PromptEntry, TextSettings, Tokenizer, parse_prompt_file};
 use std::io::{BufRead, Read};
 use std::path::Path;
@@ -96,6 +96,16 @@ pub fn utf8(bytes: Vec<u8>, place: &Path) -> Result<String, FormatError> {
     })
 }
 
+/// The whole text of a file of at most `most` bytes; `-` is standard input.
+pub fn whole_file(path: &Path, most: u64) -> Result<String, FormatError> {
+    if path == Path::new("-") {
+        let place = Path::new("standard input");
+        let bytes = read_to_limit(std::io::stdin().lock(), most).map_err(|e| e.in_file(place))?;
+        return utf8(bytes, place);
+    }
+    utf8(read_file(path, most)?, path)
+}
+
 /// The whole of a prompt file; `-` is standard input.
 fn bounded(path: &Path) -> Result<Vec<u8>, FormatError> {
     match path == Path::new("-") {
@@ -179,7 +189,8 @@ pub fn read(
                 .hint("expected {\"name\": {\"text\": \"…\", \"ids\": […]}} or [[ids], …]"),
         )
     };
-    let entries = parse_prompt_file(&bytes).map_err(|e| e.in_file(path))?;
+    let entries =
+        parse_prompt_file(without_byte_order_mark(&bytes)).map_err(|e| e.in_file(path))?;
     drop(bytes);
     if entries.is_empty() {
         return Err(malformed("no prompts".to_owned()));

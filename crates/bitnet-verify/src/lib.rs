@@ -45,7 +45,7 @@ use bitnet_checkpoint::{Certificate, OpenOptions, TrustedKeys};
 use bitnet_cli::{Console, ExitStatus, Failure, Progress, Reads};
 use bitnet_formats::{Artifact, ErrorCode, FormatError, Inputs, Limits};
 use bitnet_kernels::{Backend, KernelError};
-use reference::{certificate, prompts::read_json};
+use reference::certificate;
 use report::provenance::{ModelFacts, Named, Provenance};
 use report::{baseline, html, json, junit, markdown, text};
 use serde_json::Value;
@@ -463,7 +463,7 @@ fn compare_with_certificate(
 /// What an earlier run reported, if there is one to compare with.
 fn read_baseline(args: &CompareArgs) -> Result<Option<Value>, FormatError> {
     let path = args.baseline.as_deref();
-    path.map(read_json).transpose()
+    path.map(baseline::read).transpose()
 }
 
 fn add_baseline(report: &mut Report, before: Option<&Value>, bounds: &Bounds) {

@@ -9,6 +9,7 @@ pub(crate) mod json;
 pub(crate) mod junit;
 pub(crate) mod markdown;
 pub(crate) mod provenance;
+pub(crate) mod recorded;
 pub(crate) mod statistics;
 pub(crate) mod text;
 mod words;

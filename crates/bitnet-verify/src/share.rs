@@ -3,6 +3,7 @@
 //! Invariant: each tensor is in exactly one share. Joined reports say what one run over the whole says; shares that are missing,
 //! given twice or of other models are refused.
 
+use crate::report::recorded::{self, STATUSES};
 use crate::verdict::KEPT;
 use bitnet_checkpoint::{Checkpoint, TernaryHasher};
 use bitnet_cli::{Console, ExitStatus, Failure};
@@ -139,13 +140,7 @@ fn read(path: &Path) -> Result<Read, Failure> {
     }
     let record = value.get("shard").and_then(ShareRecord::of_json);
     let record = record.ok_or_else(|| malformed(path, "expected the report of a share"))?;
-    let checks = value.get("checks").and_then(Value::as_array);
-    let is_check = |check: &Value| {
-        let word = check["status"].as_str().unwrap_or_default();
-        check["name"].is_string() && check["detail"].is_string() && STATUSES.contains(&word)
-    };
-    let checks = checks.filter(|checks| checks.iter().all(is_check));
-    let checks = checks.ok_or_else(|| malformed(path, "expected a list of checks"))?;
+    let checks = recorded::checks(&value).map_err(|e| malformed(path, &e))?;
     Ok(Read {
         path: path.to_owned(),
         record,
@@ -156,9 +151,6 @@ fn read(path: &Path) -> Result<Read, Failure> {
         faults: value["faults"].as_array().cloned().unwrap_or_default(),
     })
 }
-
-/// From the strongest to the weakest.
-const STATUSES: [&str; 4] = ["different", "error", "same", "skipped"];
 
 /// `bitnet-verify merge`.
 pub(crate) fn merge(paths: &[PathBuf], console: &mut Console<'_>) -> Result<ExitStatus, Failure> {

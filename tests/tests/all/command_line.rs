@@ -268,6 +268,205 @@ fn spellings_of_llama_cpp_are_understood_or_answered() {
 }
 
 #[test]
+fn flags_of_all_commands_may_stand_in_front_of_the_command() {
+    let model = demo();
+    let model = model.to_str().unwrap();
+    let listed = run(bitnet_run::run, ["kernels", "--json"]);
+    assert_eq!(listed.status, ExitStatus::Done);
+    for words in [
+        &["--json", "kernels"][..],
+        &["-j1", "--json", "kernels"],
+        &["-qj", "1", "--color", "never", "--json", "kernels"],
+    ] {
+        let ran = run(bitnet_run::run, words);
+        assert_eq!((ran.status, ran.json()), (ExitStatus::Done, listed.json()));
+    }
+    let bench = run(
+        bitnet_run::run,
+        [
+            "-j1", "--json", "bench", "-m", model, "-p", "4", "-n", "2", "-r", "1",
+        ],
+    );
+    assert_eq!(bench.status, ExitStatus::Done, "{}", bench.stdout);
+    let demo = run(bitnet_run::run, ["--json", "demo"]);
+    assert_eq!(demo.status, ExitStatus::Done, "{}", demo.stdout);
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = dir.path().join("p.json");
+    fs::write(&prompts, "[[1, 2]]").unwrap();
+    let prompts = prompts.to_str().unwrap();
+    let ran = run(
+        bitnet_run::run,
+        ["--json", "logits", model, "--prompts", prompts],
+    );
+    assert_eq!(ran.status, ExitStatus::Done, "{}", ran.stdout);
+    // as the other programs take them
+    let inspected = run(bitnet_convert::run, ["--json", "inspect", model]);
+    assert_eq!(inspected.status, ExitStatus::Done);
+    let examined = run(bitnet_verify::run, ["-j1", "doctor", model, "--json"]);
+    assert_eq!(examined.status, ExitStatus::Done, "{}", examined.stdout);
+}
+
+#[test]
+fn flags_of_batches_and_chats_are_refused_without_these() {
+    let model = demo();
+    let model = model.to_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("xx");
+    let output = output.to_str().unwrap();
+    for (words, flag, needed) in [
+        (&["-p", "hi", "-o", output][..], "-o", "--batch"),
+        (&["hi", "-o", output], "-o", "--batch"),
+        (&["--tokens", "1", "-o", output], "-o", "--batch"),
+        (&["--chat", "-p", "hi", "-o", output], "-o", "--batch"),
+        (&["-p", "hi", "--force"], "--force", "--batch"),
+        (&["-p", "hi", "--parallel", "2"], "--parallel", "--batch"),
+        (&["--tokens", "1", "--think", "off"], "--think", "--chat"),
+        (
+            &["--tokens", "1", "--thoughts", "fold"],
+            "--thoughts",
+            "--chat",
+        ),
+        (&["--tokens", "1", "--system", "hi"], "--system", "--chat"),
+        (
+            &["--tokens", "1", "--history", output],
+            "--history",
+            "--chat",
+        ),
+        (
+            &["--batch", "b.jsonl", "-o", output, "--system", "hi"],
+            "--system",
+            "--chat",
+        ),
+        (&["-p", "hi", "--system", "hi"], "", "--chat"),
+    ] {
+        let words = [&[model, "-n", "1"][..], words].concat();
+        refused(bitnet_run::run, &words, &[flag, needed, "hint: "]);
+        assert!(!Path::new(output).exists(), "{words:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn help_that_cannot_be_written_is_an_error_with_a_message() {
+    for program in [
+        PROGRAM,
+        env!("CARGO_BIN_EXE_convert_under_test"),
+        env!("CARGO_BIN_EXE_verify_under_test"),
+    ] {
+        for words in [
+            &["--help"][..],
+            &["-h"],
+            &["--version"],
+            &["-V"],
+            &["help"],
+            &["--json", "--help"],
+            &["man"],
+            &["completions", "bash"],
+        ] {
+            let full = fs::OpenOptions::new().write(true).open("/dev/full");
+            let ran = Command::new(program)
+                .args(words)
+                .stdout(full.unwrap())
+                .output()
+                .unwrap();
+            let said = String::from_utf8(ran.stderr).unwrap();
+            assert_eq!(ran.status.code(), Some(2), "{words:?}: {said}");
+            assert!(
+                said.starts_with("error: cannot write the output"),
+                "{words:?}: {said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_short_help_fits_the_screen_and_the_long_one_has_every_flag() {
+    for (name, program, command) in programs() {
+        let short = run(program, ["-h"]).stdout;
+        let lines = short.lines().count();
+        assert!(lines <= 64, "{name}: {lines} lines\n{short}");
+        let long = run(program, ["--help"]).stdout;
+        for flag in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+            if let Some(flag) = flag.get_long() {
+                assert!(long.contains(&format!("--{flag}")), "{name} --{flag}");
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_and_hosts_say_what_they_expect() {
+    let model = demo();
+    let model = model.to_str().unwrap();
+    for port in ["-1", "abc", "99999", "8080/tcp", ""] {
+        refused(
+            bitnet_run::run,
+            &["serve", model, "--port", port],
+            &["--port", "expected a whole number from 0 to 65535"],
+        );
+    }
+    refused(
+        bitnet_run::run,
+        &["serve", model, "--host", ""],
+        &["--host", "expected a text that is not empty"],
+    );
+    for index in ["-1", "0-3", "0,1", "x", ""] {
+        refused(
+            bitnet_convert::run,
+            &["job", "plan.json", "--index", index],
+            &[
+                "--index",
+                "expected a whole number from 0 on",
+                "--index again",
+            ],
+        );
+    }
+}
+
+#[test]
+fn standard_input_is_read_where_a_file_is_or_refused_by_name() {
+    let model = demo();
+    let model = model.to_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let text = "Add 34 and 28. The sum is 62, and the sum of 3 and 4 is 7.";
+    fs::write(at("t.txt"), text).unwrap();
+    let of_file = run(
+        bitnet_run::run,
+        ["perplexity", model, &at("t.txt"), "--json"],
+    );
+    assert_eq!(of_file.status, ExitStatus::Done, "{}", of_file.stdout);
+    let piped = Command::new(PROGRAM)
+        .args(["perplexity", model, "-", "--json"])
+        .stdin(fs::File::open(at("t.txt")).unwrap())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let piped: Value = serde_json::from_slice(&piped.stdout).unwrap();
+    assert_eq!(piped["perplexity"], of_file.json()["perplexity"]);
+    assert!(piped["perplexity"].as_f64().unwrap() > 1.0, "{piped}");
+    refused(
+        bitnet_run::run,
+        &[model, "--batch", "-", "-o", &at("a.jsonl")],
+        &["--batch: expected a file, found `-`", "to a file first"],
+    );
+    // an editor's mark in front of UTF-8 is no part of the prompts
+    let prompts = r#"{"a": {"ids": [1, 2, 3]}}"#;
+    fs::write(at("p.json"), prompts).unwrap();
+    fs::write(at("marked.json"), format!("\u{feff}{prompts}")).unwrap();
+    let logits = |name: &str| {
+        let words = ["logits", model, "--prompts", &at(name), "--json"];
+        let ran = run(bitnet_run::run, words);
+        assert_eq!(ran.status, ExitStatus::Done, "{name}: {}", ran.stdout);
+        ran.json()
+    };
+    assert_eq!(logits("p.json"), logits("marked.json"));
+    let words = [model, "--logits", "--prompts", &at("marked.json")];
+    let verified = run(bitnet_verify::run, words);
+    assert_eq!(verified.status, ExitStatus::Done, "{}", verified.stderr);
+}
+
+#[test]
 fn hints_can_be_followed() {
     let model = demo();
     let model = model.to_str().unwrap();

@@ -141,6 +141,66 @@ fn a_directory_with_anything_of_somebody_else_is_not_replaced() {
 }
 
 #[test]
+fn a_file_with_the_name_of_a_certificate_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let source = checkpoint(SOURCE);
+    let source_text = text(&source);
+    let foreign = [
+        "my notes\n",
+        "{}",
+        r#"{"certificate": 1, "tool": "another 1.0", "output": {"files": []}}"#,
+    ];
+    fs::create_dir(at("out")).unwrap();
+    for (output, certificate, more) in [
+        ("n.gguf", "n.gguf.certificate.json", &[][..]),
+        (
+            "s.gguf",
+            "s.gguf.certificate.json",
+            &["--split-max-size", "100K"],
+        ),
+        ("out", "out/certificate.json", &[]),
+    ] {
+        for content in foreign {
+            fs::write(at(certificate), content).unwrap();
+            for force in [true, false] {
+                let output = at(output);
+                let mut words = vec![source_text, "-o", text(&output)];
+                words.extend(more);
+                words.extend(force.then_some("--force"));
+                let message = refused(bitnet_convert::run, dir.path(), &words, "exists");
+                assert!(message.contains("certificate.json"), "{message}");
+            }
+        }
+        fs::remove_file(at(certificate)).unwrap();
+        // its own is replaced
+        for _ in 0..2 {
+            convert(&source, &at(output), &[more, &["--force"]].concat());
+        }
+        assert!(at(certificate).is_file());
+    }
+    // nor by `finish`
+    let (plan, output) = (at("plan.json"), at("j.gguf"));
+    let words = [
+        "plan",
+        source_text,
+        "-o",
+        text(&output),
+        "--plan",
+        text(&plan),
+    ];
+    assert!(run(bitnet_convert::run, &words).0);
+    let job = ["job", text(&plan), "--index", "0"];
+    assert!(run(bitnet_convert::run, &job).0);
+    fs::write(at("j.gguf.certificate.json"), "my notes\n").unwrap();
+    let words = ["finish", text(&plan), "--force"];
+    let message = refused(bitnet_convert::run, dir.path(), &words, "exists");
+    assert!(message.contains("j.gguf.certificate.json"), "{message}");
+    fs::remove_file(at("j.gguf.certificate.json")).unwrap();
+    assert!(run(bitnet_convert::run, &words).0);
+}
+
+#[test]
 fn no_input_is_replaced_under_any_name() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

@@ -661,6 +661,34 @@ fn reports_of_shares_join_to_that_of_the_whole() {
     let other = shares(dir.path(), &checkpoint("falcon-e-prequantized"), &source, 2);
     let mixed = [reports[0].clone(), other[1].clone()];
     assert_eq!(merge(&mixed).json()["error"]["code"], "missing-part");
+    // a report that contradicts itself
+    let mut sound = shares(dir.path(), &artifact, &source, 3);
+    let json: Value = serde_json::from_slice(&fs::read(&sound[1]).unwrap()).unwrap();
+    let wrong = dir.path().join("contradicts.json");
+    sound[1] = wrong.clone();
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut json = json.clone();
+        change(&mut json);
+        fs::write(&wrong, json.to_string()).unwrap();
+        merge(&sound)
+    };
+    assert_eq!(with(&|_| {}).status, ExitStatus::Done);
+    let changes: [&dyn Fn(&mut Value); 6] = [
+        &|json| json["status"] = "different".into(),
+        &|json| json["status"] = "error".into(),
+        &|json| json["status"] = Value::Null,
+        &|json| json["checks"][1]["status"] = "different".into(),
+        &|json| json["checks"][1]["status"] = "error".into(),
+        &|json| json["error"] = serde_json::json!({"code": "io", "message": "m", "hint": null}),
+    ];
+    for (n, change) in changes.into_iter().enumerate() {
+        let ran = with(change);
+        assert_eq!(ran.status, ExitStatus::CouldNot, "{n}: {}", ran.stdout);
+        let error = ran.json()["error"].clone();
+        assert_eq!(error["code"], "malformed", "{n}: {error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("contradicts itself"), "{n}: {message}");
+    }
     // what is no report
     for junk in ["", "[]", "{}", r#"{"shard": {"index": 1}}"#] {
         let path = dir.path().join("junk.json");

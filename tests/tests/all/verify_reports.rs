@@ -184,6 +184,49 @@ fn a_baseline_fails_where_a_run_is_worse() {
 }
 
 #[test]
+fn a_baseline_that_is_no_report_is_malformed() {
+    let dir = tempfile::tempdir().unwrap();
+    let artifact = converted(dir.path());
+    let before = verify(&artifact, &["--json"]).json();
+    let baseline = dir.path().join("baseline.json");
+    let run = |text: &str| {
+        std::fs::write(&baseline, text).unwrap();
+        verify(
+            &artifact,
+            &["--json", "--baseline", baseline.to_str().unwrap()],
+        )
+    };
+    let mut contradicts = before.clone();
+    contradicts["status"] = "different".into();
+    let mut unknown = before.clone();
+    unknown["checks"][0]["status"] = "fine".into();
+    let mut nothing = before.clone();
+    nothing["checks"] = Value::Array(Vec::new());
+    for text in [
+        r#"{"a": {"ids": [1, 2, 3]}}"#,
+        "[[1, 2, 3]]",
+        "{}",
+        "null",
+        r#"{"status": "error", "error": {"code": "io", "message": "m", "hint": null}}"#,
+        &contradicts.to_string(),
+        &unknown.to_string(),
+        &nothing.to_string(),
+    ] {
+        let ran = run(text);
+        assert_eq!(ran.status, ExitStatus::CouldNot, "{text}: {}", ran.stdout);
+        let error = ran.json()["error"].clone();
+        assert_eq!(error["code"], "malformed", "{text}: {error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("baseline.json: "), "{message}");
+        assert!(
+            error["hint"].as_str().unwrap().contains("--json"),
+            "{error}"
+        );
+    }
+    assert_eq!(run(&before.to_string()).status, ExitStatus::Done);
+}
+
+#[test]
 fn thresholds_come_from_a_file_and_flags_are_stronger() {
     let dir = tempfile::tempdir().unwrap();
     let artifact = converted(dir.path());

@@ -62,6 +62,11 @@ pub(super) fn certified_files(path: &Path) -> Vec<Certified> {
     read_certified(path).unwrap_or_default()
 }
 
+/// Whether the file at `path` is a certificate that this program wrote.
+pub fn is_certificate_of_ours(path: &Path) -> bool {
+    read_certified(path).is_some()
+}
+
 fn read_certified(path: &Path) -> Option<Vec<Certified>> {
     /// What is read of a certificate: nothing is kept of the tensors.
     #[derive(Deserialize)]
@@ -88,7 +93,7 @@ pub(super) fn foreign_entry(directory: &Path, planned: &[String]) -> io::Result<
         .map(|file| (file.name, file.bytes))
         .collect();
     let is_ours = |name: &str, path: &Path| {
-        name == CERTIFICATE
+        name == CERTIFICATE && is_certificate_of_ours(path)
             || SIGNED.contains(&name) && is_signed_by_us(path)
             || planned.iter().any(|p| p == name)
             || fs::symlink_metadata(path)

@@ -261,7 +261,7 @@ impl Client {
         Ok(Self {
             http,
             home,
-            token: settings.token.clone().filter(|_| is_hub),
+            token: is_hub.then(|| settings.token()).transpose()?.flatten(),
         })
     }
 

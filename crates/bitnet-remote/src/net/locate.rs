@@ -108,6 +108,9 @@ pub(crate) fn locate(
             if settings.offline {
                 return offline(repository, settings);
             }
+            if matches!(reads, Reads::Whole) {
+                settings.cache()?;
+            }
             let hub = Hub::new(settings, repository)?;
             let revision = match block_on(hub.revision()) {
                 Ok(revision) => revision,
@@ -147,7 +150,7 @@ pub(crate) fn small(
     settings: &Settings,
 ) -> Result<Vec<u8>, FormatError> {
     const LONGEST: u64 = 4 << 20;
-    let cache = Cache::new(&settings.cache, &repository.id);
+    let cache = Cache::new(settings.cache()?, &repository.id);
     if let Some(path) = cache.file(commit, name) {
         return bitnet_formats::read_file(&path, LONGEST);
     }
@@ -200,7 +203,7 @@ fn whole(
     watch: &dyn Watch,
 ) -> Result<Located, FormatError> {
     let commit = revision.commit.as_str();
-    let cache = Cache::new(&settings.cache, &hub.repository.id);
+    let cache = Cache::new(settings.cache()?, &hub.repository.id);
     let below = place.below(&revision.names);
     let full = |name: &str| format!("{}{name}", place.directory);
     let scratch = ScratchDirectory::create()?;
@@ -232,7 +235,7 @@ fn whole(
 
 /// What the cache has of a repository, if it is enough to open a model.
 fn find_cached(repository: &Repository, settings: &Settings) -> Option<Located> {
-    let cache = Cache::new(&settings.cache, &repository.id);
+    let cache = Cache::new(settings.cache().ok()?, &repository.id);
     let revision = repository.revision();
     let commit = match answers::is_hex(revision, 40) {
         true => revision.to_owned(),
@@ -250,10 +253,11 @@ fn find_cached(repository: &Repository, settings: &Settings) -> Option<Located> 
 }
 
 fn offline(repository: &Repository, settings: &Settings) -> Result<Located, FormatError> {
+    let cache = settings.cache()?;
     find_cached(repository, settings).ok_or_else(|| {
         let message = format!(
             "HF_HUB_OFFLINE is set, and the cache {} does not hold this model whole",
-            settings.cache.display()
+            cache.display()
         );
         FormatError::new(ErrorCode::Offline, message)
             .in_file(Path::new(&repository.to_string()))

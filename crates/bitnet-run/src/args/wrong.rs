@@ -170,8 +170,16 @@ const SPELLINGS: [(&[&str], &str); 17] = [
     ),
 ];
 
-/// The command line with the model in its place where it was given as llama.cpp takes it, `-m MODEL`.
-pub fn with_model_in_place(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+/// The command line as clap takes it: the command in front of the flags that all commands have, and the model in its place
+/// where it was given as llama.cpp takes it, `-m MODEL`.
+pub fn in_order(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words = with_model_in_place(words);
+    let behind = words.split_off(words.len().min(1));
+    words.extend(bitnet_cli::command_first(&Args::command(), behind));
+    words
+}
+
+fn with_model_in_place(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut words: Vec<OsString> = words.collect();
     let is_text = |at: usize| {
         words

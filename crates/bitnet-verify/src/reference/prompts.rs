@@ -6,7 +6,9 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use bitnet_checkpoint::Config;
-use bitnet_formats::{ErrorCode, FormatError, Limits, parse_json_value, read_file};
+use bitnet_formats::{
+    ErrorCode, FormatError, Limits, parse_json_value, read_file, without_byte_order_mark,
+};
 use bitnet_text::{PROMPT_FILE_BYTES, PromptEntry, parse_prompt_file};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -52,7 +54,7 @@ pub(crate) fn read_prompts_and_texts(
 
 fn read_entries(path: &Path) -> Result<Vec<PromptEntry>, FormatError> {
     let bytes = read_file(path, PROMPT_FILE_BYTES)?;
-    parse_prompt_file(&bytes).map_err(|e| e.in_file(path))
+    parse_prompt_file(without_byte_order_mark(&bytes)).map_err(|e| e.in_file(path))
 }
 
 fn prompts_of(entries: Vec<PromptEntry>) -> Result<Vec<Prompt>, FormatError> {

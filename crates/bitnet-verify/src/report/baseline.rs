@@ -3,10 +3,13 @@
 //! Invariant: compared are two `--json` reports, nothing else, so a baseline is a file that a project commits. The
 //! runtime is deterministic: equal programs and files have equal figures, and the slack is for intended changes.
 
-use super::json;
+use super::{json, recorded};
 use crate::checks::report::Report;
+use crate::reference::prompts::read_json;
 use crate::verdict::{Findings, Verdict};
+use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::Value;
+use std::path::Path;
 
 /// Figures of the `logits` object, and whether more is worse.
 const FIGURES: [(&str, bool); 8] = [
@@ -26,7 +29,34 @@ pub const SLACK: f64 = 0.05;
 /// Below this a figure is rounding and its growth says nothing: f32 arithmetic of a whole layer.
 const NOISE: f64 = 1e-6;
 
-/// The `baseline` row of the report.
+/// Reads the report of an earlier run.
+///
+/// # Errors
+/// A file that cannot be read, is no report, contradicts itself, or has nothing to compare with.
+pub fn read(path: &Path) -> Result<Value, FormatError> {
+    let report = read_json(path)?;
+    let refuse = |message: String| {
+        FormatError::new(ErrorCode::Malformed, message)
+            .in_file(path)
+            .hint("give the output of an earlier `bitnet-verify ... --json`")
+    };
+    let checks = recorded::checks(&report).map_err(refuse)?;
+    let passed = checks.iter().any(|check| check["status"] == "same");
+    let layers = report["layers"]["relative_errors"].as_array();
+    let has_figures = FIGURES
+        .iter()
+        .map(|(key, _)| &report["logits"][key])
+        .chain(layers.into_iter().flatten())
+        .any(|figure| number(figure).is_some());
+    match passed || has_figures {
+        true => Ok(report),
+        false => Err(refuse(
+            "expected a report with a check that passed or a figure, found neither".to_owned(),
+        )),
+    }
+}
+
+/// The `baseline` row of the report; `before` is what [`read`] returns.
 pub fn compare(now: &Report, before: &Value, slack: f64) -> Verdict {
     let found = json::of(now);
     let mut findings = Findings::default();
@@ -84,12 +114,6 @@ pub fn compare(now: &Report, before: &Value, slack: f64) -> Verdict {
         let now = new.get(layer).unwrap_or(&Value::Null);
         figure(format!("layers.{layer}"), error, now, true);
     }
-    if compared == 0 {
-        findings.different(
-            "baseline",
-            "expected a report of `bitnet-verify --json`, found no check in it",
-        );
-    }
     findings.into_verdict(
         "baseline",
         format!("{compared} checks and figures of the baseline"),
@@ -141,8 +165,26 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_baseline_is_no_baseline() {
-        let result = compare(&report(&[], true), &serde_json::json!({}), SLACK);
-        assert_eq!(result.status, Status::Different);
+    fn a_baseline_without_anything_to_compare_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.json");
+        let read_of = |value: &Value| {
+            std::fs::write(&path, value.to_string()).unwrap();
+            read(&path)
+        };
+        let failed = json::of(&report(&[], false));
+        for (value, is_one) in [
+            (serde_json::json!({}), false),
+            (serde_json::json!([[1, 2]]), false),
+            (failed, false),
+            (json::of(&report(&[1e-3], false)), true),
+            (json::of(&report(&[], true)), true),
+        ] {
+            let found = read_of(&value);
+            assert_eq!(found.is_ok(), is_one, "{value}: {found:?}");
+            if let Err(error) = found {
+                assert_eq!(error.code, ErrorCode::Malformed);
+            }
+        }
     }
 }

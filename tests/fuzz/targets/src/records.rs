@@ -99,8 +99,8 @@ pub(crate) fn hub(data: &[u8], record: &mut Record) {
                 .collect();
             let settings = Settings::of(&variables);
             record.note(&(
-                settings.endpoint,
-                settings.cache,
+                &settings.endpoint,
+                settings.cache().map(std::path::Path::to_owned).ok(),
                 settings.offline,
                 settings.silence,
             ));

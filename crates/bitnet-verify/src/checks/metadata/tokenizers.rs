@@ -123,6 +123,8 @@ fn compare_files(
                     (e, f) => (e.ok(), f.ok()),
                 };
                 if e.is_none() || e != f {
+                    let keys = e.as_ref().zip(f.as_ref());
+                    let keys = keys.and_then(|(e, f)| differing_keys(e, f));
                     let cut = |value: Option<Value>| Some(value?.get("pre_tokenizer")?.clone());
                     let (e, f) = (cut(e), cut(f));
                     if let (Some(e), Some(f)) = (&e, &f)
@@ -131,12 +133,11 @@ fn compare_files(
                         let what = format!("expected {}, found {}", short(e), short(f));
                         fault = Some(Fault::of_key(FaultName::PreTokenizer, NAME, name, what));
                     }
-                    let at = expected
-                        .iter()
-                        .zip(&found)
-                        .take_while(|(e, f)| e == f)
-                        .count();
-                    findings.different(name, format!("differs from byte {at} on"));
+                    let what = keys.unwrap_or_else(|| {
+                        let equal = expected.iter().zip(&found).take_while(|(e, f)| e == f);
+                        format!("differs from byte {} on", equal.count())
+                    });
+                    findings.different(name, what);
                 }
             }
         }
@@ -154,6 +155,28 @@ fn meaning(bytes: &[u8]) -> Result<Value, FormatError> {
         keys.retain(|key, _| !WRITER_KEYS.contains(&key.as_str()));
     }
     Ok(value)
+}
+
+/// Most keys of a file that one difference names.
+const NAMED_KEYS: usize = 4;
+
+/// The keys by which two JSON objects differ, and what they have there; `None` of other values.
+fn differing_keys(expected: &Value, found: &Value) -> Option<String> {
+    let (e, f) = (expected.as_object()?, found.as_object()?);
+    let further = f.keys().filter(|key| !e.contains_key(*key));
+    let differ = e.keys().chain(further);
+    let differ: Vec<&String> = differ.filter(|key| e.get(*key) != f.get(*key)).collect();
+    let side = |value: Option<&Value>| value.map_or_else(|| "no such key".to_owned(), short);
+    let named = differ.iter().take(NAMED_KEYS).map(|key| {
+        let (e, f) = (e.get(*key), f.get(*key));
+        format!("`{key}`: expected {}, found {}", side(e), side(f))
+    });
+    let named = named.collect::<Vec<_>>().join("; ");
+    match differ.len().saturating_sub(NAMED_KEYS) {
+        0 if differ.is_empty() => None,
+        0 => Some(named),
+        more => Some(format!("{named}; {more} more keys differ")),
+    }
 }
 
 /// Where and how two metadata values differ.
@@ -217,4 +240,29 @@ fn text(bytes: &[u8]) -> String {
     let cut: String = text.chars().take(MOST).collect();
     let dots = if cut.len() < text.len() { "…" } else { "" };
     format!("{cut:?}{dots}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn keys_that_differ_are_named() {
+        let expected = json!({"a": 1, "b": [1, 2], "c": null, "d": "x"});
+        let what = |found: Value| differing_keys(&expected, &found);
+        assert_eq!(what(expected.clone()), None);
+        assert_eq!(what(json!([1])), None);
+        let found = what(json!({"a": 1, "b": [1, 3], "d": "x", "e": true})).unwrap();
+        for part in [
+            "`b`: expected \"[1,2]\", found \"[1,3]\"",
+            "`c`: expected \"null\", found no such key",
+            "`e`: expected no such key, found \"true\"",
+        ] {
+            assert!(found.contains(part), "{found}");
+        }
+        assert!(!found.contains("`a`") && !found.contains("`d`"), "{found}");
+        let many = what(json!({"f": 1, "g": 1})).unwrap();
+        assert!(many.ends_with("; 2 more keys differ"), "{many}");
+    }
 }
