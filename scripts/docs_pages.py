@@ -24,7 +24,8 @@ PROGRAMS = ["bitnet-convert", "bitnet-verify", "bitnet-run"]
 # heading, then pages or patterns of pages, in order
 TOPICS = [
     ("Explanation", ["formats/exactness.md", "formats/numerics.md", "formats/absmean.md", "formats/rotation.md", "formats/fuzzing.md",
-                     "formats/faults.md", "formats/model-families.md", "formats/speed.md", "formats/readers.md", "crates/README.md"]),
+                     "formats/faults.md", "formats/model-families.md", "formats/platforms.md", "formats/speed.md", "formats/readers.md",
+                     "crates/README.md"]),
     ("Files and formats", ["formats/README.md", "formats/support.md", "formats/container/*.md", "formats/packing/*.md",
                            "formats/packed.md", "formats/certificate.md", "formats/logits.md", "formats/vectors/README.md"]),
     ("Servers and sources", ["formats/serve.md", "formats/remote.md", "formats/scale.md"]),

@@ -10,12 +10,13 @@ use proc_macro::TokenStream;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The commit: of the Git repository around `crates/NAME`, else the value of `BITNET_COMMIT` when the program is compiled,
+/// The commit: of the Git repository around `crates/NAME`, else the one that `cargo package` noted, else the value of `BITNET_COMMIT` when the program is compiled,
 /// else `unknown`.
 #[proc_macro]
 pub fn commit(_: TokenStream) -> TokenStream {
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-    let found = manifest.as_deref().and_then(checked_out);
+    let manifest = manifest.as_deref();
+    let found = manifest.and_then(|path| checked_out(path).or_else(|| packaged(path)));
     let code = match found {
         Some(found) => found.literal(),
         None => {
@@ -76,9 +77,25 @@ fn checked_out(package: &Path) -> Option<CheckedOut> {
         }
     };
     files.retain(|file| file.is_file());
-    let is_commit =
-        matches!(commit.len(), 40 | 64) && commit.bytes().all(|b| b.is_ascii_hexdigit());
-    is_commit.then_some(CheckedOut { commit, files })
+    is_commit(&commit).then_some(CheckedOut { commit, files })
+}
+
+/// The commit that a package was made from, as `cargo package` writes it. It writes `dirty` for files that differed from the
+/// commit.
+fn packaged(package: &Path) -> Option<CheckedOut> {
+    let file = package.join(".cargo_vcs_info.json");
+    let text = fs::read_to_string(&file).ok()?;
+    let (_, behind) = text.split_once("\"sha1\"")?;
+    let commit = behind.split('"').nth(1)?.to_owned();
+    let is_dirty = text.contains("\"dirty\"");
+    (is_commit(&commit) && !is_dirty).then_some(CheckedOut {
+        commit,
+        files: vec![file],
+    })
+}
+
+fn is_commit(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// The directory of a repository; `.git` of a worktree is a file that names it.
@@ -157,6 +174,27 @@ mod tests {
         assert_eq!(folder.commit("vendor/p"), None);
         folder.write(".git/refs/heads/main", "not a commit\n");
         assert_eq!(folder.commit("crates/p"), None);
+    }
+
+    #[test]
+    fn a_package_has_the_commit_that_cargo_noted() {
+        let folder = Folder::new("packaged");
+        let found = |text: &str| {
+            folder.write("p/.cargo_vcs_info.json", text);
+            packaged(&folder.0.join("p")).map(|found| found.commit)
+        };
+        assert_eq!(packaged(&folder.0.join("p")), None);
+        let written = |git: &str| {
+            format!("{{\n  \"git\": {{\n    {git}\n  }},\n  \"path_in_vcs\": \"crates/p\"\n}}")
+        };
+        let clean = format!("\"sha1\": \"{ONE}\"");
+        assert_eq!(found(&written(&clean)).unwrap(), ONE);
+        assert_eq!(
+            found(&written(&format!("{clean},\n    \"dirty\": true"))),
+            None
+        );
+        assert_eq!(found(&written("\"sha1\": \"main\"")), None);
+        assert_eq!(found("{}"), None);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use bitnet_cli::Table;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::{Value, json};
 
-/// The table.
-const TABLE: &str = include_str!("../../../formats/readers.json");
+/// The table: a copy of `formats/readers.json`, so that the package of this crate has it.
+const TABLE: &str = include_str!("readers.json");
 
 /// What a program does with a file, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -26,6 +26,7 @@ pub use sha256_stream::Sha256Stream;
 
 use crate::error::{ErrorCode, FormatError};
 use crate::input::read_directory;
+use crate::path_names::is_device_name;
 use sha256_stream::HASH_BUFFER;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -329,9 +330,25 @@ pub fn check_output_name(path: &Path) -> Result<(), FormatError> {
             .hint("name a file, for example -o out.gguf; ./- is a file called `-`"));
     }
     match path.file_name() {
-        Some(_) => Ok(()),
+        Some(name) => check_system_name(path, name, cfg!(windows)),
         None => Err(no_name(path)),
     }
+}
+
+/// Refuses what Windows would take for a device or a stream of a file, or store under another name.
+fn check_system_name(path: &Path, name: &OsStr, windows: bool) -> Result<(), FormatError> {
+    let name = name.to_string_lossy();
+    let found = match &*name {
+        _ if !windows => return Ok(()),
+        name if is_device_name(name) => "the name of a device",
+        name if name.contains(':') => "the name of a stream inside a file",
+        name if name.ends_with(['.', ' ']) => "a name that Windows shortens",
+        _ => return Ok(()),
+    };
+    let message = format!("expected the name of an output, found {found}");
+    Err(FormatError::new(ErrorCode::Usage, message)
+        .in_file(path)
+        .hint("name another output"))
 }
 
 fn no_name(path: &Path) -> FormatError {
@@ -395,7 +412,11 @@ fn check_parent(path: &Path, parent: &Path) -> Result<(), FormatError> {
     }
 }
 
+/// Makes names in a directory durable. Windows does so when a file is renamed, and opens no directory as a file.
 fn sync_directory(path: &Path) -> io::Result<()> {
+    if cfg!(windows) {
+        return Ok(());
+    }
     match File::open(path)?.sync_all() {
         // some network file systems cannot sync a directory; there is nothing better to do there
         Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),

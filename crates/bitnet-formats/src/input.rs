@@ -6,6 +6,7 @@
 //! through a memory mapping may do so).
 
 use crate::error::{ErrorCode, FormatError};
+use crate::path_names::without_verbatim_prefix;
 use std::fs::{File, Metadata, OpenOptions, ReadDir};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -282,7 +283,7 @@ pub fn check_side_file(directory: &Path, name: &str) -> Result<bool, FormatError
     }
     let message = format!(
         "expected a file of the same repository, found a link to {}",
-        real.display()
+        without_verbatim_prefix(real).display()
     );
     Err(FormatError::new(ErrorCode::OutsideLink, message)
         .in_file(&path)

@@ -26,6 +26,7 @@ mod json_value;
 mod limits;
 mod origin;
 mod packing;
+mod path_names;
 mod source;
 mod strange;
 mod tensor_file;
@@ -59,8 +60,9 @@ pub use packing::{
     binary_rows, layouts_like, name_with_parameters, packing_by_name, same_layout_id,
     ternary_of_affine,
 };
+pub use path_names::{slashed, without_verbatim_prefix};
 pub use source::{
-    Bytes, Memory, Mount, Opener, Pread, Source, checked_range, open_in_memory, open_mapped,
+    Bytes, Memory, Mount, Opener, Pread, Source, checked_len, open_in_memory, open_mapped,
     open_pread, open_source,
 };
 pub use strange::without_byte_order_mark;

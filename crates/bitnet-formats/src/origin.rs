@@ -2,6 +2,7 @@
 //!
 //! Invariant: the names have no credentials. A path below no such directory is called by itself.
 
+use crate::path_names::slashed;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,7 +88,7 @@ fn called(path: &Path, counts: impl Fn(&Origin) -> bool) -> Cow<'_, Path> {
         }
         Some((entry, below)) => {
             let name = entry.origin.name.trim_end_matches('/');
-            Cow::Owned(PathBuf::from(format!("{name}/{}", below.display())))
+            Cow::Owned(PathBuf::from(format!("{name}/{}", slashed(below))))
         }
     }
 }

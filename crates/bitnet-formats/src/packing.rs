@@ -35,6 +35,7 @@ pub use mlx_1bit::binary_rows;
 pub use mlx_2bit::{Affine, affine_rows, affine_scales, ternary_of_affine};
 
 use crate::error::{ErrorCode, FormatError};
+use crate::source::fits_in_memory;
 use bitnet_ternary::{MatrixError, Scales, TernaryMatrix, decode_quads, encode_quads};
 use std::fmt::Debug;
 
@@ -369,11 +370,11 @@ impl PackedTensor<'_> {
 fn elements(rows: usize, cols: usize) -> Result<u64, FormatError> {
     rows.checked_mul(cols)
         .map(|n| n as u64)
-        .filter(|&n| n < 1 << 62)
+        .filter(|&n| n < 1 << 62 && fits_in_memory(n).is_ok())
         .ok_or_else(|| {
             FormatError::new(
                 ErrorCode::LimitExceeded,
-                format!("{rows} x {cols} is more elements than any file holds"),
+                format!("{rows} x {cols} is more elements than this process can address"),
             )
         })
 }

@@ -87,8 +87,20 @@ pub trait Source: fmt::Debug + Send + Sync {
 /// How a file is opened.
 pub type Opener<'a> = dyn Fn(&Path) -> Result<Arc<dyn Source>, FormatError> + Sync + 'a;
 
-/// Opens a file of this disk: mapped where a mapping is safe, else read by range. A path that stands for a remote file
-/// ([`Mount`]) opens that.
+/// The longest file that a system with 32-bit addresses maps: a model may have many files, and its tensors need addresses too.
+const MOST_MAPPED_OF_32_BITS: u64 = 1 << 28;
+
+/// The longest file that is mapped.
+const MOST_MAPPED: u64 = match usize::BITS {
+    ..=32 => MOST_MAPPED_OF_32_BITS,
+    _ => MOST_BYTES,
+};
+
+/// The most bytes that one buffer or one mapping can have.
+const MOST_BYTES: u64 = isize::MAX as u64;
+
+/// Opens a file of this disk: mapped where a mapping is safe and has room, else read by range. A path that stands for a remote
+/// file ([`Mount`]) opens that.
 ///
 /// # Errors
 /// The file cannot be opened, or is not a regular file (a directory, a pipe, a device).
@@ -97,17 +109,26 @@ pub fn open_source(path: &Path) -> Result<Arc<dyn Source>, FormatError> {
         return Ok(source);
     }
     match Mapped::is_safe() {
-        true => open_mapped(path),
+        true => open_mapped_up_to(path, MOST_MAPPED),
         false => open_pread(path),
+    }
+}
+
+/// Maps a file of at most `most` bytes; reads a longer one by range, and one for which the system has no addresses.
+fn open_mapped_up_to(path: &Path, most: u64) -> Result<Arc<dyn Source>, FormatError> {
+    match Mapped::open(path, most) {
+        Ok(mapped) => Ok(Arc::new(mapped)),
+        Err(e) if e.code == ErrorCode::LimitExceeded => open_pread(path),
+        Err(e) => Err(e),
     }
 }
 
 /// Opens a file of this disk as a mapping.
 ///
 /// # Errors
-/// As [`open_source`].
+/// As [`open_source`]; `limit-exceeded` if this process has no room for the mapping.
 pub fn open_mapped(path: &Path) -> Result<Arc<dyn Source>, FormatError> {
-    Ok(Arc::new(Mapped::open(path)?))
+    Ok(Arc::new(Mapped::open(path, MOST_BYTES)?))
 }
 
 /// Opens a file of this disk to be read by range.
@@ -139,26 +160,54 @@ pub(crate) fn as_opened<T>(
     found
 }
 
-/// A range that lies in a source, in memory's units.
+/// A range that lies in a source that lies in memory.
 ///
 /// # Errors
 /// `truncated`, `limit-exceeded`.
-pub fn checked_range(source: &dyn Source, range: &Range<u64>) -> Result<Range<usize>, FormatError> {
+fn checked_range(source: &dyn Source, range: &Range<u64>) -> Result<Range<usize>, FormatError> {
+    checked_len(source, range)?;
+    match (usize::try_from(range.start), usize::try_from(range.end)) {
+        (Ok(start), Ok(end)) => Ok(start..end),
+        _ => Err(too_large(range.end).in_file(source.path())),
+    }
+}
+
+/// The length of a range that lies in a source. The range may begin where this machine has no addresses.
+///
+/// # Errors
+/// `truncated`, `limit-exceeded` for more bytes than one buffer can have.
+pub fn checked_len(source: &dyn Source, range: &Range<u64>) -> Result<usize, FormatError> {
     let (start, end, len) = (range.start, range.end, source.len());
     if start > end || end > len {
         let needed = end.saturating_sub(start);
         let message = format!("needs {needed} bytes at {start}, file ends at {len}");
         return Err(FormatError::new(ErrorCode::Truncated, message).in_file(source.path()));
     }
-    match (usize::try_from(start), usize::try_from(end)) {
-        (Ok(start), Ok(end)) => Ok(start..end),
-        _ => Err(too_large(end).in_file(source.path())),
+    in_memory(end.saturating_sub(start), MOST_BYTES).map_err(|e| e.in_file(source.path()))
+}
+
+/// Refuses a number of bytes that no buffer of this machine can have.
+///
+/// # Errors
+/// `limit-exceeded`.
+pub(crate) fn fits_in_memory(bytes: u64) -> Result<usize, FormatError> {
+    in_memory(bytes, MOST_BYTES)
+}
+
+fn in_memory(bytes: u64, most: u64) -> Result<usize, FormatError> {
+    match usize::try_from(bytes) {
+        Ok(count) if bytes <= most => Ok(count),
+        _ => Err(too_large(bytes)),
     }
 }
 
-fn too_large(len: u64) -> FormatError {
-    let message = format!("{len} bytes are more than this machine can address");
-    FormatError::new(ErrorCode::LimitExceeded, message)
+fn too_large(bytes: u64) -> FormatError {
+    let message = format!("{bytes} bytes are more than this process can address");
+    let error = FormatError::new(ErrorCode::LimitExceeded, message);
+    match usize::BITS {
+        ..=32 => error.hint("use the programs for a system with 64-bit addresses"),
+        _ => error,
+    }
 }
 
 /// Bytes that are cheap to clone: a view of a mapping, or of a buffer that the clones share.
@@ -314,6 +363,56 @@ mod tests {
                 source.check().unwrap();
                 source.intact().unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_to_map_is_read_by_range() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"0123456789").unwrap();
+        for (most, kind) in [(10, "Mapped"), (9, "Pread"), (0, "Pread")] {
+            let source = open_mapped_up_to(&path, most).unwrap();
+            assert!(format!("{source:?}").starts_with(kind), "{source:?}");
+            assert_eq!(source.read(3..7).unwrap(), *b"3456");
+        }
+        let error = Mapped::open(&path, 9).unwrap_err();
+        assert_eq!(error.code, ErrorCode::LimitExceeded);
+        let message = "10 bytes are more than this process can address";
+        assert_eq!(error.message, message);
+        // what is no file is not tried twice
+        let error = open_mapped_up_to(dir.path(), 0).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Io);
+    }
+
+    #[test]
+    fn a_range_may_begin_beyond_the_addresses_of_32_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let (start, len) = (5 << 30, (5 << 30) + 4);
+        let mut file = std::fs::File::create(&path).unwrap();
+        // a hole takes no room on the disk; a file system without holes has no room for this test
+        if file.set_len(start).is_err() {
+            return;
+        }
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(start)).unwrap();
+        file.write_all(b"last").unwrap();
+        drop(file);
+        let source = open_source(&path).unwrap();
+        assert_eq!(source.len(), len);
+        assert_eq!(source.read(start..len).unwrap(), *b"last");
+        assert_eq!(source.read(start - 2..len - 2).unwrap(), *b"\0\0la");
+        let error = source.read(len..len + 1).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Truncated);
+    }
+
+    #[test]
+    fn a_buffer_is_no_longer_than_addresses_reach() {
+        assert_eq!(in_memory(0, 0).unwrap(), 0);
+        assert_eq!(in_memory(7, 7).unwrap(), 7);
+        for (bytes, most) in [(8, 7), (u64::MAX, MOST_BYTES), (MOST_BYTES + 1, MOST_BYTES)] {
+            let error = in_memory(bytes, most).unwrap_err();
+            assert_eq!(error.code, ErrorCode::LimitExceeded, "{bytes}");
         }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::encoding::Encoding;
 use crate::error::FormatError;
-use crate::source::{Bytes, Source};
+use crate::source::{Bytes, Source, fits_in_memory};
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
@@ -364,6 +364,12 @@ impl TensorFile {
     /// # Errors
     /// As [`Source::read`].
     pub fn read(&self, tensor: &TensorInfo) -> Result<Bytes, FormatError> {
+        // callers widen the values to f32
+        let elements = tensor
+            .shape
+            .iter()
+            .fold(1u64, |product, size| product.saturating_mul(*size as u64));
+        fits_in_memory(elements.saturating_mul(4)).map_err(|e| e.in_tensor(&tensor.name))?;
         self.read_part(tensor, 0..tensor.len)
     }
 

@@ -101,9 +101,7 @@ impl StoreOutput {
     /// The object that a path stands for.
     fn key(&self, path: &Path) -> String {
         let below = path.strip_prefix(self.scratch.path()).unwrap_or(path);
-        let below = below
-            .to_string_lossy()
-            .replace(std::path::MAIN_SEPARATOR, "/");
+        let below = bitnet_formats::slashed(below);
         match self.parent.is_empty() {
             true => below,
             false => format!("{}/{below}", self.parent),

@@ -146,8 +146,11 @@ impl Settings {
 fn expand(value: &str, variables: &HashMap<String, String>) -> Option<PathBuf> {
     let mut text = String::new();
     let mut rest = value;
-    if value == "~" || value.starts_with("~/") {
-        text.push_str(variables.get("HOME")?);
+    if value == "~" || value.starts_with("~/") || cfg!(windows) && value.starts_with("~\\") {
+        // Windows sets USERPROFILE; HOME is set by shells that come from elsewhere, and goes first
+        let home = ["HOME", "USERPROFILE"];
+        let home = home.into_iter().find_map(|name| variables.get(name));
+        text.push_str(home?);
         rest = value.get(1..).unwrap_or_default();
     }
     while let Some((before, behind)) = rest.split_once('$') {
@@ -209,6 +212,13 @@ mod tests {
             of(&[("HF_HOME", "~/f"), ("HOME", "/h")]).cache().unwrap(),
             Path::new("/h/f/hub")
         );
+        // Windows
+        assert_eq!(
+            of(&[("USERPROFILE", "/u")]).cache().unwrap(),
+            Path::new("/u/.cache/huggingface/hub")
+        );
+        let both = of(&[("USERPROFILE", "/u"), ("HOME", "/h")]);
+        assert_eq!(both.cache().unwrap(), plain.cache().unwrap());
         let named = of(&[
             ("HF_HOME", "/f"),
             ("HF_HUB_CACHE", "$A/${B}c$D"),

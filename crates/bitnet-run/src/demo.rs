@@ -1,10 +1,12 @@
 //! `bitnet-run demo`: the first command of a person who installed the programs, without a network.
 //!
-//! Invariant: the model that computes is the one that is named; nothing is downloaded.
+//! Invariant: the model that computes is the one that is named; nothing is downloaded. A program without the model beside it
+//! (`cargo install`) has a copy inside.
 
 use crate::args::{Demo, Generate};
 use crate::{chat, generate, open};
 use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
+use bitnet_formats::{ScratchDirectory, without_verbatim_prefix};
 use bitnet_model::{Generation, Sampler, Speculation, TextStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,6 +20,29 @@ const INSTALLED: [&str; 2] = [
 ];
 /// Where the model lies in a checkout.
 const IN_CHECKOUT: &str = "tests/fixtures/demo/packed";
+/// What reports call the model inside the program.
+const BUILT_IN: &str = "built-in";
+/// The files of the model inside the program.
+const FILES: [(&str, &[u8]); 6] = [
+    ("config.json", include_bytes!("../demo/config.json")),
+    (
+        "generation_config.json",
+        include_bytes!("../demo/generation_config.json"),
+    ),
+    (
+        "model.safetensors",
+        include_bytes!("../demo/model.safetensors"),
+    ),
+    (
+        "special_tokens_map.json",
+        include_bytes!("../demo/special_tokens_map.json"),
+    ),
+    ("tokenizer.json", include_bytes!("../demo/tokenizer.json")),
+    (
+        "tokenizer_config.json",
+        include_bytes!("../demo/tokenizer_config.json"),
+    ),
+];
 /// A question that the model was trained for.
 const QUESTION: &str = "Add 34 and 28.";
 /// Tokens of an answer: more than the model was trained to give.
@@ -31,10 +56,12 @@ pub fn run(
     if args.chat && console.is_json() {
         return Err(Failure::usage("--json answers one question").hint("leave out --chat"));
     }
-    let path = find()?;
-    let how = generate_args(&path, args);
+    // dropped last: files of the model may be mapped until then
+    let place = find()?;
+    let (path, name) = (place.path(), place.name());
+    let how = generate_args(path, args);
     let started = Instant::now();
-    let loaded = open::predictor(&path, &how.compute, global.thread_count())?;
+    let loaded = open::predictor(path, &how.compute, global.thread_count())?;
     let load_seconds = started.elapsed().as_secs_f64();
     let open::Loaded { checkpoint, model } = loaded;
     let tokenizer = open::tokenizer(&checkpoint)?;
@@ -45,7 +72,7 @@ pub fn run(
         model.config().hidden_size,
         model.backend().name(),
         model.threads(),
-        path.display(),
+        name,
     ))?;
     let question = args.prompt.as_deref().unwrap_or(QUESTION);
     console.line(format_args!("> {question}"))?;
@@ -77,7 +104,7 @@ pub fn run(
         text: Some(&answer),
     };
     let mut object = facts.to_json();
-    object["model"] = path.display().to_string().into();
+    object["model"] = name.into();
     object["prompt"] = question.into();
     console.json(&object)?;
     if args.chat || console.is_interactive() {
@@ -95,14 +122,21 @@ pub fn run(
         };
         return chat::interactive(setup, console);
     }
-    let shown = shell_word(&path);
+    // the model inside the program has no path for other programs
+    let more = match &place {
+        Place::BuiltIn(_) => String::new(),
+        Place::Directory(path) => {
+            let shown = shell_word(path);
+            format!(
+                "bitnet-convert {shown} -o demo.gguf\n  bitnet-verify demo.gguf --against {shown}\n  "
+            )
+        }
+    };
     console.note(format_args!(
         "try next:\n  \
          bitnet-run demo --chat                          chat with this model\n  \
          bitnet-run demo -p \"Sort these words: b, c, a\"  ask it something else\n  \
-         bitnet-convert {shown} -o demo.gguf\n  \
-         bitnet-verify demo.gguf --against {shown}\n  \
-         bitnet-run --help                               run a model of your own"
+         {more}bitnet-run --help                               run a model of your own"
     ))?;
     Ok(ExitStatus::Done)
 }
@@ -121,16 +155,60 @@ fn shell_word(path: &Path) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:\\".contains(c);
     match text.chars().all(plain) {
         true => text,
+        // no file name of Windows has a quotation mark
+        false if cfg!(windows) => format!("\"{text}\""),
         false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }
 
+/// Where the model is.
+enum Place {
+    /// In a directory that stays.
+    Directory(PathBuf),
+    /// In the program, and for this run in a directory.
+    BuiltIn(ScratchDirectory),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) => path,
+            Self::BuiltIn(scratch) => scratch.path(),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Directory(path) => path.display().to_string(),
+            Self::BuiltIn(_) => BUILT_IN.to_owned(),
+        }
+    }
+
+    /// Writes the model inside the program to a directory.
+    fn built_in() -> Result<Self, Failure> {
+        let scratch = ScratchDirectory::create()?;
+        for (name, content) in FILES {
+            let path = scratch.path().join(name);
+            std::fs::write(&path, content).map_err(|e| {
+                let message = format!(
+                    "the demo model cannot be written to {}: {e}",
+                    path.display()
+                );
+                Failure::new(ErrorCode::Io, message).hint(
+                    "free space in the directory for temporary files, or set TMPDIR to another one",
+                )
+            })?;
+        }
+        Ok(Self::BuiltIn(scratch))
+    }
+}
+
 /// The model that ships with the programs.
-pub fn find() -> Result<PathBuf, Failure> {
+fn find() -> Result<Place, Failure> {
     if let Some(path) = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
         if is_model(&path) {
-            return Ok(path);
+            return Ok(Place::Directory(path));
         }
         let message = format!("{VARIABLE}: no model at {}", path.display());
         return Err(Failure::new(ErrorCode::Io, message).hint(format!(
@@ -149,17 +227,12 @@ pub fn find() -> Result<PathBuf, Failure> {
         .flat_map(Path::ancestors)
         .map(|path| path.join(IN_CHECKOUT));
     let found = installed.chain(checkouts).find(|path| is_model(path));
-    found
-        .map(|path| path.canonicalize().unwrap_or(path))
-        .ok_or_else(|| {
-            let message = format!(
-                "the demo model is not beside the program; expected it in {} of the program's directory",
-                INSTALLED[0]
-            );
-            Failure::new(ErrorCode::Io, message)
-                .hint(format!("set {VARIABLE} to the directory of the demo model"))
-                .hint("or run a model of your own: bitnet-run MODEL --chat")
-        })
+    match found {
+        Some(path) => Ok(Place::Directory(without_verbatim_prefix(
+            path.canonicalize().unwrap_or(path),
+        ))),
+        None => Place::built_in(),
+    }
 }
 
 fn is_model(path: &Path) -> bool {

@@ -680,21 +680,19 @@ fn the_demo_talks_wherever_it_is_installed() {
     assert_eq!(report["model"], place.to_str().unwrap());
     assert_eq!(report["text"], "4+8=12, 1+3+2=6, so 62");
     assert_eq!(report["status"], "generated");
-    // without a model
+    // one without a model beside it has a copy inside, and no path to name
     let program = installed(&dir.path().join("without"), false);
-    let lost = ran(&program, &["demo"], None);
-    assert_eq!(lost.status, ExitStatus::CouldNot);
+    let inside = ran(&program, &["demo"], None);
+    assert_eq!(inside.stdout, DIALOG, "{}", inside.stderr);
+    assert!(inside.stderr.contains("; built-in\n"), "{}", inside.stderr);
     assert!(
-        lost.stderr
-            .contains("the demo model is not beside the program"),
+        !inside.stderr.contains("bitnet-convert"),
         "{}",
-        lost.stderr
+        inside.stderr
     );
-    assert!(
-        lost.stderr.contains("hint: set BITNET_DEMO_MODEL"),
-        "{}",
-        lost.stderr
-    );
+    let report = ran(&program, &["demo", "--json"], None).json();
+    assert_eq!(report["model"], "built-in");
+    assert_eq!(report["text"], "4+8=12, 1+3+2=6, so 62");
     let model = demo();
     let found = ran(&program, &["demo", "-q"], Some(model.to_str().unwrap()));
     assert_eq!(found.stdout, DIALOG, "{}", found.stderr);

@@ -59,6 +59,7 @@ mod observers;
 mod oracle;
 mod ordinary_files;
 mod other_runtime;
+mod packages;
 mod packed;
 mod pairs;
 mod placed_zeros;

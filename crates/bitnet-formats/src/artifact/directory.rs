@@ -182,6 +182,10 @@ impl ArtifactDirectory {
                 {
                     os::exchange(path, &target.real).map(|()| true)
                 }
+                // Windows says that it may not replace a directory, even an empty one
+                Err(e) if cfg!(windows) && target.real.is_dir() => {
+                    replace_directory(path, &target.real, force, e)
+                }
                 done => done.map(|()| false),
             })
             .map_err(failed)?;
@@ -202,6 +206,18 @@ impl ArtifactDirectory {
         let synced = sync_parent(&target);
         drop(partial);
         synced.map(|()| target.path)
+    }
+}
+
+/// Renames over a directory where a rename replaces none: an empty one goes first, and one with files is exchanged if
+/// `force` allows it (`true`). Else the error of the rename stands.
+fn replace_directory(from: &Path, to: &Path, force: bool, error: io::Error) -> io::Result<bool> {
+    if fs::remove_dir(to).is_ok() {
+        return fs::rename(from, to).map(|()| false);
+    }
+    match force {
+        true => os::exchange(from, to).map(|()| true),
+        false => Err(error),
     }
 }
 
@@ -230,4 +246,39 @@ fn refuse_foreign(target: &Target, at: &Path, planned: &[String]) -> Result<(), 
     Err(FormatError::new(ErrorCode::Exists, message)
         .in_file(&target.path)
         .hint("name another directory, or move what is in this one"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_replaced_where_a_rename_replaces_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("new"), dir.path().join("old"));
+        let fresh = || {
+            let _ = fs::remove_dir_all(&from);
+            let _ = fs::remove_dir_all(&to);
+            fs::create_dir(&from).unwrap();
+            fs::create_dir(&to).unwrap();
+            fs::write(from.join("file"), "new").unwrap();
+        };
+        let refused = || io::Error::from(ErrorKind::PermissionDenied);
+        let content = || fs::read_to_string(to.join("file")).unwrap();
+        // an empty one goes, with or without force
+        for force in [false, true] {
+            fresh();
+            assert!(!replace_directory(&from, &to, force, refused()).unwrap());
+            assert_eq!((content().as_str(), from.exists()), ("new", false));
+        }
+        // one with files stays, or is exchanged
+        fresh();
+        fs::write(to.join("file"), "old").unwrap();
+        let error = replace_directory(&from, &to, false, refused()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        assert_eq!(content(), "old");
+        assert!(replace_directory(&from, &to, true, refused()).unwrap());
+        assert_eq!(content(), "new");
+        assert_eq!(fs::read_to_string(from.join("file")).unwrap(), "old");
+    }
 }

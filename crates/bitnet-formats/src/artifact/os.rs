@@ -126,6 +126,31 @@ thread_local! {
     pub(super) static NO_LINKS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
+/// Renames over a file. Windows may refuse that while a program has the file open: then it moves aside first.
+pub(super) fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(e) if cfg!(windows) && e.kind() == ErrorKind::PermissionDenied => {
+            replace_open(from, to).map_err(|_| e)
+        }
+        done => done,
+    }
+}
+
+/// As [`replace`], for a file that is open. A `kill -9` between the two renames leaves no output, and the old one under a name
+/// beginning with a dot.
+pub(super) fn replace_open(from: &Path, to: &Path) -> io::Result<()> {
+    let mut aside = from.as_os_str().to_owned();
+    aside.push("-open");
+    fs::rename(to, &aside)?;
+    if let Err(e) = fs::rename(from, to) {
+        fs::rename(&aside, to)?;
+        return Err(e);
+    }
+    // what cannot be removed yet is removed by the next writer
+    let _ = fs::remove_file(&aside);
+    Ok(())
+}
+
 /// For file systems that cannot refuse to replace: a second name, which is refused if the name exists, then
 /// the first name goes. Directories, and file systems without second names, are looked at first, which
 /// leaves a short race.

@@ -75,7 +75,7 @@ impl Staged {
                     return Err(ErrorKind::IsADirectory.into());
                 }
                 Ok(_) if self.force && is_last => {
-                    fs::rename(from, to)?;
+                    os::replace(from, to)?;
                     // a rename between two names of one file leaves both; the step is done, whatever comes of this
                     let _ = fs::remove_file(from);
                     return Ok(Step::Replaced);
@@ -119,9 +119,9 @@ fn replace_in_steps(from: &Path, to: &Path) -> io::Result<Step> {
     let mut aside = from.as_os_str().to_owned();
     aside.push("-old");
     if fs::hard_link(to, &aside).is_err() {
-        return fs::rename(from, to).map(|()| Step::Replaced);
+        return os::replace(from, to).map(|()| Step::Replaced);
     }
-    if let Err(e) = fs::rename(from, to) {
+    if let Err(e) = os::replace(from, to) {
         let _ = fs::remove_file(&aside);
         return Err(e);
     }

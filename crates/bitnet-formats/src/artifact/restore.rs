@@ -5,7 +5,7 @@
 
 use super::owned::{Certified, certified_files};
 use super::signed::{certificate_name, remove_statement, restore_statement, sha256_of};
-use super::{Target, dead_files, file_digest, sync_directory};
+use super::{Target, dead_files, file_digest, is_plain_file_name, sync_directory};
 use crate::container::Gguf;
 use std::ffi::OsStr;
 use std::fs;
@@ -82,7 +82,7 @@ fn moves(target: &Target, certificate: &Path) -> Option<Vec<(PathBuf, PathBuf)>>
     let mut moves = Vec::new();
     for file in &files {
         // a name, not a path
-        let plain = Path::new(&file.name).file_name() == Some(OsStr::new(&file.name));
+        let plain = is_plain_file_name(&file.name);
         let place = target.parent.join(&file.name);
         if !plain {
             return None;

@@ -1,6 +1,6 @@
 //! Outputs appear whole or not at all, whatever happens in between.
 
-use super::os::{exchange_in_steps, rename_unless_there};
+use super::os::{exchange_in_steps, rename_unless_there, replace, replace_open};
 use super::*;
 use sha2::{Digest, Sha256};
 use std::sync::Barrier;
@@ -507,4 +507,47 @@ fn names_that_are_no_outputs() {
         );
     }
     assert_eq!(names(dir.path()).len(), if cfg!(unix) { 3 } else { 2 });
+}
+
+#[test]
+fn names_that_windows_takes_for_something_else_are_refused_there() {
+    for name in [
+        "nul",
+        "con.gguf",
+        "LPT1",
+        "model.gguf:stream",
+        "model.gguf.",
+        "model ",
+    ] {
+        let (path, name) = (Path::new(name), OsStr::new(name));
+        let error = check_system_name(path, name, true).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Usage, "{error}");
+        assert_eq!(error.file.as_deref(), Some(path));
+        check_system_name(path, name, false).unwrap();
+    }
+    for name in ["model.gguf", "nully", ".hidden", "a b", "モデル.gguf"] {
+        check_system_name(Path::new(name), OsStr::new(name), true).unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_is_open_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("new"), dir.path().join("old"));
+    for how in [replace, replace_open] {
+        fs::write(&from, "new").unwrap();
+        fs::write(&to, "old").unwrap();
+        let mut open = File::open(&to).unwrap();
+        how(&from, &to).unwrap();
+        assert_eq!(fs::read_to_string(&to).unwrap(), "new");
+        assert_eq!(names(dir.path()), ["old"]);
+        // who reads the old one goes on
+        let mut text = String::new();
+        open.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "old");
+        // what cannot be moved changes nothing
+        assert!(how(&from, &to).is_err());
+        assert_eq!(fs::read_to_string(&to).unwrap(), "new");
+        assert_eq!(names(dir.path()), ["old"]);
+    }
 }

@@ -10,7 +10,7 @@
 mod bus_error;
 
 use self::bus_error::Watch;
-use super::{Bytes, Source, checked_range, too_large};
+use super::{Bytes, Source, checked_range, in_memory, too_large};
 use crate::error::{ErrorCode, FormatError};
 use crate::input::{Input, open_regular};
 use memmap2::{Mmap, MmapOptions};
@@ -46,18 +46,22 @@ impl Mapped {
         bus_error::install()
     }
 
-    /// Maps a file.
+    /// Maps a file of at most `most` bytes.
     ///
     /// # Errors
-    /// The file cannot be opened, or is not a regular file (a directory, a pipe, a device).
-    pub(super) fn open(path: &Path) -> Result<Self, FormatError> {
-        let failed = |e: std::io::Error| FormatError::io(path, &e);
+    /// The file cannot be opened, or is not a regular file (a directory, a pipe, a device); `limit-exceeded` for a longer
+    /// file, and if this process has no addresses left.
+    pub(super) fn open(path: &Path, most: u64) -> Result<Self, FormatError> {
         let (file, metadata) = open_regular(path)?;
         let len = metadata.len();
         let mapping = if len == 0 {
             None
         } else {
-            let len = usize::try_from(len).map_err(|_| too_large(len).in_file(path))?;
+            let len = in_memory(len, most).map_err(|e| e.in_file(path))?;
+            let failed = |e: std::io::Error| match e.kind() {
+                std::io::ErrorKind::OutOfMemory => too_large(len as u64).in_file(path).because(e),
+                _ => FormatError::io(path, &e),
+            };
             bus_error::install();
             // SAFETY: the map is read-only and private to this process, `len` is the length the
             // file has now, and views only lend `&[u8]` for as long as the map lives. What the

@@ -5,7 +5,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::{Bytes, Source, checked_range, too_large};
+use super::{Bytes, Source, checked_len, too_large};
 use crate::error::{ErrorCode, FormatError};
 use crate::input::{Input, open_regular};
 use std::fs::File;
@@ -78,8 +78,7 @@ impl Source for Pread {
 
     fn read(&self, range: Range<u64>) -> Result<Bytes, FormatError> {
         let start = range.start;
-        let range = checked_range(self, &range)?;
-        let len = range.len();
+        let len = checked_len(self, &range)?;
         let refuse = || too_large(len as u64).in_file(self.path());
         let mut buffer = Vec::new();
         let capacity = len.checked_add(ALIGNMENT).ok_or_else(refuse)?;

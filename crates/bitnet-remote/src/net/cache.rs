@@ -5,7 +5,7 @@
 //! the beginning of the blob, so that either program goes on where the other stopped.
 
 use crate::location::is_plain_path;
-use bitnet_formats::{ErrorCode, FormatError};
+use bitnet_formats::{ErrorCode, FormatError, slashed};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -87,10 +87,14 @@ impl Cache {
                 if path.is_dir() {
                     open.push(path);
                 } else if path.is_file()
-                    && let Some(name) = path.strip_prefix(&root).ok().and_then(Path::to_str)
-                    && is_plain_path(name)
+                    && let Some(name) = path
+                        .strip_prefix(&root)
+                        .ok()
+                        .filter(|n| n.to_str().is_some())
+                    && let name = slashed(name)
+                    && is_plain_path(&name)
                 {
-                    names.push(name.to_owned());
+                    names.push(name);
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! Invariant: what all sources of the process hold is bounded by [`BUDGET`], plus what is on its way; a range longer
 //! than that passes through. A chunk is fetched once for everyone who asks while it is on its way.
 
-use bitnet_formats::{Bytes, FormatError, Source, checked_range};
+use bitnet_formats::{Bytes, FormatError, Source, checked_len};
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;
 use std::fmt;
@@ -223,7 +223,7 @@ impl Source for Streamed {
     }
 
     fn read(&self, range: Range<u64>) -> Result<Bytes, FormatError> {
-        let in_memory = checked_range(self, &range)?;
+        let len = checked_len(self, &range)?;
         if range.is_empty() {
             return Ok(Bytes::default());
         }
@@ -238,7 +238,7 @@ impl Source for Streamed {
             if first == last {
                 return Ok(part);
             }
-            all.reserve_exact(in_memory.len() - all.len());
+            all.reserve_exact(len - all.len());
             all.extend_from_slice(&part);
         }
         Ok(all.into())
@@ -321,14 +321,14 @@ impl Source for Looked {
     }
 
     fn read(&self, range: Range<u64>) -> Result<Bytes, FormatError> {
-        checked_range(self, &range)?;
+        let len = checked_len(self, &range)?;
         if range.is_empty() {
             return Ok(Bytes::default());
         }
         let find = |seen: &[(u64, Bytes)]| {
             seen.iter().find_map(|(start, bytes)| {
                 let from = usize::try_from(range.start.checked_sub(*start)?).ok()?;
-                bytes.slice(from..from.checked_add((range.end - range.start) as usize)?)
+                bytes.slice(from..from.checked_add(len)?)
             })
         };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
