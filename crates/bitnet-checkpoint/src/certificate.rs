@@ -243,8 +243,7 @@ pub fn scale_normal_form(matrix: &TernaryMatrix) -> Scales {
 pub fn dense_sha256(tensor: &DenseTensor<'_>) -> Result<String, FormatError> {
     let (unit_values, unit_bytes) = match tensor.encoding {
         Encoding::Plain(plain) => (1, plain.size()),
-        Encoding::Block(bitnet_formats::BlockType::Q8_0) => (32, 34),
-        Encoding::Block(bitnet_formats::BlockType::Q6_K) => (256, 210),
+        Encoding::Block(block) => (block.block(), block.block_bytes()),
         other => {
             let message = format!("expected a dense type, found {}", other.name());
             return Err(

@@ -174,7 +174,8 @@ pub struct ConversionArgs {
     /// Store embeddings and output head as keep|f32|f16|bf16|q8_0|q6_k [default: keep]
     ///
     /// `keep` changes no value. The other types round values that they cannot hold; the report then says
-    /// lossless: false and how much changed. q8_0 and q6_k exist in GGUF only. Example: --embeddings q6_k
+    /// lossless: false and how much changed. q8_0 and q6_k exist in GGUF only. Other block types of a GGUF source (q4_k, q5_k)
+    /// are kept and cannot be chosen. Example: --embeddings q6_k
     #[arg(
         long,
         value_name = "TYPE",

@@ -7,11 +7,11 @@
 mod q6_k;
 mod q8_0;
 
-use crate::encoding::{BlockType, Encoding, PlainType};
+use crate::encoding::{Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
 use bitnet_ternary::{
-    Q6_K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES, bf16_to_f32, decode_q6_k, decode_q8_0,
-    f16_to_f32, f32_to_bf16, f32_to_f16,
+    BlockType, Q6_K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES, bf16_to_f32, f16_to_f32,
+    f32_to_bf16, f32_to_f16,
 };
 use q6_k::encode_q6_k;
 use q8_0::encode_q8_0;
@@ -73,8 +73,7 @@ impl Exactness {
 fn block_of(encoding: Encoding) -> Option<(usize, usize)> {
     match encoding {
         Encoding::Plain(plain) => Some((1, plain.size())),
-        Encoding::Block(BlockType::Q8_0) => Some((Q8_0_BLOCK, Q8_0_BYTES)),
-        Encoding::Block(BlockType::Q6_K) => Some((Q6_K_BLOCK, Q6_K_BYTES)),
+        Encoding::Block(block) => Some((block.block(), block.block_bytes())),
         Encoding::Ternary(_) | Encoding::Foreign(_) | Encoding::Unknown(_) => None,
     }
 }
@@ -87,9 +86,13 @@ fn is_dense(encoding: Encoding) -> bool {
     }
 }
 
+/// The types of dense tensors, for messages.
+pub const DENSE_NAMES: &str =
+    "f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k or q6_k";
+
 fn not_dense(encoding: Encoding) -> FormatError {
     let name = encoding.name();
-    let message = format!("expected f32, f16, bf16, q8_0 or q6_k, found {name}");
+    let message = format!("expected {DENSE_NAMES}, found {name}");
     FormatError::new(ErrorCode::WrongType, message)
 }
 
@@ -97,7 +100,7 @@ fn not_dense(encoding: Encoding) -> FormatError {
 ///
 /// # Errors
 /// `wrong-type` for an encoding that is not dense; `target-cannot-hold` for rows that are no whole
-/// blocks (Q8_0: 32, Q6_K: 256); `limit-exceeded` on overflow.
+/// blocks ([`BlockType::block`]); `limit-exceeded` on overflow.
 pub fn dense_len(encoding: Encoding, elements: usize, row_len: usize) -> Result<u64, FormatError> {
     if !is_dense(encoding) {
         return Err(not_dense(encoding));
@@ -169,21 +172,10 @@ pub fn dense_to_f32(encoding: Encoding, bytes: &[u8], out: &mut [f32]) -> Result
                 *x = f16_to_f32(u16::from_le_bytes(*b));
             }
         }
-        Encoding::Plain(_) => {
+        Encoding::Block(block) => block.widen(bytes, out),
+        _ => {
             for (x, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
                 *x = bf16_to_f32(u16::from_le_bytes(*b));
-            }
-        }
-        Encoding::Block(BlockType::Q8_0) => {
-            let blocks = bytes.as_chunks::<Q8_0_BYTES>().0.iter();
-            for (x, b) in out.as_chunks_mut::<Q8_0_BLOCK>().0.iter_mut().zip(blocks) {
-                decode_q8_0(b, x);
-            }
-        }
-        _ => {
-            let blocks = bytes.as_chunks::<Q6_K_BYTES>().0.iter();
-            for (x, b) in out.as_chunks_mut::<Q6_K_BLOCK>().0.iter_mut().zip(blocks) {
-                decode_q6_k(b, x);
             }
         }
     }
@@ -202,13 +194,21 @@ fn first_infinite(numbers: &[f32], source: &[f32]) -> (usize, f32) {
 ///
 /// # Errors
 /// `wrong-type`, `target-cannot-hold` as [`dense_len`]; `non-finite` for NaN or infinity in
-/// `source`; `target-cannot-hold` for a value that would become infinite.
+/// `source`; `target-cannot-hold` for a value that would become infinite, and for a type that is
+/// read and not written.
 pub fn encode_dense(
     source: &[f32],
     to: Encoding,
     out: &mut Vec<u8>,
 ) -> Result<Exactness, FormatError> {
     let len = dense_len(to, source.len(), source.len())? as usize;
+    if let Encoding::Block(block) = to
+        && !block.is_writable()
+    {
+        let message = format!("{} is read and copied, and not written", block.name());
+        let error = FormatError::new(ErrorCode::TargetCannotHold, message);
+        return Err(error.hint("choose f32, f16, bf16, q8_0 or q6_k for this tensor"));
+    }
     let magnitude = source
         .iter()
         .fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));

@@ -6,6 +6,7 @@
 
 use crate::foreign::{ForeignType, foreign_type_by_name};
 use crate::packing::{Packing, packing_by_name};
+use bitnet_ternary::BlockType;
 
 /// Plain numbers, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,16 +79,6 @@ impl PlainType {
     }
 }
 
-/// Dense block quantizations, for embeddings and output heads only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(non_camel_case_types)]
-pub enum BlockType {
-    /// 32 int8 with one f16 scale, 34 bytes (GGUF type 8).
-    Q8_0,
-    /// 256 six-bit values with 16 int8 scales and one f16, 210 bytes (GGUF type 14).
-    Q6_K,
-}
-
 /// How a tensor's elements are stored.
 #[derive(Debug, Clone, Copy)]
 pub enum Encoding {
@@ -97,7 +88,7 @@ pub enum Encoding {
     Block(BlockType),
     /// Ternary weights in one of [`crate::PACKINGS`].
     Ternary(&'static dyn Packing),
-    /// A GGUF type that is known and not read: `q4_k`.
+    /// A GGUF type that is known and not read: `iq4_xs`.
     Foreign(&'static ForeignType),
     /// A GGUF type id we do not know; its length is the distance to the next tensor.
     Unknown(u32),
@@ -108,8 +99,7 @@ impl Encoding {
     pub fn name(&self) -> String {
         match self {
             Self::Plain(p) => p.safetensors_name().to_ascii_lowercase(),
-            Self::Block(BlockType::Q8_0) => "q8_0".to_owned(),
-            Self::Block(BlockType::Q6_K) => "q6_k".to_owned(),
+            Self::Block(block) => block.name().to_owned(),
             Self::Ternary(p) => p.name().to_owned(),
             Self::Foreign(foreign) => foreign.name.to_owned(),
             Self::Unknown(id) => format!("type-{id}"),
@@ -118,14 +108,10 @@ impl Encoding {
 
     /// The encoding with this [`name`](Self::name); unknown types have none.
     pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "q8_0" => return Some(Self::Block(BlockType::Q8_0)),
-            "q6_k" => return Some(Self::Block(BlockType::Q6_K)),
-            _ => {}
-        }
         PlainType::ALL
             .into_iter()
             .map(Self::Plain)
+            .chain(BlockType::ALL.into_iter().map(Self::Block))
             .find(|e| e.name() == name)
             .or_else(|| packing_by_name(name).map(Self::Ternary))
             .or_else(|| foreign_type_by_name(name).map(Self::Foreign))
@@ -154,9 +140,7 @@ mod tests {
     #[test]
     fn names_lead_back_to_their_encodings() {
         let plain = PlainType::ALL.into_iter().map(Encoding::Plain);
-        let block = [BlockType::Q8_0, BlockType::Q6_K]
-            .into_iter()
-            .map(Encoding::Block);
+        let block = BlockType::ALL.into_iter().map(Encoding::Block);
         let ternary = PACKINGS.iter().copied().map(Encoding::Ternary);
         let foreign = FOREIGN_TYPES.iter().map(Encoding::Foreign);
         for e in plain.chain(block).chain(ternary).chain(foreign) {

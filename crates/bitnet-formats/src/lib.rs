@@ -37,14 +37,15 @@ pub use artifact::{
     Sha256Stream, Staged, check_output_name, file_digest, is_certificate_of_ours, publish,
     publish_over, remove_partial_outputs, sweep_beside,
 };
+pub use bitnet_ternary::BlockType;
 pub use container::{
     CONTAINERS, Container, Declared, Frames, GGUF_LAYOUT_KEY, GGUF_SPLIT_ID_KEY, Gguf, GgufEntry,
     Header, HeaderRemains, PlannedTensor, Pytorch, Reading, Safetensors, WritePlan, adapter_alone,
     container_by_name, gguf_type_rivals, header_remains, open, open_as, open_with,
     refuse_adapter_beside, stale_index, weight_files,
 };
-pub use dense::{Exactness, dense_len, dense_to_f32, encode_dense};
-pub use encoding::{BlockType, Encoding, PlainType};
+pub use dense::{DENSE_NAMES, Exactness, dense_len, dense_to_f32, encode_dense};
+pub use encoding::{Encoding, PlainType};
 pub use error::{Cause, ErrorCode, FormatError};
 pub use evidence::{CodeLength, DECISIVE_BITS, code_length, doubtful_code_length};
 pub use foreign::{FOREIGN_TYPES, ForeignType, foreign_type_by_name};

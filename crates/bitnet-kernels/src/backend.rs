@@ -351,14 +351,16 @@ impl Backend {
         x: &[f32],
         out: &mut Output<'_>,
     ) {
-        let run = match dtype.into() {
-            MatrixType::Dense(DenseType::F32) => self.0.float.dense_f32,
-            MatrixType::Dense(DenseType::F16) => self.0.float.dense_f16,
-            MatrixType::Dense(DenseType::Bf16) => self.0.float.dense_bf16,
-            MatrixType::Q8_0 => self.0.float.dense_q8_0,
-            MatrixType::Q6_K => self.0.float.dense_q6_k,
-        };
+        let float = &self.0.float;
+        let dtype = dtype.into();
         // SAFETY: as in `dot`: self exists.
-        unsafe { run(rows, cols, x, out) }
+        unsafe {
+            match dtype {
+                MatrixType::Dense(DenseType::F32) => (float.dense_f32)(rows, cols, x, out),
+                MatrixType::Dense(DenseType::F16) => (float.dense_f16)(rows, cols, x, out),
+                MatrixType::Dense(DenseType::Bf16) => (float.dense_bf16)(rows, cols, x, out),
+                MatrixType::Blocks(block) => (float.dense_blocks)(block, rows, cols, x, out),
+            }
+        }
     }
 }

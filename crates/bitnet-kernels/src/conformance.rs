@@ -11,8 +11,8 @@ use crate::{
     Output, PackedMatrix,
 };
 use bitnet_ternary::{
-    ActivationError, GROUP_SIZES, Q6_K_BLOCK, Q8_0_BLOCK, Scales, TernaryMatrix, bf16_to_f32,
-    decode_q6_k, decode_q8_0, f16_to_f32, f32_to_bf16, f32_to_f16, quantize_row,
+    ActivationError, BlockType, GROUP_SIZES, Scales, TernaryMatrix, bf16_to_f32, f16_to_f32,
+    f32_to_bf16, f32_to_f16, quantize_row,
 };
 
 /// Numbers that look like noise and are the same everywhere.
@@ -948,24 +948,21 @@ fn rows_of_blocks_are_canonical_dots_at_any_alignment() {
         floats.map(|x| (x.to_bits() >> 9) as u8).collect()
     };
     for (rows, blocks) in [(1, 1), (3, 2), (4, 1), (9, 10), (20, 3)] {
-        for dtype in [MatrixType::Q8_0, MatrixType::Q6_K] {
+        for block_type in BlockType::ALL {
+            let dtype = MatrixType::from(block_type);
             let cols = blocks * dtype.block();
             let row_bytes = blocks * dtype.block_bytes();
             let mut matrix = bytes(1 + rows * row_bytes); // starts at an odd byte
             let mut numbers = Vec::new();
             for block in matrix[1..].chunks_exact_mut(dtype.block_bytes()) {
-                let scale = f32_to_f16(f32::from(block[0]) / 4096.0 - 0.03).to_le_bytes();
-                if dtype == MatrixType::Q8_0 {
-                    block[..2].copy_from_slice(&scale);
-                    let mut wide = [0.0; Q8_0_BLOCK];
-                    decode_q8_0(block.first_chunk().unwrap(), &mut wide);
-                    numbers.extend(wide);
-                } else {
-                    block[208..].copy_from_slice(&scale);
-                    let mut wide = [0.0; Q6_K_BLOCK];
-                    decode_q6_k(block.first_chunk().unwrap(), &mut wide);
-                    numbers.extend(wide);
+                for upper in block_type.exponents() {
+                    let factor = f32_to_f16(f32::from(block[*upper]) / 4096.0 - 0.03);
+                    block[upper - 1..=*upper].copy_from_slice(&factor.to_le_bytes());
                 }
+                let mut wide = vec![0.0; dtype.block()];
+                block_type.widen(block, &mut wide);
+                assert!(wide.iter().any(|x| *x != wide[0]), "{dtype:?}");
+                numbers.extend(wide);
             }
             for tokens in [1, 2, 3, 5, 8] {
                 let x: Vec<f32> = bytes(tokens * cols)

@@ -9,18 +9,15 @@ use crate::lanes::{
 };
 use crate::lines::{LINE, prefetch_l2};
 use crate::output::Output;
-use bitnet_ternary::{Q6_K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES, decode_q6_k, decode_q8_0};
+use bitnet_ternary::BlockType;
 
 /// How a dense matrix stores its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(non_camel_case_types, reason = "as ggml writes them")]
 pub enum MatrixType {
     /// Numbers, little-endian.
     Dense(DenseType),
-    /// Blocks of 32 codes of eight bits with a scale.
-    Q8_0,
-    /// Blocks of 256 codes of six bits with scales of groups of 16.
-    Q6_K,
+    /// Blocks of codes that share scales.
+    Blocks(BlockType),
 }
 
 impl MatrixType {
@@ -28,8 +25,7 @@ impl MatrixType {
     pub fn block(self) -> usize {
         match self {
             Self::Dense(_) => 1,
-            Self::Q8_0 => Q8_0_BLOCK,
-            Self::Q6_K => Q6_K_BLOCK,
+            Self::Blocks(block) => block.block(),
         }
     }
 
@@ -37,8 +33,7 @@ impl MatrixType {
     pub fn block_bytes(self) -> usize {
         match self {
             Self::Dense(dtype) => dtype.size(),
-            Self::Q8_0 => Q8_0_BYTES,
-            Self::Q6_K => Q6_K_BYTES,
+            Self::Blocks(block) => block.block_bytes(),
         }
     }
 }
@@ -46,6 +41,12 @@ impl MatrixType {
 impl From<DenseType> for MatrixType {
     fn from(dtype: DenseType) -> Self {
         Self::Dense(dtype)
+    }
+}
+
+impl From<BlockType> for MatrixType {
+    fn from(block: BlockType) -> Self {
+        Self::Blocks(block)
     }
 }
 
@@ -91,42 +92,18 @@ pub(crate) fn rows<E: Element, const R: usize, const T: usize>(
     }
 }
 
-/// Numbers in blocks that share scales.
-pub(crate) trait Block {
-    /// How a matrix of them is called.
-    const TYPE: MatrixType;
-    /// Widens the blocks of `row` to little-endian f32.
-    fn widen(row: &[u8], wide: &mut [u8]);
-}
+/// Numbers that are widened at once: whole blocks of every type.
+const WIDENED: usize = 256;
 
-pub(crate) struct Q8_0;
-pub(crate) struct Q6K;
-
-impl Block for Q8_0 {
-    const TYPE: MatrixType = MatrixType::Q8_0;
-
-    #[inline(always)]
-    fn widen(row: &[u8], wide: &mut [u8]) {
-        let blocks = row.as_chunks::<Q8_0_BYTES>().0.iter();
-        let mut numbers = [0.0; Q8_0_BLOCK];
-        for (block, wide) in blocks.zip(wide.as_chunks_mut::<{ 4 * Q8_0_BLOCK }>().0) {
-            decode_q8_0(block, &mut numbers);
-            store(&numbers, wide);
-        }
-    }
-}
-
-impl Block for Q6K {
-    const TYPE: MatrixType = MatrixType::Q6_K;
-
-    #[inline(always)]
-    fn widen(row: &[u8], wide: &mut [u8]) {
-        let blocks = row.as_chunks::<Q6_K_BYTES>().0.iter();
-        let mut numbers = [0.0; Q6_K_BLOCK];
-        for (block, wide) in blocks.zip(wide.as_chunks_mut::<{ 4 * Q6_K_BLOCK }>().0) {
-            decode_q6_k(block, &mut numbers);
-            store(&numbers, wide);
-        }
+/// Widens the blocks of `row` to little-endian f32.
+#[inline(always)]
+fn widen(block: BlockType, row: &[u8], wide: &mut [u8]) {
+    let piece = WIDENED / block.block() * block.block_bytes();
+    let mut numbers = [0.0; WIDENED];
+    for (codes, wide) in row.chunks(piece).zip(wide.chunks_mut(4 * WIDENED)) {
+        let numbers = &mut numbers[..wide.len() / 4];
+        block.widen(codes, numbers);
+        store(numbers, wide);
     }
 }
 
@@ -139,7 +116,8 @@ fn store(numbers: &[f32], wide: &mut [u8]) {
 
 /// [`rows`] of blocks: `R` rows at a time are widened, which stay in the first cache for all tokens.
 #[inline(always)]
-pub(crate) fn widened_rows<B: Block, const R: usize, const T: usize>(
+pub(crate) fn widened_rows<const R: usize, const T: usize>(
+    block: BlockType,
     rows: &[u8],
     cols: usize,
     x: &[f32],
@@ -147,10 +125,10 @@ pub(crate) fn widened_rows<B: Block, const R: usize, const T: usize>(
 ) {
     let range = out.rows();
     assert!(
-        cols > 0 && cols.is_multiple_of(B::TYPE.block()),
+        cols > 0 && cols.is_multiple_of(block.block()),
         "rows of whole blocks"
     );
-    let row_bytes = cols / B::TYPE.block() * B::TYPE.block_bytes();
+    let row_bytes = cols / block.block() * block.block_bytes();
     assert!(rows.len() / row_bytes >= range.end, "dense rows too short");
     assert_eq!(x.len(), out.tokens() * cols);
     let mut wide = vec![0; R.min(range.len()) * 4 * cols];
@@ -168,7 +146,7 @@ pub(crate) fn widened_rows<B: Block, const R: usize, const T: usize>(
             for line in ahead.chunks(LINE) {
                 prefetch_l2(line.as_ptr());
             }
-            B::widen(row, wide);
+            widen(block, row, wide);
         }
         match count == R {
             true => tokens::<F32, R, T>(&rows_of::<F32, R>(&wide, 0, cols), cols, x, at, out),

@@ -11,6 +11,7 @@ use crate::fixed_point::FixedRow;
 use crate::lines::Line;
 use crate::output::Output;
 use crate::scaling::Finish;
+use bitnet_ternary::BlockType;
 
 /// [`quantize`](crate::float_ops::quantize), instantiated.
 pub(crate) type Quantize = unsafe fn(&[f32], &mut [i8]) -> Option<(f32, i32)>;
@@ -53,8 +54,7 @@ pub(crate) struct FloatOps {
     pub dense_f32: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
     pub dense_f16: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
     pub dense_bf16: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
-    pub dense_q8_0: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
-    pub dense_q6_k: unsafe fn(&[u8], usize, &[f32], &mut Output<'_>),
+    pub dense_blocks: unsafe fn(BlockType, &[u8], usize, &[f32], &mut Output<'_>),
     pub attention: AttentionOps,
     pub screen_row: unsafe fn(&[f32], &mut [UpperBlock], &mut [Line]) -> RowBound,
     pub screen_dots: unsafe fn(&[UpperBlock], &ScreenQuery, &mut [i32]),
@@ -132,11 +132,11 @@ macro_rules! instantiate {
         $(#[$isa])* fn dense_bf16(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
             dense::rows::<lanes::Bf16, 8, 2>(rows, cols, x, out)
         }
-        $(#[$isa])* fn dense_q8_0(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
-            dense::widened_rows::<dense::Q8_0, 4, 2>(rows, cols, x, out)
-        }
-        $(#[$isa])* fn dense_q6_k(rows: &[u8], cols: usize, x: &[f32], out: &mut Output<'_>) {
-            dense::widened_rows::<dense::Q6K, 4, 2>(rows, cols, x, out)
+        $(#[$isa])* fn dense_blocks(
+            block: bitnet_ternary::BlockType, rows: &[u8], cols: usize, x: &[f32],
+            out: &mut Output<'_>,
+        ) {
+            dense::widened_rows::<4, 2>(block, rows, cols, x, out)
         }
         $(#[$isa])* fn screen_row(
             w: &[f32], upper: &mut [candidates::UpperBlock], lower: &mut [Line],
@@ -160,7 +160,7 @@ macro_rules! instantiate {
         float_table::FloatOps {
             dot, sum, sum_squares, axpy, scale, add, max, exp, silu_mul, relu2_mul, gelu_tanh_mul,
             rms_norm, rotate_halves, hadamard, hadamard_inverse, narrow, narrow_q8, sigmoid_mul, conv_silu, delta_rule, widen_f16,
-            widen_bf16, quantize, fix, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16, dense_q8_0, dense_q6_k,
+            widen_bf16, quantize, fix, finish_dots, finish_sums, dense_f32, dense_f16, dense_bf16, dense_blocks,
             attention: attention::instantiate!($(#[$isa])*), screen_row, screen_dots,
             screen_bounds, screen_lower,
         }

@@ -9,7 +9,7 @@ use crate::threads;
 use bitnet_checkpoint::Slot;
 use bitnet_checkpoint::{Checkpoint, DenseTensor};
 use bitnet_formats::{
-    BlockType, Bytes, Encoding, ErrorCode, FormatError, PlainType, Source, TensorInfo, dense_to_f32,
+    Bytes, Encoding, ErrorCode, FormatError, PlainType, Source, TensorInfo, dense_to_f32,
 };
 use bitnet_kernels::{
     Backend, DenseType, MatrixType, Output, ScreenBounds, ScreenQuery, ScreenRows,
@@ -235,8 +235,7 @@ impl DenseMatrix {
             Encoding::Plain(PlainType::F32) => DenseType::F32.into(),
             Encoding::Plain(PlainType::F16) => DenseType::F16.into(),
             Encoding::Plain(PlainType::Bf16) => DenseType::Bf16.into(),
-            Encoding::Block(BlockType::Q8_0) => MatrixType::Q8_0,
-            Encoding::Block(BlockType::Q6_K) => MatrixType::Q6_K,
+            Encoding::Block(block) => block.into(),
             _ => {
                 let what = format!("expected a dense type, found {}", encoding.name());
                 return Err(FormatError::new(ErrorCode::WrongType, what).in_tensor(&info.name));

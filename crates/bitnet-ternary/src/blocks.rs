@@ -1,83 +1,140 @@
-//! Blocks of dense numbers as GGUF stores them, widened to f32: Q8_0 and Q6_K.
+//! Blocks of dense numbers as GGUF stores them, widened to f32.
 //!
-//! Invariant: every number is rounded once, from exact factors. Readers of files and kernels share these bodies, which are inlined and so
-//! compiled for the instruction set of the caller.
+//! Invariant: every number is rounded at most once, from exact factors. Readers of files and kernels share these bodies, which
+//! are inlined and so compiled for the instruction set of the caller.
 
-use crate::f16_to_f32;
+mod of_32;
+mod q2_k;
+mod q4_k;
+mod q6_k;
 
-/// Numbers of a block of Q8_0.
-pub const Q8_0_BLOCK: usize = 32;
-/// Bytes of a block of Q8_0.
-pub const Q8_0_BYTES: usize = 34;
+pub use of_32::{Q8_0_BLOCK, Q8_0_BYTES, decode_q8_0};
+pub use q6_k::{Q6_K_BLOCK, Q6_K_BYTES, decode_q6_k};
 
-/// A block of Q8_0 (ggml, `block_q8_0`): `d` (f16), then 32 int8; `x = d * q`.
-#[inline(always)]
-pub fn decode_q8_0(block: &[u8; Q8_0_BYTES], out: &mut [f32; Q8_0_BLOCK]) {
-    let d = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
-    for (x, q) in out.iter_mut().zip(block.iter().skip(2)) {
-        *x = d * f32::from(*q as i8);
-    }
+use of_32::{decode_q4_0, decode_q4_1, decode_q5_0, decode_q5_1};
+use q2_k::{decode_q2_k, decode_q3_k};
+use q4_k::{decode_q4_k, decode_q5_k};
+
+/// Dense block quantizations, for embeddings, output heads and routers only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(non_camel_case_types, reason = "as ggml writes them")]
+pub enum BlockType {
+    /// 32 codes of four bits with one f16 factor, 18 bytes.
+    Q4_0,
+    /// 32 codes of four bits with a factor and a summand, 20 bytes.
+    Q4_1,
+    /// 32 codes of five bits with one f16 factor, 22 bytes.
+    Q5_0,
+    /// 32 codes of five bits with a factor and a summand, 24 bytes.
+    Q5_1,
+    /// 32 int8 with one f16 factor, 34 bytes.
+    Q8_0,
+    /// 256 codes of two bits with scales and minima of groups of 16, 84 bytes.
+    Q2_K,
+    /// 256 codes of three bits with scales of groups of 16, 110 bytes.
+    Q3_K,
+    /// 256 codes of four bits with scales and minima of groups of 32, 144 bytes.
+    Q4_K,
+    /// 256 codes of five bits with scales and minima of groups of 32, 176 bytes.
+    Q5_K,
+    /// 256 codes of six bits with scales of groups of 16, 210 bytes.
+    Q6_K,
 }
 
-/// Numbers of a block of Q6_K.
-pub const Q6_K_BLOCK: usize = 256;
-/// Bytes of a block of Q6_K.
-pub const Q6_K_BYTES: usize = 210;
-/// Elements that share one int8 scale.
-const Q6_K_GROUP: usize = 16;
+impl BlockType {
+    /// Every type.
+    pub const ALL: [Self; 10] = [
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+    ];
 
-/// Bytes of the parts of a block.
-const LOW: usize = 128;
-const HIGH: usize = 64;
-const SCALES: usize = 16;
-
-// block: 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 int8 scales, f16 d.
-// Each half block of 128 elements is four runs of 32; element l of run r has its low four bits in
-// ql[64 half + 32 (r % 2) + l], nibble r / 2, its high two bits in qh[32 half + l], pair r.
-// x = d * scale[element / 16] * (q - 32)
-
-/// A block of Q6_K (ggml, `block_q6_K`): `x = d * scale * (q - 32)`.
-#[inline(always)]
-pub fn decode_q6_k(block: &[u8; Q6_K_BYTES], out: &mut [f32; Q6_K_BLOCK]) {
-    let d = f16_to_f32(u16::from_le_bytes([block[208], block[209]]));
-    let low = block[..LOW].as_chunks::<64>().0.iter();
-    let high = block[LOW..LOW + HIGH].as_chunks::<32>().0.iter();
-    let scales = block[LOW + HIGH..LOW + HIGH + SCALES]
-        .as_chunks::<8>()
-        .0
-        .iter();
-    let halves = low.zip(high).zip(scales);
-    for (((low, high), scales), out) in halves.zip(out.as_chunks_mut::<128>().0) {
-        if let [a, b, c, e] = out.as_chunks_mut::<32>().0 {
-            decode_run::<0, 0>(d, &low[..32], high, &scales[..2], a);
-            decode_run::<0, 2>(d, &low[32..], high, &scales[2..4], b);
-            decode_run::<4, 4>(d, &low[..32], high, &scales[4..6], c);
-            decode_run::<4, 6>(d, &low[32..], high, &scales[6..], e);
+    /// ggml's name, in lower case: `q4_k`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q4_0 => "q4_0",
+            Self::Q4_1 => "q4_1",
+            Self::Q5_0 => "q5_0",
+            Self::Q5_1 => "q5_1",
+            Self::Q8_0 => "q8_0",
+            Self::Q2_K => "q2_k",
+            Self::Q3_K => "q3_k",
+            Self::Q4_K => "q4_k",
+            Self::Q5_K => "q5_k",
+            Self::Q6_K => "q6_k",
         }
     }
-}
 
-/// One run of 32 elements, two scales.
-#[inline(always)]
-fn decode_run<const LOW: u32, const HIGH: u32>(
-    d: f32,
-    low: &[u8],
-    high: &[u8],
-    scales: &[u8],
-    out: &mut [f32; 32],
-) {
-    let groups = low
-        .as_chunks::<Q6_K_GROUP>()
-        .0
-        .iter()
-        .zip(high.as_chunks::<Q6_K_GROUP>().0);
-    let out = out.as_chunks_mut::<Q6_K_GROUP>().0.iter_mut();
-    for ((out, scale), (low, high)) in out.zip(scales).zip(groups) {
-        // d * scale is exact in f32 (11 + 8 bits), so there is one rounding
-        let step = d * f32::from(*scale as i8);
-        for ((x, l), h) in out.iter_mut().zip(low).zip(high) {
-            let q = l.wrapping_shr(LOW) & 15 | (h.wrapping_shr(HIGH) & 3) << 4;
-            *x = step * f32::from((q as i8).wrapping_sub(32));
+    /// Numbers of a block, of which rows are whole multiples.
+    #[inline(always)]
+    pub fn block(self) -> usize {
+        match self {
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    #[inline(always)]
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q2_K => 84,
+            Self::Q3_K => 110,
+            Self::Q4_K => 144,
+            Self::Q5_K => 176,
+            Self::Q6_K => 210,
+        }
+    }
+
+    /// Whether numbers are stored in this type on request; the others are read, and copied as they are.
+    pub fn is_writable(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q6_K)
+    }
+
+    /// Where in a block the bytes with the exponents of its f16 numbers are, which are all that can be infinite or NaN.
+    pub fn exponents(self) -> &'static [usize] {
+        match self {
+            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => &[1],
+            Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => &[1, 3],
+            Self::Q2_K => &[81, 83],
+            Self::Q3_K => &[109],
+            Self::Q6_K => &[209],
+        }
+    }
+
+    /// Widens whole blocks; what is left of either side is not touched.
+    #[inline(always)]
+    pub fn widen(self, blocks: &[u8], out: &mut [f32]) {
+        macro_rules! each {
+            ($decode:ident) => {
+                for (block, out) in blocks.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+                    $decode(block, out);
+                }
+            };
+        }
+        match self {
+            Self::Q4_0 => each!(decode_q4_0),
+            Self::Q4_1 => each!(decode_q4_1),
+            Self::Q5_0 => each!(decode_q5_0),
+            Self::Q5_1 => each!(decode_q5_1),
+            Self::Q8_0 => each!(decode_q8_0),
+            Self::Q2_K => each!(decode_q2_k),
+            Self::Q3_K => each!(decode_q3_k),
+            Self::Q4_K => each!(decode_q4_k),
+            Self::Q5_K => each!(decode_q5_k),
+            Self::Q6_K => each!(decode_q6_k),
         }
     }
 }

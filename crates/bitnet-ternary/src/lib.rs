@@ -25,7 +25,9 @@ pub use absmean::{
     Absmean, BLOCK, Bf16, BlockMagnitude, F16, F32, FloatElement, MIN_ABSMEAN, absmean_scale,
     block_magnitude, mean_magnitude, ternarize,
 };
-pub use blocks::{Q6_K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES, decode_q6_k, decode_q8_0};
+pub use blocks::{
+    BlockType, Q6_K_BLOCK, Q6_K_BYTES, Q8_0_BLOCK, Q8_0_BYTES, decode_q6_k, decode_q8_0,
+};
 pub use codes::{decode_quads, encode_quads};
 pub use float16::{
     bf16_to_f32, f16_to_f32, f32_is_bf16_exact, f32_is_f16_exact, f32_to_bf16, f32_to_f16,

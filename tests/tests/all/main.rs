@@ -13,6 +13,7 @@ mod atomic_output;
 mod bench;
 mod bench_peers;
 mod bench_serve;
+mod block_types;
 mod bonsai;
 mod bounded_reading;
 mod bundles;

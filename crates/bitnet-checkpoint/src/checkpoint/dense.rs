@@ -7,9 +7,7 @@
 use super::{Checkpoint, Source};
 use crate::slot::Slot;
 use crate::storage::values;
-use bitnet_formats::{
-    BlockType, Bytes, Encoding, ErrorCode, FormatError, TensorInfo, dense_to_f32,
-};
+use bitnet_formats::{Bytes, Encoding, ErrorCode, FormatError, TensorInfo, dense_to_f32};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -151,17 +149,20 @@ fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
     } else {
         0
     };
-    // the only floats of a block are its f16 scale; everything it multiplies is a small integer
-    let (block, upper) = match tensor.encoding {
+    // the only floats of a block are its f16 factors; everything they multiply is a small integer
+    let block = match tensor.encoding {
         Encoding::Plain(plain) => return values::check_finite(plain, &tensor.bytes, cols),
-        Encoding::Block(BlockType::Q8_0) => (34, 1),
-        Encoding::Block(BlockType::Q6_K) => (210, 209),
+        Encoding::Block(block) => block,
         Encoding::Ternary(_) | Encoding::Foreign(_) | Encoding::Unknown(_) => return Ok(()),
+    };
+    let is_bad = |bytes: &[u8]| {
+        let mut exponents = block.exponents().iter();
+        exponents.any(|at| bytes.get(*at).is_some_and(|byte| byte & 0x7c == 0x7c))
     };
     let bad = tensor
         .bytes
-        .par_chunks_exact(block)
-        .position_first(|b| b.get(upper).is_some_and(|byte| byte & 0x7c == 0x7c));
+        .par_chunks_exact(block.block_bytes())
+        .position_first(is_bad);
     match bad {
         None => Ok(()),
         Some(i) => Err(FormatError::new(

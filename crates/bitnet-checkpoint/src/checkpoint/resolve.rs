@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::family::Family;
 use crate::slot::{LayerSlot, Slot};
 use crate::storage::tensors::{Tensors, error, missing};
-use bitnet_formats::{Encoding, ErrorCode, FormatError, TensorInfo};
+use bitnet_formats::{DENSE_NAMES, Encoding, ErrorCode, FormatError, TensorInfo};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -62,15 +62,21 @@ fn dense(
         Encoding::Plain(plain) if plain.is_float_weight() => {}
         Encoding::Block(_) if !vector => {}
         Encoding::Unknown(id) => {
-            let message =
-                format!("expected f32, f16, bf16, q8_0 or q6_k, found the unknown type {id}");
+            let message = format!("expected {DENSE_NAMES}, found the unknown type {id}");
             return Err(error(ErrorCode::UnknownType, info, message));
         }
+        Encoding::Foreign(foreign) if !vector => {
+            let name = foreign.name;
+            let message =
+                format!("expected {DENSE_NAMES}, found {name}, which this program does not read");
+            let hint = "get a file whose embeddings and output head have one of these types, or \
+                        run this one with llama.cpp";
+            return Err(error(ErrorCode::UnknownType, info, message).hint(hint));
+        }
         other => {
-            let expected = if vector {
-                "f32, f16 or bf16"
-            } else {
-                "f32, f16, bf16, q8_0 or q6_k"
+            let expected = match vector {
+                true => "f32, f16 or bf16",
+                false => DENSE_NAMES,
             };
             let message = format!("expected {expected}, found {}", other.name());
             return Err(error(ErrorCode::WrongType, info, message));

@@ -25,7 +25,7 @@ use self::split::{SplitName, read_split};
 use self::write::write_header;
 use super::{Container, Header, Reading, WritePlan};
 use crate::dense::blocks_len;
-use crate::encoding::{BlockType, Encoding, PlainType};
+use crate::encoding::{Encoding, PlainType};
 use crate::error::{ErrorCode, FormatError};
 use crate::input::read_directory;
 use crate::limits::Limits;
@@ -33,6 +33,7 @@ use crate::packing::{PACKINGS, Packing};
 use crate::source::{Source, open_source};
 use crate::tensor_file::{MetaValue, Metadata, TensorFile};
 use crate::unread::Unread;
+use bitnet_ternary::BlockType;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -55,7 +56,7 @@ const MIN_TENSOR_INFO: u64 = 32;
 
 /// Type ids, as in ggml.h, of the encodings that are no packing; the packings add theirs with
 /// [`Packing::gguf_type`].
-static DENSE: [(u32, Encoding); 10] = [
+static DENSE: [(u32, Encoding); 18] = [
     (0, Encoding::Plain(PlainType::F32)),
     (1, Encoding::Plain(PlainType::F16)),
     (30, Encoding::Plain(PlainType::Bf16)),
@@ -64,7 +65,15 @@ static DENSE: [(u32, Encoding); 10] = [
     (25, Encoding::Plain(PlainType::I16)),
     (26, Encoding::Plain(PlainType::I32)),
     (27, Encoding::Plain(PlainType::I64)),
+    (2, Encoding::Block(BlockType::Q4_0)),
+    (3, Encoding::Block(BlockType::Q4_1)),
+    (6, Encoding::Block(BlockType::Q5_0)),
+    (7, Encoding::Block(BlockType::Q5_1)),
     (8, Encoding::Block(BlockType::Q8_0)),
+    (10, Encoding::Block(BlockType::Q2_K)),
+    (11, Encoding::Block(BlockType::Q3_K)),
+    (12, Encoding::Block(BlockType::Q4_K)),
+    (13, Encoding::Block(BlockType::Q5_K)),
     (14, Encoding::Block(BlockType::Q6_K)),
 ];
 

@@ -243,13 +243,21 @@ pub(crate) fn transcode(data: &[u8], record: &mut Record) {
     record.note(&bytes);
 }
 
-const DENSE: [Encoding; 6] = [
+const DENSE: [Encoding; 14] = [
     Encoding::Plain(PlainType::F32),
     Encoding::Plain(PlainType::F16),
     Encoding::Plain(PlainType::Bf16),
     Encoding::Block(BlockType::Q8_0),
     Encoding::Block(BlockType::Q6_K),
     Encoding::Plain(PlainType::I8),
+    Encoding::Block(BlockType::Q4_0),
+    Encoding::Block(BlockType::Q4_1),
+    Encoding::Block(BlockType::Q5_0),
+    Encoding::Block(BlockType::Q5_1),
+    Encoding::Block(BlockType::Q2_K),
+    Encoding::Block(BlockType::Q3_K),
+    Encoding::Block(BlockType::Q4_K),
+    Encoding::Block(BlockType::Q5_K),
 ];
 
 /// Dense values of every type, stored again as every type.

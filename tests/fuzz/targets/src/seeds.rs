@@ -116,6 +116,7 @@ fn small_containers(all: &mut Vec<Seed>) {
         Encoding::Plain(PlainType::Bf16),
         Encoding::Block(BlockType::Q8_0),
         Encoding::Block(BlockType::Q6_K),
+        Encoding::Block(BlockType::Q4_K),
     ]);
     for (number, encoding) in encodings.into_iter().enumerate() {
         let (rows, cols) = (4, 256);

@@ -55,8 +55,19 @@ pub(super) fn judge(
                 remedy,
             ));
         }
-        // said above, for each
-        ErrorCode::UnknownType => {}
+        // unknown ids are said above, for each
+        ErrorCode::UnknownType => {
+            for info in file.tensors() {
+                if let Encoding::Foreign(foreign) = info.encoding {
+                    let what = format!(
+                        "these programs do not read the type {}, {}: they do not compute the model",
+                        foreign.name,
+                        foreign.what()
+                    );
+                    findings.push(Finding::warning("unknown-type", &info.name, what, NOT_OURS));
+                }
+            }
+        }
         ErrorCode::UnsupportedConfig
             if architecture.is_some() && !bitnet_checkpoint::has_known_family(path, file) =>
         {
