@@ -400,6 +400,64 @@ fn another_source_than_the_plan_s_is_refused() {
     }
 }
 
+/// Turns one bit of a file and leaves everything else, the length included.
+fn turn_a_bit(path: &Path, at: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    let at = usize::try_from(at).unwrap();
+    bytes[at] ^= 1;
+    // times of some file systems have steps of some milliseconds
+    std::thread::sleep(Duration::from_millis(20));
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_source_that_changes_between_two_jobs_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = sharded(dir.path());
+    let how = ["--to", "gguf-i2_s", "--split-max-size", "64K"];
+    let planned = Planned::new(&source, "m.gguf", &how);
+    assert!(planned.jobs > 2);
+    planned.job(0);
+    planned.job(1);
+    let mut shards: Vec<PathBuf> = fs::read_dir(&source)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
+    shards.sort();
+    let shard = shards.last().unwrap();
+    let plan = planned.plan();
+    let job = |index: usize| run(&["job", text(&plan), "--index", &index.to_string()]);
+    // a bit that no sample of the plan covers: samples are of 1 KiB each
+    let len = fs::metadata(shard).unwrap().len();
+    let unseen = (1..20).map(|n| len - 700 * n).find(|at| {
+        turn_a_bit(shard, *at);
+        let is_unseen = job(2).status == ExitStatus::Done;
+        if !is_unseen {
+            turn_a_bit(shard, *at);
+        }
+        is_unseen
+    });
+    assert!(unseen.is_some());
+    for index in 3..planned.jobs {
+        assert_eq!(job(index).status, ExitStatus::Done);
+    }
+    let (code, message, hint) = refused(&["finish", text(&plan)]);
+    assert_eq!(code, "input-changed");
+    assert!(message.contains("--index 0 --index 1"), "{message}");
+    assert!(!message.contains("--index 2"), "{message}");
+    assert!(hint.contains("run `bitnet-convert job` again"), "{hint}");
+    assert!(!planned.dir.path().join("m.gguf.certificate.json").exists());
+    // the jobs that are named run again, though their parts are whole
+    for index in 0..planned.jobs {
+        let job = planned.job(index);
+        let status = if index > 1 { "skipped" } else { "done" };
+        assert_eq!(job["status"], status, "{job}");
+    }
+    planned.finish(&[]);
+    assert_same(&planned.files(), &on_one_machine(&source, "m.gguf", &how));
+}
+
 #[test]
 fn a_directory_that_no_job_made_stays_as_it_is() {
     let source = checkpoint("falcon-e");
