@@ -52,8 +52,8 @@ pub use statement::{
     signature_path, statement, statement_path,
 };
 pub use storage::{
-    Form, GPU_PACKING, HF_PACKING, LinearSource, MLX_PACKING, Made, Output, Part, STORAGES,
-    ScaleForm, ScaleTypes, SharedScales, Storage, TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION,
-    WriteStorage, check_float, is_exact_scale, is_tiles, rounded_scales, rows, scale_name,
-    storage_by_name, tiles_entry, tiles_shape, weight_scale_bytes,
+    CodedRows, Form, GPU_PACKING, HF_PACKING, LinearSource, MLX_PACKING, Made, Output, Part,
+    STORAGES, ScaleForm, ScaleTypes, SharedScales, Storage, TILES_ALIGNMENT, TILES_FORMAT,
+    TILES_VERSION, WriteStorage, check_float, is_exact_scale, is_tiles, rounded_scales, rows,
+    scale_name, storage_by_name, tiles_entry, tiles_shape, weight_scale_bytes,
 };

@@ -5,6 +5,7 @@
 //! the rows apart.
 
 mod affine;
+mod affine_table;
 pub(crate) mod among;
 mod beside;
 mod codes;
@@ -23,6 +24,7 @@ pub(crate) mod values;
 mod written;
 
 pub use affine::MLX_PACKING;
+pub use affine_table::CodedRows;
 pub use beside::weight_scale_bytes;
 pub(crate) use contract::{Asked, Found, Marks, Said, Stored};
 pub use contract::{LinearSource, Storage};
@@ -33,6 +35,7 @@ pub use tiles::{TILES_ALIGNMENT, TILES_FORMAT, TILES_VERSION, is_tiles, tiles_en
 pub use written::{Form, Made, Output, Part, ScaleForm, WriteStorage, scale_name};
 
 pub(crate) use affine::{module as affine_module, refuse_quantized};
+pub(crate) use affine_table::{AffineTable, affine_table};
 pub(crate) use beside::value as scale_value;
 pub(crate) use codes::packed;
 pub(crate) use hf_u8::neither_shape;

@@ -211,7 +211,11 @@ pub fn shared(
 
 /// The type that the network computes in, if it has 16 bits: that of the embeddings.
 pub fn computed_in(checkpoint: &Checkpoint) -> Option<PlainType> {
-    let embeddings = checkpoint.tensor_range(Slot::TokenEmbeddings)?;
+    // of codes, the type of their scales
+    let embeddings = match checkpoint.coded_by(Slot::TokenEmbeddings) {
+        Some([scales, _]) => scales,
+        None => checkpoint.tensor_range(Slot::TokenEmbeddings)?,
+    };
     match embeddings.encoding {
         Encoding::Plain(plain @ (PlainType::Bf16 | PlainType::F16)) => Some(plain),
         _ => None,

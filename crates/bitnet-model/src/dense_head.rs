@@ -7,7 +7,7 @@
 
 use crate::threads;
 use bitnet_checkpoint::Slot;
-use bitnet_checkpoint::{Checkpoint, DenseTensor};
+use bitnet_checkpoint::{Checkpoint, CodedRows, DenseTensor};
 use bitnet_formats::{
     Bytes, Encoding, ErrorCode, FormatError, PlainType, Source, TensorInfo, dense_to_f32,
 };
@@ -194,14 +194,28 @@ fn leaders(first: u32, estimates: &[f32], k: usize, least: &AtomicI32) -> Vec<(i
     heap.into_iter().map(|Reverse(leader)| leader).collect()
 }
 
+/// The file that a tensor lies in.
+fn file_of(checkpoint: &Checkpoint, info: &TensorInfo) -> Result<Arc<dyn Source>, FormatError> {
+    let file = checkpoint.file.parts.get(info.part).cloned();
+    file.ok_or_else(|| {
+        FormatError::new(
+            ErrorCode::MissingTensor,
+            "expected a file that holds the tensor, found none",
+        )
+        .in_tensor(&info.name)
+    })
+}
+
 /// A dense matrix over the bytes of its file, which it keeps open.
 #[derive(Debug, Clone)]
 pub(crate) struct DenseMatrix {
     slot: Slot,
     file: Arc<dyn Source>,
     info: TensorInfo, // name, type and place in `file`
-    dtype: MatrixType,
+    /// How kernels read the rows; `None` where `coded` makes them.
+    dtype: Option<MatrixType>,
     bytes: Bytes, // (rows, row bytes): a view of the file where it is mapped
+    coded: Option<Arc<CodedRows>>,
     rows: usize,
     cols: usize,
     touched: Arc<AtomicUsize>, // rows read one by one since their pages were given back
@@ -210,6 +224,9 @@ pub(crate) struct DenseMatrix {
 impl DenseMatrix {
     /// The dense matrix in a slot; its type is checked here, its values where they are used.
     pub(crate) fn open(checkpoint: &Checkpoint, slot: Slot) -> Result<Self, FormatError> {
+        if let Some(rows) = checkpoint.coded_rows(slot)? {
+            return Self::of_codes(checkpoint, slot, rows);
+        }
         let DenseTensor {
             shape,
             info,
@@ -241,19 +258,39 @@ impl DenseMatrix {
                 return Err(FormatError::new(ErrorCode::WrongType, what).in_tensor(&info.name));
             }
         };
-        let Some(file) = checkpoint.file.parts.get(info.part) else {
-            return Err(FormatError::new(
-                ErrorCode::MissingTensor,
-                "expected a file that holds the tensor, found none",
-            )
-            .in_tensor(&info.name));
+        Ok(Self {
+            slot,
+            file: file_of(checkpoint, info)?,
+            info: info.clone(),
+            bytes,
+            dtype: Some(dtype),
+            coded: None,
+            rows,
+            cols,
+            touched: Arc::default(),
+        })
+    }
+
+    /// The matrix in a slot whose numbers are stored in codes: a row is made of its codes when it is used.
+    fn of_codes(
+        checkpoint: &Checkpoint,
+        slot: Slot,
+        coded: CodedRows,
+    ) -> Result<Self, FormatError> {
+        let (&[rows, cols], Some(info)) = (
+            &checkpoint.config.shape(slot)[..],
+            checkpoint.tensor_range(slot),
+        ) else {
+            let error = FormatError::new(ErrorCode::WrongShape, "expected a matrix");
+            return Err(error.in_tensor(&slot.to_string()));
         };
         Ok(Self {
             slot,
-            file: file.clone(),
+            file: file_of(checkpoint, info)?,
             info: info.clone(),
-            dtype,
-            bytes,
+            bytes: coded.codes().clone(),
+            dtype: None,
+            coded: Some(Arc::new(coded)),
             rows,
             cols,
             touched: Arc::default(),
@@ -294,8 +331,11 @@ impl DenseMatrix {
 
     /// Widens one row into `out`, `(cols,)`.
     pub(crate) fn row(&self, row: usize, out: &mut [f32]) -> Result<(), FormatError> {
-        dense_to_f32(self.info.encoding, self.row_bytes(row), out)
-            .map_err(|error| error.in_tensor(&self.info.name))?;
+        let widened = match &self.coded {
+            Some(coded) => coded.row(row, out),
+            None => dense_to_f32(self.info.encoding, self.row_bytes(row), out),
+        };
+        widened.map_err(|error| error.in_tensor(&self.info.name))?;
         // a sum of exponent tests vectorises; the search runs only on failure
         if out.iter().fold(true, |all, v| all & v.is_finite()) {
             return Ok(());
@@ -408,8 +448,17 @@ impl DenseMatrix {
         threads::try_for_each(pieces, items, |part: &mut [(u32, f32)]| {
             for (row, logit) in part {
                 let row = *row as usize;
-                let mut out = Output::new(std::slice::from_mut(logit), 1, 1);
-                backend.dense_rows(self.dtype, self.row_bytes(row), self.cols, x, &mut out);
+                match self.dtype {
+                    Some(dtype) => {
+                        let mut out = Output::new(std::slice::from_mut(logit), 1, 1);
+                        backend.dense_rows(dtype, self.row_bytes(row), self.cols, x, &mut out);
+                    }
+                    None => {
+                        let mut wide = vec![0.0; self.cols]; // (cols,)
+                        self.row(row, &mut wide)?;
+                        *logit = backend.dot(&wide, x);
+                    }
+                }
                 self.count_touched();
                 if !logit.is_finite() {
                     self.row(row, &mut vec![0.0; self.cols])?; // names the column
@@ -514,7 +563,28 @@ impl DenseMatrix {
         x: &[f32], // (tokens, cols)
         mut out: Output<'_>,
     ) -> Result<(), FormatError> {
-        backend.dense_rows(self.dtype, &self.bytes, self.cols, x, &mut out);
+        let Some(dtype) = self.dtype else {
+            return self.part_widened(backend, x, out);
+        };
+        backend.dense_rows(dtype, &self.bytes, self.cols, x, &mut out);
+        self.check_logits(&mut out)
+    }
+
+    /// The same for codes, which the kernels do not read: made row by row.
+    fn part_widened(
+        &self,
+        backend: Backend,
+        x: &[f32],
+        mut out: Output<'_>,
+    ) -> Result<(), FormatError> {
+        let mut wide = vec![0.0; self.cols]; // (cols,)
+        let rows = out.rows();
+        for row in rows.clone() {
+            self.row(row, &mut wide)?;
+            for (token, x) in x.chunks_exact(self.cols).enumerate() {
+                out.token_mut(token)[row - rows.start] = backend.dot(&wide, x);
+            }
+        }
         self.check_logits(&mut out)
     }
 }

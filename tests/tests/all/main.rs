@@ -55,6 +55,7 @@ mod minicpm;
 mod misleading_errors;
 mod mlx_and_gpu;
 mod mlx_packs;
+mod mlx_tables;
 mod named_templates;
 mod observers;
 mod oracle;

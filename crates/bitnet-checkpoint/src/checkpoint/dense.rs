@@ -6,8 +6,10 @@
 
 use super::{Checkpoint, Source};
 use crate::slot::Slot;
-use crate::storage::values;
-use bitnet_formats::{Bytes, Encoding, ErrorCode, FormatError, TensorInfo, dense_to_f32};
+use crate::storage::{AffineTable, CodedRows, values};
+use bitnet_formats::{
+    Bytes, Encoding, ErrorCode, FormatError, PlainType, TensorInfo, dense_to_f32,
+};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -34,7 +36,7 @@ impl DenseMeaning {
     }
 }
 
-/// A dense tensor as it lies in the file, every value finite.
+/// A dense tensor as it lies in the file, or as the numbers that its codes stand for; every value finite.
 #[derive(Debug, Clone)]
 pub struct DenseTensor<'a> {
     /// How its elements are stored.
@@ -45,7 +47,7 @@ pub struct DenseTensor<'a> {
     pub bytes: Bytes,
     /// What the numbers of `bytes` mean.
     pub meaning: DenseMeaning,
-    /// Whether `bytes` are not those of the file: rates of a Gated DeltaNet, or rows that stand in another order there.
+    /// Whether `bytes` are in another form than the file's: rates of a Gated DeltaNet, or rows that stand in another order there.
     pub is_shaped: bool,
     /// Name, place and length in the file.
     pub info: &'a TensorInfo,
@@ -87,6 +89,44 @@ impl Checkpoint {
         )
     }
 
+    fn table(&self, slot: Slot) -> Option<(&TensorInfo, &AffineTable)> {
+        match self.sources.get(&slot) {
+            Some(Source::Dense { form, info, .. }) => form.table.as_ref().map(|t| (info, t)),
+            _ => None,
+        }
+    }
+
+    /// The type of the numbers of a dense tensor, as [`dense`](Self::dense) gives them, and how they are stored, for
+    /// people. `None` for a linear.
+    pub fn dense_encoding(&self, slot: Slot) -> Option<(Encoding, String)> {
+        match self.sources.get(&slot)? {
+            Source::Linear(_) => None,
+            Source::Dense { form, info, .. } => Some(match &form.table {
+                None => (info.encoding, info.encoding.name()),
+                Some(table) => (Encoding::Plain(PlainType::F32), table.describe()),
+            }),
+        }
+    }
+
+    /// The tensors of scales and biases of embeddings or a head that are stored in codes, but are no trits.
+    pub fn coded_by(&self, slot: Slot) -> Option<[&TensorInfo; 2]> {
+        let (_, table) = self.table(slot)?;
+        Some([&table.scales, &table.biases])
+    }
+
+    /// The rows of embeddings or a head that are stored in codes, but are no trits; `None` for every other tensor. For
+    /// readers that do not want all of its numbers in memory; each checks the rows that it uses.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn coded_rows(&self, slot: Slot) -> Result<Option<CodedRows>, FormatError> {
+        let Some((info, table)) = self.table(slot) else {
+            return Ok(None);
+        };
+        let rows = table.open(&self.file, info);
+        rows.map(Some).map_err(|e| self.place(e, info))
+    }
+
     /// What the numbers of a dense tensor mean.
     pub fn dense_meaning(&self, slot: Slot) -> DenseMeaning {
         match self.sources.get(&slot) {
@@ -122,11 +162,16 @@ impl Checkpoint {
                 ));
             }
         };
-        let bytes = self.file.read(info)?;
-        let (encoding, bytes) = match &form.shaping {
-            None => (info.encoding, bytes),
-            Some(shaping) => {
-                let shaped = shaping.canonical(info.encoding, &bytes, shape);
+        let (encoding, bytes) = match (&form.table, &form.shaping) {
+            (Some(table), _) => {
+                let rows = table.open(&self.file, info);
+                let bytes = rows.and_then(|rows| rows.widened());
+                let bytes = bytes.map_err(|e| self.place(e, info))?;
+                (Encoding::Plain(PlainType::F32), bytes)
+            }
+            (None, None) => (info.encoding, self.file.read(info)?),
+            (None, Some(shaping)) => {
+                let shaped = shaping.canonical(info.encoding, &self.file.read(info)?, shape);
                 shaped.map_err(|e| self.place(e, info))?
             }
         };

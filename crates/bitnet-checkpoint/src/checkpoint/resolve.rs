@@ -48,6 +48,11 @@ fn dense(
 ) -> Result<(), FormatError> {
     let info = tensors.find(names).ok_or_else(|| missing(names))?;
     let expected = config.shape(slot);
+    if form.table.is_some() {
+        // its tensors were checked together
+        sources.insert(slot, source_of(info, expected, form));
+        return Ok(());
+    }
     let is_kernel = matches!(slot, Slot::Layer(_, LayerSlot::Conv1d));
     // one input channel for each: an axis of one, in the middle or at the end
     let squeezed = match (is_kernel, &info.shape[..]) {
@@ -82,12 +87,15 @@ fn dense(
             return Err(error(ErrorCode::WrongType, info, message));
         }
     }
-    let source = Source::Dense {
+    sources.insert(slot, source_of(info, expected, form));
+    Ok(())
+}
+
+fn source_of(info: &TensorInfo, shape: Vec<usize>, form: Form) -> Source {
+    Source::Dense {
         info: info.clone(),
-        shape: expected,
+        shape,
         form,
         finite: AtomicBool::new(false),
-    };
-    sources.insert(slot, source);
-    Ok(())
+    }
 }

@@ -9,7 +9,7 @@
 use super::dense::DenseMeaning;
 use crate::row_order::{StoredOrder, TiledHeads};
 use crate::slot::{LayerSlot, Slot};
-use crate::storage::values;
+use crate::storage::{AffineTable, values};
 use bitnet_formats::{Bytes, Encoding, ErrorCode, FormatError, PlainType, dense_to_f32};
 use bitnet_ternary::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
@@ -20,6 +20,8 @@ pub(crate) struct Form {
     pub(crate) meaning: DenseMeaning,
     /// How they become the canonical values, if they are not.
     pub(crate) shaping: Option<Shaping>,
+    /// How the numbers are coded, if they are.
+    pub(crate) table: Option<AffineTable>,
 }
 
 /// How the numbers of a tensor become its canonical values.

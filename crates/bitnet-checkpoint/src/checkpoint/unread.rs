@@ -485,7 +485,7 @@ impl<'a> JsonNetwork<'a> {
         let quantization = Some(quantization).filter(|_| !self.tensors_say_it);
         let form = |slot: &Slot| {
             let name = (family.tensor_name)(*slot);
-            family::affine_form(&json, affine_module(&name)).ok()
+            family::affine_form(&json, affine_module(&name), !slot.is_ternary()).ok()
         };
         Some(JsonReading {
             family: family.name,

@@ -93,7 +93,7 @@ pub(super) fn read(config: &Value, projection_norms: bool) -> Result<Quantizatio
             Some(twice) if config.get(AFFINE) == Some(twice) => {}
             Some(other) => return Err(unknown(CONFIG, other, "the same as in `quantization`")),
         }
-        let AffineForm { group, .. } = affine_settings(section, AFFINE)?;
+        let AffineForm { group, .. } = affine_settings(section, AFFINE, false)?;
         return Ok(Quantization::Affine { group });
     }
     for (key, known) in [("weight_bits", 1), ("input_bits", 8)] {
@@ -237,18 +237,31 @@ fn affine(config: &Value) -> Result<Option<&Map<String, Value>>, FormatError> {
 /// How MLX stores a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AffineForm {
-    /// Bits of a code: 1 or 2.
+    /// Bits of a code: 1 or 2, of tables up to 8.
     pub(crate) bits: usize,
     /// Columns per scale.
     pub(crate) group: usize,
 }
 
-/// The settings of mlx, which MUST be those of ternary or binary codes.
-fn affine_settings(settings: &Map<String, Value>, path: &str) -> Result<AffineForm, FormatError> {
+impl AffineForm {
+    /// Whether the codes are ternary or binary.
+    pub(crate) fn is_trits(&self) -> bool {
+        self.bits <= 2
+    }
+}
+
+/// The settings of mlx, which MUST be those of ternary or binary codes, but of embeddings and output head.
+fn affine_settings(
+    settings: &Map<String, Value>,
+    path: &str,
+    is_table: bool,
+) -> Result<AffineForm, FormatError> {
     let of = |name: &str| settings.get(name).unwrap_or(&Value::Null);
     let key = |name: &str| format!("{path}.{name}");
     let bits = match of("bits").as_u64() {
         Some(bits @ (1 | 2)) => bits as usize,
+        Some(bits @ (3..=6 | 8)) if is_table => bits as usize,
+        _ if is_table => return Err(unknown(&key("bits"), of("bits"), "1 to 6, or 8")),
         _ => {
             let error = unknown(&key("bits"), of("bits"), "1 or 2");
             return Err(error.hint(
@@ -279,15 +292,22 @@ fn affine_settings(settings: &Map<String, Value>, path: &str) -> Result<AffineFo
     }
 }
 
-/// How a module of an MLX checkpoint is stored; `None` for one that is not quantised.
-pub(crate) fn affine_form(config: &Value, module: &str) -> Result<Option<AffineForm>, FormatError> {
+/// How a module of an MLX checkpoint is stored; `None` for one that is not quantised. `is_table`: whether it is
+/// the embeddings or the output head, which may have wider codes.
+pub(crate) fn affine_form(
+    config: &Value,
+    module: &str,
+    is_table: bool,
+) -> Result<Option<AffineForm>, FormatError> {
     let Some(section) = affine(config)? else {
         return Ok(None);
     };
     match section.get(module) {
-        None | Some(Value::Bool(true)) => affine_settings(section, AFFINE).map(Some),
+        None | Some(Value::Bool(true)) => affine_settings(section, AFFINE, is_table).map(Some),
         Some(Value::Bool(false)) => Ok(None),
-        Some(Value::Object(own)) => affine_settings(own, &format!("{AFFINE}.{module}")).map(Some),
+        Some(Value::Object(own)) => {
+            affine_settings(own, &format!("{AFFINE}.{module}"), is_table).map(Some)
+        }
         Some(other) => {
             let key = format!("{AFFINE}.{module}");
             Err(unknown(&key, other, "false or an object"))

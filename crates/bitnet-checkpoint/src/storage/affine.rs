@@ -37,7 +37,7 @@ pub(crate) fn module(weight: &str) -> &str {
 }
 
 /// Whether a tensor has scales beside it.
-fn is_quantized(file: &TensorFile, weight: &TensorInfo) -> bool {
+pub(super) fn is_quantized(file: &TensorFile, weight: &TensorInfo) -> bool {
     let has = |role| file.tensor(&format!("{}.{role}", module(&weight.name)));
     has("scales").or_else(|| has(ROW_SCALE)).is_some()
 }
@@ -107,6 +107,33 @@ fn row_scale(
     }))
 }
 
+/// The scales or the biases of a module.
+pub(super) fn affine_tensor(
+    asked: &Asked<'_>,
+    tensors: &mut Tensors<'_>,
+    role: &str,
+    shape: &[usize],
+) -> Result<TensorInfo, FormatError> {
+    let name = format!("{}.{role}", module(&asked.info.name));
+    let found = tensors.find(&[&name]).ok_or_else(|| missing(&[&name]))?;
+    match found.encoding {
+        Encoding::Plain(plain) if plain.is_float_weight() => {}
+        other => {
+            let message = format!("expected f16, bf16 or f32, found {}", other.name());
+            return Err(error(ErrorCode::WrongType, found, message));
+        }
+    }
+    let found = match asked.shared {
+        Some(shared) => among::matrix(found, shared, asked.rows)?,
+        None => found.clone(),
+    };
+    if found.shape != shape {
+        let message = format!("expected shape {shape:?}, found {:?}", found.shape);
+        return Err(error(ErrorCode::WrongShape, &found, message));
+    }
+    Ok(found)
+}
+
 /// The row.
 #[derive(Debug)]
 pub struct Affine;
@@ -137,9 +164,11 @@ impl Storage for Affine {
         if !asked.slot.is_ternary() && !is_quantized(asked.marks.file, info) {
             return Ok(None);
         }
-        let form = family::affine_form(said.config, module(&info.name))
+        let is_table = !asked.slot.is_ternary();
+        let form = family::affine_form(said.config, module(&info.name), is_table)
             .map_err(|e| e.in_file(said.path))?;
-        let Some(AffineForm { bits, group }) = form else {
+        // the numbers of a table in wider codes are no trits
+        let Some(AffineForm { bits, group }) = form.filter(AffineForm::is_trits) else {
             return Ok(None);
         };
         if info.encoding != Encoding::Plain(PlainType::U32) {
@@ -165,26 +194,7 @@ impl Storage for Affine {
             return Ok(Some(linear.into()));
         }
         let shape = [rows, cols.checked_div(group).unwrap_or(0)];
-        let mut beside = |role: &str| {
-            let name = format!("{}.{role}", module(&info.name));
-            let found = tensors.find(&[&name]).ok_or_else(|| missing(&[&name]))?;
-            match found.encoding {
-                Encoding::Plain(plain) if plain.is_float_weight() => {}
-                other => {
-                    let message = format!("expected f16, bf16 or f32, found {}", other.name());
-                    return Err(error(ErrorCode::WrongType, found, message));
-                }
-            }
-            let found = match asked.shared {
-                Some(shared) => among::matrix(found, shared, rows)?,
-                None => found.clone(),
-            };
-            if found.shape != shape {
-                let message = format!("expected shape {shape:?}, found {:?}", found.shape);
-                return Err(error(ErrorCode::WrongShape, &found, message));
-            }
-            Ok(found)
-        };
+        let mut beside = |role: &str| affine_tensor(asked, tensors, role, &shape);
         let beside = vec![beside("scales")?, beside("biases")?];
         let linear = LinearSource {
             beside,
@@ -379,7 +389,7 @@ impl WriteStorage for Affine {
 }
 
 /// Refuses signs of a module that are not those of the rotation: programs for MLX read the tensor, not the keys.
-fn check_signs(asked: &Asked<'_>, tensors: &mut Tensors<'_>) -> Result<(), FormatError> {
+pub(super) fn check_signs(asked: &Asked<'_>, tensors: &mut Tensors<'_>) -> Result<(), FormatError> {
     let name = format!("{}.signs", module(&asked.info.name));
     let rotation = asked.config.rotation.as_deref();
     let rotation = rotation.filter(|rotation| rotation.turns(asked.slot));

@@ -5,7 +5,7 @@
 //! inspecting is for files that may be broken.
 
 use bitnet_checkpoint::{Checkpoint, ROTATION_KEYS, Slot, scale_normal_form};
-use bitnet_formats::{FormatError, MetaValue, Metadata};
+use bitnet_formats::{FormatError, MetaValue, Metadata, TensorInfo};
 use bitnet_ternary::Scales;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -152,14 +152,23 @@ pub fn head_is_a_copy(checkpoint: &Checkpoint) -> Result<bool, FormatError> {
     ) else {
         return Ok(false);
     };
-    if (embeddings.encoding, embeddings.len) != (head.encoding, head.len) {
+    let coded = |slot| checkpoint.coded_by(slot).into_iter().flatten();
+    let all = |info, slot| std::iter::once(info).chain(coded(slot));
+    let embeddings: Vec<&TensorInfo> = all(embeddings, Slot::TokenEmbeddings).collect();
+    let head: Vec<&TensorInfo> = all(head, Slot::OutputHead).collect();
+    let alike = |(a, b): (&&TensorInfo, &&TensorInfo)| {
+        (a.encoding, &a.shape, a.len) == (b.encoding, &b.shape, b.len)
+    };
+    if embeddings.len() != head.len() || !embeddings.iter().zip(&head).all(alike) {
         return Ok(false);
     }
-    for start in (0..head.len).step_by(COMPARED) {
-        let range = start..start.saturating_add(COMPARED as u64);
-        let a = checkpoint.file.read_part(embeddings, range.clone())?;
-        if a != checkpoint.file.read_part(head, range)? {
-            return Ok(false);
+    for (embeddings, head) in embeddings.into_iter().zip(head) {
+        for start in (0..head.len).step_by(COMPARED) {
+            let range = start..start.saturating_add(COMPARED as u64);
+            let a = checkpoint.file.read_part(embeddings, range.clone())?;
+            if a != checkpoint.file.read_part(head, range)? {
+                return Ok(false);
+            }
         }
     }
     Ok(true)

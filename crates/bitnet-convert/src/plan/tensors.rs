@@ -191,10 +191,10 @@ impl Planner<'_> {
         let len = dense_len(encoding, shape.iter().product(), cols)?;
         let from = match self.checkpoint.linear(slot) {
             Ok(source) => source.describe(),
-            Err(_) => self
-                .checkpoint
-                .tensor_range(slot)
-                .map_or_else(String::new, |info| info.encoding.name()),
+            Err(_) => {
+                let held = self.checkpoint.dense_encoding(slot);
+                held.map_or_else(String::new, |(_, from)| from)
+            }
         };
         self.push(slot, from, encoding, len, shape, Action::Unfold(plain));
         Ok(())
@@ -450,7 +450,7 @@ impl Planner<'_> {
 
     fn dense(&mut self, slot: Slot) -> Result<(), FormatError> {
         self.check_pack(slot)?;
-        let info = self.checkpoint.tensor_range(slot).ok_or_else(|| {
+        let (held, from) = self.checkpoint.dense_encoding(slot).ok_or_else(|| {
             FormatError::new(
                 ErrorCode::MissingTensor,
                 "the model needs this tensor, the source has none",
@@ -486,10 +486,10 @@ impl Planner<'_> {
                 Encoding::Plain(PlainType::F32)
             }
             // llama.cpp multiplies with matrices of these types
-            _ if is_matrix && !embedding => info.encoding,
+            _ if is_matrix && !embedding => held,
             // readers of GGUF compute norms from f32 only; every source type widens exactly
             _ if !embedding && gguf => Encoding::Plain(PlainType::F32),
-            _ => info.encoding,
+            _ => held,
         };
         if let (false, Encoding::Block(_)) = (gguf, encoding) {
             let message = format!("safetensors cannot hold {}", encoding.name());
@@ -507,13 +507,13 @@ impl Planner<'_> {
         };
         let action = if is_shaped {
             Action::Shape(encoding)
-        } else if encoding == info.encoding && as_stored {
+        } else if encoding == held && as_stored {
             Action::Copy
         } else {
             Action::Recode(encoding)
         };
         if let Action::Recode(_) = action
-            && !widens(info.encoding, encoding)
+            && !widens(held, encoding)
         {
             self.losses.push(Loss {
                 tensor: self.target_name(slot),
@@ -522,7 +522,7 @@ impl Planner<'_> {
                 max_absolute: None,
             });
         }
-        self.push(slot, info.encoding.name(), encoding, len, shape, action);
+        self.push(slot, from, encoding, len, shape, action);
         if self.request.target.form.writer.is_fused() {
             self.tied_head(slot);
         }

@@ -58,8 +58,13 @@ impl FileFacts {
         for slot in checkpoint.slots().into_iter().filter(|s| s.is_ternary()) {
             facts.linear(&checkpoint.linear(slot)?.describe());
         }
-        if let Some(info) = checkpoint.tensor_range(Slot::TokenEmbeddings) {
-            facts.add("embeddings", info.encoding.name());
+        let embeddings = checkpoint.dense_encoding(Slot::TokenEmbeddings);
+        let embeddings = embeddings.map(|(_, stored)| stored).or_else(|| {
+            let info = checkpoint.tensor_range(Slot::TokenEmbeddings);
+            info.map(|info| info.encoding.name())
+        });
+        if let Some(embeddings) = embeddings {
+            facts.add("embeddings", embeddings);
         }
         let tensors = file.tensors().iter();
         facts.scale_types(tensors.map(|info| (info.name.as_str(), info.encoding)));

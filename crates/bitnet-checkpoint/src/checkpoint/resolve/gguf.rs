@@ -103,6 +103,7 @@ pub(in crate::checkpoint) fn gguf(
             let form = Form {
                 meaning: DenseMeaning::AsStored,
                 shaping: Shaping::of_gguf(slot, family.gguf_order(&config, slot)),
+                table: None,
             };
             dense(&mut tensors, &names, slot, &config, form, &mut sources)?;
             continue;

@@ -139,6 +139,7 @@ pub(in crate::checkpoint) fn hugging_face(
             }
         };
         let is_table = matches!(slot, Slot::TokenEmbeddings | Slot::OutputHead);
+        let mut table = None;
         let found = match config.shape(slot)[..] {
             [rows_of, cols] if slot.is_ternary() || is_table => {
                 let asked = Asked {
@@ -154,6 +155,9 @@ pub(in crate::checkpoint) fn hugging_face(
                 let found = rows.recognize(&asked, &mut tensors)?;
                 if found.is_none() && slot.is_ternary() {
                     return Err(unrecognized(&asked, &mut tensors));
+                }
+                if found.is_none() && is_affine {
+                    table = storage::affine_table(&asked, &mut tensors)?;
                 }
                 found
             }
@@ -178,6 +182,7 @@ pub(in crate::checkpoint) fn hugging_face(
                 let form = Form {
                     meaning,
                     shaping: Shaping::of_hf(slot),
+                    table,
                 };
                 dense(&mut tensors, &names, slot, &config, form, &mut sources)?;
             }
