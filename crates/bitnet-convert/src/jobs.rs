@@ -326,7 +326,7 @@ struct Opened {
     output: PathBuf,
     place: Place,
     /// Keeps the paths of a remote source.
-    held: Vec<Located>,
+    _held: Vec<Located>,
 }
 
 impl Opened {
@@ -357,7 +357,7 @@ impl Opened {
             plan,
             output,
             place: destination.of_plan(&found),
-            held,
+            _held: held,
         })
     }
 
@@ -366,7 +366,7 @@ impl Opened {
     fn source_modified(&self) -> Vec<Option<String>> {
         let parts = self.checkpoint.file.parts.iter();
         let of_part = |path: &Path| {
-            if !self.held.is_empty() || bitnet_formats::origin_of(path).is_some() {
+            if bitnet_formats::origin_of(path).is_some() {
                 return None;
             }
             let modified = std::fs::metadata(path).and_then(|m| m.modified()).ok()?;

@@ -118,7 +118,7 @@ pub fn run(
             sampler: Sampler::greedy(),
             logits: generate::logit_options(&how),
             rule: None,
-            other_command: Some(format!("bitnet-run {} --chat", shell_word(&path))),
+            other_command: Some(format!("bitnet-run {} --chat", shell_word(path))),
         };
         return chat::interactive(setup, console);
     }

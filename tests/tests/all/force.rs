@@ -186,6 +186,8 @@ fn a_file_with_the_name_of_a_certificate_is_not_replaced() {
         source_text,
         "-o",
         text(&output),
+        "--to",
+        "gguf-i2_s",
         "--plan",
         text(&plan),
     ];

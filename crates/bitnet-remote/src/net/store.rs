@@ -208,7 +208,7 @@ impl Store {
         };
         let store = built.map_err(|e| said(&e, &root))?;
         let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let lacks_credentials = scheme == "s3" && !S3_CREDENTIALS.iter().any(|name| is_set(&name));
+        let lacks_credentials = scheme == "s3" && !S3_CREDENTIALS.iter().any(is_set);
         Ok(Self {
             store,
             root,

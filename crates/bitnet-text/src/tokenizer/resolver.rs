@@ -121,6 +121,9 @@ impl<'w> Resolver<'w> {
     }
 }
 
+/// A finished vocabulary and its merges: left, right and result.
+pub(super) type Assembled = (Words, Vec<[u32; 3]>);
+
 /// Takes the left and the right text of the next merge. An error ends the reading.
 pub(super) type Add<'a> = &'a mut dyn FnMut(&str, &str) -> Result<(), FormatError>;
 
@@ -136,7 +139,7 @@ pub(super) fn assemble<T>(
     bytes: usize,
     mut words: Words,
     read: impl FnOnce(Add<'_>) -> T,
-) -> (T, Result<(Words, Vec<[u32; 3]>), FormatError>) {
+) -> (T, Result<Assembled, FormatError>) {
     let mut waiting = Vec::new();
     let (value, list) = match bytes >= WORTH_A_THREAD {
         true => thread::scope(|scope| {
