@@ -218,13 +218,13 @@ mod tests {
     fn assembled(
         bytes: usize,
         change: impl Fn(&mut Words, &mut Vec<(String, String)>),
-    ) -> (Result<(), FormatError>, Result<Vec<[u32; 3]>, FormatError>) {
+    ) -> (bool, Result<Vec<[u32; 3]>, FormatError>) {
         let (mut words, mut merges) = numbers(20_000);
         change(&mut words, &mut merges);
         let (read, made) = assemble(bytes, words, |add| {
             merges.iter().try_for_each(|(left, right)| add(left, right))
         });
-        (read, made.map(|(_, list)| list))
+        (read.is_ok(), made.map(|(_, list)| list))
     }
 
     #[test]
@@ -232,7 +232,7 @@ mod tests {
         let many = WORTH_A_THREAD;
         let (read, list) = assembled(many, |_, _| {});
         let list = list.unwrap();
-        assert!(read.is_ok());
+        assert!(read);
         assert_eq!((list.len(), list[0]), (19_990, [1, 0, 10]));
         assert_eq!(list.last(), Some(&[1999, 9, 19_999]));
         assert_eq!(assembled(0, |_, _| {}).1.unwrap(), list);
