@@ -271,22 +271,9 @@ def test_ctrl_c_ends_a_script_with_130_and_leaves_nothing(tmp_path, large):
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
 
 
-def test_the_demo_model_ships(run):
-    demo = pathlib.Path(bt.__file__).parent / "demo"
-    assert listing(demo) == listing(FIXTURES / "demo" / "packed")
-    # the scripts tell the program where it is, unless the user does
-    code = (
-        "import os, sys; from bitnet_toolchain import _scripts, _native\n"
-        "_native = type('N', (), {'main': staticmethod(lambda *a: 0)})\n"
-        "_scripts._native = _native; _scripts.run(); print(os.environ['BITNET_DEMO_MODEL'])"
+def test_the_demo_model_ships(tmp_path):
+    demo = subprocess.run(
+        [SCRIPTS / "bitnet-run", "demo", "--json"], capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
-    own = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert own.stdout.strip() == str(demo), own.stderr
-    other = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "BITNET_DEMO_MODEL": "/elsewhere"},
-        timeout=60,
-    )
-    assert other.stdout.strip() == "/elsewhere"
+    assert demo.returncode == 0, demo.stderr
+    assert json.loads(demo.stdout)["text"].rstrip().endswith("62"), demo.stdout
