@@ -10,7 +10,7 @@ import time
 
 import bitnet_toolchain as bt
 import pytest
-from conftest import SCRIPTS, listing
+from conftest import FIXTURES, SCRIPTS, listing
 
 TIMES = ("seconds", "peak_rss_bytes", "rss_anon_peak_bytes")
 
