@@ -896,6 +896,26 @@ fn the_walsh_hadamard_transform_has_one_order_on_every_kernel() {
     }
 }
 
+/// Compares the product of every kernel, in two parts, with the canonical dots of the numbers that `rows` mean.
+fn assert_canonical_rows(dtype: MatrixType, rows: &[u8], numbers: &[f32], cols: usize, x: &[f32]) {
+    let (count, tokens) = (numbers.len() / cols, x.len() / cols);
+    let want: Vec<f32> = x
+        .chunks_exact(cols)
+        .flat_map(|x| {
+            numbers
+                .chunks_exact(cols)
+                .map(|w| canonical(w.iter().copied().zip(x.iter().copied())))
+        })
+        .collect();
+    for backend in Backend::available() {
+        let mut y = vec![f32::NAN; tokens * count];
+        let (mut low, mut high) = Output::new(&mut y, tokens, count).split_at(count / 3);
+        backend.dense_rows(dtype, rows, cols, x, &mut low);
+        backend.dense_rows(dtype, rows, cols, x, &mut high);
+        assert_bits(&y, &want, (backend, dtype, count, cols, tokens));
+    }
+}
+
 #[test]
 fn dense_rows_are_canonical_dots_at_any_alignment() {
     let mut noise = Noise(11);
@@ -920,21 +940,7 @@ fn dense_rows_are_canonical_dots_at_any_alignment() {
             }
             for tokens in [1, 2, 3, 5, 8] {
                 let x = noise.floats(tokens * cols);
-                let want: Vec<f32> = x
-                    .chunks_exact(cols)
-                    .flat_map(|x| {
-                        numbers
-                            .chunks_exact(cols)
-                            .map(|w| canonical(w.iter().copied().zip(x.iter().copied())))
-                    })
-                    .collect();
-                for backend in Backend::available() {
-                    let mut y = vec![f32::NAN; tokens * rows];
-                    let (mut low, mut high) = Output::new(&mut y, tokens, rows).split_at(rows / 3);
-                    backend.dense_rows(dtype, &bytes[1..], cols, &x, &mut low);
-                    backend.dense_rows(dtype, &bytes[1..], cols, &x, &mut high);
-                    assert_bits(&y, &want, (backend, dtype, rows, cols, tokens));
-                }
+                assert_canonical_rows(dtype.into(), &bytes[1..], &numbers, cols, &x);
             }
         }
     }
@@ -969,21 +975,7 @@ fn rows_of_blocks_are_canonical_dots_at_any_alignment() {
                     .into_iter()
                     .map(|b| f32::from(b) / 37.0 - 3.0)
                     .collect();
-                let want: Vec<f32> = x
-                    .chunks_exact(cols)
-                    .flat_map(|x| {
-                        numbers
-                            .chunks_exact(cols)
-                            .map(|w| canonical(w.iter().copied().zip(x.iter().copied())))
-                    })
-                    .collect();
-                for backend in Backend::available() {
-                    let mut y = vec![f32::NAN; tokens * rows];
-                    let (mut low, mut high) = Output::new(&mut y, tokens, rows).split_at(rows / 3);
-                    backend.dense_rows(dtype, &matrix[1..], cols, &x, &mut low);
-                    backend.dense_rows(dtype, &matrix[1..], cols, &x, &mut high);
-                    assert_bits(&y, &want, (backend, dtype, rows, cols, tokens));
-                }
+                assert_canonical_rows(dtype, &matrix[1..], &numbers, cols, &x);
             }
         }
     }

@@ -198,19 +198,20 @@ fn the_chat_of_the_demo_names_a_command_that_has_the_flags() {
     assert!(written.contains(&command), "{written}");
 }
 
+/// An answer that is slow enough to be stopped.
+const SLOW: [&str; 8] = [
+    "--chat",
+    "--ignore-eos",
+    "-n",
+    "400",
+    "--kernel",
+    "scalar",
+    "--threads",
+    "1",
+];
+
 #[test]
 fn control_c_stops_an_answer_and_leaves_at_the_prompt() {
-    // slow enough to be stopped
-    let flags = [
-        "--chat",
-        "--ignore-eos",
-        "-n",
-        "400",
-        "--kernel",
-        "scalar",
-        "--threads",
-        "1",
-    ];
     let steps = json!([
         wait("> "),
         send(&format!("{QUESTION}\r")),
@@ -223,7 +224,7 @@ fn control_c_stops_an_answer_and_leaves_at_the_prompt() {
         wait("> "),
         send("\u{3}")
     ]);
-    let (written, status) = typed(&demo(), &flags, &steps);
+    let (written, status) = typed(&demo(), &SLOW, &steps);
     assert_eq!(status, 0, "{written}");
     assert!(!written.contains("stopped after 400"), "{written}");
 }
@@ -231,16 +232,6 @@ fn control_c_stops_an_answer_and_leaves_at_the_prompt() {
 /// Another program that ends the chat ends it at once, and the shell gets back the terminal that it had.
 #[test]
 fn sigterm_ends_the_chat_and_gives_the_terminal_back() {
-    let slow = [
-        "--chat",
-        "--ignore-eos",
-        "-n",
-        "400",
-        "--kernel",
-        "scalar",
-        "--threads",
-        "1",
-    ];
     let terminate = json!({"signal": 15});
     let at_the_prompt = json!([wait("> "), send("half a me"), wait("half a me"), terminate]);
     let (written, status) = typed(&demo(), &["--chat"], &at_the_prompt);
@@ -248,7 +239,7 @@ fn sigterm_ends_the_chat_and_gives_the_terminal_back() {
     assert!(written.trim_end().ends_with("\u{1b}[?2004l"), "{written:?}");
     let question = send(&format!("{QUESTION}\r"));
     let during_an_answer = json!([wait("> "), question, wait("so 62"), terminate]);
-    let (written, status) = typed(&demo(), &slow, &during_an_answer);
+    let (written, status) = typed(&demo(), &SLOW, &during_an_answer);
     assert_eq!(status, 130, "{written}");
     assert!(!written.contains("[stopped]"), "{written}");
 }

@@ -4,8 +4,9 @@
 //! used to read a tensor. Reading ends at the first thing that cannot be read.
 
 use super::{Container, Gguf, Safetensors, gguf, safetensors};
+use crate::bytes::Cursor;
 use crate::error::FormatError;
-use crate::source::Source;
+use crate::source::{Source, as_opened};
 use crate::tensor_file::Metadata;
 
 /// A tensor as a header spells it.
@@ -39,13 +40,21 @@ pub struct HeaderRemains {
 /// The readable beginning of the header of a GGUF or safetensors file; `None` for any other file.
 pub fn header_remains(source: &dyn Source) -> Option<HeaderRemains> {
     let head = source.read(0..source.len().min(16)).ok()?;
-    if Gguf.recognises(&head) {
-        Some(gguf::remains(source))
+    type Read = fn(Cursor<'_>, &mut HeaderRemains) -> Result<(), FormatError>;
+    let (container, read) = if Gguf.recognises(&head) {
+        (Gguf.name(), gguf::remains as Read)
     } else if Safetensors.recognises(&head) {
-        Some(safetensors::remains(source))
+        (Safetensors.name(), safetensors::remains as Read)
     } else {
-        None
-    }
+        return None;
+    };
+    let mut found = HeaderRemains {
+        container,
+        ..HeaderRemains::default()
+    };
+    let read = as_opened(source, || read(Cursor::over(source), &mut found));
+    found.stopped = read.err();
+    Some(found)
 }
 
 #[cfg(test)]

@@ -4,26 +4,18 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use super::MAX_KEY_BYTES;
 use super::read::{read_placed, read_text, read_value};
-use super::{Gguf, MAX_KEY_BYTES};
 use crate::bytes::Cursor;
-use crate::container::{Container, Declared, HeaderRemains};
+use crate::container::{Declared, HeaderRemains};
 use crate::error::FormatError;
 use crate::limits::Limits;
-use crate::source::{Source, as_opened};
 
 /// See [`crate::header_remains`].
-pub(in crate::container) fn remains(file: &dyn Source) -> HeaderRemains {
-    let mut found = HeaderRemains {
-        container: Gguf.name(),
-        ..HeaderRemains::default()
-    };
-    let read = as_opened(file, || read(Cursor::over(file), &mut found));
-    found.stopped = read.err();
-    found
-}
-
-fn read(mut cursor: Cursor<'_>, found: &mut HeaderRemains) -> Result<(), FormatError> {
+pub(in crate::container) fn remains(
+    mut cursor: Cursor<'_>,
+    found: &mut HeaderRemains,
+) -> Result<(), FormatError> {
     let limits = Limits::default();
     cursor.array::<4>("magic")?;
     let version = cursor.u32("version")?;

@@ -1,34 +1,25 @@
 //! The readable beginning of a safetensors header.
 //!
-//! Invariant: only JSON text is taken; the first byte that is none ends the reading.
+//! Invariant: entries are kept up to the first byte that is no valid JSON.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::Safetensors;
 use super::entry::{Entry, METADATA};
 use super::json::parse_json;
 use crate::bytes::Cursor;
-use crate::container::{Container, Declared, HeaderRemains};
+use crate::container::{Declared, HeaderRemains};
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
-use crate::source::{Source, as_opened};
 use crate::tensor_file::MetaValue;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
 
 /// See [`crate::header_remains`].
-pub(in crate::container) fn remains(file: &dyn Source) -> HeaderRemains {
-    let mut found = HeaderRemains {
-        container: Safetensors.name(),
-        ..HeaderRemains::default()
-    };
-    let read = as_opened(file, || read(Cursor::over(file), &mut found));
-    found.stopped = read.err();
-    found
-}
-
-fn read(mut cursor: Cursor<'_>, found: &mut HeaderRemains) -> Result<(), FormatError> {
+pub(in crate::container) fn remains(
+    mut cursor: Cursor<'_>,
+    found: &mut HeaderRemains,
+) -> Result<(), FormatError> {
     let limits = Limits::default();
     let len = cursor.u64("header length")?;
     found.counts.push(("header bytes", len));

@@ -1,4 +1,4 @@
-//! The program and the machine, as far as they can matter to a fault.
+//! What a report of a fault says of the program and the machine.
 //!
 //! Invariant: nothing names the user, the host or a path.
 
