@@ -430,6 +430,7 @@ impl ValueEnum for Embeddings {
         }))
     }
 }
+
 /// The number of one job.
 fn job_number(text: &str) -> Result<usize, String> {
     let number = bitnet_cli::whole_from(text, 0);

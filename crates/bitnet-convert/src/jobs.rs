@@ -46,6 +46,10 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
         let message = "a plan needs --to TARGET: all jobs write the same format";
         return Err(Failure::usage(message).hint("choose one that `bitnet-convert list` shows"));
     };
+    if plan_file::absolute(&args.plan)? == plan_file::absolute(output)? {
+        return Err(Failure::usage("the plan and the output have the same name")
+            .hint("name another file with --plan"));
+    }
     let written = PlanPlace::new(&args.plan, args.force)?;
     let destination = Destination::new(output)?;
     let places = [plan_file::absolute(source)?, plan_file::absolute(output)?];
@@ -67,6 +71,7 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
     let request = convert::request(conversion, output, target);
     let planned = plan::build(&checkpoint, &request)?;
     publish::refuse_objects_of_the_source(&checkpoint, &planned, output)?;
+    publish::refuse_objects_of_the_source(&checkpoint, &planned, &args.plan)?;
     for note in &planned.notes {
         console.warn(&note.message)?;
     }

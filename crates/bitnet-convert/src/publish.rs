@@ -71,11 +71,17 @@ pub(crate) fn refuse_objects_of_the_source(
     output: &Path,
 ) -> Result<(), FormatError> {
     let parts = checkpoint.file.parts.iter();
-    let inputs: Vec<PathBuf> = parts
+    let mut inputs: Vec<PathBuf> = parts
         .map(|part| part.path().to_owned())
         .chain(checkpoint.directory.clone())
         .map(|path| named(&path).into_owned())
         .collect();
+    if let Some(directory) = &checkpoint.directory {
+        let limits = bitnet_formats::Limits::default();
+        for name in bitnet_checkpoint::side_file_names(directory, &limits)? {
+            inputs.push(named(&directory.join(name)).into_owned());
+        }
+    }
     let outputs = plan.files.iter().map(|file| file.path.as_path());
     for path in outputs.chain([output]) {
         let name = named(path);

@@ -85,7 +85,7 @@ impl Settings {
             at.saturating_add(1)
         );
         Err(FormatError::new(ErrorCode::Usage, message)
-            .hint(format!("set {source} to the token alone, on one line")))
+            .hint(format!("{source} should hold the token alone, on one line")))
     }
 
     /// The directory of the cache.

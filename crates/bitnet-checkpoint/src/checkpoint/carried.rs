@@ -14,14 +14,14 @@ impl Checkpoint {
     /// The name of a carried tensor in the other kind of container, GGUF or a checkpoint directory; `None` where it has
     /// no place, or is stored in a type that only its own container has.
     pub fn carried_as(&self, info: &TensorInfo) -> Option<Counterpart> {
-        let is_float = matches!(info.encoding, Encoding::Plain(plain) if plain.is_float_weight());
-        let family = self.family;
-        let mut all = self.carried.iter();
-        // a second block would have to share what the first has
-        let is_one = !all.any(|other| family.is_later_predictor(&other.name, &self.config));
-        (is_float && is_one)
-            .then(|| family.predictor(&info.name, &self.config))
-            .flatten()
+        if !matches!(info.encoding, Encoding::Plain(plain) if plain.is_float_weight()) {
+            return None;
+        }
+        let found = self.family.predictor(&info.name, &self.config)?;
+        // a second block would have to share what the first has; few names get here, so few look at all others
+        let is_later =
+            |other: &TensorInfo| self.family.is_later_predictor(&other.name, &self.config);
+        (!self.carried.iter().any(is_later)).then_some(found)
     }
 
     /// Whether norms of this checkpoint hold `w` and mean `1 + w`.

@@ -351,7 +351,7 @@ impl Store {
             let name = meta
                 .location
                 .as_ref()
-                .strip_prefix(prefix)?
+                .strip_prefix(key.as_ref())?
                 .trim_start_matches('/')
                 .to_owned();
             is_plain_path(&name).then_some(Object {
