@@ -118,7 +118,11 @@ pub fn run(
             sampler: Sampler::greedy(),
             logits: generate::logit_options(&how),
             rule: None,
-            other_command: Some(format!("bitnet-run {} --chat", shell_word(path))),
+            other_command: Some(match &place {
+                // the directory of this run is gone when the command is typed
+                Place::BuiltIn(_) => "bitnet-run MODEL --chat".to_owned(),
+                Place::Directory(path) => format!("bitnet-run {} --chat", shell_word(path)),
+            }),
         };
         return chat::interactive(setup, console);
     }

@@ -370,10 +370,6 @@ fn verify(
         Failure::new(ErrorCode::Io, format!("cannot start threads: {e}")).because(e)
     })?;
     let mut report = pool.install(|| run_checks(&subject, progress));
-    // what was read of a file that changed meanwhile proves nothing
-    for input in [Some(&artifact), source.as_ref()].into_iter().flatten() {
-        input.checkpoint.check_inputs()?;
-    }
     add_baseline(&mut report, baseline.as_ref(), bounds);
     let mut models = Vec::new();
     if asks_for_pages(args) {
@@ -383,6 +379,10 @@ fn verify(
             models.extend(facts.transpose()?);
         }
         models.extend(certificate.as_ref().map(ModelFacts::certified));
+    }
+    // what was read of a file that changed meanwhile proves nothing
+    for input in [Some(&artifact), source.as_ref()].into_iter().flatten() {
+        input.checkpoint.check_inputs()?;
     }
     Ok((report, models))
 }

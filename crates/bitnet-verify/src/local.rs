@@ -117,7 +117,7 @@ pub(crate) fn file_name(path: &Path) -> String {
         None => std::fs::canonicalize(path).ok(),
     };
     let real = real.map_or(text, |real| real.display().to_string());
-    last(&real).to_owned()
+    without_secrets(last(&real))
 }
 
 fn last(path: &str) -> &str {
@@ -149,7 +149,7 @@ fn replace_whole(text: &str, from: &str, to: &str) -> String {
 /// A word without blanks and quotes.
 fn public_word(word: &str) -> String {
     if let Some((before, path)) = word.split_once("file://") {
-        return format!("{before}{}", last(path));
+        return format!("{before}{}", without_secrets(last(path)));
     }
     if let Some((scheme, rest)) = word.split_once("://") {
         let (address, _query) = rest.split_once(['?', '#']).unwrap_or((rest, ""));
@@ -161,13 +161,16 @@ fn public_word(word: &str) -> String {
         let path = path.map(|path| format!("/{path}")).unwrap_or_default();
         return without_secrets(&format!("{scheme}://{server}{path}"));
     }
-    if let Some((name, value)) = word.split_once('=')
-        && is_absolute(value)
+    if let Some((at, _)) = word
+        .match_indices([':', '='])
+        .find(|(at, _)| word.get(at + 1..).is_some_and(is_absolute))
+        && !is_absolute(word)
     {
-        return format!("{name}={}", last(value));
+        let (name, path) = word.split_at(at + 1);
+        return format!("{}{}", without_secrets(name), without_secrets(last(path)));
     }
     match is_absolute(word) {
-        true => last(word).to_owned(),
+        true => without_secrets(last(word)),
         false => without_secrets(word),
     }
 }
@@ -188,31 +191,44 @@ fn is_absolute(word: &str) -> bool {
     rest.starts_with(|c: char| c.is_alphanumeric() || "._-".contains(c)) && rest.contains('/')
 }
 
+/// The word with a mark in place of what looks like a token: one pass, whatever its length.
 fn without_secrets(word: &str) -> String {
     let is_of_token = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-    let secret = SECRETS.iter().find_map(|(start, least)| {
-        let at = word.find(start)?;
-        let is_start = !word
-            .get(..at)?
-            .ends_with(|c: char| c.is_ascii_alphanumeric());
-        let tail = word.get(at + start.len()..)?;
-        let len = tail.find(|c| !is_of_token(c)).unwrap_or(tail.len());
-        // words of a language have no digits
-        let token = tail.get(..len)?;
-        let is_token = token.contains(|c: char| c.is_ascii_digit() || c.is_ascii_uppercase());
-        (is_start && len >= *least && is_token).then_some((at, at + start.len() + len))
-    });
-    match secret {
-        None => word.to_owned(),
-        Some((from, to)) => {
-            let (before, behind) = (word.get(..from), word.get(to..));
-            format!(
-                "{}{REMOVED}{}",
-                before.unwrap_or(""),
-                without_secrets(behind.unwrap_or(""))
-            )
+    let mut out = String::with_capacity(word.len());
+    let mut rest = word;
+    while !rest.is_empty() {
+        // a run of characters of tokens, and what stands between it and the next
+        let end = rest.find(|c| !is_of_token(c)).unwrap_or(rest.len());
+        let (run, behind) = rest.split_at(end);
+        match secret_in(run) {
+            Some(at) => {
+                out.push_str(run.get(..at).unwrap_or(""));
+                out.push_str(REMOVED);
+            }
+            None => out.push_str(run),
         }
+        let next = behind.find(is_of_token).unwrap_or(behind.len());
+        let (between, next) = behind.split_at(next);
+        out.push_str(between);
+        rest = next;
     }
+    out
+}
+
+/// Where a token begins in a run of characters of tokens.
+fn secret_in(run: &str) -> Option<usize> {
+    // words of a language have no digits
+    let last = run.rfind(|c: char| c.is_ascii_digit() || c.is_ascii_uppercase())?;
+    let starts = SECRETS.iter().filter_map(|(start, least)| {
+        let mut all = run.match_indices(start).map(|(at, _)| at);
+        all.find(|at| {
+            let (before, token) = (run.get(..*at).unwrap_or(""), at + start.len());
+            !before.ends_with(|c: char| c.is_ascii_alphanumeric())
+                && run.len() - token >= *least
+                && last >= token
+        })
+    });
+    starts.min()
 }
 
 #[cfg(test)]
@@ -245,10 +261,30 @@ mod tests {
                 "token [removed]!",
             ),
             ("hf_abc", "hf_abc"),
+            ("path:/home/ann/x", "path:x"),
+            ("--set=a=/home/ann/x", "--set=a=x"),
+            (
+                "task-id:sk-abcdefghijklmnopqrstuvWXYZ1234",
+                "task-id:[removed]",
+            ),
+            ("hf_/hf_abcdefghijklmnopqrstuvWXYZ1234", "hf_/[removed]"),
+            (
+                "/api/m?token=hf_abcdefghijklmnopqrstuvWXYZ1234",
+                "m?token=[removed]",
+            ),
             ("Grüße, /ä/ö", "Grüße, ö"),
         ] {
             assert_eq!(public.text(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn many_secrets_in_one_word_are_gone() {
+        let token = "hf_abcdefghijklmnopqrstuvWXYZ1234!";
+        assert_eq!(
+            without_secrets(&token.repeat(40_000)),
+            "[removed]!".repeat(40_000)
+        );
     }
 
     #[test]

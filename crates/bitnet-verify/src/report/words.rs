@@ -22,7 +22,7 @@ pub(super) fn grouped(text: &str) -> String {
         let next = following.next();
         // a sentence may end behind a number; a fraction goes on
         let goes_on = match next {
-            Some('.' | ',') => false,
+            Some('.' | ',') => following.next().is_some_and(char::is_alphabetic),
             Some(c) => is_part(c),
             None => false,
         };

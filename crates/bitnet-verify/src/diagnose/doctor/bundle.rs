@@ -56,6 +56,11 @@ pub(super) fn refuse_to_replace(
     for path in weight_files(model) {
         inputs.add(&path);
     }
+    if let Some(directory) = directory_of(model, None) {
+        for name in files::FILES {
+            inputs.add(&directory.join(name));
+        }
+    }
     inputs.refuse(bundle)?;
     Artifact::check(bundle, force)
 }
@@ -97,7 +102,10 @@ impl Bundle {
             Ok(file) => headers::of_file(file, &public, &mut entries, &mut notes, progress)?,
             Err(error) => headers::of_remains(model, error, &public, &mut entries, &mut notes),
         };
-        entries.add("headers.json", pretty(&headers));
+        if !entries.add("headers.json", pretty(&headers)) {
+            let why = "the bundle is full";
+            notes.left_out.insert("headers.json".to_owned(), why.into());
+        }
         if let Some(directory) = &directory {
             files::collect(directory, &public, &mut entries, &mut notes);
         }

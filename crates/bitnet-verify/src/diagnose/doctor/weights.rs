@@ -13,16 +13,18 @@ pub(super) const EXAMINATION: Examination = Examination {
     what: "zeros, constants, NaN, codes, statistics of trits and scales",
     examine: |patient, findings| {
         if let Some(checkpoint) = patient.checkpoint {
-            let (mut linears, mut without_zeros) = (0, Vec::new());
+            let (mut has_zeros, mut without_zeros) = (false, Vec::new());
             for slot in checkpoint.slots_in_file_order() {
-                linears += usize::from(checkpoint.is_ternary(slot));
-                match look(checkpoint, slot) {
+                let found = look(checkpoint, slot);
+                // a healthy linear of three values has zeros
+                has_zeros |= found.is_none() && checkpoint.is_ternary(slot);
+                match found {
                     Some(finding) if finding.what == NO_ZEROS => without_zeros.push(finding),
                     found => findings.extend(found),
                 }
             }
             // a model of one bit has no zeros anywhere
-            if without_zeros.len() < linears {
+            if has_zeros {
                 findings.append(&mut without_zeros);
             }
         }

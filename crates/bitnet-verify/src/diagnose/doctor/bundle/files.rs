@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Files that are taken, in the order of their importance.
-const FILES: [&str; 24] = [
+pub(super) const FILES: [&str; 24] = [
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
@@ -68,10 +68,10 @@ pub(super) fn collect(directory: &Path, public: &Public, entries: &mut Entries, 
     let mut templates: Vec<String> = templates
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| name.ends_with(".jinja") && name.len() < 100 && is_text(name))
-        .take(MOST_TEMPLATES)
         .map(|name| format!("{TEMPLATES}/{name}"))
         .collect();
     templates.sort();
+    templates.truncate(MOST_TEMPLATES);
     names.extend(templates);
     for name in names {
         let bytes = match read_side_file(directory, &name, READ) {
@@ -112,6 +112,11 @@ fn take(name: &str, bytes: &[u8], public: &Public, entries: &mut Entries, notes:
                 (false, false) => (format!("{clean:#}\n"), Some(SHORTENED)),
                 (true, _) => (format!("{clean:#}\n"), Some(CUT)),
             }
+        }
+        None if name.ends_with(".json") || text.len() > PLAIN => {
+            let why = "not JSON, or more than a bundle takes";
+            notes.left_out.insert(name.to_owned(), why.into());
+            return;
         }
         None => {
             let clean = public.text(text);
@@ -185,7 +190,7 @@ pub(super) fn cleaned(value: &Value, public: &Public) -> Value {
                     true => json!("[removed]"),
                     false => cleaned(value, public),
                 };
-                (key.clone(), value)
+                (public.text(key), value)
             };
             Value::Object(map.iter().map(entry).collect())
         }

@@ -301,7 +301,7 @@ fn float(number: impl Display + Into<f64> + Copy) -> Value {
 /// A text that is a whole file of JSON, such as a tokenizer, loses its vocabulary; any other its end.
 fn json_or_text(bytes: &[u8], public: &Public) -> Value {
     let json = std::str::from_utf8(bytes).ok();
-    let json = json.filter(|text| text.starts_with('{') && text.len() > NAME);
+    let json = json.filter(|text| text.starts_with('{'));
     match json.and_then(|text| keep::parse(text, false)) {
         Some((kept, _)) => cleaned(&kept, public),
         None => text(bytes, TEXT, public),

@@ -132,7 +132,10 @@ impl<'de> Visitor<'de> for Keep<'_> {
                 break;
             };
             let value = map.next_value_seed(self.inside(&key))?;
-            kept.insert(key, value);
+            // of a key that stands twice one value would not be looked at
+            if kept.insert(key, value).is_some() {
+                self.cut.set(true);
+            }
             entries += 1;
         }
         if kept.len() >= most {
