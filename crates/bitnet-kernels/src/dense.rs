@@ -114,7 +114,7 @@ fn store(numbers: &[f32], wide: &mut [u8]) {
     }
 }
 
-/// [`rows`] of blocks: `R` rows at a time are widened, which stay in the first cache for all tokens.
+/// [`rows`] of blocks: `R` rows at a time are widened once, for all tokens.
 #[inline(always)]
 pub(crate) fn widened_rows<const R: usize, const T: usize>(
     block: BlockType,

@@ -237,7 +237,7 @@ fn affine(config: &Value) -> Result<Option<&Map<String, Value>>, FormatError> {
 /// How MLX stores a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AffineForm {
-    /// Bits of a code: 1 or 2, of tables up to 8.
+    /// Bits of a code: 1 or 2; of tables also 3 to 6, or 8.
     pub(crate) bits: usize,
     /// Columns per scale.
     pub(crate) group: usize,
@@ -250,7 +250,7 @@ impl AffineForm {
     }
 }
 
-/// The settings of mlx, which MUST be those of ternary or binary codes, but of embeddings and output head.
+/// The settings of mlx: ternary or binary codes; of embeddings and output head wider ones as well.
 fn affine_settings(
     settings: &Map<String, Value>,
     path: &str,

@@ -152,7 +152,13 @@ impl CodedRows {
     /// All numbers, as the bytes of f32.
     pub(crate) fn widened(&self) -> Result<Bytes, FormatError> {
         let row_bytes = self.cols.saturating_mul(size_of::<f32>());
-        let mut bytes = vec![0; self.rows.saturating_mul(row_bytes)];
+        let len = self.rows.checked_mul(row_bytes);
+        let Some(len) = len.filter(|len| isize::try_from(*len).is_ok()) else {
+            let (rows, cols) = (self.rows, self.cols);
+            let message = format!("{rows} x {cols} numbers are more than this process can address");
+            return Err(FormatError::new(ErrorCode::LimitExceeded, message));
+        };
+        let mut bytes = vec![0; len];
         bytes
             .par_chunks_mut(row_bytes.max(1))
             .enumerate()

@@ -39,7 +39,7 @@ pub(super) fn is_signed_by_us(path: &Path) -> bool {
     let Ok(bytes) = read_file(path, Limits::default().certificate_bytes) else {
         return false;
     };
-    // a signature is ours if the statement is that it signs: NAME.intoto.json.sig lies beside NAME.intoto.json
+    // a signature is ours if the statement that it signs is ours: NAME.intoto.json.sig lies beside NAME.intoto.json
     if path.extension().is_some_and(|extension| extension == "sig") {
         return bytes.starts_with(b"-----BEGIN SSH SIGNATURE-----")
             && is_signed_by_us(&path.with_extension(""));

@@ -18,7 +18,7 @@ pub struct Declared {
     pub kind: String,
     /// Sizes, outermost first.
     pub shape: Vec<u64>,
-    /// First byte, counted from where the container counts: behind the header.
+    /// First byte, counted from where the container counts: the start of its tensor data.
     pub offset: u64,
 }
 

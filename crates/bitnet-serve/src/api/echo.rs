@@ -36,13 +36,20 @@ impl Echo {
         let mut place = Place { at: 0, rest: text };
         let length = text.chars().count();
         let mut offsets = Vec::with_capacity(tokens.len());
+        let mut in_front = 0; // of equal special tokens, those that the text does not spell
         for (number, &token) in tokens.iter().enumerate() {
             offsets.push((place.at + stream.broken_before(token)).min(length));
             if spelled && tokenizer.is_special(token) {
                 let name = tokenizer.token(token).unwrap_or_default();
-                let run = tokens[number..].iter().take_while(|t| **t == token);
+                if number == 0 || tokens[number - 1] != token {
+                    let run = tokens[number..].iter().take_while(|t| **t == token);
+                    let run = run.count();
+                    in_front = run - place.times(&name, run);
+                }
                 // of several equal tokens, the first ones were put in front
-                if place.times(&name, run.count()) {
+                if in_front > 0 {
+                    in_front -= 1;
+                } else {
                     place.pass(&name);
                 }
                 continue;
@@ -65,8 +72,8 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Whether the text goes on with `name`, so many times at least.
-    fn times(&self, name: &str, count: usize) -> bool {
+    /// How many times the text goes on with `name`, at most `count`.
+    fn times(&self, name: &str, count: usize) -> usize {
         let mut rest = self.rest.trim_start();
         let found = (0..count).take_while(|_| match rest.strip_prefix(name) {
             Some(next) if !name.is_empty() => {
@@ -75,7 +82,7 @@ impl Place<'_> {
             }
             _ => false,
         });
-        found.count() == count
+        found.count()
     }
 
     /// Goes behind what a token gives. White space of the text that tokens do not give is passed, too, and so is the text
@@ -84,11 +91,10 @@ impl Place<'_> {
         if piece.is_empty() {
             return;
         }
-        let trimmed = self.rest.trim_start();
         let rest = self.rest;
         let behind = rest
             .strip_prefix(piece)
-            .or_else(|| trimmed.strip_prefix(piece))
+            .or_else(|| rest.trim_start().strip_prefix(piece))
             .or_else(|| rest.strip_prefix(piece.trim_start()));
         let behind = behind.unwrap_or_else(|| {
             let count = piece.chars().count();

@@ -18,6 +18,7 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// The files of the chat page: path, kind, content.
@@ -164,14 +165,20 @@ fn page(kind: &'static str, content: &'static str) -> Response {
     (headers, content).into_response()
 }
 
+/// How long an answer of `/health` waits for a look at the files of the model.
+const CHECKED_WITHIN: Duration = Duration::from_secs(1);
+
 async fn health(State(shared): Site) -> Response {
     let dead = shared.service.metrics().dead.load(Ordering::Relaxed);
     let service = Arc::clone(&shared.service);
     // files may be slow to ask
-    let checked = tokio::task::spawn_blocking(move || service.check_model()).await;
+    let mut checking = tokio::task::spawn_blocking(move || service.check_model());
+    let checked = tokio::time::timeout(CHECKED_WITHIN, &mut checking).await;
+    checking.abort(); // a check that has no thread yet leaves the queue
     let failed = match (dead, checked) {
         (true, _) => Some(ApiError::new(503, "the engine has ended").code("internal")),
-        (false, Ok(Err(error))) => Some(error),
+        (false, Ok(Ok(Err(error)))) => Some(error),
+        // a check that waits behind requests says nothing of the model
         (false, _) => None,
     };
     let (status, mut body) = match (&failed, *shared.stop.borrow()) {

@@ -316,6 +316,10 @@ impl<'de> Visitor<'de> for ModelSeed<'_> {
         let fail = |error| Err(self.failure.of::<A::Error>(error));
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
+                // the merges have the ids of the vocabulary in front of them
+                "vocab" if matches!(model.merges, Some(Merges::Known(_))) => {
+                    return fail(refuse("model.vocab", "stands twice"));
+                }
                 "vocab" => {
                     // a token and its merges take 60 to 130 bytes of the file
                     let mut words = Words::with_capacity((self.bytes / 128).min(TOKENS));

@@ -33,13 +33,20 @@ pub(super) const KEYS: [&str; 9] = [
     PREDICTORS,
 ];
 
+/// Most blocks that predict further tokens. Published models have one.
+const MOST_PREDICTORS: usize = 1024;
+
 /// Layers of the network: the blocks without those that predict further tokens.
 pub(super) fn layers(keys: &Keys<'_>) -> Result<usize, FormatError> {
     let blocks = keys.required_size("block_count")?;
     let predictors = keys.size(PREDICTORS)?.unwrap_or(0);
-    match blocks.checked_sub(predictors) {
+    let layers = blocks.checked_sub(predictors);
+    match layers.filter(|_| predictors <= MOST_PREDICTORS) {
         Some(layers) => Ok(layers),
-        None => Err(keys.bad(PREDICTORS, &format!("at most block_count = {blocks}"))),
+        None => {
+            let most = format!("at most block_count = {blocks}, and at most {MOST_PREDICTORS}");
+            Err(keys.bad(PREDICTORS, &most))
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::MAX_KEY_BYTES;
 use super::read::{read_placed, read_text, read_value};
+use super::{MAX_KEY_BYTES, limit_exceeded};
 use crate::bytes::Cursor;
 use crate::container::{Declared, HeaderRemains};
 use crate::error::FormatError;
@@ -29,6 +29,14 @@ pub(in crate::container) fn remains(
         let value = read_value(&mut cursor, &limits).map_err(|e| e.in_tensor(&key))?;
         found.metadata.0.push((key, value));
     }
+    // what follows are entries, not tensors
+    if entries > limits.metadata_entries {
+        return Err(limit_exceeded(
+            "metadata entries",
+            entries,
+            limits.metadata_entries,
+        ));
+    }
     for _ in 0..tensors.min(limits.tensors) {
         let name = read_text(&mut cursor, "tensor name", limits.name_bytes)?;
         let placed = read_placed(&mut cursor);
@@ -40,5 +48,8 @@ pub(in crate::container) fn remains(
             offset,
         });
     }
-    Ok(())
+    match tensors > limits.tensors {
+        true => Err(limit_exceeded("tensors", tensors, limits.tensors)),
+        false => Ok(()),
+    }
 }
