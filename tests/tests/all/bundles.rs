@@ -322,6 +322,8 @@ fn the_bundle_of_a_directory_has_its_settings_without_secrets() {
     )
     .unwrap();
     fs::write(model.join("quantize_config.json"), "{\"bits\": 2,").unwrap();
+    let broken = "{\"password\": \"nobody knows\",";
+    fs::write(model.join("preprocessor_config.json"), broken).unwrap();
     fs::write(
         model.join("chat_template.jinja"),
         "{{ messages }}</think> /no_think",
@@ -346,6 +348,7 @@ fn the_bundle_of_a_directory_has_its_settings_without_secrets() {
         "sig=1",
         "private place",
         "words outside",
+        "nobody knows",
     ] {
         assert!(!all.contains(secret), "{secret}");
     }

@@ -72,10 +72,10 @@ fn trace(
             return Ok(None);
         }
         diagnosis = trace::of_trace(checkpoint, golden, subject.thresholds);
-        findings.extend(diagnosis.departures.iter().cloned());
         if let Some(error) = diagnosis.error.take() {
-            findings.unreadable(trace::TRACE, &error);
+            return Err(error);
         }
+        findings.extend(diagnosis.departures.iter().cloned());
         Ok(Some(format!(
             "{} places, largest relative error {:.1e}",
             diagnosis.compared, diagnosis.worst

@@ -98,6 +98,11 @@ fn sha256(bytes: &[u8]) -> Value {
     stream.finish().map_or(Value::Null, Value::from)
 }
 
+/// Whether a text in quotes is the name of a secret.
+fn names_a_secret(text: &str) -> bool {
+    text.split('"').any(is_secret_key)
+}
+
 fn take(name: &str, bytes: &[u8], public: &Public, entries: &mut Entries, notes: &mut Notes) {
     let Some(text) = std::str::from_utf8(bytes).ok().filter(|t| is_text(t)) else {
         notes.left_out.insert(name.to_owned(), "not text".into());
@@ -113,8 +118,9 @@ fn take(name: &str, bytes: &[u8], public: &Public, entries: &mut Entries, notes:
                 (true, _) => (format!("{clean:#}\n"), Some(CUT)),
             }
         }
-        None if name.ends_with(".json") || text.len() > PLAIN => {
-            let why = "not JSON, or more than a bundle takes";
+        // keys of broken JSON cannot be told from values, so none of it is taken if one may name a secret
+        None if text.len() > PLAIN || name.ends_with(".json") && names_a_secret(text) => {
+            let why = "not JSON, and it is long or may hold a secret";
             notes.left_out.insert(name.to_owned(), why.into());
             return;
         }
