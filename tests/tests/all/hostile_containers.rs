@@ -1113,12 +1113,56 @@ fn type_ids_with_several_layouts_are_resolved() {
     };
     let name = "tl1-64x64=64-64-32";
     assert_eq!(names(bench.open("m.gguf", &with(name)).unwrap()), [name]);
-    for (bad, code) in [
-        ("tl9", ErrorCode::Malformed),
-        ("tl1-96-64-32", ErrorCode::TargetCannotHold),
+    for (good, bad, code) in [
+        ("tl1", "tl9", ErrorCode::Malformed),
+        (
+            "tl1-64-64-32",
+            "tl1-96-64-32",
+            ErrorCode::TargetCannotHold,
+        ),
     ] {
-        assert_eq!(bench.refused("m.gguf", &with(bad)).code, code);
+        let mut file = with(good);
+        let at = file.windows(good.len()).position(|w| w == good.as_bytes());
+        let at = at.unwrap();
+        file[at..at + bad.len()].copy_from_slice(bad.as_bytes());
+        assert_eq!(bench.refused("m.gguf", &file).code, code);
     }
+}
+
+/// A reader could not tell which layout an id means: then the file is not written, unless its metadata say so.
+#[test]
+fn a_gguf_that_could_be_read_as_another_layout_is_not_written() {
+    let bench = Bench::new();
+    let q2_0 = Encoding::Ternary(packing_by_name("q2_0").unwrap());
+    let plan = |layout: Option<&str>, alignment: u32, columns: usize| {
+        let mut metadata = Metadata::default();
+        metadata.set("general.alignment", MetaValue::U32(alignment));
+        if let Some(layout) = layout {
+            metadata.set(GGUF_LAYOUT_KEY, MetaValue::text(layout));
+        }
+        let tensors = vec![planned("a", q2_0, &[1, columns], columns as u64 / 64 * 18)];
+        WritePlan { metadata, tensors }
+    };
+    // 36 and 34 bytes, or 2304 and 2176, take as much as each other once they are padded
+    for (alignment, columns) in [(32, 128), (4096, 8192)] {
+        let error = Gguf.header(&plan(None, alignment, columns)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::TargetCannotHold, "{error}");
+        assert_eq!(error.tensor.as_deref(), Some("a"));
+        assert!(error.message.contains("q2_0, q2_0-g128"), "{error}");
+        assert!(error.hint.unwrap().contains(GGUF_LAYOUT_KEY));
+        let file = written(&Gguf, &plan(Some("q2_0"), alignment, columns)).1;
+        let tensors = bench.open("m.gguf", &file).unwrap();
+        assert_eq!(tensors.tensors()[0].encoding.name(), "q2_0");
+        // and not as what it is not
+        let error = Gguf.header(&plan(Some("q2_0-g128"), alignment, columns));
+        let error = error.unwrap_err();
+        assert_eq!(error.code, ErrorCode::TargetCannotHold, "{error}");
+        assert!(error.message.contains("read as q2_0-g128"), "{error}");
+    }
+    // what no padding hides needs no key
+    let file = written(&Gguf, &plan(None, 32, 8192)).1;
+    let tensors = bench.open("m.gguf", &file).unwrap();
+    assert_eq!(tensors.tensors()[0].encoding.name(), "q2_0");
 }
 
 // ---- the files of peers ----

@@ -394,21 +394,46 @@ fn encodings(
     alignment: u64,
     layout: Option<&'static dyn Packing>,
 ) -> Result<BTreeMap<u32, Encoding>, FormatError> {
+    let placed = raw.iter().map(|info| Placed {
+        name: &info.0.name,
+        shape: &info.0.shape,
+        id: info.id(),
+        offset: info.0.offset,
+    });
+    meanings(&placed.collect::<Vec<_>>(), data_len, alignment, layout)
+}
+
+/// What a tensor info says of its place and type.
+pub(super) struct Placed<'a> {
+    pub(super) name: &'a str,
+    pub(super) shape: &'a [usize],
+    pub(super) id: u32,
+    /// From the start of the data section.
+    pub(super) offset: u64,
+}
+
+/// What the type ids of `placed`, all tensors of one file in its order, mean to a reader.
+pub(super) fn meanings(
+    placed: &[Placed<'_>],
+    data_len: u64,
+    alignment: u64,
+    layout: Option<&'static dyn Packing>,
+) -> Result<BTreeMap<u32, Encoding>, FormatError> {
     let mut by_id: BTreeMap<u32, Vec<Claim<'_>>> = BTreeMap::new();
-    let nexts = raw.iter().skip(1).map(Some).chain([None]);
-    for (info, next) in raw.iter().zip(nexts) {
-        let claims = by_id.entry(info.id()).or_default();
-        if !is_contested(info.id()) {
+    let nexts = placed.iter().skip(1).map(Some).chain([None]);
+    for (info, next) in placed.iter().zip(nexts) {
+        let claims = by_id.entry(info.id).or_default();
+        if !is_contested(info.id) {
             continue;
         }
         // an extent that makes no sense fits nothing; the layout is checked afterwards
         let extent = match next {
-            Some(next) => Extent::ToNext(next.0.offset.saturating_sub(info.0.offset)),
-            None => Extent::ToEnd(data_len.saturating_sub(info.0.offset)),
+            Some(next) => Extent::ToNext(next.offset.saturating_sub(info.offset)),
+            None => Extent::ToEnd(data_len.saturating_sub(info.offset)),
         };
         claims.push(Claim {
-            name: &info.0.name,
-            shape: &info.0.shape,
+            name: info.name,
+            shape: info.shape,
             extent,
         });
     }

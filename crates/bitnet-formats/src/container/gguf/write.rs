@@ -4,8 +4,10 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use super::read::{Placed, meanings, recorded_layout};
 use super::{
-    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, dense_len, matrix, type_id,
+    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, LAYOUT_KEY, MAGIC, MAX_DIMS, MAX_KEY_BYTES, dense_len,
+    matrix, stored_len, type_id,
 };
 use crate::container::{Header, PlannedTensor, WritePlan};
 use crate::encoding::Encoding;
@@ -52,6 +54,7 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
     }
 
     let mut starts = Vec::with_capacity(plan.tensors.len());
+    let mut placed = Vec::with_capacity(plan.tensors.len());
     let mut start = 0u64;
     let mut names = HashSet::new();
     for tensor in &plan.tensors {
@@ -63,8 +66,14 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
                 message,
             )));
         }
-        push_tensor_info(&mut out, tensor, start).map_err(place)?;
+        let id = push_tensor_info(&mut out, tensor, start).map_err(place)?;
         starts.push(start);
+        placed.push(Placed {
+            name: &tensor.name,
+            shape: &tensor.shape,
+            id,
+            offset: start,
+        });
         start = start
             .checked_add(tensor.len)
             .and_then(|end| end.checked_next_multiple_of(alignment))
@@ -76,6 +85,7 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
                 ))
             })?;
     }
+    check_meanings(plan, &placed, start, alignment)?;
     out.resize(out.len().next_multiple_of(alignment as usize), 0);
     let data_start = out.len() as u64;
     // `start` is below 2^63, so none of these can wrap
@@ -91,11 +101,41 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
     })
 }
 
+/// Refuses a file in which a type id that several layouts share would not be read as what is written.
+fn check_meanings(
+    plan: &WritePlan,
+    placed: &[Placed<'_>],
+    data_len: u64,
+    alignment: u64,
+) -> Result<(), FormatError> {
+    let layout = recorded_layout(&plan.metadata)?;
+    let hint = || format!("name the layout in the metadata, under {LAYOUT_KEY}");
+    let read = meanings(placed, data_len, alignment, layout).map_err(|mut e| {
+        e.code = ErrorCode::TargetCannotHold;
+        e.hint = Some(hint());
+        e
+    })?;
+    for (tensor, place) in plan.tensors.iter().zip(placed) {
+        let as_read = read.get(&place.id).copied().unwrap_or(tensor.encoding);
+        if stored_len(as_read, &tensor.shape).ok().flatten() != Some(tensor.len) {
+            let message = format!(
+                "would be read as {}, expected {}",
+                as_read.name(),
+                tensor.encoding.name()
+            );
+            let error = FormatError::new(ErrorCode::TargetCannotHold, message);
+            return Err(error.in_tensor(&tensor.name).hint(hint()));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a tensor's info and returns its type id.
 fn push_tensor_info(
     out: &mut Vec<u8>,
     tensor: &PlannedTensor,
     start: u64,
-) -> Result<(), FormatError> {
+) -> Result<u32, FormatError> {
     let cannot = |message: String| FormatError::new(ErrorCode::TargetCannotHold, message);
     let name_len = tensor.name.len();
     if name_len == 0 || name_len > MAX_WRITTEN_NAME {
@@ -138,7 +178,7 @@ fn push_tensor_info(
     }
     out.extend_from_slice(&id.to_le_bytes());
     out.extend_from_slice(&start.to_le_bytes());
-    Ok(())
+    Ok(id)
 }
 
 fn push_string(out: &mut Vec<u8>, bytes: &[u8]) {
