@@ -34,6 +34,7 @@ mod templates;
 mod words;
 
 use crate::chat_template::ChatTemplate;
+use added::Added;
 use bitnet_formats::without_byte_order_mark;
 use bitnet_formats::{ErrorCode, FormatError, MetaArray, MetaValue, Metadata};
 use class::Class;
@@ -56,7 +57,9 @@ use place::Place;
 use serde_json::{Map, Value, json};
 use side_files::{END_OF_TURN, SideFiles};
 use std::borrow::Cow;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 pub use templates::{ChatTemplates, additional_template_files, normal_template_names};
 
 /// The whole `tokenizer.json`, as GGUF carries it (a key of the GGUF specification).
@@ -371,8 +374,8 @@ impl<'p> Source<'p> {
                 true => Cow::Owned(without_byte_order_mark(&bytes).to_vec()),
                 false => bytes,
             };
-            let reading = json::read(&bytes).map_err(located)?;
-            let mut side = SideFiles::read(place)?;
+            let (reading, side) = beside(|| json::read(&bytes), || SideFiles::read(place));
+            let (reading, mut side) = (reading.map_err(located)?, side?);
             side.class = Class::of(&side, Some(&reading.rules));
             let read = Self::of_file(bytes, reading, side);
             return read.map_err(located).map(Some);
@@ -424,14 +427,13 @@ impl<'p> Source<'p> {
         side: SideFiles,
     ) -> Result<Self, FormatError> {
         engine::added_tokens(reading.rules.get("added_tokens").unwrap_or(&Value::Null))?;
-        let is_changed = added::changed(&reading.rules, &side)?;
-        let before = match is_changed {
-            true => added::ids_and_texts(&reading.rules),
-            false => Vec::new(),
-        };
+        let added = Added::of(&reading.rules, &side)?;
+        let is_changed = added.are_changed();
+        let mut before = Vec::new();
         if is_changed {
-            let added = added::settled(&reading.rules, reading.bpe.words(), &side)?;
-            added::put(&mut reading.rules, added);
+            before = added.ids_and_texts();
+            let settled = added.settled(reading.bpe.words())?;
+            added::put(&mut reading.rules, settled);
         }
         let parsed = Parsed::new(reading)?;
         if is_changed {
@@ -661,6 +663,20 @@ fn with_ends_of_turns(inner: &Engine, named: Vec<u32>) -> Vec<u32> {
         }
     }
     stop
+}
+
+/// What both give; `there` on another thread, if there is one to have.
+fn beside<A, B: Send>(here: impl FnOnce() -> A, there: impl Fn() -> B + Sync) -> (A, B) {
+    thread::scope(|scope| {
+        let other = thread::Builder::new().name("tokenizer".to_owned());
+        let other = other.spawn_scoped(scope, &there);
+        let mine = here();
+        let other = match other {
+            Ok(other) => other.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => there(),
+        };
+        (mine, other)
+    })
 }
 
 /// The `tokenizer.*` metadata of a checkpoint directory, for GGUF output with `vocab_size` rows:

@@ -1115,11 +1115,7 @@ fn type_ids_with_several_layouts_are_resolved() {
     assert_eq!(names(bench.open("m.gguf", &with(name)).unwrap()), [name]);
     for (good, bad, code) in [
         ("tl1", "tl9", ErrorCode::Malformed),
-        (
-            "tl1-64-64-32",
-            "tl1-96-64-32",
-            ErrorCode::TargetCannotHold,
-        ),
+        ("tl1-64-64-32", "tl1-96-64-32", ErrorCode::TargetCannotHold),
     ] {
         let mut file = with(good);
         let at = file.windows(good.len()).position(|w| w == good.as_bytes());

@@ -31,12 +31,6 @@ fn of_file(json: &Value) -> Vec<(u32, AddedToken)> {
     list.into_iter().flatten().filter_map(token).collect()
 }
 
-/// Ids and texts of the `added_tokens` of a `tokenizer.json`.
-pub(super) fn ids_and_texts(json: &Value) -> Vec<(u32, String)> {
-    let own = of_file(json).into_iter();
-    own.map(|(id, token)| (id, token.content)).collect()
-}
-
 /// What transformers adds to the tokenizer that it builds, in its order, and the ids that files state.
 struct Additions {
     tokens: Vec<AddedToken>,
@@ -190,65 +184,84 @@ impl Assigner<'_> {
     }
 }
 
-/// Whether the files beside a `tokenizer.json` change its added tokens. `json` may lack the long lists.
-pub(super) fn changed(json: &Value, side: &SideFiles) -> Result<bool, FormatError> {
-    let own = of_file(json);
-    let additions = Additions::of(&own, side)?;
-    Ok(!additions.change_nothing(&own, &side.class))
+/// The added tokens of a `tokenizer.json`, and what the files beside it add.
+pub(super) struct Added<'s> {
+    own: Vec<(u32, AddedToken)>,
+    additions: Additions,
+    side: &'s SideFiles,
 }
 
-/// The added tokens of the directory, as a `tokenizer.json` lists them. `json` may lack the long lists.
-pub(super) fn settled(
-    json: &Value,
-    vocab: &dyn Vocabulary,
-    side: &SideFiles,
-) -> Result<Value, FormatError> {
-    let own = of_file(json);
-    let additions = Additions::of(&own, side)?;
-    let mut assigner = Assigner {
-        vocab,
-        ids: HashMap::new(),
-        tokens: BTreeMap::new(),
-    };
-    if !side.class.rebuilds() {
-        assigner.add(own.iter().map(|(_, token)| token.clone()));
-    }
-    assigner.add(additions.tokens);
-    assigner.add(additions.again);
-    for (text, stated) in &additions.stated {
-        let given = assigner.ids.get(text);
-        if given.is_some_and(|given| given != stated) {
-            let given = given.copied().unwrap_or_default();
-            return Err(refuse(format!(
-                "added token `{}` is stated as id {stated}, but transformers gives it id {given}",
-                short(text)
-            ))
-            .hint("save the tokenizer again: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in Python"));
-        }
-    }
-    let texts = assigner.tokens.values().map(|token| token.content.len());
-    if texts.sum::<usize>() > ADDED_BYTES {
-        let what = format!("more than {ADDED_BYTES} bytes of text in `added_tokens`");
-        return Err(exceeded("added_tokens", what));
-    }
-    let added = assigner
-        .tokens
-        .iter()
-        .map(|(id, t)| {
-            json!({
-                "id": id, "content": t.content, "single_word": t.single_word, "lstrip": t.lstrip,
-                "rstrip": t.rstrip, "normalized": t.normalized, "special": t.special
-            })
+impl<'s> Added<'s> {
+    /// `json` may lack the long lists.
+    pub(super) fn of(json: &Value, side: &'s SideFiles) -> Result<Self, FormatError> {
+        let own = of_file(json);
+        let additions = Additions::of(&own, side)?;
+        Ok(Self {
+            own,
+            additions,
+            side,
         })
-        .collect();
-    Ok(Value::Array(added))
+    }
+
+    /// Whether the files beside a `tokenizer.json` change its added tokens.
+    pub(super) fn are_changed(&self) -> bool {
+        !self.additions.change_nothing(&self.own, &self.side.class)
+    }
+
+    /// Ids and texts of the `added_tokens` of the `tokenizer.json`.
+    pub(super) fn ids_and_texts(&self) -> Vec<(u32, String)> {
+        let own = self.own.iter();
+        own.map(|(id, token)| (*id, token.content.clone()))
+            .collect()
+    }
+
+    /// The added tokens of the directory, as a `tokenizer.json` lists them.
+    pub(super) fn settled(self, vocab: &dyn Vocabulary) -> Result<Value, FormatError> {
+        let mut assigner = Assigner {
+            vocab,
+            ids: HashMap::new(),
+            tokens: BTreeMap::new(),
+        };
+        if !self.side.class.rebuilds() {
+            assigner.add(self.own.iter().map(|(_, token)| token.clone()));
+        }
+        assigner.add(self.additions.tokens);
+        assigner.add(self.additions.again);
+        for (text, stated) in &self.additions.stated {
+            let given = assigner.ids.get(text);
+            if given.is_some_and(|given| given != stated) {
+                let given = given.copied().unwrap_or_default();
+                return Err(refuse(format!(
+                    "added token `{}` is stated as id {stated}, but transformers gives it id {given}",
+                    short(text)
+                ))
+                .hint("save the tokenizer again: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in Python"));
+            }
+        }
+        let texts = assigner.tokens.values().map(|token| token.content.len());
+        if texts.sum::<usize>() > ADDED_BYTES {
+            let what = format!("more than {ADDED_BYTES} bytes of text in `added_tokens`");
+            return Err(exceeded("added_tokens", what));
+        }
+        let added = assigner
+            .tokens
+            .iter()
+            .map(|(id, t)| {
+                json!({
+                    "id": id, "content": t.content, "single_word": t.single_word, "lstrip": t.lstrip,
+                    "rstrip": t.rstrip, "normalized": t.normalized, "special": t.special
+                })
+            })
+            .collect();
+        Ok(Value::Array(added))
+    }
 }
 
 /// Puts the added tokens of the directory into a whole `tokenizer.json`.
 pub(super) fn settle(json: &mut Value, side: &SideFiles) -> Result<(), FormatError> {
     let nothing = serde_json::Map::new();
     let vocab = json.pointer("/model/vocab").and_then(Value::as_object);
-    let added = settled(json, vocab.unwrap_or(&nothing), side)?;
+    let added = Added::of(json, side)?.settled(vocab.unwrap_or(&nothing))?;
     put(json, added);
     Ok(())
 }

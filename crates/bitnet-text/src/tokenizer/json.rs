@@ -52,7 +52,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Reading, FormatError> {
     let failure = Failure::default();
     let bytes = bitnet_formats::without_byte_order_mark(bytes);
     // checked once: a reader of bytes checks every text by itself
-    let text = std::str::from_utf8(bytes).map_err(|e| {
+    let text = simdutf8::compat::from_utf8(bytes).map_err(|e| {
         let at = e.valid_up_to() as u64;
         FormatError::new(ErrorCode::Malformed, "not UTF-8")
             .at(at)
@@ -283,11 +283,7 @@ impl Model {
         let merges = match self.merges {
             None => return Err(refuse("model.merges", "absent or no array")),
             Some(Merges::Known(list)) => list,
-            Some(Merges::Early(early)) => {
-                let mut resolver = Resolver::new(&words);
-                resolver.look_up(&early)?;
-                resolver.finish()
-            }
+            Some(Merges::Early(early)) => Resolver::new(&words).look_up(0, &early)?,
         };
         Ok(Bpe::new(words, merges, self.settings))
     }

@@ -7,7 +7,8 @@ use super::pre_tokenizer::short;
 use super::words::Words;
 use bitnet_formats::{ErrorCode, FormatError};
 use std::panic::resume_unwind;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, channel, sync_channel};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 /// Merges that are looked up together.
@@ -58,8 +59,6 @@ impl Texts {
 /// tokenizer. So the texts of [`BATCH`] merges are looked up together ([`Words::ids`]).
 pub(super) struct Resolver<'w> {
     words: &'w Words,
-    /// Left, right and result of the merges so far.
-    list: Vec<[u32; 3]>,
     ids: Vec<Option<u32>>,
     /// The entry of the last result: merges are mostly in the order of what they make.
     made: u32,
@@ -70,21 +69,25 @@ impl<'w> Resolver<'w> {
     pub(super) fn new(words: &'w Words) -> Self {
         Self {
             words,
-            list: Vec::with_capacity(words.len()),
             ids: Vec::new(),
             made: 0,
         }
     }
 
-    /// Adds the next merges.
+    /// Left, right and result of each of `merges`, the first of which is number `first` of the list.
     ///
     /// # Errors
     /// A text that is no token.
-    pub(super) fn look_up(&mut self, merges: &Texts) -> Result<(), FormatError> {
+    pub(super) fn look_up(
+        &mut self,
+        first: usize,
+        merges: &Texts,
+    ) -> Result<Vec<[u32; 3]>, FormatError> {
         let text = |start: u32, end: u32| {
             let text = merges.texts.get(start as usize..end as usize);
             text.unwrap_or_default()
         };
+        let mut list = Vec::with_capacity(merges.ends.len() / 2);
         let mut start = 0;
         for batch in merges.ends.chunks(2 * BATCH) {
             self.words.ids(&merges.texts, start, batch, &mut self.ids);
@@ -93,7 +96,7 @@ impl<'w> Resolver<'w> {
                     continue;
                 };
                 let found = |id: Option<u32>, text: &str| {
-                    let number = self.list.len();
+                    let number = first.saturating_add(list.len());
                     id.ok_or_else(|| {
                         refuse(format!(
                             "merge {number} needs `{}`, which is no token",
@@ -107,17 +110,11 @@ impl<'w> Resolver<'w> {
                     found(right, text(middle, end))?,
                     found(self.words.id_near(whole, &mut self.made), whole)?,
                 ];
-                self.list.push(merge);
+                list.push(merge);
                 start = end;
             }
         }
-        Ok(())
-    }
-
-    /// Left, right and result of every merge.
-    pub(super) fn finish(mut self) -> Vec<[u32; 3]> {
-        self.list.shrink_to_fit();
-        self.list
+        Ok(list)
     }
 }
 
@@ -127,8 +124,8 @@ pub(super) type Assembled = (Words, Vec<[u32; 3]>);
 /// Takes the left and the right text of the next merge. An error ends the reading.
 pub(super) type Add<'a> = &'a mut dyn FnMut(&str, &str) -> Result<(), FormatError>;
 
-/// Finishes a vocabulary and turns the merges that `read` gives into ids (left, right, result), on another
-/// thread if the list is long, which has about `bytes` bytes.
+/// Finishes a vocabulary and turns the merges that `read` gives into ids (left, right, result). If the list is
+/// long, which has about `bytes` bytes, another thread begins with that, and this one helps when all is read.
 ///
 /// Gives back what `read` gave, and vocabulary and merges. An error of these comes before one of `read`, which may
 /// have been ended by it.
@@ -137,62 +134,151 @@ pub(super) type Add<'a> = &'a mut dyn FnMut(&str, &str) -> Result<(), FormatErro
 /// Two tokens with one id; a text of a merge that is no token.
 pub(super) fn assemble<T>(
     bytes: usize,
-    mut words: Words,
+    words: Words,
     read: impl FnOnce(Add<'_>) -> T,
 ) -> (T, Result<Assembled, FormatError>) {
-    let mut waiting = Vec::new();
-    let (value, list) = match bytes >= WORTH_A_THREAD {
-        true => thread::scope(|scope| {
-            let (sender, receiver) = sync_channel(WAITING);
-            let vocabulary = &mut words;
-            let worker = thread::Builder::new()
-                .name("tokenizer".to_owned())
-                .spawn_scoped(scope, move || resolved(vocabulary, receiver.into_iter()));
-            // without a thread the texts wait for the end of the list
-            let Ok(worker) = worker else {
-                return (in_messages(read, |texts| keep(&mut waiting, texts)), None);
-            };
-            let value = in_messages(read, |texts| sender.send(texts).is_ok());
-            drop(sender);
-            let list = worker.join().unwrap_or_else(|panic| resume_unwind(panic));
-            (value, Some(list))
-        }),
-        false => (in_messages(read, |texts| keep(&mut waiting, texts)), None),
+    let (sender, receiver) = sync_channel(WAITING);
+    let shared = Shared {
+        words: OnceLock::new(),
+        messages: Mutex::new(Some(receiver)),
     };
-    let list = list.unwrap_or_else(|| resolved(&mut words, waiting.into_iter()));
-    (value, list.map(|list| (words, list)))
+    let unfinished = Mutex::new(Some(words));
+    let finish = || {
+        let mut words = unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(words) = words.take() {
+            shared.finish(words);
+        }
+    };
+    let (value, parts) = thread::scope(|scope| {
+        let sender = sender; // which ends with this closure, however that ends
+        let (ready, finished) = channel::<()>();
+        let first = || {
+            let _close = Close(&shared);
+            finish();
+            drop(ready);
+            shared.look_up()
+        };
+        let thread = thread::Builder::new().name("tokenizer".to_owned());
+        let worker = match bytes >= WORTH_A_THREAD {
+            true => thread.spawn_scoped(scope, first).ok(),
+            false => None,
+        };
+        let Some(worker) = worker else {
+            // without a thread the texts wait for the end of the list
+            let mut waiting = Vec::new();
+            let value = in_messages(read, |message| {
+                waiting.push(message);
+                true
+            });
+            finish();
+            return (value, shared.resolve(waiting));
+        };
+        let value = in_messages(read, |message| sender.send(message).is_ok());
+        drop(sender);
+        // an error: the other side dropped its end, which it does when there is a vocabulary
+        let _ = finished.recv();
+        let mut parts = shared.look_up();
+        parts.extend(worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        (value, parts)
+    });
+    (value, shared.assembled(parts))
 }
 
-fn keep(waiting: &mut Vec<Texts>, texts: Texts) -> bool {
-    waiting.push(texts);
-    true
+/// The number of a message, and its merges as ids.
+type Part = (usize, Result<Vec<[u32; 3]>, FormatError>);
+
+/// What the threads share that look up merges.
+struct Shared {
+    words: OnceLock<Result<Words, FormatError>>,
+    /// `None` after an error: nobody waits any more, so that the reading ends, too.
+    messages: Mutex<Option<Receiver<Message>>>,
+}
+
+/// Merges, and how many messages there were before.
+type Message = (usize, Texts);
+
+impl Shared {
+    fn finish(&self, mut words: Words) {
+        let finished = words.finish().map_err(|e| e.in_tensor("model.vocab"));
+        if self.words.set(finished.map(|()| words)).is_err() {
+            unreachable!("a vocabulary is finished once");
+        }
+    }
+
+    fn next(&self) -> Option<Message> {
+        let messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.as_ref()?.recv().ok()
+    }
+
+    /// Looks up what is waiting until nothing comes any more, or an error does.
+    fn look_up(&self) -> Vec<Part> {
+        let _close = Close(self);
+        self.resolve(std::iter::from_fn(|| self.next()))
+    }
+
+    /// The parts of `messages`, an error the last.
+    fn resolve(&self, messages: impl IntoIterator<Item = Message>) -> Vec<Part> {
+        let Some(Ok(words)) = self.words.get() else {
+            return Vec::new();
+        };
+        let mut resolver = Resolver::new(words);
+        let mut parts: Vec<Part> = Vec::new();
+        for (number, texts) in messages {
+            let part = resolver.look_up(number.saturating_mul(MESSAGE), &texts);
+            let failed = part.is_err();
+            parts.push((number, part));
+            if failed {
+                break;
+            }
+        }
+        parts
+    }
+
+    /// Messages are taken in their order, and one that was taken is looked up: so the first error is among the parts.
+    fn assembled(self, mut parts: Vec<Part>) -> Result<Assembled, FormatError> {
+        let words = self.words.into_inner().unwrap_or_else(|| {
+            let error = FormatError::new(ErrorCode::Tokenizer, "not finished");
+            Err(error.in_tensor("model.vocab"))
+        })?;
+        parts.sort_unstable_by_key(|(number, _)| *number);
+        let lens = parts.iter().flat_map(|(_, part)| part).map(Vec::len);
+        let mut list = Vec::with_capacity(lens.fold(0, usize::saturating_add));
+        for (_, part) in parts {
+            list.append(&mut part?);
+        }
+        Ok((words, list))
+    }
+}
+
+/// Nobody waits for messages any more when this is dropped.
+struct Close<'s>(&'s Shared);
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        let messages = self.0.messages.lock();
+        *messages.unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// Runs `read` and gives what it reads to `send`, many merges at once, until that is false.
-fn in_messages<T>(read: impl FnOnce(Add<'_>) -> T, mut send: impl FnMut(Texts) -> bool) -> T {
+fn in_messages<T>(read: impl FnOnce(Add<'_>) -> T, mut send: impl FnMut(Message) -> bool) -> T {
     let mut texts = Texts::default();
+    let mut count = 0usize;
     let value = read(&mut |left, right| {
         texts.add(left, right)?;
-        match !texts.is_full() || send(std::mem::take(&mut texts)) {
+        if !texts.is_full() {
+            return Ok(());
+        }
+        let message = (count, std::mem::take(&mut texts));
+        count = count.saturating_add(1);
+        match send(message) {
             true => Ok(()),
             // the other side ended with an error, which is reported instead of this one
             false => Err(refuse("not read to the end")),
         }
     });
-    send(texts);
+    send((count, texts));
     value
-}
-
-fn resolved(
-    words: &mut Words,
-    messages: impl Iterator<Item = Texts>,
-) -> Result<Vec<[u32; 3]>, FormatError> {
-    words.finish().map_err(|e| e.in_tensor("model.vocab"))?;
-    let mut resolver = Resolver::new(words);
-    for texts in messages {
-        resolver.look_up(&texts)?;
-    }
-    Ok(resolver.finish())
 }
 
 #[cfg(test)]
