@@ -199,10 +199,10 @@ type Message = (usize, Texts);
 
 impl Shared {
     fn finish(&self, mut words: Words) {
-        let finished = words.finish().map_err(|e| e.in_tensor("model.vocab"));
-        if self.words.set(finished.map(|()| words)).is_err() {
-            unreachable!("a vocabulary is finished once");
-        }
+        self.words.get_or_init(|| {
+            let finished = words.finish().map_err(|e| e.in_tensor("model.vocab"));
+            finished.map(|()| words)
+        });
     }
 
     fn next(&self) -> Option<Message> {
