@@ -1,7 +1,8 @@
 //! The two streams of a program and who may speak on them when.
 //!
 //! Invariant: under `--json` stdout gets exactly one object; notes go to stderr and are silent
-//! under `--quiet` and `--json`; errors are never silent. Whether a stream is a terminal is asked
+//! under `--quiet` and `--json`; what is said of a written file is no result and is silent under
+//! `--quiet`; errors are never silent. Whether a stream is a terminal is asked
 //! only when the writers are the process's own (see [`crate::main`]).
 
 use crate::exit_status::ExitStatus;
@@ -106,6 +107,17 @@ impl<'a> Console<'a> {
             writeln!(self.out, "{text}")?;
         }
         Ok(())
+    }
+
+    /// What is said of a file that was written, one line on stdout; nothing under `--quiet` and `--json`.
+    ///
+    /// # Errors
+    /// A closed pipe or a full disk.
+    pub fn summary(&mut self, text: impl Display) -> Result<(), Failure> {
+        match self.quiet {
+            true => Ok(()),
+            false => self.line(text),
+        }
     }
 
     /// Data without a line break (streamed text), flushed; nothing under `--json`.
@@ -332,10 +344,13 @@ mod tests {
         };
         let mut console = Console::new(&global, &mut out, &mut err);
         console.note("talk").unwrap();
+        console.summary("out.gguf was written").unwrap();
+        console.line("a result").unwrap();
         let _ = console.finish(Err(Failure::usage("no")));
         assert_eq!(
             String::from_utf8(err).unwrap(),
             "\x1b[1;31merror:\x1b[0m no\n"
         );
+        assert_eq!(String::from_utf8(out).unwrap(), "a result\n");
     }
 }

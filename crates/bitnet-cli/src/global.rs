@@ -29,7 +29,10 @@ pub struct GlobalArgs {
     #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads, allow_hyphen_values = true, help_heading = "General")]
     pub threads: Option<NonZeroUsize>,
 
-    /// Print only errors and the result
+    /// Print only errors and results: no notes, warnings or progress
+    ///
+    /// A command that writes a file, such as a conversion, prints nothing then. A verdict, a table, generated text and the
+    /// object of --json are results.
     #[arg(long, short = 'q', global = true, help_heading = "General")]
     pub quiet: bool,
 

@@ -366,7 +366,7 @@ pub(crate) fn report(
         "peak_rss_bytes": peak_rss_bytes(),
         "rss_anon_peak_bytes": anon,
     }))?;
-    console.line(format_args!(
+    console.summary(format_args!(
         "{} from {} ({}, {}) in {}",
         console.bold(plan.target.name),
         named(&checkpoint.path).display(),
@@ -374,22 +374,22 @@ pub(crate) fn report(
         checkpoint.file.container,
         human_duration(seconds),
     ))?;
-    console.line(format_args!(
+    console.summary(format_args!(
         "  output          {} ({}, {} tensors, {bits:.2} bits per ternary weight)",
         named(written_at(plan, request)).display(),
         human_bytes(bytes),
         plan.items.len(),
     ))?;
-    console.line(format_args!(
+    console.summary(format_args!(
         "  certificate     {}",
         named(certificate).display()
     ))?;
     if let Some([_, path]) = signed {
-        console.line(format_args!("  signature       {}", named(path).display()))?;
+        console.summary(format_args!("  signature       {}", named(path).display()))?;
     }
-    console.line(format_args!("  ternary_sha256  {ternary_sha256}"))?;
+    console.summary(format_args!("  ternary_sha256  {ternary_sha256}"))?;
     if let Some(change) = masters.relative_change() {
-        console.line(format_args!(
+        console.summary(format_args!(
             "  quantized       {} master tensors by the absmean rule; relative change {change:.2}",
             masters.tensors
         ))?;
@@ -399,7 +399,7 @@ pub(crate) fn report(
         _ => "yes, of the quantized weights",
     };
     let verdict = console.verdict(lossless, if lossless { yes } else { "no" });
-    console.line(format_args!(
+    console.summary(format_args!(
         "  lossless        {verdict}{}",
         loss_summary(losses)
     ))?;

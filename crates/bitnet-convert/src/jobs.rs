@@ -122,7 +122,7 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
         "total_bytes": planned.total_bytes(),
         "peak_memory_bytes": planned.peak_memory,
     }))?;
-    console.line(format_args!(
+    console.summary(format_args!(
         "{count} jobs write {} to {}; each needs about {} of memory",
         human_bytes(planned.total_bytes()),
         file.output.display(),
@@ -133,7 +133,7 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
         "  bitnet-convert job {plan} --index I    for I from 0 to {}",
         count.saturating_sub(1)
     ))?;
-    console.line(format_args!("  bitnet-convert finish {plan}"))?;
+    console.summary(format_args!("  bitnet-convert finish {plan}"))?;
     Ok(())
 }
 
@@ -171,7 +171,7 @@ pub fn job(args: &JobArgs, global: &GlobalArgs, console: &mut Console<'_>) -> Re
             "sha256": part.certificate.output.sha256,
             "seconds": seconds,
         }));
-        console.line(format_args!(
+        console.summary(format_args!(
             "job {index} of {count} {}: {} ({}) in {}",
             if skipped {
                 "was done before"

@@ -106,7 +106,7 @@ pub fn run(args: &PushArgs, console: &mut Console<'_>) -> Result<(), Failure> {
         "bytes_sent": pushed.bytes_sent,
         "files": listed,
     }))?;
-    console.line(format_args!("{} at commit {}", pushed.url, pushed.commit))?;
+    console.summary(format_args!("{} at commit {}", pushed.url, pushed.commit))?;
     Ok(())
 }
 

@@ -118,7 +118,7 @@ pub fn run(
     bar.finish();
     checkpoint.check_inputs()?;
     let written = part.publish(output, args.force)?;
-    console.line(format!(
+    console.summary(format!(
         "{}: {} answers, {failed} of this run are errors",
         output.display(),
         written.answers

@@ -411,7 +411,7 @@ impl Row {
     fn cells(&self) -> [String; 13] {
         let prompt = self.bytes.is_none();
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-        let share = |share: f64| format!("{:.0} %", share * 100.0);
+        let share = |share: f64| bitnet_cli::percent(share, 0);
         [
             self.test.name(),
             self.threads.to_string(),

@@ -81,8 +81,8 @@ pub fn run(
     checkpoint.check_inputs()?;
     let output = artifact.map(Artifact::finish).transpose()?;
     if let Some(output) = &output {
-        console.line(format!("{}: {} texts", output.path.display(), texts.len()))?;
-        console.line(format!("embeddings_sha256 {embeddings_sha256}"))?;
+        console.summary(format!("{}: {} texts", output.path.display(), texts.len()))?;
+        console.summary(format!("embeddings_sha256 {embeddings_sha256}"))?;
     }
     console.json(&json!({
         "status": "embedded",

@@ -85,13 +85,13 @@ pub fn run(
     checkpoint.check_inputs()?;
     let output = artifact.map(Artifact::finish).transpose()?;
     if let Some(output) = &output {
-        console.line(format!(
+        console.summary(format!(
             "{}: {} prompts, {positions} positions",
             output.path.display(),
             prompts.len()
         ))?;
     }
-    console.line(format!("logits_sha256 {logits_sha256}"))?;
+    console.summary(format!("logits_sha256 {logits_sha256}"))?;
     console.json(&json!({
         "status": "computed",
         "prompts": prompts.len(),

@@ -5,7 +5,7 @@
 
 use crate::args::Perplexity as PerplexityArgs;
 use crate::{open, prompts};
-use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs};
+use bitnet_cli::{Console, ExitStatus, Failure, GlobalArgs, fixed};
 use bitnet_formats::Limits;
 use bitnet_model::Logits;
 use serde_json::json;
@@ -69,7 +69,8 @@ pub fn run(
         perplexity * deviation
     ))?;
     console.line(format!(
-        "mean nll   {mean:.6} +/- {deviation:.6} over {count} tokens, windows of {window}"
+        "mean nll   {} +/- {deviation:.6} over {count} tokens, windows of {window}",
+        fixed(mean, 6)
     ))?;
     console.json(&json!({
         "status": "computed", "perplexity": perplexity, "perplexity_standard_error": perplexity * deviation,

@@ -5,6 +5,7 @@
 //! inspecting is for files that may be broken.
 
 use bitnet_checkpoint::{Checkpoint, ROTATION_KEYS, Slot, scale_normal_form};
+use bitnet_cli::percent;
 use bitnet_formats::{FormatError, MetaValue, Metadata, TensorInfo};
 use bitnet_ternary::Scales;
 use serde_json::{Map, Value, json};
@@ -89,17 +90,17 @@ impl Data {
         let mut lines = Vec::new();
         let total = self.trits.iter().sum::<u64>();
         if let (Some([least, most]), true) = (&self.zeros, total > 0) {
-            let share = |n: u64| 100.0 * n as f64 / total as f64;
+            let share = |n: u64| percent(n as f64 / total as f64, 1);
             lines.push((
                 "trits",
                 format!(
-                    "{:.1} % -1, {:.1} % 0, {:.1} % +1 in {} linears; zeros from {:.1} % to {:.1} %",
+                    "{} -1, {} 0, {} +1 in {} linears; zeros from {} to {}",
                     share(self.trits[0]),
                     share(self.trits[1]),
                     share(self.trits[2]),
                     self.linears,
-                    100.0 * least.0,
-                    100.0 * most.0,
+                    percent(least.0, 1),
+                    percent(most.0, 1),
                 ),
             ));
         }

@@ -41,7 +41,7 @@ pub struct Seen {
 
 impl Seen {
     fn reasons(&self) -> Vec<String> {
-        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        let percent = |share: f64| bitnet_cli::percent(share, 1);
         let mut reasons = Vec::new();
         if let Some((others, steal)) = self.shares {
             if others > OTHERS {

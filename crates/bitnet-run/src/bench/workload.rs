@@ -5,7 +5,7 @@
 //! outside of it.
 
 use crate::args::HeadArg;
-use bitnet_cli::{Failure, Table};
+use bitnet_cli::{Failure, Table, fixed, percent};
 use bitnet_model::{Model, Part, Profile, Sampler, Sequence, Slice, StepLogits, Want, Workspace};
 use serde_json::{Value, json};
 use std::hint::black_box;
@@ -215,8 +215,8 @@ impl Run {
                 threads.to_string(),
                 kernel.to_owned(),
                 (*name).to_owned(),
-                format!("{ms:.3}"),
-                format!("{:.1} %", 100.0 * ms / whole),
+                fixed(*ms, 3),
+                percent(ms / whole, 1),
             ]);
         }
         parts

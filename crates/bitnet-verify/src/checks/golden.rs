@@ -17,6 +17,7 @@ use crate::reference::golden::{Golden, Recorded};
 use crate::verdict::Difference;
 use crate::verdict::{Findings, Status, Verdict};
 use bitnet_checkpoint::Checkpoint;
+use bitnet_cli::fixed;
 use bitnet_formats::FormatError;
 
 pub(super) const CHECK: Check = Check {
@@ -235,7 +236,10 @@ fn forward(
     gate(report, "golden-nll", |findings, _| {
         let nll = gates::nll(golden, |tokens| runtime.logits(tokens))?;
         findings.extend(nll.and_then(|nll| nll.violation(bounds)));
-        Ok(nll.map(|n| format!("mean nll {:.4}, reference {:.4}", n.found, n.expected)))
+        Ok(nll.map(|n| {
+            let (found, expected) = (fixed(n.found, 4), fixed(n.expected, 4));
+            format!("mean nll {found}, reference {expected}")
+        }))
     });
     forced
 }

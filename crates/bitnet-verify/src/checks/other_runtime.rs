@@ -13,6 +13,7 @@ use crate::reference::divergence::Divergence;
 use crate::reference::other_runtime::OtherRuntime;
 use crate::reference::thresholds::Thresholds;
 use crate::verdict::{Findings, Status, Verdict};
+use bitnet_cli::fixed;
 use bitnet_formats::FormatError;
 
 pub(super) const CHECK: Check = Check {
@@ -84,7 +85,9 @@ fn likelihood(divergence: &Divergence, bounds: &Thresholds, findings: &mut Findi
     let shift = (found - expected).abs();
     if shift.is_nan() || shift > bounds.nll_shift {
         let text = format!(
-            "mean negative log likelihood: expected {expected:.4}, found {found:.4}, at most {} apart",
+            "mean negative log likelihood: expected {}, found {}, at most {} apart",
+            fixed(expected, 4),
+            fixed(found, 4),
             bounds.nll_shift
         );
         findings.different("logits", text);

@@ -127,9 +127,9 @@ pub(crate) fn run(
     console.json(&object)?;
     if let Some((output, repairs, _)) = &fixed {
         for repair in repairs {
-            console.line(format_args!("fixed: {repair}"))?;
+            console.summary(format_args!("fixed: {repair}"))?;
         }
-        console.line(format_args!(
+        console.summary(format_args!(
             "{}: {} repairs; left:",
             output.display(),
             repairs.len()
@@ -163,7 +163,7 @@ pub(crate) fn run(
     if let Some(path) = &args.bundle {
         let bytes = &object["bundle"]["bytes"];
         let what = "headers, settings and hashes, no weights; look into it before you attach it";
-        console.line(format_args!("{}: {bytes} bytes: {what}", path.display()))?;
+        console.summary(format_args!("{}: {bytes} bytes: {what}", path.display()))?;
     }
     Ok(if sound {
         ExitStatus::Done

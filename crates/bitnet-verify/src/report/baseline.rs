@@ -7,6 +7,7 @@ use super::{json, recorded};
 use crate::checks::report::Report;
 use crate::reference::prompts::read_json;
 use crate::verdict::{Findings, Verdict};
+use bitnet_cli::scientific;
 use bitnet_formats::{ErrorCode, FormatError};
 use serde_json::Value;
 use std::path::Path;
@@ -82,7 +83,10 @@ pub fn compare(now: &Report, before: &Value, slack: f64) -> Verdict {
         };
         compared += 1;
         let Some(found) = number(now) else {
-            findings.different(place, format!("{expected:.3e} in the baseline, absent now"));
+            findings.different(
+                place,
+                format!("{} in the baseline, absent now", scientific(expected, 3)),
+            );
             return;
         };
         let worse = match more_is_worse {
@@ -93,7 +97,11 @@ pub fn compare(now: &Report, before: &Value, slack: f64) -> Verdict {
         if worse > allowed || worse.is_nan() {
             findings.different(
                 place,
-                format!("{expected:.3e} in the baseline, {found:.3e} now"),
+                format!(
+                    "{} in the baseline, {} now",
+                    scientific(expected, 3),
+                    scientific(found, 3)
+                ),
             );
         }
     };

@@ -1,6 +1,7 @@
 //! The figures of a divergence as users of llama.cpp's `--kl-divergence` know them.
 
 use crate::reference::divergence::Divergence;
+use bitnet_cli::{fixed, percent, scientific};
 
 /// Name and figure of every statistic, in the order and wording of `llama-perplexity --kl-divergence`;
 /// `Q`
@@ -8,73 +9,67 @@ use crate::reference::divergence::Divergence;
 pub(super) fn statistics(divergence: &Divergence) -> Vec<(String, String)> {
     let mut lines = Vec::new();
     let mut line = |name: &str, value: String| lines.push((name.to_owned(), value));
+    let both = |value: f64, error: f64, digits: usize| {
+        format!("{} \u{b1} {}", fixed(value, digits), fixed(error, digits))
+    };
     if let Some((base, q)) = divergence.perplexities() {
         let of = |mean: f64, found| {
-            format!(
-                "{mean:.6} \u{b1} {:.6}",
-                mean * divergence.nll_spread(found).standard_error()
-            )
+            let error = mean * divergence.nll_spread(found).standard_error();
+            both(mean, error, 6)
         };
         line("Mean PPL(Q)", of(q, true));
         line("Mean PPL(base)", of(base, false));
-        let correlation = 100.0 * divergence.nll_correlation();
         line(
             "Cor(ln(PPL(Q)), ln(PPL(base)))",
-            format!("{correlation:.2} %"),
+            percent(divergence.nll_correlation(), 2),
         );
         let (ratio, error) = divergence.ln_perplexity_ratio();
-        line(
-            "Mean ln(PPL(Q)/PPL(base))",
-            format!("{ratio:.6} \u{b1} {error:.6}"),
-        );
+        line("Mean ln(PPL(Q)/PPL(base))", both(ratio, error, 6));
         let (ratio, error) = (ratio.exp(), ratio.exp() * error);
-        line(
-            "Mean PPL(Q)/PPL(base)",
-            format!("{ratio:.6} \u{b1} {error:.6}"),
-        );
+        line("Mean PPL(Q)/PPL(base)", both(ratio, error, 6));
     }
     let kl = divergence.kl_spread();
-    let mean = format!("{:.3e} \u{b1} {:.1e}", kl.mean(), kl.standard_error());
-    line("Mean KLD", mean);
+    let (mean, error) = (kl.mean(), kl.standard_error());
+    line(
+        "Mean KLD",
+        format!("{} \u{b1} {}", scientific(mean, 3), scientific(error, 1)),
+    );
     let (most, prompt, position) = divergence.kl_max();
+    let most = scientific(most, 3);
     line(
         "Maximum KLD",
-        format!("{most:.3e} (prompt {prompt}, position {position})"),
+        format!("{most} (prompt {prompt}, position {position})"),
     );
     for share in [0.999, 0.99, 0.95, 0.9, 0.5] {
-        line(&named(share, "KLD"), format!("{:.3e}", kl.quantile(share)));
+        line(&named(share, "KLD"), scientific(kl.quantile(share), 3));
     }
-    line("Minimum KLD", format!("{:.3e}", kl.min()));
+    line("Minimum KLD", scientific(kl.min(), 3));
+    // as a percentage, with its error
+    let shares = |of: f64, error: f64| format!("{} %", both(100.0 * of, 100.0 * error, 3));
     if divergence.perplexities().is_some() {
         let p = divergence.delta_p();
-        let percent = |x: f64| format!("{:.3} %", 100.0 * x);
-        let mean = format!(
-            "{:.3} \u{b1} {:.3} %",
-            100.0 * p.mean(),
-            100.0 * p.standard_error()
-        );
-        line("Mean \u{394}p", mean);
-        line("Maximum \u{394}p", percent(p.max()));
+        line("Mean \u{394}p", shares(p.mean(), p.standard_error()));
+        line("Maximum \u{394}p", percent(p.max(), 3));
         for share in [0.999, 0.95, 0.5, 0.05, 0.001] {
-            line(&named(share, "\u{394}p"), percent(p.quantile(share)));
+            line(&named(share, "\u{394}p"), percent(p.quantile(share), 3));
         }
-        line("Minimum \u{394}p", percent(p.min()));
-        line("RMS \u{394}p", percent(p.rms()));
+        line("Minimum \u{394}p", percent(p.min(), 3));
+        line("RMS \u{394}p", percent(p.rms(), 3));
     }
-    let share = |of: f64| {
+    let same = |of: f64| {
         let n = (divergence.positions() as f64).max(1.0);
         let error = (of * (1.0 - of) / (n - 1.0).max(1.0)).sqrt();
-        format!("{:.3} \u{b1} {:.3} %", 100.0 * of, 100.0 * error)
+        shares(of, error)
     };
-    line("Same top p", share(divergence.top1_agreement()));
-    line("Same five top p", share(divergence.top5_agreement()));
+    line("Same top p", same(divergence.top1_agreement()));
+    line("Same five top p", same(divergence.top5_agreement()));
     lines
 }
 
 fn named(share: f64, what: &str) -> String {
     match share {
         0.5 => format!("Median {what}"),
-        share => format!("{:.1} % {what}", 100.0 * share),
+        share => format!("{} {what}", percent(share, 1)),
     }
 }
 
@@ -94,5 +89,45 @@ mod tests {
         }
         let json = crate::report::json::of_divergence(&d, "golden");
         assert!(json["delta_p"]["p999"].is_number() && json["kl"]["median"].is_number());
+    }
+
+    #[test]
+    fn a_change_that_is_rounded_to_nothing_has_no_sign() {
+        let mut d = Divergence::default();
+        // the token that follows becomes a little less likely, by less than the last digit
+        let (before, after) = ([0.0, 1.0f32], [1e-6, 1.0f32]);
+        d.add(
+            "p",
+            Some(&[1, 1]),
+            2,
+            &[before, before].concat(),
+            &[after, after].concat(),
+        );
+        assert!(d.delta_p().mean() < 0.0 && d.ln_perplexity_ratio().0 > 0.0);
+        let of = |name: &str, lines: &[(String, String)]| {
+            let found = lines.iter().find(|(n, _)| n == name);
+            found.map(|(_, figure)| figure.clone()).unwrap_or_default()
+        };
+        let lines = statistics(&d);
+        assert_eq!(of("Mean \u{394}p", &lines), "0.000 \u{b1} 0.000 %");
+        assert_eq!(of("Minimum \u{394}p", &lines), "0.000 %");
+        let mut other = Divergence::default();
+        other.add(
+            "p",
+            Some(&[1, 1]),
+            2,
+            &[after, after].concat(),
+            &[before, before].concat(),
+        );
+        assert!(other.ln_perplexity_ratio().0 < 0.0);
+        let lines = [lines, statistics(&other)].concat();
+        for (name, figure) in lines {
+            let words = figure.split_whitespace();
+            let mut numbers = words.filter_map(|word| Some((word, word.parse::<f64>().ok()?)));
+            assert!(
+                numbers.all(|(word, number)| number != 0.0 || !word.starts_with('-')),
+                "{name}: {figure}"
+            );
+        }
     }
 }

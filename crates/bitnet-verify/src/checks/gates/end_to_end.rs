@@ -5,6 +5,7 @@ use crate::reference::divergence::{Divergence, log_softmax, top1};
 use crate::reference::golden::{Golden, Greedy};
 use crate::reference::thresholds::Thresholds;
 use crate::verdict::Difference;
+use bitnet_cli::fixed;
 use bitnet_formats::FormatError;
 
 /// Gate 4, measured.
@@ -240,7 +241,8 @@ impl Nll {
     /// Gate 5, judged.
     pub fn violation(&self, bounds: &Thresholds) -> Option<Difference> {
         let (found, expected, most) = (self.found, self.expected, bounds.nll_shift);
-        let what = || format!("mean nll {found:.4}, expected {expected:.4} within {most}");
+        let (shown, wanted) = (fixed(found, 4), fixed(expected, 4));
+        let what = || format!("mean nll {shown}, expected {wanted} within {most}");
         let shift = self.shift().abs();
         (shift.is_nan() || shift > most).then(|| Difference::new("stream", what()))
     }

@@ -112,7 +112,7 @@ fn ternary(place: &str, matrix: &TernaryMatrix) -> Option<Finding> {
         ));
     }
     if zero > 0 && !ZEROS.contains(&share) {
-        let what = format!("{:.2} % of the trits are 0", 100.0 * share);
+        let what = format!("{} of the trits are 0", bitnet_cli::percent(share, 2));
         return Some(Finding::warning("implausible-trits", place, what, AGAIN));
     }
     if imbalance > IMBALANCE {

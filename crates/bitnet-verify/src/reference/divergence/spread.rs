@@ -16,7 +16,8 @@ impl Spread {
 
     /// Their mean; 0 of none.
     pub fn mean(&self) -> f64 {
-        self.0.iter().sum::<f64>() / (self.0.len() as f64).max(1.0)
+        // the sum of no numbers that `sum` gives is -0
+        self.0.iter().fold(0.0, |sum, x| sum + x) / (self.0.len() as f64).max(1.0)
     }
 
     /// Standard error of the mean; 0 of less than two.
@@ -71,5 +72,6 @@ mod tests {
             (none.mean(), none.quantile(0.5), none.standard_error()),
             (0.0, 0.0, 0.0)
         );
+        assert!(none.mean().is_sign_positive());
     }
 }

@@ -214,7 +214,7 @@ fn shares(
                 rect class=(class) x=(percent(at(i, n, 0.0))) y=(format!("{y:.2}"))
                     width=(percent(width)) height=(format!("{:.2}", share * height)) {
                     title {
-                        (printable(&linear.name)) (side) ": " (format!("{:.2}", 100.0 * share)) " % of " (class)
+                        (printable(&linear.name)) (side) ": " (bitnet_cli::percent(share, 2)) " of " (class)
                     }
                 }
             }
