@@ -90,5 +90,5 @@ pub use values::{layout, number, whole, whole_from};
 pub use version::{long_version, set_commit};
 pub use words::{command_first, is_flag, is_told_by_clap, words_without_command};
 
-pub use bitnet_formats::{ErrorCode, FormatError};
+pub use bitnet_formats::{ErrorCode, FormatError, shell_word};
 pub use bitnet_remote::{Located, Location, Reads};

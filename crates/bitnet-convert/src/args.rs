@@ -3,7 +3,7 @@
 //! Invariant: nothing is decided here that `--help` does not say.
 
 use crate::targets::{self, Target};
-use bitnet_cli::{Documents, Failure, GlobalArgs, parse_size};
+use bitnet_cli::{Documents, Failure, GlobalArgs, parse_size, shell_word};
 use bitnet_formats::{BlockType, Encoding, PlainType};
 use clap::builder::PossibleValue;
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -356,6 +356,7 @@ pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failur
         }) || word.starts_with("-o")
     });
     let failure = Failure::usage(format!("unexpected argument `{second}` behind the source"));
+    let [first, output] = [&first, second].map(shell_word);
     // llama-quantize takes the source, the output and the type
     let type_name = more.first().and_then(|name| {
         let names = targets::TARGETS.iter().map(|target| target.name);
@@ -363,13 +364,13 @@ pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failur
     });
     if let (Some(target), false) = (type_name, has_output) {
         return Some(failure.hint(format!(
-            "give output and target with their flags: bitnet-convert {first} -o {second} --to {target}"
+            "give output and target with their flags: bitnet-convert {first} -o {output} --to {target}"
         )));
     }
     Some(match has_output || !more.is_empty() {
         true => failure.hint("convert one source at a time: bitnet-convert SRC -o OUT"),
         false => failure.hint(format!(
-            "give the output with -o: bitnet-convert {first} -o {second}"
+            "give the output with -o: bitnet-convert {first} -o {output}"
         )),
     })
 }

@@ -14,7 +14,9 @@ use bitnet_cli::{
     Console, Failure, Located, Location, Progress, Reads, ResourceMonitor, Table, human_bytes,
     human_duration, peak_rss_bytes,
 };
-use bitnet_formats::{ErrorCode, FileDigest, Inputs, OutputLock, ScaleRounding, named};
+use bitnet_formats::{
+    ErrorCode, FileDigest, Inputs, OutputLock, ScaleRounding, named, names_directory, shell_word,
+};
 use bitnet_remote::StoreOutput;
 use bitnet_text::TokenizerNote;
 use serde_json::{Value, json};
@@ -35,9 +37,10 @@ pub fn run(args: &Args, console: &mut Console<'_>) -> Result<(), Failure> {
     if let Some(remote) = remote.as_ref().filter(|_| !convert.force) {
         remote.refuse_existing()?;
     }
-    let output = remote.as_ref().map_or(output.as_path(), StoreOutput::path);
+    let given = output.as_path();
+    let output = remote.as_ref().map_or(given, StoreOutput::path);
     publish::check_name(output)?;
-    let candidates = candidates(convert.conversion.to, output)?;
+    let candidates = candidates(convert.conversion.to, output, given)?;
     let reads = match (convert.dry_run, how.stream) {
         (true, _) => Reads::Headers,
         (false, true) => Reads::Ranges,
@@ -146,8 +149,22 @@ fn names_a_file(output: &Path) -> bool {
     extension.is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
-/// Refuses the name of a file for a target that is a directory.
-pub(crate) fn check_target(target: &Target, output: &Path) -> Result<(), Failure> {
+/// Refuses the name of a file for a target that is a directory, and the other way round. `given` is the output as the
+/// command line has it.
+pub(crate) fn check_target(target: &Target, output: &Path, given: &Path) -> Result<(), Failure> {
+    if target.kind == Kind::Gguf && names_directory(given) && !output.is_dir() {
+        let message = format!(
+            "{}: {} is a file, found the name of a directory (it ends in a slash)",
+            given.display(),
+            target.name
+        );
+        let file = shell_word(given.join("model.gguf"));
+        let make = match Location::is_remote(given) {
+            true => "",
+            false => "; make the directory first if it does not exist",
+        };
+        return Err(Failure::usage(message).hint(format!("name the file: -o {file}{make}")));
+    }
     if target.kind == Kind::HuggingFace && names_a_file(output) {
         let message = format!(
             "{} is a directory, found an output named .gguf",
@@ -159,17 +176,23 @@ pub(crate) fn check_target(target: &Target, output: &Path) -> Result<(), Failure
 }
 
 /// The targets to try, in order.
-fn candidates(to: Option<&'static Target>, output: &Path) -> Result<Vec<&'static Target>, Failure> {
+fn candidates(
+    to: Option<&'static Target>,
+    output: &Path,
+    given: &Path,
+) -> Result<Vec<&'static Target>, Failure> {
     let names_a_file = names_a_file(output);
     if let Some(target) = to {
-        check_target(target, output)?;
+        check_target(target, output, given)?;
         return Ok(vec![target]);
     }
     if names_a_file {
-        return Ok(GGUF_PREFERENCE
-            .iter()
-            .filter_map(|name| targets::by_name(name))
-            .collect());
+        let all = GGUF_PREFERENCE.iter();
+        let all: Vec<_> = all.filter_map(|name| targets::by_name(name)).collect();
+        if let Some(first) = all.first() {
+            check_target(first, output, given)?;
+        }
+        return Ok(all);
     }
     let suffix = output
         .extension()

@@ -24,7 +24,7 @@ use bitnet_checkpoint::{
 };
 use bitnet_cli::{
     Console, Failure, GlobalArgs, Located, Progress, Reads, ResourceMonitor, human_bytes,
-    human_duration,
+    human_duration, shell_word,
 };
 use bitnet_formats::{Artifact, ErrorCode, FileDigest, FormatError, Inputs, OutputLock};
 use serde_json::{Value, json};
@@ -52,10 +52,11 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
     }
     let written = PlanPlace::new(&args.plan, args.force)?;
     let destination = Destination::new(output)?;
+    let given = output;
     let places = [plan_file::absolute(source)?, plan_file::absolute(output)?];
     let output = destination.path();
     publish::check_name(output)?;
-    convert::check_target(target, output)?;
+    convert::check_target(target, output, given)?;
     let (held, local) = crate::locate(source, &conversion.how, Reads::Ranges, console)?;
     let opened = held.first().map_or(source.as_path(), Located::path);
     let checkpoint = crate::open(opened, &local)?;
@@ -128,8 +129,8 @@ pub fn plan(args: &PlanArgs, console: &mut Console<'_>) -> Result<(), Failure> {
         file.output.display(),
         human_bytes(planned.peak_memory)
     ))?;
-    let plan = written.name();
-    console.line(format_args!(
+    let plan = shell_word(written.name());
+    console.summary(format_args!(
         "  bitnet-convert job {plan} --index I    for I from 0 to {}",
         count.saturating_sub(1)
     ))?;

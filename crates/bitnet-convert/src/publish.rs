@@ -12,7 +12,7 @@ use crate::targets::Kind;
 use bitnet_checkpoint::{
     Certificate, Checkpoint, FileRecord, SigningKey, signature_path, statement, statement_path,
 };
-use bitnet_cli::{Failure, Progress};
+use bitnet_cli::{Failure, Progress, shell_word};
 use bitnet_formats::{
     Artifact, ArtifactDirectory, ErrorCode, FileDigest, FormatError, Gguf, Inputs, OlderFile,
     Staged, check_output_name, is_certificate_of_ours, named,
@@ -44,7 +44,7 @@ pub(crate) fn check_name(output: &Path) -> Result<(), Failure> {
     );
     Err(Failure::usage(message).hint(format!(
         "name the whole: -o {}; --split-max-size makes parts and names them",
-        whole.display()
+        shell_word(whole)
     )))
 }
 

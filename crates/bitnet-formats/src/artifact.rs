@@ -27,6 +27,7 @@ pub use sha256_stream::Sha256Stream;
 use crate::error::{ErrorCode, FormatError};
 use crate::input::read_directory;
 use crate::path_names::is_device_name;
+use crate::shell::shell_word;
 use sha256_stream::HASH_BUFFER;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -335,6 +336,34 @@ pub fn check_output_name(path: &Path) -> Result<(), FormatError> {
     }
 }
 
+/// Whether a path names a directory by how it ends: in `/`, or in `/.`.
+pub fn names_directory(path: &Path) -> bool {
+    let text = path.as_os_str().as_encoded_bytes();
+    let is_separator = |byte: &u8| *byte == b'/' || cfg!(windows) && *byte == b'\\';
+    let text = match text {
+        [before @ .., b'.'] if before.last().is_some_and(is_separator) => before,
+        text => text,
+    };
+    text.last().is_some_and(is_separator)
+}
+
+/// Refuses the name of a directory for an output that is a file. A directory that exists has an error of its own.
+///
+/// # Errors
+/// `usage`.
+pub fn check_file_name(path: &Path) -> Result<(), FormatError> {
+    if !names_directory(path) || path.is_dir() {
+        return Ok(());
+    }
+    let message = "expected a file to write, found the name of a directory (it ends in a slash)";
+    let example = shell_word(path.join("FILE"));
+    Err(FormatError::new(ErrorCode::Usage, message)
+        .in_file(path)
+        .hint(format!(
+            "name a file in the directory, for example {example}, and make the directory if it does not exist"
+        )))
+}
+
 /// Refuses what Windows would take for a device or a stream of a file, or store under another name.
 fn check_system_name(path: &Path, name: &OsStr, windows: bool) -> Result<(), FormatError> {
     let name = name.to_string_lossy();
@@ -459,6 +488,7 @@ impl Artifact {
     }
 
     fn target(path: &Path, force: bool) -> Result<Target, FormatError> {
+        check_file_name(path)?;
         let target = Target::new(path)?;
         let refuse = |message: &str, hint: &str| {
             let error = FormatError::new(ErrorCode::Exists, message).in_file(path);

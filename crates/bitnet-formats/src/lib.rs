@@ -27,6 +27,7 @@ mod limits;
 mod origin;
 mod packing;
 mod path_names;
+mod shell;
 mod source;
 mod strange;
 mod tensor_file;
@@ -34,8 +35,8 @@ mod unread;
 
 pub use artifact::{
     Artifact, ArtifactDirectory, FileDigest, Inputs, OlderFile, OutputLock, ScratchDirectory,
-    Sha256Stream, Staged, check_output_name, file_digest, is_certificate_of_ours, publish,
-    publish_over, remove_partial_outputs, sweep_beside,
+    Sha256Stream, Staged, check_file_name, check_output_name, file_digest, is_certificate_of_ours,
+    names_directory, publish, publish_over, remove_partial_outputs, sweep_beside,
 };
 pub use bitnet_ternary::BlockType;
 pub use container::{
@@ -62,6 +63,7 @@ pub use packing::{
     ternary_of_affine,
 };
 pub use path_names::{slashed, without_verbatim_prefix};
+pub use shell::shell_word;
 pub use source::{
     Bytes, Memory, Mount, Opener, Pread, Source, checked_len, open_in_memory, open_mapped,
     open_pread, open_source,

@@ -5,7 +5,7 @@
 
 use crate::args::{Demo, Generate};
 use crate::{chat, generate, open};
-use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs};
+use bitnet_cli::{Console, ErrorCode, ExitStatus, Failure, GlobalArgs, shell_word};
 use bitnet_formats::{ScratchDirectory, without_verbatim_prefix};
 use bitnet_model::{Generation, Sampler, Speculation, TextStream};
 use std::path::{Path, PathBuf};
@@ -151,18 +151,6 @@ fn generate_args(path: &Path, args: &Demo) -> Generate {
     how.max_new_tokens = MOST_TOKENS;
     how.compute.kernel.clone_from(&args.kernel);
     how
-}
-
-/// A path as a word of a shell.
-fn shell_word(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:\\".contains(c);
-    match text.chars().all(plain) {
-        true => text,
-        // no file name of Windows has a quotation mark
-        false if cfg!(windows) => format!("\"{text}\""),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
-    }
 }
 
 /// Where the model is.

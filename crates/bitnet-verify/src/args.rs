@@ -5,7 +5,7 @@
 
 use crate::settings::Bounds;
 use crate::share::Share;
-use bitnet_cli::{Documents, Failure, GlobalArgs};
+use bitnet_cli::{Documents, Failure, GlobalArgs, shell_word};
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -292,7 +292,9 @@ pub(crate) fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option
         "unexpected argument `{second}` behind the artifact"
     ));
     Some(failure.hint(format!(
-        "give what the artifact is compared with: bitnet-verify {first} --against {second}, or --certificate FILE"
+        "give what the artifact is compared with: bitnet-verify {} --against {}, or --certificate FILE",
+        shell_word(&first),
+        shell_word(second)
     )))
 }
 

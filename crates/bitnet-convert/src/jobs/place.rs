@@ -6,7 +6,7 @@ use super::parts::{Part, Parts};
 use super::store_parts::StoreParts;
 use crate::plan::{OutputFile, Plan};
 use bitnet_checkpoint::PartialCertificate;
-use bitnet_cli::{Failure, Location, Progress};
+use bitnet_cli::{Failure, Location, Progress, shell_word};
 use bitnet_formats::{ErrorCode, FileDigest, FormatError, named};
 use bitnet_remote::StoreOutput;
 use rayon::prelude::*;
@@ -188,7 +188,7 @@ impl Place {
             .collect();
         Failure::new(ErrorCode::MissingPart, message).hint(format!(
             "run bitnet-convert job {} {}",
-            plan.display(),
+            shell_word(plan),
             again.join(" ")
         ))
     }

@@ -4,7 +4,7 @@
 
 use crate::targets::{self, Kind};
 use bitnet_checkpoint::{Certificate, Verdict};
-use bitnet_cli::human_bytes;
+use bitnet_cli::{human_bytes, shell_word};
 use bitnet_formats::FormatError;
 use bitnet_remote::Repository;
 use std::fmt::Write;
@@ -214,9 +214,9 @@ impl Card<'_> {
             String::new()
         };
         push(format_args!(
-            "```sh\nbitnet-verify {}{path} --certificate {}\n```",
-            self.repository,
-            record.unwrap_or("certificate.json")
+            "```sh\nbitnet-verify {} --certificate {}\n```",
+            shell_word(format!("{}{path}", self.repository)),
+            shell_word(record.unwrap_or("certificate.json"))
         ));
         Ok(text)
     }

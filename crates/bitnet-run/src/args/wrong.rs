@@ -3,7 +3,7 @@
 //! Invariant: a flag of llama.cpp is understood, or answered with the flag of this program; nothing is ignored silently.
 
 use super::Args;
-use bitnet_cli::Failure;
+use bitnet_cli::{Failure, shell_word};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use std::ffi::OsString;
@@ -240,7 +240,9 @@ pub fn explain(words: &[OsString], error: Option<&clap::Error>) -> Option<Failur
                 "expected one text behind the model, found `{text}`"
             ))
             .hint(format!(
-                "put the prompt in quotes: bitnet-run {first} -p \"{text}\""
+                "put the prompt in quotes: bitnet-run {} -p {}",
+                shell_word(&first),
+                shell_word(&text)
             )),
         );
     }

@@ -286,12 +286,7 @@ fn command(words: &[OsString], public: &Public) -> String {
             true => public.text(value),
             false => file_name(Path::new(value)),
         };
-        let is_plain = |c: char| c.is_alphanumeric() || "-_./:@=+,%".contains(c);
-        let value = match !value.is_empty() && value.chars().all(is_plain) {
-            true => value,
-            false => format!("'{}'", value.replace('\'', "'\\''")),
-        };
-        line.push_str(&format!(" {flag}{value}"));
+        line.push_str(&format!(" {flag}{}", bitnet_cli::shell_word(value)));
     }
     line
 }
