@@ -8,6 +8,7 @@ use bitnet_formats::{Cause, ErrorCode, FormatError};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::io;
+use std::path::Path;
 
 /// Why a program could not.
 #[derive(Debug, Clone)]
@@ -99,15 +100,38 @@ impl Error for Failure {
 
 impl From<FormatError> for Failure {
     fn from(error: FormatError) -> Self {
-        let failure = Self {
+        let mut failure = Self {
             cause: error.cause().cloned(),
             ..Self::new(error.code, error.to_string())
         };
-        match error.hint {
-            Some(hint) => failure.hint(hint),
-            None => failure,
+        let again = error
+            .file
+            .as_deref()
+            .and_then(|file| again(error.code, file));
+        for hint in error.hint.into_iter().chain(again) {
+            failure = failure.hint(hint);
         }
+        failure
     }
+}
+
+/// What to do about content of the cache of a Hub that cannot be right.
+fn again(code: ErrorCode, file: &Path) -> Option<String> {
+    let is_content = matches!(
+        code,
+        ErrorCode::Truncated
+            | ErrorCode::Malformed
+            | ErrorCode::UnknownContainer
+            | ErrorCode::BadCode
+            | ErrorCode::NonFinite
+            | ErrorCode::LimitExceeded
+            | ErrorCode::Tokenizer
+    );
+    let cached = is_content.then(|| bitnet_remote::cached_file(file))??;
+    Some(format!(
+        "if the file in the cache is damaged, {}",
+        cached.again()
+    ))
 }
 
 /// For writes to `out` and `err`; errors on files carry their path as a [`FormatError`].

@@ -272,6 +272,9 @@ impl<'a> Output<'a> {
         } = records;
         let plan = self.plan;
         sources.extend(certificate::side_digests(checkpoint)?);
+        for file in &sources {
+            bitnet_remote::check_cached(file)?;
+        }
         let losses: Vec<Loss> = merge(&plan.losses, found);
         for (name, bytes) in &plan.side_files {
             let mut artifact = self.create(&self.path.join(name))?;

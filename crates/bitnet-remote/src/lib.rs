@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answers;
+mod cached;
 mod location;
 #[cfg(feature = "net")]
 mod net;
@@ -14,6 +15,7 @@ mod output;
 mod settings;
 mod stored;
 
+pub use cached::{CachedFile, cached_file, check_cached};
 pub use location::{Location, Repository};
 pub use objects::{read_object, write_object};
 pub use output::{Carried, StoreOutput};

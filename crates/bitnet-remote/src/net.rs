@@ -11,6 +11,7 @@ pub(crate) mod file;
 pub(crate) mod hub;
 pub(crate) mod locate;
 pub(crate) mod push;
+pub(crate) mod reach;
 pub(crate) mod select;
 pub(crate) mod store;
 pub(crate) mod upload;

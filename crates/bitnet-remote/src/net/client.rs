@@ -3,6 +3,7 @@
 //! Invariant: credentials go to the origin that they belong to, never along a redirect. No error repeats a query, a
 //! header or what a server wrote.
 
+use super::reach::{NETWORK, Unreached};
 use crate::answers;
 use crate::location::without_secrets;
 use crate::settings::{Secret, Settings};
@@ -136,6 +137,7 @@ impl Answer {
 pub(crate) struct Failed {
     what: String,
     wait: Option<Duration>,
+    hint: String,
 }
 
 impl Failed {
@@ -143,20 +145,52 @@ impl Failed {
         Self {
             what: what.into(),
             wait: None,
+            hint: NETWORK.to_owned(),
         }
     }
 
     pub(crate) fn of(error: reqwest::Error) -> Self {
-        Self::new(say(error))
+        let hint = hint(&error);
+        Self {
+            hint,
+            ..Self::new(say(error))
+        }
     }
 }
 
+/// Host and port of the server that an error is about.
+fn server(error: &reqwest::Error) -> Option<String> {
+    let url = error.url()?;
+    let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+    Some(format!("{}{port}", url.host_str()?))
+}
+
+/// What to check after an error of the HTTP library.
+fn hint(error: &reqwest::Error) -> String {
+    match (Unreached::of(error), server(error)) {
+        (Some(why), Some(server)) => why.hint(&format!(
+            "the name {server} (HF_ENDPOINT sets that of a Hub)"
+        )),
+        _ => NETWORK.to_owned(),
+    }
+}
+
+/// An error of the HTTP library as one of ours.
+pub(crate) fn network_error(error: reqwest::Error) -> FormatError {
+    let hint = hint(&error);
+    FormatError::new(ErrorCode::Network, say(error)).hint(hint)
+}
+
 /// What an error of the HTTP library says, without URLs.
-pub(crate) fn say(error: reqwest::Error) -> String {
+fn say(error: reqwest::Error) -> String {
+    let server = server(&error);
     let error = error.without_url();
     let mut text = match () {
         () if error.is_timeout() => "the server was silent for too long".to_owned(),
-        () if error.is_connect() => "cannot connect".to_owned(),
+        () if error.is_connect() => match server {
+            Some(server) => format!("cannot connect to {server}"),
+            None => "cannot connect".to_owned(),
+        },
         () => "the connection broke".to_owned(),
     };
     // the innermost cause says most
@@ -200,7 +234,7 @@ impl Patience {
             let message = format!("{} ({} attempts)", failed.what, self.failures);
             return Err(FormatError::new(ErrorCode::Network, message)
                 .in_file(std::path::Path::new(&self.name))
-                .hint("check the network and the proxy variables (HTTPS_PROXY, NO_PROXY), then run the command again: finished bytes are kept"));
+                .hint(failed.hint));
         }
         if let Some(wish) = failed.wait.filter(|wish| *wish > LONGEST_WISH) {
             let message = format!(
@@ -257,7 +291,7 @@ impl Client {
             // one connection for each range is what makes them parallel
             .http1_only()
             .build();
-        let http = http.map_err(|e| FormatError::new(ErrorCode::Network, say(e)))?;
+        let http = http.map_err(network_error)?;
         Ok(Self {
             http,
             home,
@@ -303,7 +337,10 @@ impl Client {
             if is_passing(status) {
                 let wait = wish(response.headers());
                 let what = format!("the server answers {}", status.as_u16());
-                return Ok(Err(Failed { what, wait }));
+                return Ok(Err(Failed {
+                    wait,
+                    ..Failed::new(what)
+                }));
             }
             let next = match status.as_u16() {
                 301 | 302 | 303 | 307 | 308 => response.headers().get(LOCATION),
@@ -362,10 +399,7 @@ impl Client {
                 }
                 Ok(Some(_)) => return Err(bad_response(&url, "more JSON than this program reads")),
                 Ok(None) => break,
-                Err(e) => {
-                    let error = FormatError::new(ErrorCode::Network, say(e));
-                    return Err(error.in_file(std::path::Path::new(name)));
-                }
+                Err(e) => return Err(network_error(e).in_file(std::path::Path::new(name))),
             }
         }
         // the error may quote the answer, and goes no further

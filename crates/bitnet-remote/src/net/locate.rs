@@ -5,7 +5,7 @@
 
 use super::cache::Cache;
 use super::chunks::{Looked, Ranges, Streamed};
-use super::client::{Client, Request, page, parse_url};
+use super::client::{Client, Request, network_error, page, parse_url};
 use super::download;
 use super::file::{RemoteFile, status_error};
 use super::hub::{Hub, quoted_path};
@@ -651,10 +651,7 @@ async fn listing(client: &Client, base: &Url) -> Result<Vec<String>, FormatError
         match answer.response.chunk().await {
             Ok(Some(chunk)) => text.extend_from_slice(&chunk),
             Ok(None) => break,
-            Err(e) => {
-                let error = FormatError::new(ErrorCode::Network, super::client::say(e));
-                return Err(error.in_file(Path::new(&shown)));
-            }
+            Err(e) => return Err(network_error(e).in_file(Path::new(&shown))),
         }
         if text.len() > LONGEST {
             return Ok(Vec::new());

@@ -5,6 +5,7 @@
 use super::chunks::Ranges;
 use super::client::{Failed, Patience};
 use super::file::LEAST_PROGRESS;
+use super::reach::Unreached;
 use crate::Stored;
 use crate::location::is_plain_path;
 use bitnet_formats::{ErrorCode, FormatError};
@@ -46,6 +47,9 @@ const MOST: usize = 100_000;
 
 /// How access is given.
 const ACCESS: &str = "set the credentials of the provider: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY";
+
+/// What says where a store is.
+const ENDPOINT: &str = "the name of the bucket and the endpoint of the store (AWS_ENDPOINT_URL, AZURE_STORAGE_ENDPOINT)";
 
 /// The variables that give access to S3, each by itself. Without them the library asks the machine for its role.
 const S3_CREDENTIALS: [&str; 6] = [
@@ -101,11 +105,21 @@ pub(crate) fn said(error: &object_store::Error, name: &str) -> FormatError {
         _ if matches!(status(error), Some(401 | 403)) => {
             (ErrorCode::AccessDenied, "the store refuses access", access)
         }
-        _ => (
-            ErrorCode::Network,
-            "the store cannot be reached, or fails",
-            access,
-        ),
+        _ => {
+            let (message, hint) = match Unreached::of(error) {
+                Some(why) => (
+                    format!("the store cannot be reached: {}", why.what()),
+                    why.hint(ENDPOINT),
+                ),
+                None => (
+                    "the store cannot be reached, or fails".to_owned(),
+                    access.to_owned(),
+                ),
+            };
+            return FormatError::new(ErrorCode::Network, message)
+                .in_file(Path::new(name))
+                .hint(hint);
+        }
     };
     FormatError::new(code, message)
         .in_file(Path::new(name))

@@ -81,6 +81,88 @@ fn passing_faults_change_nothing() {
 }
 
 #[test]
+fn a_server_that_is_not_there_is_named_with_what_to_check() {
+    // longer than a part of a name may be: no resolver has to be asked
+    let unknown = format!("{}.invalid", "a".repeat(64));
+    let unknown_url = format!("http://{unknown}");
+    let refused = "127.0.0.1:9";
+    let refused_url = format!("http://{refused}");
+    let store = |endpoint: &str| {
+        User::with(&[
+            ("AWS_ENDPOINT_URL", endpoint),
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "5ec2e7516"),
+            ("AWS_REGION", "us-east-1"),
+        ])
+    };
+    let proxies = "then the network and the proxy variables (HTTPS_PROXY, NO_PROXY)";
+    let runs = " and that a server runs there, ";
+    let endpoint = "the endpoint of the store (AWS_ENDPOINT_URL, ";
+    let hub = |host: &str| format!("check the name {host} (HF_ENDPOINT sets that of a Hub)");
+    let cases: Vec<(User, String, Vec<String>)> = vec![
+        (
+            User::with(&[("HF_ENDPOINT", &unknown_url)]),
+            "hf://o/n".to_owned(),
+            vec![format!("cannot connect to {unknown}: "), hub(&unknown)],
+        ),
+        (
+            User::with(&[("HF_ENDPOINT", &refused_url)]),
+            "hf://o/n".to_owned(),
+            vec![
+                format!("cannot connect to {refused}: "),
+                hub(refused),
+                runs.to_owned(),
+            ],
+        ),
+        (
+            User::with(&[]),
+            format!("{unknown_url}/m.gguf"),
+            vec![format!("cannot connect to {unknown}: "), hub(&unknown)],
+        ),
+        (
+            User::with(&[]),
+            format!("{refused_url}/m.gguf"),
+            vec![
+                format!("cannot connect to {refused}: "),
+                hub(refused),
+                runs.to_owned(),
+            ],
+        ),
+        (
+            store(&unknown_url),
+            "s3://bucket/m".to_owned(),
+            vec![
+                "no server of this name is known".to_owned(),
+                endpoint.to_owned(),
+            ],
+        ),
+        (
+            store(&refused_url),
+            "s3://bucket/m".to_owned(),
+            vec![
+                "the connection is refused".to_owned(),
+                endpoint.to_owned(),
+                runs.to_owned(),
+            ],
+        ),
+    ];
+    std::thread::scope(|scope| {
+        for (user, source, expected) in cases {
+            scope.spawn(move || {
+                let output = user.home.path().join("out.gguf");
+                let words = [source.as_str(), "-o", output.to_str().unwrap()];
+                let (code, said) = user.fails(CONVERT, &words);
+                assert_eq!(code, "network", "{source}: {said}");
+                for part in expected.iter().map(String::as_str).chain([proxies]) {
+                    assert!(said.contains(part), "{source}: `{part}` is not in {said}");
+                }
+                assert!(!output.exists());
+            });
+        }
+    });
+}
+
+#[test]
 fn lasting_faults_are_errors_and_leave_nothing() {
     let always =
         |method: &str, target: &str, kind| vec![Fault::new(method, target, usize::MAX, kind)];

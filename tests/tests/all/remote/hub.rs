@@ -75,6 +75,61 @@ fn a_download_is_the_cache_of_huggingface_hub_and_is_made_once() {
 }
 
 #[test]
+fn a_damaged_file_of_the_cache_is_named_and_downloaded_again() {
+    let (hub, commit) = hub();
+    let user = User::of(&hub);
+    let expected = user.convert("hf://o/n", &[]);
+    let snapshot = user.repository().join("snapshots").join(&commit);
+    let output = user.home.path().join("again.gguf");
+    let words = ["hf://o/n", "-o", output.to_str().unwrap()];
+    let flipped = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        // in the last tensor: every byte is a valid value
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 1;
+        }
+        bytes
+    };
+    let cut = |bytes: &[u8]| bytes[..bytes.len() - 100].to_vec();
+    let damages: [(&str, &dyn Fn(&[u8]) -> Vec<u8>, &[&str]); 4] = [
+        ("model.safetensors", &cut, &["truncated", "malformed"]),
+        ("model.safetensors", &flipped, &["checksum"]),
+        (
+            "model.safetensors",
+            &|_| Vec::new(),
+            &["truncated", "malformed", "unknown-container"],
+        ),
+        ("config.json", &cut, &["malformed"]),
+    ];
+    for (name, damage, codes) in damages {
+        let blob = snapshot.join(name).canonicalize().unwrap();
+        let whole = fs::read(&blob).unwrap();
+        fs::write(&blob, damage(&whole)).unwrap();
+        for source in ["hf://o/n", snapshot.to_str().unwrap()] {
+            let (code, said) = user.fails(CONVERT, &[source, "-o", words[2]]);
+            assert!(codes.contains(&code.as_str()), "{name}: {code} {said}");
+            let remedy = format!(
+                "remove {} and name the model hf://o/n, which downloads it again",
+                blob.display()
+            );
+            assert!(said.contains(&remedy), "{name}: {said}");
+            assert!(!output.exists());
+        }
+        // the remedy is one
+        fs::remove_file(&blob).unwrap();
+        user.ok(CONVERT, &words);
+        assert!(fs::read(&output).unwrap() == expected, "{name}");
+        assert!(fs::read(&blob).unwrap() == whole, "{name}");
+        user.ok(CONVERT, &[&words[..], &["--force"]].concat());
+        fs::remove_file(&output).unwrap();
+        fs::remove_file(output.with_file_name("again.gguf.certificate.json")).unwrap();
+    }
+    // a whole file of a model that is wrong otherwise is not called damaged
+    let (code, said) = user.fails(CONVERT, &["hf://o/n", "-o", words[2], "--to", "hf-packed"]);
+    assert!(!said.contains("in the cache"), "{code} {said}");
+}
+
+#[test]
 fn a_branch_that_moves_is_another_commit_and_both_stay() {
     let (hub, first) = hub();
     let user = User::of(&hub);
