@@ -434,6 +434,7 @@ impl Certificate {
     /// `malformed`, naming the key.
     pub fn from_json(value: &Value) -> Result<Self, FormatError> {
         let root = Field::root(value);
+        check_keys(|key| value.get(key).is_some())?;
         check_version(&root)?;
         let ternary = root.at("ternary")?.each(ternary_from_json)?;
         let dense = root.at("dense")?.each(dense_from_json)?;
@@ -447,6 +448,11 @@ impl Certificate {
     pub fn from_slice(text: &[u8]) -> Result<Self, FormatError> {
         let pieces = stream::read(text)?;
         let root = Field::root(&pieces.rest);
+        check_keys(|key| match key {
+            "ternary" => pieces.ternary.is_some(),
+            "dense" => pieces.dense.is_some(),
+            key => pieces.rest.get(key).is_some(),
+        })?;
         check_version(&root)?;
         let missing = |key: &str| match root.at(key) {
             Err(missing) => missing,
@@ -494,6 +500,39 @@ fn set(object: &mut Value, key: &str, value: Value) {
         keys.insert(key.to_owned(), value);
     }
 }
+
+/// The keys that every certificate has.
+const KEYS: [&str; 12] = [
+    "certificate",
+    "tool",
+    "family",
+    "target",
+    "wiring",
+    "source",
+    "output",
+    "ternary",
+    "dense",
+    "ternary_sha256",
+    "source_ternary_sha256",
+    "lossless",
+];
+
+/// Refuses JSON that is no certificate: the key with the version is missing.
+fn check_keys(has: impl Fn(&str) -> bool) -> Result<(), FormatError> {
+    if has("certificate") {
+        return Ok(());
+    }
+    let missing = KEYS.iter().filter(|key| !has(key));
+    let missing: Vec<String> = missing.map(|key| format!("`{key}`")).collect();
+    let message = format!(
+        "this JSON is no certificate of a conversion: it has no {}",
+        missing.join(", ")
+    );
+    Err(FormatError::new(ErrorCode::Malformed, message).hint(OF_CONVERT))
+}
+
+/// What to give in place of something else.
+const OF_CONVERT: &str = "give the certificate that bitnet-convert wrote: OUT.certificate.json beside a file, certificate.json in a directory";
 
 /// Refuses a certificate of another version.
 fn check_version(root: &Field<'_>) -> Result<(), FormatError> {

@@ -51,6 +51,7 @@ mod inventory;
 mod jobs;
 mod kv_types;
 mod layout;
+mod manners;
 mod minicpm;
 mod misleading_errors;
 mod mlx_and_gpu;

@@ -29,7 +29,8 @@ pub(crate) fn read_if_one(path: &Path) -> Result<Option<Certificate>, FormatErro
     }
     let text = read_file(path, Limits::default().certificate_bytes)?;
     match says_certificate(&text) {
-        Ok(true) => Certificate::from_slice(&text)
+        // also one that its name alone says to be one
+        Ok(says) if says || is_named_certificate(path) => Certificate::from_slice(&text)
             .map(Some)
             .map_err(|e| e.in_file(path)),
         // tensors may begin like an object; a certificate that is cut off is still one
@@ -39,7 +40,7 @@ pub(crate) fn read_if_one(path: &Path) -> Result<Option<Certificate>, FormatErro
                 .in_file(path)
                 .because(error))
         }
-        Ok(false) | Err(_) => Ok(None),
+        Ok(_) | Err(_) => Ok(None),
     }
 }
 
