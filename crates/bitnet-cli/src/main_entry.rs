@@ -17,6 +17,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// How a process ends that a signal interrupts.
+const INTERRUPTED_STATUS: i32 = 130;
+
 /// A write beyond `ulimit -f` sends SIGXFSZ, which ends a process that does not handle it. Handled, the write
 /// fails with an error.
 fn fail_writes_beyond_the_size_limit() {
@@ -48,7 +51,7 @@ pub fn main_of<A: Iterator<Item = OsString>>(
     run: impl FnOnce(A, &mut dyn Write, &mut dyn Write) -> ExitStatus,
 ) -> ExitStatus {
     STANDARD_STREAMS.store(true, Ordering::Relaxed);
-    terminal::remember();
+    terminal::remember(INTERRUPTED_STATUS);
     let installed = ctrlc::set_handler(|| {
         // this thread may be awake before the flag of the same signal is set
         std::thread::sleep(Duration::from_millis(2));
@@ -58,7 +61,7 @@ pub fn main_of<A: Iterator<Item = OsString>>(
         INTERRUPTED.store(true, Ordering::Relaxed);
         bitnet_formats::remove_partial_outputs();
         terminal::restore();
-        std::process::exit(130);
+        std::process::exit(INTERRUPTED_STATUS);
     });
     tell_termination_apart();
     let mut err = io::stderr();

@@ -74,13 +74,15 @@ struct Chat<'a> {
     /// What the session has read.
     fed: Vec<u32>,
     other_command: Option<String>,
+    /// Whether lines may be commands.
+    has_commands: bool,
 }
 
 /// Answers messages until there are no more: of a person at a terminal, or the lines of standard input.
 pub fn interactive(setup: Setup<'_>, console: &mut Console<'_>) -> Result<ExitStatus, Failure> {
     let args = setup.args;
     let draft = speculate::draft(args, setup.model, Some(setup.tokenizer))?;
-    let mut chat = Chat::new(setup, draft.as_ref())?;
+    let mut chat = Chat::new(setup, draft.as_ref(), console.is_interactive())?;
     if !console.is_interactive() {
         if args.history.is_some() {
             return Err(
@@ -88,9 +90,18 @@ pub fn interactive(setup: Setup<'_>, console: &mut Console<'_>) -> Result<ExitSt
                     .hint("leave out --history"),
             );
         }
-        console.note("each line of standard input is a message; end with Ctrl-D")?;
+        console.note(
+            "each line of standard input is a message, also one that begins with a slash; end with Ctrl-D",
+        )?;
         let mut input = Input::Lines;
+        let mut is_told = false;
         while let Some(line) = input.next()? {
+            if let (Some(name), false) = (command::name(&line), is_told) {
+                console.warn(format_args!(
+                    "{name} is sent to the model as text: commands work on a terminal only"
+                ))?;
+                is_told = true;
+            }
             match line.trim() {
                 // who sends a line waits for one
                 "" => console.text("\n")?,
@@ -126,7 +137,11 @@ pub fn interactive(setup: Setup<'_>, console: &mut Console<'_>) -> Result<ExitSt
 }
 
 impl<'a> Chat<'a> {
-    fn new(setup: Setup<'a>, draft: Option<&'a Loaded>) -> Result<Self, Failure> {
+    fn new(
+        setup: Setup<'a>,
+        draft: Option<&'a Loaded>,
+        has_commands: bool,
+    ) -> Result<Self, Failure> {
         let Setup {
             args,
             model,
@@ -153,6 +168,7 @@ impl<'a> Chat<'a> {
             messages: first_messages(args),
             fed: Vec::new(),
             other_command,
+            has_commands,
             args,
             tokenizer,
         })
@@ -369,13 +385,17 @@ impl<'a> Chat<'a> {
     }
 
     fn more_context(&self) -> String {
+        let over = match self.has_commands {
+            true => "/clear starts over",
+            false => "run the program again to start over",
+        };
         match self.context < self.most_context {
             true => format!(
-                "/clear starts over, {} N holds up to {} tokens",
+                "{over}, {} N holds up to {} tokens",
                 self.flag("--ctx"),
                 self.most_context
             ),
-            false => "/clear starts over; the model was made for no more".to_owned(),
+            false => format!("{over}; the model was made for no more"),
         }
     }
 
@@ -385,7 +405,10 @@ impl<'a> Chat<'a> {
             self.context
         );
         let failure =
-            Failure::new(ErrorCode::ContextExceeded, message).hint("start over with /clear");
+            Failure::new(ErrorCode::ContextExceeded, message).hint(match self.has_commands {
+                true => "start over with /clear",
+                false => "run the program again to start over",
+            });
         match self.context < self.most_context {
             true => failure.hint(format!(
                 "start with {} N for a longer context, up to {} tokens",

@@ -244,6 +244,98 @@ fn sigterm_ends_the_chat_and_gives_the_terminal_back() {
     assert!(!written.contains("[stopped]"), "{written}");
 }
 
+/// A shell stops a background job that changes the terminal; such a job is to end.
+#[test]
+fn sigterm_ends_a_chat_in_the_background_and_leaves_the_terminal_alone() {
+    let ran = Command::new("python3")
+        .arg(repository().join("tests/python/background.py"))
+        .arg(PROGRAM)
+        .arg(demo())
+        .arg("--chat")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert_eq!(said.trim(), "130", "{ran:?}");
+}
+
+#[test]
+fn a_pasted_text_that_ends_in_a_backslash_is_sent_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let save = |name: &str| send(&format!("/save {}\r", file(name).display()));
+    let (prompt, speed) = (wait("> "), wait("tokens/s]"));
+    let steps = json!([
+        prompt,
+        send("\u{1b}[200~ls \\\n  -l \\\u{1b}[201~"),
+        wait("-l"),
+        send("\r"),
+        speed,
+        prompt,
+        save("pasted.json"),
+        wait("saved 2 messages"),
+        // the arrow key brings it back behind the command, and a backslash that is typed continues it
+        prompt,
+        send("/clear\r"),
+        wait("forgotten"),
+        prompt,
+        send("\u{1b}[200~ls \\\n  -l\u{1b}[201~"),
+        wait("-l"),
+        send(" \\\r"),
+        send("-a\r"),
+        speed,
+        prompt,
+        save("typed.json"),
+        wait("saved 2 messages"),
+        prompt,
+        send("\u{4}")
+    ]);
+    let (written, status) = typed(&demo(), &["--chat", "-n", "4"], &steps);
+    assert_eq!(status, 0, "{written}");
+    let user = "user".to_owned();
+    assert_eq!(
+        saved(&file("pasted.json"))[0],
+        (user.clone(), "ls \\\n  -l \\".to_owned())
+    );
+    assert_eq!(
+        saved(&file("typed.json"))[0],
+        (user, "ls \\\n  -l \n-a".to_owned())
+    );
+}
+
+/// At a pipe a line is text, whatever it begins and ends with.
+#[test]
+fn commands_and_backslashes_at_a_pipe_are_text() {
+    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let ran = piped(&["--chat", "-n", "2"], "/clear\n/clear\n/nothing\n");
+    assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    assert_eq!(String::from_utf8_lossy(&ran.stdout).lines().count(), 3);
+    let told = "warning: /clear is sent to the model as text: commands work on a terminal only\n";
+    assert_eq!(said(&ran).matches(told).count(), 1, "{}", said(&ran));
+    assert!(
+        said(&ran).contains("also one that begins with a slash"),
+        "{}",
+        said(&ran)
+    );
+    let other = piped(&["--chat", "-n", "2"], "/nothing\n /clear\n");
+    assert!(!said(&other).contains("warning"), "{}", said(&other));
+
+    // the answer follows from the message: the backslash is in it, and the last line needs no end
+    let answer = |input: &str| {
+        let ran = piped(&["--chat", "-q", "-n", "12"], input);
+        assert_eq!((ran.status.code(), said(&ran).as_str()), (Some(0), ""));
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    };
+    let message = format!("{QUESTION} \\");
+    let given = run_demo(&["--chat", "-q", "-n", "12", "-p", &message]);
+    for input in [
+        message.clone(),
+        format!("{message}\n"),
+        format!("{message}\r\n"),
+    ] {
+        assert_eq!(answer(&input), given.stdout, "{input:?}");
+    }
+}
+
 #[test]
 fn a_prompt_on_a_terminal_is_answered_and_quiet_says_nothing_else() {
     let (written, status) = typed(&demo(), &["--chat", "-q", QUESTION], &json!([wait("\r\n")]));
@@ -319,9 +411,9 @@ fn limits_are_never_silent() {
     let stderr = text(&full.stderr);
     assert_eq!(full.status.code(), Some(2), "{stderr}");
     for part in [
-        "[stopped: the context of 24 tokens is full; /clear starts over, --ctx N holds up to 512 tokens]",
+        "[stopped: the context of 24 tokens is full; run the program again to start over, --ctx N holds up to 512 tokens]",
         "fills the context of 24 tokens",
-        "start over with /clear",
+        "run the program again to start over",
         "--ctx N",
     ] {
         assert!(stderr.contains(part), "`{part}` is not in\n{stderr}");

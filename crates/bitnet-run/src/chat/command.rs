@@ -58,6 +58,15 @@ pub fn parse(line: &str) -> Option<Result<Command<'_>, Failure>> {
     Some(of_words(name.trim_end(), rest.trim()))
 }
 
+/// The command that a line begins with, if it is one.
+pub fn name(line: &str) -> Option<&'static str> {
+    let word = line.split_whitespace().next()?;
+    let known = COMMANDS.iter().map(|(known, ..)| *known);
+    known
+        .filter(|_| line.starts_with('/'))
+        .find(|known| *known == word)
+}
+
 fn of_words<'l>(name: &str, rest: &'l str) -> Result<Command<'l>, Failure> {
     let Some((name, value, _)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
         let failure = Failure::usage(format!("unknown command `{name}`"));
@@ -110,7 +119,7 @@ pub fn help() -> String {
         ]);
     }
     format!(
-        "{table}\n\nEnter sends a message. End a line with \\ to continue on the next one, or paste several lines.\n\
+        "{table}\n\nEnter sends a message. Type \\ at the end of a line to continue on the next one, or paste several lines.\n\
          Ctrl-C stops an answer. At the prompt, Ctrl-C and Ctrl-D leave.\n\
          Put a space in front of a message that begins with a slash."
     )
@@ -156,6 +165,15 @@ mod tests {
         ] {
             assert_eq!(of(line), Some(Err(error.to_owned())), "{line}");
         }
+        assert_eq!(
+            (name("/clear"), name("/system Be brief.")),
+            (Some("/clear"), Some("/system"))
+        );
+        assert!(
+            [" /clear", "/hlep", "", "/etc/passwd", "a /help"]
+                .iter()
+                .all(|l| name(l).is_none())
+        );
         let failure = parse("/hlep").unwrap().unwrap_err();
         assert_eq!(failure.hints[0], "did you mean /help?");
         assert!(COMMANDS.iter().all(|(name, ..)| help().contains(name)));

@@ -18,14 +18,36 @@ use std::path::{Path, PathBuf};
 /// Messages that the arrow keys bring back.
 const MOST_HISTORY: usize = 1000;
 
-/// Completes commands, and continues lines that end with a backslash.
+/// What the last edits of a line were.
+#[derive(Default)]
+struct Edits {
+    /// The line behind the last edit, in characters.
+    length: usize,
+    /// Whether its end came in one step, as of a pasted text or an earlier message.
+    is_pasted: bool,
+}
+
+/// Completes commands, and continues lines at whose end a backslash was typed.
 #[derive(Default)]
 struct Keys {
+    edits: RefCell<Edits>,
     /// What stood in front of the cursor each time that Enter continued the message, backslash included.
     continued: RefCell<Vec<String>>,
 }
 
 impl Keys {
+    /// Notes an edit that left the cursor at a place.
+    fn edited(&self, line: &str, at: usize) {
+        let mut edits = self.edits.borrow_mut();
+        let length = line.chars().count();
+        let grown = length.saturating_sub(edits.length);
+        // elsewhere than at the end, the end stays what it is
+        if at == line.len() && grown > 0 {
+            edits.is_pasted = grown > 1;
+        }
+        edits.length = length;
+    }
+
     /// The message without the backslashes that Enter took for continuations; those of pasted lines stay.
     fn message(&self, line: &str) -> String {
         let mut message = line.to_owned();
@@ -50,6 +72,12 @@ impl Helper for Keys {}
 impl Highlighter for Keys {}
 impl Hinter for Keys {
     type Hint = String;
+
+    /// Is asked behind every edit, and hints at nothing.
+    fn hint(&self, line: &str, at: usize, _: &Context<'_>) -> Option<String> {
+        self.edited(line, at);
+        None
+    }
 }
 
 impl Completer for Keys {
@@ -74,7 +102,8 @@ impl Completer for Keys {
 impl Validator for Keys {
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
         let begun = context.input();
-        if !begun.ends_with('\\') {
+        // a pasted text is sent as it is
+        if !begun.ends_with('\\') || self.edits.borrow().is_pasted {
             return Ok(ValidationResult::Valid(None));
         }
         let mut continued = self.continued.borrow_mut();
@@ -160,6 +189,7 @@ impl Prompt {
     fn next(&mut self) -> Result<Option<String>, Failure> {
         if let Some(keys) = self.editor.helper() {
             keys.continued.take();
+            keys.edits.take();
         }
         let line = match self.editor.readline("> ") {
             Ok(line) => line,
@@ -191,6 +221,7 @@ mod tests {
     fn only_backslashes_that_continued_a_message_are_taken_away() {
         let keys = |begun: &[&str]| Keys {
             continued: RefCell::new(begun.iter().map(|text| (*text).to_owned()).collect()),
+            edits: RefCell::default(),
         };
         for (begun, line, message) in [
             (&["a\\", "a\\\nb\\"][..], "a\\\nb\\\nc", "a\nb\nc"),
@@ -202,5 +233,22 @@ mod tests {
         ] {
             assert_eq!(keys(begun).message(line), message, "{line:?}");
         }
+    }
+
+    #[test]
+    fn a_backslash_continues_a_message_if_it_was_typed() {
+        let keys = Keys::default();
+        let is_pasted = |line: &str, at: usize| {
+            keys.edited(line, at);
+            keys.edits.borrow().is_pasted
+        };
+        assert!(!is_pasted("a", 1) && !is_pasted("a\\", 2), "typed");
+        keys.edits.take();
+        assert!(is_pasted("cmd \\\nx \\", 9), "pasted");
+        // the cursor moves, and the middle is edited
+        assert!(is_pasted("cmd \\\nx \\", 3));
+        assert!(is_pasted("cmdd \\\nx \\", 4));
+        // a backslash is typed behind the text
+        assert!(!is_pasted("cmdd \\\nx \\\\", 11));
     }
 }
