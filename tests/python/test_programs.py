@@ -211,12 +211,29 @@ def test_plan_jobs_and_finish_make_the_bytes_of_one_machine(tmp_path, master):
 
 def test_shares_join_to_one_report(tmp_path, master):
     bt.convert(master, tmp_path / "m.gguf")
-    paths = []
+    paths, reports = [], []
     for share in (1, 2):
         report = bt.verify(tmp_path / "m.gguf", against=master, shard=f"{share}/2")
+        reports.append(report)
         paths.append(tmp_path / f"{share}.json")
         paths[-1].write_text(json.dumps(report))
-    assert bt.merge(paths)["status"] == "same"
+    joined = bt.merge(paths)
+    assert joined["status"] == "same"
+    # what verify() returned, or files with it, or both
+    assert bt.merge(reports) == joined
+    assert bt.merge(iter([reports[1], str(paths[0])])) == joined
+    with pytest.raises(bt.BitnetError) as raised:
+        bt.merge([reports[0]])
+    assert raised.value.code == "missing-part"
+    with pytest.raises(bt.BitnetError) as raised:
+        bt.merge([reports[0], reports[0]])
+    assert raised.value.code == "usage"
+    assert raised.value.message.startswith("report-0.json and report-1.json"), raised.value
+    with pytest.raises(bt.BitnetError):
+        bt.merge([{}, {}])
+    for wrong in (reports[0], str(paths[0]), [1], [{"shard": object()}]):
+        with pytest.raises(TypeError):
+            bt.merge(wrong)
 
 
 def test_push_shows_its_card(tmp_path, master):

@@ -236,6 +236,7 @@ impl Model {
         let logits = work::run(py, None, move |watch: &Watch| {
             let Loaded { checkpoint, model } = &held.loaded;
             check_ids(&ids, vocab)?;
+            refuse_no_tokens(&ids)?;
             let logits = library::prompt_logits(model, &ids, Some(BATCH), &|| watch.check())?;
             checkpoint.check_inputs()?;
             Ok::<_, Failure>(logits)
@@ -276,12 +277,7 @@ impl Model {
         let prepared = || {
             let model = &held.loaded.model;
             check_ids(&ids, model.config().vocab_size)?;
-            if ids.is_empty() {
-                return Err(
-                    Failure::new(ErrorCode::Tokenizer, "the prompt has no tokens")
-                        .hint("give a text that is not empty"),
-                );
-            }
+            refuse_no_tokens(&ids)?;
             if stop.iter().any(String::is_empty) {
                 return Err(Failure::usage("stop: expected a text that is not empty"));
             }
@@ -334,6 +330,17 @@ fn generate(held: &Held, request: Request, sink: &Sink) -> Result<(), Ended> {
         })?,
     };
     Ok(checkpoint.check_inputs()?)
+}
+
+/// Refuses a prompt without tokens, as the program does.
+fn refuse_no_tokens(ids: &[u32]) -> Result<(), Failure> {
+    match ids.is_empty() {
+        true => Err(
+            Failure::new(ErrorCode::Tokenizer, "the prompt has no tokens")
+                .hint("give a text that is not empty"),
+        ),
+        false => Ok(()),
+    }
 }
 
 /// Refuses ids that the vocabulary does not have.

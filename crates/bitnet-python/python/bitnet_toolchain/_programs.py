@@ -220,10 +220,39 @@ def doctor(
     return _call("bitnet-verify", ["doctor", *words, "--", path_of(model, "model")])
 
 
-def merge(reports: Iterable[Path]) -> Report:
-    """Join the reports of all shares of a comparison (``verify(..., shard="1/4")``), one JSON file for each."""
-    paths = [path_of(report, "reports") for report in reports]
-    return _call("bitnet-verify", ["merge", "--json", "--", *paths])
+def merge(reports: Iterable[Union[Path, Mapping[str, Any]]]) -> Report:
+    """Join the reports of all shares of a comparison (``verify(..., shard="1/4")``).
+
+    Each report is what :func:`verify` returned, or the path of a file with its JSON.
+    """
+    import json
+    import tempfile
+    from collections.abc import Mapping
+
+    if isinstance(reports, (str, os.PathLike, Mapping)):
+        found = type(reports).__name__
+        raise TypeError(f"reports: expected a list of reports or paths, found {found}")
+    with tempfile.TemporaryDirectory() as directory:
+        paths = []
+        for number, report in enumerate(reports):
+            if not isinstance(report, Mapping):
+                paths.append(path_of(report, "reports"))
+                continue
+            path = os.path.join(directory, f"report-{number}.json")
+            try:
+                text = json.dumps(dict(report))
+            except (TypeError, ValueError) as error:
+                message = f"reports: report {number}: expected the report of verify(): {error}"
+                raise TypeError(message) from None
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            paths.append(path)
+        try:
+            return _call("bitnet-verify", ["merge", "--json", "--", *paths])
+        except BitnetError as error:
+            # the files are gone when the message is read: their names say which report is meant
+            message = error.message.replace(os.path.join(directory, ""), "")
+            raise BitnetError(error.code, message, error.hint) from None
 
 
 def plan(

@@ -241,11 +241,4 @@ def verify(
     ]
     with _Cluster(address) as ray:
         reports = _run(ray, _share, calls, cpus, max_retries, progress)
-    with tempfile.TemporaryDirectory() as directory:
-        paths = []
-        for number, report in enumerate(reports):
-            path = os.path.join(directory, f"share-{number}.json")
-            with open(path, "w", encoding="utf-8") as file:
-                json.dump(report, file)
-            paths.append(path)
-        return _programs.merge(paths)
+    return _programs.merge(reports)
