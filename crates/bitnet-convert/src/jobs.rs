@@ -504,14 +504,24 @@ impl Opened {
 }
 
 fn changed_between_jobs(jobs: &[usize]) -> FormatError {
-    let named: Vec<String> = jobs.iter().map(|job| format!("--index {job}")).collect();
+    const NAMED: usize = 20;
+    let named = jobs.iter().take(NAMED);
+    let named: Vec<String> = named.map(|job| format!("--index {job}")).collect();
+    let (more, which) = match jobs.len().saturating_sub(NAMED) {
+        0 => (String::new(), "these indices"),
+        more => (
+            format!(" and {more} more, {} jobs in all", jobs.len()),
+            "the indices of all of them, or make the plan again",
+        ),
+    };
     let message = format!(
-        "the source changed since these jobs read it: {}",
+        "the source changed since these jobs read it: {}{more}",
         named.join(" ")
     );
-    FormatError::new(ErrorCode::InputChanged, message)
-        .hint("run `bitnet-convert job` again with these indices")
-        .hint("a copy of the source on another machine needs the times of the original (cp -p, rsync -t)")
+    FormatError::new(ErrorCode::InputChanged, message).hint(format!(
+        "run `bitnet-convert job` again with {which}; a copy of the source on another machine needs the times of the \
+         original (cp -p, rsync -t)"
+    ))
 }
 
 /// Which files of the source a job hashes: each is hashed by one job, in the order of both.
@@ -553,4 +563,33 @@ fn index_of_environment() -> Result<usize, Failure> {
     }
     Err(Failure::usage("which job to run is not given")
         .hint("give --index I, or set SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_changed_for_many_jobs_names_a_few_and_counts_all() {
+        let few = changed_between_jobs(&[3, 5]);
+        assert!(
+            few.message.ends_with("read it: --index 3 --index 5"),
+            "{few}"
+        );
+        let hint = few.hint.unwrap_or_default();
+        assert!(
+            hint.contains("with these indices; a copy of the source"),
+            "{hint}"
+        );
+        assert!(hint.ends_with("(cp -p, rsync -t)"), "{hint}");
+        let all: Vec<usize> = (0..10_000).collect();
+        let many = changed_between_jobs(&all);
+        assert!(many.message.contains("--index 0 --index 1 "), "{many}");
+        assert!(
+            many.message
+                .ends_with("--index 19 and 9980 more, 10000 jobs in all"),
+            "{many}"
+        );
+        assert!(many.hint.unwrap_or_default().contains("of all of them"));
+    }
 }

@@ -19,6 +19,9 @@ use crate::verdict::Status;
 /// Most differences of one check that a page lists.
 const LISTED: usize = 40;
 
+/// Differences of a check that a page lists if everything differs.
+const FEW: usize = 3;
+
 /// The answer in one word for people.
 fn headline(status: Status) -> &'static str {
     match status {

@@ -196,11 +196,16 @@ impl Place {
     /// Removes what the jobs left.
     ///
     /// # Errors
-    /// What the disk or the store refuses.
+    /// What the disk or the store refuses; the message says that the output is complete.
     pub fn remove(&self, jobs: usize) -> Result<(), FormatError> {
         match self {
             Self::Disk(parts) => parts.remove(jobs),
-            Self::Store(parts) => parts.remove(jobs),
+            Self::Store(parts) => parts.remove(jobs).map_err(|e| {
+                let message = format!("the output is complete, but its parts stay: {}", e.message);
+                e.saying(message)
+                    .hint("remove the objects of the parts")
+                    .in_file(parts.directory())
+            }),
         }
     }
 }

@@ -9,7 +9,7 @@ mod sources;
 use super::provenance::Provenance;
 use super::statistics::statistics;
 use super::words::{Note, grouped, notes};
-use super::{LISTED, headline, printable};
+use super::{FEW, LISTED, headline, printable};
 use crate::checks::report::Report;
 use crate::diagnose::fault::Fault;
 use crate::reference::thresholds::Thresholds;
@@ -62,9 +62,6 @@ pub(crate) fn of(report: &Report, provenance: &Provenance, thresholds: &Threshol
     };
     page.into_string()
 }
-
-/// Differences of a check that are listed if everything differs.
-const FEW: usize = 3;
 
 fn faults(faults: &[Fault]) -> Markup {
     html! {

@@ -5,7 +5,7 @@
 use super::provenance::{ModelFacts, Provenance};
 use super::statistics::statistics;
 use super::words::{bytes, grouped, notes};
-use super::{LISTED, headline};
+use super::{FEW, LISTED, headline, printable};
 use crate::checks::report::Report;
 use crate::verdict::Verdict;
 use std::fmt::Write;
@@ -97,9 +97,6 @@ pub(crate) fn of(report: &Report, provenance: &Provenance) -> String {
     text
 }
 
-/// Differences of a check that are listed if everything differs.
-const FEW: usize = 3;
-
 fn model(text: &mut String, model: &ModelFacts) {
     let mut line = format!("- {}: {}", model.role, code(&model.name));
     if !model.format.is_empty() {
@@ -136,9 +133,10 @@ fn code(text: &str) -> String {
     format!("`{}`", cell(&text.replace('`', "'")))
 }
 
-/// Text for a cell of a table: one line, nothing that ends the cell or starts markup of its own.
+/// Text for a cell of a table: one line, nothing that ends the cell or starts markup of its own, and nothing that a
+/// terminal obeys.
 fn cell(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
+    printable(&text.replace(['\n', '\r'], " "))
         .replace('|', "\\|")
         .replace('<', "&lt;")
 }
@@ -160,6 +158,7 @@ mod tests {
         let text = of(&report, &provenance);
         assert!(text.starts_with("## Different: in trits\n"), "{text}");
         assert!(text.contains("expected 1 \\| found -1"));
+        assert_eq!(cell("a\x1b[31m\nb|<c"), "a\u{fffd}[31m b\\|&lt;c");
         let tables = |text: &str| text.lines().filter(|l| l.starts_with("|---")).count();
         assert_eq!(tables(&text), 2);
         // no table of zeros

@@ -109,6 +109,19 @@ impl ModelFacts {
         }
     }
 
+    /// With names that may be public: those of a certificate come from strangers.
+    fn cleaned(mut self, public: &Public) -> Self {
+        let clean = |text: &mut String| *text = public.text(text);
+        clean(&mut self.name);
+        clean(&mut self.format);
+        let origin = [&mut self.repository, &mut self.commit];
+        origin.into_iter().flatten().for_each(clean);
+        for file in &mut self.files {
+            clean(&mut file.name);
+        }
+        self
+    }
+
     fn to_json(&self) -> Value {
         let file = |file: &FileFacts| json!({"name": file.name, "bytes": file.bytes, "sha256": file.sha256});
         json!({
@@ -215,7 +228,7 @@ impl Provenance {
             others: others
                 .map(|(role, path)| (*role, file_name(path)))
                 .collect(),
-            models,
+            models: models.into_iter().map(|m| m.cleaned(&public)).collect(),
             public,
         }
     }
@@ -248,7 +261,10 @@ impl Provenance {
                 clean(place);
                 clean(what);
             }
-            rows.iter_mut().for_each(|(_, value)| clean(value));
+            for (name, value) in rows {
+                clean(name);
+                clean(value);
+            }
         }
         for fault in &mut report.faults {
             clean(&mut fault.what);
@@ -344,6 +360,49 @@ mod tests {
         ] {
             assert_eq!(date(seconds), expected);
         }
+    }
+
+    #[test]
+    fn names_from_strangers_are_public_in_models_and_in_rows() {
+        let token = "hf_abcdefghijklmnopqrstuvWXYZ1234";
+        let model = ModelFacts {
+            role: "certified source",
+            name: "/home/ann/ck".to_owned(),
+            format: "gguf: I2_S".to_owned(),
+            bytes: 1,
+            bits_per_weight: None,
+            parameters: 0,
+            repository: Some(format!("o/{token}")),
+            commit: Some("/root/x/y".to_owned()),
+            files: vec![FileFacts {
+                name: "/home/ann/models/m.gguf".to_owned(),
+                bytes: 1,
+                sha256: None,
+            }],
+        };
+        let named = Named {
+            words: &[],
+            inputs: Vec::new(),
+            located: Vec::new(),
+            kernels: Vec::new(),
+        };
+        let provenance = Provenance::new(&named, vec![model], Duration::ZERO);
+        let model = &provenance.models[0];
+        assert_eq!(
+            (model.name.as_str(), model.format.as_str()),
+            ("ck", "gguf: I2_S")
+        );
+        assert_eq!(model.files[0].name, "m.gguf");
+        assert_eq!(model.repository.as_deref(), Some("o/[removed]"));
+        assert_eq!(model.commit.as_deref(), Some("y"));
+        let row = ("/home/ann/a.json".to_owned(), format!("{token} of 3"));
+        let check = Verdict::same("digest", "all").with_rows(vec![row]);
+        let report = Report {
+            checks: vec![check],
+            ..Report::default()
+        };
+        let rows = provenance.publish(&report).checks.remove(0).rows;
+        assert_eq!(rows, [("a.json".to_owned(), "[removed] of 3".to_owned())]);
     }
 
     #[test]

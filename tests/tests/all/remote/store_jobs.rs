@@ -232,6 +232,30 @@ fn killed_jobs_and_two_runners_of_one_job_leave_nothing_wrong() {
 }
 
 #[test]
+fn parts_that_cannot_be_removed_do_not_hide_that_the_output_is_complete() {
+    let store = S3::start();
+    let source = fixture();
+    let planned = Planned::new(&store, &source, "m.gguf", &SPLIT);
+    let expected = on_this_disk(&planned.user, &source, "m.gguf", &SPLIT);
+    for index in 0..planned.jobs {
+        planned.job(index);
+    }
+    store.fail(Fault::new(
+        "DELETE",
+        ".parts/",
+        usize::MAX,
+        Kind::Status(403, vec![]),
+    ));
+    let words = ["finish", &planned.plan, "--remove-parts"];
+    let (code, said) = planned.user.fails(CONVERT, &words);
+    assert_eq!(code, "access-denied", "{said}");
+    let complete = "the output is complete, but its parts stay: ";
+    assert!(said.contains(complete) && said.contains("hint: "), "{said}");
+    assert_same(&planned.files(), &expected);
+    assert!(!planned.parts_left().is_empty());
+}
+
+#[test]
 fn missing_damaged_and_foreign_parts_are_named() {
     let store = S3::start();
     let source = fixture();
