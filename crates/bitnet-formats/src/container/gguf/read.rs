@@ -5,17 +5,17 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::resolve::{Claim, Extent, is_contested, resolve};
+use super::resolve::{Placed, meanings, recorded_layout};
 use super::write::VERSION;
 use super::{
-    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, LAYOUT_KEY, MAGIC, MAX_DIMS, MAX_KEY_BYTES, MIN_KEY_VALUE,
+    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, MIN_KEY_VALUE,
     MIN_TENSOR_INFO, limit_exceeded, malformed, stored_len,
 };
 use crate::bytes::Cursor;
 use crate::encoding::Encoding;
 use crate::error::{ErrorCode, FormatError};
 use crate::limits::Limits;
-use crate::packing::{Packing, packing_by_name};
+use crate::packing::Packing;
 use crate::tensor_file::{MetaArray, MetaValue, Metadata, Strings, TensorInfo, repeated};
 use std::collections::BTreeMap;
 
@@ -374,19 +374,6 @@ pub(super) fn read_placed(cursor: &mut Cursor<'_>) -> Result<(Vec<usize>, u32, u
     Ok((shape, id, offset))
 }
 
-/// What the file says about its own packing, in the words of [`packing_by_name`].
-pub(super) fn recorded_layout(
-    metadata: &Metadata,
-) -> Result<Option<&'static dyn Packing>, FormatError> {
-    let Some(value) = metadata.get(LAYOUT_KEY) else {
-        return Ok(None);
-    };
-    match value.as_str().and_then(packing_by_name) {
-        Some(packing) => Ok(Some(packing)),
-        None => Err(malformed("expected the name of a packing").in_tensor(LAYOUT_KEY)),
-    }
-}
-
 /// What the type ids of the tensors mean.
 fn encodings(
     raw: &[RawInfo],
@@ -401,44 +388,6 @@ fn encodings(
         offset: info.0.offset,
     });
     meanings(&placed.collect::<Vec<_>>(), data_len, alignment, layout)
-}
-
-/// What a tensor info says of its place and type.
-pub(super) struct Placed<'a> {
-    pub(super) name: &'a str,
-    pub(super) shape: &'a [usize],
-    pub(super) id: u32,
-    /// From the start of the data section.
-    pub(super) offset: u64,
-}
-
-/// What the type ids of `placed`, all tensors of one file in its order, mean to a reader.
-pub(super) fn meanings(
-    placed: &[Placed<'_>],
-    data_len: u64,
-    alignment: u64,
-    layout: Option<&'static dyn Packing>,
-) -> Result<BTreeMap<u32, Encoding>, FormatError> {
-    let mut by_id: BTreeMap<u32, Vec<Claim<'_>>> = BTreeMap::new();
-    let nexts = placed.iter().skip(1).map(Some).chain([None]);
-    for (info, next) in placed.iter().zip(nexts) {
-        let claims = by_id.entry(info.id).or_default();
-        if !is_contested(info.id) {
-            continue;
-        }
-        // an extent that makes no sense fits nothing; the layout is checked afterwards
-        let extent = match next {
-            Some(next) => Extent::ToNext(next.offset.saturating_sub(info.offset)),
-            None => Extent::ToEnd(data_len.saturating_sub(info.offset)),
-        };
-        claims.push(Claim {
-            name: info.name,
-            shape: info.shape,
-            extent,
-        });
-    }
-    let meaning = |(id, claims): (u32, Vec<_>)| Ok((id, resolve(id, &claims, alignment, layout)?));
-    by_id.into_iter().map(meaning).collect()
 }
 
 /// Turns infos into checked ranges of the file.

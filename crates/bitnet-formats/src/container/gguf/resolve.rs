@@ -6,23 +6,24 @@
 //! `general.file_type`. Where the evidence does not decide, the candidates are named and the user is
 //! asked. A layout is a candidate because of its row in [`PACKINGS`] or [`FOREIGN`], nothing else.
 
-use super::{encoding_of, stored_len};
+use super::{LAYOUT_KEY, encoding_of, malformed, stored_len};
 use crate::encoding::Encoding;
 use crate::error::{ErrorCode, FormatError};
 use crate::foreign::{ForeignType, foreign_types};
-use crate::packing::{PACKINGS, Packing};
-use crate::tensor_file::TensorInfo;
+use crate::packing::{PACKINGS, Packing, packing_by_name};
+use crate::tensor_file::{Metadata, TensorInfo};
+use std::collections::BTreeMap;
 
 /// One tensor of the id in question.
-pub(super) struct Claim<'a> {
-    pub(super) name: &'a str,
-    pub(super) shape: &'a [usize],
+struct Claim<'a> {
+    name: &'a str,
+    shape: &'a [usize],
     /// Bytes to the next tensor, its padding included; or to the end of the file.
-    pub(super) extent: Extent,
+    extent: Extent,
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum Extent {
+enum Extent {
     ToNext(u64),
     ToEnd(u64),
 }
@@ -77,15 +78,66 @@ fn claims_id(packing: &dyn Packing, id: u32) -> bool {
 }
 
 /// Whether an id has several meanings, so that the tensors have to tell.
-pub(super) fn is_contested(id: u32) -> bool {
+fn is_contested(id: u32) -> bool {
     let packings = PACKINGS.iter().filter(|p| claims_id(**p, id)).count();
     let foreign = foreign_types(id).count();
     packings.saturating_add(foreign) > 1
 }
 
+/// What the file says about its own packing, in the words of [`packing_by_name`].
+pub(super) fn recorded_layout(
+    metadata: &Metadata,
+) -> Result<Option<&'static dyn Packing>, FormatError> {
+    let Some(value) = metadata.get(LAYOUT_KEY) else {
+        return Ok(None);
+    };
+    match value.as_str().and_then(packing_by_name) {
+        Some(packing) => Ok(Some(packing)),
+        None => Err(malformed("expected the name of a packing").in_tensor(LAYOUT_KEY)),
+    }
+}
+
+/// What a tensor info says of its place and type.
+pub(super) struct Placed<'a> {
+    pub(super) name: &'a str,
+    pub(super) shape: &'a [usize],
+    pub(super) id: u32,
+    /// From the start of the data section.
+    pub(super) offset: u64,
+}
+
+/// What the type ids of `placed`, all tensors of one file in its order, mean to a reader.
+pub(super) fn meanings(
+    placed: &[Placed<'_>],
+    data_len: u64,
+    alignment: u64,
+    layout: Option<&'static dyn Packing>,
+) -> Result<BTreeMap<u32, Encoding>, FormatError> {
+    let mut by_id: BTreeMap<u32, Vec<Claim<'_>>> = BTreeMap::new();
+    let nexts = placed.iter().skip(1).map(Some).chain([None]);
+    for (info, next) in placed.iter().zip(nexts) {
+        let claims = by_id.entry(info.id).or_default();
+        if !is_contested(info.id) {
+            continue;
+        }
+        // an extent that makes no sense fits nothing; the layout is checked afterwards
+        let extent = match next {
+            Some(next) => Extent::ToNext(next.offset.saturating_sub(info.offset)),
+            None => Extent::ToEnd(data_len.saturating_sub(info.offset)),
+        };
+        claims.push(Claim {
+            name: info.name,
+            shape: info.shape,
+            extent,
+        });
+    }
+    let meaning = |(id, claims): (u32, Vec<_>)| Ok((id, resolve(id, &claims, alignment, layout)?));
+    by_id.into_iter().map(meaning).collect()
+}
+
 /// What `id` means for the tensors in `claims`, all that have it. `layout`: what the user or the
 /// file's own metadata says, where it is a layout of this id.
-pub(super) fn resolve(
+fn resolve(
     id: u32,
     claims: &[Claim<'_>],
     alignment: u64,
@@ -177,7 +229,6 @@ fn undecided(id: u32, claims: &[Claim<'_>], left: &[Candidate]) -> FormatError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packing::packing_by_name;
 
     fn name_of(id: u32, claims: &[(&[usize], Extent)]) -> Result<String, FormatError> {
         let claims: Vec<Claim<'_>> = claims

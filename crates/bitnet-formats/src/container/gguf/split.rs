@@ -6,7 +6,8 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::joined::read_part;
-use super::read::{recorded_layout, split_key};
+use super::read::split_key;
+use super::resolve::recorded_layout;
 use super::unread::entries_of;
 use super::{Gguf, SPLIT_ID_KEY, limit_exceeded, malformed};
 use crate::artifact::Sha256Stream;

@@ -4,7 +4,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::read::{Placed, meanings, recorded_layout};
+use super::resolve::{Placed, meanings, recorded_layout};
 use super::{
     ALIGNMENT_KEY, DEFAULT_ALIGNMENT, LAYOUT_KEY, MAGIC, MAX_DIMS, MAX_KEY_BYTES, dense_len,
     matrix, stored_len, type_id,
