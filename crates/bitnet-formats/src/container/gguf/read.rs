@@ -387,7 +387,7 @@ fn encodings(
         id: info.id(),
         offset: info.0.offset,
     });
-    meanings(&placed.collect::<Vec<_>>(), data_len, alignment, layout)
+    meanings(placed, data_len, alignment, layout)
 }
 
 /// Turns infos into checked ranges of the file.

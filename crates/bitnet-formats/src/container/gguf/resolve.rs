@@ -107,21 +107,21 @@ pub(super) struct Placed<'a> {
 }
 
 /// What the type ids of `placed`, all tensors of one file in its order, mean to a reader.
-pub(super) fn meanings(
-    placed: &[Placed<'_>],
+pub(super) fn meanings<'a>(
+    placed: impl IntoIterator<Item = Placed<'a>>,
     data_len: u64,
     alignment: u64,
     layout: Option<&'static dyn Packing>,
 ) -> Result<BTreeMap<u32, Encoding>, FormatError> {
     let mut by_id: BTreeMap<u32, Vec<Claim<'_>>> = BTreeMap::new();
-    let nexts = placed.iter().skip(1).map(Some).chain([None]);
-    for (info, next) in placed.iter().zip(nexts) {
+    let mut placed = placed.into_iter().peekable();
+    while let Some(info) = placed.next() {
         let claims = by_id.entry(info.id).or_default();
         if !is_contested(info.id) {
             continue;
         }
         // an extent that makes no sense fits nothing; the layout is checked afterwards
-        let extent = match next {
+        let extent = match placed.peek() {
             Some(next) => Extent::ToNext(next.offset.saturating_sub(info.offset)),
             None => Extent::ToEnd(data_len.saturating_sub(info.offset)),
         };

@@ -54,7 +54,7 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
     }
 
     let mut starts = Vec::with_capacity(plan.tensors.len());
-    let mut placed = Vec::with_capacity(plan.tensors.len());
+    let mut ids = Vec::with_capacity(plan.tensors.len());
     let mut start = 0u64;
     let mut names = HashSet::new();
     for tensor in &plan.tensors {
@@ -68,12 +68,7 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
         }
         let id = push_tensor_info(&mut out, tensor, start).map_err(place)?;
         starts.push(start);
-        placed.push(Placed {
-            name: &tensor.name,
-            shape: &tensor.shape,
-            id,
-            offset: start,
-        });
+        ids.push(id);
         start = start
             .checked_add(tensor.len)
             .and_then(|end| end.checked_next_multiple_of(alignment))
@@ -85,7 +80,7 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
                 ))
             })?;
     }
-    check_meanings(plan, &placed, start, alignment)?;
+    check_meanings(plan, &starts, &ids, alignment, start)?;
     out.resize(out.len().next_multiple_of(alignment as usize), 0);
     let data_start = out.len() as u64;
     // `start` is below 2^63, so none of these can wrap
@@ -104,10 +99,18 @@ pub(super) fn write_header(plan: &WritePlan) -> Result<Header, FormatError> {
 /// Refuses a file in which a type id that several layouts share would not be read as what is written.
 fn check_meanings(
     plan: &WritePlan,
-    placed: &[Placed<'_>],
-    data_len: u64,
+    starts: &[u64],
+    ids: &[u32],
     alignment: u64,
+    data_len: u64,
 ) -> Result<(), FormatError> {
+    let tensors = plan.tensors.iter().zip(starts).zip(ids);
+    let placed = tensors.clone().map(|((tensor, start), id)| Placed {
+        name: &tensor.name,
+        shape: &tensor.shape,
+        id: *id,
+        offset: *start,
+    });
     let layout = recorded_layout(&plan.metadata)?;
     let hint = || format!("name the layout in the metadata, under {LAYOUT_KEY}");
     let read = meanings(placed, data_len, alignment, layout).map_err(|mut e| {
@@ -115,8 +118,8 @@ fn check_meanings(
         e.hint = Some(hint());
         e
     })?;
-    for (tensor, place) in plan.tensors.iter().zip(placed) {
-        let as_read = read.get(&place.id).copied().unwrap_or(tensor.encoding);
+    for ((tensor, _), id) in tensors {
+        let as_read = read.get(id).copied().unwrap_or(tensor.encoding);
         if stored_len(as_read, &tensor.shape).ok().flatten() != Some(tensor.len) {
             let message = format!(
                 "would be read as {}, expected {}",
