@@ -18,5 +18,6 @@ pub mod other_runtime;
 pub mod packed_model;
 pub mod program;
 pub mod random;
+pub mod random_network;
 pub mod servers;
 pub mod torch_archive;

@@ -71,6 +71,7 @@ mod publication;
 mod pytorch;
 mod qwen2;
 mod qwen35;
+mod random_networks;
 mod readers;
 mod readme;
 mod remote;
