@@ -111,6 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn repositories_are_told_from_paths() {
         let hint = |text: &str| no_model(Path::new(text)).hint.unwrap_or_default();
         for (text, command) in [
@@ -157,6 +158,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn the_missing_part_is_named() {
         assert_eq!(
             missing(Path::new("no-such.gguf")),

@@ -11,6 +11,9 @@ mod pytorch;
 mod remains;
 mod safetensors;
 mod shards;
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+mod tests;
 
 pub use directory::{adapter_alone, refuse_adapter_beside, stale_index};
 pub use gguf::{

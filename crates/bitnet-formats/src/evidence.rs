@@ -304,6 +304,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics of large matrices")]
     fn columns_that_follow_their_gains_tell_all_three() {
         let cols = 1024;
         let mut state = 8;
@@ -335,6 +336,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics of large matrices")]
     fn noise_decides_nothing() {
         for written in LAYOUTS {
             for shape in [(4, 128), (64, 1024), (640, 2560)] {

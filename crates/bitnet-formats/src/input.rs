@@ -309,6 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn reads_end_at_their_limit_and_name_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
@@ -329,6 +330,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn devices_and_directories_are_refused() {
         for path in ["/dev/zero", "/dev/null", "/"] {
             let error = read_file(Path::new(path), 1 << 20).unwrap_err();
@@ -338,6 +340,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn every_change_of_a_file_is_noticed() {
         type Change = fn(&Path);
         let changes: [(&str, Change); 6] = [
@@ -387,6 +390,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn links_stay_inside_the_repository() {
         use std::os::unix::fs::symlink;
         let dir = tempfile::tempdir().unwrap();

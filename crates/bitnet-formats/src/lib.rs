@@ -11,6 +11,12 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+/// The step through the cases of a test: Miri takes some hundred times as long, and tries every `nth`.
+#[cfg(test)]
+const fn every(nth: usize) -> usize {
+    if cfg!(miri) { nth } else { 1 }
+}
+
 mod absent;
 mod artifact;
 mod bytes;

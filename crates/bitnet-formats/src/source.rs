@@ -334,6 +334,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn every_source_reads_the_same_ranges_and_refuses_the_same() {
         let dir = tempfile::tempdir().unwrap();
         for len in [0u64, 1, 4095, 4096, 4097, 100_000] {
@@ -367,6 +368,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn a_file_that_is_too_long_to_map_is_read_by_range() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
@@ -386,6 +388,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn a_range_may_begin_beyond_the_addresses_of_32_bits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
@@ -417,6 +420,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn only_regular_files() {
         let dir = tempfile::tempdir().unwrap();
         for open in [open_mapped, open_pread, open_in_memory] {
@@ -439,6 +443,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn a_file_that_shrinks_is_an_error_for_every_reader_of_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
@@ -464,6 +469,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn what_was_lost_stays_lost_and_no_other_source_is_blamed() {
         let dir = tempfile::tempdir().unwrap();
         let (path, other) = (dir.path().join("file"), dir.path().join("other"));
@@ -484,6 +490,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn a_file_that_is_renamed_or_removed_is_intact() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");

@@ -8,7 +8,7 @@ mod layouts;
 use crate::lanes::{LANES, Lanes, add_lanes};
 use crate::{
     ActivationBatch, Backend, DeltaHead, DenseType, Inputs, KERNELS, KernelError, MatrixType,
-    Output, PackedMatrix,
+    Output, PackedMatrix, every, is_quick,
 };
 use bitnet_ternary::{
     ActivationError, BlockType, GROUP_SIZES, Scales, TernaryMatrix, bf16_to_f32, f16_to_f32,
@@ -176,8 +176,11 @@ fn shapes_around_every_tile_edge() {
         1, 3, 4, 5, 15, 16, 17, 19, 20, 21, 31, 32, 33, 39, 40, 41, 63, 64, 65, 255, 256, 257, 319,
         320, 321, 499, 500, 501, 511, 512, 513, 1025,
     ];
-    for rows in rows {
-        for cols in cols {
+    for rows in rows.into_iter().step_by(every(2)) {
+        for cols in cols.into_iter().step_by(every(4)) {
+            if !is_quick(rows * cols * 4) {
+                continue;
+            }
             let scales = Scales::PerTensor(0.37);
             let m = matrix(rows, cols, noise.trits(rows * cols), scales);
             for tokens in [1, 2, 5] {
@@ -190,7 +193,8 @@ fn shapes_around_every_tile_edge() {
 
 #[test]
 fn extremes_do_not_overflow() {
-    for cols in [4, 16, 64, 255, 256, 257, 512, 1024, 4100, 30_000] {
+    let cols = [4, 16, 64, 255, 256, 257, 512, 1024, 4100, 30_000];
+    for cols in cols.into_iter().filter(|c| is_quick(c * 400)) {
         for trit in [1i8, -1, 0] {
             for a in [-128i8, -127, 127, 0] {
                 let rows = 33;
@@ -203,6 +207,7 @@ fn extremes_do_not_overflow() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "the scalar kernel has no panels")]
 fn extremes_of_whole_panels_do_not_overflow() {
     let mut noise = Noise(12);
     for cols in [32, 224, 252, 256, 512, 2560] {
@@ -220,7 +225,11 @@ fn extremes_of_whole_panels_do_not_overflow() {
 #[test]
 fn more_rows_and_tokens_than_share_a_block() {
     let mut noise = Noise(13);
-    for (rows, cols, tokens) in [(2600, 36, 5), (1090, 64, 37), (40, 100, 150)] {
+    for (rows, cols, tokens) in [(2600usize, 36, 5), (1090, 64, 37), (40, 100, 150)] {
+        let rows = rows.div_ceil(every(100));
+        if !is_quick(rows * cols * tokens) {
+            continue;
+        }
         for scales in structures(&mut noise, rows, cols) {
             let m = matrix(rows, cols, noise.trits(rows * cols), scales);
             let values: Vec<i8> = (0..tokens * cols).map(|_| noise.next() as i8).collect();
@@ -230,6 +239,7 @@ fn more_rows_and_tokens_than_share_a_block() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a wide matrix")]
 fn the_widest_matrix_is_exact() {
     let cols = bitnet_ternary::MAX_COLS - 1;
     let m = matrix(2, cols, vec![1; 2 * cols], Scales::PerTensor(1.0));
@@ -247,7 +257,10 @@ fn every_structure_of_scales() {
         (33, 768),
         (64, 5120),
         (31, 96),
-    ] {
+    ]
+    .into_iter()
+    .filter(|(rows, cols)| is_quick(5 * rows * cols))
+    {
         for scales in structures(&mut noise, rows, cols) {
             let m = matrix(rows, cols, noise.trits(rows * cols), scales);
             for tokens in [1, 3, 13] {
@@ -267,6 +280,12 @@ fn a_batch_is_its_tokens_bit_for_bit() {
         (33, 40_000, 27),
         (2 * 33, 1024, 260),
     ] {
+        // under Miri a small matrix, with as many tokens as share a block
+        let (rows, cols, most) = match (cfg!(miri), cols) {
+            (false, _) => (rows, cols, most),
+            (true, 336) => (5, 32, 18),
+            (true, _) => continue,
+        };
         for scales in structures(&mut noise, rows, cols) {
             let m = matrix(rows, cols, noise.trits(rows * cols), scales);
             let values: Vec<i8> = (0..most * cols).map(|_| noise.next() as i8).collect();
@@ -301,7 +320,8 @@ fn a_reused_batch_forgets_what_it_held() {
     for backend in Backend::available() {
         let mut x = ActivationBatch::default();
         for (cols, tokens) in [(100, 20), (35, 3), (35, 14), (64, 1), (33, 2), (100, 13)] {
-            let m = matrix(20, cols, noise.trits(20 * cols), Scales::PerTensor(0.5));
+            let rows = if cfg!(miri) { 3 } else { 20 };
+            let m = matrix(rows, cols, noise.trits(rows * cols), Scales::PerTensor(0.5));
             let values: Vec<i8> = (0..tokens * cols).map(|_| noise.next() as i8).collect();
             refill(&mut x, backend, &values, cols);
             assert_eq!((x.tokens(), x.cols()), (tokens, cols));
@@ -322,7 +342,7 @@ fn a_reused_batch_forgets_what_it_held() {
 #[test]
 fn parts_of_the_rows_give_the_whole() {
     let mut noise = Noise(5);
-    let (rows, cols) = (200, 256);
+    let (rows, cols) = if cfg!(miri) { (80, 32) } else { (200, 256) };
     for scales in structures(&mut noise, rows, cols) {
         let m = matrix(rows, cols, noise.trits(rows * cols), scales);
         let x = noise.floats(14 * cols);
@@ -338,6 +358,7 @@ fn parts_of_the_rows_give_the_whole() {
                 for cut in (0..=rows)
                     .step_by(packed.tile_rows())
                     .step_by(if tokens == 1 { 1 } else { 3 })
+                    .step_by(every(40))
                 {
                     let (mut y, mut z) =
                         (vec![f32::NAN; tokens * rows], vec![f32::NAN; tokens * rows]);
@@ -417,6 +438,9 @@ fn fixed_point_activations_follow_the_rules() {
         (2100, 96, 40),
         (32, 160, 65),
     ] {
+        if !is_quick(rows * cols * 4) {
+            continue;
+        }
         for scales in structures(&mut noise, rows, cols) {
             let m = matrix(rows, cols, noise.trits(rows * cols), scales);
             // groups of columns of very different size
@@ -432,7 +456,7 @@ fn fixed_point_activations_follow_the_rules() {
                 for inputs in [Inputs::Float, Inputs::Int8] {
                     let packed = backend.pack_for(inputs, &m);
                     assert_eq!(packed.unpack(), m);
-                    for tokens in [1, 2, 7, 14, 16, 17, most] {
+                    for tokens in [1, 2, 7, 14, 16, 17, most].into_iter().step_by(every(3)) {
                         let what = (backend, rows, cols, m.scales().structure(), tokens);
                         let got = multiply(&packed, &fixed(backend, &x[..tokens * cols], cols));
                         assert_bits(&got, &want[..tokens * rows], what);
@@ -447,8 +471,12 @@ fn fixed_point_activations_follow_the_rules() {
 fn fixed_point_extremes_do_not_overflow() {
     let mut noise = Noise(14);
     for cols in [1, 16, 127, 128, 129, 256, 640] {
+        if !is_quick(cols * 400) {
+            continue;
+        }
         for trit in [1i8, -1, 0] {
-            for magnitude in [1.0, f32::MAX, f32::MIN_POSITIVE, 1e-31, 1e-40, 1e-45, 0.0] {
+            let magnitudes = [1.0, f32::MAX, f32::MIN_POSITIVE, 1e-31, 1e-40, 1e-45, 0.0];
+            for magnitude in magnitudes.into_iter().step_by(every(3)) {
                 for scales in structures(&mut noise, 33, cols) {
                     // products of the largest numbers are none
                     let scales = match scales {
@@ -486,7 +514,8 @@ fn a_reused_batch_changes_its_form() {
     for backend in Backend::available() {
         let mut batch = ActivationBatch::default();
         for (cols, tokens) in [(100, 20), (35, 3), (35, 18), (64, 1), (33, 20), (100, 13)] {
-            let m = matrix(20, cols, noise.trits(20 * cols), Scales::PerTensor(0.5));
+            let rows = if cfg!(miri) { 3 } else { 20 };
+            let m = matrix(rows, cols, noise.trits(rows * cols), Scales::PerTensor(0.5));
             let packed = backend.pack(&m);
             let x = noise.floats(tokens * cols);
             backend.quantize(&x, cols, &mut batch).unwrap();
@@ -506,6 +535,7 @@ fn a_reused_batch_changes_its_form() {
 
 /// Against f64, relative to the norm of the products: what the rule of `formats/numerics.md` costs.
 #[test]
+#[cfg_attr(miri, ignore = "a large matrix")]
 fn fixed_point_products_are_as_exact_as_floats() {
     let mut noise = Noise(16);
     let (rows, cols) = (64, 6144);
@@ -558,6 +588,9 @@ fn fixed_point_products_are_as_exact_as_floats() {
 fn quantisation_equals_the_definition() {
     let mut noise = Noise(7);
     for cols in [1, 2, 15, 16, 17, 63, 64, 65, 333, 2560] {
+        if !is_quick(cols * 20) {
+            continue;
+        }
         for magnitude in [0.0, 1e-38, 1e-6, 1.0, 777.0, 3e38] {
             let x: Vec<f32> = noise
                 .floats(3 * cols)
@@ -611,7 +644,7 @@ const LENGTHS: [usize; 16] = [
 #[test]
 fn reductions_follow_rule_3_on_every_kernel() {
     let mut noise = Noise(8);
-    for n in LENGTHS {
+    for n in LENGTHS.into_iter().filter(|n| is_quick(n * 60)) {
         let (a, b) = (noise.floats(n), noise.floats(n));
         let dot = canonical(a.iter().copied().zip(b.iter().copied()));
         let squares = canonical(a.iter().copied().zip(a.iter().copied()));
@@ -670,7 +703,7 @@ fn elementwise_operations_agree_and_mean_what_they_say() {
         x / (1.0 + (-2.0 * z).exp())
     };
     let factor = 0.3f32;
-    for n in LENGTHS {
+    for n in LENGTHS.into_iter().filter(|n| is_quick(n * 60)) {
         let x: Vec<f32> = noise.floats(n).iter().map(|x| x * 9.0).collect();
         let y: Vec<f32> = noise.floats(n).iter().map(|x| x + 1.5).collect();
         let xy = (&x[..], &y[..]);
@@ -743,6 +776,9 @@ fn the_delta_rule_is_the_recurrence_as_written_whatever_came_together() {
         (32, 80, 3),
         (128, 128, 5),
     ] {
+        if !is_quick(keys * values * tokens) {
+            continue;
+        }
         // one head behind another one, with something between them
         let (width, gate_width) = (2 * keys + values + 3, 5);
         let rows = noise.floats(tokens * width);
@@ -834,7 +870,7 @@ fn rotation_rounds_every_product_and_sum() {
 #[test]
 fn the_walsh_hadamard_transform_has_one_order_on_every_kernel() {
     let mut noise = Noise(12);
-    for block in (0..=13).map(|n| 1usize << n) {
+    for block in (0..=13).map(|n| 1usize << n).filter(|b| is_quick(b * 16)) {
         for blocks in [1, 3] {
             let x = noise.floats(blocks * block);
             let signs: Vec<f32> = x
@@ -920,6 +956,9 @@ fn assert_canonical_rows(dtype: MatrixType, rows: &[u8], numbers: &[f32], cols: 
 fn dense_rows_are_canonical_dots_at_any_alignment() {
     let mut noise = Noise(11);
     for (rows, cols) in [(1, 1), (3, 5), (8, 16), (17, 33), (9, 100), (20, 256)] {
+        if !is_quick(rows * cols * 10) {
+            continue;
+        }
         for dtype in [DenseType::F32, DenseType::F16, DenseType::Bf16] {
             let (mut bytes, mut numbers) = (vec![0xffu8], Vec::new()); // the matrix starts at an odd byte
             for x in noise.floats(rows * cols) {
@@ -954,6 +993,9 @@ fn rows_of_blocks_are_canonical_dots_at_any_alignment() {
         floats.map(|x| (x.to_bits() >> 9) as u8).collect()
     };
     for (rows, blocks) in [(1, 1), (3, 2), (4, 1), (9, 10), (20, 3)] {
+        if !is_quick(rows * blocks * 4000) {
+            continue;
+        }
         for block_type in BlockType::ALL {
             let dtype = MatrixType::from(block_type);
             let cols = blocks * dtype.block();
@@ -982,6 +1024,7 @@ fn rows_of_blocks_are_canonical_dots_at_any_alignment() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "asks the CPU in assembly")]
 fn names_are_unique_and_unknown_ones_are_errors() {
     for (i, kernel) in KERNELS.iter().enumerate() {
         assert!(KERNELS[..i].iter().all(|k| k.name != kernel.name));

@@ -67,6 +67,18 @@ mod packed;
 mod probe;
 mod screen;
 
+/// The step through the cases of a test: Miri takes some hundred times as long, and tries every `nth`.
+#[cfg(test)]
+const fn every(nth: usize) -> usize {
+    if cfg!(miri) { nth } else { 1 }
+}
+
+/// Whether a test multiplies so many trits: Miri takes some ten microseconds for each.
+#[cfg(test)]
+const fn is_quick(products: usize) -> bool {
+    !cfg!(miri) || products <= 8000
+}
+
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]

@@ -207,6 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "measures the machine")]
     fn every_peak_counts_what_it_does() {
         for backend in Backend::available() {
             assert_eq!(
@@ -221,6 +222,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "measures the machine")]
     fn a_probe_is_as_long_as_asked_and_read_by_any_number_of_threads() {
         for bytes in [0, 1, 64, 1000, 3 << 20] {
             let probe = MemoryProbe::new(bytes);
@@ -234,6 +236,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "measures the machine")]
     fn memory_that_is_lent_is_read_in_whole_lines() {
         let memory = vec![1; 10_000];
         let parts = vec![&memory[..63], &memory[1..1001], &[], &memory[64..8000]];

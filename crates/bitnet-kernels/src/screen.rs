@@ -177,6 +177,7 @@ impl RowScales {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{every, is_quick};
 
     fn noise(state: &mut u64) -> f32 {
         *state = state
@@ -210,7 +211,13 @@ mod tests {
     #[test]
     fn every_logit_lies_between_its_bounds_on_every_backend() {
         let mut state = 9;
-        for cols in [1, 15, 16, 17, 63, 64, 65, 640, 2560] {
+        for cols in [1, 15, 16, 17, 63, 64, 65, 640, 2560]
+            .into_iter()
+            .step_by(every(3))
+        {
+            if !is_quick(cols * 400) {
+                continue;
+            }
             let rows: Vec<Vec<f32>> = (0..96).map(|r| row(r, cols, &mut state)).collect();
             for size in [1.0, 1e-38, 1e12, 1e25, 0.0] {
                 let mut x: Vec<f32> = (0..cols).map(|_| noise(&mut state) * size).collect();

@@ -252,6 +252,7 @@ pub fn ternarize<E: FloatElement>(bytes: &[u8], threshold: u32, out: &mut [i8]) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::every;
 
     fn quantise_as_written<E: FloatElement>(bytes: &[u8], a: &Absmean) -> Vec<i8> {
         bytes
@@ -293,6 +294,7 @@ mod tests {
     fn the_threshold_equals_the_written_rule_for_every_half_precision_value() {
         let all: Vec<u8> = (0..=u16::MAX)
             .filter(|b| b & 0x7fff < 0x7c00)
+            .step_by(every(61))
             .flat_map(u16::to_le_bytes)
             .collect();
         for mean in [1e-5f32, 3.3e-4, 0.007_812_5, 0.0312, 1.0, 2.375, 40_000.0] {

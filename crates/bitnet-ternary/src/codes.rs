@@ -66,11 +66,12 @@ pub fn decode_quads(bytes: &[u8], trits: &mut [i8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::every;
 
     #[test]
     fn codes_are_as_the_module_says_at_every_length() {
         let trits: Vec<i8> = (0..333).map(|i: usize| (i * i / 3 % 3) as i8 - 1).collect();
-        for n in 0..trits.len() {
+        for n in (0..trits.len()).step_by(every(61)) {
             let mut bytes = vec![0xff; n.div_ceil(4)];
             encode_quads(&trits[..n], &mut bytes);
             for (i, byte) in bytes.iter().enumerate() {

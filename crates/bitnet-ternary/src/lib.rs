@@ -34,3 +34,9 @@ pub use float16::{
 };
 pub use matrix::{MAX_COLS, MatrixError, TernaryMatrix};
 pub use scales::{GROUP_SIZES, Scales};
+
+/// The step through the cases of a test: Miri takes some hundred times as long, and tries every `nth`.
+#[cfg(test)]
+const fn every(nth: usize) -> usize {
+    if cfg!(miri) { nth } else { 1 }
+}

@@ -253,6 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn a_directory_is_replaced_where_a_rename_replaces_none() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("new"), dir.path().join("old"));

@@ -140,6 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn one_at_a_time_and_nothing_left() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.gguf");
@@ -160,6 +161,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn a_lock_file_that_is_something_else_is_refused_and_stays() {
         let dir = tempfile::tempdir().unwrap();
         let (path, place) = (
@@ -191,6 +193,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn temporary_files_of_every_part_are_swept_and_those_of_others_are_not() {
         let is = |name: &str| is_temporary_of(OsStr::new("m.gguf"), OsStr::new(name));
         for name in [

@@ -151,6 +151,7 @@ mod tests {
     const LEFT: &str = ".m.gguf.certificate.json.partial-1-9";
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn the_certificate_of_a_file_that_was_not_replaced_comes_back() {
         let old = &*certificate(&[("m.gguf", "old")]);
         let new = &*certificate(&[("m.gguf", "new")]);
@@ -184,6 +185,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn files_of_one_certificate_alone_stay() {
         const PART: &str = "m-00002-of-00002.gguf";
         let old = &*certificate(&[("m.gguf", "old")]);
@@ -214,6 +216,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn the_parts_of_the_older_set_come_back() {
         const PARTS: [&str; 3] = [
             "m-00001-of-00003.gguf",

@@ -60,6 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn directories_differ_and_go_away() {
         let (a, b) = (
             ScratchDirectory::create().unwrap(),

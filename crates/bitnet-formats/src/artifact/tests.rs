@@ -36,6 +36,7 @@ fn beside(path: &Path, force: bool) -> Artifact {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn appears_whole_with_its_digest() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
@@ -69,6 +70,7 @@ fn appears_whole_with_its_digest() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "megabytes of hashes")]
 fn hashes_of_every_length() {
     let bytes: Vec<u8> = (0..5 * HASH_BUFFER + 3)
         .map(|i| (i * 7 % 253) as u8)
@@ -96,6 +98,7 @@ fn hashes_of_every_length() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn replaces_only_when_told() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out");
@@ -114,6 +117,7 @@ fn replaces_only_when_told() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn what_appears_meanwhile_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out");
@@ -133,6 +137,7 @@ fn what_appears_meanwhile_is_kept() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn dropped_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out");
@@ -151,6 +156,7 @@ fn dropped_leaves_nothing() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn odd_targets() {
     let dir = tempfile::tempdir().unwrap();
     let code = |path: &Path| Artifact::create(path, true).unwrap_err().code;
@@ -171,6 +177,7 @@ fn odd_targets() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn directory_appears_whole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
@@ -214,6 +221,7 @@ fn directory_appears_whole() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn directory_replaces_only_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
@@ -276,6 +284,7 @@ fn directory_replaces_only_checkpoints() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn leftovers_of_the_dead_are_swept_and_the_living_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
@@ -294,6 +303,7 @@ fn leftovers_of_the_dead_are_swept_and_the_living_are_not() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn two_steps_where_the_file_system_cannot_swap() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("new"), dir.path().join("out"));
@@ -315,6 +325,7 @@ fn two_steps_where_the_file_system_cannot_swap() {
 
 /// In a process of its own, because the registry is one per process: the test runs itself.
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn interrupted() {
     const CHILD: &str = "BITNET_TEST_INTERRUPTED";
     let Some(dir) = std::env::var_os(CHILD).map(PathBuf::from) else {
@@ -384,6 +395,7 @@ fn sha256_speed() {
 
 /// What does not work under `NO_LINKS` is naming an unnamed file, as on some network file systems.
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn an_unnamed_file_that_cannot_be_named_is_copied() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out");
@@ -402,6 +414,7 @@ fn an_unnamed_file_that_cannot_be_named_is_copied() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn a_finished_file_gets_a_second_name_and_keeps_its_first() {
     let dir = tempfile::tempdir().unwrap();
     let part = put(&dir.path().join("part"), b"weights", false).unwrap();
@@ -436,6 +449,7 @@ fn a_finished_file_gets_a_second_name_and_keeps_its_first() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn a_set_that_cannot_be_published_leaves_what_was_there() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
@@ -475,6 +489,7 @@ fn a_set_that_cannot_be_published_leaves_what_was_there() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn names_that_are_no_outputs() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["", "-", ".", "..", "/"] {
@@ -510,6 +525,7 @@ fn names_that_are_no_outputs() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn names_that_windows_takes_for_something_else_are_refused_there() {
     for name in [
         "nul",
@@ -531,6 +547,7 @@ fn names_that_windows_takes_for_something_else_are_refused_there() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "files")]
 fn a_file_that_is_open_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("new"), dir.path().join("old"));

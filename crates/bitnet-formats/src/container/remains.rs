@@ -71,6 +71,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn a_header_that_was_cut_off_shows_its_beginning() {
         let path = "../../formats/vectors/gguf-files/llama_packed-tq2_0.gguf";
         let whole = crate::open(Path::new(path), &Limits::default()).unwrap();

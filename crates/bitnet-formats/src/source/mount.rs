@@ -53,6 +53,7 @@ mod tests {
     use crate::origin::{origin_of, shown};
 
     #[test]
+    #[cfg_attr(miri, ignore = "files")]
     fn a_mounted_file_is_read_from_its_source_and_called_by_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let (root, file) = (dir.path().to_owned(), dir.path().join("a.gguf"));

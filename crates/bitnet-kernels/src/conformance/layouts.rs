@@ -28,7 +28,10 @@ fn layouts_for_float_activations_give_the_same_bits() {
         (1100, 640),
         (40, 1000),
         (70, 130),
-    ] {
+    ]
+    .into_iter()
+    .filter(|(rows, cols)| is_quick(rows * cols))
+    {
         for scales in structures(&mut noise, rows, cols) {
             for round in [
                 |x: f32| x,

@@ -131,7 +131,7 @@ impl PackedMatrix {
 mod tests {
     use super::*;
     use crate::lines::as_bytes;
-    use crate::{ActivationBatch, Output};
+    use crate::{ActivationBatch, Output, every, is_quick};
     use bitnet_ternary::GROUP_SIZES;
     use std::sync::Arc;
 
@@ -193,7 +193,8 @@ mod tests {
     fn a_mapped_matrix_is_the_packed_one_whatever_lies_outside_it() {
         let mut seed = 7;
         for backend in Backend::available() {
-            for (rows, cols) in [(1, 1), (31, 20), (33, 21), (64, 128), (70, 256), (5, 517)] {
+            let shapes = [(1, 1), (31, 20), (33, 21), (64, 128), (70, 256), (5, 517)];
+            for (rows, cols) in shapes.into_iter().filter(|(r, c)| is_quick(4 * r * c)) {
                 for scales in scales_of(rows, cols) {
                     let what = format!("{backend:?}, {rows} x {cols}, {}", scales.structure());
                     let (file, trits) = file_of(backend, (rows, cols), &scales, &mut seed);
@@ -261,7 +262,7 @@ mod tests {
                 let ops = backend.kernel().ternary_for(&scales, Inputs::Int8);
                 let lines = 40usize.div_ceil(ops.tile_rows) * (ops.tile_lines)(64);
                 let mut codes = 0;
-                for byte in 0..=u8::MAX {
+                for byte in (0..=u8::MAX).step_by(every(5)) {
                     let mut file = Lines::zeroed(lines);
                     // SAFETY: the backend exists, so the CPU has what its kernel requires.
                     assert!(unsafe { (ops.pack)(&[0; 40 * 64], 64, &mut file) });
@@ -280,6 +281,11 @@ mod tests {
                             assert_eq!(error, MapError::BadCode { offset });
                         }
                     }
+                }
+                if cfg!(miri) {
+                    // -1, 0 and +1 as bytes, of which 255 and 0 are tried
+                    assert_eq!((ops.layout, codes), ("rows-8bit", 2));
+                    continue;
                 }
                 let expected = match ops.layout {
                     "tile32-2bit" => 81,

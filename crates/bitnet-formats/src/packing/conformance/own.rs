@@ -340,7 +340,7 @@ fn tiles_refuse_every_byte_that_no_trits_have_wherever_it_stands() {
             (per_tile - 1, 31),
         ] {
             let mut codes = 0;
-            for byte in 0..=u8::MAX {
+            for byte in (0..=u8::MAX).step_by(every(17)) {
                 let mut bytes = bytes.clone();
                 bytes[at] = byte;
                 match p.unpack(&tensor(p, &m, &bytes)) {
@@ -351,7 +351,10 @@ fn tiles_refuse_every_byte_that_no_trits_have_wherever_it_stands() {
                     }
                 }
             }
-            assert_eq!(codes, legal, "{name}, byte {at}");
+            assert!(
+                codes == legal || cfg!(miri) && codes > 0,
+                "{name}, byte {at}: {codes}"
+            );
         }
         // rows that are not asked for are not looked at
         let mut bad = bytes;

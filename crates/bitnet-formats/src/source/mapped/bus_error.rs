@@ -289,6 +289,7 @@ mod tests {
     const CHILD: &str = "BITNET_TEST_READS_A_FOREIGN_MAPPING";
 
     #[test]
+    #[cfg_attr(miri, ignore = "signals")]
     fn a_mapping_of_somebody_else_still_ends_the_process() {
         if std::env::var_os(CHILD).is_some() {
             super::install();
@@ -317,6 +318,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "signals")]
     fn more_mappings_than_one_array_of_places_are_watched() {
         let base = 1usize << (usize::BITS - 24); // nothing is mapped there, and nothing reads it
         let watches: Vec<_> = (0..200)
