@@ -82,7 +82,12 @@ fn try_all(property: impl Fn(&Network, &mut Random, &Path, &mut Counts) -> Check
     }
     let of = numbers.end.saturating_sub(numbers.start);
     assert!(of > 0, "no networks");
-    assert!(wrong.is_empty(), "{} of {of}:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {of}:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 fn count(counts: &mut Counts, what: impl Into<String>) {

@@ -284,7 +284,9 @@ pub fn settings(network: &Network) -> Vec<Mutant> {
             ("num_key_value_heads", kv / 2),
             ("head_dim", 2 * dim),
         ] {
-            network.key(key).map(|old| *old = json!(value));
+            if let Some(old) = network.key(key) {
+                *old = json!(value);
+            }
         }
         true
     });
@@ -301,7 +303,9 @@ pub fn settings(network: &Network) -> Vec<Mutant> {
                 ("linear_num_key_heads", 1),
                 ("linear_key_head_dim", 2 * dim),
             ] {
-                network.key(key).map(|old| *old = json!(value));
+                if let Some(old) = network.key(key) {
+                    *old = json!(value);
+                }
             }
             true
         },
@@ -349,13 +353,11 @@ pub fn spelling(network: &Network, random: &mut Random) -> Mutant {
         && once_in(random, 2)
     {
         what += ", the early key of the mode";
-        network.config["quantization_config"]
-            .as_object_mut()
-            .map(|keys| {
-                keys.shift_remove("linear_class");
-                keys.shift_remove("quantization_mode");
-                keys.insert("offline_quantization".to_owned(), json!(true));
-            });
+        if let Some(keys) = network.config["quantization_config"].as_object_mut() {
+            keys.shift_remove("linear_class");
+            keys.shift_remove("quantization_mode");
+            keys.insert("offline_quantization".to_owned(), json!(true));
+        }
     }
     Mutant {
         files,

@@ -91,7 +91,8 @@ fn a_damaged_file_of_the_cache_is_named_and_downloaded_again() {
         bytes
     };
     let cut = |bytes: &[u8]| bytes[..bytes.len() - 100].to_vec();
-    let damages: [(&str, &dyn Fn(&[u8]) -> Vec<u8>, &[&str]); 4] = [
+    type Damage<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+    let damages: [(&str, Damage<'_>, &[&str]); 4] = [
         ("model.safetensors", &cut, &["truncated", "malformed"]),
         ("model.safetensors", &flipped, &["checksum"]),
         (
