@@ -23,7 +23,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Networks of a usual run.
-const NETWORKS: u64 = 33;
+const NETWORKS: u64 = 22;
 /// Targets that are tried for a network, until two of them hold it.
 const TARGETS: usize = 8;
 
