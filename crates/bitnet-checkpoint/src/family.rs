@@ -413,11 +413,13 @@ impl Family {
     }
 
     /// Whether a linear stored as `trit * scale` numbers needs a `weight_scale` of 1 beside it: with
-    /// one, readers quantise activations and take the numbers as they are; without one and without a
-    /// `quantization_config`, they run an ordinary dense model.
+    /// one, readers quantise activations as the `quantization_config` says and take the numbers as they are;
+    /// without one and without a `quantization_config`, they run an ordinary dense model, or take norms in front of
+    /// every linear for a model with 8-bit activations.
     pub fn dequantised_has_scale(&self, config: &Config) -> bool {
         config.activation_quantization == ActivationQuantization::Int8PerToken
             || self.unmarked_floats == UnmarkedFloats::Ternary
+            || config.norms.projections
     }
 
     /// Whether nothing in a `config.json` would tell readers of a copy that its floats are master weights. Norms
