@@ -3,7 +3,7 @@
 //! Invariant: the text of a location has no user name, password or query; those are in no error.
 
 use bitnet_formats::{ErrorCode, FormatError};
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +37,9 @@ pub struct Repository {
     /// A file or directory in it.
     pub path: Option<String>,
 }
+
+/// What is written as `%XX` in a revision, so that it can be read again.
+const IN_A_REVISION: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
 
 /// Every scheme, with what may stand behind it.
 const SCHEMES: [(&str, &str); 9] = [
@@ -89,9 +92,10 @@ impl Location {
                 if host.is_empty() {
                     return Err(bad("there is no host"));
                 }
-                if let Some(page) = hub_page(rest) {
+                let shown = without_secrets(&format!("{lower}://{rest}"));
+                if let Some(page) = hub_page(&shown) {
                     let message = format!(
-                        "{text} is a page of the Hugging Face Hub, expected a file or a directory"
+                        "{shown} is a page of the Hugging Face Hub, expected a file or a directory"
                     );
                     return Err(FormatError::new(ErrorCode::Usage, message).hint(format!(
                         "give hf://{page}, or download it: `hf download {page}`"
@@ -176,7 +180,10 @@ impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "hf://{}", self.id)?;
         if let Some(revision) = &self.revision {
-            write!(f, "@{revision}")?;
+            let special = special_prefix(revision);
+            let name = &revision[special.len()..];
+            // a slash would end it
+            write!(f, "@{special}{}", utf8_percent_encode(name, IN_A_REVISION))?;
         }
         match &self.path {
             Some(path) => write!(f, "/{path}"),
@@ -197,11 +204,7 @@ impl Repository {
         }
         let mut revision = None;
         if let Some(behind) = rest.strip_prefix('@') {
-            // revisions of pull requests and of converted data have slashes
-            let special = ["refs/pr/", "refs/convert/"]
-                .iter()
-                .find(|prefix| behind.starts_with(**prefix));
-            let start = special.map_or(0, |prefix| prefix.len());
+            let start = special_prefix(behind).len();
             let slash = behind.get(start..).and_then(|tail| tail.find('/'));
             let end = slash.map_or(behind.len(), |at| start + at);
             let (text, path) = behind.split_at(end);
@@ -230,8 +233,18 @@ impl Repository {
     }
 }
 
-/// `OWNER/NAME`, if an address is that of a model's page.
-fn hub_page(rest: &str) -> Option<&str> {
+/// What a revision of a pull request or of converted data begins with: these have slashes.
+fn special_prefix(revision: &str) -> &str {
+    let known = ["refs/pr/", "refs/convert/"];
+    known
+        .into_iter()
+        .find(|prefix| revision.starts_with(prefix))
+        .unwrap_or_default()
+}
+
+/// `OWNER/NAME`, if an address without a query is that of a model's page.
+fn hub_page(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
     let rest = rest.strip_prefix("www.").unwrap_or(rest);
     let page = rest.strip_prefix("huggingface.co/")?.trim_end_matches('/');
     let (owner, name) = page.split_once('/')?;
@@ -304,6 +317,14 @@ mod tests {
             hub("hf://a/b@feature%2Fx/y/"),
             ("a/b".into(), some("feature/x"), some("y"))
         );
+        for text in [
+            "hf://a/b@feature%2Fx/y",
+            "hf://a/b@50%25",
+            "hf://a/b@refs/pr/3/x",
+            "hf://a/b@refs/pr/x%2Fy",
+        ] {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+        }
         let store = parse("s3://bucket/a/b/").unwrap();
         assert_eq!(store.to_string(), "s3://bucket/a/b");
     }
@@ -324,8 +345,11 @@ mod tests {
             "http:///x",
             "file://a",
             "hf://a/b/c\nd",
+            "https://huggingface.co/a/b",
+            "https://secret@www.huggingface.co/a/b/?token=secret#x",
         ] {
             let error = Location::parse(Path::new(text)).unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{error}");
             assert_eq!(error.code, ErrorCode::Usage, "{text}");
             assert!(error.hint.is_some());
             assert!(Location::is_remote(Path::new(text)));
