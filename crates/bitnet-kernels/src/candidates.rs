@@ -281,9 +281,27 @@ fn store_codes(u: &[u8; BLOCK], upper: &mut UpperBlock, lower: &mut Line) {
     }
 }
 
-/// `sums[r] = sum v[r] p`, exact.
+/// Gives every query the sums of its own, of `sums: (queries, rows)`.
 #[inline(always)]
-pub(crate) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
+pub(crate) fn each_query(
+    queries: &[ScreenQuery],
+    sums: &mut [i32],
+    mut dots: impl FnMut(&ScreenQuery, &mut [i32]),
+) {
+    let rows = sums.len().checked_div(queries.len()).unwrap_or(0);
+    for (query, sums) in queries.iter().zip(sums.chunks_exact_mut(rows.max(1))) {
+        dots(query, sums);
+    }
+}
+
+/// `sums[q][r] = sum v[r] p[q]`, exact; `sums: (queries, rows)`.
+#[inline(always)]
+pub(crate) fn screen_dots(rows: &[UpperBlock], queries: &[ScreenQuery], sums: &mut [i32]) {
+    each_query(queries, sums, |query, sums| dots(rows, query, sums));
+}
+
+#[inline(always)]
+fn dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
     for (row, sum) in rows.chunks_exact(query.blocks()).zip(sums) {
         let mut lanes = [0; LANES];
         for ([ab, cd, top], p) in row.iter().zip(query.values.as_chunks::<BLOCK>().0) {

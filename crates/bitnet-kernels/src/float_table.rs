@@ -57,7 +57,7 @@ pub(crate) struct FloatOps {
     pub dense_blocks: unsafe fn(BlockType, &[u8], usize, &[f32], &mut Output<'_>),
     pub attention: AttentionOps,
     pub screen_row: unsafe fn(&[f32], &mut [UpperBlock], &mut [Line]) -> RowBound,
-    pub screen_dots: unsafe fn(&[UpperBlock], &ScreenQuery, &mut [i32]),
+    pub screen_dots: unsafe fn(&[UpperBlock], &[ScreenQuery], &mut [i32]),
     pub screen_bounds: Bound,
     pub screen_lower: unsafe fn(&[Line], &ScreenQuery) -> i32,
 }
@@ -144,9 +144,10 @@ macro_rules! instantiate {
             candidates::screen_row(w, upper, lower)
         }
         $(#[$isa])* fn screen_dots(
-            rows: &[candidates::UpperBlock], query: &candidates::ScreenQuery, sums: &mut [i32],
+            rows: &[candidates::UpperBlock], queries: &[candidates::ScreenQuery],
+            sums: &mut [i32],
         ) {
-            candidates::screen_dots(rows, query, sums)
+            candidates::screen_dots(rows, queries, sums)
         }
         $(#[$isa])* fn screen_bounds(
             rows: &[&[f32]; 3], factors: &candidates::Factors, sums: &[i32], estimates: &mut [f32],

@@ -11,6 +11,9 @@ use std::ops::Range;
 /// Rows whose bounds are computed together.
 const TOGETHER: usize = 32;
 
+/// Queries whose sums are computed together.
+const QUERIES: usize = 4;
+
 /// Some rows of a dense matrix as eight-bit codes, with what bounds their logits.
 #[derive(Clone)]
 pub struct ScreenRows {
@@ -126,18 +129,25 @@ impl ScreenRows {
         for (first, lines) in starts.zip(lines.chunks(TOGETHER * blocks)) {
             let rows = first..self.rows().min(first + TOGETHER);
             let scales = self.scales.part(rows.clone());
-            for (query, to) in queries.iter().zip(&mut *to) {
-                let sums = &mut to.sums[rows.clone()];
+            let parts = queries.chunks(QUERIES).zip(to.chunks_mut(QUERIES));
+            for (queries, to) in parts {
+                let mut sums = [0; QUERIES * TOGETHER];
+                let sums = &mut sums[..queries.len() * rows.len()];
                 // SAFETY: as in `set`: the backend exists.
-                unsafe {
-                    (float.screen_dots)(lines, query, sums);
-                    (float.screen_bounds)(
-                        &scales,
-                        &query.factors,
-                        sums,
-                        &mut to.estimates[rows.clone()],
-                        &mut to.upper[rows.clone()],
-                    );
+                unsafe { (float.screen_dots)(lines, queries, sums) };
+                let of_queries = sums.chunks_exact(rows.len());
+                for ((query, to), sums) in queries.iter().zip(to).zip(of_queries) {
+                    to.sums[rows.clone()].copy_from_slice(sums);
+                    // SAFETY: as above.
+                    unsafe {
+                        (float.screen_bounds)(
+                            &scales,
+                            &query.factors,
+                            sums,
+                            &mut to.estimates[rows.clone()],
+                            &mut to.upper[rows.clone()],
+                        );
+                    }
                 }
             }
         }
@@ -270,6 +280,34 @@ mod tests {
                         "row {r}: {logit} {upper}"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn several_queries_get_the_sums_of_each_alone() {
+        let mut state = 3;
+        let rows: Vec<Vec<f32>> = (0..37).map(|r| row(r, 300, &mut state)).collect();
+        let state = &mut state;
+        let x = |_| -> Vec<f32> { (0..300).map(|_| noise(state)).collect() };
+        let queries: Vec<ScreenQuery> = (0..11).map(x).map(|x| ScreenQuery::new(&x)).collect();
+        for backend in Backend::available() {
+            let screen = screen(backend, &rows);
+            let alone: Vec<_> = queries.iter().map(|query| bounds(&screen, query)).collect();
+            for count in 1..=queries.len() {
+                let n = rows.len();
+                let empty = || (vec![0; n], vec![0.0; n], vec![0.0; n]);
+                let mut found: Vec<_> = (0..count).map(|_| empty()).collect();
+                let mut to = Vec::new();
+                for (sums, estimates, upper) in &mut found {
+                    to.push(ScreenBounds {
+                        sums,
+                        estimates,
+                        upper,
+                    });
+                }
+                screen.bounds_each(&queries[..count], &mut to);
+                assert_eq!(found, alone[..count], "{backend:?}, {count} queries");
             }
         }
     }

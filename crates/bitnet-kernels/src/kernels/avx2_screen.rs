@@ -5,13 +5,19 @@
 //! together modulo 2^32, which holds the sum of `v p` by the choice of `p`.
 
 use super::avx2_lines::load;
-use crate::candidates::{AHEAD, ScreenQuery, UpperBlock};
+use crate::candidates::{AHEAD, ScreenQuery, UpperBlock, each_query};
 use crate::lines::prefetch_l2;
 use std::arch::x86_64::*;
 
 /// [`screen_dots`](crate::candidates::screen_dots): row after row, one stream for the prefetcher.
 #[target_feature(enable = "avx2")]
-pub(super) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
+pub(super) fn screen_dots(rows: &[UpperBlock], queries: &[ScreenQuery], sums: &mut [i32]) {
+    each_query(queries, sums, |query, sums| dots(rows, query, sums));
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
     let (p, _) = query.bytes.as_chunks::<4>();
     for (row, sum) in rows.chunks_exact(p.len()).zip(sums) {
         let mut acc = [_mm256_setzero_si256(); 2];

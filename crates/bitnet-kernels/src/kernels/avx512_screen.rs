@@ -22,7 +22,7 @@ impl Sums {
     /// Adds 4 x 64 codes times the bytes of `p`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn add(&mut self, codes: [__m512i; 4], p: &[[Line; 2]; 4]) {
+    fn add(&mut self, codes: &[__m512i; 4], p: &[[Line; 2]; 4]) {
         for g in 0..4 {
             for half in 0..2 {
                 let acc = &mut self.0[half][g % 2];
@@ -40,14 +40,40 @@ impl Sums {
     }
 }
 
-/// [`screen_dots`](crate::candidates::screen_dots): row after row, one stream for the prefetcher.
+/// [`screen_dots`](crate::candidates::screen_dots): the codes of a row are taken out of their fields once for four queries.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
-    let (p, _) = query.bytes.as_chunks::<4>();
+pub(super) fn screen_dots(rows: &[UpperBlock], queries: &[ScreenQuery], sums: &mut [i32]) {
+    let count = sums.len().checked_div(queries.len()).unwrap_or(0);
+    let (four, rest) = queries.as_chunks::<4>();
+    let (sums_of_four, sums_of_rest) = sums.split_at_mut(4 * four.len() * count);
+    for (queries, sums) in four.iter().zip(sums_of_four.chunks_exact_mut(4 * count)) {
+        dots(rows, queries, sums);
+    }
+    let (two, one) = rest.as_chunks::<2>();
+    let (sums_of_two, sums_of_one) = sums_of_rest.split_at_mut(2 * two.len() * count);
+    for (queries, sums) in two.iter().zip(sums_of_two.chunks_exact_mut(2 * count)) {
+        dots(rows, queries, sums);
+    }
+    if let [query] = one {
+        dots(rows, std::array::from_ref(query), sums_of_one);
+    }
+}
+
+/// Row after row, one stream for the prefetcher; `sums: (N, rows)`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn dots<const N: usize>(rows: &[UpperBlock], queries: &[ScreenQuery; N], sums: &mut [i32]) {
+    let p = queries
+        .each_ref()
+        .map(|query| query.bytes.as_chunks::<4>().0);
+    let blocks = p.iter().map(|p| p.len()).min().unwrap_or(0);
+    let p = p.map(|p| &p[..blocks]);
+    let count = sums.len() / N;
     let (nibble, top) = (_mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x30));
-    for (row, sum) in rows.chunks_exact(p.len()).zip(sums) {
-        let mut acc = Sums::zero();
-        for (block, p) in row.iter().zip(p) {
+    for (r, row) in rows.chunks_exact(blocks).enumerate() {
+        let row = &row[..blocks];
+        let mut acc: [Sums; N] = std::array::from_fn(|_| Sums::zero());
+        for (b, block) in row.iter().enumerate() {
             for line in block {
                 prefetch_l2(std::ptr::from_ref(line).wrapping_add(AHEAD));
             }
@@ -70,9 +96,13 @@ pub(super) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [
                 // (a & b) | c
                 _mm512_ternarylogic_epi32::<0xea>(upper[g], top, lower)
             });
-            acc.add(codes, p);
+            for n in 0..N {
+                acc[n].add(&codes, &p[n][b]);
+            }
         }
-        *sum = acc.total();
+        for (n, acc) in acc.into_iter().enumerate() {
+            sums[n * count + r] = acc.total();
+        }
     }
 }
 
@@ -89,7 +119,7 @@ pub(super) fn screen_lower(row: &[Line], query: &ScreenQuery) -> i32 {
             _mm512_srli_epi16::<4>(l),
             _mm512_srli_epi16::<6>(l),
         ];
-        acc.add(fields.map(|l| _mm512_and_si512(l, mask)), p);
+        acc.add(&fields.map(|l| _mm512_and_si512(l, mask)), p);
     }
     acc.total()
 }

@@ -6,13 +6,19 @@
 //! which holds the sum of `v p` by the choice of `p`.
 
 use super::neon_lines::{QUARTERS, load};
-use crate::candidates::{ScreenQuery, UpperBlock};
+use crate::candidates::{ScreenQuery, UpperBlock, each_query};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 /// [`screen_dots`](crate::candidates::screen_dots): row after row, one stream for the prefetcher.
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn screen_dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
+pub(super) fn screen_dots(rows: &[UpperBlock], queries: &[ScreenQuery], sums: &mut [i32]) {
+    each_query(queries, sums, |query, sums| dots(rows, query, sums));
+}
+
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn dots(rows: &[UpperBlock], query: &ScreenQuery, sums: &mut [i32]) {
     let (p, _) = query.bytes.as_chunks::<4>();
     for (row, sum) in rows.chunks_exact(p.len()).zip(sums) {
         // with `h` and with `l`, and each quarter of a line apart to hide the latency
