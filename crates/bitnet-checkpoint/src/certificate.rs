@@ -23,7 +23,7 @@ use self::json::{
     Field, config_from_json, config_to_json, dense_from_json, dense_to_json, file_from_json,
     file_to_json, ternary_from_json, ternary_to_json,
 };
-use crate::checkpoint::DenseTensor;
+use crate::checkpoint::{DenseReader, DenseTensor};
 use crate::config::Config;
 use crate::slot::Slot;
 use bitnet_formats::{Encoding, ErrorCode, FormatError, hex};
@@ -241,36 +241,98 @@ pub fn scale_normal_form(matrix: &TernaryMatrix) -> Scales {
 /// # Errors
 /// A type that is not dense.
 pub fn dense_sha256(tensor: &DenseTensor<'_>) -> Result<String, FormatError> {
-    let (unit_values, unit_bytes) = match tensor.encoding {
-        Encoding::Plain(plain) => (1, plain.size()),
-        Encoding::Block(block) => (block.block(), block.block_bytes()),
-        other => {
-            let message = format!("expected a dense type, found {}", other.name());
-            return Err(
-                FormatError::new(ErrorCode::WrongType, message).in_tensor(&tensor.info.name)
-            );
-        }
-    };
-    let units = |values: usize| values.checked_div(unit_values).unwrap_or(0);
-    let bytes_of = |values: usize| units(values).saturating_mul(unit_bytes);
-    let blocks = tensor.bytes.par_chunks(bytes_of(DENSE_BLOCK));
-    let digests: Result<Vec<[u8; 32]>, FormatError> = blocks
-        .map(|bytes| {
-            let mut digest = Sha256::new();
-            let (mut values, mut wide) = (Vec::new(), Vec::new());
-            for piece in bytes.chunks(bytes_of(1 << 14)) {
-                let units = piece.len().checked_div(unit_bytes).unwrap_or(0);
-                values.resize(units.saturating_mul(unit_values), 0.0f32);
-                tensor.widen(piece, &mut values)?;
-                wide.clear();
-                wide.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-                digest.update(&wide);
+    let mut digest = DensePieces::new(tensor)?;
+    digest.update(tensor)?;
+    Ok(digest.finish())
+}
+
+/// [`dense_sha256`] of a tensor that comes in pieces.
+#[derive(Debug)]
+pub struct DensePieces {
+    /// Values and bytes of the smallest part of the type.
+    unit: (usize, usize),
+    blocks: Sha256,
+}
+
+/// Blocks of a piece.
+const BLOCKS_OF_A_PIECE: usize = 8;
+
+impl DensePieces {
+    /// For a tensor, of which no bytes are read.
+    ///
+    /// # Errors
+    /// A type that is not dense.
+    pub fn new(tensor: &DenseTensor<'_>) -> Result<Self, FormatError> {
+        let unit = match tensor.encoding {
+            Encoding::Plain(plain) => (1, plain.size()),
+            Encoding::Block(block) => (block.block(), block.block_bytes()),
+            other => {
+                let message = format!("expected a dense type, found {}", other.name());
+                return Err(
+                    FormatError::new(ErrorCode::WrongType, message).in_tensor(&tensor.info.name)
+                );
             }
-            Ok(digest.finalize().into())
-        })
-        .collect();
-    let digests = digests.map_err(|e| e.in_tensor(&tensor.info.name))?;
-    Ok(hex(&Sha256::digest(digests.concat())))
+        };
+        let blocks = Sha256::new();
+        Ok(Self { unit, blocks })
+    }
+
+    /// The bytes of so many values.
+    fn bytes_of(&self, values: usize) -> usize {
+        let (unit_values, unit_bytes) = self.unit;
+        let units = values.checked_div(unit_values).unwrap_or(0);
+        units.saturating_mul(unit_bytes).max(1)
+    }
+
+    /// How many bytes each piece has but the last.
+    pub fn piece_bytes(&self) -> usize {
+        self.bytes_of(DENSE_BLOCK.saturating_mul(BLOCKS_OF_A_PIECE))
+    }
+
+    /// Adds a piece: whole blocks of values, or the last of the tensor.
+    ///
+    /// # Errors
+    /// Bytes that are no whole values.
+    pub fn update(&mut self, piece: &DenseTensor<'_>) -> Result<(), FormatError> {
+        let (unit_values, unit_bytes) = self.unit;
+        let blocks = piece.bytes.par_chunks(self.bytes_of(DENSE_BLOCK));
+        let digests: Result<Vec<[u8; 32]>, FormatError> = blocks
+            .map(|bytes| {
+                let mut digest = Sha256::new();
+                let (mut values, mut wide) = (Vec::new(), Vec::new());
+                for part in bytes.chunks(self.bytes_of(1 << 14)) {
+                    let units = part.len().checked_div(unit_bytes).unwrap_or(0);
+                    values.resize(units.saturating_mul(unit_values), 0.0f32);
+                    piece.widen(part, &mut values)?;
+                    wide.clear();
+                    wide.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+                    digest.update(&wide);
+                }
+                Ok(digest.finalize().into())
+            })
+            .collect();
+        let digests = digests.map_err(|e| e.in_tensor(&piece.info.name))?;
+        self.blocks.update(digests.concat());
+        Ok(())
+    }
+
+    /// Lower-case hexadecimal.
+    pub fn finish(self) -> String {
+        hex(&self.blocks.finalize())
+    }
+}
+
+/// [`dense_sha256`] of a tensor that is read in pieces.
+///
+/// # Errors
+/// As [`DenseReader::read`].
+pub fn dense_sha256_of(reader: &DenseReader<'_>) -> Result<String, FormatError> {
+    let mut digest = DensePieces::new(reader.tensor())?;
+    let (step, len) = (digest.piece_bytes() as u64, reader.len());
+    for start in (0..len).step_by(digest.piece_bytes()) {
+        digest.update(&reader.read(start..len.min(start.saturating_add(step)))?)?;
+    }
+    Ok(digest.finish())
 }
 
 /// How a tensor of the output compares with the source.

@@ -25,7 +25,7 @@ mod text;
 mod tiles;
 mod unread;
 
-pub use dense::{DenseMeaning, DenseTensor};
+pub use dense::{DenseMeaning, DenseReader, DenseTensor};
 pub use headers::{has_known_family, is_vocabulary_alone, records_layout};
 pub use layout::{LayoutEvidence, LayoutReason};
 pub use linears::TernaryRows;

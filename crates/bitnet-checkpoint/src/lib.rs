@@ -20,14 +20,14 @@ mod storage;
 
 pub use block::{Activation, Attention, Block, Experts, Gated, GatedDeltaNet, Mixer, Mlp};
 pub use certificate::{
-    Basis, CERTIFICATE_VERSION, Certificate, Certified, DenseRecord, FileRecord, HashedFile,
-    PARTIAL_CERTIFICATE_VERSION, PartialCertificate, Seal, SourceOrigin, TensorDigest,
-    TernaryHasher, TernaryRecord, TextDigest, Verdict, code_row_len, dense_sha256,
+    Basis, CERTIFICATE_VERSION, Certificate, Certified, DensePieces, DenseRecord, FileRecord,
+    HashedFile, PARTIAL_CERTIFICATE_VERSION, PartialCertificate, Seal, SourceOrigin, TensorDigest,
+    TernaryHasher, TernaryRecord, TextDigest, Verdict, code_row_len, dense_sha256, dense_sha256_of,
     scale_normal_form, trit_codes, trit_sha256,
 };
 pub use checkpoint::{
-    Checkpoint, DenseMeaning, DenseTensor, LayoutEvidence, LayoutReading, LayoutReason,
-    LayoutSample, NAME_KEY, OpenOptions, REWRITTEN_SIDE_FILES, TernaryRows, Tiles,
+    Checkpoint, DenseMeaning, DenseReader, DenseTensor, LayoutEvidence, LayoutReading,
+    LayoutReason, LayoutSample, NAME_KEY, OpenOptions, REWRITTEN_SIDE_FILES, TernaryRows, Tiles,
     TokenizerSummary, WRITER_KEYS, has_known_family, is_vocabulary_alone, layout_readings,
     pretty_json, records_layout, shape_for_gguf, shape_for_hf, side_file_names,
 };

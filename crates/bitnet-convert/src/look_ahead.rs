@@ -156,24 +156,25 @@ impl Look<'_> {
     }
 
     fn recode(&self, item: &Item, slot: Slot, to: Encoding) -> Result<(), FormatError> {
-        let dense = self.checkpoint.dense(slot)?;
+        let reader = self.checkpoint.dense_reader(slot)?;
         let stored = Stored::of(self.plan, self.checkpoint, slot)?;
         let cols = item.tensor.shape.last().copied().unwrap_or(1).max(1);
         let rows = item.tensor.shape.iter().product::<usize>() / cols;
-        let row = dense.bytes.len() / rows.max(1);
+        let len = reader.len();
+        let row = len as usize / rows.max(1);
         let rows_per_piece = (PIECE / cols).max(1);
-        dense
-            .bytes
-            .par_chunks((rows_per_piece * row).max(1))
-            .try_for_each(|bytes| {
-                let mut values = vec![0.0; bytes.len() / row.max(1) * cols];
-                dense.widen(bytes, &mut values)?;
-                let values = match stored {
-                    Some(stored) => stored.numbers(&values, self.rounding)?,
-                    None => values,
-                };
-                encode_dense(&values, to, &mut Vec::new()).map(|_| ())
-            })
+        let step = (rows_per_piece * row).max(1);
+        let starts: Vec<u64> = (0..len).step_by(step).collect();
+        starts.into_par_iter().try_for_each(|start| {
+            let dense = reader.read(start..len.min(start + step as u64))?;
+            let mut values = vec![0.0; dense.bytes.len() / row.max(1) * cols];
+            dense.widen(&dense.bytes, &mut values)?;
+            let values = match stored {
+                Some(stored) => stored.numbers(&values, self.rounding)?,
+                None => values,
+            };
+            encode_dense(&values, to, &mut Vec::new()).map(|_| ())
+        })
     }
 }
 

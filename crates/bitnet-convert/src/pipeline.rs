@@ -18,7 +18,6 @@ use crate::source_hash::SourceHash;
 use crate::transcode::transcode;
 use bitnet_checkpoint::{
     Checkpoint, Config, DenseRecord, DenseTensor, Slot, TensorDigest, Verdict, code_row_len,
-    dense_sha256,
 };
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::{
@@ -429,25 +428,8 @@ impl Converter<'_> {
                 self.digest_matrix(item, slot, source, None)?;
                 self.copy_master(index, slot)
             }
-            (Action::Copy, Some(slot)) => {
-                self.wait_for(slot)?;
-                // checks that the values are finite
-                let dense = self.checkpoint.dense(slot)?;
-                self.record(slot, &dense, dense_sha256(&dense)?, Verdict::Exact);
-                if dense.is_shaped {
-                    return self.send_source(index, slot, 0..dense.info.len as usize);
-                }
-                for start in (0..dense.bytes.len()).step_by(PIECE as usize) {
-                    let end = dense.bytes.len().min(start + PIECE as usize);
-                    let piece = dense.bytes.slice(start..end).unwrap_or_default();
-                    self.send(index, Piece::Read(piece))?;
-                }
-                Ok(())
-            }
-            (Action::Recode(to), Some(slot)) => {
-                self.wait_for(slot)?;
-                self.recode(index, item, slot, *to)
-            }
+            (Action::Copy, Some(slot)) => self.copy_dense(index, slot),
+            (Action::Recode(to), Some(slot)) => self.recode(index, item, slot, *to),
         }
     }
 
@@ -470,7 +452,7 @@ impl Converter<'_> {
 
     fn wait_for(&self, slot: Slot) -> Result<(), FormatError> {
         match self.checkpoint.tensor_range(slot) {
-            Some(info) if !self.walk.wait_for(info, info.len) => Err(stopped()),
+            Some(info) if !self.walk.wait_for(info, 0..info.len) => Err(stopped()),
             _ => Ok(()),
         }
     }

@@ -7,6 +7,7 @@
 use bitnet_cli::{Bar, Progress};
 use bitnet_formats::{ErrorCode, FileDigest, FormatError, TensorFile, TensorInfo, hex};
 use sha2::{Digest, Sha256};
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Bytes hashed between two looks at the others.
@@ -70,15 +71,18 @@ impl<'f> SourceHash<'f> {
         self.walked.get(part).copied().unwrap_or(false)
     }
 
-    /// Waits until the walk is past the first `bytes` of a tensor, or near them where the source would have forgotten
-    /// its beginning by then. `false` when it was stopped.
-    pub fn wait_for(&self, tensor: &TensorInfo, bytes: u64) -> bool {
+    /// Waits until the walk is past some bytes of a tensor, or near them where the source would have forgotten
+    /// the first of them by then. `false` when it was stopped.
+    pub fn wait_for(&self, tensor: &TensorInfo, bytes: Range<u64>) -> bool {
         if !self.is_walked(tensor.part) {
             return !self.state().stopped;
         }
         let start = self.starts.get(tensor.part).copied().unwrap_or(0);
-        let start = start.saturating_add(tensor.offset);
-        let wanted = start.saturating_add(bytes.min(tensor.len));
+        let place = |byte: u64| {
+            let of_file = tensor.offset.saturating_add(byte.min(tensor.len));
+            start.saturating_add(of_file)
+        };
+        let (start, wanted) = (place(bytes.start), place(bytes.end));
         let window = self.file.parts.get(tensor.part).map(|part| part.window());
         let end = wanted.min(start.saturating_add(window.unwrap_or(u64::MAX) / 2));
         let mut state = self.state();

@@ -3,8 +3,9 @@
 //! Invariant: rows are whole blocks of every encoding, so a block of rows is a range of bytes; what a tensor lacks is
 //! an empty range, which no number of values fits.
 
-use bitnet_checkpoint::DenseTensor;
+use bitnet_checkpoint::{DenseReader, DenseTensor};
 use bitnet_formats::FormatError;
+use std::ops::Range;
 
 /// Elements widened at a time.
 const BLOCK: usize = 1 << 20;
@@ -23,6 +24,20 @@ pub(crate) fn row_bytes<'t>(
 ) -> &'t [u8] {
     let row = tensor.bytes.len() / rows.max(1);
     tensor.bytes.get(start * row..end * row).unwrap_or(&[])
+}
+
+/// Some rows of a tensor that is read in pieces. The values are finite.
+///
+/// # Errors
+/// As [`DenseReader::read`].
+pub(crate) fn read_rows<'a>(
+    reader: &DenseReader<'a>,
+    rows: usize,
+    some: Range<usize>,
+) -> Result<DenseTensor<'a>, FormatError> {
+    let row = reader.len().checked_div(rows as u64).unwrap_or(0);
+    let at = |rows: usize| row.saturating_mul(rows as u64);
+    reader.read(at(some.start)..at(some.end))
 }
 
 /// The values of these bytes of a tensor.

@@ -90,8 +90,18 @@ fn write_checkpoint(directory: &Path) -> u64 {
 }
 
 fn run(args: &[&str]) -> Value {
-    let program = env!("CARGO_BIN_EXE_convert_under_test");
-    let output = Command::new(program)
+    run_with(u64::MAX, args)
+}
+
+/// Runs in so many bytes of addresses.
+fn run_with(addresses: u64, args: &[&str]) -> Value {
+    let limit = match addresses {
+        u64::MAX => "unlimited".to_owned(),
+        bytes => (bytes >> 10).to_string(),
+    };
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -v \"$0\" && exec \"$@\"", &limit])
+        .arg(env!("CARGO_BIN_EXE_convert_under_test"))
         .args(args)
         .args(["--json", "--threads", "2"])
         .output()
@@ -139,5 +149,36 @@ fn memory_is_a_few_tensors() {
             peak < 64 << 20,
             "{to} {more:?}: {peak} bytes for a model of {total}"
         );
+    }
+}
+
+#[test]
+fn a_model_that_cannot_be_mapped_takes_no_more_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    let total = write_checkpoint(&source);
+    let source = source.to_str().unwrap();
+    // the embedding is copied, rounded, and widened
+    for (to, more) in [
+        ("gguf-i2_s", &[][..]),
+        ("gguf-f32", &[]),
+        ("gguf-i2_s", &["--embeddings", "f16"]),
+        ("hf-packed", &[]),
+    ] {
+        let files = ["mapped", "read"].map(|name| dir.path().join(format!("{name}-{to}")));
+        let [mapped, read] = files.each_ref().map(|file| file.to_str().unwrap());
+        let all = |output| [&[source, "-o", output, "--to", to, "--force"][..], more].concat();
+        let expected = run(&all(mapped));
+        // the program itself is there, too, so the file has no room
+        let found = run_with(total, &all(read));
+        let peak = found["rss_anon_peak_bytes"].as_u64().unwrap();
+        assert!(peak < 64 << 20, "{to} {more:?}: {peak} bytes");
+        let hashes = |report: &Value| -> Vec<Value> {
+            let files = report["output"]["files"].as_array().unwrap();
+            files.iter().map(|file| file["sha256"].clone()).collect()
+        };
+        assert_eq!(hashes(&found), hashes(&expected), "{to} {more:?}");
+        assert!(!hashes(&found).is_empty() && hashes(&found)[0].is_string());
     }
 }

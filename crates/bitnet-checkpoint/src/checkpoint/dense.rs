@@ -1,6 +1,6 @@
 //! Dense tensors: norms, embeddings, output heads.
 //!
-//! Invariant: a tensor that [`Checkpoint::dense`] gave has finite values only.
+//! Invariant: a tensor that [`Checkpoint::dense`] gave, and a piece that [`DenseReader::read`] gave, has finite values only.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -11,6 +11,7 @@ use bitnet_formats::{
     Bytes, Encoding, ErrorCode, FormatError, PlainType, TensorInfo, dense_to_f32,
 };
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the numbers of a dense tensor mean (`formats/numerics.md`).
@@ -43,7 +44,7 @@ pub struct DenseTensor<'a> {
     pub encoding: Encoding,
     /// Sizes, outermost first.
     pub shape: &'a [usize],
-    /// The bytes.
+    /// The bytes, or those of a piece ([`DenseReader::read`]).
     pub bytes: Bytes,
     /// What the numbers of `bytes` mean.
     pub meaning: DenseMeaning,
@@ -72,13 +73,16 @@ impl Checkpoint {
     /// `missing-tensor` for a slot this network does not have, `wrong-type` for a linear,
     /// `non-finite` with the element.
     pub fn dense(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
-        let (tensor, finite) = self.dense_source(slot)?;
-        if !finite.load(Ordering::Relaxed) {
-            self.as_opened(tensor.info, || check_dense(&tensor))
-                .map_err(|e| self.place(e, tensor.info))?;
-            finite.store(true, Ordering::Relaxed);
-        }
-        Ok(tensor)
+        let reader = self.dense_reader(slot)?;
+        reader.read(0..reader.len())
+    }
+
+    /// Whether the file has the bytes of a dense tensor as [`dense_reader`](Self::dense_reader) gives them.
+    pub fn dense_is_as_stored(&self, slot: Slot) -> bool {
+        matches!(
+            self.sources.get(&slot),
+            Some(Source::Dense { form, .. }) if form.shaping.is_none() && form.table.is_none()
+        )
     }
 
     /// Whether the values of a dense tensor are made of the numbers stored, or stand in another order.
@@ -141,10 +145,16 @@ impl Checkpoint {
     /// # Errors
     /// As [`dense`](Self::dense), but for `non-finite`.
     pub fn dense_unread(&self, slot: Slot) -> Result<DenseTensor<'_>, FormatError> {
-        self.dense_source(slot).map(|(tensor, _)| tensor)
+        let reader = self.dense_reader(slot)?;
+        reader.read_unchecked(0..reader.len())
     }
 
-    fn dense_source(&self, slot: Slot) -> Result<(DenseTensor<'_>, &AtomicBool), FormatError> {
+    /// A dense tensor, to be read in pieces. Nothing of a tensor that the file holds as it is was read then; of one in
+    /// codes the codes were, and one that stands in another form in the file was read whole.
+    ///
+    /// # Errors
+    /// As [`dense`](Self::dense), but for `non-finite`.
+    pub fn dense_reader(&self, slot: Slot) -> Result<DenseReader<'_>, FormatError> {
         let (info, shape, form, finite) = match self.source(slot)? {
             Source::Dense {
                 info,
@@ -162,33 +172,127 @@ impl Checkpoint {
                 ));
             }
         };
-        let (encoding, bytes) = match (&form.table, &form.shaping) {
+        let (encoding, held) = match (&form.table, &form.shaping) {
             (Some(table), _) => {
                 let rows = table.open(&self.file, info);
-                let bytes = rows.and_then(|rows| rows.widened());
-                let bytes = bytes.map_err(|e| self.place(e, info))?;
-                (Encoding::Plain(PlainType::F32), bytes)
+                let rows = rows.map_err(|e| self.place(e, info))?;
+                (Encoding::Plain(PlainType::F32), Held::Codes(rows))
             }
-            (None, None) => (info.encoding, self.file.read(info)?),
+            (None, None) => (info.encoding, Held::File),
             (None, Some(shaping)) => {
                 let shaped = shaping.canonical(info.encoding, &self.file.read(info)?, shape);
-                shaped.map_err(|e| self.place(e, info))?
+                let (encoding, bytes) = shaped.map_err(|e| self.place(e, info))?;
+                (encoding, Held::Made(bytes))
             }
         };
-        let tensor = DenseTensor {
-            encoding,
-            shape,
-            bytes,
-            meaning: form.meaning,
-            is_shaped: form.shaping.is_some(),
-            info,
-        };
-        Ok((tensor, finite))
+        Ok(DenseReader {
+            checkpoint: self,
+            tensor: DenseTensor {
+                encoding,
+                shape,
+                bytes: Bytes::default(),
+                meaning: form.meaning,
+                is_shaped: form.shaping.is_some(),
+                info,
+            },
+            held,
+            finite,
+        })
     }
 }
 
-/// Refuses NaN and infinity in a dense tensor.
-fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
+/// Where the bytes of a dense tensor come from.
+#[derive(Debug)]
+enum Held {
+    /// The file has them.
+    File,
+    /// They were made of those of the file.
+    Made(Bytes),
+    /// They are made of codes, row by row.
+    Codes(CodedRows),
+}
+
+/// A dense tensor whose bytes are read in pieces.
+#[derive(Debug)]
+pub struct DenseReader<'a> {
+    checkpoint: &'a Checkpoint,
+    /// Without bytes.
+    tensor: DenseTensor<'a>,
+    held: Held,
+    finite: &'a AtomicBool,
+}
+
+impl<'a> DenseReader<'a> {
+    /// Everything but the bytes.
+    pub fn tensor(&self) -> &DenseTensor<'a> {
+        &self.tensor
+    }
+
+    /// How many bytes the whole tensor has, in the type of [`tensor`](Self::tensor).
+    pub fn len(&self) -> u64 {
+        match &self.held {
+            Held::File => self.tensor.info.len,
+            Held::Made(bytes) => bytes.len() as u64,
+            Held::Codes(rows) => rows.widened_len(),
+        }
+    }
+
+    /// Whether the tensor has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The tensor with the bytes of a range, which begins and ends between two elements or blocks. The values are finite.
+    ///
+    /// # Errors
+    /// `non-finite` with the element; files that cannot be read; a range that is not in the tensor.
+    pub fn read(&self, range: Range<u64>) -> Result<DenseTensor<'a>, FormatError> {
+        let info = self.tensor.info;
+        if self.finite.load(Ordering::Relaxed) {
+            return self.read_unchecked(range);
+        }
+        let read = || {
+            let piece = self.read_unchecked(range.clone())?;
+            check_dense(&piece, range.start)?;
+            Ok(piece)
+        };
+        let piece = self.checkpoint.as_opened(info, read);
+        let piece = piece.map_err(|e| self.checkpoint.place(e, info))?;
+        if range == (0..self.len()) {
+            self.finite.store(true, Ordering::Relaxed);
+        }
+        Ok(piece)
+    }
+
+    /// As [`read`](Self::read), without a look at the values.
+    fn read_unchecked(&self, range: Range<u64>) -> Result<DenseTensor<'a>, FormatError> {
+        let info = self.tensor.info;
+        let is_whole = range == (0..self.len());
+        let bytes = match &self.held {
+            Held::File if is_whole => self.checkpoint.file.read(info)?,
+            Held::File => self.checkpoint.file.read_part(info, range)?,
+            Held::Made(bytes) => part_of(bytes, &range)?,
+            Held::Codes(rows) => rows.widened(range)?,
+        };
+        Ok(DenseTensor {
+            bytes,
+            ..self.tensor.clone()
+        })
+    }
+}
+
+/// Some of the bytes that are in memory.
+fn part_of(bytes: &Bytes, range: &Range<u64>) -> Result<Bytes, FormatError> {
+    let at = |place: u64| usize::try_from(place).unwrap_or(usize::MAX);
+    bytes.slice(at(range.start)..at(range.end)).ok_or_else(|| {
+        let message = format!("expected a range in {} bytes, found {range:?}", bytes.len());
+        FormatError::new(ErrorCode::WrongShape, message)
+    })
+}
+
+/// Refuses NaN and infinity in a piece of a dense tensor that begins `start` bytes behind the tensor's beginning.
+fn check_dense(tensor: &DenseTensor<'_>, start: u64) -> Result<(), FormatError> {
+    let start = usize::try_from(start).unwrap_or(usize::MAX);
     let cols = if tensor.shape.len() > 1 {
         tensor.shape.last().copied().unwrap_or(0)
     } else {
@@ -196,7 +300,10 @@ fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
     };
     // the only floats of a block are its f16 factors; everything they multiply is a small integer
     let block = match tensor.encoding {
-        Encoding::Plain(plain) => return values::check_finite(plain, &tensor.bytes, cols),
+        Encoding::Plain(plain) => {
+            let first = start.checked_div(plain.size()).unwrap_or(0);
+            return values::check_finite(plain, &tensor.bytes, first, cols);
+        }
         Encoding::Block(block) => block,
         Encoding::Ternary(_) | Encoding::Foreign(_) | Encoding::Unknown(_) => return Ok(()),
     };
@@ -208,7 +315,8 @@ fn check_dense(tensor: &DenseTensor<'_>) -> Result<(), FormatError> {
         .bytes
         .par_chunks_exact(block.block_bytes())
         .position_first(is_bad);
-    match bad {
+    let first = start.checked_div(block.block_bytes()).unwrap_or(0);
+    match bad.map(|at| at.saturating_add(first)) {
         None => Ok(()),
         Some(i) => Err(FormatError::new(
             ErrorCode::NonFinite,

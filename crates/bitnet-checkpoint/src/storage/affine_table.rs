@@ -13,6 +13,7 @@ use super::values;
 use crate::family::{self, AffineForm};
 use bitnet_formats::{Bytes, Encoding, ErrorCode, FormatError, PlainType, TensorFile, TensorInfo};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Bits of a word of codes.
 const WORD: usize = 32;
@@ -149,30 +150,46 @@ impl CodedRows {
         Ok(())
     }
 
-    /// All numbers, as the bytes of f32.
-    pub(crate) fn widened(&self) -> Result<Bytes, FormatError> {
-        let row_bytes = self.cols.saturating_mul(size_of::<f32>());
-        let len = self.rows.checked_mul(row_bytes);
-        let Some(len) = len.filter(|len| isize::try_from(*len).is_ok()) else {
-            let (rows, cols) = (self.rows, self.cols);
+    /// How many bytes all numbers have as f32.
+    pub(crate) fn widened_len(&self) -> u64 {
+        (self.rows as u64)
+            .saturating_mul(self.cols as u64)
+            .saturating_mul(size_of::<f32>() as u64)
+    }
+
+    /// A range of the bytes that all numbers have as f32.
+    pub(crate) fn widened(&self, range: Range<u64>) -> Result<Bytes, FormatError> {
+        let row_bytes = self.cols.saturating_mul(size_of::<f32>()).max(1);
+        let wide = row_bytes as u64;
+        // whole rows around it
+        let first = range.start.checked_div(wide).unwrap_or(0);
+        let rows = range.end.div_ceil(wide).saturating_sub(first);
+        let len = rows.checked_mul(wide);
+        let Some(len) = len.and_then(|len| isize::try_from(len).ok()) else {
+            let cols = self.cols;
             let message = format!("{rows} x {cols} numbers are more than this process can address");
             return Err(FormatError::new(ErrorCode::LimitExceeded, message));
         };
-        let mut bytes = vec![0; len];
+        let first = usize::try_from(first).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; len.unsigned_abs()];
         bytes
-            .par_chunks_mut(row_bytes.max(1))
+            .par_chunks_mut(row_bytes)
             .enumerate()
             .try_for_each_init(
                 || vec![0.0; self.cols],
                 |wide, (row, bytes)| {
-                    self.row(row, wide)?;
+                    self.row(first.saturating_add(row), wide)?;
                     for (to, number) in bytes.chunks_exact_mut(size_of::<f32>()).zip(wide) {
                         to.copy_from_slice(&number.to_le_bytes());
                     }
-                    Ok(())
+                    Ok::<_, FormatError>(())
                 },
             )?;
-        Ok(Bytes::from(bytes))
+        let skipped = range.start.checked_rem(wide).unwrap_or(0) as usize;
+        let asked = range.end.saturating_sub(range.start) as usize;
+        let bytes = Bytes::from(bytes);
+        let part = bytes.slice(skipped..skipped.saturating_add(asked));
+        Ok(part.unwrap_or_default())
     }
 }
 
@@ -241,7 +258,11 @@ mod tests {
                     assert_eq!(*number, expected, "{bits} bits, row {row}, column {col}");
                 }
                 let bytes: Vec<u8> = out.iter().flat_map(|n| n.to_le_bytes()).collect();
-                assert_eq!(table.widened().unwrap()[256 * row..256 * (row + 1)], bytes);
+                let part = |range: Range<u64>| table.widened(range).unwrap();
+                let start = 256 * row as u64;
+                assert_eq!(part(start..start + 256), bytes);
+                assert_eq!(part(0..512)[256 * row..256 * (row + 1)], bytes);
+                assert_eq!(part(start + 8..start + 20), bytes[8..20]);
             }
             assert!(table.row(2, &mut out).is_err() && table.row(0, &mut [0.0]).is_err());
         }

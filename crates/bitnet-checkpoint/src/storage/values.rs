@@ -76,19 +76,25 @@ fn first_non_finite<E: FloatElement>(bytes: &[u8]) -> usize {
         .unwrap_or(0)
 }
 
-/// Refuses NaN and infinity; `cols` shapes the message.
-pub(crate) fn check_finite(plain: PlainType, bytes: &[u8], cols: usize) -> Result<(), FormatError> {
-    fn check<E: FloatElement>(bytes: &[u8], cols: usize) -> Result<(), FormatError> {
+/// Refuses NaN and infinity in the elements from `first` on; `cols` shapes the message.
+pub(crate) fn check_finite(
+    plain: PlainType,
+    bytes: &[u8],
+    first: usize,
+    cols: usize,
+) -> Result<(), FormatError> {
+    fn check<E: FloatElement>(bytes: &[u8], first: usize, cols: usize) -> Result<(), FormatError> {
         let fine = bytes
             .par_chunks(span::<E>(BLOCK))
             .all(|block| E::max_magnitude(block) < E::INFINITY);
         if fine {
             Ok(())
         } else {
-            Err(non_finite(first_non_finite::<E>(bytes), cols))
+            let at = first.saturating_add(first_non_finite::<E>(bytes));
+            Err(non_finite(at, cols))
         }
     }
-    with_float!(plain, check(bytes, cols))
+    with_float!(plain, check(bytes, first, cols))
 }
 
 /// The signs of zeros among float weights, which mean nothing.

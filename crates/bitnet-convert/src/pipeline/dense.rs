@@ -10,7 +10,8 @@ use crate::stored::Stored;
 use crate::targets::Kind;
 use crate::unfold::{Change, Unfolding, stored_row};
 use bitnet_checkpoint::{
-    DenseRecord, Slot, StoredOrder, Verdict, dense_sha256, shape_for_gguf, shape_for_hf,
+    DensePieces, DenseReader, DenseRecord, DenseTensor, Slot, StoredOrder, Verdict, dense_sha256,
+    shape_for_gguf, shape_for_hf,
 };
 use bitnet_formats::{
     Encoding, ErrorCode, Exactness, FormatError, PlainType, ScaleRounding, TensorInfo,
@@ -18,8 +19,9 @@ use bitnet_formats::{
 };
 use bitnet_ternary::TernaryMatrix;
 use rayon::prelude::*;
+use std::ops::Range;
 
-impl Converter<'_> {
+impl<'a> Converter<'a> {
     pub(super) fn dequantise(
         &self,
         index: usize,
@@ -209,12 +211,12 @@ impl Converter<'_> {
 
     /// The bytes of a part that is not computed.
     pub(super) fn carry(&self, index: usize, info: &TensorInfo) -> Result<(), FormatError> {
-        if !self.walk.wait_for(info, info.len) {
-            return Err(stopped());
-        }
-        self.checkpoint.file.check_part_of(info)?;
         for start in (0..info.len).step_by(PIECE as usize) {
             let range = start..info.len.min(start + PIECE);
+            if !self.walk.wait_for(info, range.clone()) {
+                return Err(stopped());
+            }
+            self.checkpoint.file.check_part_of(info)?;
             let bytes = self.checkpoint.file.read_part(info, range)?;
             self.send(index, Piece::Made(bytes.to_vec()))?;
         }
@@ -270,6 +272,55 @@ impl Converter<'_> {
         self.send(index, Piece::Made(bytes))
     }
 
+    /// A dense tensor, to be read in pieces with [`piece`](Self::piece).
+    fn reader(&self, slot: Slot) -> Result<DenseReader<'a>, FormatError> {
+        if !self.checkpoint.dense_is_as_stored(slot) {
+            self.wait_for(slot)?;
+        }
+        self.checkpoint.dense_reader(slot)
+    }
+
+    /// A piece of a dense tensor, once the walk has read it. The values are finite.
+    fn piece(
+        &self,
+        slot: Slot,
+        reader: &DenseReader<'a>,
+        range: Range<u64>,
+    ) -> Result<DenseTensor<'a>, FormatError> {
+        let info = reader.tensor().info;
+        if self.checkpoint.dense_is_as_stored(slot) && !self.walk.wait_for(info, range.clone()) {
+            return Err(stopped());
+        }
+        reader.read(range)
+    }
+
+    /// A dense tensor whose bytes stay as they are in the file.
+    pub(super) fn copy_dense(&mut self, index: usize, slot: Slot) -> Result<(), FormatError> {
+        let reader = self.reader(slot)?;
+        let is_shaped = reader.tensor().is_shaped;
+        let mut digest = DensePieces::new(reader.tensor())?;
+        let (step, len) = (digest.piece_bytes(), reader.len());
+        for start in (0..len).step_by(step) {
+            let end = len.min(start + step as u64);
+            let piece = self.piece(slot, &reader, start..end)?;
+            digest.update(&piece)?;
+            if is_shaped {
+                continue;
+            }
+            let bytes = piece.bytes;
+            for start in (0..bytes.len()).step_by(PIECE as usize) {
+                let end = bytes.len().min(start + PIECE as usize);
+                let part = bytes.slice(start..end).unwrap_or_default();
+                self.send(index, Piece::Read(part))?;
+            }
+        }
+        self.record(slot, reader.tensor(), digest.finish(), Verdict::Exact);
+        match is_shaped {
+            true => self.send_source(index, slot, 0..reader.tensor().info.len as usize),
+            false => Ok(()),
+        }
+    }
+
     pub(super) fn recode(
         &mut self,
         index: usize,
@@ -277,22 +328,24 @@ impl Converter<'_> {
         slot: Slot,
         to: Encoding,
     ) -> Result<(), FormatError> {
-        let dense = self.checkpoint.dense(slot)?;
+        let reader = self.reader(slot)?;
         let stored = Stored::of(self.plan, self.checkpoint, slot)?;
         let rounding = self.rounding;
-        let row = dense.shape.last().copied().unwrap_or(1).max(1);
-        let rows = dense.shape.iter().product::<usize>() / row;
-        let row_bytes = dense.bytes.len() / rows.max(1);
+        let shape = reader.tensor().shape;
+        let row = shape.last().copied().unwrap_or(1).max(1);
+        let rows = shape.iter().product::<usize>() / row;
+        let row_bytes = reader.len() as usize / rows.max(1);
         // whole rows: blocks never cross one
         let rows_per_task = (TASK / 4 / row).max(1);
         let tasks_per_piece = (PIECE as usize / TASK).max(1);
         let mut exactness = Exactness::default();
         let mut written = DenseDigest::default();
-        for piece in dense
-            .bytes
-            .chunks((rows_per_task * tasks_per_piece * row_bytes).max(1))
-        {
-            let tasks: Vec<(Vec<u8>, Vec<f32>, Exactness)> = piece
+        let step = (rows_per_task * tasks_per_piece * row_bytes).max(1);
+        for start in (0..reader.len()).step_by(step) {
+            let end = reader.len().min(start + step as u64);
+            let dense = self.piece(slot, &reader, start..end)?;
+            let tasks: Vec<(Vec<u8>, Vec<f32>, Exactness)> = dense
+                .bytes
                 .par_chunks((rows_per_task * row_bytes).max(1))
                 .map(|bytes| {
                     let mut values = vec![0f32; bytes.len() / row_bytes.max(1) * row];
@@ -324,7 +377,7 @@ impl Converter<'_> {
             true => Verdict::Exact,
             false => Verdict::Rounded(exactness.max_rel),
         };
-        self.record(slot, &dense, written.finish(), verdict);
+        self.record(slot, reader.tensor(), written.finish(), verdict);
         if verdict != Verdict::Exact {
             self.losses.push(Loss {
                 tensor: item.tensor.name.clone(),

@@ -7,7 +7,7 @@ use super::check::{Check, Running, Subject};
 use super::report::Report;
 use super::side::{self, Paired, Side};
 use super::unlike::Unlike;
-use crate::blocks::{block_rows, row_bytes, widen};
+use crate::blocks::{block_rows, read_rows, widen};
 use crate::diagnose::fault::{Fault, FaultName};
 use crate::share::Share;
 use crate::verdict::{Difference, Findings};
@@ -149,7 +149,8 @@ fn compare(
     artifact: &Checkpoint,
     slot: Slot,
 ) -> Result<(usize, usize, Option<String>), FormatError> {
-    let (s, a) = (source.dense(slot)?, artifact.dense(slot)?);
+    let (s_reader, a_reader) = (source.dense_reader(slot)?, artifact.dense_reader(slot)?);
+    let (s, a) = (s_reader.tensor(), a_reader.tensor());
     if s.shape != a.shape {
         return Ok((
             0,
@@ -163,16 +164,14 @@ fn compare(
     let starts: Vec<usize> = (0..rows).step_by(step).collect();
     let blocks = starts.par_iter().map(|&start| {
         let end = rows.min(start + step);
-        let (s_bytes, a_bytes) = (
-            row_bytes(&s, rows, start, end),
-            row_bytes(&a, rows, start, end),
-        );
+        let s = read_rows(&s_reader, rows, start..end)?;
+        let a = read_rows(&a_reader, rows, start..end)?;
         let same_meaning = (s.encoding, s.meaning) == (a.encoding, a.meaning);
-        if same_meaning && s_bytes == a_bytes {
+        if same_meaning && s.bytes == a.bytes {
             return Ok((0, None));
         }
-        let expected = widen(&s, s_bytes, (end - start) * width)?;
-        let found = widen(&a, a_bytes, (end - start) * width)?;
+        let expected = widen(&s, &s.bytes, (end - start) * width)?;
+        let found = widen(&a, &a.bytes, (end - start) * width)?;
         let differ = |(e, f): (&f32, &f32)| e.to_bits() != f.to_bits();
         let pairs = || expected.iter().zip(&found);
         let at = pairs().position(differ);

@@ -5,7 +5,7 @@
 
 use crate::verdict::Difference;
 use bitnet_checkpoint::{
-    Certificate, Checkpoint, Config, OpenOptions, Slot, TensorDigest, TextDigest, dense_sha256,
+    Certificate, Checkpoint, Config, OpenOptions, Slot, TensorDigest, TextDigest, dense_sha256_of,
 };
 use bitnet_formats::FormatError;
 use std::collections::BTreeMap;
@@ -123,9 +123,9 @@ impl<'a> Side<'a> {
                 let mut slots = checkpoint.slots();
                 slots.retain(|slot| !checkpoint.is_ternary(*slot));
                 let digest = |slot| {
-                    let tensor = checkpoint.dense(slot)?;
-                    let sha256 = dense_sha256(&tensor)?;
-                    let shape = tensor.shape.to_vec();
+                    let reader = checkpoint.dense_reader(slot)?;
+                    let sha256 = dense_sha256_of(&reader)?;
+                    let shape = reader.tensor().shape.to_vec();
                     Ok(DenseDigest { shape, sha256 })
                 };
                 let named = |slot: Slot| (slot.to_string(), digest(slot));
