@@ -204,7 +204,10 @@ def test_plan_jobs_and_finish_make_the_bytes_of_one_machine(tmp_path, master):
     with pytest.raises(bt.BitnetError) as raised:
         bt.run_job(planned, -1)
     assert raised.value.code == "usage"
-    bt.finish(planned, remove_parts=True)
+    done = bt.finish(planned, remove_parts=True)
+    again = bt.finish(planned, remove_parts=True)
+    assert "already_finished" not in done and again["already_finished"] is True
+    assert again["output"] == done["output"]
     pathlib.Path(planned["plan"]).unlink()
     assert listing(parts) == listing(whole)
 

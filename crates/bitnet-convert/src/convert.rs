@@ -355,12 +355,13 @@ pub(crate) fn report(
         source_ternary_sha256,
         losses,
         masters,
+        is_older,
     } = published;
     let bytes: u64 = outputs.iter().map(|f| f.bytes).sum();
     let lossless = losses.is_empty();
     let bits = bits_per_weight(checkpoint, plan);
     let (seconds, anon) = (monitor.seconds(), monitor.rss_anon_peak_bytes());
-    console.json(&json!({
+    let mut object = json!({
         "status": "converted",
         "lossless": lossless,
         "target": plan.target.name,
@@ -388,7 +389,14 @@ pub(crate) fn report(
         "seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "rss_anon_peak_bytes": anon,
-    }))?;
+    });
+    if *is_older {
+        object["already_finished"] = true.into();
+    }
+    console.json(&object)?;
+    if *is_older {
+        console.summary("the output was finished before; this run wrote no file")?;
+    }
     console.summary(format_args!(
         "{} from {} ({}, {}) in {}",
         console.bold(plan.target.name),

@@ -4,11 +4,13 @@
 //! Invariant: plan, jobs in any order and with any repeats, and finish make the bytes that one machine makes, certificate
 //! included. A job keeps no state: whatever happened before, it leaves its part whole or not at all.
 
+mod finished;
 mod parts;
 mod place;
 mod plan_file;
 mod store_parts;
 
+use self::finished::Asked;
 use self::parts::Part;
 use self::place::{Destination, Place};
 use self::plan_file::{PlanFile, PlanPlace};
@@ -206,11 +208,42 @@ pub fn finish(
     } = &opened;
     let _lock = OutputLock::take(output)?;
     let progress = Progress::new(console);
+    let mut inputs = publish::inputs(checkpoint, &file.how())?;
+    let key = publish::signing_key(args.sign.as_deref(), &mut inputs)?;
+    let request = file.request(output);
+    let finished = || -> Result<Option<Published>, FormatError> {
+        let asked = Asked {
+            checkpoint,
+            plan,
+            output,
+            place,
+            key: key.as_ref(),
+            threads: global.thread_count(),
+        };
+        let found = finished::find(asked, &progress);
+        progress.clear();
+        found
+    };
+    let end = |published: &Published, console: &mut Console<'_>| -> Result<(), Failure> {
+        if args.remove_parts {
+            place.remove(plan.files.len())?;
+        }
+        convert::report(checkpoint, plan, &request, published, &monitor, console)
+    };
+    if !args.force
+        && let Some(published) = finished()?
+    {
+        return end(&published, console);
+    }
     let found = place.all(plan, global.thread_count(), &progress);
     progress.clear();
     let found = match found? {
         Ok(found) => found,
-        Err(missing) => return Err(place.missing(&missing, &args.plan)),
+        // parts that an earlier run removed are not missed
+        Err(missing) => match args.force.then(finished).transpose()?.flatten() {
+            Some(published) => return end(&published, console),
+            None => return Err(place.missing(&missing, &args.plan)),
+        },
     };
     // no job reads all of the source: a change between two of them would make a certificate of a source that never was
     let times = opened.source_modified();
@@ -221,9 +254,6 @@ pub fn finish(
     if !stale.is_empty() {
         return Err(changed_between_jobs(&stale).into());
     }
-    let mut inputs = publish::inputs(checkpoint, &file.how())?;
-    let key = publish::signing_key(args.sign.as_deref(), &mut inputs)?;
-    let request = file.request(output);
     let records = records(checkpoint, &found)?;
     let output = Output::start(plan, request.output, &inputs, args.force, key.as_ref())?;
     let published = match place {
@@ -254,10 +284,7 @@ pub fn finish(
             published
         }
     };
-    if args.remove_parts {
-        place.remove(plan.files.len())?;
-    }
-    convert::report(checkpoint, plan, &request, &published, &monitor, console)
+    end(&published, console)
 }
 
 /// The files of an output that are no weights, in the order in which they become visible: an index after the others, the

@@ -150,6 +150,8 @@ pub(crate) struct Published {
     pub(crate) source_ternary_sha256: String,
     pub(crate) losses: Vec<Loss>,
     pub(crate) masters: QuantizedMasters,
+    /// Whether an earlier run of `finish` made all of it, and this one wrote nothing.
+    pub(crate) is_older: bool,
 }
 
 /// An output that is about to be written: where, and what it replaces.
@@ -319,6 +321,7 @@ impl<'a> Output<'a> {
             source_ternary_sha256,
             losses,
             masters,
+            is_older: false,
         })
     }
 }

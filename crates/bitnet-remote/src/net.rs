@@ -12,6 +12,7 @@ pub(crate) mod hub;
 pub(crate) mod locate;
 pub(crate) mod push;
 pub(crate) mod reach;
+pub(crate) mod read_back;
 pub(crate) mod select;
 pub(crate) mod store;
 pub(crate) mod upload;

@@ -18,6 +18,8 @@ pub enum Kind {
     Status(u16, Vec<(String, String)>),
     /// A status without content, of a request that is not served: nothing changes.
     Refused(u16),
+    /// The connection closes without an answer, and the request is not served.
+    Closed,
     /// `Content-Length`, and `X-Linked-Size` if it is there, are this number.
     Length(u64),
     /// So many bytes at a time with a pause between them.
@@ -369,6 +371,7 @@ fn range_of(text: &str, len: u64) -> Option<Range<u64>> {
 fn answer(shared: &Shared, request: &Request, writer: &mut TcpStream) -> bool {
     let fault = fault_of(shared, request);
     let mut reply = match &fault {
+        Some(Kind::Closed) => return false,
         Some(Kind::Refused(status)) => Reply::new(*status, Vec::new()),
         _ => (shared.handler)(request),
     };

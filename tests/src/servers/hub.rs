@@ -494,11 +494,15 @@ fn preupload(state: &State, id: &str, revision: &str, request: &Request, is_know
     }
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let files = body["files"].as_array().cloned().unwrap_or_default();
+    let there = &state.repositories[id];
+    let there = resolved(there, revision).map(|sha| &there.commits[&sha]);
     let modes = files.iter().map(|file| {
         let path = file["path"].as_str().unwrap_or_default();
+        let found = there.and_then(|files| files.get(path));
         let large = is_large(path, &[]) || file["size"].as_u64().unwrap_or(0) > 10 << 20;
         let mode = if large { "lfs" } else { "regular" };
-        json!({"path": path, "uploadMode": mode, "shouldIgnore": false, "oid": null})
+        let oid = found.map(|bytes| etag(path, bytes));
+        json!({"path": path, "uploadMode": mode, "shouldIgnore": false, "oid": oid})
     });
     Reply::json(200, &json!({"files": modes.collect::<Value>()}))
 }

@@ -3,6 +3,8 @@
 //! Invariant: whatever happens to the jobs, in whatever order and how often they run, the output is what one machine writes, to
 //! the byte; or `finish` refuses and names the jobs to run again.
 
+mod again;
+
 use bitnet_cli::ExitStatus;
 use bitnet_tests::fixtures::{checkpoint, read_json, repository};
 use bitnet_tests::program::{self, Ran};
@@ -224,9 +226,8 @@ fn jobs_in_any_order_write_what_one_machine_writes() {
         let report = planned.finish(&[]);
         assert_eq!(report["status"], "converted");
         assert_same(&planned.files(), &expected);
-        // again: refused without --force, the same with it
-        let plan = planned.plan();
-        assert_eq!(refused(&["finish", text(&plan)]).0, "exists");
+        // again: nothing is written without --force, the same with it
+        again::assert_repeated(&planned.finish(&[]), &report);
         planned.finish(&["--force", "--remove-parts"]);
         assert_same(&planned.files(), &expected);
         let left = files(planned.dir.path()).len();

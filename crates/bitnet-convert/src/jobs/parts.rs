@@ -175,7 +175,17 @@ impl Parts {
         self.certificate(index).exists()
     }
 
-    /// Removes the files of the jobs, and the directory if nothing else is in it.
+    /// Whether a job of another plan left its part in this place.
+    fn is_of_another_plan(&self, index: usize) -> bool {
+        let text = read_file(
+            &self.certificate(index),
+            Limits::default().certificate_bytes,
+        );
+        let found = text.ok().and_then(|text| parse(&text));
+        found.is_some_and(|found| found.plan_sha256 != self.plan_sha256)
+    }
+
+    /// Removes the files of the jobs of this plan, and the directory if nothing else is in it.
     ///
     /// # Errors
     /// Whatever the operating system refuses; the message says that the output is complete.
@@ -187,7 +197,13 @@ impl Parts {
                 .hint("remove the directory of the parts")
         };
         self.sweep();
-        for path in (0..jobs).flat_map(|index| [self.certificate(index), self.file(index)]) {
+        if !self.directory.join(MARK).is_file() {
+            // removed before, or not of jobs; a run that was stopped leaves an empty directory
+            let _ = fs::remove_dir(&self.directory);
+            return Ok(());
+        }
+        let ours = (0..jobs).filter(|index| !self.is_of_another_plan(*index));
+        for path in ours.flat_map(|index| [self.certificate(index), self.file(index)]) {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != ErrorKind::NotFound => {
                     return Err(stays(&path, &e));

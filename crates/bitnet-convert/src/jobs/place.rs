@@ -7,10 +7,14 @@ use super::store_parts::StoreParts;
 use crate::plan::{OutputFile, Plan};
 use bitnet_checkpoint::PartialCertificate;
 use bitnet_cli::{Failure, Location, Progress, shell_word};
-use bitnet_formats::{ErrorCode, FileDigest, FormatError, named};
+use bitnet_formats::{
+    ErrorCode, FileDigest, FormatError, file_digest, named, open_source, read_file,
+};
 use bitnet_remote::StoreOutput;
 use rayon::prelude::*;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// An output as the command line or a plan names it, made ready to be written.
 #[derive(Debug)]
@@ -52,6 +56,13 @@ impl Destination {
 pub enum Place {
     Disk(Parts),
     Store(StoreParts),
+}
+
+fn pool(threads: usize) -> Result<rayon::ThreadPool, FormatError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build().map_err(|e| {
+        FormatError::new(ErrorCode::Io, format!("cannot start threads: {e}")).because(e)
+    })
 }
 
 impl Place {
@@ -126,12 +137,7 @@ impl Place {
         threads: usize,
         progress: &Progress,
     ) -> Result<Result<Vec<Part>, Vec<usize>>, FormatError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|e| {
-                FormatError::new(ErrorCode::Io, format!("cannot start threads: {e}")).because(e)
-            })?;
+        let pool = pool(threads)?;
         let bar = progress.steps("check parts", plan.files.len() as u64);
         let found: Vec<Option<Part>> = pool.install(|| {
             let parts = plan.files.par_iter().enumerate();
@@ -154,6 +160,87 @@ impl Place {
             true => Ok(found.into_iter().flatten().collect()),
             false => Err(missing),
         })
+    }
+
+    /// Whether the output is on this disk.
+    pub fn is_on_disk(&self) -> bool {
+        matches!(self, Self::Disk(_))
+    }
+
+    /// The content of a small file of the output; `None` if there is none, or a longer one.
+    ///
+    /// # Errors
+    /// Those of reading what is there.
+    pub fn read(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FormatError> {
+        let found = match self {
+            Self::Disk(_) if !path.is_file() => return Ok(None),
+            Self::Disk(_) => read_file(path, limit).map(Some),
+            Self::Store(parts) => parts.read(path, limit),
+        };
+        match found {
+            Err(e) if e.code == ErrorCode::LimitExceeded => Ok(None),
+            found => found,
+        }
+    }
+
+    /// When a file of the output was written, by the clock of the source's files.
+    pub fn modified(&self, path: &Path) -> Option<SystemTime> {
+        match self {
+            Self::Disk(_) => fs::metadata(path).and_then(|m| m.modified()).ok(),
+            Self::Store(_) => None,
+        }
+    }
+
+    /// Whether a file of the output is there and begins with these bytes.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn begins_with(&self, path: &Path, bytes: &[u8]) -> Result<bool, FormatError> {
+        match self {
+            Self::Disk(_) if !path.is_file() => Ok(false),
+            Self::Disk(_) => {
+                let file = open_source(path)?;
+                let len = bytes.len() as u64;
+                Ok(file.len() >= len && *file.read(0..len)? == *bytes)
+            }
+            Self::Store(parts) => parts.begins_with(path, bytes),
+        }
+    }
+
+    /// Whether all files of the output have these lengths and hashes. They are read.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn are_whole(
+        &self,
+        files: &[FileDigest],
+        threads: usize,
+        progress: &Progress,
+    ) -> Result<bool, FormatError> {
+        let bar = progress.steps("check output", files.len() as u64);
+        let is_whole = |file: &FileDigest| -> Result<bool, FormatError> {
+            progress.check()?;
+            let is_whole = match self {
+                // a length alone tells most damage
+                Self::Disk(_) => {
+                    fs::metadata(&file.path).is_ok_and(|m| m.is_file() && m.len() == file.bytes)
+                        && file_digest(&file.path)? == *file
+                }
+                Self::Store(parts) => parts.is_whole(file, progress)?,
+            };
+            bar.advance(1);
+            Ok(is_whole)
+        };
+        let found: Vec<bool> = match self {
+            Self::Disk(_) => {
+                let pool = pool(threads)?;
+                pool.install(|| files.par_iter().map(is_whole).collect::<Result<_, _>>())?
+            }
+            // one object is read by several connections
+            Self::Store(_) => files.iter().map(is_whole).collect::<Result<_, _>>()?,
+        };
+        bar.finish();
+        Ok(found.into_iter().all(|is_whole| is_whole))
     }
 
     /// Which jobs to run again.

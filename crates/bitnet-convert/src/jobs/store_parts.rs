@@ -59,20 +59,22 @@ impl StoreParts {
         self.refuse_foreign(index)
     }
 
-    fn mark(&self) -> Result<(), FormatError> {
+    /// Whether the prefix is of jobs.
+    fn is_marked(&self) -> Result<bool, FormatError> {
         let mark = self.directory.join(MARK);
-        let is_ours = || -> Result<bool, FormatError> {
-            let found = self
-                .output
-                .read(&mark, Limits::default().certificate_bytes)?;
-            Ok(found.is_some_and(|text| text == MARK_TEXT.as_bytes()))
-        };
-        if is_ours()? {
+        let limit = Limits::default().certificate_bytes;
+        let found = self.output.read(&mark, limit)?;
+        Ok(found.is_some_and(|text| text == MARK_TEXT.as_bytes()))
+    }
+
+    fn mark(&self) -> Result<(), FormatError> {
+        if self.is_marked()? {
             return Ok(());
         }
+        let mark = self.directory.join(MARK);
         let found = self.output.names_in(&self.directory)?;
         // a job that runs at the same time writes the mark first
-        if !found.is_empty() && !is_ours()? {
+        if !found.is_empty() && !self.is_marked()? {
             let message = format!(
                 "expected no objects, or those that jobs of a plan wrote, found {} that no job wrote",
                 found.len()
@@ -221,12 +223,45 @@ impl StoreParts {
             .publish_all(&carried, files, replace, &Shown::of(progress))
     }
 
+    /// The content of a small object of the output, if it is there.
+    ///
+    /// # Errors
+    /// `limit-exceeded`; what the store refuses.
+    pub fn read(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FormatError> {
+        self.output.read(path, limit)
+    }
+
+    /// Whether an object of the output is there and begins with these bytes.
+    ///
+    /// # Errors
+    /// What the store refuses.
+    pub fn begins_with(&self, path: &Path, bytes: &[u8]) -> Result<bool, FormatError> {
+        self.output.begins_with(path, bytes)
+    }
+
+    /// Whether an object of the output has this length and hash. Its content is read.
+    ///
+    /// # Errors
+    /// What the store refuses.
+    pub fn is_whole(&self, file: &FileDigest, progress: &Progress) -> Result<bool, FormatError> {
+        let found = self.output.look(&file.path)?;
+        if found.is_none_or(|found| found.bytes != file.bytes) {
+            return Ok(false);
+        }
+        let found = self.output.digest(&file.path, &Shown::of(progress))?;
+        Ok(found.is_some_and(|found| found == (file.bytes, file.sha256.clone())))
+    }
+
     /// Removes the objects of the jobs, and the mark if nothing else is below the prefix. An object that another plan
     /// wrote meanwhile stays.
     ///
     /// # Errors
     /// What the store refuses.
     pub fn remove(&self, jobs: usize) -> Result<(), FormatError> {
+        // removed before, or not of jobs
+        if !self.is_marked()? {
+            return Ok(());
+        }
         for path in (0..jobs).flat_map(|index| [self.certificate(index), self.file(index)]) {
             let found = self.output.look(&path)?;
             let is_ours =

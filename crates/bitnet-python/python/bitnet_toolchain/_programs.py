@@ -336,6 +336,8 @@ def finish(
 ) -> Report:
     """Join what the jobs of a plan wrote. The result has the bytes that :func:`convert` writes.
 
+    May be called again: if the output is complete, nothing is written and the report has ``already_finished``.
+
     Raises BitnetError with the code ``missing-part``, which names the jobs to run again.
     """
     words = _flags(json=True, remove_parts=remove_parts, force=force, threads=threads)

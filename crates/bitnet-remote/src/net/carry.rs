@@ -3,22 +3,18 @@
 //! Invariant: an object has its new name only if all bytes that were read of it have the expected hash, and all of the
 //! objects of one call do.
 
-use super::chunks::Ranges;
+use super::read_back::{AT_ONCE, ATTEMPTS, digest, part_size, pieces};
 use super::store::{Store, said};
-use super::upload::{self, AT_ONCE, Waiting, part_size};
+use super::upload::{self, Content, Waiting};
 use crate::Watch;
 use bitnet_formats::{ErrorCode, FormatError, hex};
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use object_store::PutPayload;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
-
-/// How often an object is read again that was replaced meanwhile.
-const ATTEMPTS: usize = 3;
 
 /// An object, its new name, and what its content should be.
 pub(crate) struct Move {
@@ -26,57 +22,6 @@ pub(crate) struct Move {
     pub(crate) to: String,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
-}
-
-/// The content of an object, in order, in pieces of a size.
-async fn pieces(
-    store: &Store,
-    key: &str,
-    size: u64,
-) -> Result<Option<impl Stream<Item = Result<Vec<u8>, FormatError>> + use<>>, FormatError> {
-    let Some(object) = store.object(key).await? else {
-        return Ok(None);
-    };
-    let file = Arc::new(store.file(key, &object));
-    let ranges = (0..object.len.div_ceil(size.max(1)))
-        .map(move |n| n * size..object.len.min((n + 1).saturating_mul(size)));
-    let fetched = stream::iter(ranges).map(move |range| Arc::clone(&file).fetch(range));
-    Ok(Some(fetched.buffered(AT_ONCE)))
-}
-
-/// Length and SHA-256 of an object, if it is there. One that is replaced while it is read is read again: another runner of
-/// the same job may end at any time.
-pub(crate) async fn digest(
-    store: &Store,
-    key: &str,
-    watch: &dyn Watch,
-) -> Result<Option<(u64, String)>, FormatError> {
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        match digest_once(store, key, watch).await {
-            Err(e) if e.code == ErrorCode::InputChanged && attempts < ATTEMPTS => {}
-            done => return done,
-        }
-    }
-}
-
-async fn digest_once(
-    store: &Store,
-    key: &str,
-    watch: &dyn Watch,
-) -> Result<Option<(u64, String)>, FormatError> {
-    let Some(pieces) = pieces(store, key, part_size(0)).await? else {
-        return Ok(None);
-    };
-    let (mut pieces, mut hash, mut bytes) = (pin!(pieces), Sha256::new(), 0u64);
-    while let Some(piece) = pieces.try_next().await? {
-        watch.check()?;
-        hash.update(&piece);
-        bytes += piece.len() as u64;
-        watch.advance(piece.len() as u64);
-    }
-    Ok(Some((bytes, hex(&hash.finalize()))))
 }
 
 /// Sends an object to its new name. Whether its content is what it should be.
@@ -137,7 +82,8 @@ async fn send_all(
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let mut next = upload::begin(store, &one.to, &[]).await?;
+            let content = Content::Hashed(one.bytes, one.sha256.clone());
+            let mut next = upload::begin(store, &one.to, &[], content).await?;
             let sent = send(store, one, &mut next, watch).await;
             if let Ok(true) = sent {
                 waiting.push(next);

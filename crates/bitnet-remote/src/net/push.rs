@@ -1,7 +1,8 @@
 //! Uploads to a Hub: large files first, then one commit.
 //!
 //! Invariant: the commit is made when every large file is on the server and not before. What a server has already is not
-//! sent again, so an upload that was interrupted goes on with the file at which it stopped.
+//! sent again, so an upload that was interrupted goes on with the file at which it stopped. A large file that the revision has
+//! under its name, with its SHA-256, is not asked for either.
 
 use super::client::{Answer, Content, Failed, Patience, Request, bad_response, parse_url};
 use super::file::status_error;
@@ -180,8 +181,17 @@ async fn run(hub: &Hub, upload: &Upload, watch: &dyn Watch) -> Result<Pushed, Fo
     }
     create(hub, upload.private).await?;
     let modes = modes(hub, &staged).await?;
-    let is_large = |file: &&Staged| modes.get(&file.name).is_none_or(|mode| mode == "lfs");
-    let large: Vec<&Staged> = staged.iter().filter(is_large).collect();
+    let is_large = |file: &&Staged| modes.get(&file.name).is_none_or(|mode| mode.is_large);
+    // the revision has it under this name
+    let is_committed = |file: &&Staged| {
+        let known = modes.get(&file.name).and_then(|mode| mode.oid.as_ref());
+        known.is_some_and(|oid| *oid == file.sha256)
+    };
+    let (committed, large): (Vec<&Staged>, Vec<&Staged>) =
+        staged.iter().filter(is_large).partition(is_committed);
+    for file in committed {
+        watch.advance(file.bytes);
+    }
     let small = staged.iter().filter(|file| !is_large(file));
     let mut sent = 0;
     if !large.is_empty() {
@@ -260,8 +270,15 @@ async fn exists(hub: &Hub) -> Result<bool, FormatError> {
     Ok(answer.status().is_success())
 }
 
+/// How a file is stored.
+struct Mode {
+    is_large: bool,
+    /// The hash of what the revision has under this name; of a large file its SHA-256.
+    oid: Option<String>,
+}
+
 /// How each file is stored; creates the branch if it is not there.
-async fn modes(hub: &Hub, staged: &[Staged]) -> Result<HashMap<String, String>, FormatError> {
+async fn modes(hub: &Hub, staged: &[Staged]) -> Result<HashMap<String, Mode>, FormatError> {
     let (id, revision) = (&hub.repository.id, quoted(hub.repository.revision()));
     let name = hub.repository.to_string();
     let mut modes = HashMap::new();
@@ -298,7 +315,11 @@ async fn modes(hub: &Hub, staged: &[Staged]) -> Result<HashMap<String, String>, 
         for file in said {
             let text = |key: &str| file.get(key).and_then(Value::as_str);
             if let (Some(path), Some(mode)) = (text("path"), text("uploadMode")) {
-                modes.insert(path.to_owned(), mode.to_owned());
+                let mode = Mode {
+                    is_large: mode == "lfs",
+                    oid: text("oid").map(str::to_owned),
+                };
+                modes.insert(path.to_owned(), mode);
             }
         }
     }

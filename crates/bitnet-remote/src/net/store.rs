@@ -306,6 +306,19 @@ impl Store {
         }
     }
 
+    /// Whether an object is there and begins with these bytes.
+    pub(crate) async fn begins_with(&self, key: &str, bytes: &[u8]) -> Result<bool, FormatError> {
+        let len = bytes.len() as u64;
+        let Some(object) = self.object(key).await?.filter(|found| found.len >= len) else {
+            return Ok(false);
+        };
+        if bytes.is_empty() {
+            return Ok(true);
+        }
+        let found = Arc::new(self.file(key, &object)).fetch(0..len).await?;
+        Ok(found == bytes)
+    }
+
     /// Writes a small object; one that is there stays, unless it may be replaced.
     pub(crate) async fn write(
         &self,
@@ -314,7 +327,8 @@ impl Store {
         notes: &[(&str, &str)],
         replace: bool,
     ) -> Result<(), FormatError> {
-        let content = PutPayload::from(bytes::Bytes::from(content));
+        let content_bytes = bytes::Bytes::from(content);
+        let content = PutPayload::from(content_bytes.clone());
         let put = |mode| {
             let options = PutOptions {
                 mode,
@@ -340,7 +354,32 @@ impl Store {
             }
             done => done,
         };
-        done.map(|_| ()).map_err(|e| said(&e, &self.name_of(key)))
+        let Err(e) = done else {
+            return Ok(());
+        };
+        // the answer was lost, not the object
+        match self.holds(key, &content_bytes, notes).await {
+            Ok(true) => Ok(()),
+            _ => Err(said(&e, &self.name_of(key))),
+        }
+    }
+
+    /// Whether the object at a key has this content and no other notes than these.
+    async fn holds(
+        &self,
+        key: &str,
+        content: &[u8],
+        notes: &[(&str, &str)],
+    ) -> Result<bool, FormatError> {
+        let Some(found) = self.look(key).await? else {
+            return Ok(false);
+        };
+        let has_note = |(name, value): &(&str, &str)| found.note(name).is_none_or(|v| v == *value);
+        if found.bytes != content.len() as u64 || !notes.iter().all(has_note) {
+            return Ok(false);
+        }
+        let read = self.read(key, found.bytes).await?;
+        Ok(read.as_deref() == Some(content))
     }
 
     /// Removes what is at a key, if an object is.

@@ -1,12 +1,14 @@
 //! Outputs in object stores.
 //!
 //! Invariant: no object of an output is visible before all bytes of all of its files are in the store; what fails leaves
-//! no new object visible, and its parts are aborted.
+//! no new object visible, and its parts are aborted. An upload whose end was answered with an error counts by what the
+//! store has then.
 
 use super::client::{Failed, Patience};
+use super::read_back::{AT_ONCE, digest, part_size};
 use super::store::{Store, attributes, is_passing, no_credentials, said};
-use crate::Watch;
-use bitnet_formats::{ErrorCode, FormatError, open_regular};
+use crate::{NoWatch, Watch};
+use bitnet_formats::{ErrorCode, FormatError, file_digest, open_regular};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -15,17 +17,30 @@ use object_store::{MultipartUpload, ObjectStoreExt, PutMultipartOptions, PutPayl
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The least bytes of a part: stores refuse less than 5 MiB.
-const PART: u64 = 8 << 20;
-/// The most parts of an object.
-const MOST_PARTS: u64 = 9_000;
-/// Parts on their way at a time.
-pub(crate) const AT_ONCE: usize = 4;
-
 /// A file whose parts are in the store.
 pub(crate) struct Waiting {
     pub(crate) key: String,
     pub(crate) upload: Box<dyn MultipartUpload>,
+    content: Content,
+    notes: Vec<(String, String)>,
+}
+
+/// What an upload brings.
+pub(crate) enum Content {
+    /// The bytes of a file of this disk.
+    File(PathBuf),
+    /// So many bytes with this SHA-256.
+    Hashed(u64, String),
+}
+
+impl Content {
+    /// Length and SHA-256.
+    fn digest(&self) -> Result<(u64, String), FormatError> {
+        match self {
+            Self::File(path) => file_digest(path).map(|found| (found.bytes, found.sha256)),
+            Self::Hashed(bytes, sha256) => Ok((*bytes, sha256.clone())),
+        }
+    }
 }
 
 /// Refuses to replace objects.
@@ -75,7 +90,7 @@ pub(crate) async fn send_files(
     watch: &dyn Watch,
 ) -> Result<(), FormatError> {
     for (key, path) in files {
-        let mut next = begin(store, key, notes).await?;
+        let mut next = begin(store, key, notes, Content::File(path.clone())).await?;
         let sent = send(&mut next, path, &store.name_of(key), watch).await;
         waiting.push(next);
         sent?;
@@ -88,6 +103,7 @@ pub(crate) async fn begin(
     store: &Store,
     key: &str,
     notes: &[(&str, &str)],
+    content: Content,
 ) -> Result<Waiting, FormatError> {
     let options = PutMultipartOptions {
         attributes: attributes(notes),
@@ -99,8 +115,15 @@ pub(crate) async fn begin(
         let begun = store.inner().put_multipart_opts(&place, options.clone());
         match begun.await {
             Ok(upload) => {
-                let key = key.to_owned();
-                return Ok(Waiting { key, upload });
+                let notes = notes.iter();
+                return Ok(Waiting {
+                    key: key.to_owned(),
+                    upload,
+                    content,
+                    notes: notes
+                        .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+                        .collect(),
+                });
             }
             // an upload that was begun without an answer is no object
             Err(e) if is_passing(&e) => patience.wait(Failed::new("the store fails")).await?,
@@ -118,7 +141,9 @@ pub(crate) async fn complete_all(store: &Store, waiting: Vec<Waiting>) -> Result
     for mut one in waiting.by_ref() {
         let was_there = store.object(&one.key).await;
         let completed = match was_there {
-            Ok(found) => complete(store, &mut one).await.map(|()| found.is_some()),
+            Ok(found) => complete(store, &mut one, found.is_some())
+                .await
+                .map(|()| found.is_some()),
             Err(e) => {
                 let _ = one.upload.abort().await;
                 Err(e)
@@ -150,20 +175,38 @@ pub(crate) async fn abort_all(waiting: impl IntoIterator<Item = Waiting>) {
     }
 }
 
-async fn complete(store: &Store, waiting: &mut Waiting) -> Result<(), FormatError> {
-    let name = store.name_of(&waiting.key);
-    match waiting.upload.complete().await {
-        Ok(_) => Ok(()),
-        Err(e) => {
-            let _ = waiting.upload.abort().await;
-            Err(said(&e, &name))
+/// Ends an upload. `replaces`: whether an object was at its key before.
+async fn complete(store: &Store, waiting: &mut Waiting, replaces: bool) -> Result<(), FormatError> {
+    let Err(e) = waiting.upload.complete().await else {
+        return Ok(());
+    };
+    // an upload that has taken effect cannot be aborted; after this, one that has not cannot take effect any more
+    let _ = waiting.upload.abort().await;
+    match took_effect(store, waiting).await {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        // what cannot be looked at may be there
+        Err(_) if !replaces => {
+            let _ = store.remove(&waiting.key).await;
         }
+        Err(_) => {}
     }
+    Err(said(&e, &store.name_of(&waiting.key)))
 }
 
-/// The bytes of one part of an object of a length.
-pub(crate) fn part_size(len: u64) -> u64 {
-    PART.max(len.div_ceil(MOST_PARTS))
+/// Whether the store has the object with the bytes and the notes of an upload, whose end was answered with an error. The
+/// object is read: others may have written one of the same length.
+async fn took_effect(store: &Store, waiting: &Waiting) -> Result<bool, FormatError> {
+    let Some(found) = store.look(&waiting.key).await? else {
+        return Ok(false);
+    };
+    let expected = waiting.content.digest()?;
+    // not every store keeps notes
+    let has_notes = |(name, value): &(String, String)| found.note(name).is_none_or(|v| v == value);
+    if found.bytes != expected.0 || !waiting.notes.iter().all(has_notes) {
+        return Ok(false);
+    }
+    Ok(digest(store, &waiting.key, &NoWatch).await? == Some(expected))
 }
 
 async fn send(

@@ -2,6 +2,8 @@
 
 use super::*;
 use bitnet_tests::servers::{Fault, Kind};
+use sha2::Digest;
+use std::collections::BTreeMap;
 use std::fs;
 
 /// A user with an output that was converted from a Hub.
@@ -178,6 +180,100 @@ fn an_upload_in_parts_that_breaks_makes_no_commit_and_goes_on() {
     }
     let same = ["hf://o/packed", "--against", "hf://o/n", "--json"];
     assert_eq!(user.ok(VERIFY, &same).json()["status"], "same");
+}
+
+/// The large files that a server got, as it noted them: their SHA-256 and their length.
+fn received(hub: &Hub) -> Vec<(String, u64)> {
+    let uploads = hub.log().into_iter().filter(|l| {
+        let target = &l.request.target;
+        l.request.method == "PUT" && target.starts_with("/upload/") && l.status == 200
+    });
+    let uploads = uploads.map(|l| {
+        let oid = l.request.path().rsplit('/').next().unwrap().to_owned();
+        (oid, l.request.body.len() as u64)
+    });
+    uploads.collect()
+}
+
+#[test]
+fn an_upload_whose_connection_breaks_sends_the_other_files_only() {
+    let (hub, user, _) = output();
+    let directory = user.home.path().join("packed");
+    let words = [
+        "hf://o/n",
+        "-o",
+        directory.to_str().unwrap(),
+        "--to",
+        "hf-packed",
+        "--split-max-size",
+        "100KB",
+    ];
+    user.ok(CONVERT, &words);
+    let mut shards: BTreeMap<String, u64> = BTreeMap::new();
+    for entry in fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            let bytes = fs::read(&path).unwrap();
+            let sha256 = bitnet_formats::hex(&sha2::Sha256::digest(&bytes));
+            shards.insert(sha256, bytes.len() as u64);
+        }
+    }
+    let total: u64 = shards.values().sum();
+    let first = 2;
+    assert!(shards.len() > first + 1, "{shards:?}");
+    hub.reset();
+    // two files arrive; from then on every connection breaks before the server has a file
+    hub.fail(Fault::new("PUT", "/upload", usize::MAX, Kind::Closed).after(first));
+    let push = ["push", directory.to_str().unwrap(), "hf://o/packed"];
+    let (code, said) = user.fails(CONVERT, &push);
+    assert_eq!(code, "network", "{said}");
+    let before = received(&hub);
+    assert_eq!(before.len(), first);
+    assert_eq!(hub.repository("o/packed").unwrap().messages.len(), 1);
+    hub.reset();
+    let words = [&push[..], &["--json"]].concat();
+    let json = user.ok(CONVERT, &words).json();
+    let after = received(&hub);
+    let mut all: Vec<&String> = before.iter().chain(&after).map(|(oid, _)| oid).collect();
+    all.sort();
+    // each file once, in both runs together
+    assert_eq!(all, shards.keys().collect::<Vec<_>>());
+    let rest: u64 = after.iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(rest, total - before.iter().map(|(_, b)| b).sum::<u64>());
+    assert_eq!(json["bytes_sent"], rest);
+    for (name, bytes) in hub.files("o/packed", "main") {
+        if name != "README.md" && name != ".gitattributes" {
+            assert!(*bytes == fs::read(directory.join(&name)).unwrap(), "{name}");
+        }
+    }
+    // what the revision has is not even asked for; one file that is another is sent
+    hub.reset();
+    assert_eq!(user.ok(CONVERT, &words).json()["bytes_sent"], 0);
+    let asked = |hub: &Hub| -> usize {
+        let batches = hub.log().into_iter();
+        let batches = batches.filter(|l| l.request.target.ends_with("/info/lfs/objects/batch"));
+        let objects = batches.map(|l| {
+            let body: Value = serde_json::from_slice(&l.request.body).unwrap();
+            body["objects"].as_array().unwrap().len()
+        });
+        objects.sum()
+    };
+    assert_eq!((asked(&hub), received(&hub)), (0, Vec::new()));
+    let mut files = hub.files("o/packed", "main");
+    let name = files.keys().find(|name| name.ends_with(".safetensors"));
+    let name = name.unwrap().clone();
+    let right = files[&name].clone();
+    let files = {
+        files.insert(name.clone(), vec![7; right.len()].into());
+        files
+            .into_iter()
+            .map(|(name, bytes)| (name, bytes.to_vec()))
+    };
+    hub.commit("o/packed", files);
+    hub.reset();
+    user.ok(CONVERT, &words);
+    assert_eq!(asked(&hub), 1);
+    assert!(*hub.files("o/packed", "main")[&name] == *right);
 }
 
 #[test]

@@ -171,11 +171,26 @@ fn jobs_in_any_order_write_what_a_conversion_to_this_disk_writes() {
             completed.last().unwrap().1.ends_with("certificate.json"),
             "{completed:?}"
         );
-        // again: refused without --force, the same with it
-        assert_eq!(planned.finish_fails().0, "exists");
-        planned.finish(&["--force", "--remove-parts"]);
-        assert_same(&planned.files(), &expected);
+        // again: nothing is written without --force, the same with it; parts that are gone are not missed
+        let begun = store.begun_uploads();
+        for more in [&[][..], &["--force", "--remove-parts"], &["--force"], &[]] {
+            let again = planned.finish(more);
+            assert_eq!(again["ternary_sha256"], report["ternary_sha256"]);
+            assert_eq!(again["output"], report["output"]);
+            let is_written = more.len() == 2;
+            assert_eq!(again.get("already_finished").is_none(), is_written);
+            assert_same(&planned.files(), &expected);
+        }
+        assert!(store.begun_uploads() > begun);
         assert!(planned.parts_left().is_empty());
+        // damage is found behind the same lengths
+        for key in planned.files().into_keys() {
+            let key = format!("bucket/out/{key}");
+            store.flip(&key);
+            assert_eq!(planned.finish_fails().0, "missing-part");
+            store.flip(&key);
+        }
+        planned.finish(&[]);
         let (artifact, words) = (path.to_owned(), ["--against", source, "--json"]);
         let artifact = if name == "m" {
             &planned.output
@@ -469,6 +484,66 @@ fn faults_of_the_store_are_waited_for_or_leave_nothing() {
     assert_eq!(code, "access-denied", "{said}");
     assert!(planned.files().is_empty());
     assert_eq!(store.open_uploads(), 0);
+    store.reset();
+    planned.finish(&["--remove-parts"]);
+    assert_same(&planned.files(), &expected);
+}
+
+#[test]
+fn an_upload_whose_end_is_answered_with_an_error_counts_by_what_is_there() {
+    let store = S3::start();
+    let source = fixture();
+    let planned = Planned::new(&store, &source, "m.gguf", &SPLIT);
+    let expected = on_this_disk(&planned.user, &source, "m.gguf", &SPLIT);
+    // served, and answered with an error or not at all: parts, partial certificates, and the files of the output
+    for kind in [
+        Kind::Status(403, vec![]),
+        Kind::Status(500, vec![]),
+        Kind::Drop(0),
+    ] {
+        store.fail(Fault::new("POST", "uploadId", 1, kind));
+    }
+    store.fail(Fault::new(
+        "PUT",
+        "job-00001.json",
+        1,
+        Kind::Status(403, vec![]),
+    ));
+    planned.all_jobs();
+    store.reset();
+    for _ in 0..3 {
+        store.fail(Fault::new("POST", "uploadId", 1, Kind::Status(403, vec![])));
+    }
+    planned.finish(&[]);
+    assert_same(&planned.files(), &expected);
+    assert_eq!(store.open_uploads(), 0);
+    // an object of the same length that was there before is none of this upload's
+    store.reset();
+    let (name, right) = expected.iter().next().unwrap();
+    let key = format!("bucket/out/{name}");
+    store.flip(&key);
+    store.fail(Fault::new(
+        "POST",
+        "uploadId",
+        usize::MAX,
+        Kind::Refused(403),
+    ));
+    let words = ["finish", &planned.plan, "--force"];
+    assert_eq!(planned.user.fails(CONVERT, &words).0, "access-denied");
+    assert!(planned.files()[name] != *right);
+    assert_eq!(planned.files().len(), expected.len());
+    assert_eq!(store.open_uploads(), 0);
+    // what cannot be looked at afterwards is not left behind
+    for key in planned.files().into_keys() {
+        store.remove(&format!("bucket/out/{key}"));
+    }
+    store.reset();
+    store.fail(Fault::new("POST", "uploadId", 1, Kind::Status(403, vec![])));
+    let first = format!("out/{}", expected.keys().rev().nth(1).unwrap());
+    store.fail(Fault::new("GET", &first, usize::MAX, Kind::Refused(403)));
+    let (code, said) = planned.finish_fails();
+    assert_eq!(code, "access-denied", "{said}");
+    assert!(planned.files().is_empty(), "{:?}", planned.files().keys());
     store.reset();
     planned.finish(&["--remove-parts"]);
     assert_same(&planned.files(), &expected);
