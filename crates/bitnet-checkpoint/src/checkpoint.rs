@@ -43,12 +43,14 @@ use crate::family::{self, Family, UnknownKey};
 use crate::slot::Slot;
 use crate::storage::LinearSource;
 use bitnet_formats::{
-    ErrorCode, FormatError, Input, Limits, Metadata, TensorFile, TensorInfo, read_side_file,
+    ErrorCode, FormatError, Input, Limits, Metadata, Reading, Source as ByteSource, TensorFile,
+    TensorInfo, read_side_file,
 };
 use serde_json::Value;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// How a checkpoint is opened.
@@ -146,9 +148,26 @@ impl Checkpoint {
     /// # Errors
     /// Everything that is wrong with it, with its place.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, FormatError> {
-        let layout = resolve::forced_layout(options)?;
+        Self::open_among(path, options, &[])
+    }
+
+    /// As [`open`](Self::open). Files that are open already are not opened again.
+    fn open_among(
+        path: &Path,
+        options: &OpenOptions,
+        opened: &[Arc<dyn ByteSource>],
+    ) -> Result<Self, FormatError> {
         let mut side_inputs = side_files::inputs(directory_of(path), &options.limits);
-        let file = bitnet_formats::open_as(path, &options.limits, layout)?;
+        let open = |path: &Path| match opened.iter().find(|source| source.path() == path) {
+            Some(source) => Ok(Arc::clone(source)),
+            None => bitnet_formats::open_source(path),
+        };
+        let how = Reading {
+            limits: &options.limits,
+            layout: resolve::forced_layout(options)?,
+            open: &open,
+        };
+        let file = bitnet_formats::open_with(path, &how)?;
         let whole = file.parts.first().map_or(path, |p| p.path()).to_owned();
         let resolved = if headers::brings_everything(&file) {
             resolve::gguf(&file, options)

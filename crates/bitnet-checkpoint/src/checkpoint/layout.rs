@@ -85,7 +85,7 @@ impl Checkpoint {
         let (packing, reason) = match (against, left.as_slice()) {
             _ if options.layout.is_some() => (taken, LayoutReason::Forced),
             (Some(against), _) => (
-                equal_layout(path, options, &rivals, against)?,
+                equal_layout(&checkpoint, options, &rivals, against)?,
                 LayoutReason::Source,
             ),
             _ if recorded => (taken, LayoutReason::Recorded),
@@ -96,7 +96,7 @@ impl Checkpoint {
             }
         };
         if packing != taken {
-            checkpoint = Self::open(path, &forced(options, packing))?;
+            checkpoint = Self::open_among(path, &forced(options, packing), &checkpoint.file.parts)?;
         }
         checkpoint.layout = Some(LayoutEvidence {
             packing,
@@ -190,13 +190,15 @@ fn forced(options: &OpenOptions, layout: &str) -> OpenOptions {
 /// The first layout under which every linear has the trits of `against`; several have them only where the
 /// trits are the same in every order.
 fn equal_layout(
-    path: &Path,
+    checkpoint: &Checkpoint,
     options: &OpenOptions,
     rivals: &[&'static dyn Packing],
     against: &Checkpoint,
 ) -> Result<&'static str, FormatError> {
+    let path = &checkpoint.path;
     for packing in rivals {
-        let copy = Checkpoint::open(path, &forced(options, packing.name()))?;
+        let options = forced(options, packing.name());
+        let copy = Checkpoint::open_among(path, &options, &checkpoint.file.parts)?;
         let mut same = copy.config.slots() == against.config.slots();
         for (slot, shape, _) in copy.packed_linears() {
             if !same {
