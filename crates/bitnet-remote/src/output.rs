@@ -128,7 +128,8 @@ impl StoreOutput {
 
     /// The same for files behind objects that get other names: everything becomes visible when all bytes are in the store,
     /// the objects in reverse order before the files. Objects whose content is not what it should be are named by
-    /// their place in the list, and nothing becomes visible then.
+    /// their place in the list, and nothing becomes visible then. What is at its final name already, with the content that
+    /// it should have, is not written again, except if outputs may be replaced.
     ///
     /// # Errors
     /// As [`publish`](Self::publish).
@@ -140,8 +141,8 @@ impl StoreOutput {
         watch: &dyn Watch,
     ) -> Result<Vec<usize>, FormatError> {
         use crate::net::{carry, upload};
-        let files = self.named(files);
-        let moves: Vec<carry::Move> = carried
+        let mut files = self.named(files);
+        let mut moves: Vec<carry::Move> = carried
             .iter()
             .map(|part| carry::Move {
                 from: self.key(&part.from),
@@ -150,16 +151,27 @@ impl StoreOutput {
                 sha256: part.sha256.clone(),
             })
             .collect();
-        let keys: Vec<String> = moves
-            .iter()
-            .map(|one| one.to.clone())
-            .chain(files.iter().map(|(key, _)| key.clone()))
-            .collect();
+        let mut places: Vec<usize> = (0..moves.len()).collect();
         crate::net::block_on(async {
-            if !replace {
+            if !replace && moves.is_empty() {
+                let keys: Vec<String> = files.iter().map(|(key, _)| key.clone()).collect();
                 upload::refuse_existing(&self.store, &keys).await?;
+            } else if !replace {
+                let there = carry::already_there(&self.store, &moves, &files, watch).await?;
+                let mut there = there.into_iter();
+                let mut is_left = || there.next() == Some(false);
+                let mut left = Vec::new();
+                for (place, one) in moves.drain(..).enumerate() {
+                    if is_left() {
+                        left.push((place, one));
+                    }
+                }
+                (places, moves) = left.into_iter().unzip();
+                files.retain(|_| is_left());
             }
-            carry::publish(&self.store, &moves, &files, replace, watch).await
+            let damaged = carry::publish(&self.store, &moves, &files, replace, watch).await?;
+            let place = |at: &usize| places.get(*at).copied();
+            Ok(damaged.iter().filter_map(place).collect())
         })
     }
 

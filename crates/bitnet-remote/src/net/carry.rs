@@ -7,7 +7,7 @@ use super::read_back::{AT_ONCE, ATTEMPTS, digest, part_size, pieces};
 use super::store::{Store, said};
 use super::upload::{self, Content, Waiting};
 use crate::Watch;
-use bitnet_formats::{ErrorCode, FormatError, hex};
+use bitnet_formats::{ErrorCode, FormatError, file_digest, hex};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -101,6 +101,46 @@ async fn send_all(
         }
     }
     Ok(damaged)
+}
+
+/// Which of the moves, and which of the files behind them, are at their final names already: an earlier call ended before
+/// all of them were visible.
+///
+/// # Errors
+/// `exists` for an object with another content; what the store refuses.
+pub(crate) async fn already_there(
+    store: &Store,
+    moves: &[Move],
+    files: &[(String, PathBuf)],
+    watch: &dyn Watch,
+) -> Result<Vec<bool>, FormatError> {
+    let mut found = Vec::new();
+    for one in moves {
+        let expected = (one.bytes, one.sha256.clone());
+        found.push(has_content(store, &one.to, expected, watch).await?);
+    }
+    for (key, path) in files {
+        let file = file_digest(path)?;
+        found.push(has_content(store, key, (file.bytes, file.sha256), watch).await?);
+    }
+    Ok(found)
+}
+
+/// Whether there is an object of a name; `exists` if it has another length or SHA-256.
+async fn has_content(
+    store: &Store,
+    key: &str,
+    expected: (u64, String),
+    watch: &dyn Watch,
+) -> Result<bool, FormatError> {
+    let Some(object) = store.object(key).await? else {
+        return Ok(false);
+    };
+    if object.len == expected.0 && digest(store, key, watch).await? == Some(expected) {
+        return Ok(true);
+    }
+    upload::refuse_existing(store, &[key.to_owned()]).await?;
+    Ok(false)
 }
 
 /// Gives objects their new names and uploads files: the objects become visible in reverse order, then the files.

@@ -550,6 +550,36 @@ fn an_upload_whose_end_is_answered_with_an_error_counts_by_what_is_there() {
 }
 
 #[test]
+fn a_finish_that_was_killed_between_two_objects_is_ended_by_the_next() {
+    let store = S3::start();
+    let source = fixture();
+    let planned = Planned::new(&store, &source, "m.gguf", &SPLIT);
+    planned.all_jobs();
+    planned.finish(&[]);
+    let expected = planned.files();
+    assert!(expected.len() > 3);
+    // objects become visible from the last part to the first, then the certificate
+    let names: Vec<&String> = expected.keys().collect();
+    for visible in 1..names.len() {
+        for name in &names[..names.len() - visible] {
+            store.remove(&format!("bucket/out/{name}"));
+        }
+        planned.finish(&[]);
+        assert_same(&planned.files(), &expected);
+    }
+    // an object that is not this output's stays
+    store.remove(&format!("bucket/out/{}", names[0]));
+    let last = format!("bucket/out/{}", names[names.len() - 1]);
+    store.flip(&last);
+    let (code, said) = planned.finish_fails();
+    assert_eq!(code, "exists", "{said}");
+    assert_eq!(planned.files().len(), expected.len() - 1);
+    assert_eq!(store.open_uploads(), 0);
+    planned.finish(&["--force"]);
+    assert_same(&planned.files(), &expected);
+}
+
+#[test]
 fn places_that_take_no_plan_or_no_output() {
     let store = S3::with_bucket("bucket");
     put(&store, "bucket/in/model", &checkpoint(FIXTURE));
