@@ -14,7 +14,7 @@ use std::env::ArgsOs;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How a process ends that a signal interrupts.
@@ -25,7 +25,7 @@ const INTERRUPTED_STATUS: i32 = 130;
 fn fail_writes_beyond_the_size_limit() {
     #[cfg(unix)]
     {
-        let seen = std::sync::Arc::new(AtomicBool::new(false));
+        let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         // without a handler such a write ends the program, as it ends others
         let _ = signal_hook::flag::register(SIGXFSZ, seen);
     }

@@ -210,7 +210,8 @@ impl Repository {
             let (text, path) = behind.split_at(end);
             let decoded = percent_decode_str(text).decode_utf8();
             let decoded = decoded.map_err(|_| "the revision is not UTF-8")?;
-            if decoded.is_empty() || !is_plain_path(&decoded) {
+            // `refs` with a path behind it would read like a revision with slashes
+            if matches!(&*decoded, "" | "refs") || !is_plain_path(&decoded) {
                 return Err(format!("`{text}` is no revision"));
             }
             revision = Some(decoded.into_owned());
@@ -337,6 +338,7 @@ mod tests {
             "hf://a/b/../c",
             "hf://a/b@",
             "hf://a/b@../x",
+            "hf://a/b@refs//pr/3",
             "hf://a/..",
             "hf://a--b/c",
             "ftp://a/b",
