@@ -16,6 +16,8 @@ use rayon::prelude::*;
 
 /// Values that are looked at as one piece of parallel work.
 const PIECE: usize = 1 << 18;
+/// Pieces that are read at once.
+const PIECES: usize = 16;
 
 /// Looks at the tensors at risk.
 ///
@@ -163,18 +165,21 @@ impl Look<'_> {
         let len = reader.len();
         let row = len as usize / rows.max(1);
         let rows_per_piece = (PIECE / cols).max(1);
-        let step = (rows_per_piece * row).max(1);
-        let starts: Vec<u64> = (0..len).step_by(step).collect();
-        starts.into_par_iter().try_for_each(|start| {
+        let piece = (rows_per_piece * row).max(1);
+        let step = piece * PIECES;
+        for start in (0..len).step_by(step) {
             let dense = reader.read(start..len.min(start + step as u64))?;
-            let mut values = vec![0.0; dense.bytes.len() / row.max(1) * cols];
-            dense.widen(&dense.bytes, &mut values)?;
-            let values = match stored {
-                Some(stored) => stored.numbers(&values, self.rounding)?,
-                None => values,
-            };
-            encode_dense(&values, to, &mut Vec::new()).map(|_| ())
-        })
+            dense.bytes.par_chunks(piece).try_for_each(|bytes| {
+                let mut values = vec![0.0; bytes.len() / row.max(1) * cols];
+                dense.widen(bytes, &mut values)?;
+                let values = match stored {
+                    Some(stored) => stored.numbers(&values, self.rounding)?,
+                    None => values,
+                };
+                encode_dense(&values, to, &mut Vec::new()).map(|_| ())
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -411,6 +411,13 @@ fn turn_a_bit(path: &Path, at: u64) {
     fs::write(path, bytes).unwrap();
 }
 
+/// The last file of weights of a checkpoint.
+fn last_shard(source: &Path) -> PathBuf {
+    let paths = fs::read_dir(source).unwrap().map(|e| e.unwrap().path());
+    let shards = paths.filter(|path| path.extension().is_some_and(|e| e == "safetensors"));
+    shards.max().unwrap()
+}
+
 #[test]
 fn a_source_that_changes_between_two_jobs_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -420,13 +427,7 @@ fn a_source_that_changes_between_two_jobs_is_refused() {
     assert!(planned.jobs > 2);
     planned.job(0);
     planned.job(1);
-    let mut shards: Vec<PathBuf> = fs::read_dir(&source)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-        .collect();
-    shards.sort();
-    let shard = shards.last().unwrap();
+    let shard = &last_shard(&source);
     let plan = planned.plan();
     let job = |index: usize| run(&["job", text(&plan), "--index", &index.to_string()]);
     // a bit that no sample of the plan covers: samples are of 1 KiB each

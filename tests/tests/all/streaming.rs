@@ -89,6 +89,17 @@ fn write_checkpoint(directory: &Path) -> u64 {
     header.total
 }
 
+/// A directory, the checkpoint in it, and the bytes of its weights.
+fn source() -> (tempfile::TempDir, String, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    let total = write_checkpoint(&source);
+    assert!(total > 100 << 20, "{total}");
+    let source = source.to_str().unwrap().to_owned();
+    (dir, source, total)
+}
+
 fn run(args: &[&str]) -> Value {
     run_with(u64::MAX, args)
 }
@@ -113,12 +124,8 @@ fn run_with(addresses: u64, args: &[&str]) -> Value {
 
 #[test]
 fn memory_is_a_few_tensors() {
-    let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("source");
-    std::fs::create_dir(&source).unwrap();
-    let total = write_checkpoint(&source);
-    assert!(total > 100 << 20, "{total}");
-    let source = source.to_str().unwrap();
+    let (dir, source, total) = source();
+    let source = source.as_str();
     let packed = dir.path().join("packed.gguf");
     let packed = packed.to_str().unwrap();
     for (from, to, more) in [
@@ -154,11 +161,8 @@ fn memory_is_a_few_tensors() {
 
 #[test]
 fn a_model_that_cannot_be_mapped_takes_no_more_memory() {
-    let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("source");
-    std::fs::create_dir(&source).unwrap();
-    let total = write_checkpoint(&source);
-    let source = source.to_str().unwrap();
+    let (dir, source, total) = source();
+    let source = source.as_str();
     // the embedding is copied, rounded, and widened
     for (to, more) in [
         ("gguf-i2_s", &[][..]),

@@ -140,6 +140,9 @@ fn is_offset(source: &Checkpoint, artifact: &Checkpoint, slot: Slot) -> bool {
     by(1.0) || by(-1.0)
 }
 
+/// Blocks that are read at the same time: sources in a network read ahead of one place, not of one for each thread.
+const TOGETHER: usize = 16;
+
 /// How many values of a block differ, and the first: index, expected, found.
 type Block = (usize, Option<(usize, f32, f32)>);
 
@@ -162,7 +165,7 @@ fn compare(
     let rows = s.shape.iter().product::<usize>() / width;
     let step = block_rows(width);
     let starts: Vec<usize> = (0..rows).step_by(step).collect();
-    let blocks = starts.par_iter().map(|&start| {
+    let block = |&start: &usize| {
         let end = rows.min(start + step);
         let s = read_rows(&s_reader, rows, start..end)?;
         let a = read_rows(&a_reader, rows, start..end)?;
@@ -180,8 +183,12 @@ fn compare(
             count,
             at.map(|i| (start * width + i, expected[i], found[i])),
         ))
-    });
-    let blocks: Vec<Block> = blocks.collect::<Result<_, FormatError>>()?;
+    };
+    let mut blocks: Vec<Block> = Vec::with_capacity(starts.len());
+    for some in starts.chunks(TOGETHER) {
+        let some = some.par_iter().map(block);
+        blocks.extend(some.collect::<Result<Vec<Block>, FormatError>>()?);
+    }
     let count: usize = blocks.iter().map(|(count, _)| count).sum();
     let first = blocks.into_iter().find_map(|(_, first)| first);
     let text = first.map(|(at, e, f)| {

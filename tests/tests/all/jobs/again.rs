@@ -189,13 +189,7 @@ fn a_source_that_is_newer_than_the_certificate_is_read() {
     let planned = Planned::new(&source, "m.gguf", &["--to", "gguf-i2_s"]);
     all_jobs(&planned);
     planned.finish(&["--remove-parts"]);
-    let mut shards: Vec<PathBuf> = fs::read_dir(&source)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-        .collect();
-    shards.sort();
-    let shard = shards.last().unwrap();
+    let shard = &last_shard(&source);
     // written again, the same
     std::thread::sleep(Duration::from_millis(20));
     fs::write(shard, fs::read(shard).unwrap()).unwrap();

@@ -559,24 +559,29 @@ fn a_finish_that_was_killed_between_two_objects_is_ended_by_the_next() {
     let expected = planned.files();
     assert!(expected.len() > 3);
     // objects become visible from the last part to the first, then the certificate
-    let names: Vec<&String> = expected.keys().collect();
-    for visible in 1..names.len() {
-        for name in &names[..names.len() - visible] {
-            store.remove(&format!("bucket/out/{name}"));
-        }
+    let mut keys: Vec<String> = expected.keys().map(|n| format!("bucket/out/{n}")).collect();
+    keys.reverse();
+    keys.rotate_left(1);
+    let certificate = keys.last().unwrap().clone();
+    assert!(certificate.ends_with("certificate.json"), "{keys:?}");
+    assert!(keys[0] > keys[1], "{keys:?}");
+    for visible in 1..keys.len() {
+        keys[visible..].iter().for_each(|key| store.remove(key));
         planned.finish(&[]);
         assert_same(&planned.files(), &expected);
     }
-    // an object that is not this output's stays
-    store.remove(&format!("bucket/out/{}", names[0]));
-    let last = format!("bucket/out/{}", names[names.len() - 1]);
-    store.flip(&last);
-    let (code, said) = planned.finish_fails();
-    assert_eq!(code, "exists", "{said}");
-    assert_eq!(planned.files().len(), expected.len() - 1);
-    assert_eq!(store.open_uploads(), 0);
-    planned.finish(&["--force"]);
-    assert_same(&planned.files(), &expected);
+    // an object that is not this output's stays: a part, or a certificate
+    for (foreign, missing) in [(&keys[0], &certificate), (&certificate, &keys[1])] {
+        store.remove(missing);
+        store.flip(foreign);
+        let before = planned.files();
+        let (code, said) = planned.finish_fails();
+        assert_eq!(code, "exists", "{said}");
+        assert_same(&planned.files(), &before);
+        assert_eq!(store.open_uploads(), 0);
+        planned.finish(&["--force"]);
+        assert_same(&planned.files(), &expected);
+    }
 }
 
 #[test]
