@@ -230,7 +230,11 @@ pub fn open_with(path: &Path, how: &Reading<'_>) -> Result<TensorFile, FormatErr
             let open = &open;
             container.read_with(path, &Reading { open, ..*how })
         }
-        None => Err(unknown(path, &head)),
+        None => {
+            // of a file that changed meanwhile, the first bytes say nothing
+            source.check()?;
+            Err(unknown(path, &head))
+        }
     }
 }
 

@@ -4,9 +4,9 @@
 //! the same errors. Opening a model reads its headers and little else, whatever the size of its tensors.
 
 use bitnet_formats::{
-    Artifact, Bytes, CONTAINERS, Encoding, FormatError, Limits, MetaArray, MetaValue, Metadata,
-    Opener, PlainType, PlannedTensor, Reading, Source, TensorFile, WritePlan, open_in_memory,
-    open_mapped, open_pread, open_with,
+    Artifact, Bytes, CONTAINERS, Encoding, ErrorCode, FormatError, Limits, MetaArray, MetaValue,
+    Metadata, Opener, PlainType, PlannedTensor, Reading, Source, TensorFile, WritePlan,
+    open_in_memory, open_mapped, open_pread, open_with,
 };
 use bitnet_tests::fixtures::checkpoint;
 use std::ops::Range;
@@ -225,4 +225,36 @@ fn opening_a_model_reads_its_headers_only() {
         assert_eq!(file.read(info).unwrap().len() as u64, info.len);
         assert_eq!(count.load(Ordering::Relaxed) - before, info.len);
     }
+}
+
+/// A file that was emptied behind its reader, whose bytes are zeros from then on.
+#[derive(Debug)]
+struct Emptied;
+
+impl Source for Emptied {
+    fn len(&self) -> u64 {
+        4096
+    }
+
+    fn name(&self) -> &str {
+        "m.gguf"
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Bytes, FormatError> {
+        Ok(vec![0; (range.end - range.start) as usize].into())
+    }
+
+    fn check(&self) -> Result<(), FormatError> {
+        Err(FormatError::new(ErrorCode::InputChanged, "shorter"))
+    }
+}
+
+#[test]
+fn a_file_that_changed_before_its_kind_was_known_is_called_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    std::fs::write(&path, b"").unwrap();
+    let open = |_: &Path| Ok(Arc::new(Emptied) as Arc<dyn Source>);
+    let error = read_with(&path, &open).unwrap_err();
+    assert_eq!(error.code, ErrorCode::InputChanged);
 }
